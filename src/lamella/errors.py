@@ -1,0 +1,155 @@
+"""Every error Lamella raises, sorted by what the caller can do about it.
+
+LamellaError
+├── UsageError            the request makes no sense as it stands               exit 2
+│   └── NothingMatched    a name, snapshot or source selects nothing            exit 4
+├── SourceError           a local volume could not be read or written           exit 3
+│   └── SourceAtRisk      reading on would endanger the source                  exit 22
+├── StoreError            the destination failed                                exit 1
+│   ├── ObjectNotFound    no object of that name
+│   ├── StoreUnavailable  may work when tried again (retryable)
+│   ├── StoreRefused      the destination says no, and will say so again
+│   └── StoreFull         no space left at the destination
+├── RepositoryError       the repository as a whole cannot be used
+│   ├── NoRepository      there is none at that place                           exit 10
+│   ├── Locked            another process holds what is needed                  exit 11
+│   └── UnknownFormat     written by a newer or another program
+├── KeyRefused            wrong passphrase, key or altered marker               exit 12
+├── IntegrityError        an object is not what its name or key says            exit 20
+│   └── RolledBack        history went backwards, forked or lacks a part        exit 21
+└── Interrupted           the user or the system asked to stop                  exit 130
+
+Only `lamella.cli` prints an error or ends the process.
+"""
+
+from __future__ import annotations
+
+
+class LamellaError(Exception):
+    """Base of all errors: one line of text, the object concerned, and what to do next.
+
+    `obj` names the object (a store name, a path, a volume), `hint` the next step; both may be empty.
+    """
+
+    exit_code = 1
+    retryable = False
+    kind = "failed"
+
+    def __init__(self, message: str, *, obj: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.obj = obj
+        self.hint = hint
+
+
+class UsageError(LamellaError):
+    """The request contradicts itself or a rule."""
+
+    exit_code = 2
+    kind = "usage"
+
+
+class NothingMatched(UsageError):
+    """A volume, snapshot or source name selects nothing."""
+
+    exit_code = 4
+    kind = "nothing-matched"
+
+
+class SourceError(LamellaError):
+    """A local volume could not be read, written or found."""
+
+    exit_code = 3
+    kind = "source"
+
+
+class SourceAtRisk(SourceError):
+    """Going on would endanger the file system or pool that holds the volume."""
+
+    exit_code = 22
+    kind = "source-at-risk"
+
+
+class StoreError(LamellaError):
+    """The destination failed; `obj` is the object's name in the store."""
+
+    kind = "store"
+
+
+class ObjectNotFound(StoreError):
+    """The store has no object of that name."""
+
+    kind = "not-found"
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer properly; the same call may succeed later."""
+
+    retryable = True
+    kind = "store-unavailable"
+
+
+class StoreRefused(StoreError):
+    """The store refuses the call: permission, read-only, or an existing name with other bytes."""
+
+    kind = "store-refused"
+
+
+class StoreFull(StoreError):
+    """No space is left at the destination."""
+
+    kind = "store-full"
+
+
+class RepositoryError(LamellaError):
+    """The repository as a whole cannot be used for what was asked."""
+
+    kind = "repository"
+
+
+class NoRepository(RepositoryError):
+    """There is no repository at that place."""
+
+    exit_code = 10
+    kind = "no-repository"
+
+
+class Locked(RepositoryError):
+    """Another process holds what is needed."""
+
+    exit_code = 11
+    kind = "locked"
+
+
+class UnknownFormat(RepositoryError):
+    """An object uses a version, kind or flag that this program does not know."""
+
+    kind = "unknown-format"
+
+
+class KeyRefused(LamellaError):
+    """No key slot opens with the secret given."""
+
+    exit_code = 12
+    kind = "key-refused"
+
+
+class IntegrityError(LamellaError):
+    """An object is damaged, missing or not what it claims to be."""
+
+    exit_code = 20
+    kind = "damage"
+
+
+class RolledBack(IntegrityError):
+    """History went backwards, forked, or a part of it is missing (FORMAT 6)."""
+
+    exit_code = 21
+    kind = "rollback"
+
+
+class Interrupted(LamellaError):
+    """A signal asked the program to stop."""
+
+    exit_code = 130
+    kind = "interrupted"

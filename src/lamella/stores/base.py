@@ -1,0 +1,98 @@
+"""The Store contract: names and sealed bytes, nothing else.
+
+Names are relative, lower-case ASCII, parts of `[a-z0-9._-]` joined by `/`, at most 255 bytes, no part empty or starting
+with `.`; they are checked in both directions. `lamella.testing.store_contract` is the contract as a test suite; every store
+and every wrapper passes it.
+
+Durability: after `sync` returns, every earlier `put` and `delete` survives a power cut; before that, any subset may.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from lamella.errors import StoreRefused
+from lamella.trust import Clear, Sealed
+
+MAX_NAME = 255
+_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]*(?:/[a-z0-9_-][a-z0-9._-]*)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a store promises beyond the contract; callers choose their procedure by it (FORMAT 8, 13.11)."""
+
+    exclusive_lock: bool
+    """`lock` is released by the kernel when its holder dies, on a file system known to do it right."""
+    delete: bool
+    """`delete` is allowed."""
+    write: bool
+    """`put` is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One listed object: its name and size in bytes."""
+
+    name: str
+    size: int
+
+
+def checked_name(name: str) -> str:
+    """Return `name` if it is a valid object name; raise StoreRefused otherwise."""
+    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
+        raise StoreRefused(f"not a valid object name: {name[:300]!r}", obj=name[:300])
+    return name
+
+
+class Store(Protocol):
+    """A place for immutable objects. All methods may be called from several threads at once."""
+
+    @property
+    def url(self) -> str:
+        """Where this store is, in the form a user would give it."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What this store promises beyond the contract."""
+
+    def put(self, name: str, content: Sealed | Clear) -> None:
+        """Store an object, all or nothing.
+
+        An existing object with equal bytes is success; with other bytes StoreRefused. Raises StoreFull, StoreUnavailable.
+        """
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return exactly `length` bytes from `offset` (all from there when None).
+
+        Raises ObjectNotFound; StoreError when the object ends before `offset + length`.
+        """
+
+    def stat(self, name: str) -> int:
+        """Return the object's size in bytes. Raises ObjectNotFound."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects whose name starts with `prefix` (whole parts: empty, or ending in `/`), in any order.
+
+        Objects with invalid names are left out; more than 1000 of them end the listing with StoreRefused. Sees all own synced writes.
+        """
+
+    def delete(self, name: str) -> None:
+        """Remove an object; no error if there is none."""
+
+    def sync(self) -> None:
+        """Return when every earlier put and delete is durable."""
+
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
+        """Hold the repository's lock, shared or exclusive, while the context lasts.
+
+        Released by the kernel if the holder dies (where `abilities.exclusive_lock`). Raises Locked when not had within
+        `wait_seconds`.
+        """
+
+    def close(self) -> None:
+        """Release connections and descriptors; the store is unusable afterwards."""
