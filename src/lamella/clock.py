@@ -1,0 +1,36 @@
+"""The only home of wall time. Everything else is handed a `Clock`, so that tests can choose the moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+Clock = Callable[[], int]
+"""Returns milliseconds since 1970-01-01 UTC, as `now_ms` does."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now_ms() -> int:
+    """Return the wall time in milliseconds since 1970-01-01 UTC; may jump in both directions."""
+    return time.time_ns() // 1_000_000
+
+
+def utc_text(ms: int) -> str:
+    """Return a moment as used in names: `20261122T184501Z`, fractions cut off. Raises ValueError after year 9999."""
+    return _moment(ms).strftime("%Y%m%dT%H%M%SZ")
+
+
+def iso(ms: int) -> str:
+    """Return a moment as ISO 8601 in UTC: `2026-11-22T18:45:01.123Z`. Raises ValueError beyond year 9999."""
+    return _moment(ms).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def _moment(ms: int) -> datetime:
+    if ms < 0:
+        raise ValueError(f"no moment before 1970: {ms} ms")
+    try:
+        return _EPOCH + timedelta(milliseconds=ms)
+    except OverflowError:
+        raise ValueError(f"no such moment: {ms} ms") from None

@@ -1,0 +1,26 @@
+"""Ed25519 (RFC 8032) for commits and deletion records."""
+
+from __future__ import annotations
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+
+def public_of(seed: bytes) -> bytes:
+    """The 32-byte public key of a 32-byte seed."""
+    return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def sign(seed: bytes, message: bytes) -> bytes:
+    """The 64-byte signature of `message`."""
+    return Ed25519PrivateKey.from_private_bytes(seed).sign(message)
+
+
+def verified(public: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether `signature` is that of `message` by the holder of `public`; False for malformed keys too."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""Wrapping the repository's keys in slots, and unwrapping them (FORMAT 3)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import unicodedata
+from dataclasses import dataclass
+
+from lamella.crypto.derive import hkdf, prf
+from lamella.crypto.sign import public_of
+from lamella.errors import KeyRefused, UsageError
+from lamella.format.keyslot import SCRYPT_R, KeySlot, Role, SlotType
+from lamella.format.marker import Marker
+
+DEFAULT_LOG_N = 18
+MIN_WRITTEN_LOG_N = 17
+MIN_KEY_FILE, MAX_KEY_FILE = 32, 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Something that opens slots of one type: a passphrase as UTF-8, 32 recovery bytes, or a key file's content."""
+
+    type: SlotType
+    value: bytes
+
+
+def passphrase(text: str) -> Secret:
+    """A passphrase, normalised so that it is the same on every keyboard. Raises UsageError when empty."""
+    if not text:
+        raise UsageError("the passphrase is empty")
+    return Secret(SlotType.PASSPHRASE, unicodedata.normalize("NFC", text).encode("utf-8"))
+
+
+def key_file(content: bytes) -> Secret:
+    """A key file of 32 bytes to 1 MiB. Raises UsageError outside."""
+    if not MIN_KEY_FILE <= len(content) <= MAX_KEY_FILE:
+        raise UsageError(f"a key file has {MIN_KEY_FILE} bytes to 1 MiB, this one has {len(content)}")
+    return Secret(SlotType.KEYFILE, content)
+
+
+def new_recovery_key() -> Secret:
+    """A fresh random recovery key."""
+    return Secret(SlotType.RECOVERY, os.urandom(32))
+
+
+def _checksum(key: bytes) -> bytes:
+    return hashlib.sha256(b"lamella recovery" + key).digest()[:3]
+
+
+def recovery_text(secret: Secret) -> str:
+    """A recovery key as 14 groups of 4 characters."""
+    text = base64.b32encode(secret.value + _checksum(secret.value)).decode("ascii")
+    return "-".join(text[start : start + 4] for start in range(0, len(text), 4))
+
+
+def recovery_key(text: str) -> Secret:
+    """Read a recovery key as a person typed it. Raises KeyRefused when its checksum does not fit."""
+    plain = "".join(text.split()).replace("-", "").upper().translate(str.maketrans("018", "OIB"))
+    try:
+        raw = base64.b32decode(plain)
+    except ValueError as error:
+        raise KeyRefused("not a recovery key: it has 56 letters and digits") from error
+    if len(raw) != 35 or raw[32:] != _checksum(raw[:32]):
+        raise KeyRefused("the recovery key has a typing mistake: its checksum does not fit")
+    return Secret(SlotType.RECOVERY, raw[:32])
+
+
+def _kek(secret: Secret, root: bytes, salt: bytes, slot_head: bytes, log_n: int, p: int) -> bytes:
+    if secret.type == SlotType.PASSPHRASE:
+        n = 1 << log_n
+        limit = 128 * SCRYPT_R * (n + p + 2) + (1 << 20)
+        return hashlib.scrypt(secret.value, salt=salt, n=n, r=SCRYPT_R, p=p, maxmem=limit, dklen=32)
+    return hkdf(secret.value, salt, b"lamella/1 kek\0" + root + slot_head)
+
+
+def _slot_kek(secret: Secret, root: bytes, slot: KeySlot) -> bytes:
+    return _kek(secret, root, slot.salt, slot.signed_part[:16], slot.log_n, slot.p)
+
+
+def wrap(
+    marker: Marker, secret: Secret, data_root: bytes, prune_seed: bytes | None, log_n: int = DEFAULT_LOG_N
+) -> KeySlot:
+    """A new slot for `secret`; an admin slot if `prune_seed` is given, else a writer slot."""
+    role = Role.WRITER if prune_seed is None else Role.ADMIN
+    by_passphrase = secret.type == SlotType.PASSPHRASE
+    log_n, p = (log_n, 1) if by_passphrase else (0, 0)
+    empty = KeySlot(secret.type, role, os.urandom(32), bytes(96), bytes(32), log_n, p)
+    kek = _slot_kek(secret, marker.root, empty)
+    bundle = data_root + (prune_seed or bytes(32)) + bytes(32)
+    mask = hkdf(kek, marker.root, b"wrap", 96)
+    wrapped = bytes(a ^ b for a, b in zip(bundle, mask, strict=True))
+    unsigned = KeySlot(secret.type, role, empty.salt, wrapped, bytes(32), log_n, p)
+    mac = prf(hkdf(kek, marker.root, b"mac"), unsigned.signed_part)
+    return KeySlot(secret.type, role, empty.salt, wrapped, mac, log_n, p)
+
+
+def unwrap(marker: Marker, secret: Secret, slot: KeySlot) -> tuple[bytes, bytes | None] | None:
+    """(data_root, prune_seed or None) if `secret` opens the slot, None if it does not.
+
+    Raises KeyRefused for a slot that opens but contradicts the marker.
+    """
+    if slot.type != secret.type:
+        return None
+    kek = _slot_kek(secret, marker.root, slot)
+    if not hmac.compare_digest(prf(hkdf(kek, marker.root, b"mac"), slot.signed_part), slot.mac):
+        return None
+    mask = hkdf(kek, marker.root, b"wrap", 96)
+    bundle = bytes(a ^ b for a, b in zip(slot.wrapped, mask, strict=True))
+    data_root, seed, reserved = bundle[:32], bundle[32:64], bundle[64:]
+    if any(reserved) or (slot.role == Role.WRITER and any(seed)):
+        raise KeyRefused("a key slot that opens but contradicts its role", obj=slot.name)
+    if slot.role == Role.WRITER:
+        return data_root, None
+    if public_of(seed) != marker.prune_public:
+        raise KeyRefused("a key slot that opens but does not belong to this marker", obj=slot.name)
+    return data_root, seed

@@ -1,0 +1,147 @@
+"""Commit bodies and trailers, entries of checkpoints (FORMAT 8)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lamella.errors import IntegrityError, UnknownFormat
+from lamella.format.container import MAX_CONTENT, TRAILER_SIZE
+from lamella.format.cursor import Cursor, u8, u32, u64
+from lamella.format.records import RawRecord, split
+from lamella.ids import WriterId
+from lamella.trust import Opened
+
+PREFIX = "w/"
+MAX_SEEN = 4096
+CHECKPOINT_EVERY = 64
+_NAME = re.compile(r"w/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{64})")
+
+
+class Head(NamedTuple):
+    """One commit of a chain: its writer, number and the SHA-256 of its object."""
+
+    writer: WriterId
+    seq: int
+    sha256: bytes
+
+    @property
+    def name(self) -> str:
+        """The object name."""
+        return f"{PREFIX}{self.writer.hex()}/{self.seq:016x}-{self.sha256.hex()}"
+
+
+def parse_name(name: str) -> Head | None:
+    """The commit that `name` names, None if it is not a commit's name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    return Head(WriterId(bytes.fromhex(match[1])), int(match[2], 16), bytes.fromhex(match[3]))
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a commit says. `checkpoint` is (0, zeros) when the chain has none before this commit."""
+
+    writer: WriterId
+    seq: int
+    prev: bytes
+    time_ms: int
+    checkpoint: tuple[int, bytes]
+    seen: tuple[Head, ...]
+    records: tuple[RawRecord, ...]
+
+    def encode(self) -> bytes:
+        """The body's bytes, before they are cut into parts."""
+        head = u8(1) + bytes(7) + self.writer + u64(self.seq) + self.prev + u64(self.time_ms)
+        head += u64(self.checkpoint[0]) + self.checkpoint[1] + u32(len(self.seen))
+        seen = [head.writer + u64(head.seq) + head.sha256 for head in self.seen]
+        return b"".join((head, *seen, *(record.encode() for record in self.records)))
+
+
+def decode_body(content: bytes, head: Head) -> Body:
+    """Read the body of the commit named `head`. Raises IntegrityError, UnknownFormat."""
+    cursor = Cursor(content, head.name)
+    if cursor.uint(1) != 1:
+        raise UnknownFormat("a commit of unknown version", obj=head.name)
+    cursor.zeros(7)
+    writer, seq, prev, time_ms = WriterId(cursor.take(16)), cursor.uint(8), cursor.take(32), cursor.uint(8)
+    checkpoint = (cursor.uint(8), cursor.take(32))
+    count = cursor.count(4, 56)
+    if (writer, seq) != (head.writer, head.seq) or seq < 1 or (seq == 1) != (prev == bytes(32)) or count > MAX_SEEN:
+        cursor.fail("its body contradicts its name or its place")
+    seen = tuple(Head(WriterId(cursor.take(16)), cursor.uint(8), cursor.take(32)) for _ in range(count))
+    return Body(writer, seq, prev, time_ms, checkpoint, seen, tuple(split(cursor.rest(), head.name)))
+
+
+def parts(body: bytes) -> Iterator[bytes]:
+    """Cut an encoded body into kind-6 contents."""
+    for start in range(0, len(body), MAX_CONTENT):
+        yield body[start : start + MAX_CONTENT]
+
+
+class Trailer(NamedTuple):
+    """The 96 bytes after a commit's container."""
+
+    public: bytes
+    signature: bytes
+
+
+def split_trailer(content: bytes, head: Head) -> tuple[bytes, Trailer]:
+    """(container, trailer), with the object's hash and the writer id checked. Raises IntegrityError."""
+    if len(content) <= TRAILER_SIZE or hashlib.sha256(content).digest() != head.sha256:
+        raise IntegrityError("a commit that does not match its name", obj=head.name)
+    container, trailer = content[:-TRAILER_SIZE], content[-TRAILER_SIZE:]
+    if writer_id(trailer[:32]) != head.writer:
+        raise IntegrityError("a commit with another writer's key", obj=head.name)
+    return container, Trailer(trailer[:32], trailer[32:])
+
+
+def writer_id(public: bytes) -> WriterId:
+    """The id that belongs to a writer's public key."""
+    return WriterId(hashlib.sha256(public).digest()[:16])
+
+
+def signed_message(root: bytes, writer: WriterId, seq: int, container: bytes) -> bytes:
+    """What a commit's signature covers."""
+    return b"lamella/1 commit\0" + root + writer + u64(seq) + hashlib.sha256(container).digest()
+
+
+def fingerprint_message(root: bytes, heads: Iterable[Head]) -> bytes:
+    """What the head fingerprint hashes."""
+    rows = sorted(head.writer + u64(head.seq) + head.sha256 for head in heads)
+    return b"lamella/1 heads\0" + root + b"".join(rows)
+
+
+class Entry(NamedTuple):
+    """A record with the commit it came from, as checkpoints keep it."""
+
+    seq: int
+    prev: bytes
+    time_ms: int
+    record: RawRecord
+
+    def encode(self) -> bytes:
+        """The entry's bytes."""
+        return u64(self.seq) + self.prev + u64(self.time_ms) + self.record.encode()
+
+
+def decode_entries(content: bytes, what: str) -> Iterator[Entry]:
+    """Cut a sequence of entries. Raises IntegrityError."""
+    cursor = Cursor(content, what)
+    while cursor.remaining:
+        seq, prev, time_ms, type_ = cursor.uint(8), cursor.take(32), cursor.uint(8), cursor.uint(2)
+        yield Entry(seq, prev, time_ms, RawRecord(type_, cursor.take(cursor.uint(4))))
+
+
+SEGMENT_HEAD = b"\x01" + bytes(7)
+
+
+def decode_segment(content: Opened, what: str) -> Iterator[Entry]:
+    """The entries of a catalogue segment (kind 7). Raises IntegrityError."""
+    if content[:8] != SEGMENT_HEAD:
+        raise IntegrityError("a catalogue segment of unknown version", obj=what)
+    return decode_entries(content[8:], what)

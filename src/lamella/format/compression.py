@@ -1,0 +1,201 @@
+"""Codecs of blob bodies, and the checks made before anything is decompressed (FORMAT 4).
+
+zstd comes from the first provider found: the standard library (3.14), `backports.zstd`, or `zstandard`.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+from lamella.errors import IntegrityError, UnknownFormat, UsageError
+from lamella.format.cursor import u8, u32
+from lamella.trust import Opened
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+DEFAULT_LEVEL = 3
+_WORDS = ("auto", "off", "portable")
+
+Squeeze = Callable[[bytes | memoryview], bytes]
+
+
+class Codec(IntEnum):
+    """How a payload is encoded."""
+
+    RAW = 0
+    ZLIB = 1
+    ZSTD = 2
+
+
+def zstd_provider() -> str:
+    """Name of the zstd module in use, empty if none is installed."""
+    for name in ("compression.zstd", "backports.zstd", "zstandard"):
+        try:
+            __import__(name)
+        except ImportError:
+            continue
+        return name
+    return ""
+
+
+def _import_zstd() -> tuple[str, Any]:
+    name = zstd_provider()
+    if not name:
+        hint = "install backports.zstd or zstandard, or use --compression portable"
+        raise UsageError("no zstd provider is installed", hint=hint)
+    module = __import__(name, fromlist=["_"])
+    return name, module
+
+
+def _zstd_squeeze(level: int) -> Squeeze:
+    name, module = _import_zstd()
+    if name == "zstandard":
+        zstandard = module.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
+        return zstandard.compress  # type: ignore[no-any-return]
+    compressor = module.ZstdCompressor(level)
+    last = compressor.FLUSH_FRAME
+
+    def squeeze(content: bytes | memoryview) -> bytes:
+        # Announcing the size makes the compressor write it into the frame header, which readers insist on.
+        compressor.set_pledged_input_size(len(content))
+        return compressor.compress(content, last)  # type: ignore[no-any-return]
+
+    return squeeze
+
+
+class Encoder:
+    """Makes bodies from contents with one compression setting; one per thread.
+
+    `setting`: "auto" (level 3), "1".."19", "off", or "portable" (zlib, for readers without zstd). Raises UsageError for others.
+    """
+
+    def __init__(self, setting: str = "auto") -> None:
+        self._squeeze: Squeeze | None = None
+        self._codec = Codec.RAW
+        if setting == "portable":
+            self._codec, self._squeeze = Codec.ZLIB, lambda content: zlib.compress(content, 6)
+        elif setting != "off":
+            self._codec, self._squeeze = Codec.ZSTD, _zstd_squeeze(_level(setting))
+
+    def encode(self, content: bytes | memoryview) -> bytes:
+        """The body: codec, length, payload; raw whenever compressing does not make it smaller."""
+        if self._squeeze is not None and len(content) > 0:
+            payload = self._squeeze(content)
+            if len(payload) < len(content):
+                return u8(self._codec) + u32(len(content)) + payload
+        return b"".join((u8(Codec.RAW), u32(len(content)), content))
+
+
+def check_setting(setting: str) -> str:
+    """Return `setting` if `Encoder` knows it. Raises UsageError."""
+    if setting not in _WORDS:
+        _level(setting)
+    return setting
+
+
+def _level(setting: str) -> int:
+    if setting == "auto":
+        return DEFAULT_LEVEL
+    if setting.isascii() and setting.isdigit() and 1 <= int(setting) <= 19:
+        return int(setting)
+    raise UsageError(f"unknown compression {setting!r}", hint="use auto, 1 to 19, off or portable")
+
+
+_local = threading.local()
+
+
+def decode(body: Opened, expected_length: int, name: str) -> Opened:
+    """Return the content of an authenticated body, never more than `expected_length` bytes of it.
+
+    Raises IntegrityError when anything differs from what the position implies, UnknownFormat for an unknown codec.
+    """
+    if len(body) < 5 or int.from_bytes(body[1:5], "little") != expected_length:
+        raise IntegrityError("a blob whose length is not what its place implies", obj=name)
+    codec, payload = body[0], memoryview(body)[5:]
+    if codec == Codec.RAW:
+        content = bytes(payload)
+    elif codec == Codec.ZLIB:
+        content = _inflate(payload, expected_length, name)
+    elif codec == Codec.ZSTD:
+        check_frame(body[5:], expected_length, name)
+        content = _unzstd(payload, expected_length, name)
+    else:
+        raise UnknownFormat(f"a blob with unknown codec {codec}", obj=name)
+    if len(content) != expected_length:
+        raise IntegrityError("a blob that decodes to the wrong length", obj=name)
+    return Opened(content)
+
+
+def _inflate(payload: memoryview, expected_length: int, name: str) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        # One byte more than expected shows a longer stream without ever producing it.
+        content = inflater.decompress(payload, expected_length + 1)
+    except zlib.error as error:
+        raise IntegrityError("a blob that does not inflate", obj=name) from error
+    if not inflater.eof or inflater.unused_data or inflater.unconsumed_tail:
+        raise IntegrityError("a zlib stream with a wrong end", obj=name)
+    return content
+
+
+def _unzstd(payload: memoryview, expected_length: int, name: str) -> bytes:
+    decompress = getattr(_local, "decompress", None)
+    if decompress is None:
+        provider, module = _import_zstd()
+        if provider == "zstandard":
+            decompress = module.ZstdDecompressor(max_window_size=1 << 27).decompress
+        else:
+            decompress = module.decompress
+        _local.decompress = decompress
+    try:
+        return decompress(payload)  # type: ignore[no-any-return]
+    except Exception as error:  # each provider has its own error class
+        if isinstance(error, MemoryError):
+            raise
+        raise IntegrityError("a blob that does not decompress", obj=name) from error
+
+
+def check_frame(frame: bytes, expected_length: int, name: str) -> None:
+    """Walk a zstd frame (RFC 8878 3.1.1) without decoding it.
+
+    Raises IntegrityError unless it is exactly one frame with a content size equal to `expected_length`, no dictionary,
+    a window of at most max(expected_length, 1 KiB), and nothing after it.
+    """
+    if frame[:4] != ZSTD_MAGIC or len(frame) < 6:
+        raise IntegrityError("a payload that is not a zstd frame", obj=name)
+    position, size, window, checksum = _frame_header(frame, name)
+    if size != expected_length or window > max(expected_length, 1024):
+        raise IntegrityError("a zstd frame that claims another size than its place implies", obj=name)
+    last = False
+    while not last:
+        block = int.from_bytes(frame[position : position + 3], "little")
+        if position + 3 > len(frame):
+            raise IntegrityError("a zstd frame that ends too early", obj=name)
+        last, block_type, length = bool(block & 1), block >> 1 & 3, block >> 3
+        if block_type == 3:
+            raise IntegrityError("a zstd frame with a reserved block", obj=name)
+        position += 3 + (1 if block_type == 1 else length)
+    if position + (4 if checksum else 0) != len(frame):
+        raise IntegrityError("a zstd frame with a wrong end", obj=name)
+
+
+def _frame_header(frame: bytes, name: str) -> tuple[int, int, int, bool]:
+    """(offset of the first block, content size, window size, has checksum)."""
+    descriptor = frame[4]
+    single, checksum = bool(descriptor & 0x20), bool(descriptor & 4)
+    if descriptor & 8 or descriptor & 3:
+        raise IntegrityError("a zstd frame with a dictionary or a reserved bit", obj=name)
+    position = 5
+    window = 0
+    if not single:
+        exponent, mantissa = frame[5] >> 3, frame[5] & 7
+        window = (1 << 10 + exponent) + ((1 << 10 + exponent) >> 3) * mantissa
+        position = 6
+    width = (1 if single else 0, 2, 4, 8)[descriptor >> 6]
+    if width == 0 or position + width > len(frame):
+        raise IntegrityError("a zstd frame without a content size", obj=name)
+    size = int.from_bytes(frame[position : position + width], "little") + (256 if width == 2 else 0)
+    return position + width, size, size if single else window, checksum

@@ -1,0 +1,46 @@
+"""Kind-5 contents: parts of documents, and the notes by which lost volumes are found again (FORMAT 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lamella.errors import IntegrityError
+from lamella.format.container import MAX_CONTENT
+from lamella.format.cursor import text, u8, u64
+from lamella.ids import ChunkId, VolumeId
+from lamella.trust import Opened
+
+PART_MAGIC = b"LMLDOCU\x01"
+NOTE_MAGIC = b"LMLTREE\x01"
+
+
+def parts(document: bytes) -> Iterator[bytes]:
+    """The contents that hold a document."""
+    step = MAX_CONTENT - len(PART_MAGIC)
+    for start in range(0, len(document), step):
+        yield PART_MAGIC + document[start : start + step]
+
+
+def part_of(content: Opened, what: str) -> bytes:
+    """The piece of the document inside a part. Raises IntegrityError."""
+    if content[:8] != PART_MAGIC:
+        raise IntegrityError("not a part of a document", obj=what)
+    return content[8:]
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNote:
+    """Says which root is a volume's manifest, for the case that all commits are lost."""
+
+    volume_id: VolumeId
+    root: ChunkId
+    size: int
+    time_ms: int
+    chunk_log2: int
+    name: str
+
+    def encode(self) -> bytes:
+        """The content."""
+        head = NOTE_MAGIC + self.volume_id + self.root + u64(self.size) + u64(self.time_ms)
+        return head + u8(self.chunk_log2) + text(self.name)

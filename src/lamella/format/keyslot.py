@@ -1,0 +1,83 @@
+"""Key slots `keys/<8 hex>`: fixed-size layout only; the cryptography is in lamella.crypto.slots (FORMAT 3)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+from lamella.errors import IntegrityError, UnknownFormat
+from lamella.format.cursor import Cursor, u8
+from lamella.trust import Clear
+
+PREFIX = "keys/"
+SIZE = 176
+MAGIC = b"LMLSLOT\x01"
+MAX_SLOTS = 32
+MIN_LOG_N, MAX_LOG_N, MAX_P, SCRYPT_R = 15, 20, 4, 8
+
+
+class SlotType(IntEnum):
+    """What opens the slot."""
+
+    PASSPHRASE = 1
+    RECOVERY = 2
+    KEYFILE = 3
+
+
+class Role(IntEnum):
+    """What the slot's holder may do: only an admin has the prune key."""
+
+    ADMIN = 1
+    WRITER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class KeySlot:
+    """One wrapped copy of the repository's keys."""
+
+    type: SlotType
+    role: Role
+    salt: bytes
+    wrapped: bytes
+    mac: bytes
+    log_n: int = 0
+    p: int = 0
+
+    @property
+    def signed_part(self) -> bytes:
+        """Everything the mac covers."""
+        r = SCRYPT_R if self.type == SlotType.PASSPHRASE else 0
+        fields = u8(self.type) + u8(self.role) + u8(self.log_n) + u8(r) + u8(self.p)
+        return MAGIC + fields + bytes(3) + self.salt + self.wrapped
+
+    def encode(self) -> Clear:
+        """The 176 bytes of the object."""
+        return Clear(self.signed_part + self.mac)
+
+    @property
+    def name(self) -> str:
+        """The object name, which follows from the bytes."""
+        return PREFIX + hashlib.sha256(self.encode()).hexdigest()[:8]
+
+
+def decode(content: bytes, name: str) -> KeySlot:
+    """Read a slot, with every field in its accepted range. Raises IntegrityError, UnknownFormat."""
+    if len(content) != SIZE:
+        raise IntegrityError(f"a key slot has {len(content)} bytes instead of {SIZE}", obj=name)
+    cursor = Cursor(content, name)
+    if cursor.take(8) != MAGIC:
+        raise UnknownFormat("not a key slot of this version", obj=name)
+    type_, role, log_n, r, p = (cursor.uint(1) for _ in range(5))
+    cursor.zeros(3)
+    if type_ not in set(SlotType) or role not in set(Role):
+        raise UnknownFormat("a key slot of unknown type or role", obj=name)
+    if type_ == SlotType.PASSPHRASE:
+        if not (MIN_LOG_N <= log_n <= MAX_LOG_N and r == SCRYPT_R and 1 <= p <= MAX_P):
+            raise IntegrityError("a key slot asks for scrypt parameters outside the accepted range", obj=name)
+    elif (log_n, r, p) != (0, 0, 0):
+        raise IntegrityError("a key slot has parameters that its type does not use", obj=name)
+    slot = KeySlot(SlotType(type_), Role(role), cursor.take(32), cursor.take(96), cursor.take(32), log_n, p)
+    if slot.name != name:
+        raise IntegrityError("a key slot does not match its name", obj=name)
+    return slot

@@ -1,0 +1,61 @@
+"""The marker object `lamella` (FORMAT 2)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from lamella.errors import IntegrityError, UnknownFormat
+from lamella.format.cursor import Cursor, u8
+from lamella.ids import RepoId
+from lamella.trust import Clear
+
+NAME = "lamella"
+SIZE = 64
+MAGIC = b"LAMELLA\0"
+MAJOR, MINOR = 1, 0
+HMAC_SHA256, BLAKE2B = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What a repository says of itself in clear."""
+
+    repo_id: RepoId
+    prune_public: bytes
+    id_alg: int
+    minor: int = MINOR
+
+    def encode(self) -> Clear:
+        """The 64 bytes of the object."""
+        return Clear(MAGIC + u8(MAJOR) + u8(self.minor) + u8(self.id_alg) + bytes(5) + self.repo_id + self.prune_public)
+
+    @property
+    def root(self) -> bytes:
+        """R: the 32 bytes that salt every derivation."""
+        encoded = self.encode()
+        return hashlib.sha256(encoded[:9] + b"\0" + encoded[10:]).digest()
+
+    @property
+    def writable(self) -> bool:
+        """False when a newer minor version wrote it: read yes, write no."""
+        return self.minor <= MINOR
+
+
+def decode(content: bytes) -> Marker:
+    """Read the marker; it is not authenticated here but through R, which salts every key.
+
+    Raises IntegrityError, UnknownFormat.
+    """
+    if len(content) != SIZE:
+        raise IntegrityError(f"the marker has {len(content)} bytes instead of {SIZE}", obj=NAME)
+    cursor = Cursor(content, NAME)
+    if cursor.take(8) != MAGIC:
+        raise IntegrityError("the marker does not begin with LAMELLA", obj=NAME)
+    major, minor, id_alg = cursor.uint(1), cursor.uint(1), cursor.uint(1)
+    if major != MAJOR:
+        raise UnknownFormat(f"repository format {major} is not known to this version", obj=NAME)
+    if id_alg not in (HMAC_SHA256, BLAKE2B):
+        raise UnknownFormat(f"id algorithm {id_alg} is not known to this version", obj=NAME)
+    cursor.zeros(5)
+    return Marker(RepoId(cursor.take(16)), cursor.take(32), id_alg, minor)

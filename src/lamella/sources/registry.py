@@ -1,0 +1,86 @@
+"""Which driver reads a source, and the names volumes may have."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from importlib import import_module
+from typing import Final, cast
+
+from lamella.errors import UsageError
+from lamella.sources.base import Source
+
+MAX_NAME_BYTES: Final = 128
+"""Longest volume name, in bytes of UTF-8."""
+
+DRIVERS: Final = {"file": "lamella.sources.file:open_file"}
+"""Driver name -> `module:factory`, imported on use; a factory takes the source's text and the machine's hash."""
+
+_PLANNED: Final = ("lvm", "zfs")
+_NOT_INSIDE: Final = frozenset("@=/")
+_NOT_FIRST: Final = ".-^"
+_UNNAMED: Final = "volume"
+
+_Factory = Callable[[str, str], Source]
+
+
+def open_source(text: str, *, machine: str, driver: str | None = None) -> Source:
+    """Return the source that `text` means: a path, or `driver:place`; `driver` forces one and takes all of `text`.
+
+    `machine` is the machine's hash, 16 hexadecimal digits. A path like `lvm:x` is written `./lvm:x`. Raises UsageError
+    for an unknown driver, SourceError when there is nothing to read there.
+    """
+    if not text or "\0" in text:
+        raise UsageError("a source is a path, and not an empty one", obj=text)
+    name = driver if driver is not None else _driver_of(text)
+    place = DRIVERS.get(name)
+    if place is None:
+        raise UsageError(
+            f"this version has no source driver {name!r}",
+            obj=text,
+            hint=f"drivers: {', '.join(sorted(DRIVERS))}; write ./{text} for a file of that name",
+        )
+    module, _, factory = place.partition(":")
+    return cast(_Factory, getattr(import_module(module), factory))(text, machine)
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+    """Split `NAME=SOURCE`; without a valid NAME before the first `=`, everything is the source."""
+    name, equals, source = text.partition("=")
+    return (name, source) if equals and not _fault_in(name) else (None, text)
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a volume may be called so; raise UsageError saying why not."""
+    fault = _fault_in(name)
+    if fault:
+        raise UsageError(f"not a volume name: {fault}", obj=name.encode("utf-8", "backslashreplace").decode())
+    return name
+
+
+def name_from(text: str) -> str:
+    """Return the valid volume name nearest to `text`: `text` itself if it is one."""
+    clean = "".join("_" if _forbidden(character) else character for character in text).lstrip(_NOT_FIRST)
+    return clean.encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore") or _UNNAMED
+
+
+def _driver_of(text: str) -> str:
+    prefix, colon, _ = text.partition(":")
+    return prefix if colon and prefix in _PLANNED else "file"
+
+
+def _fault_in(name: str) -> str:
+    """Why `name` is no volume name, or nothing."""
+    if not name:
+        return "it is empty"
+    if name[0] in _NOT_FIRST:
+        return f"it starts with {name[0]!r}"
+    for character in name:
+        if _forbidden(character):
+            return f"it contains {character!r}"
+    return "" if len(name.encode()) <= MAX_NAME_BYTES else f"it is longer than {MAX_NAME_BYTES} bytes"
+
+
+def _forbidden(character: str) -> bool:
+    # Cc: control characters. Cs: lone surrogates, Python's form of bytes that are not UTF-8; they cannot be encoded.
+    return character in _NOT_INSIDE or unicodedata.category(character) in {"Cc", "Cs"}

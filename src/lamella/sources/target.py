@@ -1,0 +1,366 @@
+"""The writing side of a restore: what a volume is written to, and how it gets its final name.
+
+Order of calls: `prepare`, any number of `write`, `zero` and `punch` from any threads, `settle`, `read_into` for the
+comparison, then `finish`; `abandon` instead at any point. A target is used once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from lamella.errors import Locked, SourceError, UsageError
+from lamella.sources._zeroing import Zeroing, zero_range
+from lamella.sources.block_use import uses_of_device, uses_of_file
+
+PARTIAL_SUFFIX: Final = ".lamella-partial"
+"""Ends the name of a file whose restore is not complete."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class Target(Protocol):
+    """Something a volume can be restored to. Operating system errors become SourceError, refusals UsageError."""
+
+    @property
+    def path(self) -> Path:
+        """Where the volume is to be, links followed."""
+
+    @property
+    def working_path(self) -> Path:
+        """Where the bytes are until `finish`; this is what `abandon` leaves behind."""
+
+    @property
+    def starts_zeroed(self) -> bool:
+        """After `prepare` everything reads as zero, so holes and zeros need no call."""
+
+    @property
+    def tail_bytes(self) -> int:
+        """Bytes behind the volume's end that are left as they are; 0 for files."""
+
+    def prepare(self, size: int, needed_bytes: int) -> None:
+        """Open for a volume of `size` bytes of which `needed_bytes` will be written.
+
+        Raises UsageError if the target must not be written, Locked if another restore writes it, SourceError if it
+        cannot be opened or lacks space.
+        """
+
+    def write(self, offset: int, content: bytes | bytearray | memoryview) -> None:
+        """Write all of `content` at `offset`. Raises SourceError, ValueError beyond the volume's end."""
+
+    def zero(self, start: int, end: int) -> None:
+        """Make `[start, end)` read as zero and keep its space."""
+
+    def punch(self, start: int, end: int) -> None:
+        """Make `[start, end)` read as zero and give its space back where that is possible."""
+
+    def settle(self) -> None:
+        """Make everything durable and forget cached pages, so that what is read next comes from the disk."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`. Raises SourceError."""
+
+    def finish(self) -> None:
+        """Make everything durable and give it its final name. Raises SourceError; UsageError if the name was taken."""
+
+    def abandon(self) -> Path:
+        """Close, leave what there is, and return where it lies. Does nothing after `finish`."""
+
+
+def choose_target(path: Path, *, overwrite: bool, in_place: bool) -> Target:
+    """Return the target that fits what is at `path`. Raises UsageError for a device without `overwrite`."""
+    if path.is_block_device():
+        if not overwrite:
+            raise UsageError(f"{path} is a device and would be overwritten", obj=str(path), hint="add --overwrite")
+        return BlockDevice(path)
+    return InPlaceFile(path) if in_place else NewFile(path, overwrite=overwrite)
+
+
+class _Opened:
+    """What all targets share: one descriptor, used by offset only."""
+
+    starts_zeroed = False
+
+    def __init__(self, path: Path) -> None:
+        self._given = path
+        self._fd = -1
+        self._size = 0
+        self.path = path
+        self.working_path = path
+        self.tail_bytes = 0
+
+    def write(self, offset: int, content: bytes | bytearray | memoryview) -> None:
+        view = memoryview(content).cast("B")
+        self._check_range(offset, offset + len(view))
+        with self._translated("write", offset):
+            while view:
+                count = os.pwrite(self._fd, view, offset)
+                view, offset = view[count:], offset + count
+
+    def zero(self, start: int, end: int) -> None:
+        self._zero(start, end, Zeroing.KEEP_SPACE)
+
+    def punch(self, start: int, end: int) -> None:
+        self._zero(start, end, Zeroing.GIVE_BACK)
+
+    def settle(self) -> None:
+        with self._translated("flush"):
+            os.fsync(self._fd)
+        with suppress(OSError):  # some file systems have nothing but memory
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._check_range(offset, offset + len(buffer))
+        done = 0
+        with self._translated("read back", offset):
+            while done < len(buffer):
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise SourceError(f"{self.working_path} ends before offset {offset + done}", obj=str(self.path))
+                done += count
+
+    def abandon(self) -> Path:
+        self._close()
+        return self.working_path
+
+    def _zero(self, start: int, end: int, how: Zeroing) -> None:
+        self._check_range(start, end)
+        with self._translated("clear", start):
+            zero_range(self._fd, start, end, how)
+
+    def _check_range(self, start: int, end: int) -> None:
+        if self._fd < 0:
+            raise ValueError("the target is not open")
+        if not 0 <= start <= end <= self._size:
+            raise ValueError(f"[{start}, {end}) is not inside a volume of {self._size} bytes")
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Close again if anything fails before the target is ready."""
+        try:
+            with self._translated("prepare"):
+                yield
+        except BaseException:
+            self._close()
+            raise
+
+    @contextmanager
+    def _translated(self, act: str, offset: int | None = None) -> Iterator[None]:
+        try:
+            yield
+        except OSError as reason:
+            where = "" if offset is None else f" at or after offset {offset}"
+            hint = "free some space there and restore again" if reason.errno in _FULL else ""
+            message = f"cannot {act} {self.working_path}{where}: {reason.strerror or reason}"
+            raise SourceError(message, obj=str(self.path), hint=hint) from reason
+
+
+class NewFile(_Opened):
+    """A file written beside its final name, and renamed when it is complete."""
+
+    starts_zeroed = True
+
+    def __init__(self, path: Path, *, overwrite: bool) -> None:
+        super().__init__(path)
+        self._overwrite = overwrite
+
+    def prepare(self, size: int, needed_bytes: int) -> None:
+        with self._opening():
+            self.path = _resolved(self._given)
+            self.working_path = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
+            if _existing_file(self.path) and not self._overwrite:
+                raise _exists(self.path)
+            self._fd = _open_partial(self.working_path)
+            os.ftruncate(self._fd, 0)  # before the space is counted: an earlier attempt may hold it
+            _check_space(self._fd, self.path, needed_bytes)
+            os.ftruncate(self._fd, size)
+            self._size = size
+
+    def finish(self) -> None:
+        with self._translated("finish"):
+            old = _existing_file(self.path)
+            if old and self._overwrite:
+                with suppress(PermissionError):  # only root gives files away
+                    os.fchown(self._fd, old.st_uid, old.st_gid)
+                os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
+            os.ftruncate(self._fd, self._size)
+            os.fsync(self._fd)
+            if self._overwrite:
+                self.working_path.replace(self.path)
+            else:
+                _rename_to_free_name(self.working_path, self.path)
+            self.working_path = self.path
+            _sync_directory(self.path.parent)
+        self._close()
+
+
+class InPlaceFile(_Opened):
+    """An existing file, overwritten where it lies: its old state is lost, and stays a mixture if the restore fails."""
+
+    def prepare(self, size: int, needed_bytes: int) -> None:
+        with self._opening():
+            self.path = self.working_path = _resolved(self._given)
+            old = _existing_file(self.path)
+            if old is None:
+                raise UsageError(f"{self.path} does not exist", obj=str(self.path), hint="leave out --in-place")
+            _refuse_used(self.path, uses_of_file(self.path))
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            _lock(self._fd, self.path)
+            own_bytes = os.fstat(self._fd).st_blocks * 512  # stat(2): counted in 512 bytes everywhere
+            _check_space(self._fd, self.path, needed_bytes - own_bytes)
+            os.ftruncate(self._fd, size)
+            self._size = size
+
+    def finish(self) -> None:
+        with self._translated("finish"):
+            os.ftruncate(self._fd, self._size)
+            os.fsync(self._fd)
+        self._close()
+
+
+class BlockDevice(_Opened):
+    """A block device that nobody uses, at least as large as the volume; what lies behind the volume stays as it is."""
+
+    def prepare(self, size: int, needed_bytes: int) -> None:
+        with self._opening():
+            self.path = self.working_path = _resolved(self._given)
+            found = self.path.stat()
+            if not stat.S_ISBLK(found.st_mode):
+                raise UsageError(f"{self.path} is not a block device", obj=str(self.path))
+            _refuse_used(self.path, uses_of_device(found.st_rdev))
+            self._fd = self._open_exclusively()
+            device_size = os.lseek(self._fd, 0, os.SEEK_END)
+            if device_size < size:
+                raise SourceError(
+                    f"{self.path} has {device_size} bytes, the volume {size}: too small", obj=str(self.path)
+                )
+            self._size = size
+            self.tail_bytes = device_size - size
+
+    def finish(self) -> None:
+        with self._translated("finish"):
+            os.fsync(self._fd)
+        self._close()
+
+    def _open_exclusively(self) -> int:
+        try:
+            # open(2): without O_CREAT, O_EXCL on a block device fails with EBUSY while the kernel uses it, in any mount
+            # namespace, and keeps it from being mounted until it is closed.
+            return os.open(self.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as reason:
+            if reason.errno != errno.EBUSY:
+                raise
+            raise _in_use(self.path, "the kernel holds it") from reason
+
+
+def _resolved(path: Path) -> Path:
+    """Follow links, so that a link to the target stays a link. OSError if the directory does not exist."""
+    final = path.resolve()
+    final.parent.stat()
+    return final
+
+
+def _existing_file(path: Path) -> os.stat_result | None:
+    """The state of the regular file at `path`, None if nothing is there. Raises UsageError for anything else."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"{path} is not a regular file", obj=str(path))
+    return found
+
+
+def _open_partial(partial: Path) -> int:
+    """Open the incomplete file, new or left by an earlier attempt, as its only writer."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    found = _existing_file(partial)
+    if found is not None and found.st_nlink > 1:
+        # An attempt that ended between giving the final name and taking this one away: the bytes belong to that name.
+        partial.unlink()
+        found = None
+    if found is not None and found.st_uid != os.geteuid():
+        raise UsageError(f"{partial} belongs to another user", obj=str(partial), hint="remove it")
+    try:
+        fd = os.open(partial, flags | (os.O_CREAT | os.O_EXCL if found is None else 0), 0o600)
+    except FileExistsError as reason:
+        raise Locked(f"another restore has just begun to write {partial}", obj=str(partial)) from reason
+    try:
+        _lock(fd, partial)
+        opened = os.fstat(fd)
+        # The lock may have come free because its holder finished: then this descriptor is the finished file.
+        if opened.st_nlink != 1 or not os.path.samestat(opened, partial.lstat()):
+            raise Locked(f"another restore has just finished with {partial}", obj=str(partial))
+        os.fchmod(fd, 0o600)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as reason:
+        raise Locked(f"another restore is writing {path}", obj=str(path)) from reason
+
+
+def _check_space(fd: int, path: Path, needed_bytes: int) -> None:
+    there = os.fstatvfs(fd)
+    free = there.f_bavail * there.f_frsize
+    if needed_bytes > free:
+        raise SourceError(
+            f"not enough space for {path}: {needed_bytes} bytes needed, {free} free",
+            obj=str(path),
+            hint="free some space, or choose another place",
+        )
+
+
+def _rename_to_free_name(partial: Path, path: Path) -> None:
+    """Rename, but never over something that appeared in the meantime."""
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError as reason:
+        raise _exists(path) from reason
+    except OSError as reason:
+        if reason.errno not in _NO_LINKS:
+            raise
+        # A file system without hard links: looking first leaves a gap of microseconds, which nothing here can close.
+        if _existing_file(path):
+            raise _exists(path) from reason
+        partial.rename(path)
+    else:
+        partial.unlink(missing_ok=True)  # another restore may have tidied up after this one already
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _exists(path: Path) -> UsageError:
+    return UsageError(f"{path} exists already", obj=str(path), hint="add --overwrite, or choose another name")
+
+
+def _refuse_used(path: Path, uses: list[str]) -> None:
+    if uses:
+        raise _in_use(path, "; ".join(uses))
+
+
+def _in_use(path: Path, how: str) -> UsageError:
+    return UsageError(f"{path} is in use: {how}", obj=str(path), hint="unmount or detach it first")

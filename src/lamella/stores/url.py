@@ -1,0 +1,66 @@
+"""From the text a user gives as REPO to an open store. A scheme's module is imported when it is used, not before."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol, cast
+
+from lamella.errors import UsageError
+from lamella.stores.base import Store
+
+SCHEMES: dict[str, str] = {
+    "file": "lamella.stores.local:LocalStore.open",
+}
+"""Scheme -> "module:factory". What follows the scheme's colon is the factory's first argument."""
+
+
+class StoreFactory(Protocol):
+    """Opens a store at a place; see `open_store` for the arguments and errors."""
+
+    def __call__(self, place: str, /, *, create: bool, read_only: bool) -> Store: ...
+
+
+def open_store(repo: str, *, create: bool = False, read_only: bool = False) -> Store:
+    """Open the store that `repo` names: a path, or `file:` and an absolute path.
+
+    A text is a path unless a colon stands before its first slash, so `./a:b` is a path and `a:b` is not. `create` makes
+    the directory (not its parents) if it is missing. Raises UsageError for a scheme this version does not have,
+    NoRepository when there is no directory at that place.
+    """
+    if create and read_only:
+        raise UsageError("a repository cannot be created and read-only at once", obj=repo)
+    scheme, place = _split(repo)
+    factory = _factory(scheme, repo)
+    return factory(place, create=create, read_only=read_only)
+
+
+def _split(repo: str) -> tuple[str, str]:
+    head, colon, rest = repo.partition(":")
+    if not repo or "\0" in repo:
+        raise UsageError("not a repository's place", obj=repr(repo), hint="give a path")
+    if not colon or "/" in head:
+        return "file", repo
+    scheme = head.lower()
+    if scheme == "file" and not rest.startswith("/"):
+        raise UsageError("file: needs an absolute path", obj=repo, hint="write file:/path, or the path alone")
+    if scheme == "file" and rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host not in {"", "localhost"} or not slash:
+            raise UsageError("file: reaches only this computer", obj=repo, hint="write file:/path")
+        return scheme, "/" + path.lstrip("/")
+    return scheme, rest
+
+
+def _factory(scheme: str, repo: str) -> StoreFactory:
+    target = SCHEMES.get(scheme)
+    if target is None:
+        raise UsageError(
+            f"this version has no destination of the kind {scheme!r}",
+            obj=repo,
+            hint=f"known: {', '.join(f'{name}:' for name in sorted(SCHEMES))}; write ./ before a path with a colon",
+        )
+    module, _, attribute = target.partition(":")
+    found: object = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return cast("StoreFactory", found)

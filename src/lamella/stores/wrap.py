@@ -1,0 +1,184 @@
+"""Stores around stores: reading only, and trying again. Each obeys the contract as far as the store inside does."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from lamella.errors import StoreError, StoreRefused
+from lamella.stores.base import Abilities, Entry, Store, checked_name
+from lamella.trust import Clear, Sealed
+
+T = TypeVar("T")
+
+
+class ReadOnlyStore:
+    """Everything but writing: `put` and `delete` raise StoreRefused without reaching the store inside."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+
+    @property
+    def url(self) -> str:
+        """Where the store inside is."""
+        return self._inner.url
+
+    @property
+    def abilities(self) -> Abilities:
+        """Those of the store inside, without `write` and `delete`."""
+        return replace(self._inner.abilities, write=False, delete=False)
+
+    def put(self, name: str, content: Sealed | Clear) -> None:
+        """Raise StoreRefused."""
+        raise StoreRefused("the store was opened for reading only", obj=checked_name(name))
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return exactly the bytes asked for, from the store inside."""
+        return self._inner.get(name, offset, length)
+
+    def stat(self, name: str) -> int:
+        """Return the object's size in bytes."""
+        return self._inner.stat(name)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects below `prefix`."""
+        return self._inner.list(prefix)
+
+    def delete(self, name: str) -> None:
+        """Raise StoreRefused, even when there is no such object."""
+        raise StoreRefused("the store was opened for reading only", obj=checked_name(name))
+
+    def sync(self) -> None:
+        """Do nothing: there is nothing of ours to make durable."""
+
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
+        """Hold the lock of the store inside."""
+        return self._inner.lock(exclusive=exclusive, wait_seconds=wait_seconds)
+
+    def close(self) -> None:
+        """Close the store inside."""
+        self._inner.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How often and how patiently a call is tried again. Times in seconds, for one call."""
+
+    attempts: int = 5
+    """Tries in all, the first included; at least 1."""
+    first_seconds: float = 0.5
+    """Longest pause before the second try; doubled for each further one."""
+    longest_seconds: float = 30.0
+    """No pause is longer than this."""
+    budget_seconds: float = 120.0
+    """No further try once the pauses of the call would add up to more."""
+
+
+class RetryingStore:
+    """Repeats calls that failed with a retryable error. Nothing else in Lamella looks at `retryable`.
+
+    Every repeated call is idempotent by contract: a `put` whose reply was lost finds its own bytes, a `delete` finds
+    nothing. `lock` is not repeated: it has its own waiting time, and a lost lock must be noticed. `sleep` takes seconds;
+    `jitter` returns a number in [0, 1), which keeps many clients from coming back at the same moment.
+    """
+
+    def __init__(
+        self,
+        inner: Store,
+        backoff: Backoff | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._inner = inner
+        self._backoff = backoff or Backoff()
+        self._sleep = sleep
+        self._jitter = jitter
+
+    @property
+    def url(self) -> str:
+        """Where the store inside is."""
+        return self._inner.url
+
+    @property
+    def abilities(self) -> Abilities:
+        """Those of the store inside."""
+        return self._inner.abilities
+
+    def put(self, name: str, content: Sealed | Clear) -> None:
+        """Store an object, all or nothing."""
+        self._repeated(lambda: self._inner.put(name, content))
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return exactly the bytes asked for."""
+        return self._repeated(lambda: self._inner.get(name, offset, length))
+
+    def stat(self, name: str) -> int:
+        """Return the object's size in bytes."""
+        return self._repeated(lambda: self._inner.stat(name))
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects below `prefix`, each name once, whatever failed in between.
+
+        A listing that breaks is begun anew and skips what it has yielded. Order may differ between two listings, so the
+        names themselves are remembered (about 0.2 MB per 1000 objects): a position would lose or repeat some.
+        """
+        pauses = self._pauses()
+        seen: set[str] = set()
+        while True:
+            try:
+                for entry in self._inner.list(prefix):
+                    if entry.name not in seen:
+                        seen.add(entry.name)
+                        yield entry
+            except StoreError as error:
+                self._pause_or_raise(error, pauses)
+            else:
+                return
+
+    def delete(self, name: str) -> None:
+        """Remove an object; no error if there is none."""
+        self._repeated(lambda: self._inner.delete(name))
+
+    def sync(self) -> None:
+        """Return when every earlier put and delete is durable."""
+        self._repeated(self._inner.sync)
+
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
+        """Hold the lock of the store inside; tried once."""
+        return self._inner.lock(exclusive=exclusive, wait_seconds=wait_seconds)
+
+    def close(self) -> None:
+        """Close the store inside; tried once."""
+        self._inner.close()
+
+    def _repeated(self, call: Callable[[], T]) -> T:
+        pauses = self._pauses()
+        while True:
+            try:
+                return call()
+            except StoreError as error:
+                self._pause_or_raise(error, pauses)
+
+    def _pause_or_raise(self, error: StoreError, pauses: Iterator[float]) -> None:
+        seconds = next(pauses, None) if error.retryable else None
+        if seconds is None:
+            raise error
+        self._sleep(seconds)
+
+    def _pauses(self) -> Iterator[float]:
+        """Yield the pause before each further try, until attempts or budget are used up."""
+        spent = 0.0
+        longest = self._backoff.first_seconds
+        for _ in range(self._backoff.attempts - 1):
+            # Between half and all of it: never a storm of immediate repeats, never in step with other clients.
+            seconds = min(longest, self._backoff.longest_seconds) * (0.5 + self._jitter() / 2)
+            spent += seconds
+            if spent > self._backoff.budget_seconds:
+                return
+            yield seconds
+            longest *= 2
