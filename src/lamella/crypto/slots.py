@@ -29,10 +29,14 @@ class Secret:
 
 
 def passphrase(text: str) -> Secret:
-    """A passphrase, normalised so that it is the same on every keyboard. Raises UsageError when empty."""
+    """A passphrase, normalised so that it is the same on every keyboard. Raises UsageError when empty or not text."""
     if not text:
         raise UsageError("the passphrase is empty")
-    return Secret(SlotType.PASSPHRASE, unicodedata.normalize("NFC", text).encode("utf-8"))
+    try:
+        value = unicodedata.normalize("NFC", text).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError("the passphrase is not valid UTF-8") from error
+    return Secret(SlotType.PASSPHRASE, value)
 
 
 def key_file(content: bytes) -> Secret:

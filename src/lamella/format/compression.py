@@ -18,8 +18,10 @@ from lamella.trust import Opened
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 DEFAULT_LEVEL = 3
 _WORDS = ("auto", "off", "portable")
+_LEVELS = frozenset(str(level) for level in range(1, 20))
 
 Squeeze = Callable[[bytes | memoryview], bytes]
+Unsqueeze = Callable[[memoryview, int], bytes]
 
 
 class Codec(IntEnum):
@@ -69,7 +71,8 @@ def _zstd_squeeze(level: int) -> Squeeze:
 class Encoder:
     """Makes bodies from contents with one compression setting; one per thread.
 
-    `setting`: "auto" (level 3), "1".."19", "off", or "portable" (zlib, for readers without zstd). Raises UsageError for others.
+    `setting`: "auto" (level 3), "1".."19", "off", or "portable" (zlib, for readers without zstd). Raises UsageError for
+    others.
     """
 
     def __init__(self, setting: str = "auto") -> None:
@@ -99,7 +102,7 @@ def check_setting(setting: str) -> str:
 def _level(setting: str) -> int:
     if setting == "auto":
         return DEFAULT_LEVEL
-    if setting.isascii() and setting.isdigit() and 1 <= int(setting) <= 19:
+    if setting in _LEVELS:
         return int(setting)
     raise UsageError(f"unknown compression {setting!r}", hint="use auto, 1 to 19, off or portable")
 
@@ -141,17 +144,30 @@ def _inflate(payload: memoryview, expected_length: int, name: str) -> bytes:
     return content
 
 
+def _zstd_unsqueeze() -> Unsqueeze:
+    provider, module = _import_zstd()
+    if provider == "zstandard":
+        decompressor = module.ZstdDecompressor(max_window_size=1 << 27)
+        # It allocates what the frame header says, which was checked, and writes no further.
+        return lambda payload, limit: decompressor.decompress(payload)
+
+    def unsqueeze(payload: memoryview, limit: int) -> bytes:
+        # The blocks of a frame may hold far more than its header says, which zstd may see only at the last one.
+        stream = module.ZstdDecompressor()
+        content: bytes = stream.decompress(payload, limit + 1)
+        if not stream.eof:
+            raise EOFError("the frame goes on")
+        return content
+
+    return unsqueeze
+
+
 def _unzstd(payload: memoryview, expected_length: int, name: str) -> bytes:
-    decompress = getattr(_local, "decompress", None)
-    if decompress is None:
-        provider, module = _import_zstd()
-        if provider == "zstandard":
-            decompress = module.ZstdDecompressor(max_window_size=1 << 27).decompress
-        else:
-            decompress = module.decompress
-        _local.decompress = decompress
+    unsqueeze: Unsqueeze | None = getattr(_local, "unsqueeze", None)
+    if unsqueeze is None:
+        unsqueeze = _local.unsqueeze = _zstd_unsqueeze()
     try:
-        return decompress(payload)  # type: ignore[no-any-return]
+        return unsqueeze(payload, expected_length)
     except Exception as error:  # each provider has its own error class
         if isinstance(error, MemoryError):
             raise

@@ -66,6 +66,13 @@ class Cursor:
         """Everything not yet taken."""
         return self.take(self.remaining)
 
+    def flag(self) -> bool:
+        """One byte, 0 or 1."""
+        number = self.uint(1)
+        if number > 1:
+            self.fail("a byte that must be 0 or 1")
+        return number == 1
+
     def end(self) -> None:
         """Nothing may follow."""
         if self.remaining:

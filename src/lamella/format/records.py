@@ -290,9 +290,9 @@ class Run:
 
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
-        name, incomplete = cursor.text(), cursor.uint(1)
+        name, incomplete = cursor.text(), cursor.flag()
         rows = tuple(
-            RunVolume(VolumeId(cursor.take(16)), cursor.text(), bool(cursor.uint(1)), cursor.text())
+            RunVolume(VolumeId(cursor.take(16)), cursor.text(), cursor.flag(), cursor.text())
             for _ in range(cursor.count(2, 19))
         )
         return cls(name, not incomplete, rows)

@@ -186,7 +186,7 @@ class FrozenFile:
             return False
         if self._is_block:
             # A disk and its partitions cache their blocks apart: pages of the disk that an earlier backup left behind
-            # do not see what was written through a partition since. With the clean ones dropped, reads reach the device.
+            # do not see what was written through a partition since. Without the clean ones, reads reach the device.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return not self._is_block
 

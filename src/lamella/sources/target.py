@@ -192,9 +192,12 @@ class NewFile(_Opened):
         with self._translated("finish"):
             old = _existing_file(self.path)
             if old and self._overwrite:
-                with suppress(PermissionError):  # only root gives files away
+                # Only root gives files away, FAT knows no owners, a user namespace not all of them: what cannot be
+                # kept is no reason to lose a restored volume.
+                with suppress(OSError):
                     os.fchown(self._fd, old.st_uid, old.st_gid)
-                os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
+                with suppress(OSError):
+                    os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
             os.ftruncate(self._fd, self._size)
             os.fsync(self._fd)
             if self._overwrite:

@@ -82,8 +82,8 @@ class RetryingStore:
     """Repeats calls that failed with a retryable error. Nothing else in Lamella looks at `retryable`.
 
     Every repeated call is idempotent by contract: a `put` whose reply was lost finds its own bytes, a `delete` finds
-    nothing. `lock` is not repeated: it has its own waiting time, and a lost lock must be noticed. `sleep` takes seconds;
-    `jitter` returns a number in [0, 1), which keeps many clients from coming back at the same moment.
+    nothing. `lock` is not repeated: it has a waiting time of its own, and losing it must be noticed. `sleep` takes
+    seconds; `jitter` returns a number in [0, 1), which keeps many clients from coming back at the same moment.
     """
 
     def __init__(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from lamella.errors import SourceError
@@ -13,9 +12,8 @@ from lamella.spawn import run
 
 _SECONDS = 60.0
 
-# Where a DOS partition table keeps its first entry, its mark, and the type "Linux".
-_FIRST_ENTRY, _MARK, _LINUX = 446, b"\x55\xaa", 0x83
 _SECTOR = 512
+"""addpart(8) counts in these, whatever the device's own sectors are."""
 
 
 def sparse_file(path: Path, size: int, pieces: Mapping[int, bytes]) -> Path:
@@ -27,27 +25,26 @@ def sparse_file(path: Path, size: int, pieces: Mapping[int, bytes]) -> Path:
     return path
 
 
-def with_partition(path: Path, start: int) -> Path:
-    """Write a partition table with one partition from byte `start` to the end of the file; return its path."""
-    sectors = (path.stat().st_size - start) // _SECTOR
-    entry = bytes([0, 0, 0, 0, _LINUX, 0, 0, 0]) + (start // _SECTOR).to_bytes(4, "little") + sectors.to_bytes(4, "little")
-    with path.open("r+b") as file:
-        os.pwrite(file.fileno(), entry, _FIRST_ENTRY)
-        os.pwrite(file.fileno(), _MARK, _SECTOR - len(_MARK))
-    return path
+@contextmanager
+def loop_device(image: Path) -> Iterator[Path]:
+    """Show a file as a block device while the context lasts. Needs root; raises SourceError without."""
+    shown = run(["losetup", "--find", "--show", str(image)], timeout_seconds=_SECONDS, error=SourceError)
+    device = Path(shown.decode().strip())
+    try:
+        yield device
+    finally:
+        run(["losetup", "--detach", str(device)], timeout_seconds=_SECONDS, error=SourceError)
 
 
 @contextmanager
-def loop_device(image: Path, *, partitions: bool = False) -> Iterator[Path]:
-    """Show a file as a block device while the context lasts. Needs root; raises SourceError without."""
-    scan = ["--partscan"] if partitions else []
-    shown = run(["losetup", "--find", "--show", *scan, str(image)], timeout_seconds=_SECONDS, error=SourceError)
-    device = Path(shown.decode().strip())
-    with ExitStack() as stack:
-        stack.callback(run, ["losetup", "--detach", str(device)], timeout_seconds=_SECONDS, error=SourceError)
-        if partitions:
-            _await_partition_nodes(device)
-        yield device
+def partition(device: Path, start: int, length: int) -> Iterator[Path]:
+    """Show bytes `[start, start + length)` of a loop device as its first partition, without a table on the device."""
+    sectors = [str(start // _SECTOR), str(length // _SECTOR)]
+    run(["addpart", str(device), "1", *sectors], timeout_seconds=_SECONDS, error=SourceError)
+    try:
+        yield device.with_name(device.name + "p1")
+    finally:
+        run(["delpart", str(device), "1"], timeout_seconds=_SECONDS, error=SourceError)
 
 
 @contextmanager

@@ -1,0 +1,59 @@
+# make try     see Lamella back up, verify and restore a real disk image
+# make test    everything the tests need, then all rules and all tests
+# make check   the rules alone: style, sizes, types, direction of imports
+# make format  rewrite the source in the one layout `check` accepts
+# make bench   speeds and sizes beside other programs (BENCH_ARGS=...)
+# make fuzz    the long searches
+# make clean   remove everything that was made here
+#
+# PYTHON=... chooses the interpreter, PYTEST_ARGS=... is passed on.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+TRY_ARGS ?=
+BENCH_ARGS ?=
+BIN := .venv/bin
+
+export PYTHON
+# Where Debian keeps mkfs and losetup, which is not on every user's path.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := test
+.PHONY: try test check rules format bench fuzz clean env-try env-dev system
+
+try: env-try
+	@$(BIN)/python tools/try.py $(TRY_ARGS)
+
+test: env-dev system rules
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: env-dev rules
+
+rules: env-dev
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@NO_COLOR=1 $(BIN)/lint-imports
+
+format: env-dev
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: env-try
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
+fuzz: env-dev
+	@HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m "long or not long" --timeout 0 $(PYTEST_ARGS)
+
+env-try:
+	@tools/setup-env.sh try
+
+env-dev:
+	@tools/setup-env.sh dev
+
+system:
+	@tools/setup-env.sh system
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,260 @@
+"""Where blobs lie: the host's map from ids to places in packs, rebuilt from the directories of packs (FORMAT 7).
+
+The map is a cache. `refresh` makes it agree with what the store lists: heads of new packs are read, packs that are gone are
+forgotten together with every statement that a tree was complete, so that the next backup looks for what was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from lamella.crypto.derive import Keys
+from lamella.errors import IntegrityError, ObjectNotFound, UnknownFormat
+from lamella.format.container import HEADER_SIZE, Blob, Header, Kind, decode_header, object_length
+from lamella.ids import ChunkId, DomainId
+from lamella.pipeline import default_workers, ordered_map
+from lamella.repository.cache import Cache
+from lamella.repository.containers import Head, read_head
+from lamella.stores.base import Entry, Store
+
+PREFIX = "p/"
+_LOOKUP = (
+    "SELECT b.id, b.place, b.sealed, b.content, p.name, p.header, p.domain, p.own"
+    " FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.kind = ? AND b.id IN ({}) ORDER BY p.own DESC, p.number"
+)
+
+
+def pack_name(sha256: bytes) -> str:
+    """The object name of a pack."""
+    text = sha256.hex()
+    return f"{PREFIX}{text[:2]}/{text}"
+
+
+def pack_hash(name: str) -> bytes | None:
+    """The hash in a pack's object name, None if it is not one."""
+    parts = name.split("/")
+    if len(parts) != 3 or parts[0] != "p" or len(parts[2]) != 64 or parts[1] != parts[2][:2]:
+        return None
+    try:
+        return bytes.fromhex(parts[2])
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One copy of a blob: its pack, and what is needed to open it there."""
+
+    pack: bytes
+    header: Header
+    domain_id: DomainId
+    blob: Blob
+    own: bool
+    """The pack was written by this host's writer: it may be deduplicated against unseen (FORMAT 13.3 of the design)."""
+
+
+class BlobMap:
+    """The map of one repository. Thread-safe."""
+
+    def __init__(self, cache: Cache, keys: Keys, store: Store) -> None:
+        self._cache = cache
+        self._keys = keys
+        self._store = store
+
+    # -- agreeing with the store --------------------------------------------------------------------------------------
+
+    def refresh(self, own_packs: Iterable[bytes] = ()) -> int:
+        """Agree with the store's listing; returns the number of packs listed.
+
+        `own_packs` are packs known to be written by this host's writer. Raises StoreError.
+        """
+        listed = 0
+        with self._cache.lock, self._cache.connection as connection:
+            connection.execute("CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
+            connection.execute("DELETE FROM listed")
+            for rows in _batches(self._listing()):
+                listed += len(rows)
+                connection.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
+            self._forget_missing()
+        self._read_new_heads()
+        self.mark_own(own_packs)
+        return listed
+
+    def _listing(self) -> Iterator[tuple[bytes, int]]:
+        for entry in self._store.list(PREFIX):
+            sha256 = pack_hash(entry.name)
+            if sha256 is not None:
+                yield sha256, entry.size
+
+    def _forget_missing(self) -> None:
+        connection = self._cache.connection
+        # A changed size means that the object is not the one whose head was read: forget it, too.
+        gone = connection.execute(
+            "SELECT p.number FROM packs p LEFT JOIN listed l ON p.name = l.name AND p.length = l.size WHERE l.name IS NULL"
+        ).fetchall()
+        if gone:
+            connection.execute("DELETE FROM complete")
+            connection.executemany("DELETE FROM blobs WHERE pack = ?", gone)
+            connection.executemany("DELETE FROM packs WHERE number = ?", gone)
+
+    def _read_new_heads(self) -> None:
+        query = (
+            "SELECT l.name, l.size FROM listed l LEFT JOIN packs p ON p.name = l.name"
+            " WHERE p.name IS NULL AND l.name > ? ORDER BY l.name LIMIT 5000"
+        )
+        after = b""
+        while True:
+            with self._cache.lock:
+                rows = self._cache.connection.execute(query, (after,)).fetchall()
+            if not rows:
+                return
+            self._read_heads(rows)
+            after = rows[-1][0]
+
+    def _read_heads(self, rows: Sequence[tuple[bytes, int]]) -> None:
+        def read(row: tuple[bytes, int]) -> tuple[bytes, int, Head | str | None]:
+            try:
+                return row[0], row[1], read_head(self._store, self._keys, pack_name(row[0]), row[1])
+            except ObjectNotFound:
+                return row[0], row[1], None
+            except (IntegrityError, UnknownFormat) as error:
+                return row[0], row[1], error.message
+
+        for sha256, size, head in ordered_map(read, rows, workers=default_workers(), ahead=4):
+            if isinstance(head, Head):
+                self._insert(sha256, head.domain_id, head.header, head.blobs, own=False)
+            elif head is not None:
+                with self._cache.lock, self._cache.connection as connection:
+                    row = (sha256, size, head)
+                    connection.execute("INSERT OR IGNORE INTO packs (name, length, own, trouble) VALUES (?, ?, 0, ?)", row)
+
+    def mark_own(self, packs: Iterable[bytes]) -> None:
+        """Remember that these packs were written by this host's writer."""
+        with self._cache.lock, self._cache.connection as connection:
+            connection.executemany("UPDATE packs SET own = 1 WHERE name = ? AND own = 0", ((pack,) for pack in packs))
+
+    def add(self, sha256: bytes, domain_id: DomainId, header: Header, blobs: Sequence[Blob]) -> None:
+        """Enter a pack this process has just written."""
+        self._insert(sha256, domain_id, header, blobs, own=True)
+
+    def _insert(
+        self, sha256: bytes, domain_id: DomainId, header: Header, blobs: Sequence[Blob], *, own: bool
+    ) -> None:
+        with self._cache.lock, self._cache.connection as connection:
+            # The write lock first: two processes may have read the same new head.
+            connection.execute("BEGIN IMMEDIATE")
+            known = connection.execute("SELECT number FROM packs WHERE name = ?", (sha256,)).fetchone()
+            if known is not None:
+                return
+            row = (sha256, domain_id, header.encode(), object_length(blobs), own)
+            cursor = connection.execute("INSERT INTO packs (name, domain, header, length, own) VALUES (?, ?, ?, ?, ?)", row)
+            number = cursor.lastrowid
+            connection.executemany(
+                "INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?)",
+                ((blob.id, blob.kind, number, blob.offset, blob.sealed_length, blob.content_length) for blob in blobs),
+            )
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    def empty(self, domain_id: DomainId) -> bool:
+        """Whether no pack of the domain is known."""
+        with self._cache.lock:
+            query = "SELECT 1 FROM packs WHERE domain = ? LIMIT 1"
+            return self._cache.connection.execute(query, (domain_id,)).fetchone() is None
+
+    def find(self, kind: Kind, id_: ChunkId) -> list[Place]:
+        """All known places of a blob, own packs first."""
+        return self.find_many(kind, [id_]).get(id_, [])
+
+    def find_many(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, list[Place]]:
+        """The places of several blobs at once (up to some hundreds), own packs first."""
+        query = _LOOKUP.format(",".join("?" * len(ids)))
+        with self._cache.lock:
+            rows = self._cache.connection.execute(query, (kind, *ids)).fetchall()
+        found: dict[ChunkId, list[Place]] = {}
+        for row in rows:
+            found.setdefault(ChunkId(row[0]), []).append(_place(kind, row))
+        return found
+
+    def has(self, kind: Kind, id_: ChunkId) -> bool:
+        """Whether any place of a blob is known."""
+        with self._cache.lock:
+            query = "SELECT 1 FROM blobs WHERE id = ? AND kind = ? LIMIT 1"
+            return self._cache.connection.execute(query, (id_, kind)).fetchone() is not None
+
+    def packs(self, domain_id: DomainId | None = None) -> Iterator[Entry]:
+        """Packs whose head opened, with their size; of one domain or all."""
+        query = (
+            "SELECT number, name, length FROM packs WHERE number > ? AND trouble IS NULL"
+            " AND (? IS NULL OR domain = ?) ORDER BY number LIMIT 5000"
+        )
+        after = -1
+        while True:
+            with self._cache.lock:
+                rows = self._cache.connection.execute(query, (after, domain_id, domain_id)).fetchall()
+            if not rows:
+                return
+            yield from (Entry(pack_name(name), length) for _, name, length in rows)
+            after = rows[-1][0]
+
+    def troubled(self) -> list[tuple[str, str]]:
+        """Packs whose head does not open: object name and reason."""
+        with self._cache.lock:
+            query = "SELECT name, trouble FROM packs WHERE trouble IS NOT NULL ORDER BY name"
+            rows = self._cache.connection.execute(query).fetchall()
+        return [(pack_name(name), trouble) for name, trouble in rows]
+
+    def contains_pack(self, sha256: bytes) -> bool:
+        """Whether a pack was listed and its head opens."""
+        with self._cache.lock:
+            query = "SELECT 1 FROM packs WHERE name = ? AND trouble IS NULL"
+            return self._cache.connection.execute(query, (sha256,)).fetchone() is not None
+
+    def blobs_of(self, sha256: bytes) -> tuple[DomainId, Header, list[Blob]] | None:
+        """The directory of a pack as the map holds it."""
+        with self._cache.lock:
+            connection = self._cache.connection
+            row = connection.execute("SELECT number, domain, header FROM packs WHERE name = ?", (sha256,)).fetchone()
+            if row is None or row[1] is None:
+                return None
+            query = "SELECT kind, id, place, sealed, content FROM blobs WHERE pack = ? ORDER BY place"
+            rows = connection.execute(query, (row[0],)).fetchall()
+        blobs = [Blob(Kind(kind), ChunkId(id_), place, sealed, content) for kind, id_, place, sealed, content in rows]
+        return DomainId(row[1]), decode_header(row[2][:HEADER_SIZE], pack_name(sha256)), blobs
+
+    # -- what is known to be complete ---------------------------------------------------------------------------------
+
+    def complete(self, root: ChunkId) -> bool:
+        """Whether every blob below this root had a place when last looked, and no pack was lost since."""
+        with self._cache.lock:
+            query = "SELECT 1 FROM complete WHERE root = ?"
+            return self._cache.connection.execute(query, (root,)).fetchone() is not None
+
+    def set_complete(self, roots: Iterable[ChunkId]) -> None:
+        """Remember that every blob below these roots has a place."""
+        with self._cache.lock, self._cache.connection as connection:
+            connection.executemany("INSERT OR IGNORE INTO complete VALUES (?)", ((root,) for root in roots))
+
+
+def _place(kind: Kind, row: tuple[bytes, int, int, int, bytes, bytes, bytes, int]) -> Place:
+    id_, offset, sealed, content, name, header, domain_id, own = row
+    blob = Blob(kind, ChunkId(id_), offset, sealed, content)
+    return Place(name, _header(header), DomainId(domain_id), blob, bool(own))
+
+
+@lru_cache(maxsize=256)
+def _header(encoded: bytes) -> Header:
+    return decode_header(encoded, "a cached header")
+
+
+def _batches(rows: Iterator[tuple[bytes, int]], size: int = 1000) -> Iterator[list[tuple[bytes, int]]]:
+    batch: list[tuple[bytes, int]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

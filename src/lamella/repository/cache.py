@@ -1,0 +1,98 @@
+"""The host's disposable cache of one repository: an SQLite file that may be lost, stale or shared by processes.
+
+It holds copies of commit objects (checked again at every use) and the blob map (see lamella.repository.blobmap).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE commits (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE packs (
+    number INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, domain BLOB, header BLOB, length INTEGER NOT NULL,
+    own INTEGER NOT NULL, trouble TEXT
+);
+CREATE TABLE blobs (
+    id BLOB NOT NULL, kind INTEGER NOT NULL, pack INTEGER NOT NULL, place INTEGER NOT NULL, sealed INTEGER NOT NULL,
+    content INTEGER NOT NULL, PRIMARY KEY (id, kind, pack)
+) WITHOUT ROWID;
+CREATE INDEX blobs_by_pack ON blobs (pack);
+CREATE TABLE complete (root BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class Cache:
+    """An open cache. `lock` serialises the threads of this process; SQLite serialises processes."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
+        self.connection = connection
+        self.path = path
+        self.lock = threading.RLock()
+
+    @classmethod
+    def open(cls, path: Path | None) -> Cache:
+        """Open or create the cache at `path`; a damaged or foreign file is replaced.
+
+        Without a path, or where none can be created, the cache is a temporary file that goes with the process.
+        """
+        if path is not None:
+            for _ in range(2):
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    return cls(_connect(path), path)
+                except sqlite3.DatabaseError:
+                    _remove(path)
+                except OSError:
+                    break
+        # An empty name is SQLite's private temporary database: on disk, so that large maps do not fill memory.
+        return cls(_connect(""), None)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self.lock:
+            self.connection.close()
+
+    def commit(self, name: str) -> bytes | None:
+        """A remembered commit object, not yet checked."""
+        with self.lock:
+            row = self.connection.execute("SELECT content FROM commits WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def remember_commits(self, objects: Iterable[tuple[str, bytes]]) -> None:
+        """Keep commit objects."""
+        with self.lock, self.connection:
+            self.connection.executemany("INSERT OR REPLACE INTO commits VALUES (?, ?)", objects)
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA cache_size = -8192")
+        connection.execute("PRAGMA temp_store = FILE")
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version != _VERSION:
+                raise sqlite3.DatabaseError("a cache of another version")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(OSError):
+            path.with_name(path.name + suffix).unlink()

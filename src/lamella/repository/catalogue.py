@@ -1,0 +1,234 @@
+"""What the commits add up to: volumes, snapshots, runs and expected files (FORMAT 8, State)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lamella.crypto.derive import Keys
+from lamella.crypto.sign import verified
+from lamella.errors import IntegrityError
+from lamella.format.commit import Entry
+from lamella.format.records import (
+    OPTIONAL,
+    UNSIGNED,
+    AddSnap,
+    Confirm,
+    File,
+    FileGone,
+    Known,
+    Ref,
+    Run,
+    Volume,
+    Writer,
+    prune_signed_message,
+    understood,
+)
+from lamella.ids import SnapId, VolumeId, WriterId
+from lamella.repository.history import Chain, Clock, History
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """One volume's committed moment, with what is known about its place in history."""
+
+    ref: Ref
+    added: AddSnap
+    clock: Clock | None
+    """What its commit knew of; None where only a checkpoint still carries it."""
+    confirmed: bool = False
+    conflict: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name it shares with the other volumes of its run."""
+        return self.added.name
+
+
+@dataclass(slots=True)
+class VolumeState:
+    """A volume with all its snapshots, oldest first."""
+
+    volume_id: VolumeId
+    name: str
+    identity: bytes
+    domain_label: str
+    author: WriterId
+    record: Volume | None
+    snapshots: list[Snapshot] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """The state of the repository: the union over all chains."""
+
+    volumes: dict[VolumeId, VolumeState] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    files: dict[str, File] = field(default_factory=dict)
+    writers: dict[WriterId, Writer] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """Oddities worth telling: records that were not applied, conflicts, unknown records."""
+    read_only: bool = False
+    """A required record of a later version was met."""
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots of all volumes."""
+        return [snapshot for volume in self.volumes.values() for snapshot in volume.snapshots]
+
+    def shown_names(self) -> dict[VolumeId, str]:
+        """The name of each volume as users see it: `NAME~<4 hex>` where several share a name (design: volume identity)."""
+        by_name: dict[str, list[VolumeState]] = defaultdict(list)
+        for volume in self.volumes.values():
+            by_name[volume.name].append(volume)
+        return {
+            volume.volume_id: name if len(group) == 1 else f"{name}~{volume.volume_id.hex()[:4]}"
+            for name, group in by_name.items()
+            for volume in group
+        }
+
+
+def before(one: Snapshot, other: Snapshot) -> bool | None:
+    """Whether `one` comes before `other` in the order of chains and `seen`; None if that cannot be told."""
+    if one.ref.writer == other.ref.writer:
+        return one.ref.seq < other.ref.seq
+    if other.added.parent == one.ref:
+        return True
+    if other.clock is None:
+        return None
+    return other.clock.get(one.ref.writer, 0) >= one.ref.seq
+
+
+def latest(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
+    """The snapshots that are before no other one: usually one."""
+    rows = list(snapshots)
+    return [one for one in rows if not any(before(one, other) for other in rows if other is not one)]
+
+
+def build(keys: Keys, history: History) -> Catalogue:
+    """Add up all chains. Malformed records become notes, never exceptions."""
+    return _Builder(keys, history).build()
+
+
+class _Builder:
+    def __init__(self, keys: Keys, history: History) -> None:
+        self._keys = keys
+        self._history = history
+        self._result = Catalogue()
+        self._confirmed: set[Ref] = set()
+        self._snapshots: dict[SnapId, Snapshot] = {}
+        self._volumes: dict[VolumeId, list[tuple[WriterId, Entry, Volume]]] = defaultdict(list)
+        self._gone: set[tuple[str, bytes]] = set()
+
+    def build(self) -> Catalogue:
+        for chain in self._history.chains.values():
+            clocks = {commit.head.seq: chain.clocks[commit.head.sha256] for commit in chain.commits}
+            for entry in chain.entries:
+                self._apply(chain, entry, clocks.get(entry.seq))
+        # Slots have fresh salts, so a name never comes back with the same bytes: the order of chains does not matter.
+        files = self._result.files
+        self._result.files = {name: row for name, row in files.items() if (name, row.sha256) not in self._gone}
+        self._name_volumes()
+        for snapshot in self._snapshots.values():
+            snapshot.confirmed = snapshot.ref in self._confirmed
+            volume = self._result.volumes.get(snapshot.added.volume_id)
+            if volume is None:
+                volume = self._nameless(snapshot)
+            volume.snapshots.append(snapshot)
+        for volume in self._result.volumes.values():
+            volume.snapshots.sort(key=lambda snapshot: (snapshot.added.time_ms, snapshot.name, snapshot.ref))
+        return self._result
+
+    def _apply(self, chain: Chain, entry: Entry, clock: Clock | None) -> None:
+        where = f"commit {entry.seq} of writer {chain.writer.hex()[:8]}"
+        try:
+            known = understood(entry.record)
+        except IntegrityError as error:
+            self._result.notes.append(f"{where}: {error.message}")
+            return
+        if known is None:
+            if entry.record.type < OPTIONAL:
+                self._result.read_only = True
+                self._result.notes.append(f"{where} has a record of a later version (type {entry.record.type:#06x})")
+            return
+        self._apply_known(chain.writer, entry, known, clock, where)
+
+    def _apply_known(self, writer: WriterId, entry: Entry, known: Known, clock: Clock | None, where: str) -> None:
+        if isinstance(known, AddSnap):
+            self._add_snapshot(Ref(writer, entry.seq, known.snap_id), known, clock)
+        elif isinstance(known, Confirm):
+            self._confirmed |= {ref for ref in known.refs if ref.writer == writer}
+        elif isinstance(known, Volume):
+            self._volumes[known.volume_id].append((writer, entry, known))
+        elif isinstance(known, Run):
+            self._result.runs[known.name] = known
+        elif isinstance(known, Writer):
+            self._result.writers[writer] = known
+        elif isinstance(known, File):
+            self._file(writer, entry, known, where)
+
+    def _add_snapshot(self, ref: Ref, added: AddSnap, clock: Clock | None) -> None:
+        known = self._snapshots.get(added.snap_id)
+        if known is None:
+            self._snapshots[added.snap_id] = Snapshot(ref, added, clock)
+        elif known.ref != ref:
+            known.conflict = True
+            self._result.notes.append(f"snapshot id {added.snap_id.hex()} was published twice; it is never used as a base")
+
+    def _file(self, writer: WriterId, entry: Entry, known: File, where: str) -> None:
+        if not self.signed(writer, entry):
+            self._result.notes.append(f"{where} says what {known.name} is without the prune key's signature: not believed")
+        elif isinstance(known, FileGone):
+            self._gone.add((known.name, known.sha256))
+        else:
+            self._result.files[known.name] = known
+
+    def signed(self, writer: WriterId, entry: Entry) -> bool:
+        """Whether the record carries the prune key's signature."""
+        value = entry.record.value
+        if len(value) < 64 or value[-64:] == UNSIGNED:
+            return False
+        message = prune_signed_message(self._keys.root, writer, entry.seq, entry.prev, entry.record)
+        return verified(self._keys.marker.prune_public, value[-64:], message)
+
+    def _name_volumes(self) -> None:
+        for volume_id, rows in self._volumes.items():
+            rows.sort(key=lambda row: (row[1].time_ms, row[0], row[1].seq))
+            author = self._first_author(rows)
+            applied: Volume | None = None
+            for writer, entry, volume in rows:
+                if writer == author or self.signed(writer, entry):
+                    applied = volume
+                else:
+                    text = f"writer {writer.hex()[:8]} renamed a volume of writer {author.hex()[:8]}: not believed"
+                    self._result.notes.append(text)
+            if applied is not None:
+                self._result.volumes[volume_id] = VolumeState(
+                    volume_id, applied.name, applied.identity, applied.domain_label, author, applied
+                )
+
+    def _first_author(self, rows: list[tuple[WriterId, Entry, Volume]]) -> WriterId:
+        """Who published the first VOLUME: by chain and `seen` order, ties by the smaller writer id."""
+        first: dict[WriterId, int] = {}
+        for writer, entry, _ in rows:
+            first[writer] = min(entry.seq, first.get(writer, entry.seq))
+        minimal = [writer for writer in first if not any(self._saw(writer, other, first) for other in first)]
+        return min(minimal or first)
+
+    def _saw(self, writer: WriterId, other: WriterId, first: dict[WriterId, int]) -> bool:
+        """Whether `writer` had seen `other`'s first VOLUME when it published its own."""
+        if writer == other:
+            return False
+        chain = self._history.chains[writer]
+        for commit in chain.commits:
+            if commit.head.seq == first[writer]:
+                return chain.clocks[commit.head.sha256].get(other, 0) >= first[other]
+        return False
+
+    def _nameless(self, snapshot: Snapshot) -> VolumeState:
+        volume_id = snapshot.added.volume_id
+        self._result.notes.append(f"volume {volume_id.hex()} has snapshots but no name")
+        volume = VolumeState(volume_id, f"volume-{volume_id.hex()[:8]}", b"", "", snapshot.ref.writer, None)
+        self._result.volumes[volume_id] = volume
+        return volume

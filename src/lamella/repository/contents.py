@@ -1,0 +1,111 @@
+"""Reading contents by id: every known place is tried, the bad ones are remembered (FORMAT 7)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from lamella.crypto.derive import Keys
+from lamella.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
+from lamella.format.container import Kind
+from lamella.ids import ChunkId, DomainId
+from lamella.repository.blobmap import BlobMap, Place, pack_name
+from lamella.repository.containers import open_blob
+from lamella.stores.base import Store
+from lamella.trust import Opened
+
+_GAP = 64 * 1024
+_MAX_READ = 8 * 1024 * 1024
+
+
+class Contents:
+    """Opened contents of one repository. Thread-safe."""
+
+    def __init__(self, store: Store, keys: Keys, blobs: BlobMap) -> None:
+        self._store = store
+        self._keys = keys
+        self._blobs = blobs
+        self._lock = threading.Lock()
+        self.bad_places: list[tuple[str, str]] = []
+        """Objects in which a blob could not be opened, with the reason; another place may have served."""
+
+    def get(self, domain_id: DomainId, kind: Kind, id_: ChunkId, length: int | None = None) -> Opened:
+        """One content. `length` is what its position implies, None where the position implies nothing.
+
+        Raises IntegrityError if no place has it, StoreError if the store fails.
+        """
+        return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
+
+    def get_many(self, domain_id: DomainId, kind: Kind, wanted: Sequence[tuple[ChunkId, int]]) -> dict[ChunkId, Opened]:
+        """Several contents, fetched with few reads: neighbours in a pack are read together.
+
+        Raises IntegrityError if any of them cannot be had.
+        """
+        lengths = dict(wanted)
+        places = self._blobs.find_many(kind, list(lengths))
+        result = self._read_runs(domain_id, [found[0] for found in places.values()], lengths)
+        for id_, length in lengths.items():
+            if id_ not in result:
+                result[id_] = self._first_good(domain_id, kind, id_, places.get(id_, []), length)
+        return result
+
+    def _read_runs(
+        self, domain_id: DomainId, places: list[Place], lengths: dict[ChunkId, int]
+    ) -> dict[ChunkId, Opened]:
+        """What opens at its first place; anything that fails is left to the careful way."""
+        opened: dict[ChunkId, Opened] = {}
+        for run in _runs(sorted(places, key=lambda place: (place.pack, place.blob.offset))):
+            start = run[0].blob.offset
+            end = run[-1].blob.offset + run[-1].blob.sealed_length
+            try:
+                content = self._store.get(pack_name(run[0].pack), start, end - start)
+            except StoreUnavailable:
+                raise
+            except StoreError:
+                continue
+            for place in run:
+                at = place.blob.offset - start
+                sealed = content[at : at + place.blob.sealed_length]
+                try:
+                    opened[place.blob.id] = self._open(domain_id, place, sealed, lengths[place.blob.id])
+                except IntegrityError:
+                    continue
+        return opened
+
+    def _open(self, domain_id: DomainId, place: Place, sealed: bytes, length: int | None) -> Opened:
+        name = pack_name(place.pack)
+        if place.domain_id != domain_id or length not in (None, place.blob.content_length):
+            raise IntegrityError("a blob of another domain or length than its position implies", obj=name)
+        return open_blob(self._keys.domain(domain_id), place.header, place.blob, sealed, name)
+
+    def _first_good(
+        self, domain_id: DomainId, kind: Kind, id_: ChunkId, places: Sequence[Place], length: int | None
+    ) -> Opened:
+        trouble = "no pack holds it"
+        for place in places:
+            name = pack_name(place.pack)
+            try:
+                sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
+                return self._open(domain_id, place, sealed, length)
+            except StoreUnavailable:
+                raise
+            except (IntegrityError, ObjectNotFound, StoreError) as error:
+                trouble = f"{error.message} ({name})"
+                with self._lock:
+                    self.bad_places.append((name, error.message))
+        raise IntegrityError(f"{kind.name.lower()} {id_.hex()[:16]} cannot be read: {trouble}", obj=id_.hex())
+
+
+def _runs(places: list[Place]) -> list[list[Place]]:
+    """Cut places sorted by pack and offset into runs worth one read each."""
+    runs: list[list[Place]] = []
+    for place in places:
+        run = runs[-1] if runs else None
+        if run is not None and run[0].pack == place.pack:
+            end = run[-1].blob.offset + run[-1].blob.sealed_length
+            reach = place.blob.offset + place.blob.sealed_length - run[0].blob.offset
+            if place.blob.offset - end <= _GAP and reach <= _MAX_READ:
+                run.append(place)
+                continue
+        runs.append([place])
+    return runs

@@ -1,0 +1,70 @@
+"""What this host has seen of a repository's history, and what it therefore expects to see again (FORMAT 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lamella.format.commit import Head
+from lamella.ids import WriterId
+from lamella.repository.host import HostMemory
+
+_FILE = "pins.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A way in which the history is not what it should be. `key` names it for ever, so that it can be accepted once."""
+
+    key: str
+    message: str
+
+
+class Pins:
+    """The heads this host saw, and the problems its user accepted."""
+
+    def __init__(self, memory: HostMemory) -> None:
+        self._memory = memory
+        stored = memory.read(_FILE)
+        self.heads: dict[WriterId, tuple[int, bytes]] = {}
+        for writer, value in _pairs(stored.get("heads")):
+            self.heads[WriterId(bytes.fromhex(writer))] = (int(value[0]), bytes.fromhex(value[1]))
+        accepted = stored.get("accepted")
+        self.accepted: set[str] = set(accepted) if isinstance(accepted, list) else set()
+
+    def remember(self, heads: Iterable[Head]) -> None:
+        """Pin these heads where they are newer than what is pinned; write only if something changed."""
+        changed = False
+        for head in heads:
+            if self.heads.get(head.writer, (0, b""))[0] < head.seq:
+                self.heads[head.writer] = (head.seq, head.sha256)
+                changed = True
+        if changed:
+            self.save()
+
+    def accept(self, heads: Iterable[Head], problems: Iterable[Problem]) -> None:
+        """Take the present history as the right one from now on."""
+        self.heads = {}
+        for head in heads:
+            if self.heads.get(head.writer, (0, b""))[0] < head.seq:
+                self.heads[head.writer] = (head.seq, head.sha256)
+        self.accepted |= {problem.key for problem in problems}
+        self.save()
+
+    def save(self) -> None:
+        """Write the pins to the state directory."""
+        heads = {writer.hex(): [seq, sha256.hex()] for writer, (seq, sha256) in self.heads.items()}
+        self._memory.write(_FILE, {"heads": heads, "accepted": sorted(self.accepted)})
+
+
+def _pairs(stored: object) -> list[tuple[str, list[str]]]:
+    """The stored heads that have the right form; a damaged memory is a lost one."""
+    pairs: list[tuple[str, list[str]]] = []
+    if isinstance(stored, dict):
+        for writer, value in stored.items():
+            try:
+                if len(bytes.fromhex(writer)) == 16 and len(bytes.fromhex(value[1])) == 32 and int(value[0]) > 0:
+                    pairs.append((writer, value))
+            except (ValueError, TypeError, IndexError):
+                continue
+    return pairs

@@ -1,0 +1,44 @@
+"""Rules for all tests: how long properties are searched, and that no test touches the user's own Lamella."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Shared and slow machines make single examples late; how long a test may take in all is the timeout's business.
+settings.register_profile(
+    "ci", max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "long", max_examples=5000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_PLACES = {
+    "HOME": "home",
+    "XDG_CONFIG_HOME": "config-home",
+    "XDG_STATE_HOME": "state-home",
+    "XDG_CACHE_HOME": "cache-home",
+    "LAMELLA_CONFIG": "config",
+    "LAMELLA_STATE_DIR": "state",
+    "LAMELLA_CACHE_DIR": "cache",
+}
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the test, and every program it starts, places of its own and no Lamella variables from outside.
+
+    Returns the directory that would hold them; nothing in it exists until something is written there.
+    """
+    for name in [name for name in os.environ if name.startswith("LAMELLA_") and name != "LAMELLA_REQUIRE"]:
+        monkeypatch.delenv(name)
+    places = tmp_path_factory.getbasetemp() / f"places-{next(_numbers)}"
+    for name, below in _PLACES.items():
+        monkeypatch.setenv(name, str(places / below))
+    return places

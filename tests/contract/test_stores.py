@@ -1,0 +1,196 @@
+"""Every store and every wrapper obeys the store contract."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamella.errors import StoreUnavailable
+from lamella.stores.base import Store
+from lamella.stores.local import LocalStore
+from lamella.stores.memory import MemoryStore
+from lamella.stores.url import open_store
+from lamella.stores.wrap import Backoff, ReadOnlyStore, RetryingStore
+from lamella.testing.crash_store import CrashStore
+from lamella.testing.fault_store import FaultStore, Method
+from lamella.testing.quota_store import QuotaStore
+from lamella.testing.store_contract import ReadOnlyStoreContract, StoreContract
+from lamella.trust import Clear
+
+
+class InMemory:
+    """Makes stores in memory."""
+
+    def inner(self) -> Store:
+        return MemoryStore()
+
+
+class InDirectory:
+    """Makes stores in new directories, and asks more of their locks than they promise on every file system."""
+
+    _numbers = itertools.count()
+
+    @pytest.fixture(autouse=True)
+    def _below(self, tmp_path: Path) -> None:
+        self.place = tmp_path
+
+    def inner(self) -> Store:
+        return LocalStore.open(self.place / f"store-{next(self._numbers)}", create=True)
+
+    def locking(self, objects: Mapping[str, bytes]) -> Store:
+        """Return a filled store even where the file system is not on the list: flock works on all we can run on."""
+        return self.make_filled(objects)  # type: ignore[attr-defined,no-any-return]
+
+
+class Plain(StoreContract):
+    def inner(self) -> Store:
+        raise NotImplementedError
+
+    def make_store(self) -> Store:
+        return self.inner()
+
+
+class Retrying(Plain):
+    def make_store(self) -> Store:
+        return RetryingStore(self.inner(), sleep=_must_not_sleep)
+
+
+class Flaky(Plain):
+    """Every call to the store inside fails at first, or succeeds and loses its reply; the retrying store hides it."""
+
+    def make_store(self) -> Store:
+        faults = FaultStore(self.inner())
+        methods: tuple[Method, ...] = ("put", "get", "stat", "delete", "sync")
+        for method in methods:
+            for number in range(400):
+                error = StoreUnavailable("once")
+                after = min(number, 1)
+                if method in {"put", "delete", "sync"} and number % 2:
+                    faults.lose_reply(method, error, after=after)
+                else:
+                    faults.fail(method, error, after=after)
+        for number in range(400):
+            faults.break_listing(StoreUnavailable("once"), listed=number % 3, after=min(number, 1))
+        return RetryingStore(faults, Backoff(attempts=100, first_seconds=0), sleep=_no_sleep)
+
+
+class Faultless(Plain):
+    def make_store(self) -> Store:
+        return FaultStore(self.inner())
+
+
+class Roomy(Plain):
+    def make_store(self) -> Store:
+        return QuotaStore(self.inner(), limit_bytes=1 << 30)
+
+
+class Everything(Plain):
+    """All wrappers around each other."""
+
+    def make_store(self) -> Store:
+        return RetryingStore(QuotaStore(FaultStore(RetryingStore(self.inner())), limit_bytes=1 << 30))
+
+
+class ReadOnly(ReadOnlyStoreContract):
+    def inner(self) -> Store:
+        raise NotImplementedError
+
+    def make_filled(self, objects: Mapping[str, bytes]) -> Store:
+        return ReadOnlyStore(_filled(self.inner(), objects))
+
+
+def _filled(store: Store, objects: Mapping[str, bytes]) -> Store:
+    for name, content in objects.items():
+        store.put(name, Clear(content))
+    store.sync()
+    return store
+
+
+def _must_not_sleep(seconds: float) -> None:
+    raise AssertionError(f"slept {seconds} seconds without a fault")
+
+
+def _no_sleep(seconds: float) -> None:
+    assert seconds >= 0
+
+
+class TestMemory(InMemory, Plain): ...
+
+
+class TestRetryingMemory(InMemory, Retrying): ...
+
+
+class TestFlakyMemory(InMemory, Flaky): ...
+
+
+class TestFaultMemory(InMemory, Faultless): ...
+
+
+class TestQuotaMemory(InMemory, Roomy): ...
+
+
+class TestEverythingMemory(InMemory, Everything): ...
+
+
+class TestReadOnlyMemory(InMemory, ReadOnly): ...
+
+
+class TestCrash(StoreContract):
+    def make_store(self) -> Store:
+        return CrashStore()
+
+
+class TestConnectedMemory(StoreContract):
+    """A second handle is as good as the first."""
+
+    def make_store(self) -> Store:
+        return MemoryStore().connect()
+
+
+class TestLocal(InDirectory, Plain): ...
+
+
+class TestRetryingLocal(InDirectory, Retrying): ...
+
+
+class TestFlakyLocal(InDirectory, Flaky): ...
+
+
+class TestFaultLocal(InDirectory, Faultless): ...
+
+
+class TestQuotaLocal(InDirectory, Roomy): ...
+
+
+class TestEverythingLocal(InDirectory, Everything): ...
+
+
+class TestReadOnlyLocal(InDirectory, ReadOnly): ...
+
+
+class TestLocalByUrl(InDirectory, Plain):
+    def make_store(self) -> Store:
+        return open_store(f"file:{self.place / f'store-{next(self._numbers)}'}", create=True)
+
+
+class TestLocalOpenedReadOnly(InDirectory, ReadOnly):
+    def make_filled(self, objects: Mapping[str, bytes]) -> Store:
+        store = _filled(self.inner(), objects)
+        return LocalStore.open(store.url, read_only=True)
+
+
+class TestLocalWithoutHardLinks(InDirectory, Plain):
+    """As on FAT: only `link` is replaced, all else is the real file system."""
+
+    @pytest.fixture(autouse=True)
+    def _no_hard_links(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def link(*_: Any, **__: Any) -> None:  # noqa: ANN401 (any call of os.link)
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", link)

@@ -1,0 +1,100 @@
+"""The direction of imports: the contract of pyproject.toml, held against the tree and against trees that break it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESCUE = ROOT / "src" / "lamella" / "rescue.py"
+
+
+def checked(root: Path) -> subprocess.CompletedProcess[str]:
+    """Run the import contract on the tree at `root`."""
+    program = Path(sys.executable).with_name("lint-imports")
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"}
+    return subprocess.run(
+        [str(program), "--no-cache", "--config", str(root / "pyproject.toml")],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def foreign_imports(module: Path) -> Iterator[str]:
+    """Yield every import of `module` that does not come from the standard library."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f".{node.module or ''}" if node.level else node.module or ""]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] not in sys.stdlib_module_names)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the project's source, to be spoiled."""
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_imports_point_downward() -> None:
+    result = checked(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("lamella.sources.base", "lamella.repository"),
+        ("lamella.sources.base", "lamella.stores.base"),
+        ("lamella.stores.base", "lamella.repository"),
+        ("lamella.format", "lamella.crypto"),
+        ("lamella.operations", "lamella.cli"),
+        ("lamella.operations", "lamella.rescue"),
+        ("lamella", "lamella.rescue"),
+        ("lamella.rescue", "lamella.ids"),
+        ("lamella.errors", "lamella.events"),
+    ],
+)
+def test_upward_import_is_found(tree: Path, module: str, imported: str) -> None:
+    place = tree / "src" / Path(*module.split("."))
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    with file.open("a") as out:
+        out.write(f"\nimport {imported}\n")
+    result = checked(tree)
+    assert result.returncode == 1
+    assert f"{module} -> {imported} (l." in result.stdout
+
+
+def test_module_without_a_layer_is_found(tree: Path) -> None:
+    (tree / "src" / "lamella" / "stray.py").touch()
+    result = checked(tree)
+    assert result.returncode == 1
+    assert "lamella.stray" in result.stdout
+
+
+def test_rescue_stands_alone() -> None:
+    assert list(foreign_imports(RESCUE)) == []
+
+
+def test_foreign_import_is_found(tmp_path: Path) -> None:
+    module = tmp_path / "rescue.py"
+    module.write_text(
+        "import os, zlib\nfrom hashlib import sha256\n"
+        "import lamella.ids\nfrom . import ids\nfrom cryptography import x509\n"
+        "def late() -> None:\n    import zstandard\n"
+    )
+    assert list(foreign_imports(module)) == ["lamella.ids", ".", "cryptography", "zstandard"]

@@ -1,0 +1,113 @@
+"""Names of volumes, and which driver a source gets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.errors import SourceError, UsageError
+from lamella.sources.registry import MAX_NAME_BYTES, check_name, name_from, open_source, split_name
+
+MACHINE = "0123456789abcdef"
+ANY_TEXT = st.text(st.characters(), max_size=150)
+# What a command line can hold: any bytes but NUL.
+ARGUMENTS = st.binary(max_size=200).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")))
+
+
+@pytest.mark.parametrize("name", ["disk", "work:private", "Müller 2", "a.b", "日" * 42, "x" * 128, "a-^.", "~x"])
+def test_good_names(name: str) -> None:
+    assert check_name(name) == name
+    assert name_from(name) == name
+    assert split_name(f"{name}=/x=y") == (name, "/x=y")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".hidden",
+        "-x",
+        "^tag",
+        "a@b",
+        "a=b",
+        "a/b",
+        "a\nb",
+        "a\x7f",
+        "a\x85",
+        "a\0",
+        "x" * 129,
+        "日" * 43,
+        "a\udcff",
+    ],
+)
+def test_bad_names(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_name(name)
+    caught.value.obj.encode()  # whatever the name was, the error can be printed
+
+
+@given(ANY_TEXT | ARGUMENTS)
+def test_a_name_can_be_made_from_anything_and_stays(text: str) -> None:
+    name = name_from(text)
+    assert check_name(name) == name
+    assert name_from(name) == name
+    assert len(name.encode()) <= MAX_NAME_BYTES
+
+
+@given(ANY_TEXT)
+def test_a_valid_name_is_not_altered(text: str) -> None:
+    try:
+        check_name(text)
+    except UsageError:
+        assert name_from(text) != text
+    else:
+        assert name_from(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [(".img", "img"), ("a/b@c", "a_b_c"), ("...", "volume"), ("", "volume"), ("-^.x", "x")]
+)
+def test_names_made_from_awkward_text(text: str, name: str) -> None:
+    assert name_from(text) == name
+
+
+@pytest.mark.parametrize("text", ["disk.img", "./a=b", "/dev/x=y", ".a=b", "=b", "", "a@b=c"])
+def test_without_a_valid_name_all_is_source(text: str) -> None:
+    assert split_name(text) == (None, text)
+
+
+def test_a_path_gets_the_file_driver(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"x")
+    source = open_source(str(image), machine=MACHINE)
+    assert (source.driver, source.default_name) == ("file", "disk")
+
+
+@pytest.mark.parametrize("text", ["lvm:vg/root", "zfs:pool/vol"])
+def test_drivers_to_come_are_named_as_missing(text: str) -> None:
+    with pytest.raises(UsageError, match=r"no source driver '(lvm|zfs)'"):
+        open_source(text, machine=MACHINE)
+
+
+def test_a_forced_driver_takes_the_text_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lvm:x").write_bytes(b"x")
+    for text, driver in (("lvm:x", "file"), ("./lvm:x", None)):
+        assert open_source(text, machine=MACHINE, driver=driver).identity.endswith(b"/lvm:x")
+    with pytest.raises(UsageError, match="'tape'"):
+        open_source("lvm:x", machine=MACHINE, driver="tape")
+
+
+def test_a_missing_path_is_told_in_the_systems_words(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="No such file or directory"):
+        open_source(str(tmp_path / "none.img"), machine=MACHINE)
+
+
+@pytest.mark.parametrize("text", ["", "a\0b"])
+def test_text_that_is_no_path(text: str) -> None:
+    with pytest.raises(UsageError):
+        open_source(text, machine=MACHINE)

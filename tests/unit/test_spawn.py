@@ -1,0 +1,105 @@
+"""Running programs: output, failure, deadline, bounds."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from lamella.errors import LamellaError, SourceError, UsageError
+from lamella.spawn import run, shell_words
+
+PYTHON = [sys.executable, "-I", "-S", "-c"]
+
+
+def test_output_is_returned_and_input_is_passed() -> None:
+    assert run(["cat"], input=b"a\0b\n", timeout_seconds=20) == b"a\0b\n"
+
+
+def test_without_input_standard_input_is_empty() -> None:
+    assert run(["cat"], timeout_seconds=20) == b""
+
+
+def test_more_than_a_pipe_holds_flows_in_all_directions() -> None:
+    echo = "import sys; b = sys.stdin.buffer.read(); sys.stderr.write('e' * 300000); sys.stdout.buffer.write(b)"
+    content = os.urandom(700_000)
+    assert run([*PYTHON, echo], input=content, timeout_seconds=20) == content
+
+
+def test_a_program_need_not_read_its_input() -> None:
+    assert run(["echo", "done"], input=bytes(1 << 20), timeout_seconds=20) == b"done\n"
+
+
+def test_words_reach_the_program_as_they_are() -> None:
+    assert run(["printf", "%s|", "a b", "$HOME", "*", ""], timeout_seconds=20) == b"a b|$HOME|*||"
+
+
+def test_the_locale_is_c_and_the_passphrase_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("LAMELLA_PASSPHRASE", "secret")
+    monkeypatch.setenv("LAMELLA_MARK", "inherited")
+    lines = run(["env"], timeout_seconds=20).splitlines()
+    assert b"LC_ALL=C" in lines
+    assert b"LAMELLA_MARK=inherited" in lines
+    assert not [line for line in lines if line.startswith(b"LAMELLA_PASSPHRASE=")]
+
+
+def test_failure_tells_the_status_and_one_printable_line() -> None:
+    with pytest.raises(SourceError) as caught:
+        run(["sh", "-c", r"printf 'bad \033[31mthing\nhappened' >&2; exit 7"], timeout_seconds=20, error=SourceError)
+    assert caught.value.message == "sh ended with status 7: bad ?[31mthing happened"
+
+
+def test_of_a_long_complaint_the_start_is_told() -> None:
+    with pytest.raises(LamellaError) as caught:
+        run(["sh", "-c", "echo why >&2; head -c 300000 /dev/zero | tr '\\0' e >&2; exit 1"], timeout_seconds=20)
+    assert caught.value.message.startswith("sh ended with status 1: why eee")
+    assert len(caught.value.message) < 5000
+
+
+def test_death_by_a_signal_is_told() -> None:
+    with pytest.raises(LamellaError, match="ended by signal 9"):
+        run(["sh", "-c", "kill -9 $$"], timeout_seconds=20)
+
+
+@pytest.mark.parametrize("argv", [["/nonexistent/program"], ["/etc"], []])
+def test_what_cannot_be_started_raises_the_chosen_error(argv: list[str]) -> None:
+    with pytest.raises(SourceError):
+        run(argv, timeout_seconds=20, error=SourceError)
+
+
+def test_too_much_output_ends_the_program() -> None:
+    with pytest.raises(LamellaError, match="more than 1000 bytes"):
+        run(["yes"], timeout_seconds=20, max_output=1000)
+
+
+def test_output_of_just_the_bound_is_accepted() -> None:
+    assert len(run(["head", "-c", "1000", "/dev/zero"], timeout_seconds=20, max_output=1000)) == 1000
+
+
+@pytest.mark.parametrize("grandchild", ["sleep 600 & echo $! >&3; wait", "sleep 600 & echo $! >&3; exit 0"])
+def test_the_deadline_ends_the_program_and_what_it_started(grandchild: str, tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    with pytest.raises(LamellaError, match="did not end within"):
+        run(["sh", "-c", f"exec 3>{noted}; {grandchild}"], timeout_seconds=0.5)
+    # The sleeper is dead or dying: it was sent a signal that cannot be held off, before `run` returned.
+    status = Path(f"/proc/{int(noted.read_text())}/status")
+    try:
+        lines = status.read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    state = next(line for line in lines if line.startswith("State:"))
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    assert "Z" in state or "X" in state or any(mask & 1 << 8 for mask in pending)
+
+
+def test_shell_words_follow_quotes_and_expand_nothing() -> None:
+    assert shell_words("pass show 'my backup' $X \"a b\"") == ["pass", "show", "my backup", "$X", "a b"]
+
+
+@pytest.mark.parametrize("text", ["", "   ", "echo 'open"])
+def test_shell_words_refuse_what_is_no_command(text: str) -> None:
+    with pytest.raises(UsageError):
+        shell_words(text)

@@ -1,0 +1,161 @@
+"""When the retrying store tries again, how long it waits, and that no listing loses or repeats a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.errors import Locked, ObjectNotFound, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from lamella.stores.base import Entry
+from lamella.stores.memory import MemoryStore
+from lamella.stores.wrap import Backoff, ReadOnlyStore, RetryingStore
+from lamella.testing.fault_store import FaultStore, Method
+from lamella.trust import Sealed
+
+AWAY = StoreUnavailable("away")
+
+
+class Trial:
+    """A retrying store around faults around memory, and the pauses it made."""
+
+    def __init__(self, backoff: Backoff | None = None, *, jitter: float = 0.999999) -> None:
+        self.memory = MemoryStore({"a": b"0123"})
+        self.faults = FaultStore(self.memory)
+        self.pauses: list[float] = []
+        self.store = RetryingStore(self.faults, backoff, sleep=self.pauses.append, jitter=lambda: jitter)
+
+    def call(self, method: Method) -> object:
+        calls = {
+            "put": lambda: self.store.put("b", Sealed(b"x")),
+            "get": lambda: self.store.get("a"),
+            "stat": lambda: self.store.stat("a"),
+            "list": lambda: list(self.store.list("")),
+            "delete": lambda: self.store.delete("a"),
+            "sync": self.store.sync,
+        }
+        return calls[method]()
+
+
+METHODS: list[Method] = ["put", "get", "stat", "list", "delete", "sync"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_retryable_error_is_tried_again_up_to_the_limit(method: Method) -> None:
+    trial = Trial(Backoff(attempts=3))
+    trial.faults.fail(method, AWAY, times=2)
+    trial.call(method)
+    trial.faults.assert_all_fired()
+    assert len(trial.pauses) == 2
+    trial.faults.fail(method, AWAY, times=3)
+    with pytest.raises(StoreUnavailable):
+        trial.call(method)
+    trial.faults.assert_all_fired()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("error", [StoreRefused("no"), StoreFull("full"), ObjectNotFound("none"), StoreError("bad")])
+def test_any_other_error_is_final(method: Method, error: StoreError) -> None:
+    trial = Trial()
+    trial.faults.fail(method, error)
+    with pytest.raises(type(error)):
+        trial.call(method)
+    trial.faults.assert_all_fired()
+    assert trial.pauses == []
+
+
+@pytest.mark.parametrize("method", ["put", "delete", "sync"])
+def test_a_lost_reply_does_no_harm(method: Method) -> None:
+    trial = Trial()
+    trial.faults.lose_reply(method, AWAY)
+    trial.call(method)
+    trial.faults.assert_all_fired()
+    expected = {"put": {"a": b"0123", "b": b"x"}, "delete": {}, "sync": {"a": b"0123"}}
+    assert trial.memory.objects() == expected[method]
+
+
+def test_a_lock_is_tried_once() -> None:
+    trial = Trial()
+    for error in (Locked("taken"), AWAY):
+        trial.faults.fail("lock", error)
+        with pytest.raises(type(error)), trial.store.lock(exclusive=True):
+            pytest.fail("locked")
+    trial.faults.assert_all_fired()
+    assert trial.pauses == []
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    for jitter, factor in ((0.0, 0.5), (0.5, 0.75), (0.999999, 1.0)):
+        trial = Trial(Backoff(attempts=6, first_seconds=1, longest_seconds=5, budget_seconds=100), jitter=jitter)
+        trial.faults.fail("get", AWAY, times=5)
+        trial.call("get")
+        assert trial.pauses == pytest.approx([factor * seconds for seconds in (1, 2, 4, 5, 5)], rel=1e-5)
+
+
+def test_the_budget_ends_the_trying() -> None:
+    trial = Trial(Backoff(attempts=100, first_seconds=1, longest_seconds=4, budget_seconds=10))
+    trial.faults.fail("get", AWAY, times=4)
+    with pytest.raises(StoreUnavailable):
+        trial.call("get")
+    assert sum(trial.pauses) <= 10
+    assert len(trial.pauses) == 3
+    trial.faults.fail("get", AWAY, times=3)
+    trial.call("get")  # each call has the whole budget
+
+
+def test_one_attempt_means_no_second() -> None:
+    trial = Trial(Backoff(attempts=1))
+    trial.faults.fail("get", AWAY)
+    with pytest.raises(StoreUnavailable):
+        trial.call("get")
+    assert trial.pauses == []
+
+
+class Shuffled(MemoryStore):
+    """Lists in another order each time, as a store may."""
+
+    listings = 0
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        entries = sorted(super().list(prefix), key=lambda entry: entry.name)
+        self.listings += 1
+        turn = self.listings * 7 % (len(entries) or 1)
+        return iter(entries[turn:] + entries[:turn])
+
+
+@given(count=st.integers(0, 20), breaks=st.lists(st.integers(0, 20), max_size=6))
+def test_a_broken_listing_yields_every_name_once_in_whatever_order(count: int, breaks: list[int]) -> None:
+    names = {f"p/{number:02}" for number in range(count)}
+    faults = FaultStore(Shuffled(dict.fromkeys(names, b"")))
+    for listed in breaks:
+        faults.break_listing(AWAY, listed=listed)
+    store = RetryingStore(faults, Backoff(attempts=len(breaks) + 1), sleep=lambda seconds: None)
+    found = [entry.name for entry in store.list("p/")]
+    assert sorted(found) == sorted(names)
+    faults.assert_all_fired()
+
+
+def test_a_listing_that_stays_broken_ends_with_the_error_not_early() -> None:
+    trial = Trial(Backoff(attempts=3))
+    trial.faults.break_listing(AWAY, listed=1, times=3)
+    listing = trial.store.list("")
+    assert next(listing).name == "a"
+    with pytest.raises(StoreUnavailable):
+        next(listing)
+    trial.faults.assert_all_fired()
+
+
+def test_read_only_never_reaches_the_store_inside_with_a_write() -> None:
+    faults = FaultStore(MemoryStore({"a": b"x"}))
+    for method in ("put", "delete", "sync"):
+        faults.fail(method, AssertionError("reached"))
+    store = ReadOnlyStore(faults)
+    with pytest.raises(StoreRefused):
+        store.put("a", Sealed(b"x"))
+    with pytest.raises(StoreRefused):
+        store.delete("a")
+    store.sync()
+    with store.lock(exclusive=True), pytest.raises(Locked), faults.lock(exclusive=False):
+        pytest.fail("the lock is not that of the store inside")
