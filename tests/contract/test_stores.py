@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from lamella.testing.crash_store import CrashStore
 from lamella.testing.fault_store import FaultStore, Method
 from lamella.testing.quota_store import QuotaStore
 from lamella.testing.store_contract import ReadOnlyStoreContract, StoreContract
-from lamella.trust import Clear
+from lamella.testing.store_reading import THREADS, WAIT_SECONDS, outcomes
+from lamella.trust import Clear, Sealed
 
 
 class InMemory:
@@ -194,3 +197,18 @@ class TestLocalWithoutHardLinks(InDirectory, Plain):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
         monkeypatch.setattr(os, "link", link)
+
+    def test_threads_that_rename_at_once_do_not_replace_each_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = self.make_store()
+        gate = threading.Barrier(THREADS)
+
+        def link(*_: Any, **__: Any) -> None:  # noqa: ANN401 (any call of os.link)
+            gate.wait(WAIT_SECONDS)
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", link)
+        for name in (f"p/{number}" for number in range(50)):
+            results = outcomes([partial(store.put, name, Sealed(bytes([thread]))) for thread in range(THREADS)])
+            winners = [thread for thread, result in enumerate(results) if result is None]
+            assert len(winners) == 1
+            assert store.get(name) == bytes(winners)

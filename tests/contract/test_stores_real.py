@@ -128,10 +128,13 @@ def test_a_directory_without_write_permission_refuses(place_of_nobody: Path) -> 
     store = LocalStore.open(place_of_nobody)
     store.put("p/ab/x", Sealed(b"content"))
     (place_of_nobody / "p" / "ab").chmod(0o500)
-    with pytest.raises(StoreRefused):
-        store.put("p/ab/y", Sealed(b"more"))
-    with pytest.raises(StoreRefused):
-        store.delete("p/ab/x")
+    try:
+        with pytest.raises(StoreRefused):
+            store.put("p/ab/y", Sealed(b"more"))
+        with pytest.raises(StoreRefused):
+            store.delete("p/ab/x")
+    finally:
+        (place_of_nobody / "p" / "ab").chmod(0o700)
     assert list((place_of_nobody / "tmp").iterdir()) == []
     assert listed(store) == {"p/ab/x": 7}
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lamella.crypto import chunk_id, seal, sign, slots
-from lamella.crypto.derive import Keys
+from lamella.crypto.derive import DomainKeys, Keys
+from lamella.errors import IntegrityError, UnknownFormat
 from lamella.format import commit, compression, container, document, keyslot, marker, node, records
 from lamella.format.container import Kind
 from lamella.format.cursor import Cursor
@@ -128,6 +129,30 @@ def test_whole_pack_opens(row: Json) -> None:
     content = unhex(row["bytes"])
     assert f"p/{row['name'][2:4]}/{hashlib.sha256(content).hexdigest()}" == row["name"]
     assert len(open_container(content, row["id_alg"], row["blobs"], SEEDS["domain_id"])) == 3
+
+
+@pytest.mark.parametrize("row", VECTORS["packs"])
+def test_any_byte_of_a_pack_changed_is_noticed_without_its_name(row: Json) -> None:
+    content = unhex(row["bytes"])
+    mine = keys(row["id_alg"])
+    for at in range(len(content)):
+        changed = content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
+        if 48 <= at < 72:
+            assert mine.domain_of(changed[16:48], changed[48:72]) is None
+            continue
+        if 16 <= at < 48:
+            assert mine.domain_of(changed[16:48], changed[48:72]) is None
+        with pytest.raises((IntegrityError, UnknownFormat)):
+            read_again(changed, mine.domain(DomainId(SEEDS["domain_id"])))
+
+
+def read_again(content: bytes, domain: DomainKeys) -> None:
+    header = container.decode_header(content, "p")
+    opener = seal.PackOpener(domain, header, "p")
+    blobs = container.decode_directory(opener.directory(content, header), header, "p")
+    container.check_padding(content, header, blobs, "p")
+    for blob in blobs:
+        opener.body(blob, content[blob.offset : blob.offset + blob.sealed_length])
 
 
 @pytest.mark.parametrize("row", VECTORS["packs"])

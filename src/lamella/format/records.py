@@ -103,7 +103,7 @@ class Volume:
 
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
-        volume_id, domain_id, log2 = VolumeId(cursor.take(16)), _domain(cursor), cursor.uint(1)
+        volume_id, domain_id, log2 = VolumeId(cursor.take(16)), _domain(cursor), _chunk_log2(cursor)
         return cls(volume_id, domain_id, log2, cursor.text(), cursor.text(), cursor.bytes16(), cursor.take(64))
 
 
@@ -168,10 +168,10 @@ class AddSnap:
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
         snap_id, volume_id, domain_id = SnapId(cursor.take(16)), VolumeId(cursor.take(16)), _domain(cursor)
-        log2, consistency = cursor.uint(1), cursor.uint(1)
+        log2, consistency = _chunk_log2(cursor), cursor.uint(1)
         cursor.zeros(2)
-        if not 16 <= log2 <= 22 or consistency > 4:
-            cursor.fail("a chunk size or consistency out of range")
+        if consistency > 4:
+            cursor.fail("an unknown consistency")
         size, root, time_ms = cursor.uint(8), ChunkId(cursor.take(24)), cursor.uint(8)
         parent, name = Ref.decode(cursor), cursor.text()
         documents = tuple(_document(cursor) for _ in range(cursor.count(2, 11)))
@@ -201,6 +201,13 @@ def _domain(cursor: Cursor) -> DomainId:
     if domain_id == CATALOGUE:
         cursor.fail("names the catalogue as its domain")
     return domain_id
+
+
+def _chunk_log2(cursor: Cursor) -> int:
+    log2 = cursor.uint(1)
+    if not 16 <= log2 <= 22:
+        cursor.fail("a chunk size out of range")
+    return log2
 
 
 def _document(cursor: Cursor) -> Document:

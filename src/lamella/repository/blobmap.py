@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from lamella.crypto.derive import Keys
 from lamella.errors import IntegrityError, ObjectNotFound, UnknownFormat
-from lamella.format.container import HEADER_SIZE, Blob, Header, Kind, decode_header, object_length
+from lamella.format.container import Blob, Header, Kind, decode_header, object_length
 from lamella.ids import ChunkId, DomainId
 from lamella.pipeline import default_workers, ordered_map
 from lamella.repository.cache import Cache
@@ -55,6 +55,16 @@ class Place:
     """The pack was written by this host's writer: it may be deduplicated against unseen (FORMAT 13.3 of the design)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """What the map holds about one pack."""
+
+    domain_id: DomainId
+    header: Header
+    blobs: list[Blob]
+    length: int
+
+
 class BlobMap:
     """The map of one repository. Thread-safe."""
 
@@ -72,7 +82,9 @@ class BlobMap:
         """
         listed = 0
         with self._cache.lock, self._cache.connection as connection:
-            connection.execute("CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
+            connection.execute(
+                "CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID"
+            )
             connection.execute("DELETE FROM listed")
             for rows in _batches(self._listing()):
                 listed += len(rows)
@@ -128,7 +140,9 @@ class BlobMap:
             elif head is not None:
                 with self._cache.lock, self._cache.connection as connection:
                     row = (sha256, size, head)
-                    connection.execute("INSERT OR IGNORE INTO packs (name, length, own, trouble) VALUES (?, ?, 0, ?)", row)
+                    connection.execute(
+                        "INSERT OR IGNORE INTO packs (name, length, own, trouble) VALUES (?, ?, 0, ?)", row
+                    )
 
     def mark_own(self, packs: Iterable[bytes]) -> None:
         """Remember that these packs were written by this host's writer."""
@@ -139,9 +153,7 @@ class BlobMap:
         """Enter a pack this process has just written."""
         self._insert(sha256, domain_id, header, blobs, own=True)
 
-    def _insert(
-        self, sha256: bytes, domain_id: DomainId, header: Header, blobs: Sequence[Blob], *, own: bool
-    ) -> None:
+    def _insert(self, sha256: bytes, domain_id: DomainId, header: Header, blobs: Sequence[Blob], *, own: bool) -> None:
         with self._cache.lock, self._cache.connection as connection:
             # The write lock first: two processes may have read the same new head.
             connection.execute("BEGIN IMMEDIATE")
@@ -149,7 +161,9 @@ class BlobMap:
             if known is not None:
                 return
             row = (sha256, domain_id, header.encode(), object_length(blobs), own)
-            cursor = connection.execute("INSERT INTO packs (name, domain, header, length, own) VALUES (?, ?, ?, ?, ?)", row)
+            cursor = connection.execute(
+                "INSERT INTO packs (name, domain, header, length, own) VALUES (?, ?, ?, ?, ?)", row
+            )
             number = cursor.lastrowid
             connection.executemany(
                 "INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?)",
@@ -206,23 +220,25 @@ class BlobMap:
             rows = self._cache.connection.execute(query).fetchall()
         return [(pack_name(name), trouble) for name, trouble in rows]
 
-    def contains_pack(self, sha256: bytes) -> bool:
-        """Whether a pack was listed and its head opens."""
-        with self._cache.lock:
-            query = "SELECT 1 FROM packs WHERE name = ? AND trouble IS NULL"
-            return self._cache.connection.execute(query, (sha256,)).fetchone() is not None
-
-    def blobs_of(self, sha256: bytes) -> tuple[DomainId, Header, list[Blob]] | None:
-        """The directory of a pack as the map holds it."""
+    def directory(self, sha256: bytes) -> Directory | None:
+        """The directory of a pack as the map holds it; None for unknown or troubled packs."""
         with self._cache.lock:
             connection = self._cache.connection
-            row = connection.execute("SELECT number, domain, header FROM packs WHERE name = ?", (sha256,)).fetchone()
-            if row is None or row[1] is None:
+            query = "SELECT number, domain, header, length FROM packs WHERE name = ? AND trouble IS NULL"
+            row = connection.execute(query, (sha256,)).fetchone()
+            if row is None:
                 return None
             query = "SELECT kind, id, place, sealed, content FROM blobs WHERE pack = ? ORDER BY place"
             rows = connection.execute(query, (row[0],)).fetchall()
         blobs = [Blob(Kind(kind), ChunkId(id_), place, sealed, content) for kind, id_, place, sealed, content in rows]
-        return DomainId(row[1]), decode_header(row[2][:HEADER_SIZE], pack_name(sha256)), blobs
+        return Directory(DomainId(row[1]), _header(row[2]), blobs, row[3])
+
+    def length(self, sha256: bytes) -> int | None:
+        """The length of a pack whose head opened, None for others."""
+        with self._cache.lock:
+            query = "SELECT length FROM packs WHERE name = ? AND trouble IS NULL"
+            row = self._cache.connection.execute(query, (sha256,)).fetchone()
+        return None if row is None else int(row[0])
 
     # -- what is known to be complete ---------------------------------------------------------------------------------
 

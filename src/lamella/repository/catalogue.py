@@ -174,11 +174,15 @@ class _Builder:
             self._snapshots[added.snap_id] = Snapshot(ref, added, clock)
         elif known.ref != ref:
             known.conflict = True
-            self._result.notes.append(f"snapshot id {added.snap_id.hex()} was published twice; it is never used as a base")
+            self._result.notes.append(
+                f"snapshot id {added.snap_id.hex()} was published twice; it is never used as a base"
+            )
 
     def _file(self, writer: WriterId, entry: Entry, known: File, where: str) -> None:
         if not self.signed(writer, entry):
-            self._result.notes.append(f"{where} says what {known.name} is without the prune key's signature: not believed")
+            self._result.notes.append(
+                f"{where} says what {known.name} is without the prune key's signature: not believed"
+            )
         elif isinstance(known, FileGone):
             self._gone.add((known.name, known.sha256))
         else:

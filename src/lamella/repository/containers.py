@@ -50,7 +50,9 @@ def build(keys: Keys, domain_id: DomainId, sealer: PackSealer, blobs: Sequence[S
     return Sealed(b"".join(pieces)), header
 
 
-def build_single(keys: Keys, domain_id: DomainId, contents: Sequence[tuple[Kind, bytes]]) -> tuple[Sealed, list[ChunkId]]:
+def build_single(
+    keys: Keys, domain_id: DomainId, contents: Sequence[tuple[Kind, bytes]]
+) -> tuple[Sealed, list[ChunkId]]:
     """A container of a few uncompressed contents under a fresh salt, and their ids. Equal contents are stored once."""
     domain = keys.domain(domain_id)
     sealer = PackSealer(domain, new_salt())

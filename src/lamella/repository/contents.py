@@ -72,6 +72,11 @@ class Contents:
                     continue
         return opened
 
+    def open_at(self, place: Place) -> Opened:
+        """The content at one place and no other. Raises IntegrityError, StoreError."""
+        sealed = self._store.get(pack_name(place.pack), place.blob.offset, place.blob.sealed_length)
+        return self._open(place.domain_id, place, sealed, None)
+
     def _open(self, domain_id: DomainId, place: Place, sealed: bytes, length: int | None) -> Opened:
         name = pack_name(place.pack)
         if place.domain_id != domain_id or length not in (None, place.blob.content_length):

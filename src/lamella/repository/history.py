@@ -162,9 +162,7 @@ class HistoryReader:
 class _Reading:
     """The state of reading one chain."""
 
-    def __init__(
-        self, reader: HistoryReader, history: History, writer: WriterId, names: dict[int, list[Head]]
-    ) -> None:
+    def __init__(self, reader: HistoryReader, history: History, writer: WriterId, names: dict[int, list[Head]]) -> None:
         self._reader = reader
         self._history = history
         self._names = names

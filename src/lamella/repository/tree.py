@@ -40,11 +40,19 @@ class TreeReader:
 
     def __init__(self, fetch: FetchNode) -> None:
         self._fetch = fetch
+        # The newest node of each level: reading a tree in pieces then costs as little as reading it at once.
+        self._path: dict[int, tuple[tuple[ChunkId, int, Shape], Node]] = {}
 
     def node(self, shape: Shape, id_: ChunkId, level: int, first_chunk: int) -> Node:
         """One node, checked against its place. Raises IntegrityError, UnknownFormat."""
+        place = (id_, first_chunk, shape)
+        remembered = self._path.get(level)
+        if remembered is not None and remembered[0] == place:
+            return remembered[1]
         kind = Kind.INNER if level else Kind.LEAF
-        return node.decode(self._fetch(kind, id_), shape, level, first_chunk)
+        found = node.decode(self._fetch(kind, id_), shape, level, first_chunk)
+        self._path[level] = (place, found)
+        return found
 
     def runs(self, tree: Tree, first: int = 0, end: int | None = None) -> Iterator[Run]:
         """The slots of chunks `[first, end)` in order, equal neighbours that are not DATA merged."""
@@ -60,9 +68,7 @@ class TreeReader:
         if merged is not None:
             yield merged
 
-    def _below(
-        self, shape: Shape, slot: SlotValue, level: int, start: int, first: int, limit: int
-    ) -> Iterator[Run]:
+    def _below(self, shape: Shape, slot: SlotValue, level: int, start: int, first: int, limit: int) -> Iterator[Run]:
         """Runs below one child; `start` is its first chunk."""
         low, high = max(start, first), min(start + FAN_OUT ** (level + 1), limit)
         if low >= high:
@@ -235,18 +241,32 @@ class _Writing:
         if self._base is None:
             return Slot.HOLE
         own = self._base.shape.depth - 1
-        if own <= level:
-            return self._base.root if own == level else (self._base.root, own)
+        if own == level:
+            return self._base.root
+        if own < level:
+            return self._lifted_base(self._base, own)
         slot: SlotValue = self._base.root
         while own > level and isinstance(slot, bytes):
             slot = self._reader.node(self._base.shape, slot, own, 0).slots[0]
             own -= 1
         return slot
 
+    def _lifted_base(self, base: Tree, own: int) -> _Base:
+        """A root that becomes a child: only roots may be uniform, so a uniform one becomes a plain slot."""
+        slots = self._reader.node(base.shape, base.root, own, 0).slots
+        inside = slots[: max(1, -(-self._old_chunks // FAN_OUT**own))]
+        if not isinstance(inside[0], bytes) and len(set(inside)) == 1:
+            return inside[0]
+        return base.root, own
+
     def _child(self, level: int, start: int, old: _Base) -> tuple[SlotValue, int]:
         """The new slot for the child at `level` and `start`, and by how many DATA chunks it has more than the old one."""
         end = min(start + FAN_OUT ** (level + 1), self._shape.chunks)
-        if not self._changes.touches(start, end) and not isinstance(old, tuple) and not self._resized(level, start, old):
+        if (
+            not self._changes.touches(start, end)
+            and not isinstance(old, tuple)
+            and not self._resized(level, start, old)
+        ):
             return old, 0
         uniform = self._changes.covering(start, end)
         if uniform is not None:
@@ -277,7 +297,7 @@ class _Writing:
             more += difference
         if isinstance(old, bytes) and slots == olds:
             return old, 0
-        inside = slots[: min(FAN_OUT, -(-(self._shape.chunks - start) // step))]
+        inside = slots[: min(FAN_OUT, max(1, -(-(self._shape.chunks - start) // step)))]
         if not isinstance(inside[0], bytes) and len(set(inside)) == 1:
             return inside[0], -old_below
         return self._store(level, start, slots, old_below + more), more

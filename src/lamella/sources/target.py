@@ -67,6 +67,12 @@ class Target(Protocol):
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`. Raises SourceError."""
 
+    def stored(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts of `[start, end)` that the file system stores; everything else reads as zero.
+
+        Call it after `settle`: what the file system says of unwritten pages is not to be trusted before.
+        """
+
     def finish(self) -> None:
         """Make everything durable and give it its final name. Raises SourceError; UsageError if the name was taken."""
 
@@ -125,6 +131,19 @@ class _Opened:
                 if count == 0:
                     raise SourceError(f"{self.working_path} ends before offset {offset + done}", obj=str(self.path))
                 done += count
+
+    def stored(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        position = start
+        while position < end:
+            try:
+                begin = min(os.lseek(self._fd, position, os.SEEK_DATA), end)
+                position = min(os.lseek(self._fd, begin, os.SEEK_HOLE), end) if begin < end else end
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # lseek(2): no data beyond this offset
+                    return
+                begin, position = position, end
+            if begin < position:
+                yield begin, position
 
     def abandon(self) -> Path:
         self._close()
@@ -256,6 +275,9 @@ class BlockDevice(_Opened):
         with self._translated("finish"):
             os.fsync(self._fd)
         self._close()
+
+    def stored(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        yield start, end
 
     def _open_exclusively(self) -> int:
         try:

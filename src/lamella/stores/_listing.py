@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from lamella.errors import StoreRefused
 from lamella.stores._directory import DIRECTORY_FLAGS
-from lamella.stores.base import MAX_NAME, Entry, checked_name
+from lamella.stores.base import Entry, checked_name
 
 TEMPORARY = "tmp"
 """Directory of unfinished writes, no part of the store's names (FORMAT 13.22)."""
@@ -45,9 +45,6 @@ class Walk:
                     self._count_invalid()
 
     def _inside(self, parent: int, part: str, name: str) -> Iterator[Entry]:
-        if len(name) >= MAX_NAME - 1:
-            self._count_invalid()  # no valid name fits below
-            return
         descriptor = os.open(part, DIRECTORY_FLAGS, dir_fd=parent)
         try:
             yield from self.below(descriptor, name + "/")

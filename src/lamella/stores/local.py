@@ -35,6 +35,8 @@ from lamella.stores.requests import checked_prefix, range_end
 from lamella.trust import Clear, Sealed
 
 Parts = tuple[str, ...]
+FileName = tuple[int, str]
+"""The descriptor of a directory, and a name in it."""
 
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
@@ -95,8 +97,8 @@ class LocalStore:
         """
         above, leaf = self._writable(name)
         with self._translated(name):
-            if self._published(above, leaf, name, content):
-                self._mark_dirty(above)
+            self._publish(above, leaf, name, content)
+            self._mark_dirty(above)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return exactly `length` bytes from `offset` (all from there when None).
@@ -189,7 +191,7 @@ class LocalStore:
         if root is not None:
             os.close(root)
 
-    def _published(self, above: Parts, leaf: str, name: str, content: bytes) -> bool:
+    def _publish(self, above: Parts, leaf: str, name: str, content: bytes) -> None:
         temporary = os.urandom(16).hex()
         with opened_directory(self._root, (TEMPORARY,), create=True) as unfinished:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -200,45 +202,41 @@ class LocalStore:
                 finally:
                     os.close(descriptor)
                 with opened_directory(self._root, above, create=True) as directory:
-                    return self._linked((unfinished, temporary), (directory, leaf), name, content)
+                    self._link((unfinished, temporary), (directory, leaf), name, content)
             finally:
                 self._discarded(unfinished, temporary)
 
-    def _linked(self, source: tuple[int, str], target: tuple[int, str], name: str, content: bytes) -> bool:
+    def _link(self, source: FileName, target: FileName, name: str, content: bytes) -> None:
         """Give the finished file its name, or find the name taken by the same bytes, else raise StoreRefused."""
         try:
             os.link(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0], follow_symlinks=False)
         except FileExistsError:
-            return self._equal(target, name, content)
+            self._check_equal(target, name, content)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-        else:
-            return True
-        return self._renamed(source, target, name, content)
+            self._rename(source, target, name, content)
 
-    def _renamed(self, source: tuple[int, str], target: tuple[int, str], name: str, content: bytes) -> bool:
+    def _rename(self, source: FileName, target: FileName, name: str, content: bytes) -> None:
         """Do the same without hard links. Only threads of this process are kept from replacing each other's object."""
         with self._rename_lock:
             try:
-                return self._equal(target, name, content)
+                self._check_equal(target, name, content)
             except FileNotFoundError:
                 os.rename(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0])
-                return True
 
     @staticmethod
-    def _equal(target: tuple[int, str], name: str, content: bytes) -> bool:
+    def _check_equal(target: FileName, name: str, content: bytes) -> None:
         directory, leaf = target
         if is_link(directory, leaf):
             raise StoreRefused("a symbolic link has this name", obj=name)
         try:
             with opened_file(directory, leaf, name) as (descriptor, size):
-                if holds_exactly(descriptor, size, content):
-                    os.fsync(descriptor)  # it may have been copied here by something that did not
-                    return True
+                if not holds_exactly(descriptor, size, content):
+                    raise StoreRefused("the store holds other bytes under this name", obj=name)
+                os.fsync(descriptor)  # it may have been copied here by something that did not
         except ObjectNotFound as error:
             raise StoreRefused("a directory has this name", obj=name) from error
-        raise StoreRefused("the store holds other bytes under this name", obj=name)
 
     @staticmethod
     def _unlinked(directory: int, leaf: str) -> bool:
@@ -257,13 +255,13 @@ class LocalStore:
 
     def _listed(self, prefix: str, parts: Parts) -> Iterator[Entry]:
         with self._translated(prefix), ExitStack() as stack:
-            self._check_in_place()
             try:
                 directory = stack.enter_context(opened_directory(self._root, parts))
             except (FileNotFoundError, NotADirectoryError):
-                self._check_in_place()
-                return
-            yield from Walk(self.url).below(directory, prefix)
+                pass  # nothing has this prefix, if the root is still there
+            else:
+                yield from Walk(self.url).below(directory, prefix)
+            # At the end, when nothing can vanish unnoticed any more: a removed directory reads as an empty one.
             self._check_in_place()
 
     def _mark_dirty(self, above: Parts) -> None:
@@ -285,10 +283,10 @@ class LocalStore:
             raise
 
     def _parts(self, name: str) -> tuple[Parts, str]:
-        *above, leaf = checked_name(name).split("/")
-        if (*above, leaf)[0] == TEMPORARY:
+        parts = checked_name(name).split("/")
+        if parts[0] == TEMPORARY:
             raise StoreRefused(f"names below {TEMPORARY} are kept for unfinished writes", obj=name)
-        return tuple(above), leaf
+        return tuple(parts[:-1]), parts[-1]
 
     def _writable(self, name: str) -> tuple[Parts, str]:
         parts = self._parts(name)

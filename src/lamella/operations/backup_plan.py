@@ -1,0 +1,215 @@
+"""Deciding what a backup run will do with each source, before anything is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lamella.errors import UsageError
+from lamella.format.records import Volume
+from lamella.ids import DomainId, VolumeId
+from lamella.operations.session import Confirmations
+from lamella.repository.catalogue import Snapshot, VolumeState, latest
+from lamella.repository.repository import Repository
+from lamella.sources.base import Source
+from lamella.sources.registry import check_name, name_from
+
+FULL, INCREMENTAL, COMPARE = "full", "incremental", "compare"
+MODES = {FULL: 1, INCREMENTAL: 2, COMPARE: 3}
+MAX_DOCUMENT = 1 << 20
+MAX_DOCUMENTS = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A source to back up, under `name` or, without one, the volume's known or default name."""
+
+    name: str | None
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRequest:
+    """A source that could not even be opened: it makes the run incomplete and does not stop the others."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """How to back up. `chunk_log2`, `domain` count at a volume's first backup only."""
+
+    compression: str = "auto"
+    chunk_log2: int | None = None
+    domain: str | None = None
+    adopt: bool = False
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    workers: int | None = None
+    check_all: bool = False
+    lock_wait: float = 0.0
+
+
+@dataclass(slots=True)
+class PlanRow:
+    """What will be done with one source."""
+
+    volume: str
+    driver: str
+    mode: str
+    reason: str
+    request: Request
+    volume_id: VolumeId
+    domain_id: DomainId
+    chunk_log2: int | None
+    """None: chosen by the size when it is known."""
+    base: Snapshot | None
+    record: Volume | None
+    """A VOLUME record to publish; its chunk size is filled in when the size is known."""
+    source_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def check_documents(documents: Mapping[str, bytes]) -> None:
+    """Raises UsageError for documents that are too large, too many, or badly named."""
+    for name, content in documents.items():
+        check_name(name)
+        if len(content) > MAX_DOCUMENT:
+            raise UsageError(f"document {name} has {len(content)} bytes; at most 1 MiB is allowed", obj=name)
+    if sum(map(len, documents.values())) > MAX_DOCUMENTS:
+        raise UsageError("the documents of a snapshot may have 16 MiB together")
+
+
+class Planner:
+    """Makes plan rows against one state of the repository."""
+
+    def __init__(self, repo: Repository, options: BackupOptions) -> None:
+        self._repo = repo
+        self._options = options
+        self._waiting = set(Confirmations(repo).waiting())
+        self._new_domain: DomainId | None = None
+
+    def rows(self, requests: Sequence[Request | FailedRequest]) -> list[PlanRow]:
+        """One row for each source that opened. Raises UsageError for contradictions."""
+        rows = [self._row(request) for request in requests if isinstance(request, Request)]
+        names = [row.volume for row in rows]
+        identities = [row.request.source.identity for row in rows]
+        if len(set(identities)) != len(rows):
+            raise UsageError("the same source is named twice")
+        if len(set(names)) != len(rows):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UsageError(f"two sources would be called {twice}", hint="give them names: NAME=SOURCE")
+        return rows
+
+    def _row(self, request: Request) -> PlanRow:
+        source = request.source
+        known = self._by_identity(source.identity)
+        if known is None:
+            return self._new_row(request)
+        shown = self._repo.catalogue.shown_names()[known.volume_id]
+        if request.name is not None and request.name not in (known.name, shown):
+            hint = f"leave the name out, or write {known.name}=SOURCE"
+            raise UsageError(f"this source is already backed up as {shown}", obj=request.name, hint=hint)
+        return self._known_row(request, known, None)
+
+    def _by_identity(self, identity: bytes) -> VolumeState | None:
+        found = [volume for volume in self._repo.catalogue.volumes.values() if volume.identity == identity]
+        own = [volume for volume in found if volume.author == self._repo.own_writer]
+        return next(iter(own or found), None)
+
+    def _new_row(self, request: Request) -> PlanRow:
+        source = request.source
+        name = request.name if request.name is not None else name_from(source.default_name)
+        check_name(name)
+        holders = [volume for volume in self._repo.catalogue.volumes.values() if volume.name == name]
+        if holders:
+            return self._adopted_row(request, name, holders)
+        domain_id, label = self._domain()
+        log2 = self._options.chunk_log2
+        volume_id = VolumeId(os.urandom(16))
+        record = Volume(volume_id, domain_id, log2 or 0, name, label, source.identity)
+        reason = "first backup of this volume"
+        return PlanRow(name, source.driver, FULL, reason, request, volume_id, domain_id, log2, None, record)
+
+    def _domain(self) -> tuple[DomainId, str]:
+        label = self._options.domain
+        if label is None:
+            return DomainId(os.urandom(16)), ""
+        check_name(label)
+        for volume in self._repo.catalogue.volumes.values():
+            if volume.domain_label == label and volume.record is not None:
+                return volume.record.domain_id, label
+        if self._new_domain is None:
+            self._new_domain = DomainId(os.urandom(16))
+        return self._new_domain, label
+
+    def _adopted_row(self, request: Request, name: str, holders: list[VolumeState]) -> PlanRow:
+        if not self._options.adopt or len(holders) > 1:
+            raise UsageError(
+                f"the name {name} belongs to another source",
+                obj=name,
+                hint="continue its history with --adopt, or choose another name: NAME=SOURCE",
+            )
+        known = holders[0]
+        if known.author != self._repo.own_writer and self._repo.keys.prune_seed is None:
+            raise UsageError(f"adopting {name} needs an admin's secret: another writer made it", obj=name)
+        if known.record is None:
+            raise UsageError(f"the volume {name} cannot be adopted: its record is lost", obj=name)
+        record = Volume(
+            known.volume_id,
+            known.record.domain_id,
+            known.record.chunk_log2,
+            name,
+            known.domain_label,
+            request.source.identity,
+        )
+        return self._known_row(request, known, record)
+
+    def _known_row(self, request: Request, known: VolumeState, record: Volume | None) -> PlanRow:
+        notes: list[str] = []
+        base = self._base(known, notes)
+        shown = self._repo.catalogue.shown_names()[known.volume_id]
+        if base is not None:
+            domain_id, log2 = base.added.domain_id, base.added.chunk_log2
+            mode, reason = (
+                COMPARE,
+                f"the {request.source.driver} driver keeps no record of changes: all is read and compared",
+            )
+        else:
+            volume = record or known.record
+            if volume is None:
+                raise UsageError(f"volume {shown} cannot be continued: its record is lost", obj=shown)
+            domain_id, log2 = volume.domain_id, volume.chunk_log2
+            mode, reason = FULL, "no earlier snapshot of this volume can be used"
+        if self._options.chunk_log2 not in (None, log2):
+            raise UsageError(f"the chunk size of {shown} was fixed at its first backup: {1 << log2} bytes", obj=shown)
+        return PlanRow(
+            shown,
+            request.source.driver,
+            mode,
+            reason,
+            request,
+            known.volume_id,
+            domain_id,
+            log2,
+            base,
+            record,
+            notes=notes,
+        )
+
+    def _base(self, volume: VolumeState, notes: list[str]) -> Snapshot | None:
+        """The newest snapshot that is known to be whole: confirmed, or all its packs are there."""
+        heads = latest(volume.snapshots)
+        own = [snapshot for snapshot in heads if snapshot.ref.writer == self._repo.own_writer]
+        order = [*(own or heads), *reversed(volume.snapshots)]
+        for snapshot in order:
+            if snapshot.conflict or not snapshot.added.usable:
+                continue
+            if snapshot.confirmed or snapshot.ref in self._waiting or self._packs_present(snapshot):
+                return snapshot
+            notes.append(f"snapshot {snapshot.name} of {volume.name} lacks packs: it is not used as a base")
+        return None
+
+    def _packs_present(self, snapshot: Snapshot) -> bool:
+        return all(self._repo.blobs.length(pack) is not None for pack in snapshot.added.packs)

@@ -1,0 +1,217 @@
+"""Reading one frozen volume into chunks, ids and a manifest.
+
+Each worker takes a range of up to 4 MiB and does everything for it: read, zero test, id, comparison with the base, look-up,
+compression, sealing. Results come back in order and stream into the tree.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lamella.errors import IntegrityError
+from lamella.events import Progress, Reporter
+from lamella.extents import chunk_ranges
+from lamella.format.compression import Encoder, decode
+from lamella.format.container import Kind
+from lamella.format.node import Shape, Slot, SlotValue
+from lamella.ids import ChunkId
+from lamella.pipeline import ordered_map
+from lamella.repository.packer import Packer
+from lamella.repository.repository import Repository
+from lamella.repository.tree import Run, Tree, TreeWriter
+from lamella.sources.base import FrozenVolume
+from lamella.trust import Opened
+
+RANGE = 4 * 1024 * 1024
+CHECK_ONE_IN = 16
+_ZEROS: dict[int, bytes] = {}
+
+
+class _Task(NamedTuple):
+    """Chunks `[first, end)`: to read and compare with `base` slots, or known to be a hole."""
+
+    first: int
+    end: int
+    base: tuple[SlotValue, ...] | None
+    hole: bool = False
+
+
+class _Answer(NamedTuple):
+    """What became of a task: changed slots, and counts of its work."""
+
+    changes: list[Run]
+    read_bytes: int
+    changed: int
+    new: int
+    stored_bytes: int
+
+
+@dataclass(slots=True)
+class VolumeRead:
+    """The manifest of a volume and the figures of reading it."""
+
+    root: ChunkId
+    read_bytes: int = 0
+    changed_chunks: int = 0
+    new_chunks: int = 0
+    stored_bytes: int = 0
+
+
+def is_zero(part: memoryview) -> bool:
+    """Whether all bytes are zero. The ends are looked at first: most data is recognised by them."""
+    length = len(part)
+    if part[0] or part[length - 1] or part[length >> 1]:
+        return False
+    zeros = _ZEROS.get(length)
+    if zeros is None:
+        zeros = _ZEROS.setdefault(length, bytes(length))
+    # Comparing a copy is many times faster than comparing a memoryview item by item.
+    return bytes(part) == zeros
+
+
+class VolumeReader:
+    """Reads one volume for one run."""
+
+    def __init__(  # noqa: PLR0913 - what a run has in hand
+        self,
+        repo: Repository,
+        packer: Packer,
+        shape: Shape,
+        base: Tree | None,
+        *,
+        compression: str,
+        check_all: bool,
+        check_base: bool,
+        workers: int,
+    ) -> None:
+        self._repo = repo
+        self._packer = packer
+        self._shape = shape
+        self._base = base
+        self._compression = compression
+        self._check_one_in = 1 if check_all else CHECK_ONE_IN
+        self._check_base = check_base
+        self._workers = workers
+        self._identify = packer.identify(Kind.CHUNK)
+        self._local = threading.local()
+        self._nodes = repo.tree_reader(packer.domain_id)
+
+    def read(self, frozen: FrozenVolume, volume: str, reporter: Reporter) -> VolumeRead:
+        """Read the volume and put its chunks and nodes.
+
+        Raises SourceError if the source fails, IntegrityError if the base cannot be read, StoreError.
+        """
+        result = VolumeRead(ChunkId(b""))
+
+        def work(task: _Task) -> _Answer:
+            return self._work(task, frozen)
+
+        def changes() -> Iterator[Run]:
+            done = 0
+            for answer in ordered_map(work, self._tasks(frozen), workers=self._workers):
+                yield from answer.changes
+                result.read_bytes += answer.read_bytes
+                result.changed_chunks += answer.changed
+                result.new_chunks += answer.new
+                result.stored_bytes += answer.stored_bytes
+                done = max(done, (answer.changes[-1].end if answer.changes else 0) << self._shape.chunk_log2)
+                done = min(max(done, result.read_bytes), self._shape.size)
+                reporter(Progress("backup", volume, done, self._shape.size, result.stored_bytes))
+
+        # Another reader for the tree: both walk the base, at different places.
+        writer = TreeWriter(self._repo.tree_reader(self._packer.domain_id), self._packer.store_node)
+        result.root = writer.update(self._shape, self._base, changes())
+        return result
+
+    def _tasks(self, frozen: FrozenVolume) -> Iterator[_Task]:
+        per_task = max(1, RANGE >> self._shape.chunk_log2)
+        position = 0
+        for first, end in chunk_ranges(frozen.allocated(), self._shape.chunk_size):
+            if first > position:
+                yield _Task(position, first, None, hole=True)
+            start = first
+            while start < end:
+                stop = min(end, (start // per_task + 1) * per_task)
+                yield _Task(start, stop, self._base_slots(start, stop))
+                start = stop
+            position = end
+        if position < self._shape.chunks:
+            yield _Task(position, self._shape.chunks, None, hole=True)
+
+    def _base_slots(self, first: int, end: int) -> tuple[SlotValue, ...] | None:
+        """The base's slots, None where it has none at all for this range."""
+        if self._base is None or first >= self._base.shape.chunks:
+            return None
+        slots: list[SlotValue] = []
+        for run in self._nodes.runs(self._base, first, end):
+            slots += [run.slot] * (run.end - run.first)
+        return tuple(slots)
+
+    def _work(self, task: _Task, frozen: FrozenVolume) -> _Answer:
+        if task.hole:
+            return _Answer([Run(task.first, task.end, Slot.HOLE)], 0, 0, 0, 0)
+        offset = task.first << self._shape.chunk_log2
+        length = min(task.end << self._shape.chunk_log2, self._shape.size) - offset
+        view = self._buffer(length)
+        frozen.read_into(offset, view)
+        changes: list[Run] = []
+        new = stored = 0
+        for chunk in range(task.first, task.end):
+            start = (chunk - task.first) << self._shape.chunk_log2
+            part = view[start : start + self._shape.chunk_length(chunk)]
+            slot: SlotValue = Slot.ZERO if is_zero(part) else self._identify(part)
+            position = chunk - task.first
+            same = task.base is not None and position < len(task.base) and task.base[position] == slot
+            if isinstance(slot, bytes) and not (same and self._kept(slot)):
+                sealed = self._store(slot, part)
+                new += sealed > 0
+                stored += sealed
+            if not same:
+                changes.append(Run(chunk, chunk + 1, slot))
+        return _Answer(changes, length, len(changes), new, stored)
+
+    def _kept(self, id_: ChunkId) -> bool:
+        """Whether a chunk the base already has may be left alone: always, unless packs were lost."""
+        return not self._check_base or self._packer.pending(id_) or self._repo.blobs.has(Kind.CHUNK, id_)
+
+    def _buffer(self, length: int) -> memoryview:
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = bytearray(max(RANGE, self._shape.chunk_size))
+        return memoryview(buffer)[:length]
+
+    def _store(self, id_: ChunkId, part: memoryview) -> int:
+        """Store a chunk unless it is stored already; returns its sealed length, 0 if nothing was put."""
+        if self._packer.pending(id_):
+            return 0
+        if self._packer.may_be_stored(id_) and self._trusted(id_, part):
+            return 0
+        return self._packer.store_blob(Kind.CHUNK, id_, len(part), lambda: self._encode(part))
+
+    def _trusted(self, id_: ChunkId, part: memoryview) -> bool:
+        """Whether a stored copy may be relied on: own packs are; in others the blob is opened and compared first."""
+        places = self._repo.blobs.find(Kind.CHUNK, id_)
+        if any(place.own and place.domain_id == self._packer.domain_id for place in places):
+            return True
+        if not places:
+            return False
+        try:
+            return self._repo.contents.get(self._packer.domain_id, Kind.CHUNK, id_, len(part)) == bytes(part)
+        except IntegrityError:
+            return False
+
+    def _encode(self, part: memoryview) -> bytes:
+        encoder = getattr(self._local, "encoder", None)
+        if encoder is None:
+            encoder = self._local.encoder = Encoder(self._compression)
+            self._local.encoded = 0
+        body: bytes = encoder.encode(part)
+        self._local.encoded += 1
+        if self._local.encoded % self._check_one_in == 0:
+            # What leaves must decode to what came in: compressors have had bugs (docs/decisions/0004).
+            if decode(Opened(body), len(part), "a new chunk") != bytes(part):
+                raise IntegrityError("the compressor made something that does not decode to its input")
+        return body

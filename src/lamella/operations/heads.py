@@ -1,0 +1,16 @@
+"""The head fingerprint: a short text that names the whole history at one moment (FORMAT 8)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+from lamella.format.commit import fingerprint_message
+from lamella.repository.repository import Repository
+
+
+def fingerprint(repo: Repository) -> str:
+    """16 characters in groups of 4; it changes with every commit."""
+    digest = hashlib.sha256(fingerprint_message(repo.keys.root, repo.history.heads)).digest()[:10]
+    text = base64.b32encode(digest).decode("ascii")
+    return "-".join(text[start : start + 4] for start in range(0, 16, 4))

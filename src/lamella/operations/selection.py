@@ -1,0 +1,101 @@
+"""Finding volumes and snapshots by what users write: `VOLUME[@SNAPSHOT]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lamella.errors import NothingMatched, UsageError
+from lamella.repository.catalogue import Snapshot, VolumeState, latest
+from lamella.repository.repository import Repository
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """One snapshot of one volume, with the name under which the volume is shown."""
+
+    volume_name: str
+    volume: VolumeState
+    snapshot: Snapshot
+
+    @property
+    def text(self) -> str:
+        """`VOLUME@SNAPSHOT`."""
+        return f"{self.volume_name}@{self.snapshot.name}"
+
+
+def split_selector(text: str) -> tuple[str, str | None]:
+    """`VOLUME@SNAPSHOT` -> both, `VOLUME` -> (VOLUME, None). Raises UsageError for an empty part."""
+    volume, at, snapshot = text.partition("@")
+    if not volume or (at and not snapshot):
+        raise UsageError(f"not a selection: {text!r}", hint="write VOLUME or VOLUME@SNAPSHOT")
+    return volume, snapshot if at else None
+
+
+def find_volume(repo: Repository, text: str) -> VolumeState:
+    """The volume shown as `text`, or with this 32-digit id.
+
+    Raises NothingMatched, also when several volumes share the name.
+    """
+    shown = repo.catalogue.shown_names()
+    found = [repo.catalogue.volumes[id_] for id_, name in shown.items() if text in (name, id_.hex())]
+    if found:
+        return found[0]
+    same = sorted(shown[volume.volume_id] for volume in repo.catalogue.volumes.values() if volume.name == text)
+    if same:
+        raise NothingMatched(f"several volumes are called {text}", obj=text, hint="write one of: " + ", ".join(same))
+    known = ", ".join(sorted(shown.values())[:10]) or "none"
+    raise NothingMatched(f"no volume is called {text}", obj=text, hint=f"volumes: {known}")
+
+
+def newest(repo: Repository, volume: VolumeState) -> Snapshot:
+    """The latest snapshot of a volume. Raises NothingMatched if there is none, or several and none is this host's own."""
+    heads = latest(volume.snapshots)
+    if len(heads) > 1 and not repo.history.whole:
+        # Only a checkpoint carries the older ones, without what they had seen: the whole history tells.
+        repo.reload(whole=True)
+        volume = repo.catalogue.volumes[volume.volume_id]
+        heads = latest(volume.snapshots)
+    own = [snapshot for snapshot in heads if snapshot.ref.writer == repo.own_writer]
+    heads = own or heads
+    if len(heads) == 1:
+        return heads[0]
+    if not heads:
+        raise NothingMatched(f"volume {volume.name} has no snapshot", obj=volume.name)
+    names = ", ".join(sorted(snapshot.name for snapshot in heads))
+    raise NothingMatched(f"volume {volume.name} has several latest snapshots", obj=volume.name, hint=f"choose: {names}")
+
+
+def find_snapshot(repo: Repository, volume: VolumeState, text: str | None) -> Snapshot:
+    """The snapshot with this unique name prefix; `latest` or None for the latest one. Raises NothingMatched."""
+    if text is None or text == LATEST:
+        return newest(repo, volume)
+    found = [snapshot for snapshot in volume.snapshots if snapshot.name.startswith(text)]
+    exact = [snapshot for snapshot in found if snapshot.name == text]
+    found = exact or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(sorted(snapshot.name for snapshot in found)[:10])
+        raise NothingMatched(f"{text} fits several snapshots of {volume.name}", obj=text, hint=f"choose: {names}")
+    raise NothingMatched(f"volume {volume.name} has no snapshot {text}", obj=text, hint="see: lamella list")
+
+
+def select(repo: Repository, selectors: Sequence[str]) -> list[Selected]:
+    """What the selectors mean; without any, every snapshot of every volume, by volume and oldest first.
+
+    `VOLUME` alone means its latest snapshot. Raises NothingMatched, UsageError.
+    """
+    if not selectors:
+        shown = repo.catalogue.shown_names()
+        volumes = sorted(repo.catalogue.volumes.values(), key=lambda volume: shown[volume.volume_id])
+        return [Selected(shown[volume.volume_id], volume, one) for volume in volumes for one in volume.snapshots]
+    chosen: list[Selected] = []
+    for selector in selectors:
+        name, snapshot_text = split_selector(selector)
+        volume = find_volume(repo, name)
+        snapshot = find_snapshot(repo, volume, snapshot_text)
+        chosen.append(Selected(repo.catalogue.shown_names()[volume.volume_id], volume, snapshot))
+    return chosen

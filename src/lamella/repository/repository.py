@@ -1,0 +1,177 @@
+"""An open repository: its store, its keys, what its history adds up to, and where its blobs lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from lamella.clock import Clock, now_ms
+from lamella.crypto.derive import Keys
+from lamella.crypto.slots import Secret
+from lamella.errors import IntegrityError, ObjectNotFound, RepositoryError, RolledBack, UnknownFormat
+from lamella.format.container import Kind
+from lamella.format.node import Shape
+from lamella.format.records import File, RawRecord, SegmentPlace, Volume
+from lamella.ids import CATALOGUE, ChunkId, DomainId, RepoId, WriterId
+from lamella.repository import catalogue as catalogue_of
+from lamella.repository.blobmap import BlobMap, Place, pack_name
+from lamella.repository.cache import Cache
+from lamella.repository.catalogue import Catalogue, Snapshot
+from lamella.repository.containers import read_head
+from lamella.repository.contents import Contents
+from lamella.repository.history import History, HistoryReader
+from lamella.repository.host import Host
+from lamella.repository.pins import Pins, Problem
+from lamella.repository.publish import Published, Publisher
+from lamella.repository.slots import Unlocked, unlock
+from lamella.repository.tree import Tree, TreeReader
+from lamella.stores.base import Store
+from lamella.trust import Opened
+
+
+class Repository:
+    """Use `Repository.open` and a `with` block, which holds the store's shared lock: nothing is deleted meanwhile."""
+
+    def __init__(self, store: Store, unlocked: Unlocked, host: Host, clock: Clock) -> None:
+        self.store = store
+        self.unlocked = unlocked
+        self.keys: Keys = unlocked.keys
+        self.host = host
+        self.clock = clock
+        self.repo_id: RepoId = self.keys.marker.repo_id
+        self.memory = host.memory(self.repo_id)
+        self.pins = Pins(self.memory)
+        self.cache = Cache.open(host.cache_dir / self.repo_id.hex() / "cache.sqlite")
+        self.blobs = BlobMap(self.cache, self.keys, store)
+        self.contents = Contents(store, self.keys, self.blobs)
+        self._reader = HistoryReader(store, self.keys, self.cache, self._segment)
+        self.history = History()
+        self.catalogue = Catalogue()
+        self._map_is_fresh = False
+        self._held = ExitStack()
+
+    @classmethod
+    def open(
+        cls,
+        store: Store,
+        secret: Secret,
+        host: Host,
+        *,
+        clock: Clock = now_ms,
+        lock_wait: float = 0.0,
+        whole: bool = False,
+    ) -> Self:
+        """Unlock, take the shared lock and read the history (all of it with `whole`).
+
+        Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError.
+        """
+        unlocked = unlock(store, secret)
+        repository = cls(store, unlocked, host, clock)
+        try:
+            repository._held.enter_context(store.lock(exclusive=False, wait_seconds=lock_wait))
+            repository.reload(whole=whole)
+        except BaseException:
+            repository.close()
+            raise
+        return repository
+
+    def reload(self, *, whole: bool = False) -> None:
+        """Read the history again."""
+        self.history = self._reader.read(self.pins, whole=whole)
+        if not self.history.heads:
+            raise IntegrityError("the repository lists no commit that opens: its history is lost", obj="w/")
+        self.catalogue = catalogue_of.build(self.keys, self.history)
+        if not self.problems:
+            self.pins.remember(self.history.heads)
+
+    def close(self) -> None:
+        """Release the lock and the cache."""
+        self._held.close()
+        self.cache.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- history ------------------------------------------------------------------------------------------------------
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong with the history and not yet accepted by the user."""
+        return [problem for problem in self.history.problems if problem.key not in self.pins.accepted]
+
+    def require_sound_history(self) -> None:
+        """Raises RolledBack naming the first problem, with the command that accepts it."""
+        problems = self.problems
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            hint = "look with: lamella list; accept with: lamella check --accept-rollback"
+            raise RolledBack(problems[0].message + more, obj=self.store.url, hint=hint)
+
+    def accept_history(self) -> list[Problem]:
+        """Take the present history as the right one; returns what was accepted."""
+        accepted = self.problems
+        self.pins.accept(self.history.heads, self.history.problems)
+        return accepted
+
+    @property
+    def own_writer(self) -> WriterId | None:
+        """The id under which this host publishes here, if it did before."""
+        key = self.memory.writer_key()
+        return None if key is None else key.id
+
+    def publish(self, records: Sequence[RawRecord | File | Volume]) -> Published:
+        """Append one durable commit. Raises RolledBack, RepositoryError, StoreError."""
+        if self.catalogue.read_only or not self.keys.marker.writable:
+            raise RepositoryError(
+                "a newer version of lamella wrote here: this version may only read", obj=self.store.url
+            )
+        self.require_sound_history()
+        publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
+        return publisher.publish(self.history, records, self.clock)
+
+    # -- contents -----------------------------------------------------------------------------------------------------
+
+    def refresh_map(self) -> None:
+        """Make the blob map agree with the store, once. Raises IntegrityError if all packs are gone, StoreError."""
+        if self._map_is_fresh:
+            return
+        own = self.own_writer
+        packs = (pack for shot in self.catalogue.snapshots if shot.ref.writer == own for pack in shot.added.packs)
+        listed = self.blobs.refresh(packs)
+        if not listed and self.catalogue.snapshots:
+            raise IntegrityError("the repository lists no packs although it has snapshots", obj="p/")
+        self._map_is_fresh = True
+
+    def tree(self, snapshot: Snapshot) -> Tree:
+        """The manifest of a snapshot."""
+        added = snapshot.added
+        return Tree(Shape(added.volume_id, added.size, added.chunk_log2), added.root)
+
+    def tree_reader(self, domain_id: DomainId) -> TreeReader:
+        """Reads manifests of one domain; the map must be fresh."""
+
+        def fetch(kind: Kind, id_: ChunkId) -> Opened:
+            return self.contents.get(domain_id, kind, id_)
+
+        return TreeReader(fetch)
+
+    def _segment(self, place: SegmentPlace) -> Opened:
+        """A catalogue segment: at its hinted pack, else wherever the map finds it."""
+        name = pack_name(place.pack)
+        try:
+            head = read_head(self.store, self.keys, name, self.store.stat(name))
+            for blob in head.blobs:
+                if blob.id == place.id and head.domain_id == CATALOGUE:
+                    where = Place(place.pack, head.header, CATALOGUE, blob, own=False)
+                    return self.contents.open_at(where)
+        except (IntegrityError, ObjectNotFound, UnknownFormat):
+            pass
+        self.blobs.refresh()
+        return self.contents.get(CATALOGUE, Kind.SEGMENT, place.id)

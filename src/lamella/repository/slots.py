@@ -1,0 +1,75 @@
+"""The key slots of a repository: trying them, adding and removing them (FORMAT 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamella.crypto.derive import Keys
+from lamella.crypto.slots import Secret, unwrap
+from lamella.errors import IntegrityError, KeyRefused, NoRepository, ObjectNotFound, StoreError, UnknownFormat
+from lamella.format import keyslot, marker
+from lamella.format.keyslot import KeySlot, SlotType
+from lamella.stores.base import Store
+
+_MAX_TRIED = 8
+_MAX_WORK = (1 << 22) * 8
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocked:
+    """The keys, and the slot that gave them."""
+
+    keys: Keys
+    data_root: bytes
+    slot: KeySlot
+
+
+def read_marker(store: Store) -> marker.Marker:
+    """The repository's marker. Raises NoRepository, IntegrityError, UnknownFormat."""
+    try:
+        size = store.stat(marker.NAME)
+        content = store.get(marker.NAME, 0, min(size, marker.SIZE + 1))
+    except ObjectNotFound:
+        hint = f"make one with: lamella init -r {store.url}"
+        raise NoRepository(f"there is no repository at {store.url}", obj=store.url, hint=hint) from None
+    return marker.decode(content)
+
+
+def read_slots(store: Store) -> tuple[list[KeySlot], list[tuple[str, str]]]:
+    """All well-formed slots in order of name, and (name, reason) of the objects in keys/ that are none."""
+    slots: list[KeySlot] = []
+    bad: list[tuple[str, str]] = []
+    entries = sorted(store.list(keyslot.PREFIX), key=lambda entry: entry.name)
+    for entry in entries[: keyslot.MAX_SLOTS]:
+        try:
+            if entry.size != keyslot.SIZE:
+                raise IntegrityError(f"a key slot has {entry.size} bytes instead of {keyslot.SIZE}", obj=entry.name)
+            slots.append(keyslot.decode(store.get(entry.name), entry.name))
+        except (IntegrityError, UnknownFormat, StoreError) as error:
+            bad.append((entry.name, error.message))
+    bad += [(entry.name, "more slots than are read") for entry in entries[keyslot.MAX_SLOTS :]]
+    return slots, bad
+
+
+def unlock(store: Store, secret: Secret) -> Unlocked:
+    """Open the repository's keys with a secret. Raises KeyRefused, NoRepository, IntegrityError, StoreError."""
+    mark = read_marker(store)
+    slots, bad = read_slots(store)
+    tried = skipped = work = 0
+    for slot in slots:
+        if slot.type != secret.type:
+            skipped += 1
+            continue
+        work += (1 << slot.log_n) * 8 * slot.p if slot.type == SlotType.PASSPHRASE else 0
+        if slot.type == SlotType.PASSPHRASE and (tried >= _MAX_TRIED or work > _MAX_WORK):
+            skipped += 1
+            continue
+        tried += 1
+        bundle = unwrap(mark, secret, slot)
+        if bundle is not None:
+            data_root, seed = bundle
+            return Unlocked(Keys(mark, data_root, seed), data_root, slot)
+    word = {SlotType.PASSPHRASE: "passphrase", SlotType.RECOVERY: "recovery key", SlotType.KEYFILE: "key file"}
+    text = f"the {word[secret.type]} opens none of the {tried} slots it was tried on"
+    rest = skipped + len(bad)
+    raise KeyRefused(f"{text} ({rest} not tried)" if rest else text, obj=store.url, hint="or the marker was altered")

@@ -1,0 +1,228 @@
+"""Wrapping and unwrapping keys (FORMAT 3)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import string
+from dataclasses import replace
+
+import pytest
+
+from lamella.crypto import slots
+from lamella.crypto.derive import hkdf, prf
+from lamella.crypto.sign import public_of
+from lamella.crypto.slots import Secret
+from lamella.errors import IntegrityError, KeyRefused, UnknownFormat, UsageError
+from lamella.format import keyslot
+from lamella.format.keyslot import KeySlot, Role, SlotType
+from lamella.format.marker import Marker
+from lamella.ids import RepoId
+
+DATA_ROOT, PRUNE_SEED = b"k" * 32, b"p" * 32
+MARKER = Marker(RepoId(b"r" * 16), public_of(PRUNE_SEED), 1)
+RECOVERY = Secret(SlotType.RECOVERY, b"1" * 32)
+FILE = slots.key_file(b"f" * 40)
+PHRASE = slots.passphrase("correct horse")
+LOG_N = 15
+"""The least that is read: quick."""
+
+
+def wrap(secret: Secret, seed: bytes | None = PRUNE_SEED) -> KeySlot:
+    return slots.wrap(MARKER, secret, DATA_ROOT, seed, LOG_N)
+
+
+SLOTS = {secret.type: wrap(secret) for secret in (PHRASE, RECOVERY, FILE)}
+
+
+@pytest.mark.parametrize("secret", [PHRASE, RECOVERY, FILE], ids=lambda secret: secret.type.name)
+@pytest.mark.parametrize("seed", [PRUNE_SEED, None], ids=["admin", "writer"])
+def test_a_slot_opens_with_its_secret(secret: Secret, seed: bytes | None) -> None:
+    made = wrap(secret, seed)
+    assert made.role == (Role.WRITER if seed is None else Role.ADMIN)
+    read = keyslot.decode(made.encode(), made.name)
+    assert slots.unwrap(MARKER, secret, read) == (DATA_ROOT, seed)
+
+
+WRONG = [
+    slots.passphrase("correct horse "),
+    slots.passphrase("Correct horse"),
+    Secret(SlotType.RECOVERY, b"2" * 32),
+    slots.key_file(b"f" * 41),
+    # Right bytes under the wrong type.
+    Secret(SlotType.RECOVERY, FILE.value),
+    Secret(SlotType.KEYFILE, RECOVERY.value),
+    Secret(SlotType.PASSPHRASE, RECOVERY.value),
+]
+
+
+@pytest.mark.parametrize("secret", WRONG, ids=range(len(WRONG)))
+def test_other_secrets_open_nothing(secret: Secret) -> None:
+    assert [slots.unwrap(MARKER, secret, slot) for slot in SLOTS.values()] == [None] * 3
+
+
+def test_each_slot_has_its_own_salt() -> None:
+    made = [wrap(RECOVERY) for _ in range(20)]
+    assert len({slot.salt for slot in made}) == len({slot.wrapped for slot in made}) == 20
+
+
+def opens(content: bytes, secret: Secret) -> bool:
+    """Under the name that fits, so that the name does not give the change away."""
+    try:
+        slot = keyslot.decode(content, "keys/" + hashlib.sha256(content).hexdigest()[:8])
+    except (IntegrityError, UnknownFormat):
+        return False
+    return slots.unwrap(MARKER, secret, slot) is not None
+
+
+@pytest.mark.parametrize("secret", [RECOVERY, FILE], ids=lambda secret: secret.type.name)
+def test_any_bit_changed_closes_the_slot(secret: Secret) -> None:
+    content = SLOTS[secret.type].encode()
+    assert opens(content, secret)
+    for at in range(keyslot.SIZE):
+        for bit in range(8):
+            assert not opens(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :], secret), (at, bit)
+
+
+@pytest.mark.parametrize("at", [*range(16), *range(16, keyslot.SIZE, 12), keyslot.SIZE - 1])
+def test_a_byte_changed_closes_a_passphrase_slot(at: int) -> None:
+    content = SLOTS[SlotType.PASSPHRASE].encode()
+    assert not opens(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :], PHRASE)
+
+
+def test_a_changed_marker_opens_nothing() -> None:
+    for marker in (replace(MARKER, repo_id=RepoId(b"R" * 16)), replace(MARKER, id_alg=2)):
+        assert slots.unwrap(marker, RECOVERY, SLOTS[SlotType.RECOVERY]) is None
+    assert slots.unwrap(replace(MARKER, prune_public=public_of(b"q" * 32)), RECOVERY, SLOTS[SlotType.RECOVERY]) is None
+    assert slots.unwrap(replace(MARKER, minor=9), RECOVERY, SLOTS[SlotType.RECOVERY]) == (DATA_ROOT, PRUNE_SEED)
+
+
+def forged(role: Role, bundle: bytes) -> KeySlot:
+    """A slot whose mac is right, made by someone who knows the recovery key."""
+    empty = KeySlot(SlotType.RECOVERY, role, b"s" * 32, bytes(96), bytes(32))
+    kek = hkdf(RECOVERY.value, empty.salt, b"lamella/1 kek\0" + MARKER.root + empty.signed_part[:16])
+    mask = hkdf(kek, MARKER.root, b"wrap", 96)
+    filled = replace(empty, wrapped=bytes(a ^ b for a, b in zip(bundle, mask, strict=True)))
+    return replace(filled, mac=prf(hkdf(kek, MARKER.root, b"mac"), filled.signed_part))
+
+
+@pytest.mark.parametrize(
+    ("role", "bundle"),
+    [
+        (Role.ADMIN, DATA_ROOT + b"q" * 32 + bytes(32)),
+        (Role.ADMIN, DATA_ROOT + bytes(32) + bytes(32)),
+        (Role.ADMIN, DATA_ROOT + PRUNE_SEED + bytes(31) + b"\x01"),
+        (Role.WRITER, DATA_ROOT + PRUNE_SEED + bytes(32)),
+        (Role.WRITER, DATA_ROOT + bytes(32) + b"\x01" + bytes(31)),
+    ],
+)
+def test_slots_that_open_but_contradict_themselves(role: Role, bundle: bytes) -> None:
+    with pytest.raises(KeyRefused) as caught:
+        slots.unwrap(MARKER, RECOVERY, forged(role, bundle))
+    assert caught.value.obj.startswith("keys/")
+
+
+def test_forged_slots_are_otherwise_right() -> None:
+    good = forged(Role.ADMIN, DATA_ROOT + PRUNE_SEED + bytes(32))
+    assert slots.unwrap(MARKER, RECOVERY, good) == (DATA_ROOT, PRUNE_SEED)
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "same"), [("e\u0301", "\u00e9"), ("\u212b", "\u00c5"), ("\u1112\u1161\u11ab", "\ud55c")]
+)
+def test_passphrases_are_nfc(typed: str, same: str) -> None:
+    assert slots.passphrase(typed) == slots.passphrase(same)
+    assert slots.passphrase(typed).value == same.encode("utf-8")
+
+
+@pytest.mark.parametrize("text", ["\ufb01", "\u00b2", " a", "a ", "A"])
+def test_passphrases_are_otherwise_left_alone(text: str) -> None:
+    assert slots.passphrase(text).value == text.encode("utf-8")
+
+
+@pytest.mark.parametrize("text", ["", "\udc80", "a\ud800"])
+def test_what_is_no_passphrase(text: str) -> None:
+    with pytest.raises(UsageError):
+        slots.passphrase(text)
+
+
+@pytest.mark.parametrize(
+    ("length", "fits"), [(31, False), (32, True), (1 << 20, True), ((1 << 20) + 1, False), (0, False)]
+)
+def test_sizes_of_key_files(length: int, fits: bool) -> None:
+    if fits:
+        assert slots.key_file(bytes(length)).value == bytes(length)
+        return
+    with pytest.raises(UsageError):
+        slots.key_file(bytes(length))
+
+
+def test_recovery_keys_are_fresh() -> None:
+    made = {slots.new_recovery_key().value for _ in range(20)}
+    assert len(made) == 20 and {len(value) for value in made} == {32}
+
+
+ALPHABET = string.ascii_uppercase + "234567"
+TEXT = slots.recovery_text(Secret(SlotType.RECOVERY, hashlib.sha256(b"a key").digest()))
+
+
+def test_shape_of_the_recovery_text() -> None:
+    groups = TEXT.split("-")
+    assert len(groups) == 14 and {len(group) for group in groups} == {4}
+    assert set(TEXT) <= set(ALPHABET + "-")
+
+
+def test_every_single_wrong_character_is_noticed() -> None:
+    for at, right in enumerate(TEXT):
+        if right == "-":
+            continue
+        for wrong in set(ALPHABET) - {right}:
+            with pytest.raises(KeyRefused):
+                slots.recovery_key(TEXT[:at] + wrong + TEXT[at + 1 :])
+
+
+def test_neighbours_swapped_are_noticed() -> None:
+    plain = TEXT.replace("-", "")
+    for at in range(55):
+        swapped = plain[:at] + plain[at + 1] + plain[at] + plain[at + 2 :]
+        if swapped != plain:
+            with pytest.raises(KeyRefused):
+                slots.recovery_key(swapped)
+
+
+def test_missing_and_extra_characters_are_noticed() -> None:
+    plain = TEXT.replace("-", "")
+    for at in range(56):
+        for typed in (plain[:at] + plain[at + 1 :], plain[:at] + "A" + plain[at:]):
+            with pytest.raises(KeyRefused):
+                slots.recovery_key(typed)
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "-", "9" * 56, "=" * 56, TEXT + "=", TEXT + "A" * 8, "\u00e9" * 56, "\u0131" * 56, "\udc80"]
+)
+def test_what_is_no_recovery_key(typed: str) -> None:
+    with pytest.raises(KeyRefused):
+        slots.recovery_key(typed)
+
+
+def test_digits_that_look_like_letters() -> None:
+    # Found by counting up: a key whose text has each of the three letters.
+    for number in range(1000):
+        secret = Secret(SlotType.RECOVERY, hashlib.sha256(number.to_bytes(2, "little")).digest())
+        text = slots.recovery_text(secret)
+        if {"O", "I", "B"} <= set(text):
+            break
+    typed = text.replace("O", "0").replace("I", "1").replace("B", "8")
+    assert typed != text
+    assert slots.recovery_key(typed) == secret
+
+
+def test_padding_is_not_accepted_in_place_of_letters() -> None:
+    padded = base64.b32encode(bytes(33)).decode()
+    assert padded.endswith("=") and len(padded) == 56
+    with pytest.raises(KeyRefused):
+        slots.recovery_key(padded)
