@@ -7,24 +7,22 @@ Written from docs/FORMAT.md alone; [FORMAT n] names its sections. Kept dense: it
 """
 
 import sys
-# ruff: noqa: E401, E402, E701, I001  (imports come after the line that makes them safe; short checks stay on one line)
+# ruff: noqa: E401, E402, E701, I001, UP014, UP037, SIM108, ANN401  (safe imports first; dense on purpose; Python 3.9)
+# ruff: noqa: PTH105, PTH108, PTH112, PTH113, PTH114, PTH120, PTH208  (few modules, few attributes to plant)
 
 def _trusted_path(path: "list[str]") -> "list[str]":
-    """The interpreter's own module places: a storage can plant ``argparse.py`` beside this file, in '' or on PYTHONPATH."""
-    version = "python%d.%d" % sys.version_info[:2]
-    here = __file__.rpartition("/")[0]
-    libs = [sys.base_prefix + "/" + sys.platlibdir, sys.base_prefix + "/lib"]
-    zips = [lib + "/" + version.replace(".", "") + ".zip" for lib in libs]
-    for index, entry in enumerate(path):
-        if entry in zips:  # everything before the zip entry is the script's directory and PYTHONPATH
-            std = entry.rpartition("/")[0] + "/" + version
-            return [entry, std, std + "/lib-dynload"] + [p for p in path[index + 1 :] if p[:1] == "/" and p != here]
-    return [p for p in path if p.startswith((sys.base_prefix + "/", sys.exec_prefix + "/")) and p != here]
+    """The interpreter's own places: a storage can plant ``argparse.py`` beside this file, in '' or on PYTHONPATH."""
+    version, own = f"python{sys.version_info[0]}.{sys.version_info[1]}", __file__.rpartition("/")[0]
+    for lib in (f"{sys.base_prefix}/{sys.platlibdir}", sys.base_prefix + "/lib"):
+        first = f"{lib}/{version.replace('.', '')}.zip"
+        if first in path:  # everything before the zip entry is the script's directory and PYTHONPATH
+            rest = [p for p in path[path.index(first) + 1 :] if p[:1] == "/" and p != own]
+            return [first, f"{lib}/{version}", f"{lib}/{version}/lib-dynload", *rest]
+    return [p for p in path if p.startswith((sys.base_prefix + "/", sys.exec_prefix + "/")) and p != own]
 
-if __name__ == "__main__" and not sys.flags.isolated:
-    sys.path[:] = _trusted_path(sys.path)
+if __name__ == "__main__" and not sys.flags.isolated: sys.path[:] = _trusted_path(sys.path)
 
-import argparse, base64, collections, contextlib, ctypes, ctypes.util, dataclasses, errno, hashlib, hmac, os, re
+import argparse, base64, collections, contextlib, ctypes, ctypes.util, errno, functools, hashlib, hmac, os, re
 import stat, struct, time, unicodedata, zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, NoReturn
@@ -40,7 +38,6 @@ CHUNK, LEAF, INNER, DOCUMENT, COMMIT, SEGMENT = 1, 2, 3, 5, 6, 7
 CONTENT_MAX = {CHUNK: 4 * MIB, LEAF: 1592, INNER: 1592, DOCUMENT: PART_MAX, COMMIT: PART_MAX, SEGMENT: PART_MAX}
 HOLE, ZERO, DATA = 0, 1, 2
 CONSISTENCY = {0: "unknown", 1: "live", 2: "quiesced", 3: "halted", 4: "committed"}
-DICT_ENTRIES = 400_000  # blob map entries kept in memory; above, they go to a temporary SQLite file
 
 class Problem(Exception):
     """Ends the program: exit code and the one line that is shown."""
@@ -59,13 +56,11 @@ class Reporter:
     def __init__(self) -> None:
         self.history, self._bar = False, 0.0
         self._said: set[str] = set()
-
     def warn(self, text: str, word: str = "warning", history: bool = False) -> None:
         self.history = self.history or history
         if text not in self._said and len(self._said) < 500:
             self._said.add(text)
             print(f"restore.py: {word}: {text}", file=sys.stderr)
-
     def progress(self, word: str, done: int, total: int) -> None:
         if sys.stderr.isatty() and (time.monotonic() > self._bar + 0.2 or done >= total):
             self._bar, end = time.monotonic(), "\n" if done >= total else ""
@@ -73,47 +68,32 @@ class Reporter:
 
 class Cursor:
     """Takes fields off the front of bytes; anything that does not fit is Bad."""
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-
+    def __init__(self, data: bytes) -> None: self._data, self._at = data, 0
     def take(self, size: int) -> bytes:
         if size > self.left(): raise Bad("a field is longer than what holds it")
         self._at += size
         return self._data[self._at - size : self._at]
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "little")
-
+    def number(self, size: int) -> int: return int.from_bytes(self.take(size), "little")
     def text(self) -> str:
-        try:
-            return self.take(self.number(1)).decode("utf-8")
-        except UnicodeDecodeError:
-            raise Bad("a text is not UTF-8") from None
-
+        try: return self.take(self.number(1)).decode("utf-8")
+        except UnicodeDecodeError: raise Bad("a text is not UTF-8") from None
     def expect(self, value: bytes, what: str) -> None:
         if self.take(len(value)) != value: raise Bad(what)
-
     def many(self, count: int, size: int) -> "list[bytes]":
         block = self.take(count * size)
         return [block[i : i + size] for i in range(0, len(block), size)]
-
-    def left(self) -> int:
-        return len(self._data) - self._at
-
+    def left(self) -> int: return len(self._data) - self._at
     def end(self) -> None:
         if self.left(): raise Bad("bytes after the last field")
 
-def u64(number: int) -> bytes:
-    return number.to_bytes(8, "little")
+def u64(number: int) -> bytes: return number.to_bytes(8, "little")
 
 def shown(text: str) -> str:
     """Text from the repository as it may go to a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in text)
 
 # ---- primitives ------------------------------------------------------------------------------------------------------
-
-def prf(key: bytes, message: bytes) -> bytes:
-    return hmac.digest(key, message, "sha256")
+def prf(key: bytes, message: bytes) -> bytes: return hmac.digest(key, message, "sha256")
 
 def hkdf(ikm: bytes, salt: bytes, info: bytes, size: int) -> bytes:
     """HKDF-SHA-256 of RFC 5869; size <= 8160."""
@@ -157,7 +137,6 @@ class Crypto:
             self._contexts[number] = lib.EVP_CIPHER_CTX_new()
             if lib.EVP_DecryptInit_ex(self._contexts[number], cipher, None, None, None) != 1:
                 raise Problem(FAILED, "libcrypto refuses AES-256-GCM or ChaCha20-Poly1305")
-
     def open(self, aead: int, key: bytes, aad: bytes, sealed: bytes) -> "bytes | None":
         """The plaintext, or None when the tag does not verify."""
         size = len(sealed) - TAG
@@ -169,7 +148,6 @@ class Crypto:
         good = good and lib.EVP_CIPHER_CTX_ctrl(context, 0x11, TAG, sealed[size:]) == 1
         good = good and lib.EVP_DecryptFinal_ex(context, ctypes.byref(self._out, size), count) == 1
         return ctypes.string_at(self._out, size) if good else None
-
     def verify(self, public: bytes, signature: bytes, message: bytes) -> bool:
         if len(public) != 32 or len(signature) != 64: return False
         key, context = self._lib.EVP_PKEY_new_raw_public_key(1087, None, public, 32), self._lib.EVP_MD_CTX_new()
@@ -178,7 +156,6 @@ class Crypto:
         self._lib.EVP_MD_CTX_free(context)
         self._lib.EVP_PKEY_free(key)
         return good
-
     def public(self, seed: bytes) -> bytes:
         """The Ed25519 public key of a 32-byte seed."""
         key, size = self._lib.EVP_PKEY_new_raw_private_key(1087, None, seed, 32), ctypes.c_size_t(32)
@@ -188,14 +165,11 @@ class Crypto:
         return out.raw if good else b""
 
 # ---- codecs [FORMAT 4] -----------------------------------------------------------------------------------------------
-
 def inflate(payload: bytes, rlen: int) -> bytes:
     """A zlib stream that ends exactly at the end of payload and holds exactly rlen bytes; memory bounded by rlen."""
     decoder = zlib.decompressobj()
-    try:
-        content = decoder.decompress(payload, rlen + 1)
-    except zlib.error as error:
-        raise Bad(f"zlib: {error}") from None
+    try: content = decoder.decompress(payload, rlen + 1)
+    except zlib.error as error: raise Bad(f"zlib: {error}") from None
     if len(content) != rlen or not decoder.eof or decoder.unused_data or decoder.unconsumed_tail:
         raise Bad("zlib stream of another length")
     return content
@@ -223,47 +197,31 @@ def check_zstd_frame(payload: bytes, rlen: int) -> None:
     frame.take(4 if descriptor & 0x04 else 0)  # the checksum, which the decoder compares
     frame.end()
 
-def zstd_module(name: str) -> "Callable[[bytes, int], bytes] | None":
-    """A decoder from compression.zstd, backports.zstd or zstandard."""
-    try:
-        module: Any = __import__(name, fromlist=["zstd"])
-    except ImportError:
-        return None
-    def decode(payload: bytes, rlen: int) -> bytes:
-        limit = {"max_output_size": rlen} if name == "zstandard" else {"max_length": rlen + 1}
-        try:
-            return bytes(module.ZstdDecompressor().decompress(payload, **limit))
-        except module.ZstdError as error:
-            raise Bad(f"zstd: {error}") from None
-    return decode
+@functools.lru_cache(maxsize=None)  # noqa: UP033  (Python 3.9)
+def zstd_decoder() -> "Callable[[bytes, int], bytes]":
+    """A zstd decoder: the standard library's, else the system's libzstd, else a module; it only sees checked frames."""
+    lib = None if sys.version_info >= (3, 14) else load_library(["libzstd.so.1", "libzstd.1.dylib"], "zstd", _ZSTD_API)
+    if lib is not None:
+        found, context, out = lib, lib.ZSTD_createDCtx(), ctypes.create_string_buffer(PART_MAX)
+        def decode(payload: bytes, rlen: int) -> bytes:
+            size = found.ZSTD_decompressDCtx(context, out, min(rlen, PART_MAX), payload, len(payload))
+            if found.ZSTD_isError(size): raise Bad("zstd: the frame does not decode")
+            return ctypes.string_at(out, size)
+        return decode
+    for name in ("compression.zstd", "backports.zstd", "zstandard"):
+        with contextlib.suppress(ImportError): return functools.partial(_module_decode, __import__(name, fromlist=["zstd"]), name)
+    raise Problem(FAILED, "this data is compressed with zstd: install libzstd (package libzstd1 or zstd)")
 
-def zstd_library() -> "Callable[[bytes, int], bytes] | None":
-    """A decoder from the system's libzstd."""
-    lib = load_library(["libzstd.so.1", "libzstd.1.dylib"], "zstd", _ZSTD_API)
-    if lib is None: return None
-    found, context, out = lib, lib.ZSTD_createDCtx(), ctypes.create_string_buffer(PART_MAX)
-    def decode(payload: bytes, rlen: int) -> bytes:
-        size = found.ZSTD_decompressDCtx(context, out, min(rlen, PART_MAX), payload, len(payload))
-        if found.ZSTD_isError(size): raise Bad("zstd: the frame does not decode")
-        return ctypes.string_at(out, size)
-    return decode
+def _module_decode(module: Any, name: str, payload: bytes, rlen: int) -> bytes:
+    limit = {"max_output_size": rlen} if name == "zstandard" else {"max_length": rlen + 1}
+    try: return bytes(module.ZstdDecompressor().decompress(payload, **limit))
+    except module.ZstdError as error: raise Bad(f"zstd: {error}") from None
 
-class Zstd:
-    """A zstd decoder, looked for when the first frame is met; it only sees frames that were checked."""
-    def __init__(self) -> None:
-        self._decode: "Callable[[bytes, int], bytes] | None" = None
-
-    def decode(self, payload: bytes, rlen: int) -> bytes:
-        check_zstd_frame(payload, rlen)
-        if self._decode is None:
-            self._decode = (zstd_module("compression.zstd") or zstd_library() or zstd_module("backports.zstd")
-                            or zstd_module("zstandard"))
-        if self._decode is None:
-            raise Problem(FAILED, "this data is compressed with zstd: install libzstd (package libzstd1 or zstd)")
-        return self._decode(payload, rlen)
+def unzstd(payload: bytes, rlen: int) -> bytes:
+    check_zstd_frame(payload, rlen)
+    return zstd_decoder()(payload, rlen)
 
 # ---- objects ---------------------------------------------------------------------------------------------------------
-
 def read_at(held: int, offset: int, size: int) -> bytes:
     """Exactly size bytes of an open file."""
     data = b""
@@ -272,21 +230,16 @@ def read_at(held: int, offset: int, size: int) -> bytes:
             more = os.pread(held, size - len(data), offset + len(data))
             if not more: raise Bad("truncated")
             data = data + more if data else more
-    except OSError as error:
-        raise Bad(error.strerror or "cannot be read") from None
+    except OSError as error: raise Bad(error.strerror or "cannot be read") from None
     return data
 
-def pack_path(name: bytes) -> str:
-    return f"p/{name[:1].hex()}/{name.hex()}"
+def pack_path(name: bytes) -> str: return f"p/{name[:1].hex()}/{name.hex()}"
 
 class Store:
     """The repository directory, read only: regular files below it, no symbolic link followed under its top."""
     def __init__(self, path: str) -> None:
-        try:
-            self._top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Problem(NO_REPOSITORY, f"{path}: {error.strerror}") from None
-
+        try: self._top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error: raise Problem(NO_REPOSITORY, f"{path}: {error.strerror}") from None
     @contextlib.contextmanager
     def open(self, name: str, directory: int = 0) -> "Iterator[int]":
         """A descriptor of an object (of a directory with directory = O_DIRECTORY)."""
@@ -300,30 +253,23 @@ class Store:
                 except OSError as error:
                     text = f"{shown(name)}: {error.strerror}"
                     raise (Missing(text) if error.errno == errno.ENOENT else Bad(text)) from None
-                finally:
-                    os.close(parent)
+                finally: os.close(parent)
             if not directory and not stat.S_ISREG(os.fstat(held).st_mode): raise Bad(f"{name}: not a regular file")
             yield held
         finally:
             if held >= 0: os.close(held)
-
     def read(self, name: str, limit: int) -> bytes:
         """A whole object of at most limit bytes."""
         with self.open(name) as held:
             size = os.fstat(held).st_size
             if size > limit: raise Bad(f"{name}: larger than {limit} bytes")
             return read_at(held, 0, size)
-
     def names(self, folder: str) -> "list[str]":
         """Sorted names in a folder; none where it is missing."""
         try:
-            with self.open(folder, os.O_DIRECTORY) as held:
-                return sorted(os.listdir(held))
-        except Missing:
-            return []
-        except OSError as error:
-            raise Bad(f"{folder}: {error.strerror}") from None
-
+            with self.open(folder, os.O_DIRECTORY) as held: return sorted(os.listdir(held))
+        except Missing: return []
+        except OSError as error: raise Bad(f"{folder}: {error.strerror}") from None
     def matching(self, folder: str, pattern: str, report: Reporter) -> "Iterator[str]":
         """Names in a folder that match; the listing stops after 1000 others."""
         invalid: list[str] = []
@@ -336,35 +282,22 @@ class Store:
                 if len(invalid) >= INVALID_NAMES:
                     report.warn(f"{folder}/: the listing stops after {INVALID_NAMES} names that are not of this format")
                     break
-        except Bad as error:
-            report.warn(str(error))
+        except Bad as error: report.warn(str(error))
         if invalid: report.warn(f"{folder}/: {len(invalid)} names not of this format are ignored: {', '.join(invalid[:5])}")
-
     def packs(self, report: Reporter) -> "Iterator[str]":
         """Hex names of all objects in p/."""
         for folder in self.matching("p", "[0-9a-f]{2}", report):
             yield from self.matching(f"p/{folder}", folder + "[0-9a-f]{62}", report)
-
     def has(self, path: str) -> bool:
         try:
-            with self.open(path):
-                return True
-        except Bad:
-            return False
+            with self.open(path): return True
+        except Bad: return False
 
-class Marker(NamedTuple):
-    """The marker [FORMAT 2] and R."""
-    minor: int
-    id_alg: int
-    repo_id: bytes
-    prune_public: bytes
-    r: bytes
+Marker = NamedTuple("Marker", [("minor", int), ("id_alg", int), ("repo_id", bytes), ("prune_public", bytes), ("r", bytes)])
 
 def load_marker(store: Store) -> Marker:
-    try:
-        data = store.read("lamella", 64)
-    except Bad as error:
-        raise Problem(NO_REPOSITORY, f"no repository here: {error}") from None
+    try: data = store.read("lamella", 64)
+    except Bad as error: raise Problem(NO_REPOSITORY, f"no repository here: {error}") from None
     if len(data) != 64 or data[:8] != b"LAMELLA\0":
         raise Problem(NO_REPOSITORY, "no repository here: the object 'lamella' is not a marker")
     if data[8] != 1: raise Problem(FAILED, f"format {data[8]} of this repository is not known here (1 is)")
@@ -378,7 +311,6 @@ class Domain:
     def __init__(self, marker: Marker, domain_id: bytes, enc: bytes, id_key: bytes) -> None:
         self.domain_id, self.enc, self.additional = domain_id, enc, marker.r + domain_id
         self._alg, self._key = marker.id_alg, id_key
-
     def content_id(self, kind: int, content: bytes) -> bytes:
         prefix = b"lml1" + bytes([kind])
         if self._alg == 2:
@@ -393,11 +325,9 @@ class Keys:
         self.marker, self._root, self.whole = marker, data_root, data_root is not None
         self._domains = {domain.domain_id: domain} if domain else {}
         self._hdr = self._derive(b"hdr", b"")
-
     def _derive(self, purpose: bytes, name: bytes) -> bytes:
         info = b"lamella/1\0" + bytes([len(purpose)]) + purpose + bytes([len(name)]) + name
         return hkdf(self._root or b"", self.marker.r, info, 32)
-
     def domain(self, domain_id: bytes) -> Domain:
         if domain_id not in self._domains:
             if not self.whole: raise Problem(WRONG_KEY, "the domain key file is for another domain")
@@ -405,7 +335,6 @@ class Keys:
             pairs = [(b"cat", b"enc"), (b"cat", word)] if domain_id == CATALOGUE else [(b"enc", domain_id), (word, domain_id)]
             self._domains[domain_id] = Domain(self.marker, domain_id, *(self._derive(*pair) for pair in pairs))
         return self._domains[domain_id]
-
     def hint(self, header: bytes) -> "bytes | None":
         """The domain_id that a container's hint names, if it is a valid one and data_root is there to read it."""
         if not self.whole: return None
@@ -414,42 +343,33 @@ class Keys:
         domain_id = bytes(a ^ mask[i] for i, a in enumerate(hint[:16]))
         return domain_id if hmac.compare_digest(prf(self._hdr, b"mac" + salt + domain_id)[:8], hint[16:]) else None
 
-class Entry(NamedTuple):
-    """A blob in a pack: offset from the start of the object, gap = zero bytes before it."""
-    ident: bytes
-    kind: int
-    clen: int
-    rlen: int
-    offset: int
-    gap: int
+# A blob in a pack: offset from the start of the object, gap = zero bytes before it.
+Entry = NamedTuple("Entry", [("ident", bytes), ("kind", int), ("clen", int), ("rlen", int), ("offset", int), ("gap", int)])
 
 class Container:
     """Header and keys of one pack or commit [FORMAT 5]."""
-    def __init__(self, crypto: Crypto, zstd: Zstd, domain: Domain, header: bytes) -> None:
+    def __init__(self, crypto: Crypto, domain: Domain, header: bytes) -> None:
         if len(header) < HEADER or header[:8] != b"LMLPACK\x01": raise Bad("not a pack")
         if header[8] not in (1, 2) or header[9] != 1 or any(header[10:12]): raise Bad("unknown cipher, key wrap or flags")
         self.dir_len = int.from_bytes(header[12:16], "little")
         if self.dir_len < 81 or (self.dir_len - 49) % 32 or self.dir_len > 49 + 32 * 0xFFFF:
             raise Bad("impossible length of the directory")
-        self._crypto, self._zstd, self._domain, self._aead = crypto, zstd, domain, header[8]
+        self._crypto, self._domain, self._aead = crypto, domain, header[8]
         self._aad = header[:12] + domain.additional
         self._key = prf(domain.enc, b"pack" + header[8:9] + header[16:48])
-
     def _body(self, kind: int, ident: bytes, sealed: bytes, rlen: int) -> "tuple[int, bytes]":
         body = self._crypto.open(self._aead, prf(self._key, bytes([kind]) + ident), self._aad, sealed)
         if body is None: raise Bad("does not decrypt (altered or damaged)")
         if len(body) < 5 or int.from_bytes(body[1:5], "little") != rlen: raise Bad("another length than the directory says")
         return body[0], body[5:]
-
     def blob(self, kind: int, ident: bytes, sealed: bytes, rlen: int) -> bytes:
         """The content of a sealed blob, checked down to its id."""
         codec, payload = self._body(kind, ident, sealed, rlen)
         if codec > 2: raise Bad(f"unknown codec {codec}")
-        content = (lambda data, _: data, inflate, self._zstd.decode)[codec](payload, rlen)
+        content = (lambda data, _: data, inflate, unzstd)[codec](payload, rlen)
         if len(content) != rlen or not hmac.compare_digest(self._domain.content_id(kind, content), ident):
             raise Bad("the content is not the one of its id")
         return content
-
     def directory(self, data: bytes, kinds: "tuple[int, ...]") -> "list[Entry]":
         """Entries of the directory; data = the object's first 72 + dir_len bytes or more."""
         ident, sealed = data[HEADER : HEADER + ID], data[HEADER + ID : HEADER + self.dir_len]
@@ -472,43 +392,27 @@ class Container:
         return entries
 
 class BlobMap:
-    """(kind, id) -> all places; 16 bytes each: pack number, offset + gap, clen, rlen. Large ones move to a temporary file."""
+    """(kind, id) -> all places: pack number, offset, clen, rlen, gap. A private SQLite file that vanishes, 32 MB of it in memory."""
     def __init__(self) -> None:
-        self._dict: dict[bytes, bytes] = {}
-        self._base: Any = None
-
-    def add(self, pack: int, entries: "list[Entry]") -> None:
-        rows = [(bytes([e.kind]) + e.ident, struct.pack("<4I", pack, e.offset + e.gap, e.clen, e.rlen)) for e in entries]
-        if self._base is not None:
-            self._base.executemany("INSERT INTO blob VALUES (?, ?)", rows)
-            return
-        for key, place in rows:
-            self._dict[key] = self._dict.get(key, b"") + place
-        if len(self._dict) > DICT_ENTRIES: self._spill()
-
-    def _spill(self) -> None:
         import sqlite3
-        self._base = sqlite3.connect("", isolation_level=None)  # '' = a private file that vanishes by itself
-        self._base.executescript("PRAGMA cache_size=-48000; PRAGMA journal_mode=OFF; CREATE TABLE blob (k BLOB, v BLOB); BEGIN")
-        self._base.executemany("INSERT INTO blob VALUES (?, ?)", self._dict.items())
-        self._dict = {}
-
+        self._base = sqlite3.connect("", isolation_level=None)
+        for text in ("cache_size=-32000", "journal_mode=OFF", "synchronous=OFF"): self._base.execute("PRAGMA " + text)
+        self._base.execute("CREATE TABLE blob (k BLOB, p INT, o INT, c INT, r INT, g INT)")
+        self._base.execute("BEGIN")
+    def add(self, pack: int, entries: "list[Entry]") -> None:
+        rows = [(bytes([e.kind]) + e.ident, pack, e.offset, e.clen, e.rlen, e.gap) for e in entries]
+        self._base.executemany("INSERT INTO blob VALUES (?, ?, ?, ?, ?, ?)", rows)
     def finish(self) -> None:
-        if self._base is not None: self._base.executescript("COMMIT; CREATE INDEX place ON blob (k, v)")
-
-    def places(self, kind: int, ident: bytes) -> "list[tuple[int, int, int, int]]":
-        key = bytes([kind]) + ident
-        if self._base is None: joined = self._dict.get(key, b"")
-        else: joined = b"".join(row[0] for row in self._base.execute("SELECT v FROM blob WHERE k = ?", (key,)))
-        return [(a, b, c, d) for a, b, c, d in struct.iter_unpack("<4I", joined)]
+        self._base.execute("CREATE INDEX place ON blob (k, p, o, c, r, g)")
+    def places(self, kind: int, ident: bytes) -> "list[tuple[int, int, int, int, int]]":
+        return self._base.execute("SELECT p, o, c, r, g FROM blob WHERE k = ?", (bytes([kind]) + ident,)).fetchall()
 
 class Repository:
     """Store, keys and what is needed to open things with them."""
     def __init__(self, store: Store, keys: Keys, crypto: Crypto, report: Reporter) -> None:
-        self.store, self.keys, self.crypto, self.report, self._zstd = store, keys, crypto, report, Zstd()
-
+        self.store, self.keys, self.crypto, self.report = store, keys, crypto, report
     def container(self, domain: Domain, header: bytes) -> Container:
-        return Container(self.crypto, self._zstd, domain, header)
+        return Container(self.crypto, domain, header)
 
 class Blobs:
     """All blobs of one domain, found by the heads of the packs [FORMAT 5, 7]."""
@@ -518,7 +422,6 @@ class Blobs:
         self._map, self._packs = BlobMap(), bytearray()  # 32 bytes a pack: its name
         self._containers: "collections.OrderedDict[bytes, tuple[int, Container]]" = collections.OrderedDict()
         self.bad_packs: set[bytes] = set()
-
     def scan(self) -> "Blobs":
         """Reads the head of every pack and keeps the directories of this domain."""
         for number, name in enumerate(self._repo.store.packs(self._repo.report)):
@@ -527,16 +430,13 @@ class Blobs:
                 print(f"\r{number + 1} packs looked at\x1b[K\r", end="", file=sys.stderr, flush=True)
         self._map.finish()
         return self
-
     def scan_pack(self, name: bytes) -> None:
         try:
-            with self._repo.store.open(pack_path(name)) as held:
-                self._head(held, name)
+            with self._repo.store.open(pack_path(name)) as held: self._head(held, name)
         except Bad as error:
             if self._repo.keys.whole:  # with one domain's key, packs of others do not open and are no news
                 self.bad_packs.add(name)
                 self._repo.report.warn(f"{pack_path(name)}: {error}; ignored")
-
     def _head(self, held: int, name: bytes) -> None:
         size = os.fstat(held).st_size
         data = read_at(held, 0, min(size, HEAD_READ))
@@ -551,7 +451,6 @@ class Blobs:
             self._repo.report.warn(f"{pack_path(name)}: its length or hint is wrong; what is whole in it is used")
         self._map.add(len(self._packs) // 32, [entry for entry in entries if entry.offset + entry.clen <= size])
         self._packs += name
-
     def _pack(self, name: bytes) -> "tuple[int, Container]":
         if name not in self._containers:
             with self._repo.store.open(pack_path(name)) as held:
@@ -560,18 +459,18 @@ class Blobs:
             if len(self._containers) > 48: os.close(self._containers.popitem(last=False)[1][0])
         self._containers.move_to_end(name)
         return self._containers[name]
-
-    def located(self, kind: int, ident: bytes) -> bool:
-        return bool(self._map.places(kind, ident))
-
+    def located(self, kind: int, ident: bytes) -> bool: return bool(self._map.places(kind, ident))
     def read(self, kind: int, ident: bytes, low: int, high: int) -> bytes:
         """The content of a blob of low..high bytes, from the first of its places that verifies."""
         errors = []
-        for number, offset, clen, rlen in self._map.places(kind, ident):
+        for number, offset, clen, rlen, gap in self._map.places(kind, ident):
             name = bytes(self._packs[32 * number : 32 * number + 32])
             try:
                 if not low <= rlen <= high: raise Bad("another length than its position implies")
-                content = self._read(name, kind, ident, (offset, clen, rlen))
+                held, container = self._pack(name)
+                data = read_at(held, offset - gap, gap + clen)
+                if any(data[:gap]): self._repo.report.warn(f"{pack_path(name)}: padding is not zero before {offset}")
+                content = container.blob(kind, ident, data[gap:], rlen)
             except Bad as error:
                 self.bad_packs.add(name)
                 errors.append(f"{pack_path(name)}: {error}")
@@ -581,22 +480,12 @@ class Blobs:
         if not errors: raise Missing(f"blob {ident.hex()} is in no pack that is here")
         raise Bad("; ".join(errors))
 
-    def _read(self, name: bytes, kind: int, ident: bytes, place: "tuple[int, int, int]") -> bytes:
-        held, container = self._pack(name)
-        gap = place[0] % ALIGN  # the map holds offset + gap, and the gap lies before offset
-        data = read_at(held, place[0] - 2 * gap, gap + place[1])
-        if any(data[:gap]): self._repo.report.warn(f"{pack_path(name)}: padding is not zero before {place[0] - gap}")
-        return container.blob(kind, ident, data[gap:], place[2])
-
 # ---- secrets [FORMAT 3] ----------------------------------------------------------------------------------------------
-
 def recovery_key(text: str) -> bytes:
     """The 32 bytes of a recovery key as people write it."""
     letters = "".join(text.split()).replace("-", "").upper().translate(str.maketrans("018", "OIB"))
-    try:
-        data = base64.b32decode(letters)
-    except ValueError:
-        data = b""
+    try: data = base64.b32decode(letters)
+    except ValueError: data = b""
     if len(data) != 35 or hashlib.sha256(b"lamella recovery" + data[:32]).digest()[:3] != data[32:]:
         raise Problem(WRONG_KEY, "this is not a recovery key: its checksum does not fit (a typing mistake?)")
     return data[:32]
@@ -616,8 +505,7 @@ def open_slot(slot: bytes, secret: bytes, marker: Marker, crypto: Crypto) -> "by
         n, r, p = 1 << slot[10], slot[11], slot[12]
         memory = 128 * r * (n + p + 2) + MIB
         kek = hashlib.scrypt(secret, salt=slot[16:48], n=n, r=r, p=p, maxmem=memory, dklen=32)
-    else:
-        kek = hkdf(secret, slot[16:48], b"lamella/1 kek\0" + marker.r + slot[:16], 32)
+    else: kek = hkdf(secret, slot[16:48], b"lamella/1 kek\0" + marker.r + slot[:16], 32)
     if not hmac.compare_digest(prf(hkdf(kek, marker.r, b"mac", 32), slot[:144]), slot[144:]): return None
     wrap = hkdf(kek, marker.r, b"wrap", 96)
     bundle = bytes(byte ^ wrap[i] for i, byte in enumerate(slot[48:144]))
@@ -645,14 +533,8 @@ def unlock(store: Store, marker: Marker, kind: int, secret: bytes, tools: "tuple
             tools[1].warn(f"keys/{name}: {error}")
     raise Problem(WRONG_KEY, f"wrong key or altered marker: {tried} slots tried, {other} not tried (other kind, limits), {bad} bad")
 
-class Tree(NamedTuple):
-    """What a restore walks: a volume of an exported domain key file, or the tree of a snapshot."""
-    name: str
-    volume_id: bytes
-    domain_id: bytes
-    root: bytes
-    size: int
-    log2: int
+# What a restore walks: a volume of an exported domain key file, or the tree of a snapshot.
+Tree = NamedTuple("Tree", [("name", str), ("volume_id", bytes), ("domain_id", bytes), ("root", bytes), ("size", int), ("log2", int)])
 
 def load_domain_key(data: bytes, marker: Marker) -> "tuple[Keys, list[Tree]]":
     """An exported domain key file [FORMAT 3]."""
@@ -671,55 +553,32 @@ def load_domain_key(data: bytes, marker: Marker) -> "tuple[Keys, list[Tree]]":
     return Keys(marker, None, Domain(marker, domain_id, enc, id_key)), volumes
 
 # ---- commits [FORMAT 8] ----------------------------------------------------------------------------------------------
-
-@dataclasses.dataclass(eq=False)
 class Commit:
     """A valid commit; sha is empty for one that is only known by a checkpoint's entry. known: writer -> newest seq seen."""
-    writer: bytes
-    seq: int
-    sha: bytes
-    prev: bytes
-    when: int
-    newest: bytes = b""  # checkpoint_seq || checkpoint_sha256
-    has_checkpoint: bool = False
-    seen: "tuple[tuple[bytes, int, bytes], ...]" = ()
-    known: "dict[bytes, int]" = dataclasses.field(default_factory=dict)
-    def name(self) -> bytes:
-        return self.writer + u64(self.seq) + self.sha
-    def path(self) -> str:
-        return commit_path(self.writer, self.seq, self.sha)
+    def __init__(self, writer: bytes, seq: int, sha: bytes, c: Cursor) -> None:
+        self.writer, self.seq, self.sha, self.prev, self.when = writer, seq, sha, c.take(32), c.number(8)
+        self.newest, self.has_checkpoint = b"", False  # newest = checkpoint_seq || checkpoint_sha256
+        self.seen: tuple[tuple[bytes, int, bytes], ...] = ()
+        self.known: dict[bytes, int] = {}
+    def name(self) -> bytes: return self.writer + u64(self.seq) + self.sha
+    def path(self) -> str: return commit_path(self.writer, self.seq, self.sha)
 
-class Naming(NamedTuple):
-    """A VOLUME (domain_id set) or RENAME record."""
-    commit: Commit
-    order: int
-    signed: bool
-    name: str
-    domain_id: bytes
-    label: str
+# A VOLUME (domain_id set) or RENAME record.
+Naming = NamedTuple("Naming", [("commit", Commit), ("order", int), ("signed", bool), ("name", str), ("domain_id", bytes),
+                               ("label", str)])
+# An ADD_SNAP record; ref = writer_id || seq || snap_id.
+Snapshot = NamedTuple("Snapshot", [("commit", Commit), ("order", int), ("ref", bytes), ("tree", Tree), ("consistency", int),
+                                   ("when", int), ("name", str), ("documents", "list[tuple[str, int, list[bytes]]]"),
+                                   ("packs", "list[bytes]"), ("unusable", str)])
 
-class Snapshot(NamedTuple):
-    """An ADD_SNAP record; ref = writer_id || seq || snap_id."""
-    commit: Commit
-    order: int
-    ref: bytes
-    tree: Tree
-    consistency: int
-    when: int
-    name: str
-    documents: "list[tuple[str, int, list[bytes]]]"
-    packs: "list[bytes]"
-    unusable: str
-
-def commit_path(writer: bytes, seq: int, sha: bytes) -> str:
-    return f"w/{writer.hex()}/{seq:016x}-{sha.hex()}"
+def commit_path(writer: bytes, seq: int, sha: bytes) -> str: return f"w/{writer.hex()}/{seq:016x}-{sha.hex()}"
 
 def records_of(c: Cursor) -> "list[tuple[int, bytes]]":
     records = []
     while c.left(): records.append((c.number(2), c.take(c.number(4))))
     return records
 
-def parse_snapshot(commit: Commit, order: int, c: Cursor) -> Snapshot:
+def parse_snapshot(commit: Commit, order: int, c: Cursor, keep_packs: bool) -> Snapshot:
     snap_id, volume_id, domain_id = c.many(3, 16)
     log2, consistency, flags, size, root = c.number(1), c.number(1), c.number(2), c.number(8), c.take(ID)
     when, _, name = c.number(8), c.take(40), c.text()
@@ -729,7 +588,7 @@ def parse_snapshot(commit: Commit, order: int, c: Cursor) -> Snapshot:
     if domain_id == CATALOGUE or flags or not 16 <= log2 <= 22: raise Bad("ADD_SNAP with impossible values")
     unusable = f"needs feature {required[0]:#06x}, which this reader does not know" if required else ""
     tree, ref = Tree(name, volume_id, domain_id, root, size, log2), commit.writer + u64(commit.seq) + snap_id
-    return Snapshot(commit, order, ref, tree, consistency, when, name, documents, packs, unusable)
+    return Snapshot(commit, order, ref, tree, consistency, when, name, documents, packs if keep_packs else [], unusable)
 
 class History:
     """All commits and the state they add up to."""
@@ -745,13 +604,11 @@ class History:
         self._start: dict[bytes, int] = {}  # writer -> the checkpoint its state was read from
         self.forked: set[bytes] = set()
         self.absent: set[str] = set()  # objects that are known to be missing
-
     def load(self) -> "History":
         store, report = self.repo.store, self.repo.report
         for writer in store.matching("w", "[0-9a-f]{32}", report):
             for name in store.matching(f"w/{writer}", "[0-9a-f]{16}-[0-9a-f]{64}", report):
-                try:
-                    commit, records = self.read(f"w/{writer}/{name}")
+                try: commit, records = self.read(f"w/{writer}/{name}")
                 except Bad as error:
                     self.warn(f"w/{writer}/{name}: {error}; ignored", history=True)
                     continue
@@ -763,7 +620,6 @@ class History:
             covered = entry[0] in self.sets[0x14] or entry[1] < self._start.get(entry[0], 0)
             if entry[2] not in self.commits and not covered: self._lacks(commit_path(*entry))
         return self
-
     def read(self, path: str) -> "tuple[Commit, list[tuple[int, bytes]]]":
         """A commit, checked from its name to its body, and its records."""
         _, folder, name = path.split("/")
@@ -777,7 +633,8 @@ class History:
         c = Cursor(self._body(box))
         c.expect(b"\x01" + bytes(7), "unknown version of a commit")
         c.expect(writer + u64(seq), "names another writer or number inside")
-        commit = Commit(writer, seq, sha, c.take(32), c.number(8), c.take(40))
+        commit = Commit(writer, seq, sha, c)
+        commit.newest = c.take(40)
         if seq == 0 or (seq == 1) != (commit.prev == bytes(32)): raise Bad("impossible number or predecessor")
         count = c.number(4)
         if count > 4096: raise Bad("more than 4096 heads seen")
@@ -785,7 +642,6 @@ class History:
         records = records_of(c)
         commit.has_checkpoint = any(kind == 0x0C for kind, _ in records)
         return commit, records
-
     def _body(self, box: bytes) -> bytes:
         container = self.repo.container(self.repo.keys.domain(CATALOGUE), box)
         if self.repo.keys.hint(box) != CATALOGUE: raise Bad("is not in the catalogue domain")
@@ -797,30 +653,28 @@ class History:
             body += container.blob(COMMIT, entry.ident, box[entry.offset : end], entry.rlen)
         if end != len(box): raise Bad("bytes after the last blob")
         return body
-
     def take(self, commit: Commit, kind: int, value: bytes) -> None:
         """Adds a record to the state; unknown and malformed ones are reported."""
         self._order += 1
         try:
             if kind in (2, 6): self._name(commit, kind, value)
-            elif kind == 3: self._snapshot(parse_snapshot(commit, self._order, Cursor(value)))
+            elif kind == 3:
+                snapshot = parse_snapshot(commit, self._order, Cursor(value), self._keep)
+                self.snapshots.setdefault(snapshot.ref + snapshot.tree.root, snapshot)
             elif kind in (4, 0x0D, 0x10, 0x14, 0x15): self._set(commit, kind, value)
             elif kind in (1, 0x8001): self._word(commit, kind, Cursor(value))
             elif kind < 0x8000 and not (0 < kind < 0x0E or 0x0F < kind < 0x16):
                 self.warn(f"{commit.path()}: a record of type {kind:#06x}, made by a newer version; ignored")
         except Bad as error:
             self.warn(f"{commit.path()}: record {kind:#06x}: {error}; ignored")
-
     def _signed(self, commit: Commit, kind: int, value: bytes) -> bool:
         marker, head = self.repo.keys.marker, commit.writer + u64(commit.seq) + commit.prev
         framed = b"lamella/1 prune\0" + marker.r + head + struct.pack("<HI", kind, len(value)) + value[:-64]
         return any(value[-64:]) and self.repo.crypto.verify(marker.prune_public, value[-64:], framed)
-
     def _word(self, commit: Commit, kind: int, c: Cursor) -> None:
         text = c.text()
         if kind == 1: self.labels[commit.writer] = text
         else: self.runs[commit.writer, text] = c.number(1)
-
     def _name(self, commit: Commit, kind: int, value: bytes) -> None:
         c, domain_id, label = Cursor(value), b"", ""
         volume_id = c.take(16)
@@ -832,11 +686,6 @@ class History:
         c.take(64)
         c.end()
         self.namings[volume_id].append(Naming(commit, self._order, self._signed(commit, kind, value), name, domain_id, label))
-
-    def _snapshot(self, snapshot: Snapshot) -> None:
-        snapshot = snapshot if self._keep else snapshot._replace(packs=[])
-        self.snapshots.setdefault(snapshot.ref + snapshot.tree.root, snapshot)
-
     def _set(self, commit: Commit, kind: int, value: bytes) -> None:
         c = Cursor(value)
         if kind in (4, 0x10): names = c.many(c.number(4), 40)  # CONFIRM, REMOVE: refs
@@ -844,7 +693,6 @@ class History:
         if kind == 4: names = [ref for ref in names if ref[:16] == commit.writer]
         if kind < 0x10 or self._signed(commit, kind, value): self.sets[kind].update(names)
         else: self.warn(f"{commit.path()}: record {kind:#06x} without a valid signature; ignored")
-
     def _link(self, writer: bytes) -> None:
         """Joins a writer's commits; finds forks and gaps."""
         chain = self.chains[writer]
@@ -856,11 +704,9 @@ class History:
             text = f"fork: writer {writer.hex()} has several commits {seq}; all of them count"
             self.warn(text, "note" if accepted else "warning", history=not accepted)
         for gap in gaps: self._bridge(chain, gap)
-
     def _lacks(self, path: str) -> None:
         self.absent.add(path)
         self.warn(f"history is missing: {path} is named by another commit and is not here", history=True)
-
     def _follow(self, commit: Commit) -> bool:
         """Joins a commit to its predecessor; False where that is not here."""
         before = self.commits.get(commit.prev)
@@ -872,12 +718,10 @@ class History:
         commit.known = dict(before.known) if before is not None else {}
         for writer, seq, _ in commit.seen: commit.known[writer] = max(seq, commit.known.get(writer, 0))
         return before is not None or commit.seq == 1
-
     def _bridge(self, chain: "list[Commit]", gap: Commit) -> None:
         """Takes the records before a gap from the newest readable checkpoint after it."""
         for commit in reversed([c for c in chain if c.has_checkpoint and c.seq >= gap.seq]):
-            try:
-                self._checkpoint(commit, set() if commit.writer in self.forked else {c.seq for c in chain})
+            try: self._checkpoint(commit, set() if commit.writer in self.forked else {c.seq for c in chain})
             except Bad as error:
                 self.warn(f"{commit.path()}: checkpoint: {error}", history=True)
                 continue
@@ -887,7 +731,6 @@ class History:
                           f"commit {gap.seq} was not checked", "note")
             return
         self._lacks(commit_path(gap.writer, gap.seq - 1, gap.prev))
-
     def _checkpoint(self, commit: Commit, present: "set[int]") -> None:
         c, blobs, entries = Cursor(dict(self.read(commit.path())[1])[0x0C]), Blobs(self.repo, CATALOGUE), b""
         c.many(c.number(4), 40)
@@ -902,20 +745,17 @@ class History:
             entries += content[8:]
         c = Cursor(entries + c.take(c.left()))
         while c.left():
-            author = Commit(commit.writer, c.number(8), b"", c.take(32), c.number(8))
+            author = Commit(commit.writer, c.number(8), b"", c)
             kind, record = c.number(2), c.take(c.number(4))
             if author.seq not in present: self.take(author, kind, record)
-
     def before(self, a: Commit, b: Commit) -> bool:
         """Whether a is before b by chain and `seen` order."""
         if a.writer != b.writer: return b.known.get(a.writer, 0) >= a.seq
         if a.seq >= b.seq or a.writer not in self.forked: return a.seq < b.seq
         while b.seq > a.seq and b.prev in self.commits: b = self.commits[b.prev]
         return a.sha == b.sha
-
     def _earlier(self, a: Any, b: Any) -> bool:
         return a.order < b.order if a.commit.name() == b.commit.name() else self.before(a.commit, b.commit)
-
     def edge(self, items: "list[Any]", newest: bool) -> "list[Any]":
         """The items (with commit and order) that no other one is after (newest) or before, smaller writer_id first."""
         best: dict[Any, Any] = {}
@@ -924,18 +764,15 @@ class History:
         late = [i for i in best.values()
                 if not any(self._earlier(i, j) if newest else self._earlier(j, i) for j in best.values())]
         return sorted(late, key=lambda i: i.commit.name())
-
     def heads(self) -> "list[Commit]":
         """The newest commit of each chain; of a forked one, the end of each branch; ordered by bytes."""
         parents = {commit.prev for commit in self.commits.values()}
         ends = [c for c in self.commits.values() if c.sha not in parents]
         return sorted((c for c in ends if c.writer in self.forked or c is self.chains[c.writer][-1]), key=Commit.name)
-
     def fingerprint(self) -> str:
         heads = b"".join(c.name() for c in self.heads())
         text = base64.b32encode(hashlib.sha256(b"lamella/1 heads\0" + self.repo.keys.marker.r + heads).digest()[:10]).decode()
         return "-".join(text[i : i + 4] for i in range(0, 16, 4))
-
     def naming(self, volume_id: bytes) -> "tuple[str, Naming | None]":
         """The name of a volume and the VOLUME record in force."""
         records = self.namings.get(volume_id, [])
@@ -945,7 +782,6 @@ class History:
             if record not in applies: self.warn(f"{record.commit.path()}: names a volume of another writer; ignored")
         volume, last = self.edge([r for r in applies if r.domain_id], newest=True), self.edge(applies, newest=True)
         return (last[0].name if last else volume_id.hex()), (volume[0] if volume else None)
-
     def volumes(self) -> "dict[bytes, tuple[str, Naming | None, list[Snapshot]]]":
         """volume_id -> unique name as shown, VOLUME record, snapshots by time."""
         held: dict[bytes, list[Snapshot]] = {volume_id: [] for volume_id in self.namings}
@@ -954,7 +790,6 @@ class History:
         count = collections.Counter(name for name, _ in named.values())
         return {v: (f"{name}~{v[:2].hex()}" if count[name] > 1 else name, record, sorted(held[v], key=lambda s: (s.when, s.name)))
                 for v, (name, record) in sorted(named.items(), key=lambda item: item[1][0])}
-
     def select(self, word: str) -> Snapshot:
         """The snapshot that VOLUME[@SNAPSHOT] names."""
         volume, _, wanted = word.partition("@")
@@ -971,7 +806,6 @@ class History:
             raise Problem(NO_MATCH, f"{shown(word)}: " + (f"choose one of {names}" if chosen else "no such snapshot"))
         if chosen[0].unusable: raise Problem(FAILED, f"{shown(chosen[0].name)} {chosen[0].unusable}")
         return chosen[0]  # type: ignore[no-any-return]
-
     def states(self) -> "Callable[[Snapshot], str]":
         ids = collections.Counter(s.ref[24:] for s in self.snapshots.values())
         run = {None: "unstated", 0: "complete", 1: "incomplete"}
@@ -980,22 +814,18 @@ class History:
             ("unusable", s.unusable)) if here])
 
 # ---- trees and restore [FORMAT 6] ------------------------------------------------------------------------------------
-
 class Walk:
     """The extents of a tree in order. What cannot be read is told to lost(first chunk, chunks, why) and left out."""
     def __init__(self, blobs: Blobs, tree: Tree, report: Reporter, lost: "Callable[[int, int, str], None]") -> None:
         self._blobs, self._tree, self._report, self._lost = blobs, tree, report, lost
         self.chunks = -(-tree.size >> tree.log2)
         self.depth = next((d for d in range(1, DEPTH_MAX + 1) if FANOUT**d >= max(1, self.chunks)), 0)
-
     def extents(self) -> "Iterator[tuple[int, int, bytes]]":
         """(first chunk, chunks, id): one chunk of data, or with an empty id a run that reads as zero."""
         yield from self._below(self.depth - 1, 0, self._tree.root)
-
     def _below(self, level: int, first: int, ident: bytes) -> "Generator[tuple[int, int, bytes], None, int | None]":
         span, total = FANOUT**level, 0
-        try:
-            count, types, ids = self._node(level, first, ident)
+        try: count, types, ids = self._node(level, first, ident)
         except Bad as error:
             self._lost(first, min(FANOUT * span, self.chunks - first), str(error))
             return None
@@ -1011,7 +841,6 @@ class Walk:
                 whole, total = whole and below is not None, total + (below or 0)
         if whole and total != count: self._lost(first, 0, f"node {ident.hex()} says {count} chunks and has {total}")
         return total if whole else None
-
     def _node(self, level: int, first: int, ident: bytes) -> "tuple[int, list[int], list[bytes]]":
         c = Cursor(self._blobs.read(INNER if level else LEAF, ident, NODE_HEADER, CONTENT_MAX[LEAF]))
         c.expect(b"LMLN\x01" + bytes([level]), "not a node of this level")
@@ -1037,8 +866,7 @@ def reads_zero(held: int, start: int, end: int) -> bool:
     """Whether a range of a file reads as zero; its holes are skipped."""
     zeros = bytes(min(MIB, end - start))
     while start < end:
-        try:
-            start = max(start, os.lseek(held, start, os.SEEK_DATA))
+        try: start = max(start, os.lseek(held, start, os.SEEK_DATA))
         except OSError as error:
             if error.errno == errno.ENXIO: return os.fstat(held).st_size >= end
         size = max(0, min(MIB, end - start))
@@ -1050,12 +878,10 @@ class Volume:
     """Fills a file with a tree and compares it."""
     def __init__(self, report: Reporter, blobs: Blobs, tree: Tree) -> None:
         self._report, self._blobs, self._tree, self._lost = report, blobs, tree, 0
-
     def _lose(self, first: int, chunks: int, why: str) -> None:
         self._lost += 1
         start, end = first << self._tree.log2, min(first + chunks << self._tree.log2, self._tree.size)
         if self._lost <= 50: self._report.warn(f"bytes {start}..{end} cannot be restored: {why}", "damage")
-
     def _extents(self, word: str) -> "Iterator[tuple[int, int, bytes]]":
         """Extents as (start, end, id) in bytes, with progress; ends with exit 20 if something was lost."""
         log2, size = self._tree.log2, self._tree.size
@@ -1064,15 +890,12 @@ class Volume:
             yield first << log2, end, ident
             self._report.progress(word, end, size)
         if self._lost: raise Problem(DAMAGE, f"damage: {self._lost} ranges cannot be restored; the rest is in the partial file")
-
     def fill(self, held: int) -> None:
         os.ftruncate(held, self._tree.size)
         for start, end, ident in self._extents("restoring"):
             try:
                 if ident: write_at(held, self._blobs.read(CHUNK, ident, end - start, end - start), start)
-            except Bad as error:
-                self._lose(start >> self._tree.log2, 1, str(error))
-
+            except Bad as error: self._lose(start >> self._tree.log2, 1, str(error))
     def compare(self, held: int) -> None:
         for start, end, ident in self._extents("comparing"):
             if ident: same = self._blobs.domain.content_id(CHUNK, read_at(held, start, end - start)) == ident
@@ -1082,22 +905,20 @@ class Volume:
 class Document:
     """Fills a file with a document's parts and compares it."""
     def __init__(self, blobs: Blobs, size: int, parts: "list[bytes]") -> None:
-        self._blobs, self._size, self._parts, self._digest = blobs, size, parts, hashlib.sha256()
-
-    def fill(self, held: int) -> None:
+        self._blobs, self._size, self._parts = blobs, size, parts
+    def _contents(self) -> "Iterator[tuple[int, bytes]]":
         at = 0
         for part in self._parts:
             content = self._blobs.read(DOCUMENT, part, 8, PART_MAX)
-            if content[:8] != b"LMLDOCU\x01" or at + len(content) - 8 > self._size: raise Bad("malformed part of a document")
-            write_at(held, content[8:], at)
-            self._digest.update(content[8:])
+            if content[:8] != b"LMLDOCU\x01": raise Bad("malformed part of a document")
+            yield at, content[8:]
             at += len(content) - 8
         if at != self._size: raise Bad(f"the document has {at} bytes, {self._size} expected")
-
+    def fill(self, held: int) -> None:
+        for at, data in self._contents(): write_at(held, data, at)
     def compare(self, held: int) -> None:
-        digest = hashlib.sha256()
-        for at in range(0, self._size, MIB): digest.update(read_at(held, at, min(MIB, self._size - at)))
-        if digest.digest() != self._digest.digest(): raise Bad("what was read back differs from what was written")
+        for at, data in self._contents():
+            if read_at(held, at, len(data)) != data: raise Bad("what was read back differs from what was written")
 
 def save(path: str, overwrite: bool, work: "Volume | Document") -> None:
     """Fills path + '.lamella-partial', compares what the disk gives back and only then gives it its name."""
@@ -1107,17 +928,13 @@ def save(path: str, overwrite: bool, work: "Volume | Document") -> None:
     if os.path.isfile(partial) or os.path.islink(partial): os.unlink(partial)
     held = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            work.fill(held)
-        finally:
-            os.fsync(held)
+        try: work.fill(held)
+        finally: os.fsync(held)
         with contextlib.suppress(AttributeError, OSError):
             os.posix_fadvise(held, 0, 0, os.POSIX_FADV_DONTNEED)  # read back from the disk, not from memory
         work.compare(held)
-    except Bad as error:
-        raise Problem(DAMAGE, f"{partial}: {error}") from None
-    finally:
-        os.close(held)
+    except Bad as error: raise Problem(DAMAGE, f"{partial}: {error}") from None
+    finally: os.close(held)
     if not overwrite and os.path.lexists(path): raise Problem(USAGE, f"{path} appeared meanwhile; the data is in {partial}")
     os.replace(partial, path)
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
@@ -1125,7 +942,6 @@ def save(path: str, overwrite: bool, work: "Volume | Document") -> None:
     os.close(folder)
 
 # ---- commands --------------------------------------------------------------------------------------------------------
-
 def secret_of(args: argparse.Namespace) -> "tuple[int, bytes]":
     """(slot type, secret), type 0 = an exported domain key file; asks when no source is named."""
     env = [(1, "LAMELLA_PASSPHRASE", False), (1, "LAMELLA_PASSPHRASE_FILE", True), (2, "LAMELLA_RECOVERY_KEY_FILE", True)]
@@ -1144,8 +960,7 @@ def secret_of(args: argparse.Namespace) -> "tuple[int, bytes]":
         if kind == 1:
             value = value[:-1] if is_path and value.endswith(b"\n") else value
             return kind, unicodedata.normalize("NFC", value.decode()).encode()
-    except UnicodeDecodeError:
-        raise Problem(USAGE, "the secret is not text in UTF-8") from None
+    except UnicodeDecodeError: raise Problem(USAGE, "the secret is not text in UTF-8") from None
     if kind == 3 and not 32 <= len(value) <= MIB: raise Problem(USAGE, "a key file has 32 bytes to 1 MiB")
     return kind, value
 
@@ -1160,15 +975,13 @@ class Session:
         try:
             if kind: keys = unlock(store, marker, kind, secret, (crypto, report))
             else: keys, self.volumes = load_domain_key(secret, marker)
-        except Bad as error:
-            raise Problem(USAGE, f"domain key file: {error}") from None
-        self.repo, self.history = Repository(store, keys, crypto, report), None
+        except Bad as error: raise Problem(USAGE, f"domain key file: {error}") from None
+        self.repo = Repository(store, keys, crypto, report)
         if not keys.whole and (args.expect or getattr(args, "document", None)):
             raise Problem(USAGE, "a domain key does not open the commits")
-        if keys.whole: self.history: "History | None" = History(self.repo, args.command == "needs").load()
+        self.history = History(self.repo, args.command == "needs").load() if keys.whole else None
         if self.history and args.expect and re.sub(r"[\s-]", "", args.expect).upper() != self.history.fingerprint().replace("-", ""):
             raise Problem(HISTORY, f"head fingerprint is {self.history.fingerprint()}, not the expected one: another state")
-
     def select(self) -> "tuple[Tree, Snapshot | None]":
         """What VOLUME[@SNAPSHOT] names, in the commits or in the domain key file."""
         word = self.args.volume
@@ -1180,10 +993,7 @@ class Session:
         return found[0], None
 
 def utc(milliseconds: int) -> str:
-    try:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds // 1000))
-    except (OverflowError, ValueError, OSError):
-        return f"{milliseconds}ms"
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(milliseconds // 1000, 253402300799)))
 
 def run_list(session: Session) -> int:
     args, history = session.args, session.history
@@ -1192,8 +1002,10 @@ def run_list(session: Session) -> int:
         rows += [(shown(t.name), "-", "-", str(t.size), "-", t.domain_id.hex(), "-") for t in session.volumes]
     else:
         print(f"repository {session.repo.keys.marker.repo_id.hex()}, head fingerprint {history.fingerprint()}")
-        state, names = history.states(), history.volumes()
-        for volume_id, (name, record, snapshots) in names.items():
+        for c in history.heads() if args.command == "info" else []:
+            print(f"writer {c.writer.hex()} {shown(history.labels.get(c.writer, ''))}: commit {c.seq} of {utc(c.when)}")
+        state = history.states()
+        for volume_id, (name, record, snapshots) in history.volumes().items():
             if args.volume not in (None, name, volume_id.hex()): continue
             for s in snapshots:
                 label = record.label if record and record.domain_id == s.tree.domain_id else s.tree.domain_id.hex()
@@ -1205,15 +1017,6 @@ def run_list(session: Session) -> int:
     for row in rows: print("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip())
     return HISTORY if session.report.history else 0
 
-def run_info(session: Session) -> int:
-    marker, history = session.repo.keys.marker, session.history
-    print(f"repository: {marker.repo_id.hex()}\nformat: 1.{marker.minor}, id algorithm {marker.id_alg}")
-    if history: print(f"head fingerprint: {history.fingerprint()}")
-    for head in history.heads() if history else []:
-        label = shown(history.labels.get(head.writer, "")) if history else ""
-        print(f"writer {head.writer.hex()} {label}: commit {head.seq} of {utc(head.when)}, {head.sha.hex()}")
-    return HISTORY if session.report.history else 0
-
 def run_restore(session: Session) -> int:
     args = session.args
     tree, snapshot = session.select()
@@ -1223,8 +1026,7 @@ def run_restore(session: Session) -> int:
         names = ", ".join(shown(d[0]) for d in snapshot.documents) or "none"
         if len(found) != 1: raise Problem(NO_MATCH, f"no document {shown(args.document)}; there are: {names}")
         work = Document(Blobs(session.repo, tree.domain_id).scan(), found[0][1], found[0][2])
-    else:
-        work = Volume(session.report, Blobs(session.repo, tree.domain_id).scan(), tree)
+    else: work = Volume(session.report, Blobs(session.repo, tree.domain_id).scan(), tree)
     save(args.to, args.overwrite, work)
     print(f"restored and compared: {shown(tree.name)} to {args.to}", file=sys.stderr)
     return 0
@@ -1238,7 +1040,7 @@ def run_needs(args: argparse.Namespace, report: Reporter) -> int:
     session = None if names else Session(args, report)
     if session and session.history and session.history.absent: names = session.history.absent
     elif session: names = needed_packs(session)
-    if names: print("\n".join(sorted(names)))
+    for name in sorted(names, key=lambda name: (name != "lamella", name)): print(name)
     return 0
 
 def needed_packs(session: Session) -> "set[str]":
@@ -1257,8 +1059,7 @@ def needed_packs(session: Session) -> "set[str]":
     return names
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Problem(USAGE, message)
+    def error(self, message: str) -> NoReturn: raise Problem(USAGE, message)
 
 def parse(argv: "list[str]") -> argparse.Namespace:
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
@@ -1272,10 +1073,10 @@ def parse(argv: "list[str]") -> argparse.Namespace:
                                 "Passphrase from LAMELLA_PASSPHRASE or LAMELLA_PASSPHRASE_FILE; else it is asked for."}
     parser = Parser(prog="restore.py", description="Emergency reader of Lamella repositories; it only reads them.", **shared)
     made, commands = {}, parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, text in (("list", "show volumes and snapshots"), ("info", "show the repository and its writers"),
+    for name, text in (("list", "show volumes and snapshots"), ("info", "show the writers as well"),
                        ("restore", "write a volume or a document to a file"), ("needs", "print names of missing objects")):
         made[name] = commands.add_parser(name, help=text, **shared)
-    made["list"].add_argument("volume", nargs="?", metavar="VOLUME")
+    for name in ("list", "info"): made[name].add_argument("volume", nargs="?", metavar="VOLUME")
     for name in ("restore", "needs"): made[name].add_argument("volume", metavar="VOLUME[@SNAPSHOT]")
     made["restore"].add_argument("--to", required=True, metavar="FILE")
     made["restore"].add_argument("--document", metavar="NAME", help="restore this document instead of the volume")
@@ -1288,11 +1089,9 @@ def main(argv: "list[str]") -> int:
     try:
         args, report = parse(argv), Reporter()
         if args.command == "needs": return run_needs(args, report)
-        return {"list": run_list, "info": run_info, "restore": run_restore}[args.command](Session(args, report))
-    except Problem as problem:
-        code, text = problem.code, str(problem)
-    except (KeyboardInterrupt, EOFError):
-        code, text = INTERRUPTED, "interrupted"
+        return (run_restore if args.command == "restore" else run_list)(Session(args, report))
+    except Problem as problem: code, text = problem.code, str(problem)
+    except (KeyboardInterrupt, EOFError): code, text = INTERRUPTED, "interrupted"
     except OSError as error:
         code, text = FAILED, f"{os.fsdecode(error.filename or 'input or output')}: {error.strerror or error}"
     except Exception as error:  # noqa: BLE001  (a person in an emergency gets one line; --debug shows the rest)

@@ -564,13 +564,6 @@ def test_listing_stops_at_1000_invalid_names(bench: Bench) -> None:
     assert result.code == 12 and "listing stops" in result.err and "\x1b" not in result.err
 
 
-def test_blob_map_moves_to_a_file_when_large(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rescue, "DICT_ENTRIES", 2)
-    case = build()
-    bench.save(case.writer)
-    assert bench.restore("disk") == case.second
-
-
 PLANTED = ("argparse", "base64", "collections", "contextlib", "ctypes", "hashlib", "zlib", "struct", "json", "hmac", "re",
            "stat", "typing", "unicodedata", "dataclasses", "sqlite3", "getpass", "traceback", "__future__", "errno", "backports")
 

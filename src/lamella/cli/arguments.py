@@ -1,0 +1,159 @@
+"""The tree of commands and options. A command's module is imported when that command is parsed, not before."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn, Protocol, cast
+
+from lamella.cli.values import seconds
+from lamella.errors import UsageError
+
+COMMANDS = {
+    "init": "make a repository",
+    "backup": "back up volumes into one snapshot",
+    "restore": "write a volume, or a document, back to a file or device",
+    "list": "show volumes and snapshots",
+    "info": "show the repository, a volume or a snapshot",
+    "diff": "show what differs between two snapshots of a volume",
+    "verify": "prove that snapshots can be restored; writes nothing",
+    "check": "look at the repository's history, and accept it after a rollback",
+    "key": "list, add, remove and change the keys that open the repository",
+    "config": "show and validate the configuration",
+    "doctor": "examine this machine, its places and the repository for trouble",
+}
+
+EXIT_CODES = """\
+exit codes: 0 done, 1 failed, 2 usage, 3 incomplete (some volumes failed, the rest is safe), 4 nothing matched,
+10 no repository, 11 locked, 12 wrong key, 20 damage found, 21 rollback, fork or missing history,
+22 source at risk, 130 interrupted. What a command committed is safe whatever it ends with."""
+
+SECRETS = """\
+The secret comes from one of LAMELLA_PASSPHRASE, LAMELLA_PASSPHRASE_FILE, LAMELLA_PASSPHRASE_COMMAND,
+LAMELLA_PASSPHRASE_FD, --keyfile, --recovery-key-file or LAMELLA_RECOVERY_KEY_FILE, the systemd credential
+lamella.passphrase; else from the configuration; else the terminal is asked."""
+
+DEFAULTS: dict[str, Any] = {
+    "repo": None,
+    "json": False,
+    "json_lines": False,
+    "quiet": False,
+    "verbose": False,
+    "debug": False,
+    "lock_wait": 0.0,
+    "keyfile": None,
+    "recovery_key_file": None,
+}
+
+
+class CommandModule(Protocol):
+    """What a module in lamella.cli.commands offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Describe the command's own arguments."""
+
+    def run(self, context: Any) -> int:  # noqa: ANN401  (a Context, whose import is not cheap)
+        """Do it, and return the exit code."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parses one level of the tree; fills itself when it is used, and raises UsageError instead of ending the process."""
+
+    def __init__(self, *args: Any, fill: Callable[[CommandParser], None] | None = None, **options: Any) -> None:  # noqa: ANN401
+        options.setdefault("allow_abbrev", False)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **options)
+        self._fill = fill
+
+    def fill(self) -> None:
+        """Add the arguments that were put off."""
+        fill, self._fill = self._fill, None
+        if fill is not None:
+            fill(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]  # noqa: ANN401
+        """As in argparse, with the arguments added first."""
+        self.fill()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(message, hint=f"see: {self.prog} --help")
+
+
+def load(command: str) -> CommandModule:
+    """The module of a command."""
+    return cast("CommandModule", import_module(f"lamella.cli.commands.{command}"))
+
+
+def build() -> CommandParser:
+    """The whole tree."""
+    parser = CommandParser(
+        prog="lamella",
+        description="Encrypted, deduplicating, incremental backups of virtual machine volumes.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--version", action="store_true", default=argparse.SUPPRESS, help="print the version and end")
+    add_global(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", fill=_filling(name))
+    return parser
+
+
+def _filling(name: str) -> Callable[[CommandParser], None]:
+    def fill(parser: CommandParser) -> None:
+        load(name).add_arguments(parser)
+        add_global(parser)
+
+    return fill
+
+
+def add_global(parser: argparse.ArgumentParser) -> None:
+    """The options that every command has, before and after its name; unset ones leave what was set before."""
+
+    def add(*names: str, **options: Any) -> None:  # noqa: ANN401
+        group.add_argument(*names, default=argparse.SUPPRESS, **options)
+
+    group = parser.add_argument_group("options of every command")
+    add("-r", "--repo", metavar="REPO", help="repository: a path, file:/PATH, or a name from the configuration")
+    add("--keyfile", metavar="FILE", help="open the repository with this key file")
+    add("--recovery-key-file", metavar="FILE", help="open the repository with the recovery key in this file")
+    add("--lock-wait", metavar="SECONDS", type=seconds, help="wait so long for a locked repository (default 0)")
+    add("--json", action="store_true", help="print the result as one JSON document")
+    add("--json-lines", action="store_true", help="print progress and messages as JSON objects, one a line, on stderr")
+    add("-q", "--quiet", action="store_true", help="no progress, warnings and errors only")
+    add("-v", "--verbose", action="store_true", help="say more")
+    add("--debug", action="store_true", help="show tracebacks of errors")
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """-n, which every writing command has."""
+    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, and do nothing")
+
+
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """-y, where a person at a terminal is asked first."""
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
+
+
+def add_actions(parser: argparse.ArgumentParser, name: str) -> Callable[..., argparse.ArgumentParser]:
+    """A second level of commands, as in `lamella key add`; returns a function (name, help) that adds one."""
+    actions = parser.add_subparsers(dest=name, metavar="ACTION", required=True, parser_class=CommandParser)
+
+    def add(action: str, text: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(action, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        add_global(made)
+        return made
+
+    return add
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; `command` is None where none is named. Raises UsageError; ends the process after --help."""
+    namespace = argparse.Namespace(version=False, **DEFAULTS)
+    args = build().parse_args(argv, namespace)
+    if args.quiet and args.verbose:
+        raise UsageError("--quiet and --verbose contradict each other")
+    return args

@@ -1,0 +1,189 @@
+"""The configuration: TOML files into frozen values, every unknown key an error (design: configuration)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lamella.errors import LamellaError, UsageError
+from lamella.format.compression import check_setting
+
+_MAX_WORKERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RepositorySettings:
+    """One `[repositories.NAME]`: where it is, and at most one source of its secret."""
+
+    url: str
+    keyfile: str | None = None
+    passphrase_file: str | None = None
+    passphrase_command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackupSettings:
+    """`[backup]`: what options of the same name override. `workers` None: as many as suit the machine."""
+
+    compression: str = "auto"
+    workers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Everything configured, where each value comes from, and what is wrong with it."""
+
+    place: Path
+    files: tuple[Path, ...] = ()
+    repositories: Mapping[str, RepositorySettings] = field(default_factory=dict)
+    backup: BackupSettings = field(default_factory=BackupSettings)
+    default_repository: str | None = None
+    origins: Mapping[str, Path] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def require_valid(self) -> None:
+        """Raises UsageError naming the first problem."""
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise UsageError(self.problems[0] + more, hint="see: lamella config validate")
+
+
+def load(place: Path) -> Configuration:
+    """Read a file, or all *.toml of a directory in order of name; nothing there is an empty configuration.
+
+    Problems are collected, so that all of them can be shown; `require_valid` raises them.
+    """
+    reader = _Reader()
+    files = _files(place)
+    for path in files:
+        reader.read(path)
+    reader.check()
+    return Configuration(
+        place,
+        tuple(files),
+        reader.repositories,
+        BackupSettings(**reader.backup),
+        reader.default_repository,
+        reader.origins,
+        tuple(reader.problems),
+    )
+
+
+def _files(place: Path) -> list[Path]:
+    return sorted(place.glob("*.toml")) if place.is_dir() else [place] if place.exists() else []
+
+
+class _Reader:
+    """Takes in one file after the other. A key may be set once in all of them."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, RepositorySettings] = {}
+        self.backup: dict[str, Any] = {}
+        self.default_repository: str | None = None
+        self.origins: dict[str, Path] = {}
+        self.problems: list[str] = []
+
+    def read(self, path: Path) -> None:
+        try:
+            content = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            self.problems.append(f"{path}: cannot be read: {error.strerror}")
+            return
+        except ValueError as error:
+            self.problems.append(f"{path}: not valid TOML: {error}")
+            return
+        for key, value in content.items():
+            if key == "default_repository":
+                self.default_repository = self._text(path, key, value) or self.default_repository
+            elif key == "backup":
+                self._backup(path, value)
+            elif key == "repositories":
+                self._repositories(path, value)
+            else:
+                self._unknown(path, key)
+
+    def check(self) -> None:
+        """What only all files together tell."""
+        name = self.default_repository
+        if name and is_name(name) and name not in self.repositories:
+            path = self.origins["default_repository"]
+            self.problems.append(f"{path}: default_repository names {name!r}, which is not configured")
+
+    def _repositories(self, path: Path, value: object) -> None:
+        for name, table in self._table(path, "repositories", value):
+            where = f"repositories.{name}"
+            if not is_name(name):
+                self.problems.append(f"{path}: {where}: a repository's name has no slash and no colon")
+                continue
+            found = {key: self._repository_value(path, f"{where}.{key}", key, one)
+                     for key, one in self._table(path, where, table)}  # fmt: skip
+            known = {key: one for key, one in found.items() if one is not None}
+            if "url" not in found:
+                self.problems.append(f"{path}: {where}: url is missing")
+            if len(known.keys() - {"url"}) > 1:
+                self.problems.append(f"{path}: {where}: more than one secret: {', '.join(sorted(known.keys() - {'url'}))}")
+            if "url" in known:
+                self.repositories[name] = RepositorySettings(**known)
+
+    def _repository_value(self, path: Path, where: str, key: str, value: object) -> str | None:
+        if key not in RepositorySettings.__slots__:
+            self._unknown(path, where)
+            return None
+        text = self._text(path, where, value)
+        is_path = key != "passphrase_command" and not (key == "url" and ":" in (text or "").partition("/")[0])
+        if text is not None and is_path and not text.startswith("/"):
+            self.problems.append(f"{path}: {where}: must be an absolute path")
+            return None
+        return text
+
+    def _backup(self, path: Path, value: object) -> None:
+        for key, one in self._table(path, "backup", value):
+            where = f"backup.{key}"
+            if key == "compression":
+                text = self._text(path, where, str(one) if isinstance(one, int) else one)
+                if text is not None and self._is_compression(path, where, text):
+                    self.backup[key] = text
+            elif key == "workers":
+                if isinstance(one, bool) or not isinstance(one, int) or not 1 <= one <= _MAX_WORKERS:
+                    self.problems.append(f"{path}: {where}: must be a number from 1 to {_MAX_WORKERS}")
+                elif self._is_new(path, where):
+                    self.backup[key] = one
+            else:
+                self._unknown(path, where)
+
+    def _is_compression(self, path: Path, where: str, text: str) -> bool:
+        try:
+            check_setting(text)
+        except LamellaError as error:
+            self.problems.append(f"{path}: {where}: {error.message}: {error.hint}")
+            return False
+        return True
+
+    def _table(self, path: Path, where: str, value: object) -> Iterator[tuple[str, object]]:
+        if isinstance(value, dict):
+            yield from value.items()
+        else:
+            self.problems.append(f"{path}: {where}: must be a table")
+
+    def _text(self, path: Path, where: str, value: object) -> str | None:
+        if not isinstance(value, str) or not value or "\0" in value:
+            self.problems.append(f"{path}: {where}: must be a text, and not an empty one")
+            return None
+        return value if self._is_new(path, where) else None
+
+    def _is_new(self, path: Path, where: str) -> bool:
+        first = self.origins.setdefault(where, path)
+        if first is not path:
+            self.problems.append(f"{path}: {where} is set in {first} already")
+        return first is path
+
+    def _unknown(self, path: Path, where: str) -> None:
+        self.problems.append(f"{path}: unknown key {where}")
+
+
+def is_name(text: str) -> bool:
+    """Whether a REPO is written as a configured name may be: without slash and colon."""
+    return bool(text) and "/" not in text and ":" not in text and text not in {".", ".."}

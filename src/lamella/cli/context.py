@@ -1,0 +1,105 @@
+"""What a command is given: its arguments, this host, the configuration, the repository."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import cached_property
+
+from lamella.cli import configuration
+from lamella.cli.configuration import Configuration, RepositorySettings
+from lamella.cli.output import Output
+from lamella.cli.places import config_place, this_host
+from lamella.cli.secret import secret_source
+from lamella.cli.terminal import can_confirm, confirm
+from lamella.errors import Interrupted, RolledBack, UsageError
+from lamella.repository.host import Host
+from lamella.repository.repository import Repository
+from lamella.repository.slots import read_marker
+from lamella.stores.base import Store
+from lamella.stores.url import open_store
+from lamella.stores.wrap import RetryingStore
+
+
+class Context:
+    """One run of one command. What is not asked for is not read."""
+
+    def __init__(self, args: Namespace, env: Mapping[str, str], out: Output) -> None:
+        self.args = args
+        self.env = env
+        self.out = out
+
+    @cached_property
+    def config(self) -> Configuration:
+        """The configuration. Raises UsageError for anything wrong in it."""
+        found = configuration.load(config_place(self.env))
+        found.require_valid()
+        return found
+
+    @cached_property
+    def host(self) -> Host:
+        """This host."""
+        return this_host(self.env)
+
+    @cached_property
+    def _place(self) -> tuple[str, RepositorySettings | None]:
+        text = self.args.repo or self.env.get("LAMELLA_REPO") or self.config.default_repository
+        if not text:
+            raise UsageError("no repository is named", hint="give -r REPO, or set LAMELLA_REPO")
+        settings = self.config.repositories.get(text) if configuration.is_name(text) else None
+        return (text, None) if settings is None else (settings.url, settings)
+
+    @property
+    def place(self) -> str:
+        """REPO: -r, LAMELLA_REPO or the configured default, names replaced by what they stand for."""
+        return self._place[0]
+
+    @property
+    def settings(self) -> RepositorySettings | None:
+        """What is configured for REPO, if it was given by name."""
+        return self._place[1]
+
+    @contextmanager
+    def store(self, *, create: bool = False, read_only: bool = False) -> Iterator[Store]:
+        """The store at REPO. Raises NoRepository, StoreError, UsageError."""
+        with closing(RetryingStore(open_store(self.place, create=create, read_only=read_only))) as store:
+            yield store
+
+    @contextmanager
+    def repository(self, *, read_only: bool = True, whole: bool = False) -> Iterator[Repository]:
+        """The open repository. A missing one is reported before a secret is asked for.
+
+        Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError, UsageError.
+        """
+        source = secret_source(self.args, self.env, self.settings)
+        with self.store(read_only=read_only) as store:
+            read_marker(store)
+            secret = source.read()
+            with Repository.open(store, secret, self.host, lock_wait=self.args.lock_wait, whole=whole) as repository:
+                for note in repository.catalogue.notes:
+                    self.out.detail(note)
+                yield repository
+
+    @contextmanager
+    def sound_repository(self, *, read_only: bool = True) -> Iterator[Repository]:
+        """The open repository, for commands that must not build on a history that is wrong. Raises also RolledBack."""
+        with self.repository(read_only=read_only) as repository:
+            repository.require_sound_history()
+            yield repository
+
+    def warn_of_problems(self, repository: Repository) -> int:
+        """Say what is wrong with the history. Returns the exit code of a command that did its work all the same."""
+        for problem in repository.problems:
+            self.out.warn(problem.message)
+        if repository.problems:
+            self.out.say("accept this history with: lamella check --accept-rollback")
+            return RolledBack.exit_code
+        return 0
+
+    def confirm(self, question: str) -> None:
+        """Ask, where there is a person to ask and neither --yes nor --json is given. Raises Interrupted for a no."""
+        if self.args.yes or self.args.json or not can_confirm():
+            return
+        if not confirm(question):
+            raise Interrupted("not confirmed: nothing was done")

@@ -1,0 +1,73 @@
+"""Files a command reads and writes on its own behalf: secrets, sheets, documents. Never a volume."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from lamella.errors import LamellaError, UsageError
+
+PRIVATE = 0o600
+
+
+def read_file(path: str | Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises UsageError when it cannot be read or is larger."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {_reason(error)}", obj=str(path)) from error
+    if len(content) > limit:
+        raise UsageError(f"{path} has more than {limit} bytes", obj=str(path))
+    return content
+
+
+def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
+    """Write a file only its owner can read, all or nothing, and durably.
+
+    Raises UsageError if it exists and `overwrite` is not given, LamellaError when it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.lamella-partial")
+    try:
+        write_new(temporary, content)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)
+        sync_directory(path.parent)
+    except FileExistsError as error:
+        raise exists(path) from error
+    except OSError as error:
+        raise LamellaError(f"cannot write {path}: {_reason(error)}", obj=str(path)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist (mode 0600), durably except for its name. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def exists(path: Path) -> UsageError:
+    """The error for a file that must not be there."""
+    return UsageError(f"{path} exists already", obj=str(path))
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,113 @@
+"""From the command line to the exit code: the one place where errors become lines and numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from lamella.cli.arguments import COMMANDS, build, load, parse
+from lamella.cli.output import Output, drop
+from lamella.errors import Interrupted, LamellaError, UsageError
+
+_SECRET_VARIABLES = ("LAMELLA_PASSPHRASE", "LAMELLA_NEW_PASSPHRASE")
+
+
+def entry() -> None:
+    """The command `lamella`."""
+    sys.exit(_guarded(sys.argv[1:]))
+
+
+def _guarded(argv: Sequence[str]) -> int:
+    env = dict(os.environ)
+    for name in _SECRET_VARIABLES:
+        os.environ.pop(name, None)  # no program that is started from here inherits a secret
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _take_signals()
+    try:
+        code = main(argv, env)
+    except KeyboardInterrupt:
+        code = Interrupted.exit_code
+    return _flushed(code)
+
+
+def _flushed(code: int) -> int:
+    """Write out what standard output still holds; a failure there is one of the command, a closed pipe is not."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop(sys.stdout)
+    except OSError as error:
+        drop(sys.stdout)
+        sys.stderr.write(f"lamella: cannot write the result: {error.strerror}\n")
+        return code or 1
+    return code
+
+
+def _take_signals() -> None:
+    """Being asked to end is the same as Ctrl-C: everything is put in order on the way out."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and means it
+            signal.signal(number, stop)
+
+
+def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run one command and return its exit code. Never raises a LamellaError."""
+    try:
+        args = parse(argv)
+    except UsageError as error:
+        return _output_before_parsing(argv).failure(error, error.exit_code)
+    except SystemExit as done:  # argparse ends so after --help
+        return done.code if isinstance(done.code, int) else 0
+    if args.version:
+        return _version()
+    if args.command is None:
+        build().print_help(sys.stderr)
+        return UsageError.exit_code
+    out = Output(
+        args.command, as_json=args.json, as_events=args.json_lines, quiet=args.quiet, verbose=args.verbose
+    )
+    try:
+        from lamella.cli.context import Context  # not needed for --help, and not cheap
+
+        return load(args.command).run(Context(args, env, out))
+    except LamellaError as error:
+        _trace(args.debug)
+        return out.failure(error, error.exit_code)
+    except KeyboardInterrupt:
+        _trace(args.debug)
+        stopped = Interrupted("interrupted", hint="the repository is whole; run the command again")
+        return out.failure(stopped, stopped.exit_code)
+    except Exception as error:  # noqa: BLE001  (a fault of ours is still one line for the user; --debug shows the rest)
+        _trace(args.debug)
+        text = " ".join(f"internal error: {type(error).__name__}: {error}".split())
+        hint = "" if args.debug else "run it again with --debug and report what it shows"
+        return out.failure(LamellaError(text, hint=hint), 1)
+
+
+def _output_before_parsing(argv: Sequence[str]) -> Output:
+    """How to report that the arguments cannot be parsed: as far as they say it."""
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    command = next((word for word in options if word in COMMANDS), "")
+    return Output(command, as_json="--json" in options, as_events="--json-lines" in options)
+
+
+def _version() -> int:
+    from importlib.metadata import version
+
+    print(f"lamella {version('lamella')}")
+    return 0
+
+
+def _trace(wanted: bool) -> None:
+    if wanted:
+        import traceback
+
+        traceback.print_exc()

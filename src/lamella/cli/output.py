@@ -1,0 +1,156 @@
+"""What a command says: results on standard output, everything else on standard error (design: output, errors)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from lamella.cli.progress import INTERVAL_SECONDS, Bar
+from lamella.cli.values import shown
+from lamella.errors import LamellaError
+from lamella.events import Event, Progress, Warned
+
+SCHEMA = "lamella/1"
+
+
+class Output:
+    """The two streams of one command, in the form its options ask for.
+
+    With `as_json` standard output holds exactly one document. With `as_events` every line on standard error is a JSON
+    object: progress, messages, warnings and the error.
+    """
+
+    def __init__(
+        self, command: str, *, as_json: bool = False, as_events: bool = False, quiet: bool = False, verbose: bool = False
+    ) -> None:
+        self.command = command
+        self.as_json = as_json
+        self.as_events = as_events
+        self.quiet = quiet
+        self.verbose = verbose
+        self._document_written = False
+        self._next_event: dict[str, float] = {}
+        shows_bar = not (quiet or as_events) and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self._bar = Bar(sys.stderr) if shows_bar else None
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def line(self, text: str = "") -> None:
+        """A line of the result for people; nothing with --json."""
+        if not self.as_json:
+            self._result(shown(text))
+
+    def table(self, rows: Iterable[Sequence[str]]) -> None:
+        """Rows of cells, the first one the heading, in columns."""
+        cells = [[shown(cell) for cell in row] for row in rows]
+        widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+        for row in cells:
+            self.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+    def document(self, fields: Mapping[str, Any]) -> None:
+        """The result as one versioned JSON document; nothing without --json."""
+        if self.as_json and not self._document_written:
+            self._document_written = True
+            self._result(json.dumps({"schema": SCHEMA, "command": self.command, **fields}, indent=2))
+
+    def _result(self, text: str) -> None:
+        self.clear()
+        try:
+            sys.stdout.write(text + "\n")
+        except BrokenPipeError:
+            drop(sys.stdout)
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """A message, unless --quiet."""
+        if not self.quiet:
+            self._message("message", text)
+
+    def detail(self, text: str) -> None:
+        """A message for --verbose."""
+        if self.verbose:
+            self._message("message", text)
+
+    def warn(self, text: str, obj: str = "") -> None:
+        """Something the user should know; shown whatever the options are."""
+        prefix = f"{obj}: " if obj and obj not in text else ""
+        self._message("warning", f"{prefix}{text}")
+
+    def failure(self, error: LamellaError, exit_code: int) -> int:
+        """Report an error on one line, and as the document with --json. Returns `exit_code`."""
+        fields = {"exit": exit_code, "kind": error.kind, "object": error.obj, "hint": error.hint}
+        self.document({"error": {**fields, "message": error.message}})
+        prefix = f"{error.obj}: " if error.obj and error.obj not in error.message else ""
+        suffix = f"; {error.hint}" if error.hint else ""
+        self._message("error", f"{prefix}{error.message}{suffix}", fields)
+        return exit_code
+
+    def _message(self, event: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
+        self.clear()
+        if self.as_events:
+            self._event(event, {"message": text, **(fields or {})})
+        else:
+            self._aside(f"lamella: {'warning: ' if event == 'warning' else ''}{shown(text)}")
+
+    def _event(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._aside(json.dumps({"schema": SCHEMA, "command": self.command, "event": event, **fields}))
+
+    def _aside(self, text: str) -> None:
+        try:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            drop(sys.stderr)
+
+    # -- progress -----------------------------------------------------------------------------------------------------
+
+    def expect(self, stage: str, total_bytes: int) -> None:
+        """Say beforehand how much a stage will have to do, for the time that is left."""
+        if self._bar is not None:
+            self._bar.tally.expected[stage] = total_bytes
+
+    def report(self, event: Event) -> None:
+        """A reporter for operations (lamella.events)."""
+        if isinstance(event, Warned):
+            self.warn(event.message, event.obj)
+        elif self.as_events:
+            self._progress_event(event)
+        elif self._bar is not None:
+            self._bar.update(event)
+
+    def _progress_event(self, event: Progress) -> None:
+        now, key = time.monotonic(), f"{event.stage} {event.volume}"
+        if now < self._next_event.get(key, 0.0) and event.done_bytes != event.total_bytes:
+            return
+        self._next_event[key] = now + INTERVAL_SECONDS
+        figures = {"done_bytes": event.done_bytes, "total_bytes": event.total_bytes, "stored_bytes": event.stored_bytes}
+        self._event("progress", {"stage": event.stage, "volume": event.volume, **figures})
+
+    def clear(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.clear()
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person sees this stream."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def drop(stream: TextIO) -> None:
+    """Nobody reads this stream any more: let the rest of what is written to it vanish, so that the work can end well."""
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    except (OSError, ValueError):
+        pass
+    finally:
+        os.close(nowhere)

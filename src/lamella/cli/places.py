@@ -1,0 +1,90 @@
+"""Where this host keeps configuration, state and cache, and what it is called (design: places)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from lamella.cli.files import exists, sync_directory, write_new
+from lamella.errors import LamellaError, UsageError
+from lamella.repository.host import Host, machine_name
+
+MACHINE_ID = Path("/etc/machine-id")
+_MIN_ID = 16
+
+
+def config_place(env: Mapping[str, str]) -> Path:
+    """The configuration: a file, or a directory of *.toml."""
+    named = env.get("LAMELLA_CONFIG")
+    if named:
+        return Path(named)
+    return Path("/etc/lamella") if _is_root() else _base(env, "XDG_CONFIG_HOME", ".config")
+
+
+def state_place(env: Mapping[str, str]) -> Path:
+    """What cannot be rebuilt, and costs time when it is lost."""
+    return _place(env, "LAMELLA_STATE_DIR", "/var/lib/lamella", "XDG_STATE_HOME", ".local/state")
+
+
+def cache_place(env: Mapping[str, str]) -> Path:
+    """What can be thrown away."""
+    return _place(env, "LAMELLA_CACHE_DIR", "/var/cache/lamella", "XDG_CACHE_HOME", ".cache")
+
+
+def this_host(env: Mapping[str, str], machine_file: Path = MACHINE_ID) -> Host:
+    """This host. Raises LamellaError when it has no machine id and none can be kept."""
+    state = state_place(env)
+    return Host(machine_name(_machine_id(machine_file, state)), os.uname().nodename, state, cache_place(env))
+
+
+def _place(env: Mapping[str, str], variable: str, system: str, xdg: str, below_home: str) -> Path:
+    named = env.get(variable)
+    if named:
+        return Path(named).absolute()
+    return Path(system) if _is_root() else _base(env, xdg, below_home)
+
+
+def _base(env: Mapping[str, str], xdg: str, below_home: str) -> Path:
+    # The XDG specification: a relative path there is ignored.
+    base = Path(env.get(xdg, ""))
+    if base.is_absolute():
+        return base / "lamella"
+    home = env.get("HOME")
+    if not home:
+        raise UsageError(f"there is no home directory to keep files in: set HOME or {xdg}")
+    return Path(home) / below_home / "lamella"
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _machine_id(machine_file: Path, state: Path) -> str:
+    """The system's machine id; where there is none, a random one that is kept in the state directory."""
+    return _read_id(machine_file) or _read_id(state / "machine") or _new_id(state)
+
+
+def _read_id(path: Path) -> str:
+    try:
+        text = path.read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    # systemd writes "uninitialized" into images before their first start
+    return text if len(text) >= _MIN_ID and text != "uninitialized" else ""
+
+
+def _new_id(state: Path) -> str:
+    made, path = secrets.token_hex(16), state / "machine"
+    temporary = state / f"machine.{made[:8]}.tmp"
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_new(temporary, made.encode("ascii") + b"\n")
+        temporary.replace(path)
+        sync_directory(state)
+    except FileExistsError as error:
+        raise exists(temporary) from error
+    except OSError as error:
+        raise LamellaError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
+    return made

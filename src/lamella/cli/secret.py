@@ -1,0 +1,157 @@
+"""Where the secret comes from (design: secret): exactly one source, or the terminal."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella.cli.configuration import RepositorySettings
+from lamella.cli.files import read_file
+from lamella.cli.terminal import ask_new_secret, ask_secret, has_terminal
+from lamella.crypto import slots
+from lamella.crypto.slots import Secret
+from lamella.errors import LamellaError, UsageError
+from lamella.spawn import run, shell_words
+
+CREDENTIAL = "lamella.passphrase"
+_COMMAND_SECONDS = 120.0
+_MAX_PASSPHRASE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSource:
+    """One place a secret can be read from, and its name as the user knows it."""
+
+    label: str
+    read: Callable[[], Secret]
+
+
+def secret_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource:
+    """The one source of the repository's secret; nothing is read yet.
+
+    Raises UsageError when several are named, or none is and there is no terminal.
+    """
+    named = [
+        *_variables(env, "LAMELLA_PASSPHRASE"),
+        *_option("--keyfile", args.keyfile, _from_key_file),
+        *_option("--recovery-key-file", args.recovery_key_file, _from_recovery_file),
+        *_option("LAMELLA_RECOVERY_KEY_FILE", env.get("LAMELLA_RECOVERY_KEY_FILE"), _from_recovery_file),
+        *_credential(env),
+    ]
+    found = only_one(named) or only_one(_configured(settings))
+    if found is not None:
+        return found
+    if not has_terminal():
+        raise UsageError(
+            "no secret is given, and there is no terminal to ask for one",
+            hint="set LAMELLA_PASSPHRASE_FILE, or give --keyfile or --recovery-key-file",
+        )
+    return SecretSource("terminal", lambda: slots.passphrase(ask_secret("Passphrase of the repository: ")))
+
+
+def first_secret_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource:
+    """The source of a secret that is about to be set: as `secret_source`, but typed twice. A key file must exist."""
+    found = secret_source(args, env, settings)
+    return SecretSource(found.label, _typed_twice) if found.label == "terminal" else found
+
+
+def new_secret_source(args: Namespace, env: Mapping[str, str]) -> SecretSource:
+    """The source of a further secret, for `key add` and `key change`. Raises UsageError as `secret_source` does."""
+    named = [
+        *_variables(env, "LAMELLA_NEW_PASSPHRASE"),
+        *_option("--new-passphrase-file", args.new_passphrase_file, _from_passphrase_file),
+        *_option("--new-passphrase-command", args.new_passphrase_command, _from_command),
+        *_option("--new-passphrase-fd", args.new_passphrase_fd, _from_descriptor),
+        *_option("--new-keyfile", args.new_keyfile, _from_key_file),
+    ]
+    if args.recovery:
+        named.append(SecretSource("--recovery", slots.new_recovery_key))
+    found = only_one(named)
+    if found is not None:
+        return found
+    if not has_terminal():
+        raise UsageError(
+            "no new secret is given, and there is no terminal to ask for one",
+            hint="give --new-passphrase-file, --new-keyfile or --recovery",
+        )
+    return SecretSource("terminal", _typed_twice)
+
+
+def only_one(sources: list[SecretSource]) -> SecretSource | None:
+    """The only source of a list, None for an empty one. Raises UsageError naming them all when there are several."""
+    if len(sources) > 1:
+        names = ", ".join(source.label for source in sources)
+        raise UsageError(f"more than one secret is given: {names}", hint="leave one")
+    return sources[0] if sources else None
+
+
+def _typed_twice() -> Secret:
+    return slots.passphrase(ask_new_secret("passphrase"))
+
+
+def _variables(env: Mapping[str, str], prefix: str) -> list[SecretSource]:
+    """The sources named by PREFIX and PREFIX_FILE, _COMMAND, _FD; an empty variable counts as unset."""
+    readers = {"": slots.passphrase, "_FILE": _from_passphrase_file, "_COMMAND": _from_command, "_FD": _from_descriptor}
+    found: list[SecretSource] = []
+    for suffix, reader in readers.items():
+        found += _option(prefix + suffix, env.get(prefix + suffix), reader)
+    return found
+
+
+def _option(label: str, value: str | None, reader: Callable[[str], Secret]) -> list[SecretSource]:
+    return [SecretSource(label, lambda: reader(value))] if value else []
+
+
+def _credential(env: Mapping[str, str]) -> list[SecretSource]:
+    directory = env.get("CREDENTIALS_DIRECTORY")
+    path = Path(directory, CREDENTIAL) if directory else None
+    if path is None or not path.exists():
+        return []
+    return [SecretSource(f"credential {CREDENTIAL}", lambda: _from_passphrase_file(str(path)))]
+
+
+def _configured(settings: RepositorySettings | None) -> list[SecretSource]:
+    if settings is None:
+        return []
+    return [
+        *_option("keyfile in the configuration", settings.keyfile, _from_key_file),
+        *_option("passphrase_file in the configuration", settings.passphrase_file, _from_passphrase_file),
+        *_option("passphrase_command in the configuration", settings.passphrase_command, _from_command),
+    ]
+
+
+def _from_passphrase_file(path: str) -> Secret:
+    return _passphrase_of(read_file(path, _MAX_PASSPHRASE))
+
+
+def _from_command(command: str) -> Secret:
+    return _passphrase_of(run(shell_words(command), timeout_seconds=_COMMAND_SECONDS, error=LamellaError))
+
+
+def _from_descriptor(number: str) -> Secret:
+    if not number.isdecimal():
+        raise UsageError(f"not a file descriptor: {number!r}")
+    try:
+        with os.fdopen(int(number), "rb") as file:
+            content = file.read(_MAX_PASSPHRASE + 1)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"cannot read the passphrase from file descriptor {number}: {error}") from error
+    if len(content) > _MAX_PASSPHRASE:
+        raise UsageError("the passphrase is longer than 1 MiB")
+    return _passphrase_of(content)
+
+
+def _from_key_file(path: str) -> Secret:
+    return slots.key_file(read_file(path, slots.MAX_KEY_FILE))
+
+
+def _from_recovery_file(path: str) -> Secret:
+    return slots.recovery_key(read_file(path, _MAX_PASSPHRASE).decode("ascii", "replace"))
+
+
+def _passphrase_of(content: bytes) -> Secret:
+    """One newline at the end belongs to the file, not to the passphrase."""
+    return slots.passphrase(content.removesuffix(b"\n").decode("utf-8", "surrogateescape"))

@@ -1,0 +1,56 @@
+"""Asking the person at the terminal."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+
+from lamella.cli.output import is_terminal
+from lamella.errors import Interrupted, UsageError
+
+
+def has_terminal() -> bool:
+    """Whether a secret can be asked for: through the process's terminal, whatever its streams are."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def ask_secret(prompt: str) -> str:
+    """What is typed, not shown. Call it only with a terminal. Raises Interrupted at the end of input."""
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        raise Interrupted("nothing was typed") from None
+
+
+def ask_new_secret(word: str) -> str:
+    """A new secret, typed twice. Raises UsageError when it is empty or the two differ."""
+    first = ask_secret(f"New {word}: ")
+    if not first:
+        raise UsageError(f"the {word} is empty")
+    if ask_secret(f"New {word} again: ") != first:
+        raise UsageError(f"the two entries of the {word} differ")
+    return first
+
+
+def can_confirm() -> bool:
+    """Whether there is a person to ask: input and messages both go to a terminal."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
+
+def confirm(question: str) -> bool:
+    """Ask yes or no; anything but yes is no."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def shows_secrets(*, as_json: bool) -> str:
+    """The stream on which a secret may be shown: one that a person sees and no file keeps; empty if there is none."""
+    if not as_json and is_terminal(sys.stdout):
+        return "stdout"
+    return "stderr" if is_terminal(sys.stderr) else ""

@@ -1,0 +1,85 @@
+"""Values as users write them on the command line, and as they are shown."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtp])(?:ib|b)?|b)?", re.IGNORECASE)
+_POWERS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_CHUNKS = range(16, 23)
+
+
+def size(text: str) -> int:
+    """Bytes from `4096`, `64K`, `1.5GiB`; units are powers of 1024. Raises ArgumentTypeError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"not a size: {text!r}; write for example 64K, 20M or 1.5G")
+    return int(float(match[1]) * (1 << _POWERS.get((match[2] or "").lower(), 0)))
+
+
+def chunk_log2(text: str) -> int:
+    """The binary logarithm of a chunk size from 64K to 4M. Raises ArgumentTypeError."""
+    found = size(text)
+    if found.bit_count() != 1 or found.bit_length() - 1 not in _CHUNKS:
+        raise argparse.ArgumentTypeError(f"not a chunk size: {text!r}; it is a power of two from 64K to 4M")
+    return found.bit_length() - 1
+
+
+def percent(text: str) -> float:
+    """A share from above 0 to 100. Raises ArgumentTypeError."""
+    number = _number(text.removesuffix("%"))
+    if not 0 < number <= 100:
+        raise argparse.ArgumentTypeError(f"not a share in percent: {text!r}; it is above 0 and at most 100")
+    return number
+
+
+def seconds(text: str) -> float:
+    """A time of 0 seconds or more. Raises ArgumentTypeError."""
+    number = _number(text)
+    if not 0 <= number <= 1e9:
+        raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
+    return number
+
+
+def workers(text: str) -> int:
+    """A number of threads from 1 to 64. Raises ArgumentTypeError."""
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"not a number of workers: {text!r}; it is 1 to 64")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
+
+
+def shown_bytes(count: float) -> str:
+    """A number of bytes as people read it: `512 B`, `1.5 GiB`."""
+    for unit in _UNITS[:-1]:
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} {_UNITS[-1]}"
+
+
+def shown_seconds(count: float) -> str:
+    """A time as people read it: `0.8 s`, `2:05`, `3:00:10`."""
+    if count < 60:
+        return f"{count:.1f} s"
+    minutes, rest = divmod(round(count), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def shown(text: str) -> str:
+    """Text that cannot move the cursor, colour a terminal or reorder a line: what is not printable is escaped.
+
+    Names come from the repository, and so from whoever could write there.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

@@ -1,0 +1,103 @@
+"""Is this host fit to back up to that repository? Each check says what it looked at."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella.crypto.slots import Secret
+from lamella.errors import LamellaError, StoreRefused
+from lamella.format.compression import zstd_provider
+from lamella.repository.host import Host
+from lamella.repository.repository import Repository
+from lamella.repository.slots import read_marker
+from lamella.stores.base import Store
+from lamella.trust import Clear
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+def examine(host: Host, store: Store | None, secret: Secret | None) -> list[Check]:
+    """Look at the host, the destination and, with a secret, the repository. Changes nothing but its own probe object."""
+    checks = [_python(), _zstd(), _directory("state", host.state_dir), _directory("cache", host.cache_dir)]
+    if store is not None:
+        checks += _destination(store)
+    if store is not None and secret is not None:
+        checks += _repository(host, store, secret)
+    return checks
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", sys.version_info >= (3, 11), f"Python {version}")
+
+
+def _zstd() -> Check:
+    provider = zstd_provider()
+    return Check("zstd", bool(provider), f"zstd from {provider}" if provider else "no zstd provider: only zlib and off")
+
+
+def _directory(word: str, path: Path) -> Check:
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    ok = place.is_dir() and os.access(place, os.W_OK)
+    return Check(f"{word} directory", ok, f"{path} {'can be used' if ok else 'cannot be written'}")
+
+
+def _destination(store: Store) -> Iterator[Check]:
+    try:
+        mark = read_marker(store)
+    except LamellaError as error:
+        yield Check("repository", False, error.message)
+        return
+    yield Check("repository", True, f"{store.url} is a repository of format 1.{mark.minor}")
+    lock = store.abilities.exclusive_lock
+    text = (
+        "locks there are released by the kernel"
+        if lock
+        else "no reliable locks there: deletion will need a grace period"
+    )
+    yield Check("locks", True, text)
+    if store.abilities.write and store.abilities.delete:
+        yield _immutable(store)
+
+
+def _immutable(store: Store) -> Check:
+    """Names must not be replaceable (FORMAT 1): tried on an object of our own."""
+    name = f"tmp-probe-{os.urandom(8).hex()}"
+    try:
+        store.put(name, Clear(b"probe"))
+        try:
+            store.put(name, Clear(b"other"))
+        except StoreRefused:
+            return Check("immutable names", True, "an object cannot be replaced through this store")
+        finally:
+            store.delete(name)
+    except LamellaError as error:
+        return Check("immutable names", False, f"could not be tried: {error.message}")
+    return Check("immutable names", False, "an existing object was replaced: this destination loses data")
+
+
+def _repository(host: Host, store: Store, secret: Secret) -> Iterator[Check]:
+    try:
+        with Repository.open(store, secret, host) as repo:
+            role = "a writer's" if repo.keys.prune_seed is None else "an admin's"
+            yield Check("secret", True, f"the secret opens {role} slot")
+            problems = repo.problems
+            text = problems[0].message if problems else "nothing is missing, nothing went backwards"
+            yield Check("history", not problems, text)
+            for note in repo.catalogue.notes:
+                yield Check("history", False, note)
+    except LamellaError as error:
+        yield Check("secret", False, error.message)

@@ -1,0 +1,82 @@
+"""The secrets that open a repository: listing, adding and removing key slots (FORMAT 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamella.crypto.slots import DEFAULT_LOG_N, Secret, wrap
+from lamella.errors import NothingMatched, UsageError
+from lamella.format.keyslot import MAX_SLOTS, Role
+from lamella.format.records import FileGone
+from lamella.repository.create import file_record
+from lamella.repository.repository import Repository
+from lamella.repository.slots import read_slots
+
+TYPE_WORDS = {1: "passphrase", 2: "recovery key", 3: "key file"}
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRow:
+    """One slot: `current` opened the repository now, `signed` was put there by its owner."""
+
+    name: str
+    type: str
+    role: str
+    current: bool
+    signed: bool
+
+
+def list_slots(repo: Repository) -> list[SlotRow]:
+    """All well-formed slots."""
+    slots, _ = read_slots(repo.store)
+    current = repo.unlocked.slot.name
+    expected = repo.catalogue.files
+    return [
+        SlotRow(slot.name, TYPE_WORDS[slot.type], slot.role.name.lower(), slot.name == current, slot.name in expected)
+        for slot in slots
+    ]
+
+
+def _require_admin(repo: Repository) -> bytes:
+    seed = repo.keys.prune_seed
+    if seed is None:
+        raise UsageError(
+            "this needs an admin's secret; the one given opens a writer slot", hint="see: lamella key list"
+        )
+    repo.require_sound_history()
+    return seed
+
+
+def add_slot(repo: Repository, secret: Secret, *, admin: bool, log_n: int = DEFAULT_LOG_N) -> str:
+    """Add a slot for `secret`; returns its object name. Raises UsageError without an admin's secret."""
+    seed = _require_admin(repo)
+    if len(list_slots(repo)) >= MAX_SLOTS:
+        raise UsageError(f"a repository has at most {MAX_SLOTS} key slots", hint="remove one: lamella key remove")
+    slot = wrap(repo.keys.marker, secret, repo.unlocked.data_root, seed if admin else None, log_n)
+    content = slot.encode()
+    repo.store.put(slot.name, content)
+    repo.store.sync()
+    repo.publish([file_record(slot.name, content)])
+    repo.reload()
+    return slot.name
+
+
+def remove_slot(repo: Repository, name: str) -> None:
+    """Remove a slot by its object name. Raises NothingMatched, UsageError for the last admin slot or no admin's secret.
+
+    It revokes nothing that its holder has already seen: who had the keys may have kept them.
+    """
+    _require_admin(repo)
+    slots, _ = read_slots(repo.store)
+    slot = next((one for one in slots if one.name == name), None)
+    if slot is None:
+        raise NothingMatched(f"there is no key slot {name}", obj=name, hint="see: lamella key list")
+    admins = [one for one in slots if one.role == Role.ADMIN and one.name in repo.catalogue.files]
+    if admins == [slot]:
+        raise UsageError("the last admin slot cannot be removed: nobody could prune or add keys any more", obj=name)
+    record = file_record(name, slot.encode())
+    # The record first: a slot that is gone without one would be reported as damage for ever.
+    repo.publish([FileGone(record.name, record.size, record.sha256)])
+    repo.store.delete(name)
+    repo.store.sync()
+    repo.reload()

@@ -1,0 +1,123 @@
+"""What is in a repository, as plain values for tables and JSON (design: `lamella list --json`)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from lamella.clock import iso
+from lamella.format.node import Shape
+from lamella.operations.heads import fingerprint
+from lamella.operations.selection import Selected
+from lamella.repository.catalogue import Snapshot, VolumeState
+from lamella.repository.repository import Repository
+
+Row = dict[str, Any]
+CONSISTENCY = ("unknown", "live", "quiesced", "halted", "committed")
+_MODES = {1: "full", 2: "incremental", 3: "compare"}
+
+
+def volumes(repo: Repository) -> list[Row]:
+    """One row a volume, by name."""
+    shown = repo.catalogue.shown_names()
+    rows = [_volume_row(volume, shown[volume.volume_id]) for volume in repo.catalogue.volumes.values()]
+    return sorted(rows, key=lambda row: str(row["volume"]))
+
+
+def _volume_row(volume: VolumeState, name: str) -> Row:
+    newest = volume.snapshots[-1] if volume.snapshots else None
+    return {
+        "volume": name,
+        "id": volume.volume_id.hex(),
+        "identity": volume.identity.decode("utf-8", "backslashreplace"),
+        "domain": volume.domain_label,
+        "snapshots": len(volume.snapshots),
+        "latest": "" if newest is None else newest.name,
+        "latest_time": "" if newest is None else iso(newest.added.time_ms),
+        "size": 0 if newest is None else newest.added.size,
+    }
+
+
+def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:
+    """One row a run, oldest first; of one volume if given."""
+    shown = repo.catalogue.shown_names()
+    runs: dict[str, list[Snapshot]] = defaultdict(list)
+    for snapshot in repo.catalogue.snapshots:
+        if volume is None or snapshot.added.volume_id == volume.volume_id:
+            runs[snapshot.name].append(snapshot)
+    rows = [_run_row(repo, name, found, shown) for name, found in runs.items()]
+    return sorted(rows, key=lambda row: (str(row["time"]), str(row["snapshot"])))
+
+
+def _run_row(repo: Repository, name: str, found: list[Snapshot], shown: dict[Any, str]) -> Row:
+    run = repo.catalogue.runs.get(name)
+    failed = [] if run is None else [{"volume": row.name, "reason": row.reason} for row in run.volumes if row.failed]
+    return {
+        "snapshot": name,
+        "time": iso(min(snapshot.added.time_ms for snapshot in found)),
+        "tags": [],
+        "volumes": sorted(shown[snapshot.added.volume_id] for snapshot in found),
+        "result": "complete" if run is None or run.complete else "incomplete",
+        "failed": failed,
+        "confirmed": all(snapshot.confirmed for snapshot in found),
+        "size": sum(snapshot.added.size for snapshot in found),
+    }
+
+
+def describe(repo: Repository, selected: Selected | None = None) -> Row:
+    """A repository, or one snapshot of a volume."""
+    return _repository(repo) if selected is None else _snapshot(repo, selected)
+
+
+def _repository(repo: Repository) -> Row:
+    catalogue = repo.catalogue
+    return {
+        "repository": repo.store.url,
+        "id": repo.repo_id.hex(),
+        "id_algorithm": {1: "hmac-sha256", 2: "blake2b"}[repo.keys.marker.id_alg],
+        "fingerprint": fingerprint(repo),
+        "role": "writer" if repo.keys.prune_seed is None else "admin",
+        "volumes": len(catalogue.volumes),
+        "snapshots": len({snapshot.name for snapshot in catalogue.snapshots}),
+        "writers": [
+            {
+                "writer": chain.writer.hex(),
+                "label": catalogue.writers[chain.writer].label if chain.writer in catalogue.writers else "",
+                "commits": chain.head.seq if chain.head is not None else 0,
+                "this_host": chain.writer == repo.own_writer,
+            }
+            for chain in repo.history.chains.values()
+        ],
+        "history_checked": "whole" if repo.history.whole else "since the newest checkpoint",
+        "notes": list(catalogue.notes),
+    }
+
+
+def _snapshot(repo: Repository, selected: Selected) -> Row:
+    added = selected.snapshot.added
+    figures = added.figures
+    shape = Shape(added.volume_id, added.size, added.chunk_log2)
+    repo.refresh_map()
+    root = repo.tree_reader(added.domain_id).node(shape, added.root, shape.depth - 1, 0)
+    row: Row = {
+        "volume": selected.volume_name,
+        "snapshot": added.name,
+        "time": iso(added.time_ms),
+        "size": added.size,
+        "data_bytes": min(root.data_below * shape.chunk_size, added.size),
+        "chunk_size": shape.chunk_size,
+        "consistency": CONSISTENCY[added.consistency],
+        "confirmed": selected.snapshot.confirmed,
+        "writer": selected.snapshot.ref.writer.hex(),
+        "identity": selected.volume.identity.decode("utf-8", "backslashreplace"),
+        "documents": [{"name": document.name, "size": document.size} for document in added.documents],
+    }
+    if figures is not None:
+        row |= {
+            "mode": _MODES.get(figures.mode, "unknown"),
+            "read_bytes": figures.read_bytes,
+            "stored_bytes": figures.stored_bytes,
+            "changed_chunks": figures.changed_chunks,
+            "new_chunks": figures.new_chunks,
+        }
+    return row

@@ -1,0 +1,160 @@
+"""Checks of objects as such: commits, clear files, names, and whole packs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lamella.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable, UnknownFormat
+from lamella.events import Progress, Reporter
+from lamella.format import commit, container, keyslot, marker
+from lamella.format.container import Kind
+from lamella.ids import ChunkId, DomainId
+from lamella.operations.findings import VerifyResult
+from lamella.pipeline import ordered_map
+from lamella.repository.blobmap import pack_hash
+from lamella.repository.containers import open_blob, open_head
+from lamella.repository.readme import README, RESCUE
+from lamella.repository.repository import Repository
+from lamella.stores.base import Entry
+
+_MAX_FILE = 1 << 20
+
+
+def check_history(repo: Repository, result: VerifyResult) -> None:
+    """Commits that do not open, and records that were not believed."""
+    for name, message in repo.history.damaged:
+        result.damage("commit", name, message)
+    for text in repo.catalogue.notes:
+        result.note("commit", "w/", text)
+
+
+def check_files(repo: Repository, result: VerifyResult) -> None:
+    """The marker, key slots and texts against what the prune key signed (FORMAT 8, FILE)."""
+    expected = repo.catalogue.files
+    for name in (marker.NAME, README, RESCUE):
+        if name not in expected:
+            result.damage("file", name, "no signed record says what this object must be")
+    for name, record in sorted(expected.items()):
+        try:
+            size = repo.store.stat(name)
+            content = repo.store.get(name) if size == record.size and size <= _MAX_FILE else b""
+        except ObjectNotFound:
+            result.damage("file", name, "is missing")
+            continue
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            result.damage("file", name, error.message)
+            continue
+        if size != record.size or hashlib.sha256(content).digest() != record.sha256:
+            result.damage("file", name, "is not what the repository's owner put there")
+
+
+def check_names(repo: Repository, result: VerifyResult) -> None:
+    """Objects that belong to nothing."""
+    expected = repo.catalogue.files
+    for entry in repo.store.list(""):
+        name = entry.name
+        if name.startswith(keyslot.PREFIX) and name not in expected:
+            result.damage("file", name, "a key slot that the repository's owner did not put there")
+        elif not (name in expected or pack_hash(name) or commit.parse_name(name) or name.startswith("i/")):
+            result.note("name", name, "an object that belongs to nothing")
+
+
+def check_heads(repo: Repository, result: VerifyResult) -> None:
+    """Packs whose head does not open."""
+    for name, reason in repo.blobs.troubled():
+        result.damage("pack", name, reason)
+
+
+@dataclass(slots=True)
+class PackCheck:
+    """What reading one pack whole showed."""
+
+    name: str
+    chunks: int = 0
+    chunk_bytes: int = 0
+    trouble: str = ""
+    bad: list[tuple[Kind, ChunkId]] = field(default_factory=list)
+
+
+class PackReader:
+    """Reads whole packs and opens every blob in them."""
+
+    def __init__(self, repo: Repository) -> None:
+        self._repo = repo
+
+    def check(self, entry: Entry) -> PackCheck:
+        """Read a pack: name, head, padding, every blob. Raises StoreUnavailable."""
+        outcome = PackCheck(entry.name)
+        try:
+            content = self._repo.store.get(entry.name)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            outcome.trouble = error.message
+            content = b""
+        try:
+            self._open(outcome, content)
+        except (IntegrityError, UnknownFormat) as error:
+            outcome.trouble = outcome.trouble or error.message
+            outcome.bad = self._all_blobs(entry.name)
+        if not outcome.trouble and hashlib.sha256(content).digest() != pack_hash(entry.name):
+            outcome.trouble = "does not match its name"
+        return outcome
+
+    def _all_blobs(self, name: str) -> list[tuple[Kind, ChunkId]]:
+        sha256 = pack_hash(name)
+        known = None if sha256 is None else self._repo.blobs.directory(sha256)
+        return [] if known is None else [(blob.kind, blob.id) for blob in known.blobs]
+
+    def _open(self, outcome: PackCheck, content: bytes) -> None:
+        head = open_head(self._repo.keys, outcome.name, content)
+        domain = self._repo.keys.domain(head.domain_id)
+        for blob in head.blobs:
+            sealed = content[blob.offset : blob.offset + blob.sealed_length]
+            try:
+                opened = open_blob(domain, head.header, blob, sealed, outcome.name)
+            except (IntegrityError, UnknownFormat) as error:
+                outcome.bad.append((blob.kind, blob.id))
+                outcome.trouble = f"{blob.kind.name.lower()} {blob.id.hex()[:16]}: {error.message}"
+                continue
+            if blob.kind == Kind.CHUNK:
+                outcome.chunks += 1
+                outcome.chunk_bytes += len(opened)
+        if not outcome.bad:
+            container.check_padding(content, head.header, head.blobs, outcome.name)
+
+
+BadBlobs = dict[tuple[Kind, ChunkId], set[bytes]]
+"""Blobs that do not open, with the packs in which they do not."""
+
+
+def check_packs(
+    repo: Repository, domains: set[DomainId] | None, result: VerifyResult, reporter: Reporter, workers: int
+) -> BadBlobs:
+    """Read every pack of these domains (None: of all) from the first to the last byte."""
+    bad: BadBlobs = {}
+    reader = PackReader(repo)
+    done = 0
+    for outcome in ordered_map(reader.check, _packs(repo, domains), workers=workers):
+        result.checked_chunks += outcome.chunks
+        result.checked_bytes += outcome.chunk_bytes
+        sha256 = pack_hash(outcome.name) or b""
+        if outcome.trouble:
+            result.damage("pack", outcome.name, outcome.trouble)
+        for blob in outcome.bad:
+            bad.setdefault(blob, set()).add(sha256)
+        done += outcome.chunk_bytes
+        reporter(Progress("verify", "", done, 0))
+    return bad
+
+
+def _packs(repo: Repository, domains: set[DomainId] | None) -> Iterator[Entry]:
+    if domains is None:
+        yield from repo.blobs.packs()
+        return
+    for domain_id in sorted(domains):
+        yield from repo.blobs.packs(domain_id)

@@ -1,0 +1,100 @@
+"""Comparing a snapshot with its live source: differences are news, not damage."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+from lamella.errors import SourceError
+from lamella.events import Progress, Reporter
+from lamella.format.node import Slot
+from lamella.operations.backup_volume import RANGE, is_zero
+from lamella.operations.findings import VerifyResult
+from lamella.operations.restore import identify_chunk
+from lamella.operations.selection import Selected
+from lamella.pipeline import ordered_map
+from lamella.repository.repository import Repository
+from lamella.repository.tree import Run
+from lamella.sources.base import FrozenVolume, Source
+from lamella.sources.registry import open_source
+
+
+def compare_with_source(
+    repo: Repository, one: Selected, source: Source | None, result: VerifyResult, reporter: Reporter, workers: int
+) -> None:
+    """Read the source and compare it with the snapshot; each differing range becomes a note."""
+    try:
+        live = source if source is not None else live_source(repo, one)
+        with live.freeze() as frozen:
+            comparing = _Comparing(repo, one, frozen)
+            compared = 0
+            differing: list[tuple[int, int]] = []
+            for length, different in ordered_map(comparing.compare, comparing.pieces(), workers=workers):
+                compared += length
+                for start, end in different:
+                    if differing and differing[-1][1] == start:
+                        differing[-1] = (differing[-1][0], end)
+                    else:
+                        differing.append((start, end))
+                reporter(Progress("verify", one.volume_name, compared, frozen.size))
+            if frozen.size != one.snapshot.added.size:
+                text = f"the source has {frozen.size} bytes now, the snapshot {one.snapshot.added.size}"
+                result.note("source", one.text, text)
+    except SourceError as error:
+        result.note("source", one.text, f"not compared: {error.message}")
+        return
+    result.checked_bytes += compared
+    for start, end in differing[:100]:
+        result.note("source", one.text, f"bytes {start} to {end} differ from the source as it is now")
+    if len(differing) > 100:
+        result.note("source", one.text, f"and {len(differing) - 100} more ranges")
+
+
+def live_source(repo: Repository, one: Selected) -> Source:
+    """The source a volume was made from, if it is on this machine. Raises SourceError."""
+    driver, _, rest = one.volume.identity.partition(b":")
+    machine, _, place = rest.partition(b":")
+    if driver != b"file" or machine != repo.host.machine.encode("ascii"):
+        raise SourceError(f"the source of {one.volume_name} is not on this machine", obj=one.volume_name)
+    return open_source(os.fsdecode(place), machine=repo.host.machine, driver="file")
+
+
+class _Comparing:
+    def __init__(self, repo: Repository, one: Selected, frozen: FrozenVolume) -> None:
+        self._repo = repo
+        self._one = one
+        self._frozen = frozen
+        self._tree = repo.tree(one.snapshot)
+        self._identify = identify_chunk(repo, one)
+        self._local = threading.local()
+
+    def pieces(self) -> Iterator[Run]:
+        """Runs of at most one range each."""
+        step = max(1, RANGE >> self._tree.shape.chunk_log2)
+        for run in self._repo.tree_reader(self._one.snapshot.added.domain_id).runs(self._tree):
+            for first in range(run.first, run.end, step):
+                yield Run(first, min(first + step, run.end), run.slot)
+
+    def compare(self, run: Run) -> tuple[int, list[tuple[int, int]]]:
+        """Bytes compared and the ranges that differ."""
+        shape = self._tree.shape
+        different: list[tuple[int, int]] = []
+        compared = 0
+        for chunk in range(run.first, run.end):
+            start, length = chunk << shape.chunk_log2, shape.chunk_length(chunk)
+            here = min(length, self._frozen.size - start)
+            if here <= 0 or not self._same(run, start, length, here):
+                different.append((start, start + length))
+            compared += max(here, 0)
+        return compared, different
+
+    def _same(self, run: Run, start: int, length: int, here: int) -> bool:
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = bytearray(RANGE)
+        view = memoryview(buffer)[:here]
+        self._frozen.read_into(start, view)
+        if here < length:
+            return False
+        return is_zero(view) if run.slot in (Slot.HOLE, Slot.ZERO) else self._identify(view) == run.slot
