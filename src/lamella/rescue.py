@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Lamella emergency reader: lists and restores volumes with nothing but this file, Python >= 3.9 and OpenSSL's libcrypto.
+"""Lamella emergency reader: restores volumes with nothing but this file, Python >= 3.9 and OpenSSL's libcrypto.
 
 Copy it out of the repository into an empty directory, compare its SHA-256 with the recovery sheet, then run
 ``python3 -I -S COPY list --repo REPOSITORY``. It only reads the repository, and believes nothing that does not verify.
@@ -85,16 +85,13 @@ class Cursor:
     def left(self) -> int: return len(self._data) - self._at
     def end(self) -> None:
         if self.left(): raise Bad("bytes after the last field")
-
 def u64(number: int) -> bytes: return number.to_bytes(8, "little")
-
 def shown(text: str) -> str:
     """Text from the repository as it may go to a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in text)
 
 # ---- primitives ------------------------------------------------------------------------------------------------------
 def prf(key: bytes, message: bytes) -> bytes: return hmac.digest(key, message, "sha256")
-
 def hkdf(ikm: bytes, salt: bytes, info: bytes, size: int) -> bytes:
     """HKDF-SHA-256 of RFC 5869; size <= 8160."""
     prk, block, out = prf(salt, ikm), b"", b""
@@ -103,14 +100,14 @@ def hkdf(ikm: bytes, salt: bytes, info: bytes, size: int) -> bytes:
         out += block
     return out[:size]
 
-_TYPES: "dict[str, Any]" = {"p": ctypes.c_void_p, "i": ctypes.c_int, "z": ctypes.c_size_t, "s": ctypes.c_char_p, "v": None,
-                            "n": ctypes.POINTER(ctypes.c_int), "m": ctypes.POINTER(ctypes.c_size_t), "u": ctypes.c_uint}
-_CRYPTO_API = """EVP_CIPHER_CTX_new:p EVP_aes_256_gcm:p EVP_chacha20_poly1305:p EVP_DecryptInit_ex:ipppss EVP_DecryptUpdate:ippnsi
-    EVP_CIPHER_CTX_ctrl:ipiis EVP_DecryptFinal_ex:ippn EVP_PKEY_new_raw_public_key:pipsz EVP_PKEY_new_raw_private_key:pipsz
-    EVP_PKEY_get_raw_public_key:ipsm EVP_PKEY_free:vp EVP_MD_CTX_new:p EVP_MD_CTX_free:vp EVP_DigestVerifyInit:ippppp
-    EVP_DigestVerify:ipszsz"""
+_C = ctypes
+_TYPES: "dict[str, Any]" = {"p": _C.c_void_p, "i": _C.c_int, "z": _C.c_size_t, "s": _C.c_char_p, "u": _C.c_uint, "v": None,
+                            "n": _C.POINTER(_C.c_int), "m": _C.POINTER(_C.c_size_t)}
+_CRYPTO_API = """EVP_CIPHER_CTX_new:p EVP_aes_256_gcm:p EVP_chacha20_poly1305:p EVP_DecryptInit_ex:ipppss
+    EVP_DecryptUpdate:ippnsi EVP_CIPHER_CTX_ctrl:ipiis EVP_DecryptFinal_ex:ippn EVP_PKEY_new_raw_public_key:pipsz
+    EVP_PKEY_new_raw_private_key:pipsz EVP_PKEY_get_raw_public_key:ipsm EVP_PKEY_free:vp EVP_MD_CTX_new:p
+    EVP_MD_CTX_free:vp EVP_DigestVerifyInit:ippppp EVP_DigestVerify:ipszsz"""
 _ZSTD_API = "ZSTD_createDCtx:p ZSTD_decompressDCtx:zppzsz ZSTD_isError:uz"
-
 def load_library(names: "list[str]", word: str, api: str) -> "ctypes.CDLL | None":
     """The first library of the system that has every function of an api (name:types, the result's first)."""
     for find in [lambda name=name: name for name in names] + [lambda: ctypes.util.find_library(word)]:
@@ -144,7 +141,7 @@ class Crypto:
         if size < 0 or lib.EVP_DecryptInit_ex(context, None, None, key, bytes(12)) != 1: return None
         if size > len(self._out) - 32: self._out = ctypes.create_string_buffer(size + MIB)
         good = lib.EVP_DecryptUpdate(context, None, count, aad, len(aad)) == 1
-        good = good and lib.EVP_DecryptUpdate(context, self._out, count, sealed, size) == 1 and self._count.value == size
+        good = good and lib.EVP_DecryptUpdate(context, self._out, count, sealed, size) == 1
         good = good and lib.EVP_CIPHER_CTX_ctrl(context, 0x11, TAG, sealed[size:]) == 1
         good = good and lib.EVP_DecryptFinal_ex(context, ctypes.byref(self._out, size), count) == 1
         return ctypes.string_at(self._out, size) if good else None
@@ -173,9 +170,8 @@ def inflate(payload: bytes, rlen: int) -> bytes:
     if len(content) != rlen or not decoder.eof or decoder.unused_data or decoder.unconsumed_tail:
         raise Bad("zlib stream of another length")
     return content
-
 def check_zstd_frame(payload: bytes, rlen: int) -> None:
-    """RFC 8878, 3.1.1: one frame and nothing else, its size stated and equal to rlen, no dictionary, a bounded window."""
+    """RFC 8878, 3.1.1: one frame and nothing else, its size stated and right, no dictionary, a bounded window."""
     frame = Cursor(payload)
     frame.expect(b"\x28\xb5\x2f\xfd", "not a zstd frame")
     descriptor = frame.number(1)
@@ -196,27 +192,24 @@ def check_zstd_frame(payload: bytes, rlen: int) -> None:
         frame.take(1 if kind == 1 else size)
     frame.take(4 if descriptor & 0x04 else 0)  # the checksum, which the decoder compares
     frame.end()
-
 @functools.lru_cache(maxsize=None)  # noqa: UP033  (Python 3.9)
 def zstd_decoder() -> "Callable[[bytes, int], bytes]":
     """A zstd decoder: the standard library's, else the system's libzstd, else a module; it only sees checked frames."""
-    lib = None if sys.version_info >= (3, 14) else load_library(["libzstd.so.1", "libzstd.1.dylib"], "zstd", _ZSTD_API)
-    if lib is not None:
-        found, context, out = lib, lib.ZSTD_createDCtx(), ctypes.create_string_buffer(PART_MAX)
-        def decode(payload: bytes, rlen: int) -> bytes:
-            size = found.ZSTD_decompressDCtx(context, out, min(rlen, PART_MAX), payload, len(payload))
-            if found.ZSTD_isError(size): raise Bad("zstd: the frame does not decode")
-            return ctypes.string_at(out, size)
-        return decode
-    for name in ("compression.zstd", "backports.zstd", "zstandard"):
-        with contextlib.suppress(ImportError): return functools.partial(_module_decode, __import__(name, fromlist=["zstd"]), name)
+    for name in ("compression.zstd", "libzstd", "backports.zstd", "zstandard"):
+        lib = load_library(["libzstd.so.1", "libzstd.1.dylib"], "zstd", _ZSTD_API) if name == "libzstd" else None
+        if lib is not None:
+            return functools.partial(_library_decode, lib, lib.ZSTD_createDCtx(), ctypes.create_string_buffer(PART_MAX))
+        with contextlib.suppress(ImportError):
+            return functools.partial(_module_decode, __import__(name, fromlist=["zstd"]), name)
     raise Problem(FAILED, "this data is compressed with zstd: install libzstd (package libzstd1 or zstd)")
-
+def _library_decode(lib: Any, context: Any, out: Any, payload: bytes, rlen: int) -> bytes:
+    size = lib.ZSTD_decompressDCtx(context, out, min(rlen, PART_MAX), payload, len(payload))
+    if lib.ZSTD_isError(size): raise Bad("zstd: the frame does not decode")
+    return ctypes.string_at(out, size)
 def _module_decode(module: Any, name: str, payload: bytes, rlen: int) -> bytes:
     limit = {"max_output_size": rlen} if name == "zstandard" else {"max_length": rlen + 1}
     try: return bytes(module.ZstdDecompressor().decompress(payload, **limit))
     except module.ZstdError as error: raise Bad(f"zstd: {error}") from None
-
 def unzstd(payload: bytes, rlen: int) -> bytes:
     check_zstd_frame(payload, rlen)
     return zstd_decoder()(payload, rlen)
@@ -232,7 +225,6 @@ def read_at(held: int, offset: int, size: int) -> bytes:
             data = data + more if data else more
     except OSError as error: raise Bad(error.strerror or "cannot be read") from None
     return data
-
 def pack_path(name: bytes) -> str: return f"p/{name[:1].hex()}/{name.hex()}"
 
 class Store:
@@ -249,7 +241,7 @@ class Store:
                 extra = directory if part is parts[-1] else os.O_DIRECTORY
                 parent, held = held, -1
                 try:
-                    held = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | extra, dir_fd=parent)
+                    held = os.open(part, os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | extra, dir_fd=parent)
                 except OSError as error:
                     text = f"{shown(name)}: {error.strerror}"
                     raise (Missing(text) if error.errno == errno.ENOENT else Bad(text)) from None
@@ -283,7 +275,7 @@ class Store:
                     report.warn(f"{folder}/: the listing stops after {INVALID_NAMES} names that are not of this format")
                     break
         except Bad as error: report.warn(str(error))
-        if invalid: report.warn(f"{folder}/: {len(invalid)} names not of this format are ignored: {', '.join(invalid[:5])}")
+        if invalid: report.warn(f"{folder}/: {len(invalid)} names not of this format, ignored: {', '.join(invalid[:5])}")
     def packs(self, report: Reporter) -> "Iterator[str]":
         """Hex names of all objects in p/."""
         for folder in self.matching("p", "[0-9a-f]{2}", report):
@@ -292,9 +284,7 @@ class Store:
         try:
             with self.open(path): return True
         except Bad: return False
-
-Marker = NamedTuple("Marker", [("minor", int), ("id_alg", int), ("repo_id", bytes), ("prune_public", bytes), ("r", bytes)])
-
+Marker = NamedTuple("Marker", [("minor", int), ("id_alg", int), ("repo_id", bytes), ("prune", bytes), ("r", bytes)])
 def load_marker(store: Store) -> Marker:
     try: data = store.read("lamella", 64)
     except Bad as error: raise Problem(NO_REPOSITORY, f"no repository here: {error}") from None
@@ -332,7 +322,8 @@ class Keys:
         if domain_id not in self._domains:
             if not self.whole: raise Problem(WRONG_KEY, "the domain key file is for another domain")
             word = b"idh" if self.marker.id_alg == 1 else b"idb"
-            pairs = [(b"cat", b"enc"), (b"cat", word)] if domain_id == CATALOGUE else [(b"enc", domain_id), (word, domain_id)]
+            pairs = [(b"enc", domain_id), (word, domain_id)]
+            if domain_id == CATALOGUE: pairs = [(b"cat", b"enc"), (b"cat", word)]
             self._domains[domain_id] = Domain(self.marker, domain_id, *(self._derive(*pair) for pair in pairs))
         return self._domains[domain_id]
     def hint(self, header: bytes) -> "bytes | None":
@@ -342,15 +333,14 @@ class Keys:
         mask = prf(self._hdr, b"hint" + salt)
         domain_id = bytes(a ^ mask[i] for i, a in enumerate(hint[:16]))
         return domain_id if hmac.compare_digest(prf(self._hdr, b"mac" + salt + domain_id)[:8], hint[16:]) else None
-
 # A blob in a pack: offset from the start of the object, gap = zero bytes before it.
-Entry = NamedTuple("Entry", [("ident", bytes), ("kind", int), ("clen", int), ("rlen", int), ("offset", int), ("gap", int)])
+Entry = NamedTuple("Entry", [("ident", bytes), ("kind", int), ("clen", int), ("rlen", int), ("at", int), ("gap", int)])
 
 class Container:
     """Header and keys of one pack or commit [FORMAT 5]."""
     def __init__(self, crypto: Crypto, domain: Domain, header: bytes) -> None:
         if len(header) < HEADER or header[:8] != b"LMLPACK\x01": raise Bad("not a pack")
-        if header[8] not in (1, 2) or header[9] != 1 or any(header[10:12]): raise Bad("unknown cipher, key wrap or flags")
+        if header[8] not in (1, 2) or header[9] != 1 or any(header[10:12]): raise Bad("unknown cipher or flags")
         self.dir_len = int.from_bytes(header[12:16], "little")
         if self.dir_len < 81 or (self.dir_len - 49) % 32 or self.dir_len > 49 + 32 * 0xFFFF:
             raise Bad("impossible length of the directory")
@@ -360,7 +350,7 @@ class Container:
     def _body(self, kind: int, ident: bytes, sealed: bytes, rlen: int) -> "tuple[int, bytes]":
         body = self._crypto.open(self._aead, prf(self._key, bytes([kind]) + ident), self._aad, sealed)
         if body is None: raise Bad("does not decrypt (altered or damaged)")
-        if len(body) < 5 or int.from_bytes(body[1:5], "little") != rlen: raise Bad("another length than the directory says")
+        if len(body) < 5 or int.from_bytes(body[1:5], "little") != rlen: raise Bad("another length than stated")
         return body[0], body[5:]
     def blob(self, kind: int, ident: bytes, sealed: bytes, rlen: int) -> bytes:
         """The content of a sealed blob, checked down to its id."""
@@ -392,7 +382,7 @@ class Container:
         return entries
 
 class BlobMap:
-    """(kind, id) -> all places: pack number, offset, clen, rlen, gap. A private SQLite file that vanishes, 32 MB of it in memory."""
+    """(kind, id) -> all places: pack number, offset, clen, rlen, gap. In a private SQLite file that vanishes."""
     def __init__(self) -> None:
         import sqlite3
         self._base = sqlite3.connect("", isolation_level=None)
@@ -400,7 +390,7 @@ class BlobMap:
         self._base.execute("CREATE TABLE blob (k BLOB, p INT, o INT, c INT, r INT, g INT)")
         self._base.execute("BEGIN")
     def add(self, pack: int, entries: "list[Entry]") -> None:
-        rows = [(bytes([e.kind]) + e.ident, pack, e.offset, e.clen, e.rlen, e.gap) for e in entries]
+        rows = [(bytes([e.kind]) + e.ident, pack, e.at, e.clen, e.rlen, e.gap) for e in entries]
         self._base.executemany("INSERT INTO blob VALUES (?, ?, ?, ?, ?, ?)", rows)
     def finish(self) -> None:
         self._base.execute("CREATE INDEX place ON blob (k, p, o, c, r, g)")
@@ -411,8 +401,6 @@ class Repository:
     """Store, keys and what is needed to open things with them."""
     def __init__(self, store: Store, keys: Keys, crypto: Crypto, report: Reporter) -> None:
         self.store, self.keys, self.crypto, self.report = store, keys, crypto, report
-    def container(self, domain: Domain, header: bytes) -> Container:
-        return Container(self.crypto, domain, header)
 
 class Blobs:
     """All blobs of one domain, found by the heads of the packs [FORMAT 5, 7]."""
@@ -442,19 +430,19 @@ class Blobs:
         data = read_at(held, 0, min(size, HEAD_READ))
         hint = self._repo.keys.hint(data)
         if hint not in (None, self.domain.domain_id): return
-        container = self._repo.container(self.domain, data)
-        if HEADER + container.dir_len > len(data): data += read_at(held, len(data), HEADER + container.dir_len - len(data))
+        container = Container(self._repo.crypto, self.domain, data)
+        data += read_at(held, len(data), max(0, HEADER + container.dir_len - len(data)))
         entries = container.directory(data, self._kinds)
-        end = entries[-1].offset + entries[-1].clen
+        end = entries[-1].at + entries[-1].clen
         if size != end or (hint is None and self._repo.keys.whole):
             self.bad_packs.add(name)
             self._repo.report.warn(f"{pack_path(name)}: its length or hint is wrong; what is whole in it is used")
-        self._map.add(len(self._packs) // 32, [entry for entry in entries if entry.offset + entry.clen <= size])
+        self._map.add(len(self._packs) // 32, [entry for entry in entries if entry.at + entry.clen <= size])
         self._packs += name
     def _pack(self, name: bytes) -> "tuple[int, Container]":
         if name not in self._containers:
             with self._repo.store.open(pack_path(name)) as held:
-                made = self._repo.container(self.domain, read_at(held, 0, HEADER))
+                made = Container(self._repo.crypto, self.domain, read_at(held, 0, HEADER))
                 self._containers[name] = os.dup(held), made
             if len(self._containers) > 48: os.close(self._containers.popitem(last=False)[1][0])
         self._containers.move_to_end(name)
@@ -489,16 +477,14 @@ def recovery_key(text: str) -> bytes:
     if len(data) != 35 or hashlib.sha256(b"lamella recovery" + data[:32]).digest()[:3] != data[32:]:
         raise Problem(WRONG_KEY, "this is not a recovery key: its checksum does not fit (a typing mistake?)")
     return data[:32]
-
 def check_slot(slot: bytes, name: str) -> None:
     """Form and name of a slot, before any secret is tried on it."""
     if len(slot) != 176 or slot[:8] != b"LMLSLOT\x01" or hashlib.sha256(slot).hexdigest()[:8] != name:
         raise Bad("not a whole key slot")
     cost = slot[10:13]
-    if slot[8] not in (1, 2, 3) or slot[9] not in (1, 2) or any(slot[13:16]): raise Bad("unknown type, role or reserved bytes")
+    if slot[8] not in (1, 2, 3) or slot[9] not in (1, 2) or any(slot[13:16]): raise Bad("unknown type or role")
     if not (15 <= cost[0] <= 20 and cost[1] == 8 and 1 <= cost[2] <= 4 if slot[8] == 1 else cost == bytes(3)):
         raise Bad("scrypt parameters out of bounds")
-
 def open_slot(slot: bytes, secret: bytes, marker: Marker, crypto: Crypto) -> "bytes | None":
     """data_root from a slot, None for a wrong secret."""
     if slot[8] == 1:
@@ -510,10 +496,9 @@ def open_slot(slot: bytes, secret: bytes, marker: Marker, crypto: Crypto) -> "by
     wrap = hkdf(kek, marker.r, b"wrap", 96)
     bundle = bytes(byte ^ wrap[i] for i, byte in enumerate(slot[48:144]))
     seed = bundle[32:64]
-    fits = crypto.public(seed) == marker.prune_public if slot[9] == 1 else not any(seed)
+    fits = crypto.public(seed) == marker.prune if slot[9] == 1 else not any(seed)
     if not fits or any(bundle[64:]): raise Bad("its contents do not fit its role and the marker")
     return bundle[:32]
-
 def unlock(store: Store, marker: Marker, kind: int, secret: bytes, tools: "tuple[Crypto, Reporter]") -> Keys:
     """Tries the slots of the secret's type [FORMAT 3]."""
     tried = other = bad = work = 0
@@ -531,11 +516,10 @@ def unlock(store: Store, marker: Marker, kind: int, secret: bytes, tools: "tuple
         except Bad as error:
             bad += 1
             tools[1].warn(f"keys/{name}: {error}")
-    raise Problem(WRONG_KEY, f"wrong key or altered marker: {tried} slots tried, {other} not tried (other kind, limits), {bad} bad")
-
+    raise Problem(WRONG_KEY, f"wrong key or altered marker: {tried} slots tried, {other} not tried, {bad} bad")
 # What a restore walks: a volume of an exported domain key file, or the tree of a snapshot.
-Tree = NamedTuple("Tree", [("name", str), ("volume_id", bytes), ("domain_id", bytes), ("root", bytes), ("size", int), ("log2", int)])
-
+Tree = NamedTuple("Tree", [("name", str), ("volume_id", bytes), ("domain_id", bytes), ("root", bytes), ("size", int),
+                           ("log2", int)])
 def load_domain_key(data: bytes, marker: Marker) -> "tuple[Keys, list[Tree]]":
     """An exported domain key file [FORMAT 3]."""
     c = Cursor(data)
@@ -554,7 +538,7 @@ def load_domain_key(data: bytes, marker: Marker) -> "tuple[Keys, list[Tree]]":
 
 # ---- commits [FORMAT 8] ----------------------------------------------------------------------------------------------
 class Commit:
-    """A valid commit; sha is empty for one that is only known by a checkpoint's entry. known: writer -> newest seq seen."""
+    """A valid commit; sha is empty for one known only by a checkpoint's entry. known: writer -> newest seq seen."""
     def __init__(self, writer: bytes, seq: int, sha: bytes, c: Cursor) -> None:
         self.writer, self.seq, self.sha, self.prev, self.when = writer, seq, sha, c.take(32), c.number(8)
         self.newest, self.has_checkpoint = b"", False  # newest = checkpoint_seq || checkpoint_sha256
@@ -562,22 +546,18 @@ class Commit:
         self.known: dict[bytes, int] = {}
     def name(self) -> bytes: return self.writer + u64(self.seq) + self.sha
     def path(self) -> str: return commit_path(self.writer, self.seq, self.sha)
-
 # A VOLUME (domain_id set) or RENAME record.
-Naming = NamedTuple("Naming", [("commit", Commit), ("order", int), ("signed", bool), ("name", str), ("domain_id", bytes),
-                               ("label", str)])
+Naming = NamedTuple("Naming", [("commit", Commit), ("order", int), ("signed", bool), ("name", str),
+                               ("domain_id", bytes), ("label", str)])
 # An ADD_SNAP record; ref = writer_id || seq || snap_id.
-Snapshot = NamedTuple("Snapshot", [("commit", Commit), ("order", int), ("ref", bytes), ("tree", Tree), ("consistency", int),
-                                   ("when", int), ("name", str), ("documents", "list[tuple[str, int, list[bytes]]]"),
+Snapshot = NamedTuple("Snapshot", [("commit", Commit), ("order", int), ("ref", bytes), ("tree", Tree),
+                                   ("consistency", int), ("when", int), ("name", str), ("documents", "list[tuple[str, int, list[bytes]]]"),
                                    ("packs", "list[bytes]"), ("unusable", str)])
-
 def commit_path(writer: bytes, seq: int, sha: bytes) -> str: return f"w/{writer.hex()}/{seq:016x}-{sha.hex()}"
-
 def records_of(c: Cursor) -> "list[tuple[int, bytes]]":
     records = []
     while c.left(): records.append((c.number(2), c.take(c.number(4))))
     return records
-
 def parse_snapshot(commit: Commit, order: int, c: Cursor, keep_packs: bool) -> Snapshot:
     snap_id, volume_id, domain_id = c.many(3, 16)
     log2, consistency, flags, size, root = c.number(1), c.number(1), c.number(2), c.number(8), c.take(ID)
@@ -600,7 +580,7 @@ class History:
         self.namings: dict[bytes, list[Naming]] = collections.defaultdict(list)
         self.labels: dict[bytes, str] = {}
         self.runs: dict[tuple[bytes, str], int] = {}
-        self.sets: dict[int, set[bytes]] = collections.defaultdict(set)  # by record type, the names that these records hold
+        self.sets: dict[int, set[bytes]] = collections.defaultdict(set)  # by record type, what these records name
         self._start: dict[bytes, int] = {}  # writer -> the checkpoint its state was read from
         self.forked: set[bytes] = set()
         self.absent: set[str] = set()  # objects that are known to be missing
@@ -627,7 +607,7 @@ class History:
         data, marker = self.repo.store.read(path, OBJECT_MAX), self.repo.keys.marker
         box, public, signature = data[:-TRAILER], data[-TRAILER:-64], data[-64:]
         if hashlib.sha256(data).digest() != sha: raise Bad("does not match its name")
-        if hashlib.sha256(public).digest()[:16] != writer or public == marker.prune_public: raise Bad("is not of this writer")
+        if hashlib.sha256(public).digest()[:16] != writer or public == marker.prune: raise Bad("is not the writer's")
         message = b"lamella/1 commit\0" + marker.r + writer + u64(seq) + hashlib.sha256(box).digest()
         if not self.repo.crypto.verify(public, signature, message): raise Bad("its signature is wrong")
         c = Cursor(self._body(box))
@@ -643,14 +623,14 @@ class History:
         commit.has_checkpoint = any(kind == 0x0C for kind, _ in records)
         return commit, records
     def _body(self, box: bytes) -> bytes:
-        container = self.repo.container(self.repo.keys.domain(CATALOGUE), box)
+        container = Container(self.repo.crypto, self.repo.keys.domain(CATALOGUE), box)
         if self.repo.keys.hint(box) != CATALOGUE: raise Bad("is not in the catalogue domain")
         entries, end, body = container.directory(box, (COMMIT,)), HEADER + container.dir_len, b""
         if sum(entry.rlen for entry in entries) > OBJECT_MAX: raise Bad("longer than 64 MiB")
         for entry in entries:
-            start, end = end, entry.offset + entry.clen
-            if any(box[start : entry.offset]): raise Bad("padding is not zero")
-            body += container.blob(COMMIT, entry.ident, box[entry.offset : end], entry.rlen)
+            start, end = end, entry.at + entry.clen
+            if any(box[start : entry.at]): raise Bad("padding is not zero")
+            body += container.blob(COMMIT, entry.ident, box[entry.at : end], entry.rlen)
         if end != len(box): raise Bad("bytes after the last blob")
         return body
     def take(self, commit: Commit, kind: int, value: bytes) -> None:
@@ -670,7 +650,7 @@ class History:
     def _signed(self, commit: Commit, kind: int, value: bytes) -> bool:
         marker, head = self.repo.keys.marker, commit.writer + u64(commit.seq) + commit.prev
         framed = b"lamella/1 prune\0" + marker.r + head + struct.pack("<HI", kind, len(value)) + value[:-64]
-        return any(value[-64:]) and self.repo.crypto.verify(marker.prune_public, value[-64:], framed)
+        return any(value[-64:]) and self.repo.crypto.verify(marker.prune, value[-64:], framed)
     def _word(self, commit: Commit, kind: int, c: Cursor) -> None:
         text = c.text()
         if kind == 1: self.labels[commit.writer] = text
@@ -685,11 +665,12 @@ class History:
         if kind == 2: label, _ = c.text(), c.take(c.number(2))
         c.take(64)
         c.end()
-        self.namings[volume_id].append(Naming(commit, self._order, self._signed(commit, kind, value), name, domain_id, label))
+        signed = self._signed(commit, kind, value)
+        self.namings[volume_id].append(Naming(commit, self._order, signed, name, domain_id, label))
     def _set(self, commit: Commit, kind: int, value: bytes) -> None:
         c = Cursor(value)
         if kind in (4, 0x10): names = c.many(c.number(4), 40)  # CONFIRM, REMOVE: refs
-        else: names = [c.take({0x0D: 24, 0x14: 16, 0x15: 56}[kind])]  # FORK_SEEN: writer, seq; RETIRE: writer; AUDITED: all three
+        else: names = [c.take({0x0D: 24, 0x14: 16, 0x15: 56}[kind])]  # FORK_SEEN, RETIRE, AUDITED
         if kind == 4: names = [ref for ref in names if ref[:16] == commit.writer]
         if kind < 0x10 or self._signed(commit, kind, value): self.sets[kind].update(names)
         else: self.warn(f"{commit.path()}: record {kind:#06x} without a valid signature; ignored")
@@ -771,7 +752,8 @@ class History:
         return sorted((c for c in ends if c.writer in self.forked or c is self.chains[c.writer][-1]), key=Commit.name)
     def fingerprint(self) -> str:
         heads = b"".join(c.name() for c in self.heads())
-        text = base64.b32encode(hashlib.sha256(b"lamella/1 heads\0" + self.repo.keys.marker.r + heads).digest()[:10]).decode()
+        digest = hashlib.sha256(b"lamella/1 heads\0" + self.repo.keys.marker.r + heads).digest()
+        text = base64.b32encode(digest[:10]).decode()
         return "-".join(text[i : i + 4] for i in range(0, 16, 4))
     def naming(self, volume_id: bytes) -> "tuple[str, Naming | None]":
         """The name of a volume and the VOLUME record in force."""
@@ -788,7 +770,8 @@ class History:
         for s in self.snapshots.values(): held.setdefault(s.tree.volume_id, []).append(s)
         named = {volume_id: self.naming(volume_id) for volume_id in held}
         count = collections.Counter(name for name, _ in named.values())
-        return {v: (f"{name}~{v[:2].hex()}" if count[name] > 1 else name, record, sorted(held[v], key=lambda s: (s.when, s.name)))
+        for snapshots in held.values(): snapshots.sort(key=lambda s: (s.when, s.name))
+        return {v: (f"{name}~{v[:2].hex()}" if count[name] > 1 else name, record, held[v])
                 for v, (name, record) in sorted(named.items(), key=lambda item: item[1][0])}
     def select(self, word: str) -> Snapshot:
         """The snapshot that VOLUME[@SNAPSHOT] names."""
@@ -797,8 +780,9 @@ class History:
         found = [s for v, name, s in rows if volume in (name, v.hex())]
         if len(found) != 1:
             also = [shown(name) for _, name, _ in rows if name.rpartition("~")[0] == volume]
-            raise Problem(NO_MATCH, f"no volume {shown(volume)}" + (f"; there are {', '.join(also)}" if also else " (see: list)"))
-        if wanted in ("", "latest"): chosen = self.edge([s for s in found[0] if s.ref not in self.sets[0x10]], newest=True)
+            raise Problem(NO_MATCH, f"no volume {shown(volume)}" + f"; see list {' '.join(also)}")
+        if wanted in ("", "latest"):
+            chosen = self.edge([s for s in found[0] if s.ref not in self.sets[0x10]], newest=True)
         else: chosen = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())] or \
                        [s for s in found[0] if s.name.startswith(wanted)]
         if len(chosen) != 1:
@@ -809,9 +793,12 @@ class History:
     def states(self) -> "Callable[[Snapshot], str]":
         ids = collections.Counter(s.ref[24:] for s in self.snapshots.values())
         run = {None: "unstated", 0: "complete", 1: "incomplete"}
-        return lambda s: ",".join([run.get(self.runs.get((s.commit.writer, s.name)), "unknown")] + [word for word, here in (
-            ("unconfirmed", s.ref not in self.sets[4]), ("removed", s.ref in self.sets[0x10]), ("conflict", ids[s.ref[24:]] > 1),
-            ("unusable", s.unusable)) if here])
+        def state(s: Snapshot) -> str:
+            marks = (("unconfirmed", s.ref not in self.sets[4]), ("removed", s.ref in self.sets[0x10]),
+                     ("conflict", ids[s.ref[24:]] > 1), ("unusable", bool(s.unusable)))
+            first = run.get(self.runs.get((s.commit.writer, s.name)), "unknown")
+            return ",".join([first] + [word for word, here in marks if here])
+        return state
 
 # ---- trees and restore [FORMAT 6] ------------------------------------------------------------------------------------
 class Walk:
@@ -820,6 +807,7 @@ class Walk:
         self._blobs, self._tree, self._report, self._lost = blobs, tree, report, lost
         self.chunks = -(-tree.size >> tree.log2)
         self.depth = next((d for d in range(1, DEPTH_MAX + 1) if FANOUT**d >= max(1, self.chunks)), 0)
+        if not self.depth or tree.size >> 63: raise Problem(DAMAGE, f"impossible size of a volume: {tree.size}")
     def extents(self) -> "Iterator[tuple[int, int, bytes]]":
         """(first chunk, chunks, id): one chunk of data, or with an empty id a run that reads as zero."""
         yield from self._below(self.depth - 1, 0, self._tree.root)
@@ -855,13 +843,11 @@ class Walk:
         if level + 1 < self.depth and set(types[:inside]) in ({HOLE}, {ZERO}):
             self._report.warn(f"node {ident.hex()} should not be stored: all its slots are the same")
         return count, types, ids
-
 def write_at(held: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(held, view, offset)
         view, offset = view[done:], offset + done
-
 def reads_zero(held: int, start: int, end: int) -> bool:
     """Whether a range of a file reads as zero; its holes are skipped."""
     zeros = bytes(min(MIB, end - start))
@@ -889,7 +875,7 @@ class Volume:
             end = min(first + chunks << log2, size)
             yield first << log2, end, ident
             self._report.progress(word, end, size)
-        if self._lost: raise Problem(DAMAGE, f"damage: {self._lost} ranges cannot be restored; the rest is in the partial file")
+        if self._lost: raise Problem(DAMAGE, f"{self._lost} ranges cannot be restored; the rest is in the partial file")
     def fill(self, held: int) -> None:
         os.ftruncate(held, self._tree.size)
         for start, end, ident in self._extents("restoring"):
@@ -919,11 +905,10 @@ class Document:
     def compare(self, held: int) -> None:
         for at, data in self._contents():
             if read_at(held, at, len(data)) != data: raise Bad("what was read back differs from what was written")
-
 def save(path: str, overwrite: bool, work: "Volume | Document") -> None:
     """Fills path + '.lamella-partial', compares what the disk gives back and only then gives it its name."""
     if os.path.lexists(path) and not (overwrite and (os.path.isfile(path) or os.path.islink(path))):
-        raise Problem(USAGE, f"{path} exists: " + ("it is not a regular file" if overwrite else "--overwrite replaces it"))
+        raise Problem(USAGE, f"{path} exists: " + ("not a regular file" if overwrite else "--overwrite replaces it"))
     partial = path + ".lamella-partial"
     if os.path.isfile(partial) or os.path.islink(partial): os.unlink(partial)
     held = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -935,7 +920,7 @@ def save(path: str, overwrite: bool, work: "Volume | Document") -> None:
         work.compare(held)
     except Bad as error: raise Problem(DAMAGE, f"{partial}: {error}") from None
     finally: os.close(held)
-    if not overwrite and os.path.lexists(path): raise Problem(USAGE, f"{path} appeared meanwhile; the data is in {partial}")
+    if not overwrite and os.path.lexists(path): raise Problem(USAGE, f"{path} appeared; the data is in {partial}")
     os.replace(partial, path)
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     os.fsync(folder)
@@ -944,8 +929,8 @@ def save(path: str, overwrite: bool, work: "Volume | Document") -> None:
 # ---- commands --------------------------------------------------------------------------------------------------------
 def secret_of(args: argparse.Namespace) -> "tuple[int, bytes]":
     """(slot type, secret), type 0 = an exported domain key file; asks when no source is named."""
-    env = [(1, "LAMELLA_PASSPHRASE", False), (1, "LAMELLA_PASSPHRASE_FILE", True), (2, "LAMELLA_RECOVERY_KEY_FILE", True)]
-    sources = [(kind, os.environ.get(name), is_path) for kind, name, is_path in env]
+    env = [(1, "PASSPHRASE", False), (1, "PASSPHRASE_FILE", True), (2, "RECOVERY_KEY_FILE", True)]
+    sources = [(kind, os.environ.get("LAMELLA_" + name), is_path) for kind, name, is_path in env]
     sources += [(2, args.recovery_key_file, True), (3, args.keyfile, True), (0, args.domain_key, True)]
     given = [(kind, os.fsencode(value), is_path) for kind, value, is_path in sources if value]
     if len(given) > 1: raise Problem(USAGE, "more than one secret is given: use one")
@@ -980,8 +965,9 @@ class Session:
         if not keys.whole and (args.expect or getattr(args, "document", None)):
             raise Problem(USAGE, "a domain key does not open the commits")
         self.history = History(self.repo, args.command == "needs").load() if keys.whole else None
-        if self.history and args.expect and re.sub(r"[\s-]", "", args.expect).upper() != self.history.fingerprint().replace("-", ""):
-            raise Problem(HISTORY, f"head fingerprint is {self.history.fingerprint()}, not the expected one: another state")
+        found = self.history.fingerprint() if self.history and args.expect else ""
+        if found and re.sub(r"[\s-]", "", args.expect).upper() != found.replace("-", ""):
+            raise Problem(HISTORY, f"the head fingerprint is {found}, not the expected one: another state")
     def select(self) -> "tuple[Tree, Snapshot | None]":
         """What VOLUME[@SNAPSHOT] names, in the commits or in the domain key file."""
         word = self.args.volume
@@ -991,10 +977,8 @@ class Session:
         found = [t for t in self.volumes if word in (t.name, t.name + "@latest", t.volume_id.hex())]
         if len(found) != 1: raise Problem(NO_MATCH, f"{shown(word)}: no such volume in the domain key file")
         return found[0], None
-
 def utc(milliseconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(milliseconds // 1000, 253402300799)))
-
 def run_list(session: Session) -> int:
     args, history = session.args, session.history
     rows: "list[tuple[str, ...]]" = [("VOLUME", "SNAPSHOT", "TIME", "SIZE", "CONSISTENCY", "DOMAIN", "STATE")]
@@ -1016,7 +1000,6 @@ def run_list(session: Session) -> int:
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     for row in rows: print("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip())
     return HISTORY if session.report.history else 0
-
 def run_restore(session: Session) -> int:
     args = session.args
     tree, snapshot = session.select()
@@ -1030,19 +1013,17 @@ def run_restore(session: Session) -> int:
     save(args.to, args.overwrite, work)
     print(f"restored and compared: {shown(tree.name)} to {args.to}", file=sys.stderr)
     return 0
-
 def run_needs(args: argparse.Namespace, report: Reporter) -> int:
     """Names of objects to fetch, in rounds: marker, keys and commits first, then packs as far as commits name them."""
     names = {"lamella", "keys/", "w/"}
     if args.repo and os.path.isdir(args.repo):
         store = Store(args.repo)
-        names -= {folder + "/" for folder in ("keys", "w") if store.names(folder)} | ({"lamella"} & set(store.names("")))
+        names -= {folder + "/" for folder in ("keys", "w") if store.names(folder)} | set(store.names(""))
     session = None if names else Session(args, report)
     if session and session.history and session.history.absent: names = session.history.absent
     elif session: names = needed_packs(session)
     for name in sorted(names, key=lambda name: (name != "lamella", name)): print(name)
     return 0
-
 def needed_packs(session: Session) -> "set[str]":
     """Packs that are bad, and those listed by the domain's ADD_SNAP records if blobs are in no pack that is here."""
     tree, snapshot = session.select()
@@ -1052,7 +1033,7 @@ def needed_packs(session: Session) -> "set[str]":
     lost += [0 for d in (snapshot.documents if snapshot else []) for part in d[2] if not blobs.located(DOCUMENT, part)]
     names = {pack_path(name) for name in blobs.bad_packs}
     if lost:
-        session.report.warn("blobs are in no pack that is here; what else is missing shows when these packs are here", "note")
+        session.report.warn("blobs are in no pack here; what else is missing shows when these packs are here", "note")
         every = session.history.snapshots.values() if session.history else []
         listed = {pack_path(pack) for s in every if s.tree.domain_id == tree.domain_id for pack in s.packs}
         names |= {path for path in listed if not session.repo.store.has(path)} or {"p/"}
@@ -1060,7 +1041,6 @@ def needed_packs(session: Session) -> "set[str]":
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn: raise Problem(USAGE, message)
-
 def parse(argv: "list[str]") -> argparse.Namespace:
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for option, text in (("--repo", "directory of the repository (or LAMELLA_REPO)"), ("--keyfile", "key file"),
@@ -1071,10 +1051,10 @@ def parse(argv: "list[str]") -> argparse.Namespace:
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     shared: "dict[str, Any]" = {"parents": [common], "allow_abbrev": False, "epilog":
                                 "Passphrase from LAMELLA_PASSPHRASE or LAMELLA_PASSPHRASE_FILE; else it is asked for."}
-    parser = Parser(prog="restore.py", description="Emergency reader of Lamella repositories; it only reads them.", **shared)
+    parser = Parser(prog="restore.py", description="Emergency reader of Lamella repositories", **shared)
     made, commands = {}, parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in (("list", "show volumes and snapshots"), ("info", "show the writers as well"),
-                       ("restore", "write a volume or a document to a file"), ("needs", "print names of missing objects")):
+                       ("restore", "write a volume or a document to a file"), ("needs", "name missing objects")):
         made[name] = commands.add_parser(name, help=text, **shared)
     for name in ("list", "info"): made[name].add_argument("volume", nargs="?", metavar="VOLUME")
     for name in ("restore", "needs"): made[name].add_argument("volume", metavar="VOLUME[@SNAPSHOT]")
@@ -1083,7 +1063,6 @@ def parse(argv: "list[str]") -> argparse.Namespace:
     made["restore"].add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     nothing = dict.fromkeys(("keyfile", "recovery_key_file", "domain_key", "expect", "debug"))
     return parser.parse_args(argv, argparse.Namespace(repo=os.environ.get("LAMELLA_REPO"), **nothing))
-
 def main(argv: "list[str]") -> int:
     """Runs a command; every failure is one line on stderr and an exit code."""
     try:
