@@ -22,21 +22,18 @@ def _trusted_path(path: "list[str]") -> "list[str]":
 
 if __name__ == "__main__" and not sys.flags.isolated: sys.path[:] = _trusted_path(sys.path)
 
-import argparse, base64, collections, contextlib, ctypes, ctypes.util, errno, functools, hashlib, hmac, os, re
-import stat, struct, time, unicodedata, zlib
+import argparse, base64, collections, contextlib, ctypes, ctypes.util, errno, functools, getpass, hashlib, hmac, os, re
+import stat, struct, time, traceback, unicodedata, zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, NoReturn
-
 FAILED, USAGE, NO_MATCH, NO_REPOSITORY, WRONG_KEY, DAMAGE, HISTORY, INTERRUPTED = 1, 2, 4, 10, 12, 20, 21, 130
 KIB, MIB = 1 << 10, 1 << 20
 OBJECT_MAX, HEAD_READ, PART_MAX = 64 * MIB, 32 * KIB, 8 * MIB
-HEADER, TRAILER, TAG, ID, ALIGN = 72, 96, 16, 24, 16
-FANOUT, NODE_HEADER, DEPTH_MAX = 64, 56, 10
+HEADER, TRAILER, TAG, ID, ALIGN, FANOUT, NODE_HEADER, DEPTH_MAX = 72, 96, 16, 24, 16, 64, 56, 10
 INVALID_NAMES, SLOTS_MAX, SCRYPT_SLOTS, SCRYPT_WORK = 1000, 32, 8, 8 << 22
-CATALOGUE = bytes(16)
+HOLE, ZERO, DATA, CATALOGUE = 0, 1, 2, bytes(16)
 CHUNK, LEAF, INNER, DOCUMENT, COMMIT, SEGMENT = 1, 2, 3, 5, 6, 7
 CONTENT_MAX = {CHUNK: 4 * MIB, LEAF: 1592, INNER: 1592, DOCUMENT: PART_MAX, COMMIT: PART_MAX, SEGMENT: PART_MAX}
-HOLE, ZERO, DATA = 0, 1, 2
 CONSISTENCY = {0: "unknown", 1: "live", 2: "quiesced", 3: "halted", 4: "committed"}
 
 class Problem(Exception):
@@ -44,12 +41,8 @@ class Problem(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
-
-class Bad(Exception):
-    """One thing read from the repository does not verify or is malformed."""
-
-class Missing(Bad):
-    """An object or a blob is not there."""
+class Bad(Exception): """One thing read from the repository does not verify or is malformed."""
+class Missing(Bad): """An object or a blob is not there."""
 
 class Reporter:
     """Warnings on stderr, each once and at most 500; history = whether the exit code is to be 21."""
@@ -64,7 +57,7 @@ class Reporter:
     def progress(self, word: str, done: int, total: int) -> None:
         if sys.stderr.isatty() and (time.monotonic() > self._bar + 0.2 or done >= total):
             self._bar, end = time.monotonic(), "\n" if done >= total else ""
-            print(f"\r{word} {100 * done // max(total, 1)} % of {total}\x1b[K", end=end, file=sys.stderr, flush=True)
+            print(f"\r{word} {done} of {total}\x1b[K".replace(f" of {sys.maxsize}", ""), end=end, file=sys.stderr, flush=True)
 
 class Cursor:
     """Takes fields off the front of bytes; anything that does not fit is Bad."""
@@ -86,23 +79,19 @@ class Cursor:
     def end(self) -> None:
         if self.left(): raise Bad("bytes after the last field")
 def u64(number: int) -> bytes: return number.to_bytes(8, "little")
-def shown(text: str) -> str:
-    """Text from the repository as it may go to a terminal."""
+def shown(text: str) -> str:  # Text from the repository as it may go to a terminal
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in text)
-
 # ---- primitives ------------------------------------------------------------------------------------------------------
 def prf(key: bytes, message: bytes) -> bytes: return hmac.digest(key, message, "sha256")
-def hkdf(ikm: bytes, salt: bytes, info: bytes, size: int) -> bytes:
-    """HKDF-SHA-256 of RFC 5869; size <= 8160."""
+def hkdf(ikm: bytes, salt: bytes, info: bytes, size: int) -> bytes:  # HKDF-SHA-256 of RFC 5869; size <= 8160
     prk, block, out = prf(salt, ikm), b"", b""
     for counter in range(1, -(-size // 32) + 1):
         block = prf(prk, block + info + bytes([counter]))
         out += block
     return out[:size]
-
 _C = ctypes
-_TYPES: "dict[str, Any]" = {"p": _C.c_void_p, "i": _C.c_int, "z": _C.c_size_t, "s": _C.c_char_p, "u": _C.c_uint, "v": None,
-                            "n": _C.POINTER(_C.c_int), "m": _C.POINTER(_C.c_size_t)}
+_TYPES: "dict[str, Any]" = {"p": _C.c_void_p, "i": _C.c_int, "z": _C.c_size_t, "s": _C.c_char_p, "u": _C.c_uint,
+                            "v": None, "n": _C.POINTER(_C.c_int), "m": _C.POINTER(_C.c_size_t)}
 _CRYPTO_API = """EVP_CIPHER_CTX_new:p EVP_aes_256_gcm:p EVP_chacha20_poly1305:p EVP_DecryptInit_ex:ipppss
     EVP_DecryptUpdate:ippnsi EVP_CIPHER_CTX_ctrl:ipiis EVP_DecryptFinal_ex:ippn EVP_PKEY_new_raw_public_key:pipsz
     EVP_PKEY_new_raw_private_key:pipsz EVP_PKEY_get_raw_public_key:ipsm EVP_PKEY_free:vp EVP_MD_CTX_new:p
@@ -153,22 +142,19 @@ class Crypto:
         self._lib.EVP_MD_CTX_free(context)
         self._lib.EVP_PKEY_free(key)
         return good
-    def public(self, seed: bytes) -> bytes:
-        """The Ed25519 public key of a 32-byte seed."""
+    def public(self, seed: bytes) -> bytes:  # The Ed25519 public key of a 32-byte seed
         key, size = self._lib.EVP_PKEY_new_raw_private_key(1087, None, seed, 32), ctypes.c_size_t(32)
         out = ctypes.create_string_buffer(32)
         good = bool(key) and self._lib.EVP_PKEY_get_raw_public_key(key, out, ctypes.byref(size)) == 1
         self._lib.EVP_PKEY_free(key)
         return out.raw if good else b""
-
 # ---- codecs [FORMAT 4] -----------------------------------------------------------------------------------------------
 def inflate(payload: bytes, rlen: int) -> bytes:
     """A zlib stream that ends exactly at the end of payload and holds exactly rlen bytes; memory bounded by rlen."""
     decoder = zlib.decompressobj()
     try: content = decoder.decompress(payload, rlen + 1)
     except zlib.error as error: raise Bad(f"zlib: {error}") from None
-    if len(content) != rlen or not decoder.eof or decoder.unused_data or decoder.unconsumed_tail:
-        raise Bad("zlib stream of another length")
+    if len(content) != rlen or not decoder.eof or decoder.unused_data: raise Bad("zlib stream of another length")
     return content
 def check_zstd_frame(payload: bytes, rlen: int) -> None:
     """RFC 8878, 3.1.1: one frame and nothing else, its size stated and right, no dictionary, a bounded window."""
@@ -182,8 +168,7 @@ def check_zstd_frame(payload: bytes, rlen: int) -> None:
         window = (8 + (byte & 7)) << (7 + (byte >> 3))
     if flag == 0 and not single: raise Bad("zstd frame without its content size")
     size = frame.number(1 << flag) + (256 if flag == 1 else 0)
-    if size != rlen or (size if single else window) > max(rlen, KIB):
-        raise Bad("zstd frame of another size or with too large a window")
+    if size != rlen or (size if single else window) > max(rlen, KIB): raise Bad("zstd frame of another size or window")
     last = False
     while not last:
         header = frame.number(3)
@@ -213,10 +198,8 @@ def _module_decode(module: Any, name: str, payload: bytes, rlen: int) -> bytes:
 def unzstd(payload: bytes, rlen: int) -> bytes:
     check_zstd_frame(payload, rlen)
     return zstd_decoder()(payload, rlen)
-
 # ---- objects ---------------------------------------------------------------------------------------------------------
-def read_at(held: int, offset: int, size: int) -> bytes:
-    """Exactly size bytes of an open file."""
+def read_at(held: int, offset: int, size: int) -> bytes:  # Exactly size bytes of an open file
     data = b""
     try:
         while len(data) < size:
@@ -240,8 +223,7 @@ class Store:
             for part in parts:
                 extra = directory if part is parts[-1] else os.O_DIRECTORY
                 parent, held = held, -1
-                try:
-                    held = os.open(part, os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | extra, dir_fd=parent)
+                try: held = os.open(part, os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | extra, dir_fd=parent)
                 except OSError as error:
                     text = f"{shown(name)}: {error.strerror}"
                     raise (Missing(text) if error.errno == errno.ENOENT else Bad(text)) from None
@@ -250,14 +232,12 @@ class Store:
             yield held
         finally:
             if held >= 0: os.close(held)
-    def read(self, name: str, limit: int) -> bytes:
-        """A whole object of at most limit bytes."""
+    def read(self, name: str, limit: int) -> bytes:  # A whole object of at most limit bytes
         with self.open(name) as held:
             size = os.fstat(held).st_size
             if size > limit: raise Bad(f"{name}: larger than {limit} bytes")
             return read_at(held, 0, size)
-    def names(self, folder: str) -> "list[str]":
-        """Sorted names in a folder; none where it is missing."""
+    def names(self, folder: str) -> "list[str]":  # Sorted names in a folder; none where it is missing
         try:
             with self.open(folder, os.O_DIRECTORY) as held: return sorted(os.listdir(held))
         except Missing: return []
@@ -275,24 +255,17 @@ class Store:
                     report.warn(f"{folder}/: the listing stops after {INVALID_NAMES} names that are not of this format")
                     break
         except Bad as error: report.warn(str(error))
-        if invalid: report.warn(f"{folder}/: {len(invalid)} names not of this format, ignored: {', '.join(invalid[:5])}")
-    def packs(self, report: Reporter) -> "Iterator[str]":
-        """Hex names of all objects in p/."""
+        if invalid: report.warn(f"{folder}/: {len(invalid)} names of no object, ignored: {', '.join(invalid[:5])}")
+    def packs(self, report: Reporter) -> "Iterator[str]":  # Hex names of all objects in p/
         for folder in self.matching("p", "[0-9a-f]{2}", report):
             yield from self.matching(f"p/{folder}", folder + "[0-9a-f]{62}", report)
-    def has(self, path: str) -> bool:
-        try:
-            with self.open(path): return True
-        except Bad: return False
 Marker = NamedTuple("Marker", [("minor", int), ("id_alg", int), ("repo_id", bytes), ("prune", bytes), ("r", bytes)])
 def load_marker(store: Store) -> Marker:
     try: data = store.read("lamella", 64)
     except Bad as error: raise Problem(NO_REPOSITORY, f"no repository here: {error}") from None
-    if len(data) != 64 or data[:8] != b"LAMELLA\0":
-        raise Problem(NO_REPOSITORY, "no repository here: the object 'lamella' is not a marker")
-    if data[8] != 1: raise Problem(FAILED, f"format {data[8]} of this repository is not known here (1 is)")
-    if data[10] not in (1, 2) or any(data[11:16]):
-        raise Problem(FAILED, "the marker has unknown values: altered, or newer than this reader")
+    if len(data) != 64 or data[:8] != b"LAMELLA\0": raise Problem(NO_REPOSITORY, "no repository here: no marker")
+    if data[8] != 1 or data[10] not in (1, 2) or any(data[11:16]):
+        raise Problem(FAILED, "the marker has unknown values: altered, or a format newer than this reader")
     r = hashlib.sha256(data[:9] + b"\0" + data[10:]).digest()
     return Marker(data[9], data[10], data[16:32], data[32:64], r)
 
@@ -302,10 +275,9 @@ class Domain:
         self.domain_id, self.enc, self.additional = domain_id, enc, marker.r + domain_id
         self._alg, self._key = marker.id_alg, id_key
     def content_id(self, kind: int, content: bytes) -> bytes:
-        prefix = b"lml1" + bytes([kind])
-        if self._alg == 2:
-            return hashlib.blake2b(content, key=self._key, digest_size=ID, person=prefix + bytes(11)).digest()
-        mac = hmac.new(self._key, prefix, "sha256")
+        word = b"lml1" + bytes([kind])
+        if self._alg == 2: return hashlib.blake2b(content, key=self._key, digest_size=ID, person=word + bytes(11)).digest()
+        mac = hmac.new(self._key, word, "sha256")
         mac.update(content)
         return mac.digest()[:ID]
 
@@ -357,8 +329,7 @@ class Container:
         codec, payload = self._body(kind, ident, sealed, rlen)
         if codec > 2: raise Bad(f"unknown codec {codec}")
         content = (lambda data, _: data, inflate, unzstd)[codec](payload, rlen)
-        if len(content) != rlen or not hmac.compare_digest(self._domain.content_id(kind, content), ident):
-            raise Bad("the content is not the one of its id")
+        if len(content) != rlen or self._domain.content_id(kind, content) != ident: raise Bad("not the content of its id")
         return content
     def directory(self, data: bytes, kinds: "tuple[int, ...]") -> "list[Entry]":
         """Entries of the directory; data = the object's first 72 + dir_len bytes or more."""
@@ -366,10 +337,8 @@ class Container:
         if len(sealed) != self.dir_len - ID: raise Bad("truncated in the directory")
         count = (self.dir_len - 49) // 32
         codec, content = self._body(0, ident, sealed, 4 + 32 * count)
-        if codec or len(content) != 4 + 32 * count or content[:4] != b"\x01\0" + count.to_bytes(2, "little"):
-            raise Bad("malformed directory")
-        if not hmac.compare_digest(prf(self._key, b"dir" + content)[:ID], ident):
-            raise Bad("the directory is not the one of its id")
+        if codec or len(content) != 4 + 32 * count or content[:4] != struct.pack("<HH", 1, count): raise Bad("malformed")
+        if prf(self._key, b"dir" + content)[:ID] != ident: raise Bad("the directory is not the one of its id")
         entries, seen, end = [], set(), HEADER + self.dir_len
         for ident, word, rlen in struct.iter_unpack("<24sII", content[4:]):
             kind, clen, gap = word >> 24, word & 0xFFFFFF, -end % ALIGN
@@ -392,11 +361,9 @@ class BlobMap:
     def add(self, pack: int, entries: "list[Entry]") -> None:
         rows = [(bytes([e.kind]) + e.ident, pack, e.at, e.clen, e.rlen, e.gap) for e in entries]
         self._base.executemany("INSERT INTO blob VALUES (?, ?, ?, ?, ?, ?)", rows)
-    def finish(self) -> None:
-        self._base.execute("CREATE INDEX place ON blob (k, p, o, c, r, g)")
+    def finish(self) -> None: self._base.execute("CREATE INDEX place ON blob (k, p, o, c, r, g)")
     def places(self, kind: int, ident: bytes) -> "list[tuple[int, int, int, int, int]]":
         return self._base.execute("SELECT p, o, c, r, g FROM blob WHERE k = ?", (bytes([kind]) + ident,)).fetchall()
-
 class Repository:
     """Store, keys and what is needed to open things with them."""
     def __init__(self, store: Store, keys: Keys, crypto: Crypto, report: Reporter) -> None:
@@ -410,12 +377,10 @@ class Blobs:
         self._map, self._packs = BlobMap(), bytearray()  # 32 bytes a pack: its name
         self._containers: "collections.OrderedDict[bytes, tuple[int, Container]]" = collections.OrderedDict()
         self.bad_packs: set[bytes] = set()
-    def scan(self) -> "Blobs":
-        """Reads the head of every pack and keeps the directories of this domain."""
+    def scan(self) -> "Blobs":  # Reads the head of every pack and keeps the directories of this domain
         for number, name in enumerate(self._repo.store.packs(self._repo.report)):
             self.scan_pack(bytes.fromhex(name))
-            if number % 64 == 63 and sys.stderr.isatty():
-                print(f"\r{number + 1} packs looked at\x1b[K\r", end="", file=sys.stderr, flush=True)
+            self._repo.report.progress("packs looked at:", number, sys.maxsize)
         self._map.finish()
         return self
     def scan_pack(self, name: bytes) -> None:
@@ -467,24 +432,20 @@ class Blobs:
             return content
         if not errors: raise Missing(f"blob {ident.hex()} is in no pack that is here")
         raise Bad("; ".join(errors))
-
 # ---- secrets [FORMAT 3] ----------------------------------------------------------------------------------------------
-def recovery_key(text: str) -> bytes:
-    """The 32 bytes of a recovery key as people write it."""
+def recovery_key(text: str) -> bytes:  # The 32 bytes of a recovery key as people write it
     letters = "".join(text.split()).replace("-", "").upper().translate(str.maketrans("018", "OIB"))
     try: data = base64.b32decode(letters)
     except ValueError: data = b""
     if len(data) != 35 or hashlib.sha256(b"lamella recovery" + data[:32]).digest()[:3] != data[32:]:
         raise Problem(WRONG_KEY, "this is not a recovery key: its checksum does not fit (a typing mistake?)")
     return data[:32]
-def check_slot(slot: bytes, name: str) -> None:
-    """Form and name of a slot, before any secret is tried on it."""
+def check_slot(slot: bytes, name: str) -> None:  # Form and name of a slot, before any secret is tried on it
     if len(slot) != 176 or slot[:8] != b"LMLSLOT\x01" or hashlib.sha256(slot).hexdigest()[:8] != name:
         raise Bad("not a whole key slot")
-    cost = slot[10:13]
+    cost, limits = slot[10:13], (range(15, 21), (8,), range(1, 5)) if slot[8] == 1 else ((0,), (0,), (0,))
     if slot[8] not in (1, 2, 3) or slot[9] not in (1, 2) or any(slot[13:16]): raise Bad("unknown type or role")
-    if not (15 <= cost[0] <= 20 and cost[1] == 8 and 1 <= cost[2] <= 4 if slot[8] == 1 else cost == bytes(3)):
-        raise Bad("scrypt parameters out of bounds")
+    if any(cost[i] not in limits[i] for i in range(3)): raise Bad("scrypt parameters out of bounds")
 def open_slot(slot: bytes, secret: bytes, marker: Marker, crypto: Crypto) -> "bytes | None":
     """data_root from a slot, None for a wrong secret."""
     if slot[8] == 1:
@@ -520,8 +481,7 @@ def unlock(store: Store, marker: Marker, kind: int, secret: bytes, tools: "tuple
 # What a restore walks: a volume of an exported domain key file, or the tree of a snapshot.
 Tree = NamedTuple("Tree", [("name", str), ("volume_id", bytes), ("domain_id", bytes), ("root", bytes), ("size", int),
                            ("log2", int)])
-def load_domain_key(data: bytes, marker: Marker) -> "tuple[Keys, list[Tree]]":
-    """An exported domain key file [FORMAT 3]."""
+def load_domain_key(data: bytes, marker: Marker) -> "tuple[Keys, list[Tree]]":  # An exported domain key file [FORMAT 3]
     c = Cursor(data)
     c.expect(b"LMLDOMK\x01", "not a domain key file")
     alg = c.number(1)
@@ -535,7 +495,6 @@ def load_domain_key(data: bytes, marker: Marker) -> "tuple[Keys, list[Tree]]":
         volumes.append(Tree(name, volume_id, domain_id, root, size, log2))
     c.end()
     return Keys(marker, None, Domain(marker, domain_id, enc, id_key)), volumes
-
 # ---- commits [FORMAT 8] ----------------------------------------------------------------------------------------------
 class Commit:
     """A valid commit; sha is empty for one known only by a checkpoint's entry. known: writer -> newest seq seen."""
@@ -551,8 +510,9 @@ Naming = NamedTuple("Naming", [("commit", Commit), ("order", int), ("signed", bo
                                ("domain_id", bytes), ("label", str)])
 # An ADD_SNAP record; ref = writer_id || seq || snap_id.
 Snapshot = NamedTuple("Snapshot", [("commit", Commit), ("order", int), ("ref", bytes), ("tree", Tree),
-                                   ("consistency", int), ("when", int), ("name", str), ("documents", "list[tuple[str, int, list[bytes]]]"),
-                                   ("packs", "list[bytes]"), ("unusable", str)])
+                                   ("consistency", int), ("when", int), ("name", str),
+                                   ("documents", "list[tuple[str, int, list[bytes]]]"), ("packs", "list[bytes]"),
+                                   ("unusable", str)])
 def commit_path(writer: bytes, seq: int, sha: bytes) -> str: return f"w/{writer.hex()}/{seq:016x}-{sha.hex()}"
 def records_of(c: Cursor) -> "list[tuple[int, bytes]]":
     records = []
@@ -645,8 +605,7 @@ class History:
             elif kind in (1, 0x8001): self._word(commit, kind, Cursor(value))
             elif kind < 0x8000 and not (0 < kind < 0x0E or 0x0F < kind < 0x16):
                 self.warn(f"{commit.path()}: a record of type {kind:#06x}, made by a newer version; ignored")
-        except Bad as error:
-            self.warn(f"{commit.path()}: record {kind:#06x}: {error}; ignored")
+        except Bad as error: self.warn(f"{commit.path()}: record {kind:#06x}: {error}; ignored")
     def _signed(self, commit: Commit, kind: int, value: bytes) -> bool:
         marker, head = self.repo.keys.marker, commit.writer + u64(commit.seq) + commit.prev
         framed = b"lamella/1 prune\0" + marker.r + head + struct.pack("<HI", kind, len(value)) + value[:-64]
@@ -674,8 +633,7 @@ class History:
         if kind == 4: names = [ref for ref in names if ref[:16] == commit.writer]
         if kind < 0x10 or self._signed(commit, kind, value): self.sets[kind].update(names)
         else: self.warn(f"{commit.path()}: record {kind:#06x} without a valid signature; ignored")
-    def _link(self, writer: bytes) -> None:
-        """Joins a writer's commits; finds forks and gaps."""
+    def _link(self, writer: bytes) -> None:  # Joins a writer's commits; finds forks and gaps
         chain = self.chains[writer]
         chain.sort(key=lambda commit: (commit.seq, commit.sha))
         gaps = [commit for commit in chain if not self._follow(commit)]
@@ -688,8 +646,7 @@ class History:
     def _lacks(self, path: str) -> None:
         self.absent.add(path)
         self.warn(f"history is missing: {path} is named by another commit and is not here", history=True)
-    def _follow(self, commit: Commit) -> bool:
-        """Joins a commit to its predecessor; False where that is not here."""
+    def _follow(self, commit: Commit) -> bool:  # Joins a commit to its predecessor; False where that is not here
         before = self.commits.get(commit.prev)
         if before is not None and (before.writer, before.seq + 1) != (commit.writer, commit.seq):
             self.warn(f"{commit.path()}: does not follow what it names as its predecessor", history=True)
@@ -729,8 +686,7 @@ class History:
             author = Commit(commit.writer, c.number(8), b"", c)
             kind, record = c.number(2), c.take(c.number(4))
             if author.seq not in present: self.take(author, kind, record)
-    def before(self, a: Commit, b: Commit) -> bool:
-        """Whether a is before b by chain and `seen` order."""
+    def before(self, a: Commit, b: Commit) -> bool:  # Whether a is before b by chain and `seen` order
         if a.writer != b.writer: return b.known.get(a.writer, 0) >= a.seq
         if a.seq >= b.seq or a.writer not in self.forked: return a.seq < b.seq
         while b.seq > a.seq and b.prev in self.commits: b = self.commits[b.prev]
@@ -773,23 +729,21 @@ class History:
         for snapshots in held.values(): snapshots.sort(key=lambda s: (s.when, s.name))
         return {v: (f"{name}~{v[:2].hex()}" if count[name] > 1 else name, record, held[v])
                 for v, (name, record) in sorted(named.items(), key=lambda item: item[1][0])}
-    def select(self, word: str) -> Snapshot:
-        """The snapshot that VOLUME[@SNAPSHOT] names."""
+    def select(self, word: str) -> Snapshot:  # The snapshot that VOLUME[@SNAPSHOT] names
         volume, _, wanted = word.partition("@")
         rows = [(v, name, s) for v, (name, _, s) in self.volumes().items()]
         found = [s for v, name, s in rows if volume in (name, v.hex())]
         if len(found) != 1:
             also = [shown(name) for _, name, _ in rows if name.rpartition("~")[0] == volume]
-            raise Problem(NO_MATCH, f"no volume {shown(volume)}" + f"; see list {' '.join(also)}")
-        if wanted in ("", "latest"):
-            chosen = self.edge([s for s in found[0] if s.ref not in self.sets[0x10]], newest=True)
-        else: chosen = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())] or \
-                       [s for s in found[0] if s.name.startswith(wanted)]
+            raise Problem(NO_MATCH, f"no volume {shown(volume)}; see list {' '.join(also)}")
+        chosen = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())]
+        if wanted in ("", "latest"): chosen = self.edge([s for s in found[0] if s.ref not in self.sets[0x10]], True)
+        elif not chosen: chosen = [s for s in found[0] if s.name.startswith(wanted)]
         if len(chosen) != 1:
             names = ", ".join(f"{shown(s.name)} ({s.ref[24:].hex()})" for s in chosen[:20])
             raise Problem(NO_MATCH, f"{shown(word)}: " + (f"choose one of {names}" if chosen else "no such snapshot"))
         if chosen[0].unusable: raise Problem(FAILED, f"{shown(chosen[0].name)} {chosen[0].unusable}")
-        return chosen[0]  # type: ignore[no-any-return]
+        return chosen[0]
     def states(self) -> "Callable[[Snapshot], str]":
         ids = collections.Counter(s.ref[24:] for s in self.snapshots.values())
         run = {None: "unstated", 0: "complete", 1: "incomplete"}
@@ -799,7 +753,6 @@ class History:
             first = run.get(self.runs.get((s.commit.writer, s.name)), "unknown")
             return ",".join([first] + [word for word, here in marks if here])
         return state
-
 # ---- trees and restore [FORMAT 6] ------------------------------------------------------------------------------------
 class Walk:
     """The extents of a tree in order. What cannot be read is told to lost(first chunk, chunks, why) and left out."""
@@ -925,7 +878,6 @@ def save(path: str, overwrite: bool, work: "Volume | Document") -> None:
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
-
 # ---- commands --------------------------------------------------------------------------------------------------------
 def secret_of(args: argparse.Namespace) -> "tuple[int, bytes]":
     """(slot type, secret), type 0 = an exported domain key file; asks when no source is named."""
@@ -934,9 +886,7 @@ def secret_of(args: argparse.Namespace) -> "tuple[int, bytes]":
     sources += [(2, args.recovery_key_file, True), (3, args.keyfile, True), (0, args.domain_key, True)]
     given = [(kind, os.fsencode(value), is_path) for kind, value, is_path in sources if value]
     if len(given) > 1: raise Problem(USAGE, "more than one secret is given: use one")
-    if not given:
-        import getpass
-        given = [(1, os.fsencode(getpass.getpass("Passphrase of the repository: ")), False)]
+    if not given: given = [(1, os.fsencode(getpass.getpass("Passphrase of the repository: ")), False)]
     kind, value, is_path = given[0]
     if is_path:
         with os.fdopen(os.open(value, os.O_RDONLY | os.O_CLOEXEC), "rb") as file: value = file.read(16 * MIB)
@@ -962,18 +912,16 @@ class Session:
             else: keys, self.volumes = load_domain_key(secret, marker)
         except Bad as error: raise Problem(USAGE, f"domain key file: {error}") from None
         self.repo = Repository(store, keys, crypto, report)
-        if not keys.whole and (args.expect or getattr(args, "document", None)):
-            raise Problem(USAGE, "a domain key does not open the commits")
+        more = args.expect or getattr(args, "document", None)
+        if more and not keys.whole: raise Problem(USAGE, "a domain key does not open the commits")
         self.history = History(self.repo, args.command == "needs").load() if keys.whole else None
         found = self.history.fingerprint() if self.history and args.expect else ""
         if found and re.sub(r"[\s-]", "", args.expect).upper() != found.replace("-", ""):
             raise Problem(HISTORY, f"the head fingerprint is {found}, not the expected one: another state")
     def select(self) -> "tuple[Tree, Snapshot | None]":
         """What VOLUME[@SNAPSHOT] names, in the commits or in the domain key file."""
-        word = self.args.volume
-        if self.history:
-            snapshot = self.history.select(word)
-            return snapshot.tree, snapshot
+        word, snapshot = self.args.volume, self.history.select(self.args.volume) if self.history else None
+        if snapshot: return snapshot.tree, snapshot
         found = [t for t in self.volumes if word in (t.name, t.name + "@latest", t.volume_id.hex())]
         if len(found) != 1: raise Problem(NO_MATCH, f"{shown(word)}: no such volume in the domain key file")
         return found[0], None
@@ -1003,13 +951,13 @@ def run_list(session: Session) -> int:
 def run_restore(session: Session) -> int:
     args = session.args
     tree, snapshot = session.select()
-    work: "Volume | Document"
+    blobs: Blobs = Blobs(session.repo, tree.domain_id).scan()
+    work: "Volume | Document" = Volume(session.report, blobs, tree)
     if snapshot and args.document is not None:
         found = [d for d in snapshot.documents if d[0] == args.document]
         names = ", ".join(shown(d[0]) for d in snapshot.documents) or "none"
         if len(found) != 1: raise Problem(NO_MATCH, f"no document {shown(args.document)}; there are: {names}")
-        work = Document(Blobs(session.repo, tree.domain_id).scan(), found[0][1], found[0][2])
-    else: work = Volume(session.report, Blobs(session.repo, tree.domain_id).scan(), tree)
+        work = Document(blobs, found[0][1], found[0][2])
     save(args.to, args.overwrite, work)
     print(f"restored and compared: {shown(tree.name)} to {args.to}", file=sys.stderr)
     return 0
@@ -1036,9 +984,8 @@ def needed_packs(session: Session) -> "set[str]":
         session.report.warn("blobs are in no pack here; what else is missing shows when these packs are here", "note")
         every = session.history.snapshots.values() if session.history else []
         listed = {pack_path(pack) for s in every if s.tree.domain_id == tree.domain_id for pack in s.packs}
-        names |= {path for path in listed if not session.repo.store.has(path)} or {"p/"}
+        names |= (listed - {pack_path(bytes.fromhex(n)) for n in session.repo.store.packs(session.report)}) or {"p/"}
     return names
-
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn: raise Problem(USAGE, message)
 def parse(argv: "list[str]") -> argparse.Namespace:
@@ -1063,21 +1010,17 @@ def parse(argv: "list[str]") -> argparse.Namespace:
     made["restore"].add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     nothing = dict.fromkeys(("keyfile", "recovery_key_file", "domain_key", "expect", "debug"))
     return parser.parse_args(argv, argparse.Namespace(repo=os.environ.get("LAMELLA_REPO"), **nothing))
-def main(argv: "list[str]") -> int:
-    """Runs a command; every failure is one line on stderr and an exit code."""
+def main(argv: "list[str]") -> int:  # Runs a command; every failure is one line on stderr and an exit code
     try:
         args, report = parse(argv), Reporter()
         if args.command == "needs": return run_needs(args, report)
         return (run_restore if args.command == "restore" else run_list)(Session(args, report))
     except Problem as problem: code, text = problem.code, str(problem)
     except (KeyboardInterrupt, EOFError): code, text = INTERRUPTED, "interrupted"
-    except OSError as error:
-        code, text = FAILED, f"{os.fsdecode(error.filename or 'input or output')}: {error.strerror or error}"
+    except OSError as error: code, text = FAILED, f"{os.fsdecode(error.filename or 'I/O')}: {error.strerror or error}"
     except Exception as error:  # noqa: BLE001  (a person in an emergency gets one line; --debug shows the rest)
         code, text = FAILED, f"internal error: {type(error).__name__}: {error}"
-    if "--debug" in argv:
-        import traceback
-        traceback.print_exc()
+    if "--debug" in argv: traceback.print_exc()
     print(f"restore.py: {shown(text)}", file=sys.stderr)
     return code
 

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def record(kind: int, value: bytes) -> bytes:
 
 
 def encode(codec: int, content: bytes) -> bytes:
-    payload = {RAW: lambda: content, ZLIB: lambda: zlib.compress(content), ZSTD: lambda: zstd.compress(content)}[codec]()
+    coders: dict[int, Callable[[bytes], bytes]] = {RAW: bytes, ZLIB: zlib.compress, ZSTD: zstd.compress}
+    payload = coders[codec](content)
     if len(payload) >= len(content):
         codec, payload = RAW, content
     return struct.pack("<BI", codec, len(content)) + payload
@@ -139,7 +141,7 @@ class Writer:
         hint = xor(domain, prf(hdr, b"hint" + salt)[:16]) + prf(hdr, b"mac" + salt + domain)[:8]
         fixed = b"LMLPACK\x01" + bytes([self.aead, 1, 0, 0])
         pack_key = prf(self.domain_keys(domain)[0], b"pack" + bytes([self.aead]) + salt)
-        cipher = {1: AESGCM, 2: ChaCha20Poly1305}[self.aead]
+        cipher = AESGCM if self.aead == 1 else ChaCha20Poly1305
 
         def seal(kind: int, ident: bytes, body: bytes) -> bytes:
             return cipher(prf(pack_key, bytes([kind]) + ident)).encrypt(bytes(12), body, fixed + self.r + domain)
@@ -240,7 +242,8 @@ def ref(chain: Chain, seq: int, snap: bytes) -> bytes:
 
 def volume_record(volume: bytes, domain: bytes, name: str, label: str = "dom") -> bytes:
     identity = b"file:x:/" + name.encode()
-    return record(2, volume + domain + bytes([16]) + text(name) + text(label) + struct.pack("<H", len(identity)) + identity + bytes(64))
+    head = volume + domain + bytes([16]) + text(name) + text(label)
+    return record(2, head + struct.pack("<H", len(identity)) + identity + bytes(64))
 
 
 @dataclass
@@ -258,8 +261,9 @@ class Snap:
     flags: int = 0
 
     def value(self) -> bytes:
-        out = self.snap_id + self.volume + self.domain + bytes([16, 2]) + struct.pack("<HQ", self.flags, self.size) + self.root
-        out += struct.pack("<Q", 1_763_837_101_000) + self.parent + text(self.name) + struct.pack("<H", len(self.documents))
+        out = self.snap_id + self.volume + self.domain + bytes([16, 2])
+        out += struct.pack("<HQ", self.flags, self.size) + self.root + struct.pack("<Q", 1_763_837_101_000)
+        out += self.parent + text(self.name) + struct.pack("<H", len(self.documents))
         for name, size, parts in self.documents:
             out += text(name) + struct.pack("<QH", size, len(parts)) + b"".join(parts)
         return out + struct.pack("<I", len(self.packs)) + b"".join(self.packs) + self.inner

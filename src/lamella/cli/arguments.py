@@ -58,7 +58,7 @@ class CommandModule(Protocol):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parses one level of the tree; fills itself when it is used, and raises UsageError instead of ending the process."""
+    """Parses one level of the tree. Fills itself when it is used; raises UsageError instead of ending the process."""
 
     def __init__(self, *args: Any, fill: Callable[[CommandParser], None] | None = None, **options: Any) -> None:  # noqa: ANN401
         options.setdefault("allow_abbrev", False)
@@ -72,7 +72,7 @@ class CommandParser(argparse.ArgumentParser):
         if fill is not None:
             fill(self)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
         """As in argparse, with the arguments added first."""
         self.fill()
         return super().parse_known_args(args, namespace)

@@ -118,13 +118,17 @@ class _Reader:
             if not is_name(name):
                 self.problems.append(f"{path}: {where}: a repository's name has no slash and no colon")
                 continue
-            found = {key: self._repository_value(path, f"{where}.{key}", key, one)
-                     for key, one in self._table(path, where, table)}  # fmt: skip
+            found = {
+                key: self._repository_value(path, f"{where}.{key}", key, one)
+                for key, one in self._table(path, where, table)
+            }
             known = {key: one for key, one in found.items() if one is not None}
             if "url" not in found:
                 self.problems.append(f"{path}: {where}: url is missing")
             if len(known.keys() - {"url"}) > 1:
-                self.problems.append(f"{path}: {where}: more than one secret: {', '.join(sorted(known.keys() - {'url'}))}")
+                self.problems.append(
+                    f"{path}: {where}: more than one secret: {', '.join(sorted(known.keys() - {'url'}))}"
+                )
             if "url" in known:
                 self.repositories[name] = RepositorySettings(**known)
 

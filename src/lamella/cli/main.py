@@ -71,9 +71,7 @@ def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
     if args.command is None:
         build().print_help(sys.stderr)
         return UsageError.exit_code
-    out = Output(
-        args.command, as_json=args.json, as_events=args.json_lines, quiet=args.quiet, verbose=args.verbose
-    )
+    out = Output(args.command, as_json=args.json, as_events=args.json_lines, quiet=args.quiet, verbose=args.verbose)
     try:
         from lamella.cli.context import Context  # not needed for --help, and not cheap
 

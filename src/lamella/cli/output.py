@@ -25,7 +25,13 @@ class Output:
     """
 
     def __init__(
-        self, command: str, *, as_json: bool = False, as_events: bool = False, quiet: bool = False, verbose: bool = False
+        self,
+        command: str,
+        *,
+        as_json: bool = False,
+        as_events: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
     ) -> None:
         self.command = command
         self.as_json = as_json
@@ -56,6 +62,13 @@ class Output:
         if self.as_json and not self._document_written:
             self._document_written = True
             self._result(json.dumps({"schema": SCHEMA, "command": self.command, **fields}, indent=2))
+
+    def secret(self, text: str, stream: str) -> None:
+        """Show a secret on "stdout" or "stderr", which the caller found to be a terminal."""
+        self.clear()
+        target = sys.stdout if stream == "stdout" else sys.stderr
+        target.write(text)
+        target.flush()
 
     def _result(self, text: str) -> None:
         self.clear()
@@ -146,7 +159,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def drop(stream: TextIO) -> None:
-    """Nobody reads this stream any more: let the rest of what is written to it vanish, so that the work can end well."""
+    """Nobody reads this stream any more: what is still written to it vanishes, so that the work can end well."""
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.dup2(nowhere, stream.fileno())

@@ -29,10 +29,10 @@ class SecretSource:
     read: Callable[[], Secret]
 
 
-def secret_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource:
-    """The one source of the repository's secret; nothing is read yet.
+def given_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource | None:
+    """The one source of the repository's secret that options, variables or the configuration name; None without any.
 
-    Raises UsageError when several are named, or none is and there is no terminal.
+    Nothing is read yet. Raises UsageError when several are named.
     """
     named = [
         *_variables(env, "LAMELLA_PASSPHRASE"),
@@ -41,7 +41,15 @@ def secret_source(args: Namespace, env: Mapping[str, str], settings: RepositoryS
         *_option("LAMELLA_RECOVERY_KEY_FILE", env.get("LAMELLA_RECOVERY_KEY_FILE"), _from_recovery_file),
         *_credential(env),
     ]
-    found = only_one(named) or only_one(_configured(settings))
+    return only_one(named) or only_one(_configured(settings))
+
+
+def secret_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource:
+    """The one source of the repository's secret, the terminal if none is given.
+
+    Raises UsageError when several are named, or none is and there is no terminal.
+    """
+    found = given_source(args, env, settings)
     if found is not None:
         return found
     if not has_terminal():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lamella.crypto.derive import hkdf, prf
 from lamella.crypto.sign import public_of
 from lamella.errors import KeyRefused, UsageError
-from lamella.format.keyslot import SCRYPT_R, KeySlot, Role, SlotType
+from lamella.format.keyslot import MAX_LOG_N, MIN_LOG_N, SCRYPT_R, KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 
 DEFAULT_LOG_N = 18
@@ -77,7 +77,10 @@ def _kek(secret: Secret, root: bytes, salt: bytes, slot_head: bytes, log_n: int,
     if secret.type == SlotType.PASSPHRASE:
         n = 1 << log_n
         limit = 128 * SCRYPT_R * (n + p + 2) + (1 << 20)
-        return hashlib.scrypt(secret.value, salt=salt, n=n, r=SCRYPT_R, p=p, maxmem=limit, dklen=32)
+        try:
+            return hashlib.scrypt(secret.value, salt=salt, n=n, r=SCRYPT_R, p=p, maxmem=limit, dklen=32)
+        except (MemoryError, ValueError) as error:
+            raise KeyRefused(f"this machine has no {limit >> 20} MiB free, which the passphrase slot needs") from error
     return hkdf(secret.value, salt, b"lamella/1 kek\0" + root + slot_head)
 
 
@@ -91,6 +94,8 @@ def wrap(
     """A new slot for `secret`; an admin slot if `prune_seed` is given, else a writer slot."""
     role = Role.WRITER if prune_seed is None else Role.ADMIN
     by_passphrase = secret.type == SlotType.PASSPHRASE
+    if by_passphrase and not MIN_LOG_N <= log_n <= MAX_LOG_N:
+        raise UsageError(f"the key derivation cost is {MIN_LOG_N} to {MAX_LOG_N}, not {log_n}")
     log_n, p = (log_n, 1) if by_passphrase else (0, 0)
     empty = KeySlot(secret.type, role, os.urandom(32), bytes(96), bytes(32), log_n, p)
     kek = _slot_kek(secret, marker.root, empty)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lamella.errors import IntegrityError, UnknownFormat
 from lamella.format.container import MAX_CONTENT, TRAILER_SIZE
 from lamella.format.cursor import Cursor, u8, u32, u64
-from lamella.format.records import RawRecord, split
+from lamella.format.records import Checkpoint, RawRecord, split
 from lamella.ids import WriterId
 from lamella.trust import Opened
 
@@ -71,6 +71,8 @@ def decode_body(content: bytes, head: Head) -> Body:
     writer, seq, prev, time_ms = WriterId(cursor.take(16)), cursor.uint(8), cursor.take(32), cursor.uint(8)
     checkpoint = (cursor.uint(8), cursor.take(32))
     count = cursor.count(4, 56)
+    if checkpoint[0] >= seq or (checkpoint[0] == 0) != (checkpoint[1] == bytes(32)):
+        cursor.fail("its checkpoint cannot be one of its chain")
     if (writer, seq) != (head.writer, head.seq) or seq < 1 or (seq == 1) != (prev == bytes(32)) or count > MAX_SEEN:
         cursor.fail("its body contradicts its name or its place")
     seen = tuple(Head(WriterId(cursor.take(16)), cursor.uint(8), cursor.take(32)) for _ in range(count))
@@ -134,6 +136,8 @@ def decode_entries(content: bytes, what: str) -> Iterator[Entry]:
     cursor = Cursor(content, what)
     while cursor.remaining:
         seq, prev, time_ms, type_ = cursor.uint(8), cursor.take(32), cursor.uint(8), cursor.uint(2)
+        if seq == 0 or type_ == Checkpoint.TYPE:
+            cursor.fail("an entry that no commit can have made")
         yield Entry(seq, prev, time_ms, RawRecord(type_, cursor.take(cursor.uint(4))))
 
 

@@ -186,7 +186,11 @@ def check_frame(frame: bytes, expected_length: int, name: str) -> None:
     if size != expected_length or window > max(expected_length, 1024):
         raise IntegrityError("a zstd frame that claims another size than its place implies", obj=name)
     last = False
+    blocks = 0
     while not last:
+        blocks += 1
+        if blocks > 256 + expected_length // 512:
+            raise IntegrityError("a zstd frame with far too many blocks", obj=name)
         block = int.from_bytes(frame[position : position + 3], "little")
         if position + 3 > len(frame):
             raise IntegrityError("a zstd frame that ends too early", obj=name)

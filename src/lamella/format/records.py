@@ -13,6 +13,9 @@ from lamella.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
 OPTIONAL = 0x8000
 UNSIGNED = bytes(64)
 FIGURES = 0x8001
+MAX_RECORDS = 65536
+DOCUMENT_PART = 8 * 1024 * 1024 - 8
+"""Bytes of a document in each of its parts but the last."""
 
 
 class Ref(NamedTuple):
@@ -63,7 +66,11 @@ def raw(record: Record) -> RawRecord:
 def split(content: bytes, what: str) -> Iterator[RawRecord]:
     """Cut a sequence of records. Raises IntegrityError."""
     cursor = Cursor(content, what)
+    count = 0
     while cursor.remaining:
+        count += 1
+        if count > MAX_RECORDS:
+            cursor.fail("too many records")
         type_ = cursor.uint(2)
         yield RawRecord(type_, cursor.take(cursor.uint(4)))
 
@@ -184,7 +191,11 @@ class AddSnap:
     @property
     def figures(self) -> Figures | None:
         """What the run did, if it said so."""
-        return next((Figures.decode(record.value) for record in self.inner if record.type == FIGURES), None)
+        value = next((record.value for record in self.inner if record.type == FIGURES), None)
+        try:
+            return None if value is None else Figures.decode(value)
+        except IntegrityError:
+            return None  # an optional record: what cannot be read was not said
 
     @property
     def usable(self) -> bool:
@@ -212,7 +223,10 @@ def _chunk_log2(cursor: Cursor) -> int:
 
 def _document(cursor: Cursor) -> Document:
     name, size = cursor.text(), cursor.uint(8)
-    return Document(name, size, tuple(ChunkId(cursor.take(24)) for _ in range(cursor.count(2, 24))))
+    parts = tuple(ChunkId(cursor.take(24)) for _ in range(cursor.count(2, 24)))
+    if len(parts) != -(-size // DOCUMENT_PART):
+        cursor.fail("a document whose size does not fit its parts")
+    return Document(name, size, parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,10 @@ class Check:
 
 
 def examine(host: Host, store: Store | None, secret: Secret | None) -> list[Check]:
-    """Look at the host, the destination and, with a secret, the repository. Changes nothing but its own probe object."""
+    """Look at the host, the destination and, with a secret, the repository.
+
+    Changes nothing but its own probe object.
+    """
     checks = [_python(), _zstd(), _directory("state", host.state_dir), _directory("cache", host.cache_dir)]
     if store is not None:
         checks += _destination(store)

@@ -51,7 +51,10 @@ def find_volume(repo: Repository, text: str) -> VolumeState:
 
 
 def newest(repo: Repository, volume: VolumeState) -> Snapshot:
-    """The latest snapshot of a volume. Raises NothingMatched if there is none, or several and none is this host's own."""
+    """The latest snapshot of a volume.
+
+    Raises NothingMatched if there is none, or several and none is this host's own.
+    """
     heads = latest(volume.snapshots)
     if len(heads) > 1 and not repo.history.whole:
         # Only a checkpoint carries the older ones, without what they had seen: the whole history tells.

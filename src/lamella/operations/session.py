@@ -1,7 +1,7 @@
 """One run's writing, in the order that makes it safe (FORMAT 1, order of writing).
 
-Packs go out while the run reads; `sync`; the commit; `sync`; then the packs are looked up again. Nothing is published once
-any write failed.
+Packs go out while the run reads; `sync`; the commit; `sync`; then the packs are looked up again. Nothing is published
+once any write failed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Proving that a restore would work, and naming what would not.
 
-Levels: `structure` follows every reference without reading data; `sample` also opens some of the chunks; `full` reads every
-pack to the last byte; `source` compares with the live source. Nothing is ever written.
+Levels: `structure` follows every reference without reading data; `sample` also opens some of the chunks; `full` reads
+every pack to the last byte; `source` compares with the live source. Nothing is ever written.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Where blobs lie: the host's map from ids to places in packs, rebuilt from the directories of packs (FORMAT 7).
 
-The map is a cache. `refresh` makes it agree with what the store lists: heads of new packs are read, packs that are gone are
+The map is a cache. `refresh` makes it agree with what the store lists: heads of new packs are read, packs that are
+gone are
 forgotten together with every statement that a tree was complete, so that the next backup looks for what was lost.
 """
 
@@ -104,7 +105,8 @@ class BlobMap:
         connection = self._cache.connection
         # A changed size means that the object is not the one whose head was read: forget it, too.
         gone = connection.execute(
-            "SELECT p.number FROM packs p LEFT JOIN listed l ON p.name = l.name AND p.length = l.size WHERE l.name IS NULL"
+            "SELECT p.number FROM packs p LEFT JOIN listed l ON p.name = l.name AND p.length = l.size"
+            " WHERE l.name IS NULL"
         ).fetchall()
         if gone:
             connection.execute("DELETE FROM complete")

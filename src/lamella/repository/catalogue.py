@@ -78,7 +78,7 @@ class Catalogue:
         return [snapshot for volume in self.volumes.values() for snapshot in volume.snapshots]
 
     def shown_names(self) -> dict[VolumeId, str]:
-        """The name of each volume as users see it: `NAME~<4 hex>` where several share a name (design: volume identity)."""
+        """The name of each volume as users see it: `NAME~<4 hex>` where several volumes share a name."""
         by_name: dict[str, list[VolumeState]] = defaultdict(list)
         for volume in self.volumes.values():
             by_name[volume.name].append(volume)

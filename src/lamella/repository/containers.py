@@ -67,7 +67,10 @@ def build_single(
 
 
 def open_head(keys: Keys, name: str, head: bytes) -> Head:
-    """Open the head of a container from its first bytes (header and directory must be inside). Raises IntegrityError."""
+    """Open the head of a container from its first bytes (header and directory must be inside).
+
+    Raises IntegrityError.
+    """
     header = container.decode_header(head[: container.HEADER_SIZE], name)
     domain_id = keys.domain_of(header.salt, header.hint)
     if domain_id is None:
@@ -77,7 +80,10 @@ def open_head(keys: Keys, name: str, head: bytes) -> Head:
 
 
 def read_head(store: Store, keys: Keys, name: str, size: int) -> Head:
-    """Fetch and open the head of the container `name` of `size` bytes; its kinds must fit its place. Raises IntegrityError."""
+    """Fetch and open the head of the container `name` of `size` bytes; its kinds must fit its place.
+
+    Raises IntegrityError.
+    """
     if not container.HEADER_SIZE < size <= container.MAX_OBJECT:
         raise IntegrityError("a container of impossible size", obj=name)
     head = store.get(name, 0, min(size, container.FIRST_READ))
@@ -97,7 +103,10 @@ def read_head(store: Store, keys: Keys, name: str, size: int) -> Head:
 
 
 def open_blob(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes, name: str) -> Opened:
-    """The content of a blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4). Raises IntegrityError."""
+    """The content of a blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4).
+
+    Raises IntegrityError.
+    """
     body = PackOpener(domain, header, name).body(blob, sealed)
     content = compression.decode(body, blob.content_length, name)
     if identifier(domain, blob.kind)(content) != blob.id:

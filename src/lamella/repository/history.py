@@ -1,7 +1,7 @@
 """Chains of commits: reading them, checking them, and comparing them with what this host saw before (FORMAT 8, 9).
 
-A chain is read from its newest checkpoint, or from the pinned commit if that is older, so that every step from what this
-host saw to what is there now is checked. Forked chains are read whole: the union of their branches counts.
+A chain is read from its newest checkpoint, or from the pinned commit if that is older, so that every step from what
+this host saw to what is there now is checked. Forked chains are read whole: the union of their branches counts.
 """
 
 from __future__ import annotations

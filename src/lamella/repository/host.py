@@ -1,7 +1,9 @@
 """This host's own memory about repositories: writer key, pins, confirmations. Losing it costs time, never data.
 
-Layout below the state directory: `machine` (only where the system has no machine id) and `repo/<repo id>/` with `writer.json`,
-`pins.json`, `confirmed.json`, `lock`, `sources/<hash>.lock`. Files are written beside and renamed, so a crash leaves the old state.
+Layout below the state directory: `machine` (only where the system has no machine id) and `repo/<repo id>/` with
+`writer.json`,
+`pins.json`, `confirmed.json`, `lock`, `sources/<hash>.lock`. Files are written beside and renamed, so a crash leaves
+the old state.
 """
 
 from __future__ import annotations

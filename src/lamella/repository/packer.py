@@ -1,7 +1,7 @@
 """Writing blobs of one domain into packs (FORMAT 4, at most once; FORMAT 5).
 
-A blob is reserved in the open pack under the packer's lock, sealed outside it, and appended under it again. Data goes into
-packs as it comes; nodes are collected and join the last data pack, so that a small run makes one pack.
+A blob is reserved in the open pack under the packer's lock, sealed outside it, and appended under it again. Data goes
+into packs as it comes; nodes are collected and join the last data pack, so that a small run makes one pack.
 """
 
 from __future__ import annotations

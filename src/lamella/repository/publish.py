@@ -1,7 +1,7 @@
 """Appending commits to this host's own chain (FORMAT 8), under the host's lock.
 
-The own head is always read from the repository, never from memory: an old state directory, a commit whose reply was lost
-and another process of this host are then all the same case.
+The own head is always read from the repository, never from memory: an old state directory, a commit whose reply was
+lost and another process of this host are then all the same case.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Publisher:
     def publish(self, history: History, records: Sequence[RawRecord | File | Volume], clock: Clock) -> Published:
         """Append one commit carrying `records` to the own chain; durable when this returns.
 
-        `File` and `Volume` values are signed with the prune key if the secret had it. Raises RolledBack if the own chain turns out to be forked or to have gone backwards, StoreError.
+        `File` and `Volume` values are signed with the prune key if the secret had it. Raises RolledBack if the own
+        chain turns out to be forked or to have gone backwards, StoreError.
         """
         with self._memory.lock():
             key, chain, news = self._own_chain(history)

@@ -15,9 +15,9 @@ This is a Lamella backup repository: encrypted, deduplicated backups of disk vol
 Nothing here is readable without the passphrase, recovery key or key file of its owner. Do not change, rename or delete
 anything: every object is checked against its name and its keys.
 
-To restore without Lamella installed, you need Python 3 (with OpenSSL and, for most repositories, libzstd) and restore.py.
-Do not run restore.py in this place: whoever can write here could have planted files beside it. Copy it to an empty directory,
-compare the copy's SHA-256 with the one on your recovery sheet, and run
+To restore without Lamella installed you need restore.py and Python 3 with OpenSSL and, for most repositories, libzstd.
+Do not run restore.py in this place: whoever can write here could have planted files beside it. Copy it to an empty
+directory, compare the copy's SHA-256 with the one on your recovery sheet, and run
 
     python3 -I -S COPY --repo THIS-DIRECTORY list
     python3 -I -S COPY --repo THIS-DIRECTORY restore VOLUME --to FILE

@@ -204,8 +204,9 @@ class TreeWriter:
     def update(self, shape: Shape, base: Tree | None, changes: Iterable[Run]) -> ChunkId:
         """Build the tree that equals `base` except for `changes`; returns the root's id.
 
-        Chunks that neither the base nor a change names are HOLE. When the sizes differ, the caller has put everything from
-        the smaller end on into `changes`. Raises IntegrityError if the base cannot be read, ValueError for bad changes.
+        Chunks that neither the base nor a change names are HOLE. When the sizes differ, the caller has put everything
+        from the smaller end on into `changes`. Raises IntegrityError if the base cannot be read, ValueError for bad
+        changes.
         """
         if base is not None and (base.shape.volume_id, base.shape.chunk_log2) != (shape.volume_id, shape.chunk_log2):
             raise ValueError("a base of another volume or chunk size")
@@ -260,7 +261,7 @@ class _Writing:
         return base.root, own
 
     def _child(self, level: int, start: int, old: _Base) -> tuple[SlotValue, int]:
-        """The new slot for the child at `level` and `start`, and by how many DATA chunks it has more than the old one."""
+        """The new slot for the child at `level` and `start`, and how many more DATA chunks it has than the old one."""
         end = min(start + FAN_OUT ** (level + 1), self._shape.chunks)
         if (
             not self._changes.touches(start, end)

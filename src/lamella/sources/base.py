@@ -1,6 +1,7 @@
 """The Source contract: one local volume, frozen, read and asked where data may lie.
 
-A source knows byte ranges only: no chunks, no keys, no repository. Drivers translate operating system errors into SourceError.
+A source knows byte ranges only: no chunks, no keys, no repository. Drivers translate operating system errors into
+SourceError.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The Store contract: names and sealed bytes, nothing else.
 
 Names are relative, lower-case ASCII, parts of `[a-z0-9._-]` joined by `/`, at most 255 bytes, no part empty or starting
-with `.`; they are checked in both directions. `lamella.testing.store_contract` is the contract as a test suite; every store
-and every wrapper passes it.
+with `.`; they are checked in both directions. `lamella.testing.store_contract` is the contract as a test suite; every
+store and every wrapper passes it.
 
 Durability: after `sync` returns, every earlier `put` and `delete` survives a power cut; before that, any subset may.
 """
@@ -63,7 +63,8 @@ class Store(Protocol):
     def put(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, all or nothing.
 
-        An existing object with equal bytes is success; with other bytes StoreRefused. Raises StoreFull, StoreUnavailable.
+        An existing object with equal bytes is success; with other bytes StoreRefused. Raises StoreFull,
+        StoreUnavailable.
         """
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -78,7 +79,8 @@ class Store(Protocol):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects whose name starts with `prefix` (whole parts: empty, or ending in `/`), in any order.
 
-        Objects with invalid names are left out; more than 1000 of them end the listing with StoreRefused. Sees all own synced writes.
+        Objects with invalid names are left out; more than 1000 of them end the listing with StoreRefused. Sees all
+        own synced writes.
         """
 
     def delete(self, name: str) -> None:

@@ -1,0 +1,199 @@
+"""`lamella backup`: back up volumes into one snapshot."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lamella.cli.arguments import SECRETS, add_dry_run
+from lamella.cli.context import Context
+from lamella.cli.files import read_file
+from lamella.cli.values import chunk_log2, shown_bytes, shown_seconds, workers
+from lamella.errors import LamellaError, NothingMatched, SourceError, UsageError
+from lamella.format.compression import check_setting
+from lamella.operations.backup import (
+    BackupOptions,
+    BackupPlan,
+    BackupResult,
+    FailedRequest,
+    Request,
+    VolumeResult,
+    plan_backup,
+)
+from lamella.operations.backup_plan import MAX_DOCUMENT
+from lamella.sources.registry import name_from, open_source, split_name
+
+_INCOMPLETE = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = SECRETS
+    parser.add_argument(
+        "source",
+        nargs="+",
+        metavar="[NAME=]SOURCE",
+        help="path of an image file or block device; NAME is what the volume is called in the repository",
+    )
+    parser.add_argument(
+        "--document",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="keep FILE with the snapshot (at most 1 MiB each, 16 MiB together)",
+    )
+    parser.add_argument(
+        "--domain",
+        metavar="NAME",
+        help="share chunks and keys with the volumes of this domain (first backup of a volume only)",
+    )
+    parser.add_argument(
+        "--chunk-size",
+        type=chunk_log2,
+        metavar="SIZE",
+        help="64K to 4M, a power of two (first backup of a volume only)",
+    )
+    parser.add_argument(
+        "--compression", metavar="HOW", type=_compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
+    )
+    parser.add_argument(
+        "--adopt", action="store_true", help="go on with a volume of that name although it came from another source"
+    )
+    parser.add_argument("--source-driver", metavar="DRIVER", help="read all sources with this driver")
+    parser.add_argument(
+        "--check-compression",
+        choices=("all", "sample"),
+        default="sample",
+        help="decode what was compressed and compare, before it is stored (default: sample)",
+    )
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    add_dry_run(parser)
+
+
+def _compression(text: str) -> str:
+    try:
+        return check_setting(text)
+    except LamellaError as error:
+        raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from error
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    args, out = context.args, context.out
+    options = _options(context)
+    requests = _requests(context)
+    with context.sound_repository(read_only=args.dry_run) as repository:
+        plan = plan_backup(repository, requests, options)
+        if args.dry_run:
+            return _show_plan(context, plan)
+        for row in plan.rows:
+            out.say(f"{row.volume}: {row.mode}, {row.reason}")
+        for failed in plan.failed:
+            out.warn(f"{failed.name}: {failed.message}")
+        out.expect("backup", sum(row.source_bytes for row in plan.rows))
+        result = plan.execute(out.report)
+    return _report(context, result)
+
+
+def _options(context: Context) -> BackupOptions:
+    args, configured = context.args, context.config.backup
+    return BackupOptions(
+        compression=args.compression or configured.compression,
+        chunk_log2=args.chunk_size,
+        domain=args.domain,
+        adopt=args.adopt,
+        documents=_documents(args.document),
+        workers=args.workers or configured.workers,
+        check_all=args.check_compression == "all",
+        lock_wait=args.lock_wait,
+    )
+
+
+def _documents(texts: list[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise UsageError(f"not a document: {text!r}", hint="write --document NAME=FILE")
+        if name in found:
+            raise UsageError(f"two documents are called {name}", obj=name)
+        found[name] = read_file(path, MAX_DOCUMENT)
+    return found
+
+
+def _requests(context: Context) -> list[Request | FailedRequest]:
+    """What is to be backed up. Raises NothingMatched or LamellaError when not one source can be opened."""
+    requests: list[Request | FailedRequest] = []
+    errors: list[SourceError] = []
+    missing = True
+    for text in context.args.source:
+        name, place = split_name(text)
+        try:
+            source = open_source(place, machine=context.host.machine, driver=context.args.source_driver)
+        except SourceError as error:
+            errors.append(error)
+            missing = missing and not Path(place).exists()
+            requests.append(FailedRequest(name or name_from(Path(place).stem), error.message))
+        else:
+            requests.append(Request(name, source))
+    if len(errors) == len(requests):
+        kind = NothingMatched if missing else LamellaError
+        more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
+        raise kind(errors[0].message + more, obj=errors[0].obj, hint=errors[0].hint) from errors[0]
+    return requests
+
+
+def _show_plan(context: Context, plan: BackupPlan) -> int:
+    for row in plan.rows:
+        context.out.line(f"{row.volume}: would be backed up: {row.mode}, {row.reason}")
+    for failed in plan.failed:
+        context.out.line(f"{failed.name}: would fail: {failed.message}")
+    rows = [
+        {
+            "volume": row.volume,
+            "driver": row.driver,
+            "mode": row.mode,
+            "reason": row.reason,
+            "source_bytes": row.source_bytes,
+            "result": "planned",
+        }
+        for row in plan.rows
+    ]
+    lost = [{"volume": one.name, "result": "failed", "error": one.message} for one in plan.failed]
+    context.out.document({"dry_run": True, "volumes": [*rows, *lost]})
+    return _INCOMPLETE if plan.failed else 0
+
+
+def _report(context: Context, result: BackupResult) -> int:
+    out = context.out
+    for row in result.volumes:
+        if row.result != "complete":
+            out.warn(f"{row.volume} was not saved: {row.error}")
+        else:
+            figures = f"{shown_bytes(row.source_bytes)}, read {shown_bytes(row.read_bytes)}"
+            changed = f"{row.changed_chunks} chunks changed, stored {shown_bytes(row.stored_bytes)}"
+            out.line(f"{row.volume}: {row.mode}: {figures}, {changed}")
+    written = f"stored {shown_bytes(result.stored_bytes)} and {shown_bytes(result.metadata_bytes)} of metadata"
+    state = "complete" if result.complete else "INCOMPLETE"
+    if result.snapshot:
+        out.line(f"snapshot {result.snapshot}: {state}, {written} in {shown_seconds(result.seconds)}")
+    else:
+        out.line("nothing was saved, so there is no snapshot")
+    out.line(f"fingerprint {result.fingerprint}")
+    out.document(
+        {
+            "snapshot": result.snapshot,
+            "result": "complete" if result.complete else "incomplete",
+            "seconds": result.seconds,
+            "metadata_bytes": result.metadata_bytes,
+            "stored_bytes": result.stored_bytes,
+            "fingerprint": result.fingerprint,
+            "warnings": result.warnings,
+            "volumes": [_row(row) for row in result.volumes],
+        }
+    )
+    return 0 if result.complete else _INCOMPLETE
+
+
+def _row(row: VolumeResult) -> dict[str, object]:
+    return {name: getattr(row, name) for name in VolumeResult.__slots__}

@@ -1,0 +1,74 @@
+"""`lamella config`: what is configured, and whether it is right."""
+
+from __future__ import annotations
+
+import argparse
+
+from lamella.cli import configuration
+from lamella.cli.arguments import add_actions
+from lamella.cli.configuration import Configuration
+from lamella.cli.context import Context
+from lamella.cli.places import cache_place, config_place, state_place
+from lamella.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = "Files: /etc/lamella/*.toml for root, else ~/.config/lamella/*.toml; LAMELLA_CONFIG names others."
+    add = add_actions(parser, "action")
+    add("show", "print the configuration in force, and where each value comes from")
+    add("validate", "report everything that is wrong in the configuration files")
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    if context.args.action == "validate":
+        return _validate(context, configuration.load(config_place(context.env)))
+    return _show(context, context.config)
+
+
+def _validate(context: Context, found: Configuration) -> int:
+    out = context.out
+    for problem in found.problems:
+        out.line(problem)
+    if not found.problems:
+        files = len(found.files)
+        out.line(f"{files} file{'' if files == 1 else 's'} in {found.place}: nothing wrong")
+    out.document({"files": [str(path) for path in found.files], "problems": list(found.problems)})
+    return UsageError.exit_code if found.problems else 0
+
+
+def _show(context: Context, found: Configuration) -> int:
+    out, env = context.out, context.env
+    places = {"configuration": found.place, "state": state_place(env), "cache": cache_place(env)}
+    for name, path in places.items():
+        out.line(f"# {name}: {path}")
+    for key, value in _values(found):
+        origin = found.origins.get(key)
+        shown = f'"{value}"' if isinstance(value, str) else str(value)
+        out.line(f"{key} = {shown}  # {origin or 'default'}")
+    out.document(
+        {
+            "places": {name: str(path) for name, path in places.items()},
+            "files": [str(path) for path in found.files],
+            "values": [
+                {"key": key, "value": value, "origin": str(found.origins[key]) if key in found.origins else None}
+                for key, value in _values(found)
+            ],
+        }
+    )
+    return 0
+
+
+def _values(found: Configuration) -> list[tuple[str, str | int]]:
+    rows: list[tuple[str, str | int | None]] = [
+        ("default_repository", found.default_repository),
+        ("backup.compression", found.backup.compression),
+        ("backup.workers", found.backup.workers),
+    ]
+    for name, one in sorted(found.repositories.items()):
+        rows += [
+            (f"repositories.{name}.{key}", getattr(one, key))
+            for key in ("url", "keyfile", "passphrase_file", "passphrase_command")
+        ]
+    return [(key, value) for key, value in rows if value is not None]

@@ -1,0 +1,211 @@
+"""`lamella key`: the secrets that open the repository."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
+from lamella.cli.commands.init import add_kdf_cost
+from lamella.cli.context import Context
+from lamella.cli.files import exists, write_file
+from lamella.cli.secret import SecretSource, new_secret_source
+from lamella.cli.sheet import Sheet, SheetFacts
+from lamella.crypto.slots import MIN_KEY_FILE, Secret, recovery_text
+from lamella.errors import LamellaError, NothingMatched, UsageError
+from lamella.format.keyslot import PREFIX, Role, SlotType
+from lamella.operations.heads import fingerprint
+from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, list_slots, remove_slot
+from lamella.repository.readme import RESCUE
+from lamella.repository.repository import Repository
+
+_NEW = """\
+The new secret comes from one of LAMELLA_NEW_PASSPHRASE, LAMELLA_NEW_PASSPHRASE_FILE, LAMELLA_NEW_PASSPHRASE_COMMAND,
+LAMELLA_NEW_PASSPHRASE_FD and the options above; else the terminal is asked, twice.
+
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = SECRETS
+    add = add_actions(parser, "action")
+    add("list", "show the key slots")
+    more = add("add", "add a key slot (needs an admin's secret)")
+    more.add_argument(
+        "--role",
+        choices=("admin", "writer"),
+        default="admin",
+        help="a writer can back up and restore, but not authorise deletion (default: admin)",
+    )
+    _add_new_secret(more)
+    change = add("change", "replace the secret given by a new one of the same type")
+    _add_new_secret(change)
+    remove = add("remove", "remove a key slot; who used it may have kept the keys")
+    remove.add_argument("slot", metavar="SLOT", help="its name, or a unique beginning; see: lamella key list")
+    add_yes(remove)
+    add_dry_run(remove)
+
+
+def _add_new_secret(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _NEW + SECRETS
+    parser.add_argument("--new-passphrase-file", metavar="FILE", help="the new passphrase is in FILE")
+    parser.add_argument("--new-passphrase-command", metavar="COMMAND", help="COMMAND prints the new passphrase")
+    parser.add_argument("--new-passphrase-fd", metavar="FD", help="read the new passphrase from this file descriptor")
+    parser.add_argument("--new-keyfile", metavar="FILE", help="the new secret is the key file FILE")
+    parser.add_argument("--generate", action="store_true", help="make the file of --new-keyfile; it must not exist")
+    parser.add_argument("--recovery", action="store_true", help="the new secret is a fresh recovery key")
+    parser.add_argument(
+        "--recovery-sheet",
+        metavar="FILE",
+        type=Path,
+        help="write the recovery key to FILE (mode 0600, must not exist) instead of the terminal",
+    )
+    add_kdf_cost(parser)
+    add_dry_run(parser)
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    actions = {"list": _list, "add": _add, "change": _change, "remove": _remove}
+    return actions[context.args.action](context)
+
+
+def _list(context: Context) -> int:
+    with context.sound_repository() as repository:
+        rows = list_slots(repository)
+    table = [(row.name.removeprefix(PREFIX), row.type, row.role, _remark(row)) for row in rows]
+    context.out.table([("SLOT", "TYPE", "ROLE", ""), *table])
+    context.out.document({"slots": [_row(row) for row in rows]})
+    return 0
+
+
+def _row(row: SlotRow) -> dict[str, object]:
+    return {"name": row.name, "type": row.type, "role": row.role, "current": row.current, "signed": row.signed}
+
+
+def _remark(row: SlotRow) -> str:
+    remarks = ["opened it now"] if row.current else []
+    return ", ".join(remarks if row.signed else [*remarks, "NOT SIGNED BY AN ADMIN"])
+
+
+def _add(context: Context) -> int:
+    wanted = _NewSlot(context)
+    with context.sound_repository(read_only=context.args.dry_run) as repository:
+        _require_admin(repository)
+        if context.args.dry_run:
+            return _would(context, f"add a key slot for the secret from {wanted.source.label}")
+        name, secret = wanted.add(repository, admin=context.args.role == "admin")
+    context.out.line(f"added {TYPE_WORDS[secret.type]} slot {name.removeprefix(PREFIX)}, role {context.args.role}")
+    context.out.document({"slot": name, "type": TYPE_WORDS[secret.type], "role": context.args.role})
+    return 0
+
+
+def _change(context: Context) -> int:
+    wanted = _NewSlot(context)
+    with context.sound_repository(read_only=context.args.dry_run) as repository:
+        old = repository.unlocked.slot
+        _require_admin(repository)
+        if wanted.type != old.type:
+            text = f"the secret given is a {TYPE_WORDS[old.type]}, the new one would be a {TYPE_WORDS[wanted.type]}"
+            raise UsageError(text, hint="use: lamella key add, then lamella key remove")
+        if context.args.dry_run:
+            return _would(context, f"replace the key slot {old.name.removeprefix(PREFIX)}")
+        name, _ = wanted.add(repository, admin=old.role == Role.ADMIN)
+        remove_slot(repository, old.name)
+    context.out.line(
+        f"slot {name.removeprefix(PREFIX)} replaces {old.name.removeprefix(PREFIX)}; "
+        "who knows the old secret may have kept the keys"
+    )
+    context.out.document({"slot": name, "removed": old.name, "type": TYPE_WORDS[old.type]})
+    return 0
+
+
+def _remove(context: Context) -> int:
+    with context.sound_repository(read_only=context.args.dry_run) as repository:
+        row = _find(list_slots(repository), context.args.slot)
+        short = row.name.removeprefix(PREFIX)
+        if context.args.dry_run:
+            return _would(context, f"remove the {row.type} slot {short}")
+        context.confirm(f"Remove the {row.type} slot {short} ({row.role})?")
+        remove_slot(repository, row.name)
+    context.out.line(f"removed {row.type} slot {short}; who used it may have kept the keys")
+    context.out.document({"removed": row.name, "type": row.type, "role": row.role})
+    return 0
+
+
+def _find(rows: list[SlotRow], text: str) -> SlotRow:
+    start = text if text.startswith(PREFIX) else PREFIX + text
+    found = [row for row in rows if row.name.startswith(start)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NothingMatched(f"{text} fits several key slots", obj=text, hint="see: lamella key list")
+    raise NothingMatched(f"there is no key slot {text}", obj=text, hint="see: lamella key list")
+
+
+def _would(context: Context, text: str) -> int:
+    context.out.line(f"would {text}")
+    context.out.document({"dry_run": True})
+    return 0
+
+
+def _require_admin(repository: Repository) -> None:
+    """Before anything is asked for or written."""
+    if repository.keys.prune_seed is None:
+        raise UsageError(
+            "this needs an admin's secret; the one given opens a writer slot", hint="see: lamella key list"
+        )
+
+
+class _NewSlot:
+    """The secret to add, from the options to the slot. Nothing is read or made before `add`."""
+
+    def __init__(self, context: Context) -> None:
+        args = context.args
+        self._context = context
+        self._sheet = Sheet(context.out, args.recovery_sheet)
+        self._key_file = Path(args.new_keyfile) if args.new_keyfile and args.generate else None
+        if args.generate and not args.new_keyfile:
+            raise UsageError("--generate belongs to --new-keyfile FILE")
+        if args.recovery_sheet is not None and not args.recovery:
+            raise UsageError("--recovery-sheet belongs to --recovery")
+        if args.recovery and not self._sheet.possible:
+            raise UsageError(
+                "a new recovery key needs a place", hint="give --recovery-sheet FILE, or run it on a terminal"
+            )
+        self._sheet.require_free()
+        if self._key_file is not None and (self._key_file.exists() or self._key_file.is_symlink()):
+            raise exists(self._key_file)
+        self.source: SecretSource = new_secret_source(args, context.env)
+
+    @property
+    def type(self) -> SlotType:
+        """What kind of secret it will be."""
+        types = {"--recovery": SlotType.RECOVERY, "--new-keyfile": SlotType.KEYFILE}
+        return types.get(self.source.label, SlotType.PASSPHRASE)
+
+    def add(self, repository: Repository, *, admin: bool) -> tuple[str, Secret]:
+        """Make the slot; returns its object name and the secret. What was made for a slot that failed is removed."""
+        if self._key_file is not None:
+            write_file(self._key_file, os.urandom(MIN_KEY_FILE), overwrite=False)
+        try:
+            return self._added(repository, admin)
+        except LamellaError:
+            if self._key_file is not None:
+                self._key_file.unlink(missing_ok=True)
+            raise
+
+    def _added(self, repository: Repository, admin: bool) -> tuple[str, Secret]:
+        secret, log_n = self.source.read(), self._context.args.kdf_cost
+        if secret.type != SlotType.RECOVERY:
+            return add_slot(repository, secret, admin=admin, log_n=log_n), secret
+        text, place = recovery_text(secret), repository.store.url
+        self._sheet.reserve(SheetFacts(text, place, admin))
+        name = add_slot(repository, secret, admin=admin, log_n=log_n)
+        rescue = repository.catalogue.files.get(RESCUE)
+        rescue_sha256 = "unknown" if rescue is None else rescue.sha256.hex()
+        marks = fingerprint(repository)
+        self._sheet.complete(SheetFacts(text, place, admin, repository.repo_id.hex(), marks, rescue_sha256))
+        return name, secret

@@ -1,0 +1,56 @@
+"""`lamella list`: volumes and snapshots."""
+
+from __future__ import annotations
+
+import argparse
+
+from lamella.cli.arguments import SECRETS
+from lamella.cli.context import Context
+from lamella.cli.values import shown_bytes
+from lamella.operations import listing
+from lamella.operations.listing import Row
+from lamella.operations.selection import find_volume
+from lamella.repository.repository import Repository
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = SECRETS
+    parser.add_argument("volume", nargs="?", metavar="VOLUME", help="only this volume and its snapshots")
+
+
+def run(context: Context) -> int:
+    """Print them."""
+    with context.repository() as repository:
+        volumes, snapshots = _rows(repository, context.args.volume)
+        code = context.warn_of_problems(repository)
+        problems = [problem.message for problem in repository.problems]
+    _print(context, volumes, snapshots)
+    context.out.document({"volumes": volumes, "snapshots": snapshots, "problems": problems})
+    return code
+
+
+def _rows(repository: Repository, text: str | None) -> tuple[list[Row], list[Row]]:
+    if text is None:
+        return listing.volumes(repository), listing.snapshots(repository)
+    volume = find_volume(repository, text)
+    volumes = [row for row in listing.volumes(repository) if row["id"] == volume.volume_id.hex()]
+    return volumes, listing.snapshots(repository, volume)
+
+
+def _print(context: Context, volumes: list[Row], snapshots: list[Row]) -> None:
+    out = context.out
+    if not snapshots:
+        out.say("there are no snapshots yet")
+        return
+    heads = ("VOLUME", "SIZE", "SNAPSHOTS", "LATEST")
+    rows = [(row["volume"], shown_bytes(row["size"]), str(row["snapshots"]), row["latest"]) for row in volumes]
+    out.table([heads, *rows])
+    out.line()
+    shots = [(row["snapshot"], row["time"], row["result"], ", ".join(row["volumes"]) + _lost(row)) for row in snapshots]
+    out.table([("SNAPSHOT", "TIME", "RESULT", "VOLUMES"), *shots])
+
+
+def _lost(row: Row) -> str:
+    names = ", ".join(one["volume"] for one in row["failed"])
+    return f" (failed: {names})" if names else ""

@@ -1,0 +1,127 @@
+"""`lamella restore`: write a volume, or a document, back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.context import Context
+from lamella.cli.files import exists, write_file
+from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.errors import LamellaError, SourceAtRisk, SourceError
+from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
+from lamella.operations.selection import Selected, select
+from lamella.repository.repository import Repository
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = SECRETS
+    parser.add_argument(
+        "volume", metavar="VOLUME[@SNAPSHOT]", help="SNAPSHOT is any unique beginning of its name, or latest (default)"
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        type=Path,
+        metavar="TARGET",
+        help="file or block device to write; a file gets its name only when it was compared",
+    )
+    parser.add_argument("--document", metavar="NAME", help="restore this document instead of the volume")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at TARGET")
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="write into the existing file: needs no further space, and its old state is lost",
+    )
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    add_yes(parser)
+    add_dry_run(parser)
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    args = context.args
+    replaces = args.overwrite or (args.in_place and args.document is None)
+    if args.to.exists() and not args.to.is_block_device() and not replaces:
+        error = exists(args.to)
+        error.hint = "add --overwrite to replace it"
+        raise error
+    try:
+        with context.sound_repository() as repository:
+            selected = select(repository, [args.volume])[0]
+            if args.document is not None:
+                return _document(context, repository, selected)
+            return _volume(context, repository, selected)
+    except SourceAtRisk:
+        raise
+    except SourceError as error:  # here it is the target, and nothing else was saved
+        raise LamellaError(error.message, obj=error.obj, hint=error.hint) from error
+
+
+def _volume(context: Context, repository: Repository, selected: Selected) -> int:
+    args, out = context.args, context.out
+    configured = context.config.backup.workers
+    options = RestoreOptions(args.workers or configured, overwrite=args.overwrite, in_place=args.in_place)
+    plan = plan_restore(repository, selected, args.to, options)
+    for line in plan.lines():
+        if args.dry_run:
+            out.line(line)
+        else:
+            out.say(line)
+    if args.dry_run:
+        out.document({"dry_run": True, **_facts(plan)})
+        return 0
+    if plan.in_place or args.to.exists():
+        context.confirm(f"Replace the content of {args.to}?")
+    return _report(context, plan, plan.execute(out.report))
+
+
+def _facts(plan: RestorePlan) -> dict[str, object]:
+    return {
+        "volume": plan.volume,
+        "snapshot": plan.snapshot,
+        "target": str(plan.target),
+        "size": plan.size,
+        "data_bytes": plan.data_bytes,
+        "in_place": plan.in_place,
+    }
+
+
+def _report(context: Context, plan: RestorePlan, result: RestoreResult) -> int:
+    out = context.out
+    done = f"wrote {shown_bytes(result.bytes_written)}, compared {shown_bytes(result.compared_bytes)}"
+    out.line(f"restored {plan.volume}@{plan.snapshot} to {result.path}: {done} in {shown_seconds(result.seconds)}")
+    out.document(
+        {
+            **_facts(plan),
+            "target": str(result.path),
+            "bytes_written": result.bytes_written,
+            "compared_bytes": result.compared_bytes,
+            "seconds": result.seconds,
+        }
+    )
+    return 0
+
+
+def _document(context: Context, repository: Repository, selected: Selected) -> int:
+    args, out = context.args, context.out
+    content = read_document(repository, selected, args.document)
+    if not args.dry_run:
+        if args.to.exists():
+            context.confirm(f"Replace the content of {args.to}?")
+        write_file(args.to, content, overwrite=args.overwrite)
+    done = "would write" if args.dry_run else "wrote"
+    out.line(f"{done} document {args.document} of {selected.text} to {args.to}: {shown_bytes(len(content))}")
+    out.document(
+        {
+            **({"dry_run": True} if args.dry_run else {}),
+            "volume": selected.volume_name,
+            "snapshot": selected.snapshot.name,
+            "document": args.document,
+            "target": str(args.to),
+            "bytes_written": 0 if args.dry_run else len(content),
+        }
+    )
+    return 0

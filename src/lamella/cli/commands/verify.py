@@ -1,0 +1,124 @@
+"""`lamella verify`: prove that snapshots can be restored."""
+
+from __future__ import annotations
+
+import argparse
+
+from lamella.cli.arguments import SECRETS
+from lamella.cli.context import Context
+from lamella.cli.values import percent, shown_bytes, shown_seconds, size, workers
+from lamella.errors import IntegrityError, NothingMatched, UsageError
+from lamella.operations.findings import Finding, VerifyResult
+from lamella.operations.selection import Selected, select
+from lamella.operations.verify import LEVELS, VerifyOptions, verify
+from lamella.repository.repository import Repository
+from lamella.sources.base import Source
+from lamella.sources.registry import open_source
+
+_DEFAULTS = VerifyOptions()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = (
+        "levels: structure follows every reference; sample also reads a share of the chunks; full reads every pack of\n"
+        "the volumes; source compares with the live source, whose differences are reported and are no damage.\n\n"
+    ) + SECRETS
+    parser.add_argument(
+        "volume",
+        nargs="*",
+        metavar="VOLUME[@SNAPSHOT]",
+        help="a volume's latest snapshot, or this one (default: all snapshots)",
+    )
+    parser.add_argument(
+        "--level", choices=LEVELS, default=_DEFAULTS.level, help=f"how thorough (default: {_DEFAULTS.level})"
+    )
+    parser.add_argument(
+        "--percent",
+        type=percent,
+        metavar="N",
+        help=f"share of the chunks to read at level sample (default: {_DEFAULTS.percent:g})",
+    )
+    parser.add_argument("--budget", type=size, metavar="SIZE", help="read at most so much at level sample")
+    parser.add_argument(
+        "--source",
+        metavar="SOURCE",
+        help="compare with this source at level source (default: where the volume came from)",
+    )
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+
+
+def run(context: Context) -> int:
+    """Do it; findings go to standard output."""
+    args, out = context.args, context.out
+    options = _options(context)
+    with context.repository() as repository:
+        selected = _selected(repository, args.volume, options.source)
+        result = verify(repository, selected, options, out.report)
+        code = context.warn_of_problems(repository)
+        problems = [problem.message for problem in repository.problems]
+    _print(context, selected, result)
+    out.document(
+        {
+            "level": options.level,
+            "snapshots": [one.text for one in selected],
+            "checked_bytes": result.checked_bytes,
+            "checked_chunks": result.checked_chunks,
+            "findings": [_row(finding) for finding in result.findings],
+            "unrestorable": result.unrestorable,
+            "problems": problems,
+            "seconds": result.seconds,
+        }
+    )
+    return IntegrityError.exit_code if result.damaged else code
+
+
+def _options(context: Context) -> VerifyOptions:
+    args = context.args
+    if args.level != "sample" and (args.percent is not None or args.budget is not None):
+        raise UsageError("--percent and --budget belong to --level sample")
+    if args.level != "source" and args.source is not None:
+        raise UsageError("--source belongs to --level source")
+    source: Source | None = None
+    if args.source is not None:
+        source = open_source(args.source, machine=context.host.machine)
+    threads = args.workers or context.config.backup.workers
+    return VerifyOptions(args.level, args.percent or _DEFAULTS.percent, args.budget, source, threads)
+
+
+def _selected(repository: Repository, texts: list[str], source: Source | None) -> list[Selected]:
+    selected = select(repository, texts)
+    if not selected:
+        raise NothingMatched(
+            "there is no snapshot to verify", obj=repository.store.url, hint="make one: lamella backup"
+        )
+    if source is not None and len(selected) != 1:
+        raise UsageError(
+            "--source compares one volume", hint="name it: lamella verify VOLUME --level source --source PATH"
+        )
+    return selected
+
+
+def _print(context: Context, selected: list[Selected], result: VerifyResult) -> None:
+    out = context.out
+    for finding in result.findings:
+        affects = f" (needed by {', '.join(finding.affects)})" if finding.affects else ""
+        out.line(f"{finding.severity}: {finding.obj}: {finding.message}{affects}")
+    for text in result.unrestorable:
+        out.line(f"cannot be restored: {text}")
+    count = len(selected)
+    out.line(
+        f"verified {count} snapshot{'' if count == 1 else 's'}: {result.checked_chunks} chunks checked, "
+        f"{shown_bytes(result.checked_bytes)} read, in {shown_seconds(result.seconds)}: "
+        + ("DAMAGED" if result.damaged else "no damage found")
+    )
+
+
+def _row(finding: Finding) -> dict[str, object]:
+    return {
+        "kind": finding.kind,
+        "severity": finding.severity,
+        "object": finding.obj,
+        "message": finding.message,
+        "affects": list(finding.affects),
+    }

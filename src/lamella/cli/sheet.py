@@ -1,0 +1,112 @@
+"""The recovery sheet: what a person needs when everything but the repository is lost (FORMAT 12)."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella.cli.files import exists, sync_directory, write_file, write_new
+from lamella.cli.output import Output
+from lamella.cli.terminal import shows_secrets
+from lamella.cli.values import shown
+from lamella.clock import iso, now_ms
+from lamella.errors import LamellaError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class SheetFacts:
+    """What the sheet says. Before the repository is made, only its place and the key are known."""
+
+    recovery_key: str
+    place: str
+    admin: bool
+    repo_id: str = ""
+    fingerprint: str = ""
+    rescue_sha256: str = ""
+
+
+def sheet_text(facts: SheetFacts) -> str:
+    """The sheet, ready to print."""
+    head = f"""\
+LAMELLA RECOVERY SHEET                                    {iso(now_ms())}
+
+Keep this on paper or offline, away from the machine and from the repository. Whoever has the recovery key can read
+every backup in the repository{" and authorise deletion" if facts.admin else ""}.
+
+Recovery key
+
+    {facts.recovery_key}
+
+Repository     {shown(facts.place)}
+"""
+    if not facts.repo_id:
+        return head
+    place = shown(shlex.quote(facts.place))
+    return f"""{head}Repository id  {facts.repo_id}
+Fingerprint    {facts.fingerprint}   (of its history at this moment; every backup prints the new one)
+restore.py     SHA-256 {facts.rescue_sha256}
+
+With Lamella: write the recovery key into a file KEY, then
+
+    lamella -r {place} --recovery-key-file KEY list
+    lamella -r {place} --recovery-key-file KEY restore VOLUME --to FILE
+
+Without Lamella: Python 3 is enough. Never run restore.py inside the repository: whoever can write there could have put
+other files beside it. Copy it to an empty directory, and first of all compare the copy's SHA-256 with the one above:
+
+    mkdir emergency
+    cp {shown(shlex.quote(facts.place.rstrip("/") + "/restore.py"))} emergency/copy.py
+    sha256sum emergency/copy.py
+    python3 -I -S emergency/copy.py --repo {place} --recovery-key-file KEY list
+    python3 -I -S emergency/copy.py --repo {place} --recovery-key-file KEY restore VOLUME --to FILE
+
+Add --expect with the newest fingerprint you know: it refuses a repository that was set back to an older state.
+"""
+
+
+class Sheet:
+    """Where a recovery key goes: to a file, or to the terminal. The file exists before the key opens anything."""
+
+    def __init__(self, out: Output, path: Path | None) -> None:
+        self._out = out
+        self.path = path
+        self._stream = "" if path is not None else shows_secrets(as_json=out.as_json)
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is any place that shows the key to its owner."""
+        return self.path is not None or bool(self._stream)
+
+    def require_free(self) -> None:
+        """Raises UsageError if the file is there already."""
+        if self.path is not None and (self.path.exists() or self.path.is_symlink()):
+            raise exists(self.path)
+
+    def reserve(self, facts: SheetFacts) -> None:
+        """Write what is known beforehand: a full disk later must not cost the key. Raises UsageError, LamellaError."""
+        if self.path is None:
+            return
+        try:
+            write_new(self.path, sheet_text(facts).encode("utf-8"))
+            sync_directory(self.path.parent)
+        except FileExistsError as error:
+            raise exists(self.path) from error
+        except OSError as error:
+            text = f"cannot write the recovery sheet {self.path}: {error.strerror}"
+            raise UsageError(text, obj=str(self.path)) from error
+
+    def discard(self) -> None:
+        """Take a reserved sheet back: its key opens nothing."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def complete(self, facts: SheetFacts) -> None:
+        """Write the whole sheet, or show it. Raises LamellaError; the key that was written beforehand stays."""
+        text = sheet_text(facts)
+        if self.path is not None:
+            write_file(self.path, text.encode("utf-8"), overwrite=True)
+        elif self._stream:
+            self._out.secret(text, self._stream)
+        else:
+            raise LamellaError("there is no place to show the recovery key")
