@@ -1,0 +1,196 @@
+"""Encrypted, deduplicating, incremental backups of virtual machine volumes: the public interface, all of it.
+
+    with lamella.open_repository("/vault", key=lamella.key_file(content), host=host, read_only=False) as repo:
+        saved = lamella.plan_backup(repo, [lamella.Request(None, lamella.source("disk.img", host=host))]).execute()
+        chosen = lamella.select(repo, [f"disk@{saved.snapshot}"])
+        lamella.plan_restore(repo, chosen[0], Path("copy.img")).execute()
+        assert not lamella.verify(repo, chosen).damaged
+
+Names are imported when they are first used. Nothing is read from the environment: the caller says in a `Host` what this
+host is and where it keeps its state. Names that are not in `__all__` may change at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lamella.crypto.slots import Secret, key_file, passphrase, recovery_key
+    from lamella.errors import (
+        IntegrityError,
+        Interrupted,
+        KeyRefused,
+        LamellaError,
+        Locked,
+        NoRepository,
+        NothingMatched,
+        ObjectNotFound,
+        RepositoryError,
+        RolledBack,
+        SourceAtRisk,
+        SourceError,
+        StoreError,
+        StoreFull,
+        StoreRefused,
+        StoreUnavailable,
+        UnknownFormat,
+        UsageError,
+    )
+    from lamella.events import Event, Progress, Reporter, Warned
+    from lamella.operations.backup import (
+        BackupOptions,
+        BackupPlan,
+        BackupResult,
+        FailedRequest,
+        Request,
+        VolumeResult,
+        plan_backup,
+    )
+    from lamella.operations.diff import DiffResult, compare
+    from lamella.operations.findings import Finding, VerifyResult
+    from lamella.operations.heads import fingerprint
+    from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
+    from lamella.operations.selection import Selected, select
+    from lamella.operations.verify import VerifyOptions, verify
+    from lamella.repository.create import Created, SlotWanted
+    from lamella.repository.host import Host, machine_name
+    from lamella.repository.repository import Repository
+    from lamella.sources.base import Source
+
+__all__ = [
+    "BackupOptions",
+    "BackupPlan",
+    "BackupResult",
+    "Created",
+    "DiffResult",
+    "Event",
+    "FailedRequest",
+    "Finding",
+    "Host",
+    "IntegrityError",
+    "Interrupted",
+    "KeyRefused",
+    "LamellaError",
+    "Locked",
+    "NoRepository",
+    "NothingMatched",
+    "ObjectNotFound",
+    "Progress",
+    "Reporter",
+    "Repository",
+    "RepositoryError",
+    "Request",
+    "RestoreOptions",
+    "RestorePlan",
+    "RestoreResult",
+    "RolledBack",
+    "Secret",
+    "Selected",
+    "SlotWanted",
+    "Source",
+    "SourceAtRisk",
+    "SourceError",
+    "StoreError",
+    "StoreFull",
+    "StoreRefused",
+    "StoreUnavailable",
+    "UnknownFormat",
+    "UsageError",
+    "VerifyOptions",
+    "VerifyResult",
+    "VolumeResult",
+    "Warned",
+    "compare",
+    "create_repository",
+    "fingerprint",
+    "key_file",
+    "machine_name",
+    "open_repository",
+    "passphrase",
+    "plan_backup",
+    "plan_restore",
+    "read_document",
+    "recovery_key",
+    "select",
+    "source",
+    "verify",
+]
+
+_HOMES = {
+    "lamella.crypto.slots": "Secret key_file passphrase recovery_key",
+    "lamella.errors": "IntegrityError Interrupted KeyRefused LamellaError Locked NoRepository NothingMatched"
+    " ObjectNotFound RepositoryError RolledBack SourceAtRisk SourceError StoreError StoreFull StoreRefused"
+    " StoreUnavailable UnknownFormat UsageError",
+    "lamella.events": "Event Progress Reporter Warned",
+    "lamella.operations.backup": "BackupOptions BackupPlan BackupResult FailedRequest Request VolumeResult plan_backup",
+    "lamella.operations.diff": "DiffResult compare",
+    "lamella.operations.findings": "Finding VerifyResult",
+    "lamella.operations.heads": "fingerprint",
+    "lamella.operations.restore": "RestoreOptions RestorePlan RestoreResult plan_restore read_document",
+    "lamella.operations.selection": "Selected select",
+    "lamella.operations.verify": "VerifyOptions verify",
+    "lamella.repository.create": "Created SlotWanted",
+    "lamella.repository.host": "Host machine_name",
+    "lamella.repository.repository": "Repository",
+    "lamella.sources.base": "Source",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(home), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """The public names, also those not imported yet."""
+    return sorted({*globals(), *__all__})
+
+
+@contextmanager
+def open_repository(
+    url: str, *, key: Secret, host: Host, read_only: bool = True, lock_wait: float = 0.0, whole: bool = False
+) -> Iterator[Repository]:
+    """Open the repository at `url` while the context lasts; `whole` reads its history from the first commit.
+
+    Waits up to `lock_wait` seconds for the lock. Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError,
+    UsageError.
+    """
+    from lamella.repository.repository import Repository
+    from lamella.stores.url import open_store
+    from lamella.stores.wrap import RetryingStore
+
+    with (
+        closing(RetryingStore(open_store(url, read_only=read_only))) as store,
+        Repository.open(store, key, host, lock_wait=lock_wait, whole=whole) as repository,
+    ):
+        yield repository
+
+
+def create_repository(url: str, *, slots: Sequence[SlotWanted], host: Host) -> Created:
+    """Make a repository at `url`, opened by these slots; at least one should be an admin's.
+
+    Raises RepositoryError if something is there already, StoreError, UsageError.
+    """
+    from lamella.clock import now_ms
+    from lamella.repository.create import create_repository as create
+    from lamella.stores.url import open_store
+    from lamella.stores.wrap import RetryingStore
+
+    with closing(RetryingStore(open_store(url, create=True))) as store:
+        return create(store, host, slots, now_ms)
+
+
+def source(text: str, *, host: Host, driver: str | None = None) -> Source:
+    """The local volume that `text` means: a path, or `driver:place`. Raises UsageError, SourceError."""
+    from lamella.sources.registry import open_source
+
+    return open_source(text, machine=host.machine, driver=driver)

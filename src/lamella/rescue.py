@@ -27,25 +27,20 @@ import stat, struct, time, traceback, unicodedata, zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, NoReturn
 FAILED, USAGE, NO_MATCH, NO_REPOSITORY, WRONG_KEY, DAMAGE, HISTORY, INTERRUPTED = 1, 2, 4, 10, 12, 20, 21, 130
-KIB, MIB = 1 << 10, 1 << 20
-OBJECT_MAX, HEAD_READ, PART_MAX = 64 * MIB, 32 * KIB, 8 * MIB
+KIB, MIB, OBJECT_MAX, HEAD_READ, PART_MAX = 1 << 10, 1 << 20, 64 << 20, 32 << 10, 8 << 20
 HEADER, TRAILER, TAG, ID, ALIGN, FANOUT, NODE_HEADER, DEPTH_MAX = 72, 96, 16, 24, 16, 64, 56, 10
 INVALID_NAMES, SLOTS_MAX, SCRYPT_SLOTS, SCRYPT_WORK = 1000, 32, 8, 8 << 22
 HOLE, ZERO, DATA, CATALOGUE = 0, 1, 2, bytes(16)
 CHUNK, LEAF, INNER, DOCUMENT, COMMIT, SEGMENT = 1, 2, 3, 5, 6, 7
 CONTENT_MAX = {CHUNK: 4 * MIB, LEAF: 1592, INNER: 1592, DOCUMENT: PART_MAX, COMMIT: PART_MAX, SEGMENT: PART_MAX}
 CONSISTENCY = {0: "unknown", 1: "live", 2: "quiesced", 3: "halted", 4: "committed"}
-
-class Problem(Exception):
-    """Ends the program: exit code and the one line that is shown."""
+class Problem(Exception):  # Ends the program: exit code and the one line that is shown
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
 class Bad(Exception): """One thing read from the repository does not verify or is malformed."""
 class Missing(Bad): """An object or a blob is not there."""
-
-class Reporter:
-    """Warnings on stderr, each once and at most 500; history = whether the exit code is to be 21."""
+class Reporter:  # Warnings on stderr, each once and at most 500; history = whether the exit code is to be 21
     def __init__(self) -> None:
         self.history, self._bar = False, 0.0
         self._said: set[str] = set()
@@ -57,10 +52,9 @@ class Reporter:
     def progress(self, word: str, done: int, total: int) -> None:
         if sys.stderr.isatty() and (time.monotonic() > self._bar + 0.2 or done >= total):
             self._bar, end = time.monotonic(), "\n" if done >= total else ""
-            print(f"\r{word} {done} of {total}\x1b[K".replace(f" of {sys.maxsize}", ""), end=end, file=sys.stderr, flush=True)
-
-class Cursor:
-    """Takes fields off the front of bytes; anything that does not fit is Bad."""
+            text = f"\r{word} {done}" + (f" of {total}" if total < sys.maxsize else "")
+            print(text + "\x1b[K", end=end, file=sys.stderr, flush=True)
+class Cursor:  # Takes fields off the front of bytes; anything that does not fit is Bad
     def __init__(self, data: bytes) -> None: self._data, self._at = data, 0
     def take(self, size: int) -> bytes:
         if size > self.left(): raise Bad("a field is longer than what holds it")
@@ -107,9 +101,7 @@ def load_library(names: "list[str]", word: str, api: str) -> "ctypes.CDLL | None
                 entry.restype, entry.argtypes = _TYPES[types[0]], [_TYPES[t] for t in types[1:]]
             return lib
     return None
-
-class Crypto:
-    """libcrypto: the two ciphers with nonce 0 and a tag of 16 bytes at the end; Ed25519."""
+class Crypto:  # libcrypto: the two ciphers with nonce 0 and a tag of 16 bytes at the end; Ed25519
     def __init__(self) -> None:
         names = ["libcrypto.so.3", "libcrypto.so.1.1", "libcrypto.3.dylib"]
         with contextlib.suppress(ImportError):
@@ -268,19 +260,17 @@ def load_marker(store: Store) -> Marker:
         raise Problem(FAILED, "the marker has unknown values: altered, or a format newer than this reader")
     r = hashlib.sha256(data[:9] + b"\0" + data[10:]).digest()
     return Marker(data[9], data[10], data[16:32], data[32:64], r)
-
-class Domain:
-    """Keys of one domain: blob ids and pack keys [FORMAT 3, 4]."""
+class Domain:  # Keys of one domain: blob ids and pack keys [FORMAT 3, 4]
     def __init__(self, marker: Marker, domain_id: bytes, enc: bytes, id_key: bytes) -> None:
         self.domain_id, self.enc, self.additional = domain_id, enc, marker.r + domain_id
         self._alg, self._key = marker.id_alg, id_key
     def content_id(self, kind: int, content: bytes) -> bytes:
         word = b"lml1" + bytes([kind])
-        if self._alg == 2: return hashlib.blake2b(content, key=self._key, digest_size=ID, person=word + bytes(11)).digest()
-        mac = hmac.new(self._key, word, "sha256")
+        key = self._key
+        if self._alg == 2: return hashlib.blake2b(content, key=key, digest_size=ID, person=word + bytes(11)).digest()
+        mac = hmac.new(key, word, "sha256")
         mac.update(content)
         return mac.digest()[:ID]
-
 class Keys:
     """What a secret opens: everything (data_root), or one domain (exported domain key file)."""
     def __init__(self, marker: Marker, data_root: "bytes | None", domain: "Domain | None" = None) -> None:
@@ -307,9 +297,7 @@ class Keys:
         return domain_id if hmac.compare_digest(prf(self._hdr, b"mac" + salt + domain_id)[:8], hint[16:]) else None
 # A blob in a pack: offset from the start of the object, gap = zero bytes before it.
 Entry = NamedTuple("Entry", [("ident", bytes), ("kind", int), ("clen", int), ("rlen", int), ("at", int), ("gap", int)])
-
-class Container:
-    """Header and keys of one pack or commit [FORMAT 5]."""
+class Container:  # Header and keys of one pack or commit [FORMAT 5]
     def __init__(self, crypto: Crypto, domain: Domain, header: bytes) -> None:
         if len(header) < HEADER or header[:8] != b"LMLPACK\x01": raise Bad("not a pack")
         if header[8] not in (1, 2) or header[9] != 1 or any(header[10:12]): raise Bad("unknown cipher or flags")
@@ -329,7 +317,7 @@ class Container:
         codec, payload = self._body(kind, ident, sealed, rlen)
         if codec > 2: raise Bad(f"unknown codec {codec}")
         content = (lambda data, _: data, inflate, unzstd)[codec](payload, rlen)
-        if len(content) != rlen or self._domain.content_id(kind, content) != ident: raise Bad("not the content of its id")
+        if len(content) != rlen or self._domain.content_id(kind, content) != ident: raise Bad("not what its id says")
         return content
     def directory(self, data: bytes, kinds: "tuple[int, ...]") -> "list[Entry]":
         """Entries of the directory; data = the object's first 72 + dir_len bytes or more."""
@@ -337,7 +325,7 @@ class Container:
         if len(sealed) != self.dir_len - ID: raise Bad("truncated in the directory")
         count = (self.dir_len - 49) // 32
         codec, content = self._body(0, ident, sealed, 4 + 32 * count)
-        if codec or len(content) != 4 + 32 * count or content[:4] != struct.pack("<HH", 1, count): raise Bad("malformed")
+        if codec or len(content) != 4 + 32 * count or content[:4] != struct.pack("<HH", 1, count): raise Bad("odd form")
         if prf(self._key, b"dir" + content)[:ID] != ident: raise Bad("the directory is not the one of its id")
         entries, seen, end = [], set(), HEADER + self.dir_len
         for ident, word, rlen in struct.iter_unpack("<24sII", content[4:]):
@@ -349,28 +337,22 @@ class Container:
             end += gap + clen
         if end > OBJECT_MAX: raise Bad("longer than 64 MiB")
         return entries
-
 class BlobMap:
     """(kind, id) -> all places: pack number, offset, clen, rlen, gap. In a private SQLite file that vanishes."""
     def __init__(self) -> None:
         import sqlite3
         self._base = sqlite3.connect("", isolation_level=None)
-        for text in ("cache_size=-32000", "journal_mode=OFF", "synchronous=OFF"): self._base.execute("PRAGMA " + text)
-        self._base.execute("CREATE TABLE blob (k BLOB, p INT, o INT, c INT, r INT, g INT)")
-        self._base.execute("BEGIN")
+        for text in ("PRAGMA cache_size=-32000", "PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF",
+                     "CREATE TABLE blob (k BLOB, p INT, o INT, c INT, r INT, g INT)", "BEGIN"): self._base.execute(text)
     def add(self, pack: int, entries: "list[Entry]") -> None:
         rows = [(bytes([e.kind]) + e.ident, pack, e.at, e.clen, e.rlen, e.gap) for e in entries]
         self._base.executemany("INSERT INTO blob VALUES (?, ?, ?, ?, ?, ?)", rows)
     def finish(self) -> None: self._base.execute("CREATE INDEX place ON blob (k, p, o, c, r, g)")
     def places(self, kind: int, ident: bytes) -> "list[tuple[int, int, int, int, int]]":
         return self._base.execute("SELECT p, o, c, r, g FROM blob WHERE k = ?", (bytes([kind]) + ident,)).fetchall()
-class Repository:
-    """Store, keys and what is needed to open things with them."""
-    def __init__(self, store: Store, keys: Keys, crypto: Crypto, report: Reporter) -> None:
-        self.store, self.keys, self.crypto, self.report = store, keys, crypto, report
-
-class Blobs:
-    """All blobs of one domain, found by the heads of the packs [FORMAT 5, 7]."""
+# Store, keys and what is needed to open things with them.
+Repository = NamedTuple("Repository", [("store", Store), ("keys", Keys), ("crypto", Crypto), ("report", Reporter)])
+class Blobs:  # All blobs of one domain, found by the heads of the packs [FORMAT 5, 7]
     def __init__(self, repo: Repository, domain_id: bytes) -> None:
         self._repo, self.domain = repo, repo.keys.domain(domain_id)
         self._kinds: tuple[int, ...] = (SEGMENT,) if domain_id == CATALOGUE else (CHUNK, LEAF, INNER, DOCUMENT)
@@ -450,8 +432,7 @@ def open_slot(slot: bytes, secret: bytes, marker: Marker, crypto: Crypto) -> "by
     """data_root from a slot, None for a wrong secret."""
     if slot[8] == 1:
         n, r, p = 1 << slot[10], slot[11], slot[12]
-        memory = 128 * r * (n + p + 2) + MIB
-        kek = hashlib.scrypt(secret, salt=slot[16:48], n=n, r=r, p=p, maxmem=memory, dklen=32)
+        kek = hashlib.scrypt(secret, salt=slot[16:48], n=n, r=r, p=p, maxmem=128 * r * (n + p + 2) + MIB, dklen=32)
     else: kek = hkdf(secret, slot[16:48], b"lamella/1 kek\0" + marker.r + slot[:16], 32)
     if not hmac.compare_digest(prf(hkdf(kek, marker.r, b"mac", 32), slot[:144]), slot[144:]): return None
     wrap = hkdf(kek, marker.r, b"wrap", 96)
@@ -530,8 +511,7 @@ def parse_snapshot(commit: Commit, order: int, c: Cursor, keep_packs: bool) -> S
     tree, ref = Tree(name, volume_id, domain_id, root, size, log2), commit.writer + u64(commit.seq) + snap_id
     return Snapshot(commit, order, ref, tree, consistency, when, name, documents, packs if keep_packs else [], unusable)
 
-class History:
-    """All commits and the state they add up to."""
+class History:  # All commits and the state they add up to [FORMAT 8]
     def __init__(self, repo: Repository, keep_packs: bool = False) -> None:
         self.repo, self.warn, self._keep, self._order = repo, repo.report.warn, keep_packs, 0
         self.commits: dict[bytes, Commit] = {}
@@ -765,12 +745,11 @@ class Walk:
         """(first chunk, chunks, id): one chunk of data, or with an empty id a run that reads as zero."""
         yield from self._below(self.depth - 1, 0, self._tree.root)
     def _below(self, level: int, first: int, ident: bytes) -> "Generator[tuple[int, int, bytes], None, int | None]":
-        span, total = FANOUT**level, 0
+        span, total, whole = FANOUT**level, 0, True
         try: count, types, ids = self._node(level, first, ident)
         except Bad as error:
             self._lost(first, min(FANOUT * span, self.chunks - first), str(error))
             return None
-        whole = True
         for slot in range(min(FANOUT, -(-(self.chunks - first) // span))):
             start = first + slot * span
             if types[slot] != DATA: yield start, min(span, self.chunks - start), b""
@@ -786,8 +765,7 @@ class Walk:
         c = Cursor(self._blobs.read(INNER if level else LEAF, ident, NODE_HEADER, CONTENT_MAX[LEAF]))
         c.expect(b"LMLN\x01" + bytes([level]), "not a node of this level")
         held = c.number(1)
-        place = bytes([self._tree.log2]) + self._tree.volume_id + u64(first)
-        c.expect(place, "a node of another place, volume or chunk size")
+        c.expect(bytes([self._tree.log2]) + self._tree.volume_id + u64(first), "a node of another place or volume")
         count, bits, ids = c.number(8), c.number(16), c.many(held, ID)
         c.end()
         types = [bits >> 2 * slot & 3 for slot in range(FANOUT)]
@@ -801,8 +779,7 @@ def write_at(held: int, data: bytes, offset: int) -> None:
     while view:
         done = os.pwrite(held, view, offset)
         view, offset = view[done:], offset + done
-def reads_zero(held: int, start: int, end: int) -> bool:
-    """Whether a range of a file reads as zero; its holes are skipped."""
+def reads_zero(held: int, start: int, end: int) -> bool:  # Whether a range of a file reads as zero; holes are skipped
     zeros = bytes(min(MIB, end - start))
     while start < end:
         try: start = max(start, os.lseek(held, start, os.SEEK_DATA))
@@ -813,8 +790,7 @@ def reads_zero(held: int, start: int, end: int) -> bool:
         start += size
     return True
 
-class Volume:
-    """Fills a file with a tree and compares it."""
+class Volume:  # Fills a file with a tree and compares it
     def __init__(self, report: Reporter, blobs: Blobs, tree: Tree) -> None:
         self._report, self._blobs, self._tree, self._lost = report, blobs, tree, 0
     def _lose(self, first: int, chunks: int, why: str) -> None:
@@ -840,9 +816,7 @@ class Volume:
             if ident: same = self._blobs.domain.content_id(CHUNK, read_at(held, start, end - start)) == ident
             else: same = reads_zero(held, start, end)
             if not same: raise Problem(DAMAGE, f"bytes {start}..{end} read back differ from what was written")
-
-class Document:
-    """Fills a file with a document's parts and compares it."""
+class Document:  # Fills a file with a document's parts and compares it
     def __init__(self, blobs: Blobs, size: int, parts: "list[bytes]") -> None:
         self._blobs, self._size, self._parts = blobs, size, parts
     def _contents(self) -> "Iterator[tuple[int, bytes]]":
@@ -875,9 +849,7 @@ def save(path: str, overwrite: bool, work: "Volume | Document") -> None:
     finally: os.close(held)
     if not overwrite and os.path.lexists(path): raise Problem(USAGE, f"{path} appeared; the data is in {partial}")
     os.replace(partial, path)
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    os.fsync(os.open(os.path.dirname(path) or ".", os.O_RDONLY))  # the end of the program closes it
 # ---- commands --------------------------------------------------------------------------------------------------------
 def secret_of(args: argparse.Namespace) -> "tuple[int, bytes]":
     """(slot type, secret), type 0 = an exported domain key file; asks when no source is named."""
@@ -898,9 +870,7 @@ def secret_of(args: argparse.Namespace) -> "tuple[int, bytes]":
     except UnicodeDecodeError: raise Problem(USAGE, "the secret is not text in UTF-8") from None
     if kind == 3 and not 32 <= len(value) <= MIB: raise Problem(USAGE, "a key file has 32 bytes to 1 MiB")
     return kind, value
-
-class Session:
-    """An opened repository and the command's options."""
+class Session:  # An opened repository and the command's options
     def __init__(self, args: argparse.Namespace, report: Reporter) -> None:
         if not args.repo: raise Problem(USAGE, "no repository: give --repo PATH")
         self.args, self.report, store = args, report, Store(args.repo)

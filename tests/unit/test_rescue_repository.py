@@ -580,7 +580,7 @@ def test_planted_modules_never_run(tmp_path: Path, flags: list[str]) -> None:
     for name in PLANTED:
         trap = f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n"
         (repo / f"{name}.py").write_text(trap)
-        if name not in ("re", "collections", "typing", "contextlib", "stat", "errno", "functools"):  # site may import these
+        if name not in ("re", "collections", "typing", "contextlib", "stat", "errno", "functools"):  # site imports some
             (hostile / f"{name}.py").write_text(trap)
     copy = shutil.copy(rescue.__file__, repo / "restore.py")
     (tmp_path / "key").write_bytes(KEYFILE)

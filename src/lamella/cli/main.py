@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from lamella.cli.arguments import COMMANDS, build, load, parse
-from lamella.cli.output import Output, drop
 from lamella.errors import Interrupted, LamellaError, UsageError
+
+# Everything else is imported when a command runs: --help must be quick.
+if TYPE_CHECKING:
+    from lamella.cli.output import Output
 
 _SECRET_VARIABLES = ("LAMELLA_PASSPHRASE", "LAMELLA_NEW_PASSPHRASE")
 
@@ -38,12 +43,13 @@ def _flushed(code: int) -> int:
     """Write out what standard output still holds; a failure there is one of the command, a closed pipe is not."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        drop(sys.stdout)
     except OSError as error:
+        from lamella.cli.output import drop
+
         drop(sys.stdout)
-        sys.stderr.write(f"lamella: cannot write the result: {error.strerror}\n")
-        return code or 1
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"lamella: cannot write the result: {error.strerror}\n")
+            return code or 1
     return code
 
 
@@ -69,11 +75,19 @@ def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
     if args.version:
         return _version()
     if args.command is None:
-        build().print_help(sys.stderr)
-        return UsageError.exit_code
+        if not (args.json or args.json_lines):
+            build().print_help(sys.stderr)
+        missing = UsageError("no command is named", hint="see: lamella --help")
+        return _output_before_parsing(argv).failure(missing, missing.exit_code)
+    return _command(args, env)
+
+
+def _command(args: Namespace, env: Mapping[str, str]) -> int:
+    from lamella.cli.output import Output
+
     out = Output(args.command, as_json=args.json, as_events=args.json_lines, quiet=args.quiet, verbose=args.verbose)
     try:
-        from lamella.cli.context import Context  # not needed for --help, and not cheap
+        from lamella.cli.context import Context
 
         return load(args.command).run(Context(args, env, out))
     except LamellaError as error:
@@ -88,10 +102,14 @@ def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
         text = " ".join(f"internal error: {type(error).__name__}: {error}".split())
         hint = "" if args.debug else "run it again with --debug and report what it shows"
         return out.failure(LamellaError(text, hint=hint), 1)
+    finally:
+        out.clear()
 
 
 def _output_before_parsing(argv: Sequence[str]) -> Output:
     """How to report that the arguments cannot be parsed: as far as they say it."""
+    from lamella.cli.output import Output
+
     options = argv[: argv.index("--")] if "--" in argv else argv
     command = next((word for word in options if word in COMMANDS), "")
     return Output(command, as_json="--json" in options, as_events="--json-lines" in options)

@@ -20,6 +20,7 @@ from lamella.operations.findings import DAMAGE, NOTE, Finding, VerifyResult
 from lamella.operations.selection import Selected
 from lamella.operations.verify_objects import (
     BadBlobs,
+    check_checkpoints,
     check_files,
     check_heads,
     check_history,
@@ -58,7 +59,10 @@ def verify(
         raise UsageError(f"levels are {', '.join(LEVELS)}; a percentage is above 0 and at most 100")
     started = time.monotonic()
     result = VerifyResult()
+    if not repo.history.whole:
+        repo.reload(whole=True)
     check_history(repo, result)
+    check_checkpoints(repo, result)
     check_files(repo, result)
     check_names(repo, result)
     try:

@@ -11,6 +11,7 @@ from lamella.clock import Clock, now_ms
 from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
 from lamella.errors import IntegrityError, ObjectNotFound, RepositoryError, RolledBack, UnknownFormat
+from lamella.format.commit import Entry
 from lamella.format.container import Kind
 from lamella.format.node import Shape
 from lamella.format.records import File, RawRecord, SegmentPlace, Volume
@@ -21,7 +22,7 @@ from lamella.repository.cache import Cache
 from lamella.repository.catalogue import Catalogue, Snapshot
 from lamella.repository.containers import read_head
 from lamella.repository.contents import Contents
-from lamella.repository.history import History, HistoryReader
+from lamella.repository.history import Chain, History, HistoryReader
 from lamella.repository.host import Host
 from lamella.repository.pins import Pins, Problem
 from lamella.repository.publish import Published, Publisher
@@ -113,6 +114,12 @@ class Repository:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             hint = "look with: lamella list; accept with: lamella check --accept-rollback"
             raise RolledBack(problems[0].message + more, obj=self.store.url, hint=hint)
+
+    def checkpoint_entries(self, chain: Chain) -> list[Entry]:
+        """What the newest checkpoint of a chain carries. Raises IntegrityError, StoreError."""
+        if chain.carried is None:
+            return []
+        return list(self._reader.checkpoint_entries(chain.carried, f"a checkpoint of writer {chain.writer.hex()[:8]}"))
 
     def accept_history(self) -> list[Problem]:
         """Take the present history as the right one; returns what was accepted."""

@@ -38,6 +38,8 @@ Parts = tuple[str, ...]
 FileName = tuple[int, str]
 """The descriptor of a directory, and a name in it."""
 
+_UNFINISHED_KEPT_SECONDS = 7 * 86400
+"""What a killed writer left is removed by a later one: by then no writer can still be at it."""
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 
@@ -54,6 +56,7 @@ class LocalStore:
         self._sync_lock = threading.Lock()
         self._rename_lock = threading.Lock()
         self._sync_failed = False
+        self._swept = False
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = False, read_only: bool = False) -> LocalStore:
@@ -150,6 +153,9 @@ class LocalStore:
             if self._sync_failed:
                 raise StoreError("an earlier sync failed, writes before it may be lost", obj=self.url)
             try:
+                if not self._swept and self._abilities.delete:
+                    self._swept = True
+                    self.sweep(_UNFINISHED_KEPT_SECONDS)
                 self._sync_dirty()
             except (OSError, StoreError) as error:
                 self._sync_failed = True

@@ -89,7 +89,7 @@ def run(context: Context) -> int:
         for row in plan.rows:
             out.say(f"{row.volume}: {row.mode}, {row.reason}")
         for failed in plan.failed:
-            out.warn(f"{failed.name}: {failed.message}")
+            out.say(f"{failed.name}: will be missing, {failed.message}")
         out.expect("backup", sum(row.source_bytes for row in plan.rows))
         result = plan.execute(out.report)
     return _report(context, result)
