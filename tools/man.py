@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "LAMELLA_REPO": "The repository, when -r is not given.",
     "LAMELLA_PASSPHRASE": "The passphrase. Programs started by lamella do not inherit it.",
     "LAMELLA_PASSPHRASE_FILE": "A file that holds the passphrase; one newline at its end is not part of it.",
-    "LAMELLA_PASSPHRASE_COMMAND": "A command that prints the passphrase; split into words as by a shell, run without one.",
+    "LAMELLA_PASSPHRASE_COMMAND": "A command that prints the passphrase; split into words, run without a shell.",
     "LAMELLA_PASSPHRASE_FD": "The number of a file descriptor to read the passphrase from.",
     "LAMELLA_RECOVERY_KEY_FILE": "A file that holds the recovery key.",
     "CREDENTIALS_DIRECTORY": "Set by systemd; the credential lamella.passphrase in it is a passphrase file.",
@@ -164,19 +164,15 @@ def _options(parser: argparse.ArgumentParser, *, everything: bool = False) -> li
 
 def _sentence(action: argparse.Action) -> str:
     text = action.help or ""
-    words = f" One of: {', '.join(map(str, action.choices))}." if _is_word_choice(action) else ""
+    words = "" if action.choices is None or action.metavar else f" One of: {', '.join(map(str, action.choices))}."
     return f"{text[:1].upper()}{text[1:]}.{words}"
-
-
-def _is_word_choice(action: argparse.Action) -> bool:
-    return action.choices is not None and action.metavar is None
 
 
 def _shown(parser: argparse.ArgumentParser, *, everything: bool) -> Iterator[argparse.Action]:
     for group in parser._action_groups:
         if everything or group.title != _GLOBAL:
             for action in group._group_actions:
-                if not isinstance(action, argparse._SubParsersAction):
+                if not isinstance(action, argparse._SubParsersAction) and (everything or action.dest != "help"):
                     yield action
 
 

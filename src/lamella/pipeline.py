@@ -60,7 +60,7 @@ class Outbox:
     def submit(self, upload: Callable[[], None]) -> None:
         """Start an upload, waiting first while `depth` of them are unfinished."""
         with self._lock:
-            while len(self._pending) >= self._depth:
+            while self._pending and (len(self._pending) >= self._depth or self._pending[0].done()):
                 self._wait_for_oldest()
             self._check()
             self._pending.append(self._pool.submit(upload))

@@ -566,8 +566,8 @@ def test_listing_stops_at_1000_invalid_names(bench: Bench) -> None:
     assert result.code == 12 and "listing stops" in result.err and "\x1b" not in result.err
 
 
-PLANTED = ["argparse", "base64", "collections", "contextlib", "ctypes", "hashlib", "zlib", "struct", "json", "hmac", "re",
-           "stat", "typing", "unicodedata", "functools", "sqlite3", "getpass", "traceback", "__future__", "errno",
+PLANTED = ["argparse", "base64", "collections", "contextlib", "ctypes", "hashlib", "zlib", "struct", "json", "hmac",
+           "re", "stat", "typing", "unicodedata", "functools", "sqlite3", "getpass", "traceback", "__future__", "errno",
            "backports"]
 
 

@@ -119,6 +119,7 @@ class BackupPlan:
             # Somebody else may have published while this process waited.
             self._repo.reload()
             self._repo.require_sound_history()
+            self._repo.refresh_map()
             self.rows = Planner(self._repo, self._options).rows(self._requests)
             with Session(self._repo) as session:
                 run = _Run(self._repo, self._options, session, reporter)

@@ -7,8 +7,11 @@ from typing import Any
 
 from lamella.clock import iso
 from lamella.format.node import Shape
+from lamella.format.records import Ref
+from lamella.ids import VolumeId
 from lamella.operations.heads import fingerprint
 from lamella.operations.selection import Selected
+from lamella.operations.session import Confirmations
 from lamella.repository.catalogue import Snapshot, VolumeState
 from lamella.repository.repository import Repository
 
@@ -45,11 +48,13 @@ def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:
     for snapshot in repo.catalogue.snapshots:
         if volume is None or snapshot.added.volume_id == volume.volume_id:
             runs[snapshot.name].append(snapshot)
-    rows = [_run_row(repo, name, found, shown) for name, found in runs.items()]
+    waiting = set(Confirmations(repo).waiting())
+    rows = [_run_row(repo, found, shown, waiting) for found in runs.values()]
     return sorted(rows, key=lambda row: (str(row["time"]), str(row["snapshot"])))
 
 
-def _run_row(repo: Repository, name: str, found: list[Snapshot], shown: dict[Any, str]) -> Row:
+def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str], waiting: set[Ref]) -> Row:
+    name = found[0].name
     run = repo.catalogue.runs.get(name)
     failed = [] if run is None else [{"volume": row.name, "reason": row.reason} for row in run.volumes if row.failed]
     return {
@@ -59,7 +64,7 @@ def _run_row(repo: Repository, name: str, found: list[Snapshot], shown: dict[Any
         "volumes": sorted(shown[snapshot.added.volume_id] for snapshot in found),
         "result": "complete" if run is None or run.complete else "incomplete",
         "failed": failed,
-        "confirmed": all(snapshot.confirmed for snapshot in found),
+        "confirmed": all(snapshot.confirmed or snapshot.ref in waiting for snapshot in found),
         "size": sum(snapshot.added.size for snapshot in found),
     }
 
@@ -107,7 +112,7 @@ def _snapshot(repo: Repository, selected: Selected) -> Row:
         "data_bytes": min(root.data_below * shape.chunk_size, added.size),
         "chunk_size": shape.chunk_size,
         "consistency": CONSISTENCY[added.consistency],
-        "confirmed": selected.snapshot.confirmed,
+        "confirmed": selected.snapshot.confirmed or selected.snapshot.ref in Confirmations(repo).waiting(),
         "writer": selected.snapshot.ref.writer.hex(),
         "identity": selected.volume.identity.decode("utf-8", "backslashreplace"),
         "documents": [{"name": document.name, "size": document.size} for document in added.documents],

@@ -68,10 +68,11 @@ class Session:
         earlier = confirmations.take()
         news: list[RawRecord | Volume] = [raw(Confirm(tuple(earlier)))] if earlier else []
         published = self._repo.publish([*news, *records])
+        confirmations.drop(earlier)
         self.commit_bytes = published.stored_bytes
         self._check_packs()
         head = published.head
-        confirmations.replace(Ref(head.writer, head.seq, snap_id) for snap_id in snapshots)
+        confirmations.add(Ref(head.writer, head.seq, snap_id) for snap_id in snapshots)
         return published
 
     @property
@@ -113,7 +114,16 @@ class Confirmations:
         """What the next commit should confirm: only the author's own word counts."""
         return [ref for ref in self.waiting() if ref not in self._known and ref.writer == self._own]
 
-    def replace(self, refs: Iterable[Ref]) -> None:
-        """Remember these, and forget what was confirmed."""
-        rows = [[ref.writer.hex(), ref.seq, ref.snap_id.hex()] for ref in refs]
+    def add(self, refs: Iterable[Ref]) -> None:
+        """Remember that these are whole."""
+        with self._memory.lock():
+            self._write({*self.waiting(), *refs})
+
+    def drop(self, refs: Iterable[Ref]) -> None:
+        """Forget these: a commit says it now."""
+        with self._memory.lock():
+            self._write({*self.waiting()} - {*refs})
+
+    def _write(self, refs: set[Ref]) -> None:
+        rows = [[ref.writer.hex(), ref.seq, ref.snap_id.hex()] for ref in sorted(refs)]
         self._memory.write(_CONFIRMED, {"snapshots": rows})

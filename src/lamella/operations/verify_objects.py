@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lamella.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable, UnknownFormat
+from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.events import Progress, Reporter
 from lamella.format import commit, container, keyslot, marker
 from lamella.format.container import Kind
@@ -16,6 +16,7 @@ from lamella.operations.findings import VerifyResult
 from lamella.pipeline import ordered_map
 from lamella.repository.blobmap import pack_hash
 from lamella.repository.containers import open_blob, open_head
+from lamella.repository.reach import require_alive
 from lamella.repository.readme import README, RESCUE
 from lamella.repository.repository import Repository
 from lamella.stores.base import Entry
@@ -70,9 +71,8 @@ def check_files(repo: Repository, result: VerifyResult) -> None:
         except ObjectNotFound:
             result.damage("file", name, "is missing")
             continue
-        except StoreUnavailable:
-            raise
         except StoreError as error:
+            require_alive(repo.store, error)
             result.damage("file", name, error.message)
             continue
         if size != record.size or hashlib.sha256(content).digest() != record.sha256:
@@ -118,9 +118,8 @@ class PackReader:
         outcome = PackCheck(entry.name)
         try:
             content = self._repo.store.get(entry.name)
-        except StoreUnavailable:
-            raise
         except StoreError as error:
+            require_alive(self._repo.store, error)
             outcome.trouble = error.message
             content = b""
         try:

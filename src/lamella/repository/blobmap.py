@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lamella.crypto.derive import Keys
-from lamella.errors import IntegrityError, ObjectNotFound, UnknownFormat
+from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.format.container import Blob, Header, Kind, decode_header, object_length
 from lamella.ids import ChunkId, DomainId
 from lamella.pipeline import default_workers, ordered_map
 from lamella.repository.cache import Cache
 from lamella.repository.containers import Head, read_head
+from lamella.repository.reach import require_alive
 from lamella.stores.base import Entry, Store
 
 PREFIX = "p/"
@@ -103,6 +104,8 @@ class BlobMap:
 
     def _forget_missing(self) -> None:
         connection = self._cache.connection
+        # What did not open may open now: repaired, or readable again.
+        connection.execute("DELETE FROM packs WHERE trouble IS NOT NULL")
         # A changed size means that the object is not the one whose head was read: forget it, too.
         gone = connection.execute(
             "SELECT p.number FROM packs p LEFT JOIN listed l ON p.name = l.name AND p.length = l.size"
@@ -133,7 +136,8 @@ class BlobMap:
                 return row[0], row[1], read_head(self._store, self._keys, pack_name(row[0]), row[1])
             except ObjectNotFound:
                 return row[0], row[1], None
-            except (IntegrityError, UnknownFormat) as error:
+            except (IntegrityError, UnknownFormat, StoreError) as error:
+                require_alive(self._store, error)
                 return row[0], row[1], error.message
 
         for sha256, size, head in ordered_map(read, rows, workers=default_workers(), ahead=4):
@@ -149,6 +153,9 @@ class BlobMap:
     def mark_own(self, packs: Iterable[bytes]) -> None:
         """Remember that these packs were written by this host's writer."""
         with self._cache.lock, self._cache.connection as connection:
+            others = connection.execute("SELECT 1 FROM packs WHERE own = 0 LIMIT 1").fetchone()
+            if others is None:
+                return
             connection.executemany("UPDATE packs SET own = 1 WHERE name = ? AND own = 0", ((pack,) for pack in packs))
 
     def add(self, sha256: bytes, domain_id: DomainId, header: Header, blobs: Sequence[Blob]) -> None:

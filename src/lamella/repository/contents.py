@@ -6,11 +6,12 @@ import threading
 from collections.abc import Sequence
 
 from lamella.crypto.derive import Keys
-from lamella.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
+from lamella.errors import IntegrityError, StoreError
 from lamella.format.container import Kind
 from lamella.ids import ChunkId, DomainId
 from lamella.repository.blobmap import BlobMap, Place, pack_name
 from lamella.repository.containers import open_blob
+from lamella.repository.reach import require_alive
 from lamella.stores.base import Store
 from lamella.trust import Opened
 
@@ -59,9 +60,8 @@ class Contents:
             end = run[-1].blob.offset + run[-1].blob.sealed_length
             try:
                 content = self._store.get(pack_name(run[0].pack), start, end - start)
-            except StoreUnavailable:
-                raise
-            except StoreError:
+            except StoreError as error:
+                require_alive(self._store, error)
                 continue
             for place in run:
                 at = place.blob.offset - start
@@ -92,9 +92,8 @@ class Contents:
             try:
                 sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
                 return self._open(domain_id, place, sealed, length)
-            except StoreUnavailable:
-                raise
-            except (IntegrityError, ObjectNotFound, StoreError) as error:
+            except (IntegrityError, StoreError) as error:
+                require_alive(self._store, error)
                 trouble = f"{error.message} ({name})"
                 with self._lock:
                     self.bad_places.append((name, error.message))

@@ -80,7 +80,10 @@ class Repository:
 
     def reload(self, *, whole: bool = False) -> None:
         """Read the history again."""
+        before = self.history.heads
         self.history = self._reader.read(self.pins, whole=whole)
+        # Commits that are new to this process may refer to packs that are, too.
+        self._map_is_fresh = self._map_is_fresh and self.history.heads == before
         if not self.history.heads:
             raise IntegrityError("the repository lists no commit that opens: its history is lost", obj="w/")
         self.catalogue = catalogue_of.build(self.keys, self.history)

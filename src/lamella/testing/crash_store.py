@@ -188,9 +188,12 @@ class CrashStore:
                 here = self._point is not None and self._point.call == len(self._calls)
             if here and self._point and not self._point.after_effect:
                 self._cut()
-            yield
-            if here:
-                self._cut()
+            try:
+                yield
+            finally:
+                # Also when the call failed: its answer is what the crash takes away.
+                if here:
+                    self._cut()
 
     def _cut(self) -> None:
         self._off = True
