@@ -137,7 +137,7 @@ def _file_system(work: Path, image: Path, data_bytes: int) -> str:
 
 
 def _plain(image: Path, data_bytes: int) -> str:
-    """Where mkfs is missing: the files one after the other, each at a block's start, a hole of 1 MiB after each 4 MiB."""
+    """Where mkfs is missing: the files one after the other, each at a block's start, 1 MiB of hole after every 4 MiB."""
     count = 0
     with image.open("wb") as target:
         until_hole = 4 * MIB
@@ -165,7 +165,7 @@ def _copy(source: int, target: int, offset: int, length: int) -> None:
 
 
 def _scattered(work: Path, image: Path, extents: list[tuple[int, int]]) -> Patch:
-    """1 % of the data: stretches of blocks all over it, overwritten with data of other places (so it compresses as data does)."""
+    """1 % of the data: stretches of blocks all over it, overwritten with data of other places, which compresses alike."""
     chance = random.Random(1)
     pieces = [(start, end) for start, end in extents if end - start >= 64 * BLOCK]
     if not pieces:

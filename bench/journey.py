@@ -10,9 +10,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from bench.images import Workload
+from bench.images import Patch, Workload
 from bench.measure import BenchError, Sample, Series, run, settle
 from bench.plain import WORK
 from bench.programs import Lamella, Peer, document, module_path, peers
@@ -41,8 +40,10 @@ class Journey:
         """Do every step once, the image in s0 before and after."""
         self._repeat = number
         self._warm()
-        for program in (self.lamella, self.careful, *self.peers):
-            program.init()
+        self.lamella.init()
+        self.careful.init()
+        for peer in self.peers:
+            peer.init()
         self._full()
         self._unchanged()
         self._changed("1 %", self.load.to_s1)
@@ -70,7 +71,8 @@ class Journey:
         if shutil.which("zstd"):
             steps[1:1] = [("full/zstd -3 -T2", lambda: zstd(2)), ("full/zstd -3 -T1", lambda: zstd(1))]
         self._do(steps)
-        for program in (self.lamella, *self.peers):
+        programs: list[Lamella | Peer] = [self.lamella, *self.peers]
+        for program in programs:
             size, objects = program.size()
             self.series[f"full/{program.name}"].facts |= {"repository_bytes": size, "objects": objects}
         if shutil.which("zstd"):
@@ -89,7 +91,7 @@ class Journey:
     def _plain(self, word: str) -> Callable[[], Sample]:
         return lambda: run([sys.executable, "-m", "bench.plain", word, self.load.dense], module_path())
 
-    def _changed(self, step: str, patch: Any) -> None:  # noqa: ANN401
+    def _changed(self, step: str, patch: Patch) -> None:
         patch.apply(self.load.image)
         before = {program.name: program.size() for program in self.peers}
         self._do(

@@ -81,7 +81,9 @@ class Lamella:
 
     def call(self, *words: str | Path, opened: bool = True) -> Sample:
         """Run one command. Raises BenchError if it fails."""
-        key = ["--repo", self.repository, "--keyfile", self._base / "key", "--json", "-q"] if opened else []
+        key: list[str | Path] = (
+            ["--repo", self.repository, "--keyfile", self._base / "key", "--json", "-q"] if opened else []
+        )
         return run([*self.command, *words, *key], self._env)
 
     def init(self) -> Sample:
@@ -117,7 +119,7 @@ def document(sample: Sample) -> dict[str, Any]:
 
 @dataclass
 class Borg:
-    """borg with chunks of the same size and the same compression; the cache of file times is off, so all is compared."""
+    """borg with chunks and compression as Lamella has them; the cache of file times is off, so all is compared."""
 
     work: Path
     name: str = "borg"
@@ -178,7 +180,7 @@ class Restic:
 
     def restore(self, image: Path, target: Path) -> tuple[Sample, Path]:
         """Restore the latest snapshot."""
-        words = ["restic", "restore", "latest", "--quiet", "--target", target]
+        words: list[str | Path] = ["restic", "restore", "latest", "--quiet", "--target", target]
         return run(words, self._env), target.joinpath(*image.parts[1:])
 
     def size(self) -> tuple[int, int]:

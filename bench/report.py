@@ -55,7 +55,12 @@ def fastest_hash(series: Mapping[str, Series]) -> str:
 
 
 def _facts(one: Series) -> str:
-    shown = {"read_bytes": "read", "stored_bytes": "stored", "metadata_bytes": "metadata", "repository_bytes": "repository"}
+    shown = {
+        "read_bytes": "read",
+        "stored_bytes": "stored",
+        "metadata_bytes": "metadata",
+        "repository_bytes": "repository",
+    }
     texts = []
     for key, value in one.facts.items():
         if key in shown:

@@ -111,6 +111,10 @@ def build(keys: Keys, history: History) -> Catalogue:
     return _Builder(keys, history).build()
 
 
+_Named = tuple[WriterId, Entry, Volume]
+"""A VOLUME record with the writer and the commit it came from."""
+
+
 class _Builder:
     def __init__(self, keys: Keys, history: History) -> None:
         self._keys = keys
@@ -118,7 +122,7 @@ class _Builder:
         self._result = Catalogue()
         self._confirmed: set[Ref] = set()
         self._snapshots: dict[SnapId, Snapshot] = {}
-        self._volumes: dict[VolumeId, list[tuple[WriterId, Entry, Volume]]] = defaultdict(list)
+        self._volumes: dict[VolumeId, list[_Named]] = defaultdict(list)
         self._gone: set[tuple[str, bytes]] = set()
 
     def build(self) -> Catalogue:
@@ -129,6 +133,7 @@ class _Builder:
         # Slots have fresh salts, so a name never comes back with the same bytes: the order of chains does not matter.
         files = self._result.files
         self._result.files = {name: row for name, row in files.items() if (name, row.sha256) not in self._gone}
+        self._result.notes += self._history.unbacked
         self._name_volumes()
         for snapshot in self._snapshots.values():
             snapshot.confirmed = snapshot.ref in self._confirmed
@@ -198,37 +203,38 @@ class _Builder:
 
     def _name_volumes(self) -> None:
         for volume_id, rows in self._volumes.items():
-            rows.sort(key=lambda row: (row[1].time_ms, row[0], row[1].seq))
             author = self._first_author(rows)
-            applied: Volume | None = None
-            for writer, entry, volume in rows:
-                if writer == author or self.signed(writer, entry):
-                    applied = volume
+            applying: list[_Named] = []
+            for row in rows:
+                if row[0] == author or self.signed(row[0], row[1]):
+                    applying.append(row)
                 else:
-                    text = f"writer {writer.hex()[:8]} renamed a volume of writer {author.hex()[:8]}: not believed"
+                    text = f"writer {row[0].hex()[:8]} renamed a volume of writer {author.hex()[:8]}: not believed"
                     self._result.notes.append(text)
-            if applied is not None:
+            last = [row for row in applying if not any(self._precedes(row, other) for other in applying)]
+            if last:
+                volume = min(last, key=lambda row: row[0])[2]
                 self._result.volumes[volume_id] = VolumeState(
-                    volume_id, applied.name, applied.identity, applied.domain_label, author, applied
+                    volume_id, volume.name, volume.identity, volume.domain_label, author, volume
                 )
 
-    def _first_author(self, rows: list[tuple[WriterId, Entry, Volume]]) -> WriterId:
-        """Who published the first VOLUME: by chain and `seen` order, ties by the smaller writer id."""
-        first: dict[WriterId, int] = {}
-        for writer, entry, _ in rows:
-            first[writer] = min(entry.seq, first.get(writer, entry.seq))
-        minimal = [writer for writer in first if not any(self._saw(writer, other, first) for other in first)]
-        return min(minimal or first)
+    def _precedes(self, one: _Named, other: _Named) -> bool:
+        """Whether `one` was published before `other`, by chains and `seen`."""
+        (writer, entry, _), (by, after, _) = one, other
+        if writer == by:
+            return entry.seq < after.seq
+        return self._clock(by, after.seq).get(writer, 0) >= entry.seq
 
-    def _saw(self, writer: WriterId, other: WriterId, first: dict[WriterId, int]) -> bool:
-        """Whether `writer` had seen `other`'s first VOLUME when it published its own."""
-        if writer == other:
-            return False
+    def _clock(self, writer: WriterId, seq: int) -> Clock:
+        """What a commit had seen; nothing where only a checkpoint still carries it."""
         chain = self._history.chains[writer]
-        for commit in chain.commits:
-            if commit.head.seq == first[writer]:
-                return chain.clocks[commit.head.sha256].get(other, 0) >= first[other]
-        return False
+        found = next((commit for commit in chain.commits if commit.head.seq == seq), None)
+        return {} if found is None else chain.clocks[found.head.sha256]
+
+    def _first_author(self, rows: list[_Named]) -> WriterId:
+        """Who published the first VOLUME: by chain and `seen` order, ties by the smaller writer id."""
+        first = [row for row in rows if not any(self._precedes(other, row) for other in rows)]
+        return min(row[0] for row in first or rows)
 
     def _nameless(self, snapshot: Snapshot) -> VolumeState:
         volume_id = snapshot.added.volume_id

@@ -78,6 +78,8 @@ class History:
         self.problems: list[Problem] = []
         self.damaged: list[tuple[str, str]] = []
         """Objects in w/ that do not open, with the reason."""
+        self.unbacked: list[str] = []
+        """What writers saw of other chains that is not there (witnesses of missing history)."""
 
     @property
     def heads(self) -> list[Head]:
@@ -105,6 +107,7 @@ class HistoryReader:
         names = self._names("")
         for writer in sorted(names):
             history.chains[writer] = self._chain(history, writer, names[writer], pins, whole)
+        history.unbacked = list(_unbacked(history))
         for writer, (seq, _) in sorted(pins.heads.items()):
             if writer not in history.chains:
                 text = f"the chain of writer {writer.hex()[:8]} is gone; commit {seq} was seen before"
@@ -220,8 +223,10 @@ class _Reading:
                 self._problem("fork", seq, f"the history forks at commit {seq}: its state was used in two places")
             if commits:
                 previous = {commit.head.sha256 for commit in commits}
+        # Without a fork only the newest commit is a head: what is left before a gap is not.
         followed = {commit.body.prev for commit in chain.commits}
-        chain.heads = [commit.head for commit in chain.commits if commit.head.sha256 not in followed]
+        newest = chain.commits if chain.forked_at else chain.commits[-1:]
+        chain.heads = [commit.head for commit in newest if commit.head.sha256 not in followed]
 
     def _check_step(self, seq: int, commits: list[Commit], previous: set[bytes] | None) -> None:
         if not commits:
@@ -260,6 +265,17 @@ class _Reading:
             self._chain.entries += self._reader.checkpoint_entries(carried, commit.head.name)
         except (IntegrityError, ObjectNotFound) as error:
             self._problem("segment", commit.head.seq, f"the checkpoint in commit {commit.head.seq}: {error.message}")
+
+
+def _unbacked(history: History) -> Iterator[str]:
+    for chain in history.chains.values():
+        for commit in chain.commits:
+            for head in commit.body.seen:
+                other = history.chains.get(head.writer)
+                newest = 0 if other is None or other.head is None else other.head.seq
+                if newest < head.seq:
+                    saw = f"writer {chain.writer.hex()[:8]} saw commit {head.seq} of writer {head.writer.hex()[:8]}"
+                    yield f"{saw}, whose newest commit here is {newest}: history is missing"
 
 
 def _compare_with_pin(history: History, chain: Chain, names: dict[int, list[Head]], pins: Pins) -> None:
