@@ -137,7 +137,7 @@ def _file_system(work: Path, image: Path, data_bytes: int) -> str:
 
 
 def _plain(image: Path, data_bytes: int) -> str:
-    """Where mkfs is missing: the files one after the other, each at a block's start, 1 MiB of hole after every 4 MiB."""
+    """Where mkfs is missing: the files one after the other, each at a block's start, 1 MiB of hole after each 4 MiB."""
     count = 0
     with image.open("wb") as target:
         until_hole = 4 * MIB
@@ -165,7 +165,7 @@ def _copy(source: int, target: int, offset: int, length: int) -> None:
 
 
 def _scattered(work: Path, image: Path, extents: list[tuple[int, int]]) -> Patch:
-    """1 % of the data: stretches of blocks all over it, overwritten with data of other places, which compresses alike."""
+    """1 % of the data: stretches of blocks all over it, overwritten with data from elsewhere in it."""
     chance = random.Random(1)
     pieces = [(start, end) for start, end in extents if end - start >= 64 * BLOCK]
     if not pieces:
@@ -211,6 +211,9 @@ def _eight(work: Path, image: Path, extents: list[tuple[int, int]]) -> Patch:
     room, start = max(holes)
     offset = (start + room // 2 if room >= 2 * length else image.stat().st_size // 2) // BLOCK * BLOCK
     path = work / "s2.bin"
+    chance = random.Random(2)
+    places = tuple((start, MIB) for start in range(offset, offset + length, MIB))
     with path.open("wb") as target:
-        target.write(random.Random(2).randbytes(length))
-    return Patch(((offset, length),), path)
+        for _ in places:
+            target.write(chance.randbytes(MIB))
+    return Patch(places, path)

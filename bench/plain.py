@@ -1,7 +1,7 @@
 """What any program has to do at least, as programs of their own: `python -m bench.plain WORK FILE`, see WORK.
 
-Threads take pieces of 4 MiB, one thread for each processor this process may use; no byte is kept. The hash programs make
-one keyed digest for each 128 KiB, as a backup that compares chunks must.
+One thread for each processor this process may use takes pieces of 4 MiB; nothing is kept. The hash programs make one
+keyed digest for each 128 KiB, as a backup that compares chunks must.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -236,8 +237,6 @@ def test_options_before_and_after_the_command(saved: Lamella, place: Path, keyfi
 
 
 def test_progress_as_json_lines(empty: Lamella, image: Path) -> None:
-    import json
-
     done = empty.ok("backup", image, "--json-lines", "--json")
     assert done.json["result"] == "complete"
     events = [json.loads(line) for line in done.err.splitlines()]

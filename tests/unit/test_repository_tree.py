@@ -116,7 +116,7 @@ def test_nodes_of_another_tree_are_refused(foreign: Shape) -> None:
     with pytest.raises(IntegrityError):
         list(TreeReader(nodes.fetch).runs(Tree(foreign, tree.root)))
     with pytest.raises(IntegrityError):
-        built(nodes, foreign, [Run(0, 1, ids(9))], Tree(foreign, tree.root))
+        built(nodes, foreign, data(foreign.chunks - 1), Tree(foreign, tree.root))
 
 
 def test_a_node_at_another_place_is_refused() -> None:

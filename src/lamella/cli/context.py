@@ -13,7 +13,8 @@ from lamella.cli.output import Output
 from lamella.cli.places import config_place, this_host
 from lamella.cli.secret import secret_source
 from lamella.cli.terminal import can_confirm, confirm
-from lamella.errors import Interrupted, RolledBack, UsageError
+from lamella.crypto.slots import Secret
+from lamella.errors import Interrupted, Locked, RolledBack, UsageError
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
@@ -76,10 +77,17 @@ class Context:
         with self.store(read_only=read_only) as store:
             read_marker(store)
             secret = source.read()
-            with Repository.open(store, secret, self.host, lock_wait=self.args.lock_wait, whole=whole) as repository:
+            with self._opened(store, secret, whole) as repository:
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
                 yield repository
+
+    def _opened(self, store: Store, secret: Secret, whole: bool) -> Repository:
+        try:
+            return Repository.open(store, secret, self.host, lock_wait=self.args.lock_wait, whole=whole)
+        except Locked as error:
+            error.obj, error.hint = store.url, "try again later, or wait with --lock-wait SECONDS"
+            raise
 
     @contextmanager
     def sound_repository(self, *, read_only: bool = True) -> Iterator[Repository]:

@@ -29,8 +29,7 @@ def _guarded(argv: Sequence[str]) -> int:
     env = dict(os.environ)
     for name in _SECRET_VARIABLES:
         os.environ.pop(name, None)  # no program that is started from here inherits a secret
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _take_streams()
     _take_signals()
     try:
         code = main(argv, env)
@@ -51,6 +50,19 @@ def _flushed(code: int) -> int:
             sys.stderr.write(f"lamella: cannot write the result: {error.strerror}\n")
             return code or 1
     return code
+
+
+def _take_streams() -> None:
+    """Have all three streams, and be able to print every name.
+
+    A closed one would give its number to the next file that is opened, and messages would be written into that.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _take_signals() -> None:
@@ -97,6 +109,10 @@ def _command(args: Namespace, env: Mapping[str, str]) -> int:
         _trace(args.debug)
         stopped = Interrupted("interrupted", hint="the repository is whole; run the command again")
         return out.failure(stopped, stopped.exit_code)
+    except OSError as error:  # a path of the user's that cannot even be looked at
+        _trace(args.debug)
+        place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+        return out.failure(LamellaError(error.strerror or str(error), obj=place), 1)
     except Exception as error:  # noqa: BLE001  (a fault of ours is still one line for the user; --debug shows the rest)
         _trace(args.debug)
         text = " ".join(f"internal error: {type(error).__name__}: {error}".split())

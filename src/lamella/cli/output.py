@@ -74,8 +74,10 @@ class Output:
         self.clear()
         try:
             sys.stdout.write(text + "\n")
-        except BrokenPipeError:
+        except OSError as error:
             drop(sys.stdout)
+            if not isinstance(error, BrokenPipeError):
+                raise LamellaError(f"cannot write the result: {error.strerror}") from error
 
     # -- messages -----------------------------------------------------------------------------------------------------
 

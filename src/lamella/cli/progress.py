@@ -78,16 +78,16 @@ class Bar:
 
 
 def line(event: Progress, done: int, total: int, spent_seconds: float) -> str:
-    """The text of the bar."""
+    """The text of the bar; what matters least comes last, where a narrow terminal cuts it off."""
     parts = [f"{event.stage} {shown(event.volume)}"]
     if total:
         parts.append(f"{min(100.0, done * 100 / total):5.1f} %  {shown_bytes(done)} of {shown_bytes(total)}")
     else:
         parts.append(shown_bytes(done))
-    if event.stored_bytes:
-        parts.append(f"stored {shown_bytes(event.stored_bytes)}")
     if spent_seconds >= _SETTLED_SECONDS and done:
         parts.append(f"{shown_bytes(done / spent_seconds)}/s")
         if total > done:
             parts.append(f"{shown_seconds(spent_seconds * (total - done) / done)} left")
+    if event.stored_bytes:
+        parts.append(f"stored {shown_bytes(event.stored_bytes)}")
     return "  ".join(parts)

@@ -41,8 +41,11 @@ def find_volume(repo: Repository, text: str) -> VolumeState:
     """
     shown = repo.catalogue.shown_names()
     found = [repo.catalogue.volumes[id_] for id_, name in shown.items() if text in (name, id_.hex())]
-    if found:
+    if len(found) == 1:
         return found[0]
+    if found:  # a name may look like another volume's `NAME~4hex`, or like its id
+        ids = ", ".join(sorted(volume.volume_id.hex() for volume in found))
+        raise NothingMatched(f"several volumes are shown as {text}", obj=text, hint=f"write one of: {ids}")
     same = sorted(shown[volume.volume_id] for volume in repo.catalogue.volumes.values() if volume.name == text)
     if same:
         raise NothingMatched(f"several volumes are called {text}", obj=text, hint="write one of: " + ", ".join(same))

@@ -105,9 +105,11 @@ class Confirmations:
         refs: list[Ref] = []
         for row in rows if isinstance(rows, list) else []:
             try:
-                refs.append(Ref(WriterId(bytes.fromhex(row[0])), int(row[1]), SnapId(bytes.fromhex(row[2]))))
-            except (ValueError, TypeError, IndexError):
+                ref = Ref(WriterId(bytes.fromhex(row[0])), int(row[1]), SnapId(bytes.fromhex(row[2])))
+            except (ValueError, TypeError, LookupError, OverflowError):
                 continue
+            if (len(ref.writer), len(ref.snap_id)) == (16, 16) and 0 < ref.seq < 1 << 64:
+                refs.append(ref)
         return refs
 
     def take(self) -> list[Ref]:

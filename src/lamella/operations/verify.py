@@ -26,6 +26,7 @@ from lamella.operations.verify_objects import (
     check_history,
     check_names,
     check_packs,
+    check_stored_commits,
 )
 from lamella.operations.verify_source import compare_with_source
 from lamella.pipeline import default_workers, ordered_map
@@ -75,6 +76,7 @@ def verify(
     if options.level == "full":
         everything = len(selected) == len(repo.catalogue.snapshots)
         domains = None if everything else {one.snapshot.added.domain_id for one in selected}
+        check_stored_commits(repo, result)
         bad = check_packs(repo, domains, result, reporter, workers)
     walk = _Walk(repo, options, bad, result, reporter, workers)
     for one in selected:

@@ -32,6 +32,21 @@ def check_history(repo: Repository, result: VerifyResult) -> None:
         result.note("commit", "w/", text)
 
 
+def check_stored_commits(repo: Repository, result: VerifyResult) -> None:
+    """Every commit's bytes in the store: what was read may have been this host's copy of a commit that is bad now."""
+    for chain in repo.history.chains.values():
+        for one in chain.commits:
+            name = one.head.name
+            try:
+                content = repo.store.get(name)
+            except StoreError as error:
+                require_alive(repo.store, error)
+                result.damage("commit", name, error.message)
+                continue
+            if hashlib.sha256(content).digest() != one.head.sha256:
+                result.damage("commit", name, "does not match its name")
+
+
 def check_checkpoints(repo: Repository, result: VerifyResult) -> None:
     """Each newest checkpoint against the commits before it: what it leaves out would be forgotten by later readers."""
     for chain in repo.history.chains.values():

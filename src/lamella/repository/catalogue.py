@@ -121,7 +121,8 @@ class _Builder:
         self._history = history
         self._result = Catalogue()
         self._confirmed: set[Ref] = set()
-        self._snapshots: dict[SnapId, Snapshot] = {}
+        self._snapshots: dict[Ref, Snapshot] = {}
+        self._of_id: dict[SnapId, Snapshot] = {}
         self._volumes: dict[VolumeId, list[_Named]] = defaultdict(list)
         self._gone: set[tuple[str, bytes]] = set()
 
@@ -174,11 +175,13 @@ class _Builder:
             self._file(writer, entry, known, where)
 
     def _add_snapshot(self, ref: Ref, added: AddSnap, clock: Clock | None) -> None:
-        known = self._snapshots.get(added.snap_id)
-        if known is None:
-            self._snapshots[added.snap_id] = Snapshot(ref, added, clock)
-        elif known.ref != ref:
-            known.conflict = True
+        if ref in self._snapshots:
+            return
+        made = self._snapshots[ref] = Snapshot(ref, added, clock)
+        known = self._of_id.setdefault(added.snap_id, made)
+        if known is not made:
+            # Both stay listed: whoever publishes an id again must not be able to hide the first one.
+            known.conflict = made.conflict = True
             self._result.notes.append(
                 f"snapshot id {added.snap_id.hex()} was published twice; it is never used as a base"
             )

@@ -221,8 +221,7 @@ class _Reading:
             if len(commits) > 1 and not chain.forked_at:
                 chain.forked_at = seq
                 self._problem("fork", seq, f"the history forks at commit {seq}: its state was used in two places")
-            if commits:
-                previous = {commit.head.sha256 for commit in commits}
+            previous = {commit.head.sha256 for commit in commits}  # behind a gap nothing can be compared
         # Without a fork only the newest commit is a head: what is left before a gap is not.
         followed = {commit.body.prev for commit in chain.commits}
         newest = chain.commits if chain.forked_at else chain.commits[-1:]

@@ -170,15 +170,19 @@ class Packer:
         id_ = self.identify(kind)(content)
         with self._lock:
             known = id_ in self._pending
-        if known or (self.may_be_stored(id_) and self._map.has(kind, id_)):
+        if known or (self.may_be_stored(id_) and self._stored_by_us(kind, id_)):
             return id_
         with self._lock:
             self._pending.add(id_)
         self._nodes.append((kind, id_, content))
         self._nodes_size += len(content)
-        if self._nodes_size >= _NODES_AT_ONCE:
+        if self._nodes_size >= _NODES_AT_ONCE or len(self._nodes) >= MAX_BLOBS:
             self._put_nodes(_OpenPack(PackSealer(self._domain, new_salt())))
         return id_
+
+    def _stored_by_us(self, kind: Kind, id_: ChunkId) -> bool:
+        """Whether a pack of this host's writer has it. Another writer's pack may list what it does not hold."""
+        return any(place.own and place.domain_id == self.domain_id for place in self._map.find(kind, id_))
 
     def _put_nodes(self, pack: _OpenPack) -> None:
         nodes, self._nodes, self._nodes_size = self._nodes, [], 0
@@ -192,6 +196,8 @@ class Packer:
         """Put everything that is still open. No worker may be storing any more."""
         with self._lock:
             pack, self._open = self._open, None
+        if pack is not None and pack.closed:
+            pack = None  # it was put when it became full
         if pack is not None and pack.full_of + len(self._nodes) > MAX_BLOBS:
             self._put(pack)
             pack = None

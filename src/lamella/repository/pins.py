@@ -30,7 +30,8 @@ class Pins:
         for writer, value in _pairs(stored.get("heads")):
             self.heads[WriterId(bytes.fromhex(writer))] = (int(value[0]), bytes.fromhex(value[1]))
         accepted = stored.get("accepted")
-        self.accepted: set[str] = set(accepted) if isinstance(accepted, list) else set()
+        rows = accepted if isinstance(accepted, list) else []
+        self.accepted: set[str] = {key for key in rows if isinstance(key, str)}
 
     def remember(self, heads: Iterable[Head]) -> None:
         """Pin these heads where they are newer than what is pinned; write only if something changed."""
@@ -65,6 +66,6 @@ def _pairs(stored: object) -> list[tuple[str, list[str]]]:
             try:
                 if len(bytes.fromhex(writer)) == 16 and len(bytes.fromhex(value[1])) == 32 and int(value[0]) > 0:
                     pairs.append((writer, value))
-            except (ValueError, TypeError, IndexError):
+            except (ValueError, TypeError, LookupError, OverflowError):
                 continue
     return pairs

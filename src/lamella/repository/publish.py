@@ -87,7 +87,7 @@ class Publisher:
             if seq - chain.checkpoint[0] >= CHECKPOINT_EVERY:
                 checkpoint, stored = self._checkpoint(chain)
                 rows.append(raw(checkpoint))
-            seen = self._seen(history, chain, complete=head is None or rows[-1].type == Checkpoint.TYPE)
+            seen = self._seen(history, chain, complete=head is None or any(row.type == Checkpoint.TYPE for row in rows))
             body = Body(key.id, seq, prev, now, chain.checkpoint, seen, tuple(rows))
             content = build_commit(self._keys, key.seed, key.public, body)
             made = Head(key.id, seq, hashlib.sha256(content).digest())

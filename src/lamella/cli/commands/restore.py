@@ -9,7 +9,7 @@ from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
 from lamella.cli.values import shown_bytes, shown_seconds, workers
-from lamella.errors import LamellaError, SourceAtRisk, SourceError
+from lamella.errors import Interrupted, LamellaError, SourceAtRisk, SourceError
 from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
 from lamella.operations.selection import Selected, select
 from lamella.repository.repository import Repository
@@ -75,7 +75,12 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
         return 0
     if plan.in_place or args.to.exists():
         context.confirm(f"Replace the content of {args.to}?")
-    return _report(context, plan, plan.execute(out.report))
+    try:
+        result = plan.execute(out.report)
+    except KeyboardInterrupt:
+        mixed, whole = "is now a mixture of old and new: restore it again", "is as it was before"
+        raise Interrupted("interrupted", hint=f"{args.to} {mixed if plan.in_place else whole}") from None
+    return _report(context, plan, result)
 
 
 def _facts(plan: RestorePlan) -> dict[str, object]:

@@ -1,0 +1,140 @@
+"""The configuration: what it may say, what is refused, and which value wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lamella.cli.configuration import load
+from lamella.errors import UsageError
+from tests.cli.program import Lamella
+
+
+def problems(tmp_path: Path, text: str) -> list[str]:
+    """What is wrong with one file that holds `text`, without the file's name."""
+    path = tmp_path / "lamella.toml"
+    path.write_text(text)
+    return [problem.removeprefix(f"{path}: ") for problem in load(path).problems]
+
+
+def test_everything_that_can_be_set(tmp_path: Path) -> None:
+    path = tmp_path / "lamella.toml"
+    path.write_text(
+        'default_repository = "usb"\n'
+        "[backup]\ncompression = 7\nworkers = 2\n"
+        '[repositories.usb]\nurl = "/mnt/usb"\nkeyfile = "/etc/key"\n'
+        '[repositories.nas]\nurl = "file:/mnt/nas"\npassphrase_command = "secret-tool lookup a b"\n'
+    )
+    found = load(path)
+    found.require_valid()
+    assert found.default_repository == "usb"
+    assert (found.backup.compression, found.backup.workers) == ("7", 2)
+    assert found.repositories["usb"].keyfile == "/etc/key"
+    assert found.repositories["nas"].url == "file:/mnt/nas"
+    assert set(found.origins.values()) == {path}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("colour = 1", "unknown key colour"),
+        ("[backup]\nlevel = 3", "unknown key backup.level"),
+        ('[repositories.a]\nurl = "/a"\npassphrase = "x"', "unknown key repositories.a.passphrase"),
+        ('[repositories.a]\nkeyfile = "/k"', "repositories.a: url is missing"),
+        ('[repositories."a/b"]\nurl = "/a"', "no slash"),
+        ('[repositories.a]\nurl = "relative"', "absolute"),
+        ('[repositories.a]\nurl = "/a"\nkeyfile = "k"', "absolute"),
+        ('[repositories.a]\nurl = "/a"\nkeyfile = "/k"\npassphrase_file = "/p"', "more than one secret"),
+        ("[repositories.a]\nurl = 5", "must be a text"),
+        ("repositories = 5", "must be a table"),
+        ("backup = 5", "must be a table"),
+        ("[backup]\nworkers = true", "number from 1 to 64"),
+        ("[backup]\nworkers = 65", "number from 1 to 64"),
+        ('[backup]\ncompression = "best"', "best"),
+        ('default_repository = "nowhere"', "not configured"),
+        ("default_repository = ", "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, said: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, text)
+    assert said in found
+
+
+def test_all_problems_are_reported(tmp_path: Path) -> None:
+    assert len(problems(tmp_path, "a = 1\nb = 2\n[backup]\nc = 3")) == 3
+
+
+def test_files_of_a_directory_are_one_configuration(tmp_path: Path) -> None:
+    (tmp_path / "1.toml").write_text('[repositories.a]\nurl = "/a"\n')
+    (tmp_path / "2.toml").write_text('[repositories.b]\nurl = "/b"\n')
+    (tmp_path / "3.txt").write_text("not read")
+    assert set(load(tmp_path).repositories) == {"a", "b"}
+    (tmp_path / "4.toml").write_text('[repositories.a]\nurl = "/other"\n')
+    found = load(tmp_path)
+    with pytest.raises(UsageError, match=r"4\.toml.*1\.toml"):
+        found.require_valid()
+
+
+def test_missing_configuration_is_empty(tmp_path: Path) -> None:
+    found = load(tmp_path / "none")
+    assert (found.files, found.problems, dict(found.repositories)) == ((), (), {})
+
+
+@pytest.fixture
+def configured(place: Path, keyfile: Path, tmp_path: Path) -> Lamella:
+    """The command with a configuration that names the repository and its key file."""
+    config = tmp_path / "lamella.toml"
+    config.write_text(f'default_repository = "main"\n[repositories.main]\nurl = "{place}"\nkeyfile = "{keyfile}"\n')
+    return Lamella({"LAMELLA_CONFIG": str(config)})
+
+
+def test_repository_by_name(configured: Lamella, place: Path, image: Path, tmp_path: Path) -> None:
+    assert configured.json("init")["repository"] == str(place)
+    configured.ok("backup", image)
+    configured.ok("list", "-r", "main")
+    configured.ok("list", env={"LAMELLA_REPO": "main"})
+    assert configured.run("list", "-r", str(tmp_path)).code == 2  # not the configured one: its key file does not count
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(bytes(32))
+    assert configured.run("list", "--keyfile", wrong).code == 12
+
+
+def test_show_names_the_origin(configured: Lamella, tmp_path: Path) -> None:
+    values = {row["key"]: row for row in configured.json("config", "show")["values"]}
+    assert values["default_repository"]["origin"] == str(tmp_path / "lamella.toml")
+    assert values["backup.compression"] == {"key": "backup.compression", "value": "auto", "origin": None}
+    assert 'default_repository = "main"' in configured.ok("config", "show").out
+
+
+def test_wrong_configuration_stops_every_command(configured: Lamella, tmp_path: Path) -> None:
+    assert configured.json("config", "validate")["problems"] == []
+    with (tmp_path / "lamella.toml").open("a") as file:
+        file.write('colour = "red"\n')
+    for arguments in (["list"], ["config", "show"], ["doctor"], ["backup", "x"]):
+        done = configured.run(*arguments)
+        assert done.code == 2
+        assert "unknown key repositories.main.colour" in done.err
+        assert str(tmp_path / "lamella.toml") in done.err
+    shown = configured.run("config", "validate")
+    assert (shown.code, shown.err) == (2, "")
+    assert "unknown key" in shown.out
+
+
+def test_doctor(configured: Lamella, tmp_path: Path) -> None:
+    checks = {row["name"]: row["ok"] for row in configured.json("doctor", code=1)["checks"]}
+    assert checks["python"]
+    assert not checks["repository"]
+    configured.ok("init")
+    found = configured.json("doctor")
+    assert found["ok"]
+    assert {"secret", "history", "immutable names"} <= {row["name"] for row in found["checks"]}
+    assert "TROUBLE" not in configured.ok("doctor").out
+
+
+def test_doctor_of_this_machine_alone(tmp_path: Path) -> None:
+    done = Lamella().run("doctor")
+    assert done.code == 0
+    assert "left out" in done.err
+    (tmp_path / "file").write_text("")
+    assert Lamella({"LAMELLA_STATE_DIR": str(tmp_path / "file" / "x")}).run("doctor").code == 1

@@ -1,0 +1,132 @@
+"""Help is quick, complete, and the same in the manual pages."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lamella import errors
+from lamella.cli.arguments import COMMANDS, DEFAULTS, EXIT_CODES, build, load, parse
+from tests.cli.program import ROOT, Lamella, environment
+from tests.features import require
+from tools import man
+
+HEAVY = (
+    "cryptography",
+    "dataclasses",
+    "hashlib",
+    "json",
+    "lamella.cli.commands",
+    "lamella.operations",
+    "lamella.repository",
+    "sqlite3",
+    "subprocess",
+    "tomllib",
+    "zstandard",
+)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--json", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom lamella.cli.main import main\n"
+        f"code = main({arguments!r}, {{}})\nprint('MODULES', code, *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment({}), capture_output=True, text=True, check=True, timeout=60
+    )
+    help_text, _, loaded = done.stdout.partition("MODULES ")
+    assert help_text.startswith("usage: lamella")
+    code_word, *modules = loaded.split()
+    assert code_word == "0"
+    assert "argparse" in modules
+    assert [name for name in HEAVY if any(one == name or one.startswith(f"{name}.") for one in modules)] == []
+
+
+def test_help_names_every_command_and_exit_code() -> None:
+    text = Lamella().ok("--help").out
+    assert [name for name in COMMANDS if not re.search(rf"^    {name} ", text, re.MULTILINE)] == []
+    assert EXIT_CODES.splitlines()[-1] in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command: str) -> None:
+    text = Lamella().ok(command, "--help").out
+    assert text.startswith(f"usage: lamella {command}")
+    assert "--lock-wait" in text
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"lamella \d+\.\d+\.\d+\n", Lamella().ok("--version").out)
+
+
+def test_every_command_has_its_module() -> None:
+    folder = ROOT / "src" / "lamella" / "cli" / "commands"
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(COMMANDS)
+    assert all(callable(load(name).run) for name in COMMANDS)
+
+
+def test_options_of_every_command_are_prefilled() -> None:
+    """An option that is not in the table would be missing from the arguments when nobody gives it."""
+    (group,) = [group for group in build()._action_groups if group.title == "options of every command"]
+    assert {action.dest for action in group._group_actions} == set(DEFAULTS)
+    assert all(action.default == argparse.SUPPRESS for action in group._group_actions)
+
+
+def test_later_option_wins() -> None:
+    assert parse(["-r", "one", "list", "-r", "two"]).repo == "two"
+    assert parse(["-r", "one", "list"]).repo == "one"
+    assert parse(["list"]).repo is None
+
+
+WRITING: dict[str, list[list[str]]] = {
+    "init": [[]],
+    "backup": [["x"]],
+    "restore": [["x", "--to", "y"]],
+    "check": [[]],
+    "key": [["add"], ["change"], ["remove", "x"]],
+}
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_writing_commands_have_a_dry_run(command: str) -> None:
+    for arguments in WRITING[command]:
+        assert parse([command, *arguments, "-n"]).dry_run
+        assert not parse([command, *arguments]).dry_run
+
+
+def test_manual_pages_are_current() -> None:
+    on_disk = {path.name: path.read_text("utf-8") for path in man.FOLDER.glob("*")}
+    assert on_disk == man.pages(), "run: python tools/man.py"
+
+
+def test_manual_knows_every_exit_code() -> None:
+    kinds = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.LamellaError)]
+    known = {one.exit_code for one in kinds}
+    assert known <= man.EXIT_STATUS.keys()
+    assert all(str(code) in EXIT_CODES for code in man.EXIT_STATUS)
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in man.FOLDER.glob("*.1")))
+def test_manual_pages_are_sound(page: str) -> None:
+    groff = shutil.which("groff")
+    require("groff", groff is not None, "groff is not installed")
+    assert groff is not None
+    done = subprocess.run(
+        [groff, "-man", "-Tutf8", "-ww", str(man.FOLDER / page)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "LAMELLA" in done.stdout
+
+
+def test_wrong_manual_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(man, "FOLDER", tmp_path)
+    (tmp_path / "lamella-gone.1").write_text("old")
+    assert man.main() == 0
+    assert {path.name for path in tmp_path.glob("*")} == set(man.pages())

@@ -1,0 +1,168 @@
+"""Where the secret comes from: exactly one source, else the terminal (design: secret)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from lamella.cli.secret import given_source
+from lamella.crypto.slots import MIN_WRITTEN_LOG_N
+from lamella.errors import UsageError
+from tests.cli.program import COMMAND, Lamella, Terminal, environment
+
+WORD = "correct höhe battery"
+COST = ["--kdf-cost", str(MIN_WRITTEN_LOG_N)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with `word`, a file that holds the passphrase, and `repository`, which it opens."""
+    home = tmp_path_factory.mktemp("passphrase")
+    (home / "word").write_text(WORD + "\n")
+    places = {"LAMELLA_STATE_DIR": str(home / "state"), "LAMELLA_CACHE_DIR": str(home / "cache")}
+    env = {**places, "LAMELLA_CONFIG": str(home / "none"), "LAMELLA_PASSPHRASE_FILE": str(home / "word")}
+    Lamella(env).ok("init", "-q", "-r", home / "repository", *COST)
+    return home
+
+
+@pytest.fixture
+def lamella(home: Path) -> Lamella:
+    """The command, told the repository and no secret."""
+    return Lamella({"LAMELLA_REPO": str(home / "repository")})
+
+
+@pytest.mark.parametrize("source", ["", "_FILE", "_COMMAND", "_FD", "credential"])
+def test_each_source_opens(source: str, home: Path, lamella: Lamella) -> None:
+    (home / "lamella.passphrase").write_text(WORD)
+    if source == "_FD":
+        reader, writer = os.pipe()
+        os.write(writer, f"{WORD}\n".encode())
+        os.close(writer)
+        with os.fdopen(reader):
+            lamella.env["LAMELLA_PASSPHRASE_FD"] = "0"
+            done = run_with_input(lamella, reader)
+        assert done == 0
+        return
+    values = {"": WORD, "_FILE": str(home / "word"), "_COMMAND": f"cat '{home / 'word'}'", "credential": str(home)}
+    name = "CREDENTIALS_DIRECTORY" if source == "credential" else f"LAMELLA_PASSPHRASE{source}"
+    lamella.ok("list", env={name: values[source]})
+
+
+def run_with_input(lamella: Lamella, descriptor: int) -> int:
+    """Run `list` with this descriptor as standard input; return the exit code."""
+    return subprocess.run(
+        [*COMMAND, "list"], env=environment(lamella.env), stdin=descriptor, timeout=60, capture_output=True
+    ).returncode
+
+
+def test_wrong_passphrase_is_12(lamella: Lamella) -> None:
+    done = lamella.run("list", env={"LAMELLA_PASSPHRASE": WORD + "\n"})
+    assert done.code == 12
+    assert "passphrase" in done.err
+
+
+def test_two_sources_are_named(home: Path, lamella: Lamella, tmp_path: Path) -> None:
+    env = {"LAMELLA_PASSPHRASE": WORD, "LAMELLA_RECOVERY_KEY_FILE": "x"}
+    done = lamella.run("list", "--keyfile", tmp_path / "key", env=env)
+    assert done.code == 2
+    for name in ("LAMELLA_PASSPHRASE", "LAMELLA_RECOVERY_KEY_FILE", "--keyfile"):
+        assert name in done.err
+    assert WORD not in done.err
+
+
+def test_no_source_and_no_terminal_is_2(lamella: Lamella) -> None:
+    done = lamella.run("list")
+    assert done.code == 2
+    assert "no terminal" in done.err
+    assert lamella.run("list", env={"LAMELLA_PASSPHRASE": ""}).code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code", "text"),
+    [
+        ("LAMELLA_PASSPHRASE_FILE", "/nonexistent", 2, "/nonexistent"),
+        ("LAMELLA_PASSPHRASE_COMMAND", "false", 1, "false"),
+        ("LAMELLA_PASSPHRASE_COMMAND", "'", 2, "words"),
+        ("LAMELLA_PASSPHRASE_FD", "99", 2, "99"),
+        ("LAMELLA_PASSPHRASE_FD", "no", 2, "'no'"),
+        ("LAMELLA_PASSPHRASE_COMMAND", "true", 2, "empty"),
+    ],
+)
+def test_source_that_cannot_be_read(name: str, value: str, code: int, text: str, lamella: Lamella) -> None:
+    done = lamella.run("list", env={name: value})
+    assert done.code == code
+    assert text in done.err
+
+
+def test_only_one_newline_is_taken_off() -> None:
+    args = Namespace(keyfile=None, recovery_key_file=None)
+    for printed, wanted in (("a", "a"), ("a\\n", "a"), ("a\\n\\n", "a\n"), (" a ", " a ")):
+        source = given_source(args, {"LAMELLA_PASSPHRASE_COMMAND": f"printf '{printed}'"}, None)
+        assert source is not None
+        assert source.read().value == wanted.encode()
+
+
+def test_key_file_too_short(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(bytes(31))
+    source = given_source(Namespace(keyfile=str(tmp_path / "key"), recovery_key_file=None), {}, None)
+    assert source is not None
+    with pytest.raises(UsageError, match="31"):
+        source.read()
+
+
+def test_prompt_opens(lamella: Lamella) -> None:
+    with Terminal(["list", "--json"], lamella.env) as terminal:
+        terminal.expect("Passphrase of the repository: ")
+        terminal.type(WORD)
+        assert terminal.end() == 0
+        assert WORD not in terminal.seen
+
+
+def test_prompt_is_for_a_repository_that_exists(tmp_path: Path) -> None:
+    with Terminal(["list", "-r", tmp_path / "none"]) as terminal:
+        assert terminal.end() == 10
+        assert "Passphrase" not in terminal.seen
+
+
+def test_init_asks_twice_and_shows_the_sheet(tmp_path: Path) -> None:
+    with Terminal(["init", "-r", tmp_path / "R", *COST]) as terminal:
+        terminal.expect("New passphrase: ")
+        terminal.type(WORD)
+        terminal.expect("New passphrase again: ")
+        terminal.type(WORD)
+        assert terminal.end() == 0
+        assert "LAMELLA RECOVERY SHEET" in terminal.seen
+        assert "Recovery key" in terminal.seen
+        assert WORD not in terminal.seen
+    opened = Lamella({"LAMELLA_REPO": str(tmp_path / "R"), "LAMELLA_PASSPHRASE": WORD})
+    assert [row["type"] for row in opened.json("key", "list")["slots"]].count("recovery key") == 1
+
+
+def test_two_entries_that_differ_make_nothing(tmp_path: Path) -> None:
+    with Terminal(["init", "-r", tmp_path / "R"]) as terminal:
+        terminal.expect("New passphrase: ")
+        terminal.type("one")
+        terminal.expect("again: ")
+        terminal.type("another")
+        assert terminal.end() == 2
+        assert "differ" in terminal.seen
+    assert not (tmp_path / "R").exists()
+
+
+def test_interrupted_at_the_prompt(lamella: Lamella) -> None:
+    with Terminal(["list"], lamella.env) as terminal:
+        terminal.expect("Passphrase")
+        terminal.type("\x03")
+        assert terminal.end() == 130
+
+
+def test_programs_do_not_inherit_secrets(home: Path, lamella: Lamella, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    env = {"LAMELLA_NEW_PASSPHRASE": "hidden", "LAMELLA_PASSPHRASE_COMMAND": f"sh -c 'env > {seen}; cat {home}/word'"}
+    lamella.ok("list", env=env)
+    assert "PATH=" in seen.read_text()
+    assert "hidden" not in seen.read_text()

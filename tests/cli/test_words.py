@@ -1,0 +1,162 @@
+"""The small parts: values, the progress line, places."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.cli import values
+from lamella.cli.places import this_host
+from lamella.cli.progress import INTERVAL_SECONDS, Bar, line
+from lamella.events import Progress
+
+MIB = 1 << 20
+
+
+@given(st.text())
+def test_shown_text_is_printable_and_says_the_same(text: str) -> None:
+    shown = values.shown(text)
+    assert shown.isprintable()
+    if text.isprintable():
+        assert shown == text
+    if "\\" not in text:
+        escapes = re.compile(r"\\(?:x..|u....|U........|.)")
+        assert escapes.sub(lambda match: match[0].encode("ascii").decode("unicode_escape"), shown) == text
+
+
+@given(st.integers(0, 1 << 50))
+def test_size_in_bytes(count: int) -> None:
+    assert values.size(str(count)) == values.size(f"{count}B") == count
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("64K", 65536), ("1.5G", 3 << 29), ("20 MiB", 20 * MIB), ("2tb", 2 << 40), ("0", 0)]
+)
+def test_size_with_units(text: str, count: int) -> None:
+    assert values.size(text) == count
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        *((values.size, text) for text in ("", "K", "-1", "1.G", "1X", "1KK", "\u0665K5", "1e3")),
+        *((values.chunk_log2, text) for text in ("32K", "8M", "96K", "0")),
+        *((values.percent, text) for text in ("0", "100.1", "nan", "x", "-5", "inf")),
+        *((values.seconds, text) for text in ("-1", "nan", "inf", "")),
+        *((values.workers, text) for text in ("0", "65", "1.5", "-1", "")),
+    ],
+)
+def test_what_is_no_value(parse: Callable[[str], object], text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse(text)
+
+
+@given(st.integers(16, 22))
+def test_chunk_sizes(log2: int) -> None:
+    assert values.chunk_log2(f"{1 << (log2 - 10)}K") == log2
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB"), (1 << 60, "1024.0 PiB")]
+)
+def test_shown_bytes(count: int, text: str) -> None:
+    assert values.shown_bytes(count) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0.84, "0.8 s"), (59.9, "59.9 s"), (125, "2:05"), (10810, "3:00:10")])
+def test_shown_seconds(count: float, text: str) -> None:
+    assert values.shown_seconds(count) == text
+
+
+class Watch:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def test_bar_adds_up_volumes_and_knows_what_is_to_come() -> None:
+    watch, stream = Watch(), io.StringIO()
+    bar = Bar(stream, watch)
+    bar.tally.expected["backup"] = 400 * MIB
+    bar.update(Progress("backup", "a", 0, 100 * MIB))
+    watch.time += 10
+    bar.update(Progress("backup", "a", 100 * MIB, 100 * MIB, 5 * MIB))
+    shown = stream.getvalue().split("\r")[-1]
+    assert "25.0 %" in shown
+    assert "100.0 MiB of 400.0 MiB" in shown
+    assert "10.0 MiB/s" in shown
+    assert "30.0 s left" in shown
+    assert len(shown.removesuffix("\x1b[K")) < 80
+    assert line(Progress("backup", "a", 1, 2, 5 * MIB), 1, 2, 0.0).endswith("stored 5.0 MiB")
+
+
+def test_bar_is_drawn_ten_times_a_second_at_most() -> None:
+    watch, stream = Watch(), io.StringIO()
+    bar = Bar(stream, watch)
+    for step in range(1000):
+        watch.time = 100 + step / 1000
+        bar.update(Progress("verify", "a", step, 1000))
+    assert stream.getvalue().count("\r") <= 1 / INTERVAL_SECONDS
+
+
+def test_bar_is_taken_away() -> None:
+    stream = io.StringIO()
+    bar = Bar(stream, Watch())
+    bar.clear()
+    assert stream.getvalue() == ""
+    bar.update(Progress("restore", "a", 1, 2))
+    bar.clear()
+    assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_new_stage_begins_at_nothing() -> None:
+    watch, stream = Watch(), io.StringIO()
+    bar = Bar(stream, watch)
+    bar.update(Progress("restore", "a", 100, 100))
+    watch.time += 1
+    bar.update(Progress("compare", "a", 0, 100))
+    assert "compare a    0.0 %" in stream.getvalue()
+
+
+def test_bar_of_unknown_size_and_strange_names() -> None:
+    shown = line(Progress("verify", "a\x1b[2J", 2048, 0), 2048, 0, 0.5)
+    assert shown == "verify a\\x1b[2J  2.0 KiB"
+
+
+def test_bar_survives_a_terminal_that_went_away() -> None:
+    stream = io.StringIO()
+    bar = Bar(stream, Watch())
+    stream.close()
+    bar.update(Progress("verify", "a", 1, 2))
+
+
+def test_machine_without_an_id_keeps_one(tmp_path: Path) -> None:
+    env = {"LAMELLA_STATE_DIR": str(tmp_path / "state"), "LAMELLA_CACHE_DIR": str(tmp_path / "cache")}
+    first = this_host(env, tmp_path / "none")
+    assert this_host(env, tmp_path / "none") == first
+    (tmp_path / "empty").write_text("uninitialized\n")
+    assert this_host(env, tmp_path / "empty") == first
+    (tmp_path / "id").write_text("0123456789abcdef0123456789abcdef\n")
+    assert this_host(env, tmp_path / "id").machine != first.machine
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["machine"]
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_usual_places(uid: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    (tmp_path / "id").write_text("0123456789abcdef0123456789abcdef\n")
+    host = this_host({"HOME": "/home/a", "XDG_CACHE_HOME": "/fast", "XDG_STATE_HOME": "relative"}, tmp_path / "id")
+    wanted = {0: ("/var/lib/lamella", "/var/cache/lamella"), 1000: ("/home/a/.local/state/lamella", "/fast/lamella")}
+    assert (str(host.state_dir), str(host.cache_dir)) == wanted[uid]

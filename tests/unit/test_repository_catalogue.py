@@ -1,0 +1,274 @@
+"""What commits add up to: names, whose word counts, conflicts, and records of later versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lamella.errors import RepositoryError
+from lamella.format.records import Confirm, File, FileGone, RawRecord, Ref, Volume, raw
+from lamella.ids import DomainId, SnapId, VolumeId
+from lamella.repository.catalogue import before, latest
+from lamella.repository.repository import Repository
+from tests.unit.small_repository import WRITER, Small, snapshot_record
+
+DOMAIN = DomainId(bytes([7] * 16))
+UNKNOWN_REQUIRED, UNKNOWN_OPTIONAL = RawRecord(0x0123, b"later"), RawRecord(0x8123, b"later")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Small:
+    return Small.make(tmp_path)
+
+
+@pytest.fixture
+def one(small: Small) -> Iterator[Repository]:
+    with small.opened() as repo:
+        yield repo
+
+
+@pytest.fixture
+def two(small: Small) -> Iterator[Repository]:
+    """Another host, with a writer's secret."""
+    with small.opened("two", WRITER) as repo:
+        yield repo
+
+
+def volume(number: int, name: str, identity: bytes = b"file:x") -> Volume:
+    return Volume(VolumeId(number.to_bytes(16, "big")), DOMAIN, 16, name, "", identity)
+
+
+def shown(repo: Repository) -> list[str]:
+    repo.reload()
+    return sorted(repo.catalogue.shown_names().values())
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_volumes_of_one_name_are_told_apart(one: Repository) -> None:
+    first, second = volume(0xAB << 120, "disk"), volume(0xCD01 << 112, "disk")
+    one.publish([first])
+    assert shown(one) == ["disk"]
+    one.publish([second, volume(3, "other")])
+    assert shown(one) == ["disk~ab00", "disk~cd01", "other"]
+
+
+def test_the_last_word_of_the_author_counts_even_when_its_clock_went_back(small: Small, one: Repository) -> None:
+    one.clock = lambda: 2_000_000_000_000
+    one.publish([raw(volume(1, "before"))])
+    one.clock = lambda: 1_000_000_000_000
+    one.publish([raw(volume(1, "after", b"file:new"))])
+    assert shown(one) == ["after"]
+    (state,) = one.catalogue.volumes.values()
+    assert (state.identity, state.author) == (b"file:new", one.own_writer)
+
+
+def test_another_writers_name_is_not_believed(one: Repository, two: Repository) -> None:
+    one.publish([volume(1, "mine")])
+    two.reload()
+    two.publish([volume(1, "stolen")])
+    assert shown(one) == ["mine"]
+    assert any("not believed" in note for note in one.catalogue.notes)
+    assert next(iter(one.catalogue.volumes.values())).author == one.own_writer
+
+
+def test_another_writers_name_counts_when_the_prune_key_signed_it(small: Small, two: Repository) -> None:
+    two.publish([volume(1, "theirs")])
+    with small.opened() as admin:
+        admin.publish([volume(1, "renamed", b"file:elsewhere")])
+        assert shown(admin) == ["renamed"]
+        (state,) = admin.catalogue.volumes.values()
+        assert (state.author, state.identity) == (two.own_writer, b"file:elsewhere")
+        assert admin.catalogue.notes == []
+    two.reload()
+    two.publish([volume(1, "back again")])  # the author's later word
+    assert shown(two) == ["back again"]
+
+
+def test_a_signature_from_another_place_does_not_count(small: Small, one: Repository, two: Repository) -> None:
+    """Copying a signed record into another commit does not carry the signature along."""
+    one.publish([volume(9, "admins")])
+    one.reload()
+    signed = next(
+        record
+        for chain in one.history.chains.values()
+        for commit in chain.commits
+        for record in commit.body.records
+        if record.type == Volume.TYPE
+    )
+    two.publish([volume(5, "theirs")])
+    three = volume(5, "forged")
+    forged = RawRecord(signed.type, raw(three).value[:-64] + signed.value[-64:])
+    with small.opened("three", WRITER) as repo:
+        repo.publish([forged])
+    assert shown(one) == ["admins", "theirs"]
+
+
+def test_who_was_first_is_told_by_what_was_seen_not_by_clocks(one: Repository, two: Repository) -> None:
+    one.clock = lambda: 2_000_000_000_000
+    one.publish([raw(volume(1, "first"))])
+    two.reload()
+    two.clock = lambda: 1_000_000_000_000
+    two.publish([raw(volume(1, "second"))])
+    assert shown(one) == ["first"]
+
+
+def test_when_nobody_had_seen_the_other_the_smaller_writer_is_the_author(one: Repository, two: Repository) -> None:
+    two.publish([volume(1, "two")])
+    one.publish([raw(volume(1, "one"))])
+    one.reload()
+    assert one.own_writer is not None
+    assert two.own_writer is not None
+    want = "one" if one.own_writer < two.own_writer else "two"
+    assert shown(one) == [want]
+
+
+def test_snapshots_without_a_volume_record_are_listed(one: Repository) -> None:
+    one.publish([raw(snapshot_record(1, volume=77))])
+    one.reload()
+    (state,) = one.catalogue.volumes.values()
+    assert (state.name, state.record, len(state.snapshots)) == ("volume-00000000", None, 1)
+    assert any("no name" in note for note in one.catalogue.notes)
+
+
+# -- clear files -------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_prune_key_says_what_files_are(one: Repository, two: Repository) -> None:
+    expected = dict(one.catalogue.files)
+    assert {"lamella", "readme.txt", "restore.py"} < set(expected)
+    assert len(expected) == 5
+    forged = File("restore.py", 3, bytes(32))
+    two.publish([forged, FileGone("readme.txt", expected["readme.txt"].size, expected["readme.txt"].sha256)])
+    one.reload()
+    assert one.catalogue.files == expected
+    assert sum("without the prune key's signature" in note for note in one.catalogue.notes) == 2
+
+
+def test_a_signed_file_replaces_and_a_signed_end_removes(one: Repository) -> None:
+    made = File("extra", 3, bytes(32))
+    one.publish([made])
+    one.reload()
+    assert replace(one.catalogue.files["extra"], signature=made.signature) == made
+    one.publish([FileGone("extra", 3, b"x" * 32)])  # of other bytes
+    one.reload()
+    assert "extra" in one.catalogue.files
+    one.publish([FileGone("extra", 3, bytes(32))])
+    one.reload()
+    assert "extra" not in one.catalogue.files
+    assert one.catalogue.notes == []
+
+
+# -- records that are not understood -----------------------------------------------------------------------------------
+
+
+def test_a_required_record_of_a_later_version_makes_it_read_only(small: Small, one: Repository) -> None:
+    one.publish([raw(snapshot_record(1)), UNKNOWN_REQUIRED])
+    for repo in (one,):
+        repo.reload()
+        assert repo.catalogue.read_only
+        assert len(repo.catalogue.snapshots) == 1
+        assert any("later version" in note for note in repo.catalogue.notes)
+        with pytest.raises(RepositoryError, match="may only read"):
+            repo.publish([raw(snapshot_record(2))])
+    with small.opened("two") as repo, pytest.raises(RepositoryError):
+        repo.publish([])
+
+
+def test_an_optional_record_of_a_later_version_is_passed_over(one: Repository) -> None:
+    one.publish([UNKNOWN_OPTIONAL, raw(snapshot_record(1))])
+    one.reload()
+    assert (one.catalogue.read_only, one.catalogue.notes) == (False, [])
+    assert len(one.catalogue.snapshots) == 1
+    one.publish([])
+
+
+def test_unknown_records_survive_checkpoints(small: Small, one: Repository) -> None:
+    one.publish([UNKNOWN_OPTIONAL])
+    for _ in range(70):
+        one.publish([])
+    with small.opened("two") as repo:
+        assert not repo.history.whole
+        (chain,) = repo.history.chains.values()
+        assert UNKNOWN_OPTIONAL in [entry.record for entry in chain.entries]
+        assert not repo.catalogue.read_only
+
+
+def test_a_malformed_record_is_a_note(one: Repository) -> None:
+    one.publish([RawRecord(Volume.TYPE, b"short"), raw(snapshot_record(1))])
+    one.reload()
+    assert len(one.catalogue.snapshots) == 1
+    assert any("commit 2" in note for note in one.catalogue.notes)
+    assert not one.catalogue.read_only
+
+
+def test_a_snapshot_with_a_required_part_of_a_later_version_is_listed_but_not_usable(one: Repository) -> None:
+    one.publish([raw(replace(snapshot_record(1), inner=(RawRecord(0x0001, b""),)))])
+    one.publish([raw(replace(snapshot_record(2), inner=(RawRecord(0x8777, b""),)))])
+    one.reload()
+    assert [shot.added.usable for shot in one.catalogue.snapshots] == [False, True]
+
+
+# -- conflicts and confirmations ---------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_id_published_twice_is_a_conflict_and_both_are_listed(one: Repository, two: Repository) -> None:
+    first = one.publish([raw(snapshot_record(1))]).head
+    two.reload()
+    second = two.publish([raw(replace(snapshot_record(1), name="impostor"))]).head
+    one.reload()
+    shots = {shot.ref.writer: shot for shot in one.catalogue.snapshots}
+    assert set(shots) == {first.writer, second.writer}
+    assert all(shot.conflict for shot in shots.values())
+    assert {shot.name for shot in shots.values()} == {"snap-0001", "impostor"}
+    assert sum("published twice" in note for note in one.catalogue.notes) == 1
+
+
+def test_only_the_author_confirms(one: Repository, two: Repository) -> None:
+    head = one.publish([raw(snapshot_record(1))]).head
+    ref = Ref(head.writer, head.seq, SnapId((1).to_bytes(16, "big")))
+    two.publish([raw(Confirm((ref,)))])
+    one.reload()
+    assert [shot.confirmed for shot in one.catalogue.snapshots] == [False]
+    one.publish([raw(Confirm((ref._replace(seq=9),)))])
+    one.reload()
+    assert [shot.confirmed for shot in one.catalogue.snapshots] == [False]
+    one.publish([raw(Confirm((ref,)))])
+    one.reload()
+    assert [shot.confirmed for shot in one.catalogue.snapshots] == [True]
+
+
+def test_snapshots_are_in_the_order_of_their_moments(one: Repository) -> None:
+    for number, moment in ((1, 3000), (2, 1000), (3, 2000)):
+        one.publish([raw(snapshot_record(number, time_ms=moment))])
+    one.reload()
+    (state,) = one.catalogue.volumes.values()
+    assert [shot.added.time_ms for shot in state.snapshots] == [1000, 2000, 3000]
+    # The latest is told by the chain, not by the clock.
+    assert [shot.name for shot in latest(state.snapshots)] == ["snap-0003"]
+
+
+def test_what_only_a_checkpoint_carries_cannot_be_ordered(small: Small, one: Repository, two: Repository) -> None:
+    one.publish([raw(snapshot_record(1))])
+    two.reload()
+    two.publish([raw(snapshot_record(2))])
+    for _ in range(70):
+        two.publish([])
+    with small.opened("three") as repo:
+        shots = {shot.name: shot for shot in repo.catalogue.snapshots}
+        assert before(shots["snap-0001"], shots["snap-0002"]) is None
+        repo.reload(whole=True)
+        shots = {shot.name: shot for shot in repo.catalogue.snapshots}
+        assert before(shots["snap-0001"], shots["snap-0002"]) is True
+        assert before(shots["snap-0002"], shots["snap-0001"]) is False
+
+
+def test_writers_say_who_they_are(one: Repository, two: Repository) -> None:
+    two.publish([])
+    one.reload()
+    assert {writer.label for writer in one.catalogue.writers.values()} == {"one", "two"}
+    assert all(writer.machine for writer in one.catalogue.writers.values())
