@@ -125,6 +125,10 @@ class Journey:
         def restore(program: Peer | Lamella) -> Sample:
             sample, restored = program.restore(self.load.image, self._target)
             self._same(restored)
+            if program is self.lamella:
+                said = document(sample)
+                facts = {key: said[key] for key in ("bytes_written", "compared_bytes")}
+                self.series.setdefault("restore/lamella", Series()).facts |= facts
             if self._target.is_dir():
                 shutil.rmtree(self._target)
             else:

@@ -25,7 +25,7 @@ class Sample:
     """The cost of one run. Seconds and bytes.
 
     `cpu` is user + system of the process and of every child it waited for; `memory` the largest resident set of any one
-    of them, as the kernel kept it (not below that of this process, which starts them: some 20 MiB).
+    of them, as the kernel kept it: never less than that of this process, which starts them (some 30 MiB).
     """
 
     wall: float
@@ -63,7 +63,12 @@ class Series:
     def spread(self) -> str:
         """The fastest and the slowest repeat by the clock, as text."""
         walls = [sample.wall for sample in self.samples]
-        return f"{min(walls):.2f}-{max(walls):.2f}"
+        return f"{seconds(min(walls))}-{seconds(max(walls))}"
+
+
+def seconds(value: float) -> str:
+    """Seconds for a table: two digits behind the point, three where there is none before it."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def pin(count: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from bench.measure import MIB, Series
+from bench.measure import MIB, Series, seconds
 
 PEERS_CPU_PER_MIB = 12.1 / 2020
 """Processor seconds of `zstd -3 -T1` for each MiB on the machine the CPU targets were set for."""
@@ -32,20 +32,26 @@ class Target:
 
 
 def steps(series: Mapping[str, Series]) -> Iterator[str]:
-    """One line for each step and program; `x` is the clock time as a multiple of the step's baseline."""
-    yield f"{'step':<16}{'program':<30}{'wall s':>8}{'range':>14}{'CPU s':>8}{'MiB':>6}{'x':>7}  facts"
+    """One line for each step and program.
+
+    `x` is the clock time as a multiple of the step's baseline: zstd, the hash or the bare interpreter, else Lamella.
+    """
+    yield f"{'step':<20}{'program':<30}{'wall s':>8}{'range':>14}{'CPU s':>8}{'MiB':>6}{'x':>7}  facts"
     for key, one in series.items():
         step, _, program = key.partition("/")
         base = series.get(_baseline(step, series))
-        ratio = f"{one.wall / base.wall:7.2f}" if base is not None else f"{'':7}"
+        ratio = "" if base is None else f"{one.wall / base.wall:.2f}"
         yield (
-            f"{step:<16}{program:<30}{one.wall:>8.2f}{one.spread():>14}{one.cpu:>8.2f}{one.memory / MIB:>6.0f}"
-            f"{ratio}  {_facts(one)}"
+            f"{step:<20}{program:<30}{seconds(one.wall):>8}{one.spread():>14}{seconds(one.cpu):>8}"
+            f"{one.memory / MIB:>6.0f}{ratio:>7}  {_facts(one)}"
         ).rstrip()
 
 
 def _baseline(step: str, series: Mapping[str, Series]) -> str:
-    return fastest_hash(series) if step == "unchanged" else _FIRST.get(step, "")
+    if step == "unchanged":
+        return fastest_hash(series)
+    programs = sum(key.startswith(f"{step}/") for key in series)
+    return _FIRST.get(step, f"{step}/lamella" if programs > 1 else "")
 
 
 def fastest_hash(series: Mapping[str, Series]) -> str:
@@ -56,6 +62,8 @@ def fastest_hash(series: Mapping[str, Series]) -> str:
 
 def _facts(one: Series) -> str:
     shown = {
+        "bytes_written": "written",
+        "compared_bytes": "compared",
         "read_bytes": "read",
         "stored_bytes": "stored",
         "metadata_bytes": "metadata",

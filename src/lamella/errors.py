@@ -4,6 +4,7 @@ LamellaError
 ├── UsageError            the request makes no sense as it stands               exit 2
 │   └── NothingMatched    a name, snapshot or source selects nothing            exit 4
 ├── SourceError           a local volume could not be read or written           exit 3
+│   ├── CheckpointLost    the earlier moment cannot be compared with: read all
 │   └── SourceAtRisk      reading on would endanger the source                  exit 22
 ├── StoreError            the destination failed                                exit 1
 │   ├── ObjectNotFound    no object of that name
@@ -61,6 +62,12 @@ class SourceError(LamellaError):
 
     exit_code = 3
     kind = "source"
+
+
+class CheckpointLost(SourceError):
+    """The kept moment is gone, foreign, edited or not to be compared: everything must be read and compared."""
+
+    kind = "checkpoint-lost"
 
 
 class SourceAtRisk(SourceError):

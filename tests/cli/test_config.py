@@ -94,7 +94,7 @@ def test_repository_by_name(configured: Lamella, place: Path, image: Path, tmp_p
     configured.ok("backup", image)
     configured.ok("list", "-r", "main")
     configured.ok("list", env={"LAMELLA_REPO": "main"})
-    assert configured.run("list", "-r", str(tmp_path)).code == 2  # not the configured one: its key file does not count
+    assert configured.run("list", "-r", place).code == 2  # not by its name: the configured key file does not count
     wrong = tmp_path / "wrong"
     wrong.write_bytes(bytes(32))
     assert configured.run("list", "--keyfile", wrong).code == 12

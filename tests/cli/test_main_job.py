@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import Lamella
+from tests.cli.program import Lamella, Terminal
 
 MIB = 1 << 20
 SNAPSHOT = re.compile(r"\d{8}T\d{6}Z-[a-z2-7]{4}")
@@ -273,3 +273,29 @@ def test_name_of_another_source(saved: Lamella, tmp_path: Path) -> None:
     assert "--adopt" in refused.err
     saved.ok("backup", f"second={other}")
     assert [row["volume"] for row in saved.json("list")["volumes"]] == ["disk", "second"]
+
+
+def test_progress_is_drawn_on_a_terminal(empty: Lamella, image: Path) -> None:
+    arguments: list[str | Path] = [*empty.options, "backup", image]
+    with Terminal(arguments, empty.env) as terminal:
+        assert terminal.end() == 0
+        before, _, result = terminal.seen.partition("\r\x1b[K")
+        assert re.search(r"\rbackup disk +\d+\.\d %", before)
+        assert "snapshot " in result
+    with Terminal([*arguments, "--quiet"], empty.env) as terminal:
+        assert terminal.end() == 0
+        assert "\x1b" not in terminal.seen
+
+
+def test_name_that_is_not_utf8(empty: Lamella, image: Path, tmp_path: Path) -> None:
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 \x1b[31m.img"))
+    shutil.copy(image, strange)
+    (row,) = empty.json("backup", strange)["volumes"]
+    assert row["result"] == "complete"
+    assert row["volume"].isprintable()
+    empty.ok("restore", row["volume"], "--to", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == image.read_bytes()
+    strange.unlink()
+    gone = empty.run("backup", strange)
+    assert gone.code == 4
+    assert "\x1b" not in gone.err

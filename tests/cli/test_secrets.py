@@ -166,3 +166,17 @@ def test_programs_do_not_inherit_secrets(home: Path, lamella: Lamella, tmp_path:
     lamella.ok("list", env=env)
     assert "PATH=" in seen.read_text()
     assert "hidden" not in seen.read_text()
+
+
+def test_missing_repository_is_named_even_without_a_secret(tmp_path: Path) -> None:
+    assert Lamella().run("list", "-r", tmp_path / "none").code == 10
+
+
+def test_doctor_asks_on_a_terminal_and_goes_on_without(lamella: Lamella) -> None:
+    done = lamella.run("doctor")
+    assert (done.code, "left out" in done.err) == (0, True)
+    with Terminal(["doctor"], lamella.env) as terminal:
+        terminal.expect("Passphrase of the repository: ")
+        terminal.type(WORD)
+        assert terminal.end() == 0
+        assert "an admin's slot" in terminal.seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 from pathlib import Path
@@ -50,8 +51,6 @@ class Bench:
         return self.put(sealed), ids
 
     def put(self, content: bytes) -> bytes:
-        import hashlib
-
         sha256 = hashlib.sha256(content).digest()
         self.memory.put(pack_name(sha256), Sealed(content))
         return sha256

@@ -180,7 +180,7 @@ def test_a_required_record_of_a_later_version_makes_it_read_only(small: Small, o
 
 
 def test_an_optional_record_of_a_later_version_is_passed_over(one: Repository) -> None:
-    one.publish([UNKNOWN_OPTIONAL, raw(snapshot_record(1))])
+    one.publish([UNKNOWN_OPTIONAL, volume(1, "disk"), raw(snapshot_record(1))])
     one.reload()
     assert (one.catalogue.read_only, one.catalogue.notes) == (False, [])
     assert len(one.catalogue.snapshots) == 1

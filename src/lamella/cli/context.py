@@ -11,7 +11,7 @@ from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
 from lamella.cli.output import Output
 from lamella.cli.places import config_place, this_host
-from lamella.cli.secret import secret_source
+from lamella.cli.secret import given_source, secret_source
 from lamella.cli.terminal import can_confirm, confirm
 from lamella.crypto.slots import Secret
 from lamella.errors import Interrupted, Locked, RolledBack, UsageError
@@ -73,10 +73,10 @@ class Context:
 
         Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError, UsageError.
         """
-        source = secret_source(self.args, self.env, self.settings)
+        given_source(self.args, self.env, self.settings)  # a contradiction on the command line comes first
         with self.store(read_only=read_only) as store:
             read_marker(store)
-            secret = source.read()
+            secret = secret_source(self.args, self.env, self.settings).read()
             with self._opened(store, secret, whole) as repository:
                 for note in repository.catalogue.notes:
                     self.out.detail(note)

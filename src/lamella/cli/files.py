@@ -25,25 +25,22 @@ def read_file(path: str | Path, limit: int) -> bytes:
 
 
 def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
-    """Write a file only its owner can read, all or nothing, and durably.
+    """Write a file only its owner can read, durably; what it replaces is replaced at once.
 
     Raises UsageError if it exists and `overwrite` is not given, LamellaError when it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.lamella-partial")
+    # Under its own name when it is new: not every file system (a USB stick's) can link a finished file into place.
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.lamella-partial") if overwrite else path
     try:
-        write_new(temporary, content)
-        if overwrite:
-            temporary.replace(path)
-        else:
-            os.link(temporary, path)
+        write_new(made, content)
+        made.replace(path)
         sync_directory(path.parent)
     except FileExistsError as error:
         raise exists(path) from error
     except OSError as error:
-        raise LamellaError(f"cannot write {path}: {_reason(error)}", obj=str(path)) from error
-    finally:
         with suppress(OSError):
-            temporary.unlink()
+            made.unlink()
+        raise LamellaError(f"cannot write {path}: {_reason(error)}", obj=str(path)) from error
 
 
 def write_new(path: Path, content: bytes) -> None:

@@ -157,6 +157,8 @@ class _Run:
         saved = [one for one in (self._volume(*moment) for moment in frozen) if one is not None]
         name = self._publish(saved, rows, results) if saved else ""
         complete = all(result.result == "complete" for result in results)
+        if self._repo.pins.unsaved:
+            self._warn(f"what this host remembers is out of date: {self._repo.pins.unsaved}")
         marks = fingerprint(self._repo)
         metadata, stored = self._session.metadata_bytes, self._session.data_bytes
         return BackupResult(name, complete, 0.0, metadata, stored, marks, results, self._warnings)

@@ -6,11 +6,11 @@ once any write failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from lamella.errors import StoreError
+from lamella.errors import RepositoryError, StoreError
 from lamella.format.records import Confirm, RawRecord, Ref, Volume, raw
 from lamella.ids import DomainId, SnapId, WriterId
 from lamella.pipeline import Outbox
@@ -59,7 +59,7 @@ class Session:
         """The packs of this run are there, as large as they were put."""
         for packer in self._packers.values():
             for sha256 in packer.packs:
-                if self._repo.store.stat(pack_name(sha256)) != self._repo.blobs.length(sha256):
+                if self._repo.store.stat(pack_name(sha256)) != packer.sizes[sha256]:
                     raise StoreError("a pack that was put has another size now", obj=pack_name(sha256))
 
     def publish(self, records: Sequence[RawRecord | Volume], snapshots: Sequence[SnapId]) -> Published:
@@ -68,12 +68,19 @@ class Session:
         earlier = confirmations.take()
         news: list[RawRecord | Volume] = [raw(Confirm(tuple(earlier)))] if earlier else []
         published = self._repo.publish([*news, *records])
-        confirmations.drop(earlier)
+        self._note(lambda: confirmations.drop(earlier))
         self.commit_bytes = published.stored_bytes
         self._check_packs()
         head = published.head
-        confirmations.add(Ref(head.writer, head.seq, snap_id) for snap_id in snapshots)
+        self._note(lambda: confirmations.add(Ref(head.writer, head.seq, snap_id) for snap_id in snapshots))
         return published
+
+    def _note(self, write: Callable[[], None]) -> None:
+        """Write to the state directory. The snapshot is safe by now: failing here costs a later run some time."""
+        try:
+            write()
+        except RepositoryError as error:
+            self._repo.pins.unsaved = error.message
 
     @property
     def data_bytes(self) -> int:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from lamella.errors import RepositoryError
 
 _VERSION = 1
 _SCHEMA = """
@@ -46,7 +50,7 @@ class Cache:
                 try:
                     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                     return cls(_connect(path), path)
-                except sqlite3.DatabaseError:
+                except (RepositoryError, sqlite3.Error):
                     _remove(path)
                 except OSError:
                     break
@@ -70,8 +74,59 @@ class Cache:
             self.connection.executemany("INSERT OR REPLACE INTO commits VALUES (?, ?)", objects)
 
 
-def _connect(path: Path | str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+@contextmanager
+def _translated(connection: sqlite3.Connection) -> Iterator[None]:
+    """SQLite's errors as RepositoryError; a damaged file is removed, so that the next run makes a new one."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        path = connection.path if isinstance(connection, _Connection) else None
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        hint = "LAMELLA_CACHE_DIR names another place for it"
+        if path is not None and code in _DAMAGED:
+            _remove(path)
+            hint = "it was removed: run the same command again"
+        where = "the temporary cache" if path is None else f"the cache {path}"
+        raise RepositoryError(f"{where} cannot be used: {error}", obj=str(path or ""), hint=hint) from error
+
+
+class _Cursor(sqlite3.Cursor):
+    """Fetching reads the file too, so it fails like executing does."""
+
+    def fetchone(self) -> Any:
+        with _translated(self.connection):
+            return super().fetchone()
+
+    def fetchall(self) -> list[Any]:
+        with _translated(self.connection):
+            return super().fetchall()
+
+
+class _Connection(sqlite3.Connection):
+    """A connection whose errors are Lamella's. Used with `execute`, `executemany` and as a context manager."""
+
+    path: Path | None = None
+
+    def execute(self, *arguments: Any) -> _Cursor:
+        with _translated(self):
+            return self.cursor(_Cursor).execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> _Cursor:
+        with _translated(self):
+            return self.cursor(_Cursor).executemany(*arguments)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        with _translated(self):
+            return super().__exit__(kind, error, trace)
+
+
+def _connect(path: Path | str) -> _Connection:
+    connection = sqlite3.connect(path, timeout=60, check_same_thread=False, factory=_Connection)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -89,6 +144,7 @@ def _connect(path: Path | str) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
+    connection.path = Path(path) if path else None
     return connection
 
 

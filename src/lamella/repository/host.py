@@ -58,9 +58,15 @@ def private_directory(path: Path) -> Path:
 
 @contextmanager
 def held_file(path: Path, wait_seconds: float, busy: str) -> Iterator[None]:
-    """Hold an exclusive flock on `path` (created when missing). Raises Locked with the text `busy`."""
+    """Hold an exclusive flock on `path` (created when missing).
+
+    Raises Locked with the text `busy`, RepositoryError if the file cannot be made.
+    """
     private_directory(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RepositoryError(f"cannot create {path}: {error.strerror}", obj=str(path)) from error
     try:
         _flock(descriptor, wait_seconds, busy)
         yield

@@ -61,6 +61,8 @@ class Packer:
         self._seen = bytearray(1 << 20) if blobs.empty(domain_id) else None
         self.packs: list[bytes] = []
         """SHA-256 of every pack put, in order; complete after `finish`."""
+        self.sizes: dict[bytes, int] = {}
+        """Their lengths. Not asked from the map: another process may have forgotten there what it did not see listed."""
         self.data_bytes = 0
         self.put_bytes = 0
 
@@ -149,6 +151,7 @@ class Packer:
         sha256 = hashlib.sha256(content).digest()
         with self._lock:
             self.packs.append(sha256)
+            self.sizes[sha256] = len(content)
             self.put_bytes += len(content)
         self._outbox.submit(lambda: self._upload(sha256, content, header, placed))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lamella.errors import RepositoryError
 from lamella.format.commit import Head
 from lamella.ids import WriterId
 from lamella.repository.host import HostMemory
@@ -26,6 +27,7 @@ class Pins:
     def __init__(self, memory: HostMemory) -> None:
         self._memory = memory
         stored = memory.read(_FILE)
+        self.unsaved = ""
         self.heads: dict[WriterId, tuple[int, bytes]] = {}
         for writer, value in _pairs(stored.get("heads")):
             self.heads[WriterId(bytes.fromhex(writer))] = (int(value[0]), bytes.fromhex(value[1]))
@@ -34,14 +36,21 @@ class Pins:
         self.accepted: set[str] = {key for key in rows if isinstance(key, str)}
 
     def remember(self, heads: Iterable[Head]) -> None:
-        """Pin these heads where they are newer than what is pinned; write only if something changed."""
+        """Pin these heads where they are newer than what is pinned; write only if something changed.
+
+        Where the state directory cannot be written, `unsaved` says why and the work goes on: an older pin notices less,
+        but a full disk must not stand between anybody and a restore.
+        """
         changed = False
         for head in heads:
             if self.heads.get(head.writer, (0, b""))[0] < head.seq:
                 self.heads[head.writer] = (head.seq, head.sha256)
                 changed = True
         if changed:
-            self.save()
+            try:
+                self.save()
+            except RepositoryError as error:
+                self.unsaved = error.message
 
     def accept(self, heads: Iterable[Head], problems: Iterable[Problem]) -> None:
         """Take the present history as the right one from now on."""

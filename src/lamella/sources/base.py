@@ -1,7 +1,7 @@
-"""The Source contract: one local volume, frozen, read and asked where data may lie.
+"""The Source contract: one local volume, frozen, read, and asked what changed since a kept moment.
 
-A source knows byte ranges only: no chunks, no keys, no repository. Drivers translate operating system errors into
-SourceError.
+A source knows byte ranges only: no repository, no keys. Drivers translate operating system errors into SourceError.
+`lamella.testing.source_contract` is the contract as a test suite.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Protocol
 
+from lamella.delta import Delta
 from lamella.extents import Extent
 
 
@@ -30,17 +31,31 @@ class Consistency(IntEnum):
 
 
 class FrozenVolume(Protocol):
-    """A read-only view of a volume."""
+    """A read-only view of a volume at one moment. `read_into` may be called from several threads."""
 
     @property
     def size(self) -> int:
         """Bytes of the volume at the frozen moment."""
 
+    @property
+    def checkpoint(self) -> str:
+        """This moment as text that its driver understands later; empty if the driver cannot keep moments."""
+
     def consistency(self) -> Consistency:
-        """What was seen, asked after the last read. Raises SourceError if the volume changed its size or vanished."""
+        """What was seen, asked after the last read.
+
+        Raises SourceError if the volume changed its size or vanished while it was read.
+        """
 
     def allocated(self) -> Iterator[Extent]:
         """Yield ascending ranges that may hold data; everything else reads as zero and is known unallocated."""
+
+    def delta_since(self, base: str, grain: int) -> Delta:
+        """What may differ from the kept moment `base`, on a grid of `grain` bytes (a power of two, 64 KiB to 4 MiB).
+
+        May say too much, never too little; reads metadata only. Raises CheckpointLost if `base` is gone, foreign,
+        reused, edited or not to be compared for any other reason: a driver never guesses.
+        """
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`. Raises SourceError if it cannot be filled completely."""
@@ -62,4 +77,16 @@ class Source(Protocol):
         """The name the volume gets when the user gives none."""
 
     def freeze(self) -> AbstractContextManager[FrozenVolume]:
-        """One read-only moment, undone on every exit path. Raises SourceError."""
+        """One read-only moment, undone on every exit path unless `keep` was called for it.
+
+        Raises SourceError; SourceAtRisk before anything was changed if freezing would endanger the source.
+        """
+
+    def keep(self, checkpoint: str) -> None:
+        """Let a frozen moment of this source outlive its context, so that the next delta can be taken from it."""
+
+    def drop(self, checkpoint: str) -> None:
+        """Remove a kept moment; no error if it is gone, nothing happens if it is not ours. Raises SourceError."""
+
+    def kept(self) -> list[str]:
+        """Every moment of this source that this host kept and that is still there, leftovers of a kill included."""

@@ -18,6 +18,7 @@ from lamella.clock import Clock, now_ms
 from lamella.errors import SourceError
 from lamella.extents import Extent
 from lamella.sources.base import Consistency, Source
+from lamella.sources.untracked import Untracked, UntrackedMoment
 
 _MACHINE = re.compile(r"[0-9a-f]{16}")
 
@@ -43,7 +44,7 @@ def open_file(text: str, machine: str) -> Source:
 
 
 @dataclass(frozen=True)
-class FileSource:
+class FileSource(Untracked):
     """A regular file or block device at `path`, on the machine whose hash is `machine` (16 hexadecimal digits)."""
 
     path: Path
@@ -91,7 +92,7 @@ class FileSource:
             os.close(fd)
 
 
-class FrozenFile:
+class FrozenFile(UntrackedMoment):
     """The open volume. Reads name their offset, so any number of threads may read at once."""
 
     def __init__(self, path: Path, fd: int, opened_ms: int) -> None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from lamella.errors import SourceError
 from lamella.extents import Extent
 from lamella.sources.base import Consistency, FrozenVolume, Source
+from lamella.sources.untracked import Untracked, UntrackedMoment
 
 BeforeRead = Callable[[int, int], None]
 """Called with the number of the read, the first being 1, and its offset; may change things or raise."""
 
 
 @dataclass(slots=True)
-class ScriptedSource:
+class ScriptedSource(Untracked):
     """A volume in memory called `name`; `content` may be replaced between runs, `extents` None means all of it."""
 
     name: str
@@ -41,7 +42,7 @@ class ScriptedSource:
         yield _Frozen(self.content, self.extents, self.seen)
 
 
-class _Frozen:
+class _Frozen(UntrackedMoment):
     def __init__(self, content: bytes, extents: Sequence[Extent] | None, seen: Consistency) -> None:
         self._content = content
         self._extents = extents
@@ -66,7 +67,7 @@ class _Frozen:
         buffer[:] = self._content[offset : offset + len(buffer)]
 
 
-class DisturbedSource:
+class DisturbedSource(Untracked):
     """A real source, with `before_read` called before each read of each frozen moment."""
 
     def __init__(self, inner: Source, before_read: BeforeRead) -> None:

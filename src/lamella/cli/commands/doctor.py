@@ -11,6 +11,8 @@ from lamella.cli.terminal import has_terminal
 from lamella.crypto.slots import Secret
 from lamella.errors import LamellaError, NoRepository
 from lamella.operations.doctor import Check, examine
+from lamella.repository.slots import read_marker
+from lamella.stores.base import Store
 
 _FAILED = 1
 
@@ -20,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Without REPO only this machine is examined, without a secret nothing inside the repository.\n\n" + SECRETS
     )
-    parser.add_argument("--ask", action="store_true", help="ask for the passphrase if no other secret is given")
 
 
 def run(context: Context) -> int:
@@ -43,20 +44,22 @@ def _checks(context: Context) -> list[Check]:
         named = False
     if not named:
         return examine(context.host, None, None)
-    secret = _secret(context)
+    given_source(context.args, context.env, context.settings)
     try:
         with context.store() as store:
-            return examine(context.host, store, secret)
+            return examine(context.host, store, _secret(context, store))
     except NoRepository as error:
         text = f"{context.place}: {error.message}"
         return [*examine(context.host, None, None), Check("repository", False, text)]
 
 
-def _secret(context: Context) -> Secret | None:
-    """The secret if one is given. Nothing is asked for without --ask: a look at the machine needs none."""
-    source = given_source(context.args, context.env, context.settings)
-    if source is None and context.args.ask and has_terminal():
-        source = secret_source(context.args, context.env, context.settings)
-    if source is None:
+def _secret(context: Context, store: Store) -> Secret | None:
+    """The secret, if there is anything for it to open, and somebody to give it."""
+    try:
+        read_marker(store)
+    except LamellaError:
+        return None  # a check of its own says why
+    if given_source(context.args, context.env, context.settings) is None and not has_terminal():
         context.out.say("no secret is given: the repository's history is left out")
-    return None if source is None else source.read()
+        return None
+    return secret_source(context.args, context.env, context.settings).read()

@@ -1,0 +1,56 @@
+"""What may have changed on a volume between two moments. Pure: no I/O, no clock.
+
+A delta may say too much, never too little: every chunk outside `changed` and `zeroed` has the bytes it had at the earlier
+moment. It is an upper bound by which a backup chooses what to read; ids decide what really changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamella.chunkset import ChunkSet
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Chunks of `grain` bytes on the absolute grid that may differ between a volume of `base_size` and later `size` bytes.
+
+    `changed` must be read; `zeroed` reads as zero; the two are disjoint, lie below the end of the volume, and together
+    hold every chunk at or beyond the smaller end, the chunk with that end included unless both sizes are equal.
+    """
+
+    grain: int
+    base_size: int
+    size: int
+    changed: ChunkSet
+    zeroed: ChunkSet
+
+    @classmethod
+    def bounded(cls, grain: int, base_size: int, size: int, changed: ChunkSet, zeroed: ChunkSet) -> Delta:
+        """A delta that keeps the rules above whatever a driver reported: the ends are added, the overlap is changed."""
+        end = -(-size // grain)
+        reported, changed = changed, changed.copy()
+        if base_size != size:
+            changed.add(min(base_size, size) // grain, end)
+            # What a driver proved to be zero beyond the old end stays so; a chunk that is part old data does not.
+            whole = -(-min(base_size, size) // grain)
+            proved = zeroed.copy()
+            proved.discard(0, whole)
+            changed = reported | (changed - proved)
+        changed.discard(end, max(end, 1 << 62))
+        zeroed = zeroed - changed
+        zeroed.discard(end, max(end, 1 << 62))
+        return cls(grain, base_size, size, changed, zeroed)
+
+    @classmethod
+    def everything(cls, grain: int, base_size: int, size: int) -> Delta:
+        """Nothing is known: every chunk may have changed."""
+        return cls(grain, base_size, size, ChunkSet([(0, -(-size // grain))]), ChunkSet())
+
+    def then(self, later: Delta) -> Delta:
+        """This delta followed by `later`, as one from this one's base. Raises ValueError if they do not meet."""
+        if (self.grain, self.size) != (later.grain, later.base_size):
+            raise ValueError("deltas of another grain, or whose sizes do not meet")
+        changed = later.changed | (self.changed - later.zeroed)
+        zeroed = later.zeroed | (self.zeroed - later.changed)
+        return Delta.bounded(self.grain, self.base_size, later.size, changed, zeroed)

@@ -1,0 +1,156 @@
+"""One key and nonce never seal two bodies: under one salt, a (kind, id) is sealed at most once (FORMAT 4)."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lamella.crypto.seal import PackSealer
+from lamella.format.compression import Encoder
+from lamella.format.container import Kind
+from lamella.ids import ChunkId
+from lamella.operations.backup import BackupOptions
+from lamella.operations.backup_volume import RANGE
+from lamella.pipeline import Outbox
+from lamella.repository.packer import Packer
+from lamella.repository.repository import Repository
+from lamella.stores.memory import MemoryStore
+from lamella.testing.scripted_source import ScriptedSource
+from lamella.trust import Sealed
+from tests.fault.world import CHUNK, SECRET, Truth, backup, check_rescue, check_sound, host_at, init
+
+
+@dataclass
+class Seals:
+    """Everything that was sealed while the test ran."""
+
+    made: Counter[tuple[bytes, int, bytes]] = field(default_factory=Counter)
+    bodies: dict[ChunkId, set[bytes]] = field(default_factory=dict)
+    mutex: threading.Lock = field(default_factory=threading.Lock)
+
+    def check(self) -> None:
+        assert self.made
+        twice = [key for key, count in self.made.items() if count > 1]
+        assert not twice, f"{len(twice)} sealed twice under one salt"
+
+
+@pytest.fixture
+def seals(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seals]:
+    seen = Seals()
+    real = PackSealer.seal
+
+    def seal(self: PackSealer, kind: Kind, id_: ChunkId, body: bytes) -> Sealed:
+        with seen.mutex:
+            seen.made[self.salt, kind, id_] += 1
+            seen.bodies.setdefault(id_, set()).add(body)
+        return real(self, kind, id_, body)
+
+    monkeypatch.setattr(PackSealer, "seal", seal)
+    yield seen
+    seen.check()
+
+
+def test_the_same_chunk_met_by_two_workers_that_choose_different_codecs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals
+) -> None:
+    """Both workers hold the chunk at once: both asked whether it is taken before either took it."""
+    store, host, truth = MemoryStore(), host_at(tmp_path / "host"), Truth()
+    init(store, host)
+    chunk = b"the same" * (CHUNK // 8)
+    content = chunk * (2 * RANGE // CHUNK)
+    together = threading.Barrier(2, timeout=30)
+    met = threading.local()
+    real = Packer.pending
+    meetings = []
+
+    def pending(self: Packer, id_: ChunkId) -> bool:
+        answer = real(self, id_)
+        if not getattr(met, "done", False) and threading.current_thread() is not threading.main_thread():
+            met.done = True
+            together.wait()
+            meetings.append(answer)
+        return answer
+
+    def encode(self: Encoder, part: memoryview) -> bytes:
+        codec = "off" if threading.get_ident() % 2 else "3"
+        return bytes(Encoder.__dict__["encode_as"](self, part, codec)) if False else real_encode(self, part)
+
+    real_encode = Encoder.encode
+    monkeypatch.setattr(Packer, "pending", pending)
+    monkeypatch.setattr(Encoder, "encode", encode)
+    options = BackupOptions(chunk_log2=16, workers=2)
+    result = backup(store, host, ScriptedSource("disk", content), options=options)
+    assert meetings == [False, False], "the race did not happen"
+    truth.learn(result, {"disk": content})
+    check_sound(store, host, truth, tmp_path)
+
+
+def test_a_packer_under_many_threads_with_few_ids(tmp_path: Path, seals: Seals) -> None:
+    """Threads store the same ids with different bodies, some of them failing half-way, packs closing all the time."""
+    store, host = MemoryStore(), host_at(tmp_path / "host")
+    init(store, host)
+    failures = Counter[str]()
+    with Repository.open(store, SECRET, host) as repo, Outbox() as outbox, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lamella.repository.packer.INCREMENTAL_TARGET", 3000)
+        patch.setattr("lamella.repository.packer.BULK_TARGET", 5000)
+        from lamella.ids import DomainId
+
+        packer = Packer(repo.keys, DomainId(b"d" * 16), store, repo.blobs, outbox)
+        contents = [bytes([number]) * (200 + number) for number in range(60)]
+        identify = packer.identify(Kind.CHUNK)
+        start = threading.Barrier(8)
+
+        def work(seed: int) -> None:
+            chance = random.Random(seed)
+            start.wait()
+            for content in chance.choices(contents, k=400):
+
+                def body(content: bytes = content) -> bytes:
+                    if chance.random() < 0.1:
+                        raise OSError("no")
+                    # Raw, with the thread's own tail: not a valid body, but a different one for each thread.
+                    return b"\0" + len(content).to_bytes(4, "little") + content
+
+                id_ = identify(content)
+                if packer.pending(id_) or (packer.may_be_stored(id_) and repo.blobs.has(Kind.CHUNK, id_)):
+                    continue
+                try:
+                    packer.store_blob(Kind.CHUNK, id_, len(content), body)
+                except OSError:
+                    failures["failed"] += 1
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        packer.finish()
+        outbox.drain()
+        assert failures["failed"] > 3 and len(packer.packs) > 5
+        for content in contents:
+            if repo.blobs.has(Kind.CHUNK, identify(content)):
+                got = repo.contents.get(DomainId(b"d" * 16), Kind.CHUNK, identify(content), len(content))
+                assert got == content
+
+
+def test_whole_runs_with_many_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals) -> None:
+    """Repeated contents, several volumes in one domain, small packs: nothing is ever sealed twice under one salt."""
+    monkeypatch.setattr("lamella.repository.packer.INCREMENTAL_TARGET", 40_000)
+    store, host, truth = MemoryStore(), host_at(tmp_path / "host"), Truth()
+    init(store, host)
+    chance = random.Random(7)
+    kinds = [chance.randbytes(CHUNK), b"text " * (CHUNK // 5) + b"....."[: CHUNK % 5], chance.randbytes(CHUNK)]
+    options = BackupOptions(chunk_log2=16, workers=8, domain="shared", documents={"same": b"text"})
+    for _ in range(3):
+        contents = {name: b"".join(chance.choices([*kinds, bytes(CHUNK)], k=300)) for name in ("a", "b", "c")}
+        sources = [ScriptedSource(name, content) for name, content in contents.items()]
+        truth.learn(backup(store, host, *sources, options=options), contents)
+        kinds.append(chance.randbytes(CHUNK))
+    check_sound(store, host, truth, tmp_path)
+    check_rescue(store.objects(), truth, tmp_path)

@@ -1,0 +1,170 @@
+"""Key slots: adding, removing, who may, and what verify says about slots nobody signed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lamella.crypto.slots import Secret, key_file, new_recovery_key, wrap
+from lamella.errors import KeyRefused, NothingMatched, UsageError
+from lamella.format.keyslot import MAX_SLOTS, SIZE
+from lamella.ids import DomainId
+from lamella.operations.keyring import add_slot, list_slots, remove_slot
+from lamella.operations.verify import VerifyOptions, verify
+from lamella.repository.repository import Repository
+from lamella.repository.slots import unlock
+from lamella.trust import Clear
+from tests.unit.small_repository import ADMIN, WRITER, Small
+
+NEW = key_file(b"n" * 40)
+DOMAIN = DomainId(b"d" * 16)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Small:
+    return Small.make(tmp_path)
+
+
+def slot_of(repo: Repository, role: str) -> str:
+    """The name of the only slot of a role."""
+    (name,) = [row.name for row in list_slots(repo) if row.role == role]
+    return name
+
+
+def flagged(repo: Repository) -> list[str]:
+    return [finding.obj for finding in verify(repo, [], VerifyOptions("structure")).findings]
+
+
+def opens(small: Small, secret: Secret) -> bool:
+    try:
+        unlock(small.store, secret)
+    except KeyRefused:
+        return False
+    return True
+
+
+def test_the_slots_are_listed(small: Small) -> None:
+    with small.opened() as repo:
+        rows = {row.role: row for row in list_slots(repo)}
+        assert (rows["admin"].current, rows["writer"].current) == (True, False)
+        assert all(row.signed and row.type == "key file" for row in rows.values())
+        assert sorted(row.name for row in rows.values()) == sorted(entry.name for entry in small.store.list("keys/"))
+    with small.opened(secret=WRITER) as repo:
+        assert [row.role for row in list_slots(repo) if row.current] == ["writer"]
+
+
+@pytest.mark.parametrize("admin", [True, False])
+def test_a_new_secret_opens_with_its_role(small: Small, admin: bool) -> None:
+    with small.opened() as repo:
+        name = add_slot(repo, NEW, admin=admin)
+        assert [row.role for row in list_slots(repo) if row.name == name] == ["admin" if admin else "writer"]
+        assert flagged(repo) == []
+        want = repo.keys
+    with small.opened("two", NEW) as repo:
+        assert (repo.keys.prune_seed is not None) is admin
+        assert repo.keys.domain(DOMAIN) == want.domain(DOMAIN)
+        assert repo.unlocked.slot.name == name
+
+
+def test_recovery_keys_and_passphrases_are_slots_too(small: Small) -> None:
+    recovery = new_recovery_key()
+    with small.opened() as repo:
+        name = add_slot(repo, recovery, admin=True)
+        assert [row.type for row in list_slots(repo) if row.name == name] == ["recovery key"]
+    assert opens(small, recovery)
+    assert not opens(small, new_recovery_key())
+
+
+def test_one_secret_may_have_two_slots(small: Small) -> None:
+    with small.opened() as repo:
+        assert add_slot(repo, NEW, admin=False) != add_slot(repo, NEW, admin=False)
+
+
+def test_after_removal_the_secret_opens_nothing(small: Small) -> None:
+    with small.opened() as repo:
+        name = add_slot(repo, NEW, admin=True)
+        assert opens(small, NEW)
+        remove_slot(repo, name)
+        assert not opens(small, NEW)
+        assert name not in {row.name for row in list_slots(repo)}
+        assert flagged(repo) == []
+    assert opens(small, ADMIN)
+
+
+def test_a_removed_slot_that_comes_back_is_flagged(small: Small) -> None:
+    with small.opened() as repo:
+        name = slot_of(repo, "writer")
+        content = small.store.objects()[name]
+        remove_slot(repo, name)
+        small.store.put(name, Clear(content))
+        assert flagged(repo) == [name]
+        assert [row.signed for row in list_slots(repo) if row.name == name] == [False]
+
+
+def test_a_slot_that_vanished_is_flagged(small: Small) -> None:
+    with small.opened() as repo:
+        name = slot_of(repo, "writer")
+        small.store.delete(name)
+        assert flagged(repo) == [name]
+
+
+def test_a_slot_nobody_signed_is_flagged_and_can_be_removed(small: Small) -> None:
+    with small.opened() as repo:
+        assert repo.keys.prune_seed is not None
+        planted = wrap(repo.keys.marker, NEW, repo.unlocked.data_root, repo.keys.prune_seed)
+        small.store.put(planted.name, planted.encode())
+        assert flagged(repo) == [planted.name]
+        assert [row.signed for row in list_slots(repo) if row.name == planted.name] == [False]
+        remove_slot(repo, planted.name)
+        assert flagged(repo) == []
+
+
+def test_the_last_admin_slot_stays(small: Small) -> None:
+    with small.opened() as repo:
+        with pytest.raises(UsageError, match="last admin"):
+            remove_slot(repo, slot_of(repo, "admin"))
+        # An admin slot nobody signed is no reason to let the signed one go.
+        assert repo.keys.prune_seed is not None
+        planted = wrap(repo.keys.marker, NEW, repo.unlocked.data_root, repo.keys.prune_seed)
+        small.store.put(planted.name, planted.encode())
+        first = repo.unlocked.slot.name
+        with pytest.raises(UsageError, match="last admin"):
+            remove_slot(repo, first)
+        second = add_slot(repo, key_file(b"s" * 32), admin=True)
+        remove_slot(repo, first)
+        with pytest.raises(UsageError, match="last admin"):
+            remove_slot(repo, second)
+    assert not opens(small, ADMIN)
+
+
+def test_a_writer_changes_no_slots(small: Small) -> None:
+    before = small.store.objects()
+    with small.opened("two", WRITER) as repo:
+        with pytest.raises(UsageError, match="admin's secret"):
+            add_slot(repo, NEW, admin=False)
+        with pytest.raises(UsageError, match="admin's secret"):
+            remove_slot(repo, slot_of(repo, "writer"))
+    assert small.store.objects() == before
+
+
+def test_a_name_that_is_no_slot(small: Small) -> None:
+    with small.opened() as repo:
+        for name in ("keys/00000000", "lamella", ""):
+            with pytest.raises(NothingMatched, match="no key slot"):
+                remove_slot(repo, name)
+
+
+def test_no_more_slots_than_are_read(small: Small) -> None:
+    with small.opened() as repo:
+        for number in range(MAX_SLOTS - 3):
+            small.store.put(f"keys/{number:08x}", Clear(bytes(SIZE)))  # junk takes a place, too
+        last = add_slot(repo, NEW, admin=False)
+        assert opens(small, NEW)
+        with pytest.raises(UsageError, match="at most 32"):
+            add_slot(repo, key_file(b"z" * 32), admin=False)
+        assert last in {row.name for row in list_slots(repo)}
+
+
+def test_the_same_secret_of_another_type_does_not_open(small: Small) -> None:
+    assert not opens(small, Secret(new_recovery_key().type, ADMIN.value))
