@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections import Counter
@@ -14,7 +15,7 @@ import pytest
 from lamella.crypto.seal import PackSealer
 from lamella.format.compression import Encoder
 from lamella.format.container import Kind
-from lamella.ids import ChunkId
+from lamella.ids import ChunkId, DomainId
 from lamella.operations.backup import BackupOptions
 from lamella.operations.backup_volume import RANGE
 from lamella.pipeline import Outbox
@@ -77,16 +78,20 @@ def test_the_same_chunk_met_by_two_workers_that_choose_different_codecs(
             meetings.append(answer)
         return answer
 
-    def encode(self: Encoder, part: memoryview) -> bytes:
-        codec = "off" if threading.get_ident() % 2 else "3"
-        return bytes(Encoder.__dict__["encode_as"](self, part, codec)) if False else real_encode(self, part)
-
     real_encode = Encoder.encode
+    workers = itertools.count()
+
+    def encode(self: Encoder, part: memoryview) -> bytes:
+        if not hasattr(met, "raw"):
+            met.raw = next(workers) % 2 == 1
+        return real_encode(Encoder("off") if met.raw else self, part)
+
     monkeypatch.setattr(Packer, "pending", pending)
     monkeypatch.setattr(Encoder, "encode", encode)
     options = BackupOptions(chunk_log2=16, workers=2)
     result = backup(store, host, ScriptedSource("disk", content), options=options)
     assert meetings == [False, False], "the race did not happen"
+    assert next(workers) >= 1
     truth.learn(result, {"disk": content})
     check_sound(store, host, truth, tmp_path)
 
@@ -99,8 +104,6 @@ def test_a_packer_under_many_threads_with_few_ids(tmp_path: Path, seals: Seals) 
     with Repository.open(store, SECRET, host) as repo, Outbox() as outbox, pytest.MonkeyPatch.context() as patch:
         patch.setattr("lamella.repository.packer.INCREMENTAL_TARGET", 3000)
         patch.setattr("lamella.repository.packer.BULK_TARGET", 5000)
-        from lamella.ids import DomainId
-
         packer = Packer(repo.keys, DomainId(b"d" * 16), store, repo.blobs, outbox)
         contents = [bytes([number]) * (200 + number) for number in range(60)]
         identify = packer.identify(Kind.CHUNK)

@@ -61,12 +61,9 @@ def expected_ranges(old: bytes, new: bytes) -> list[tuple[int, int, str]]:
     ranges: list[tuple[int, int, str]] = []
     for start in range(0, len(new), CHUNK):
         one, other = old[start : start + CHUNK], new[start : start + CHUNK]
-        if any(other):
-            kind = "" if one == other else "data"
-        else:
-            kind = "zero" if any(one) else ""
-        if not kind:
+        if one == other or not (any(one) or any(other)):
             continue
+        kind = "data" if any(other) else "zero"
         if ranges and ranges[-1][2] == kind and ranges[-1][0] + ranges[-1][1] == start:
             ranges[-1] = (ranges[-1][0], ranges[-1][1] + len(other), kind)
         else:

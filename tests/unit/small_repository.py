@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from lamella.crypto.slots import Secret, key_file
-from lamella.format.records import AddSnap, RawRecord, Ref
+from lamella.format.records import NO_REF, AddSnap, File, RawRecord, Ref, Volume
 from lamella.ids import ChunkId, DomainId, SnapId, VolumeId
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
 from lamella.repository.create import SlotWanted, create_repository
@@ -77,7 +77,7 @@ class Small:
         assert result.complete, result
         return result
 
-    def publish(self, records: Sequence[RawRecord], host: str = "one") -> None:
+    def publish(self, records: Sequence[RawRecord | File | Volume], host: str = "one") -> None:
         """Publish records as they are from a host."""
         with self.opened(host) as repo:
             repo.publish(records)
@@ -106,7 +106,6 @@ def snapshot_record(
     number: int, *, volume: int = 1, parent: Ref | None = None, packs: tuple[bytes, ...] = (), time_ms: int = 0
 ) -> AddSnap:
     """An ADD_SNAP with ids made of numbers; its tree does not exist."""
-    nowhere = Ref(bytes(16), 0, SnapId(bytes(16))) if parent is None else parent  # type: ignore[arg-type]
     return AddSnap(
         SnapId(number.to_bytes(16, "big")),
         VolumeId(volume.to_bytes(16, "big")),
@@ -116,7 +115,7 @@ def snapshot_record(
         CHUNK,
         ChunkId(bytes(24)),
         time_ms or 1_800_000_000_000 + number,
-        nowhere,
+        parent or NO_REF,
         f"snap-{number:04}",
         packs=packs,
     )

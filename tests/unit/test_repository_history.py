@@ -426,7 +426,7 @@ broken_files = st.one_of(
         optional={
             "heads": st.dictionaries(st.sampled_from(["00" * 16, "zz", ""]), json_values, max_size=2) | json_values,
             "accepted": json_values,
-            "snapshots": st.lists(json_values | st.lists(json_values, min_size=3, max_size=3), max_size=2) | json_values,
+            "snapshots": st.lists(json_values | st.tuples(*[json_values] * 3), max_size=2) | json_values,
             "seed": json_values,
             "machine": json_values,
         },
@@ -489,4 +489,3 @@ def test_confirmations_wait_for_the_next_commit(small: Small) -> None:
         waiting.drop([ref])
         assert waiting.take() == []
         assert len(waiting.waiting()) == 1
-

@@ -57,6 +57,10 @@ class Keys:
         info = b"lamella/1\0" + u8(len(label)) + label + u8(len(id_)) + id_
         return hkdf(self._data_root, self.root, info)
 
+    def local_key(self, purpose: str) -> bytes:
+        """A key for what a host remembers about this repository; never used for anything that is stored in it."""
+        return self._derive("local", purpose.encode("ascii"))
+
     def domain(self, domain_id: DomainId) -> DomainKeys:
         """The keys of a domain; `CATALOGUE` gives the catalogue's."""
         keys = self._domains.get(domain_id)

@@ -166,7 +166,10 @@ class PackReader:
                 outcome.chunks += 1
                 outcome.chunk_bytes += len(opened)
         if not outcome.bad:
-            container.check_padding(content, head.header, head.blobs, outcome.name)
+            try:
+                container.check_padding(content, head.header, head.blobs, outcome.name)
+            except IntegrityError as error:
+                outcome.trouble = error.message  # every blob opened all the same
 
 
 BadBlobs = dict[tuple[Kind, ChunkId], set[bytes]]
