@@ -1,7 +1,7 @@
 """Sets of chunk numbers that stay small whether few, many or nearly all are in them. Pure.
 
-Numbers lie in pages of 4096, each page an integer used as a bitmap: memory follows the numbers in the set and is at most
-one bit a chunk; unions and differences are page-wise integer operations.
+Numbers lie in pages of 4096, each page an integer used as a bitmap: memory follows the numbers in the set and is at
+most one bit a chunk; unions and differences are page-wise integer operations.
 """
 
 from __future__ import annotations

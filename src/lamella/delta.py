@@ -1,7 +1,7 @@
 """What may have changed on a volume between two moments. Pure: no I/O, no clock.
 
-A delta may say too much, never too little: every chunk outside `changed` and `zeroed` has the bytes it had at the earlier
-moment. It is an upper bound by which a backup chooses what to read; ids decide what really changed.
+A delta may say too much, never too little: every chunk outside `changed` and `zeroed` has the bytes it had at the
+earlier moment. It is an upper bound by which a backup chooses what to read; ids decide what really changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lamella.chunkset import ChunkSet
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Chunks of `grain` bytes on the absolute grid that may differ between a volume of `base_size` and later `size` bytes.
+    """Chunks of `grain` bytes on the absolute grid that may differ between `base_size` and later `size` bytes of a volume.
 
     `changed` must be read; `zeroed` reads as zero; the two are disjoint, lie below the end of the volume, and together
     hold every chunk at or beyond the smaller end, the chunk with that end included unless both sizes are equal.

@@ -101,7 +101,7 @@ def verified(repo: Repository, level: str = "full") -> VerifyResult:
 
 @dataclass(slots=True)
 class Truth:
-    """What must come back: by `VOLUME@SNAPSHOT`, the bytes."""
+    """What must come back: by `VOLUME@SNAPSHOT`, the bytes. Names are without the `~<4 hex>` of volumes that share one."""
 
     volumes: dict[str, bytes] = field(default_factory=dict)
 
@@ -109,7 +109,8 @@ class Truth:
         """A run was committed: from now on these contents must be restorable."""
         for row in result.volumes:
             if row.result == "complete":
-                self.volumes[f"{row.volume}@{result.snapshot}"] = contents[row.volume]
+                name = row.volume.partition("~")[0]
+                self.volumes[f"{name}@{result.snapshot}"] = contents[name]
 
 
 def check_sound(store: Store, host: Host, truth: Truth, scratch: Path, *, others: Sequence[bytes] = ()) -> None:
@@ -118,7 +119,7 @@ def check_sound(store: Store, host: Host, truth: Truth, scratch: Path, *, others
     Snapshots beyond `truth` may be there if they restore to one of `others`.
     """
     with Repository.open(store, SECRET, host) as repo:
-        everything = {one.text: one for one in select(repo, [])}
+        everything = {f"{one.volume.name}@{one.snapshot.name}": one for one in select(repo, [])}
         missing = set(truth.volumes) - set(everything)
         assert not missing, f"lost: {missing}"
         for text, one in everything.items():

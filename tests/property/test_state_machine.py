@@ -215,7 +215,7 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=max(10, settings().max_examples // 3),
+    max_examples=max(10, settings().max_examples // 2),
     stateful_step_count=25 if settings().max_examples <= 100 else 60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -187,7 +187,8 @@ def test_one_changed_chunk_costs_at_most_one_path(step: Step, chunk: int, value:
     assert nodes.fetched <= shape.depth
     assert nodes.put_count <= shape.depth
     if model.slots[place] == value:
-        assert (root, nodes.put_count) == (base.root, 0)
+        assert root == base.root
+        assert nodes.put_count <= 1  # a root without data is made again to be told that it is the same
     else:
         nodes.fetched = 0
         assert len(list(TreeReader(nodes.fetch).changes(base, Tree(shape, root)))) == 1

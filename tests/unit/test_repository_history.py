@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from lamella.format.records import Confirm, RawRecord, Ref, raw
 from lamella.ids import SnapId, WriterId
 from lamella.operations.session import Confirmations
 from lamella.repository.catalogue import latest
+from lamella.repository.containers import build_commit
 from lamella.repository.history import Chain, History
 from lamella.repository.host import HostMemory, machine_name
 from lamella.repository.publish import Publisher
@@ -256,6 +259,7 @@ def history_of(small: Small, host: str, count: int) -> list[str]:
     with small.opened(host) as repo:
         for number in range(count):
             add(repo, 100 + number)
+        repo.reload(whole=True)
         return [commit.head.name for commit in own(repo).commits]
 
 
@@ -305,6 +309,33 @@ def test_a_missing_commit_is_a_gap(small: Small) -> None:
         assert kinds(repo) == ["missing"]
         assert len(repo.history.heads) == 2
         assert len(names(repo)) == 3
+
+
+def test_a_gap_may_be_as_wide_as_numbers_go(small: Small) -> None:
+    """Whoever has a writer's secret can publish any number: nobody may count up to it."""
+    made = history_of(small, "two", 2)
+    with small.opened("two") as repo:
+        key = repo.memory.writer_key()
+        assert key is not None
+        body = replace(own(repo).commits[-1].body, seq=(1 << 64) - 2)
+        content = build_commit(repo.keys, key.seed, key.public, body)
+    far = Head(key.id, body.seq, hashlib.sha256(content).digest())
+    small.store.put(far.name, content)
+    small.store.delete(made[0])
+    with small.opened("three") as repo:
+        assert [problem.key for problem in repo.problems] == [
+            f"missing:{key.id.hex()}:1",
+            f"missing:{key.id.hex()}:3-{body.seq - 1}",
+        ]
+        assert far in repo.history.heads
+
+
+def test_without_its_checkpoint_a_chain_is_read_from_its_beginning(small: Small) -> None:
+    made = history_of(small, "two", CHECKPOINT_EVERY + 3)
+    small.store.delete(made[CHECKPOINT_EVERY - 1])
+    with small.opened("three") as repo:
+        assert kinds(repo) == ["missing"]
+        assert len(names(repo)) == CHECKPOINT_EVERY + 2
 
 
 def test_a_damaged_commit_is_named_and_the_others_are_read(small: Small) -> None:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from lamella.errors import UsageError
 from lamella.format.records import Volume
 from lamella.ids import DomainId, VolumeId
+from lamella.operations.completeness import is_complete
 from lamella.operations.session import Confirmations
 from lamella.repository.catalogue import Snapshot, VolumeState, latest
+from lamella.repository.ledger import Ledger, LedgerEntry
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.registry import check_name, name_from
@@ -39,7 +41,11 @@ class FailedRequest:
 
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
-    """How to back up. `chunk_log2`, `domain` count at a volume's first backup only."""
+    """How to back up. `chunk_log2`, `domain` count at a volume's first backup only.
+
+    `reread_bytes` of what a change map calls unchanged are re-read, the least recently seen first. `before` and `after`
+    are commands run around the freeze, each for at most `hook_seconds`.
+    """
 
     compression: str = "auto"
     chunk_log2: int | None = None
@@ -49,6 +55,10 @@ class BackupOptions:
     workers: int | None = None
     check_all: bool = False
     lock_wait: float = 0.0
+    reread_bytes: int = 0
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    hook_seconds: float = 60.0
 
 
 @dataclass(slots=True)
@@ -65,6 +75,8 @@ class PlanRow:
     chunk_log2: int | None
     """None: chosen by the size when it is known."""
     base: Snapshot | None
+    entry: LedgerEntry | None
+    """The kept moment of the base, if the run can be incremental."""
     record: Volume | None
     """A VOLUME record to publish; its chunk size is filled in when the size is known."""
     source_bytes: int = 0
@@ -88,6 +100,7 @@ class Planner:
         self._repo = repo
         self._options = options
         self._waiting = set(Confirmations(repo).waiting())
+        self._ledger = Ledger(repo.memory, repo.keys)
         self._new_domain: DomainId | None = None
 
     def rows(self, requests: Sequence[Request | FailedRequest]) -> list[PlanRow]:
@@ -130,7 +143,7 @@ class Planner:
         volume_id = VolumeId(os.urandom(16))
         record = Volume(volume_id, domain_id, log2 or 0, name, label, source.identity)
         reason = "first backup of this volume"
-        return PlanRow(name, source.driver, FULL, reason, request, volume_id, domain_id, log2, None, record)
+        return PlanRow(name, source.driver, FULL, reason, request, volume_id, domain_id, log2, None, None, record)
 
     def _domain(self) -> tuple[DomainId, str]:
         label = self._options.domain
@@ -168,14 +181,12 @@ class Planner:
 
     def _known_row(self, request: Request, known: VolumeState, record: Volume | None) -> PlanRow:
         notes: list[str] = []
-        base = self._base(known, notes)
+        entry, why = self._kept_moment(request.source, known)
+        base = self._base(known, notes) if entry is None else self._snapshot(known, entry)
         shown = self._repo.catalogue.shown_names()[known.volume_id]
         if base is not None:
             domain_id, log2 = base.added.domain_id, base.added.chunk_log2
-            mode, reason = (
-                COMPARE,
-                f"the {request.source.driver} driver keeps no record of changes: all is read and compared",
-            )
+            mode, reason = (COMPARE, why) if entry is None else (INCREMENTAL, "")
         else:
             volume = record or known.record
             if volume is None:
@@ -194,9 +205,34 @@ class Planner:
             domain_id,
             log2,
             base,
+            entry,
             record,
             notes=notes,
         )
+
+    def _kept_moment(self, source: Source, volume: VolumeState) -> tuple[LedgerEntry | None, str]:
+        """What an incremental run may build on, or None and the reason in words."""
+        if not source.tracks:
+            return None, f"the {source.driver} driver keeps no record of changes"
+        entry, why = self._ledger.entry(volume.volume_id)
+        if entry is None:
+            return None, why
+        if (entry.identity, entry.driver) != (source.identity, source.driver):
+            return None, "the kept moment belongs to another source or driver"
+        snapshot = self._snapshot(volume, entry)
+        if snapshot is None or not snapshot.added.usable or snapshot.conflict:
+            return None, "the snapshot that the kept moment belongs to is not in the repository"
+        if not is_complete(self._repo, snapshot):
+            return None, "parts of the last snapshot are missing from the repository"
+        return entry, ""
+
+    def _snapshot(self, volume: VolumeState, entry: LedgerEntry) -> Snapshot | None:
+        added = (entry.root, entry.size, entry.chunk_log2)
+        for snapshot in volume.snapshots:
+            found = snapshot.added
+            if snapshot.ref == entry.ref and (found.root, found.size, found.chunk_log2) == added:
+                return snapshot
+        return None
 
     def _base(self, volume: VolumeState, notes: list[str]) -> Snapshot | None:
         """The newest snapshot that is known to be whole: confirmed, or all its packs are there."""

@@ -7,17 +7,17 @@ look-up, compression, sealing. Results come back in order and stream into the tr
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lamella.errors import IntegrityError
 from lamella.events import Progress, Reporter
-from lamella.extents import chunk_ranges
 from lamella.format.compression import Encoder, decode
 from lamella.format.container import Kind
 from lamella.format.node import Shape, Slot, SlotValue
 from lamella.ids import ChunkId
+from lamella.operations.reading import RANGE, Act, Task
 from lamella.pipeline import ordered_map
 from lamella.repository.packer import Packer
 from lamella.repository.repository import Repository
@@ -25,25 +25,33 @@ from lamella.repository.tree import Run, Tree, TreeWriter
 from lamella.sources.base import FrozenVolume
 from lamella.trust import Opened
 
-RANGE = 4 * 1024 * 1024
 CHECK_ONE_IN = 16
 _ZEROS: dict[int, bytes] = {}
 
 
-class _Task(NamedTuple):
-    """Chunks `[first, end)`: to read and compare with `base` slots, or known to be a hole."""
+class MapRefuted(Exception):
+    """The change map called a chunk unchanged, and it is not: nothing the map says may be used."""
 
-    first: int
-    end: int
+    def __init__(self, offset: int, length: int) -> None:
+        super().__init__(f"bytes {offset} to {offset + length} changed although the change map says they did not")
+        self.offset = offset
+        self.length = length
+
+
+class _Work(NamedTuple):
+    """A task with the base's slots for it, None where the base has none."""
+
+    task: Task
     base: tuple[SlotValue, ...] | None
-    hole: bool = False
 
 
 class _Answer(NamedTuple):
     """What became of a task: changed slots, and counts of its work."""
 
     changes: list[Run]
+    end: int
     read_bytes: int
+    sampled_bytes: int
     changed: int
     new: int
     stored_bytes: int
@@ -55,6 +63,7 @@ class VolumeRead:
 
     root: ChunkId
     read_bytes: int = 0
+    sampled_bytes: int = 0
     changed_chunks: int = 0
     new_chunks: int = 0
     stored_bytes: int = 0
@@ -99,26 +108,26 @@ class VolumeReader:
         self._local = threading.local()
         self._nodes = repo.tree_reader(packer.domain_id)
 
-    def read(self, frozen: FrozenVolume, volume: str, reporter: Reporter) -> VolumeRead:
-        """Read the volume and put its chunks and nodes.
+    def read(self, frozen: FrozenVolume, tasks: Iterable[Task], volume: str, reporter: Reporter) -> VolumeRead:
+        """Do the tasks and put the changed chunks and nodes; chunks without a task stay as they are in the base.
 
-        Raises SourceError if the source fails, IntegrityError if the base cannot be read, StoreError.
+        Raises SourceError if the source fails, MapRefuted, IntegrityError if the base cannot be read, StoreError.
         """
         result = VolumeRead(ChunkId(b""))
 
-        def work(task: _Task) -> _Answer:
-            return self._work(task, frozen)
+        def work(item: _Work) -> _Answer:
+            return self._work(item, frozen)
 
         def changes() -> Iterator[Run]:
-            done = 0
-            for answer in ordered_map(work, self._tasks(frozen), workers=self._workers):
+            items = (_Work(task, self._base_slots(task)) for task in tasks)
+            for answer in ordered_map(work, items, workers=self._workers):
                 yield from answer.changes
                 result.read_bytes += answer.read_bytes
+                result.sampled_bytes += answer.sampled_bytes
                 result.changed_chunks += answer.changed
                 result.new_chunks += answer.new
                 result.stored_bytes += answer.stored_bytes
-                done = max(done, (answer.changes[-1].end if answer.changes else 0) << self._shape.chunk_log2)
-                done = min(max(done, result.read_bytes), self._shape.size)
+                done = min(answer.end << self._shape.chunk_log2, self._shape.size)
                 reporter(Progress("backup", volume, done, self._shape.size, result.stored_bytes))
 
         # Another reader for the tree: both walk the base, at different places.
@@ -126,52 +135,52 @@ class VolumeReader:
         result.root = writer.update(self._shape, self._base, changes())
         return result
 
-    def _tasks(self, frozen: FrozenVolume) -> Iterator[_Task]:
-        per_task = max(1, RANGE >> self._shape.chunk_log2)
-        position = 0
-        for first, end in chunk_ranges(frozen.allocated(), self._shape.chunk_size):
-            if first > position:
-                yield _Task(position, first, None, hole=True)
-            start = first
-            while start < end:
-                stop = min(end, (start // per_task + 1) * per_task)
-                yield _Task(start, stop, self._base_slots(start, stop))
-                start = stop
-            position = end
-        if position < self._shape.chunks:
-            yield _Task(position, self._shape.chunks, None, hole=True)
-
-    def _base_slots(self, first: int, end: int) -> tuple[SlotValue, ...] | None:
-        """The base's slots, None where it has none at all for this range."""
-        if self._base is None or first >= self._base.shape.chunks:
+    def _base_slots(self, task: Task) -> tuple[SlotValue, ...] | None:
+        """The base's slots, None where it has none at all for this task or none is needed."""
+        if self._base is None or task.act == Act.SET or task.first >= self._base.shape.chunks:
             return None
         slots: list[SlotValue] = []
-        for run in self._nodes.runs(self._base, first, end):
+        for run in self._nodes.runs(self._base, task.first, task.end):
             slots += [run.slot] * (run.end - run.first)
         return tuple(slots)
 
-    def _work(self, task: _Task, frozen: FrozenVolume) -> _Answer:
-        if task.hole:
-            return _Answer([Run(task.first, task.end, Slot.HOLE)], 0, 0, 0, 0)
+    def _work(self, item: _Work, frozen: FrozenVolume) -> _Answer:
+        task = item.task
+        if task.act == Act.SET:
+            return _Answer([Run(task.first, task.end, task.slot)], task.end, 0, 0, 0, 0, 0)
         offset = task.first << self._shape.chunk_log2
         length = min(task.end << self._shape.chunk_log2, self._shape.size) - offset
         view = self._buffer(length)
         frozen.read_into(offset, view)
+        if task.act == Act.SAMPLE:
+            self._compare(item, view)
+            return _Answer([], task.end, length, length, 0, 0, 0)
         changes: list[Run] = []
         new = stored = 0
-        for chunk in range(task.first, task.end):
-            start = (chunk - task.first) << self._shape.chunk_log2
-            part = view[start : start + self._shape.chunk_length(chunk)]
-            slot: SlotValue = Slot.ZERO if is_zero(part) else self._identify(part)
-            position = chunk - task.first
-            same = task.base is not None and position < len(task.base) and task.base[position] == slot
+        for position, (part, slot) in enumerate(self._slots(task, view)):
+            same = item.base is not None and position < len(item.base) and item.base[position] == slot
             if isinstance(slot, bytes) and not (same and self._kept(slot)):
                 sealed = self._store(slot, part)
                 new += sealed > 0
                 stored += sealed
             if not same:
-                changes.append(Run(chunk, chunk + 1, slot))
-        return _Answer(changes, length, len(changes), new, stored)
+                changes.append(Run(task.first + position, task.first + position + 1, slot))
+        return _Answer(changes, task.end, length, 0, len(changes), new, stored)
+
+    def _slots(self, task: Task, view: memoryview) -> Iterator[tuple[memoryview, SlotValue]]:
+        """Each chunk of a task that was read, with the slot it makes."""
+        for chunk in range(task.first, task.end):
+            start = (chunk - task.first) << self._shape.chunk_log2
+            part = view[start : start + self._shape.chunk_length(chunk)]
+            yield part, Slot.ZERO if is_zero(part) else self._identify(part)
+
+    def _compare(self, item: _Work, view: memoryview) -> None:
+        """Chunks that the change map calls unchanged must be what the base says. Raises MapRefuted."""
+        base = item.base or ()
+        for position, (part, slot) in enumerate(self._slots(item.task, view)):
+            expected = base[position] if position < len(base) else None
+            if slot != expected and not (slot == Slot.ZERO and expected == Slot.HOLE):
+                raise MapRefuted((item.task.first + position) << self._shape.chunk_log2, len(part))
 
     def _kept(self, id_: ChunkId) -> bool:
         """Whether a chunk the base already has may be left alone: always, unless packs were lost."""

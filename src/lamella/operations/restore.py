@@ -16,7 +16,8 @@ from lamella.format import document
 from lamella.format.container import Kind
 from lamella.format.node import Slot
 from lamella.ids import ChunkId
-from lamella.operations.backup_volume import RANGE, is_zero
+from lamella.operations.backup_volume import is_zero
+from lamella.operations.reading import RANGE
 from lamella.operations.selection import Selected
 from lamella.pipeline import default_workers, ordered_map
 from lamella.repository.repository import Repository

@@ -1,7 +1,7 @@
 """Choosing which chunks to re-read although the change map calls them unchanged. Pure.
 
-A wrong "unchanged" is the one silent fault of change tracking, so each incremental run looks at some of them: at the edges
-of what changed, at random, and at the next slice of a cursor that goes round the volume.
+A wrong "unchanged" is the one silent fault of change tracking, so each incremental run looks at some of them: at the
+edges of what changed, at random, and at the next slice of a cursor that goes round the volume.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def runs_to_see_all(chunks: int, chunk_size: int) -> int:
     return -(-chunks // max(1, sample_size(chunks, chunk_size) // 2))
 
 
-def choose(  # noqa: PLR0913 - what a choice depends on
+def choose(
     delta: ChunkSet, chunks: int, chunk_size: int, cursor: int, reread_bytes: int, source: random.Random
 ) -> Sample:
     """Choose the sample of one run: half of it the cursor's slice, a quarter at edges of `delta`, the rest at random.

@@ -11,7 +11,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lamella.errors import IntegrityError, LamellaError, StoreError, StoreUnavailable, UnknownFormat, UsageError
+from lamella.errors import (
+    IntegrityError,
+    LamellaError,
+    SourceError,
+    StoreError,
+    StoreUnavailable,
+    UnknownFormat,
+    UsageError,
+)
 from lamella.events import Progress, Reporter, silent
 from lamella.format.container import Kind
 from lamella.format.node import Shape
@@ -82,8 +90,9 @@ def verify(
     for one in selected:
         walk.snapshot(one)
     if options.level == "source":
-        for one in selected:
-            compare_with_source(repo, one, options.source, result, reporter, workers)
+        compared = [compare_with_source(repo, one, options.source, result, reporter, workers) for one in selected]
+        if not any(compared):
+            raise SourceError("no source could be compared: " + "; ".join(one.message for one in result.findings[-3:]))
     result.seconds = round(time.monotonic() - started, 3)
     return result
 

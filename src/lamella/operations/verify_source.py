@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from lamella.errors import SourceError
 from lamella.events import Progress, Reporter
 from lamella.format.node import Slot
-from lamella.operations.backup_volume import RANGE, is_zero
+from lamella.operations.backup_volume import is_zero
 from lamella.operations.findings import VerifyResult
+from lamella.operations.reading import RANGE
 from lamella.operations.restore import identify_chunk
 from lamella.operations.selection import Selected
 from lamella.pipeline import ordered_map
@@ -22,8 +23,11 @@ from lamella.sources.registry import open_source
 
 def compare_with_source(
     repo: Repository, one: Selected, source: Source | None, result: VerifyResult, reporter: Reporter, workers: int
-) -> None:
-    """Read the source and compare it with the snapshot; each differing range becomes a note."""
+) -> bool:
+    """Read the source and compare it with the snapshot; each differing range becomes a note.
+
+    False, and a note, if the source could not be read.
+    """
     try:
         live = source if source is not None else live_source(repo, one)
         with live.freeze() as frozen:
@@ -43,12 +47,13 @@ def compare_with_source(
                 result.note("source", one.text, text)
     except SourceError as error:
         result.note("source", one.text, f"not compared: {error.message}")
-        return
+        return False
     result.checked_bytes += compared
     for start, end in differing[:100]:
         result.note("source", one.text, f"bytes {start} to {end} differ from the source as it is now")
     if len(differing) > 100:
         result.note("source", one.text, f"and {len(differing) - 100} more ranges")
+    return True
 
 
 def live_source(repo: Repository, one: Selected) -> Source:

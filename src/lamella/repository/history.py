@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from lamella.crypto.derive import Keys
-from lamella.errors import IntegrityError, ObjectNotFound, UnknownFormat
+from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.format.commit import PREFIX, Body, Entry, Head, decode_entries, decode_segment, parse_name
 from lamella.format.container import MAX_OBJECT
 from lamella.format.records import Checkpoint, SegmentPlace, understood
@@ -19,6 +19,7 @@ from lamella.ids import WriterId
 from lamella.repository.cache import Cache
 from lamella.repository.containers import open_commit
 from lamella.repository.pins import Pins, Problem
+from lamella.repository.reach import require_alive
 from lamella.stores.base import Store
 from lamella.trust import Opened
 
@@ -108,10 +109,10 @@ class HistoryReader:
         for writer in sorted(names):
             history.chains[writer] = self._chain(history, writer, names[writer], pins, whole)
         history.unbacked = list(_unbacked(history))
-        for writer, (seq, _) in sorted(pins.heads.items()):
+        for writer, (seq, sha256) in sorted(pins.heads.items()):
             if writer not in history.chains:
                 text = f"the chain of writer {writer.hex()[:8]} is gone; commit {seq} was seen before"
-                history.problems.append(Problem(f"gone:{writer.hex()}", text))
+                history.problems.append(Problem(f"gone:{writer.hex()}:{seq}:{sha256.hex()}", text))
         return history
 
     def read_own(self, writer: WriterId, pins: Pins) -> tuple[Chain, History]:
@@ -149,7 +150,8 @@ class HistoryReader:
         try:
             content = self._store.get(head.name)
             body = open_commit(self._keys, head, content)
-        except (IntegrityError, UnknownFormat, ObjectNotFound) as error:
+        except (IntegrityError, UnknownFormat, StoreError) as error:
+            require_alive(self._store, error)
             history.damaged.append((head.name, error.message))
             return None
         self._cache.remember_commits([(head.name, content)])
@@ -178,12 +180,15 @@ class _Reading:
         if top is None:
             return chain
         base = top.head.seq if top.checkpoint is not None else top.body.checkpoint[0] or 1
-        start = base if start is None else start
+        if start is None:
+            # Without its checkpoint a chain is read from wherever its commits begin.
+            start = base if any(commit.checkpoint is not None for commit in self._load(base)) else 1
         pinned = pins.heads.get(chain.writer, (0, b""))[0]
         # The pinned commit may be older than the checkpoint: then the steps in between are read and checked too.
         first = min(start, pinned) if 0 < pinned <= top.head.seq else start
-        for seq in range(first, top.head.seq + 1):
-            self._load(seq)
+        for seq in sorted(self._names):  # not every number up to the newest: a commit may have any
+            if first <= seq <= top.head.seq:
+                self._load(seq)
         chain.commits = [commit for seq in sorted(self._loaded) for commit in self._loaded[seq]]
         chain.whole = first == 1
         self._check_links(first)
@@ -204,32 +209,31 @@ class _Reading:
             self._loaded[seq] = [commit for commit in found if commit is not None]
         return self._loaded[seq]
 
-    def _problem(self, kind: str, seq: int, text: str) -> None:
+    def _problem(self, kind: str, seq: int | str, text: str) -> None:
         writer = self._chain.writer.hex()
         self._history.problems.append(Problem(f"{kind}:{writer}:{seq}", f"writer {writer[:8]}: {text}"))
 
     def _check_links(self, first: int) -> None:
         chain = self._chain
-        for seq in range(1, first):
-            if not self._names.get(seq):
-                self._problem("missing", seq, f"commit {seq} is missing")
-        previous: set[bytes] = set()
-        top = max(seq for seq, found in self._loaded.items() if found)
-        for seq in range(first, top + 1):
+        there = sorted(seq for seq in self._names if seq < first or self._loaded.get(seq))
+        for before, seq in zip([0, *there], there, strict=False):
+            if seq == before + 2:
+                self._problem("missing", before + 1, f"commit {before + 1} is missing or damaged")
+            elif seq > before + 1:
+                self._problem("missing", f"{before + 1}-{seq - 1}", f"commits {before + 1} to {seq - 1} are missing")
+        for seq in there:
             commits = self._loaded.get(seq, [])
-            self._check_step(seq, commits, previous if seq > first else None)
+            self._check_step(seq, commits, {commit.head.sha256 for commit in self._loaded.get(seq - 1, [])})
             if len(commits) > 1 and not chain.forked_at:
                 chain.forked_at = seq
                 self._problem("fork", seq, f"the history forks at commit {seq}: its state was used in two places")
-            previous = {commit.head.sha256 for commit in commits}  # behind a gap nothing can be compared
         # Without a fork only the newest commit is a head: what is left before a gap is not.
         followed = {commit.body.prev for commit in chain.commits}
         newest = chain.commits if chain.forked_at else chain.commits[-1:]
         chain.heads = [commit.head for commit in newest if commit.head.sha256 not in followed]
 
-    def _check_step(self, seq: int, commits: list[Commit], previous: set[bytes] | None) -> None:
-        if not commits:
-            self._problem("missing", seq, f"commit {seq} is missing or damaged")
+    def _check_step(self, seq: int, commits: list[Commit], previous: set[bytes]) -> None:
+        """Commits follow one of the previous number; behind a gap nothing can be compared."""
         for commit in commits:
             if previous and commit.body.prev not in previous:
                 self._problem("broken", seq, f"commit {seq} does not follow the one before it")
@@ -281,12 +285,13 @@ def _compare_with_pin(history: History, chain: Chain, names: dict[int, list[Head
     pinned = pins.heads.get(chain.writer)
     if pinned is None:
         return
+    # The commit that was seen is part of the key: what was accepted once must not hide the next time.
     seq, sha256 = pinned
     writer = chain.writer.hex()
     newest = chain.head.seq if chain.head is not None else 0
     if newest < seq:
         text = f"writer {writer[:8]}: the newest commit is {newest}, but {seq} was seen before: an older state is shown"
-        history.problems.append(Problem(f"back:{writer}:{seq}:{newest}", text))
+        history.problems.append(Problem(f"back:{writer}:{seq}:{sha256.hex()}:{newest}", text))
     elif not any(commit.head.sha256 == sha256 for commit in chain.commits):
         text = f"writer {writer[:8]}: commit {seq} is not the one that was seen before"
-        history.problems.append(Problem(f"other:{writer}:{seq}", text))
+        history.problems.append(Problem(f"other:{writer}:{seq}:{sha256.hex()}", text))

@@ -1,9 +1,8 @@
 """This host's own memory about repositories: writer key, pins, confirmations. Losing it costs time, never data.
 
 Layout below the state directory: `machine` (only where the system has no machine id) and `repo/<repo id>/` with
-`writer.json`,
-`pins.json`, `confirmed.json`, `lock`, `sources/<hash>.lock`. Files are written beside and renamed, so a crash leaves
-the old state.
+`writer.json`, `pins.json`, `confirmed.json`, `ledger.json`, `lock`; `sources/<hash>.lock`. Files are written beside and
+renamed, so a crash leaves the old state.
 """
 
 from __future__ import annotations
@@ -36,6 +35,22 @@ class Host:
     label: str
     state_dir: Path
     cache_dir: Path
+
+    @property
+    def owner(self) -> str:
+        """8 hex digits by which this host knows its own checkpoints, also after losing its state."""
+        who = f"{self.machine}\0{os.getuid()}\0{self.state_dir.absolute()}"
+        return hashlib.sha256(b"lamella owner\0" + os.fsencode(who)).hexdigest()[:8]
+
+    @contextmanager
+    def source_lock(self, identity: bytes, wait_seconds: float) -> Iterator[None]:
+        """Held while a source is backed up or its moments are changed, whatever the repository. Raises Locked.
+
+        So nobody removes a moment that another process of this host is reading.
+        """
+        path = self.state_dir / "sources" / f"{hashlib.sha256(identity).hexdigest()[:32]}.lock"
+        with held_file(path, wait_seconds, "another lamella is backing up the same source"):
+            yield
 
     def memory(self, repo_id: RepoId) -> HostMemory:
         """What this host remembers about one repository."""
@@ -147,13 +162,6 @@ class HostMemory:
     def lock(self, wait_seconds: float = 60.0) -> Iterator[None]:
         """Held while this host appends to its chain or changes its memory. Raises Locked."""
         with held_file(self.directory / "lock", wait_seconds, "another lamella of this host is publishing"):
-            yield
-
-    @contextmanager
-    def source_lock(self, identity: bytes, wait_seconds: float) -> Iterator[None]:
-        """Held while one source is backed up, so that it is not backed up twice at once. Raises Locked."""
-        path = self.directory / "sources" / f"{hashlib.sha256(identity).hexdigest()[:32]}.lock"
-        with held_file(path, wait_seconds, "another lamella is backing up the same source"):
             yield
 
     def writer_key(self) -> WriterKey | None:

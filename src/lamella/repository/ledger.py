@@ -1,4 +1,4 @@
-"""Which kept moment of a source holds the bytes of which snapshot: this host's memory, bound to the repository by a MAC.
+"""Which kept moment of a source holds the bytes of which snapshot: this host's memory, bound to the repository.
 
 Losing it, or anything wrong in it, means that everything is read and compared; it is never a reason to assume anything.
 """

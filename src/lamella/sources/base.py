@@ -69,6 +69,10 @@ class Source(Protocol):
         """The driver's name as shown to users."""
 
     @property
+    def tracks(self) -> bool:
+        """Whether moments can be kept at all, so that a later run may read only what changed."""
+
+    @property
     def identity(self) -> bytes:
         """What makes this the same volume next time (design: volume identity); at most 8192 bytes."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from lamella.clock import Clock, now_ms
 from lamella.errors import SourceError
 from lamella.extents import Extent
+from lamella.sources._open_volume import OpenVolume, read_failed
 from lamella.sources.base import Consistency, Source
 from lamella.sources.untracked import Untracked, UntrackedMoment
 
@@ -81,7 +82,7 @@ class FileSource(Untracked):
         try:
             fd = os.open(self.path, flags)
         except OSError as reason:
-            raise _failed(self.path, reason) from reason
+            raise read_failed(self.path, reason) from reason
         frozen: FrozenFile | None = None
         try:
             frozen = FrozenFile(self.path, fd, self.clock())
@@ -92,12 +93,11 @@ class FileSource(Untracked):
             os.close(fd)
 
 
-class FrozenFile(UntrackedMoment):
-    """The open volume. Reads name their offset, so any number of threads may read at once."""
+class FrozenFile(OpenVolume, UntrackedMoment):
+    """The volume read in place, which does not stop changing; `consistency` says what was seen."""
 
     def __init__(self, path: Path, fd: int, opened_ms: int) -> None:
-        self.path = path
-        self._fd = fd
+        super().__init__(path, fd, size=0)
         self._opened_ms = opened_ms
         # Taken before the flush. Any later write changes the stamps: by a system call at once; through a shared mapping
         # when it touches a page for the first time after the flush, which made all pages read-only again. Stores before
@@ -109,15 +109,6 @@ class FrozenFile(UntrackedMoment):
         with suppress(OSError):  # advice only
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the volume when it was opened."""
-        return self._size
-
-    def closed(self) -> None:
-        """Forget the descriptor: a late read must fail, not read whatever file gets its number next."""
-        self._fd = -1
-
     def allocated(self) -> Iterator[Extent]:
         """Yield what may hold data, asked from the file system step by step; all of a device."""
         offset = 0
@@ -127,23 +118,6 @@ class FrozenFile(UntrackedMoment):
                 return
             yield extent
             offset = extent.end
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`. Raises SourceError if the volume ends before, or cannot be read there."""
-        if offset < 0 or offset + len(buffer) > self._size:
-            raise SourceError(f"{self.path}: nothing to read beyond its {self._size} bytes", obj=str(self.path))
-        done = 0
-        while done < len(buffer):
-            try:
-                count = self._read_some(offset + done, buffer[done:])
-            except OSError as reason:
-                raise _failed(self.path, reason, f" at offset {offset + done}") from reason
-            if count == 0:
-                raise SourceError(
-                    f"{self.path} became shorter while it was read: it ends at or before offset {offset + done}",
-                    obj=str(self.path),
-                )
-            done += count
 
     def consistency(self) -> Consistency:
         """Return LIVE if the file was seen unchanged from opening until now, else UNKNOWN; always UNKNOWN for a device.
@@ -166,14 +140,11 @@ class FrozenFile(UntrackedMoment):
         settled = before.st_ctime_ns // 1_000_000 + _COARSEST_STAMP_MS < self._opened_ms
         return Consistency.LIVE if settled else Consistency.UNKNOWN
 
-    def _read_some(self, offset: int, buffer: memoryview) -> int:
-        return os.preadv(self._fd, [buffer], offset)
-
     def _size_now(self) -> int:
         try:
             return os.lseek(self._fd, 0, os.SEEK_END) if self._is_block else os.fstat(self._fd).st_size
         except OSError as reason:
-            raise _failed(self.path, reason) from reason
+            raise read_failed(self.path, reason) from reason
 
     def _flush(self) -> bool:
         """Make reads and the hole map current; return whether the hole map may be believed."""
@@ -183,7 +154,7 @@ class FrozenFile(UntrackedMoment):
             os.fsync(self._fd)
         except OSError as reason:
             if reason.errno not in _NO_FLUSH:
-                raise _failed(self.path, reason, " while it was flushed") from reason
+                raise read_failed(self.path, reason, " while it was flushed") from reason
             return False
         if self._is_block:
             # A disk and its partitions cache their blocks apart: pages of the disk that an earlier backup left behind
@@ -200,7 +171,7 @@ class FrozenFile(UntrackedMoment):
                 return None
             if reason.errno in _NO_HOLE_MAP:
                 return Extent(offset, self._size)
-            raise _failed(self.path, reason, f" when asked for data after offset {offset}") from reason
+            raise read_failed(self.path, reason, f" when asked for data after offset {offset}") from reason
         if start >= self._size:
             return None
         if not offset <= start < end:  # an answer that makes no sense is no map
@@ -215,7 +186,7 @@ class FrozenFile(UntrackedMoment):
         except (FileNotFoundError, NotADirectoryError) as reason:
             raise SourceError(f"{self.path} vanished while it was read", obj=str(self.path)) from reason
         except OSError as reason:
-            raise _failed(self.path, reason) from reason
+            raise read_failed(self.path, reason) from reason
         # A device's node may be made anew while the device stays the same.
         same = here.st_rdev == there.st_rdev if self._is_block else os.path.samestat(here, there)
         if not same:
@@ -227,7 +198,7 @@ def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as reason:
-        raise _failed(path, reason) from reason
+        raise read_failed(path, reason) from reason
 
 
 def _checked_kind(path: Path, found: os.stat_result) -> bool:
@@ -238,7 +209,3 @@ def _checked_kind(path: Path, found: os.stat_result) -> bool:
         return True
     kind = _KINDS.get(stat.S_IFMT(found.st_mode), "of an unknown kind")
     raise SourceError(f"{path} is {kind}, not an image file or a block device", obj=str(path))
-
-
-def _failed(path: Path, reason: OSError, where: str = "") -> SourceError:
-    return SourceError(f"cannot read {path}{where}: {reason.strerror or reason}", obj=str(path))

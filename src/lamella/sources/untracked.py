@@ -9,6 +9,11 @@ from lamella.errors import CheckpointLost
 class Untracked:
     """The keeping side of a source that keeps nothing."""
 
+    @property
+    def tracks(self) -> bool:
+        """No moment is ever kept."""
+        return False
+
     def keep(self, checkpoint: str) -> None:
         """Nothing to keep."""
 
@@ -21,7 +26,9 @@ class Untracked:
 
 
 class UntrackedMoment:
-    """The comparing side of a frozen volume whose driver keeps nothing."""
+    """The comparing side of a frozen volume that cannot be kept; `why_untracked` says why, for whoever asks for a delta."""
+
+    why_untracked = "this driver keeps no record of changes"
 
     @property
     def checkpoint(self) -> str:
@@ -30,4 +37,4 @@ class UntrackedMoment:
 
     def delta_since(self, base: str, grain: int) -> Delta:
         """Always CheckpointLost."""
-        raise CheckpointLost("this driver keeps no record of changes")
+        raise CheckpointLost(self.why_untracked)

@@ -99,7 +99,7 @@ class DisturbedSource(Untracked):
             yield _Disturbed(frozen, self._before_read)
 
 
-class _Disturbed:
+class _Disturbed(UntrackedMoment):
     def __init__(self, inner: FrozenVolume, before_read: BeforeRead) -> None:
         self._inner = inner
         self._before_read = before_read

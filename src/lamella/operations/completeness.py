@@ -1,0 +1,43 @@
+"""Whether everything below a snapshot's root has a known place: asked before an incremental run relies on it."""
+
+from __future__ import annotations
+
+from lamella.errors import IntegrityError
+from lamella.format.container import Kind
+from lamella.ids import ChunkId
+from lamella.repository.catalogue import Snapshot
+from lamella.repository.repository import Repository
+
+_BATCH = 256
+
+
+def is_complete(repo: Repository, snapshot: Snapshot) -> bool:
+    """True if no chunk or node of the snapshot is missing from the map.
+
+    Usually known from the last run; after a lost cache or lost packs the tree is walked once, without reading data.
+    """
+    if repo.blobs.complete(snapshot.added.root):
+        return True
+    try:
+        whole = _walk(repo, snapshot)
+    except IntegrityError:
+        return False
+    if whole:
+        repo.blobs.set_complete([snapshot.added.root])
+    return whole
+
+
+def _walk(repo: Repository, snapshot: Snapshot) -> bool:
+    batch: list[ChunkId] = []
+    for run in repo.tree_reader(snapshot.added.domain_id).runs(repo.tree(snapshot)):
+        if isinstance(run.slot, bytes):
+            batch.append(run.slot)
+        if len(batch) >= _BATCH:
+            if not _all_placed(repo, batch):
+                return False
+            batch = []
+    return _all_placed(repo, batch)
+
+
+def _all_placed(repo: Repository, ids: list[ChunkId]) -> bool:
+    return not ids or len(repo.blobs.find_many(Kind.CHUNK, ids)) == len(set(ids))

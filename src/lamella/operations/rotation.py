@@ -1,0 +1,46 @@
+"""Kept moments of sources: which are needed, and how the new one takes the place of the old (docs/decisions/0005).
+
+Order after a durable, confirmed commit: keep the new moment, write the ledger, drop what no ledger names. Killed anywhere
+in between, there is one moment too many, never one too few.
+"""
+
+from __future__ import annotations
+
+from lamella.operations.backup_publish import Saved
+from lamella.repository.host import Host
+from lamella.repository.ledger import Ledger, LedgerEntry, needed_checkpoints
+from lamella.repository.repository import Repository
+from lamella.sources.base import Source
+
+
+def rotate(repo: Repository, saved: Saved) -> None:
+    """Make the frozen moment of a published volume the one its next delta starts from.
+
+    The source's lock is held. Raises SourceError, RepositoryError; then the next run compares everything.
+    """
+    source, checkpoint = saved.row.request.source, saved.frozen.checkpoint
+    ledger = Ledger(repo.memory, repo.keys)
+    if not source.tracks:
+        return
+    if not checkpoint or saved.ref is None:
+        ledger.forget(saved.shape.volume_id)
+    else:
+        source.keep(checkpoint)
+        shape, root = saved.shape, saved.read.root
+        entry = LedgerEntry(saved.ref, root, shape.size, shape.chunk_log2, source.identity, source.driver, checkpoint)
+        ledger.record(shape.volume_id, entry)
+    drop_unneeded(repo.host, source)
+
+
+def drop_unneeded(host: Host, source: Source) -> list[str]:
+    """Remove this host's moments of a source that no repository's ledger names; returns them.
+
+    The source's lock is held. Raises SourceError.
+    """
+    if not source.tracks:
+        return []
+    needed = needed_checkpoints(host, source.identity)
+    dropped = [checkpoint for checkpoint in source.kept() if checkpoint not in needed]
+    for checkpoint in dropped:
+        source.drop(checkpoint)
+    return dropped

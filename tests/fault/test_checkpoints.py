@@ -1,0 +1,185 @@
+"""Long chains: checkpoints, catalogue segments, pins older than them, and segments that are damaged or gone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lamella.errors import RolledBack
+from lamella.format.commit import CHECKPOINT_EVERY, parse_name
+from lamella.format.records import AddSnap, Run, RunVolume, raw
+from lamella.ids import VolumeId
+from lamella.operations.selection import select
+from lamella.repository.host import Host
+from lamella.repository.repository import Repository
+from lamella.stores.memory import MemoryStore
+from tests.fault.world import (
+    CHUNK,
+    SECRET,
+    Truth,
+    backup,
+    check_rescue,
+    check_sound,
+    fresh_host,
+    host_at,
+    init,
+    short_rescue,
+    verified,
+    volume,
+)
+
+
+def content(number: int) -> bytes:
+    return bytes([number % 250 + 1]) * CHUNK + number.to_bytes(4, "little")
+
+
+def long_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: int) -> tuple[MemoryStore, Host, Truth]:
+    store, host, truth = MemoryStore(), host_at(tmp_path / "host"), Truth()
+    with short_rescue(monkeypatch):
+        init(store, host)
+    for number in range(runs):
+        truth.learn(backup(store, host, volume(content(number))), {"disk": content(number)})
+        if number == 10:
+            shutil.copytree(tmp_path / "host", tmp_path / "early")
+    return store, host, truth
+
+
+def texts(store: MemoryStore, host: Host, *, whole: bool = False) -> set[str]:
+    with Repository.open(store, SECRET, host, whole=whole) as repo:
+        assert not repo.problems, repo.problems
+        return {one.text for one in select(repo, [])}
+
+
+def test_more_commits_than_fit_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, host, truth = long_chain(tmp_path, monkeypatch, 2 * CHECKPOINT_EVERY + 5)
+    stranger = fresh_host(tmp_path / "stranger")
+    assert texts(store, stranger) == set(truth.volumes) == texts(store, host)
+    assert texts(store, fresh_host(tmp_path / "another"), whole=True) == set(truth.volumes)
+    with Repository.open(store, SECRET, stranger) as repo:
+        (chain,) = repo.history.chains.values()
+        assert chain.checkpoint[0] > CHECKPOINT_EVERY, "nothing was checkpointed"
+        assert not repo.history.whole, "a stranger need not read the whole chain"
+    # A pin older than two checkpoints: all steps in between are checked, and nothing is seen twice.
+    early = host_at(tmp_path / "early")
+    assert texts(store, early) == set(truth.volumes)
+    check_sound(store, fresh_host(tmp_path / "stranger"), truth, tmp_path)
+    check_rescue(store.objects(), Truth(dict(list(truth.volumes.items())[::12])), tmp_path)
+    # Another writer goes on from there, and so does a host that lost its state.
+    truth.learn(backup(store, fresh_host(tmp_path / "third", "third"), volume(b"x", "x")), {"x": b"x"})
+    shutil.rmtree(host.state_dir)
+    truth.learn(backup(store, host, volume(content(1))), {"disk": content(1)})
+    assert texts(store, fresh_host(tmp_path / "stranger")) == set(truth.volumes)
+
+
+def test_a_rollback_to_before_a_checkpoint_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, host, _ = long_chain(tmp_path, monkeypatch, CHECKPOINT_EVERY + 3)
+    older = {name: found for name, found in store.objects().items() if seq_of(name) <= CHECKPOINT_EVERY - 5}
+    with pytest.raises(RolledBack):
+        backup(MemoryStore(older), host, volume(b"x"))
+
+
+def seq_of(name: str) -> int:
+    head = parse_name(name)
+    return 0 if head is None else head.seq
+
+
+@pytest.mark.parametrize("part", ["first", "pinned", "middle", "checkpoint", "before the checkpoint", "newest"])
+def test_a_commit_of_a_long_chain_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Noticed by whoever can know it; and what the checkpoint carries is still there."""
+    store, host, truth = long_chain(tmp_path, monkeypatch, CHECKPOINT_EVERY + 6)
+    with Repository.open(store, SECRET, host) as repo:
+        (chain,) = repo.history.chains.values()
+        checkpoint, newest = chain.checkpoint[0], max(map(seq_of, store.objects()))
+    seqs = {"first": 1, "pinned": 12, "middle": 30, "checkpoint": checkpoint, "newest": newest}
+    seq = seqs.get(part, checkpoint - 1)
+    left = MemoryStore({name: found for name, found in store.objects().items() if seq_of(name) != seq})
+    for who in (host, host_at(tmp_path / "early"), fresh_host(tmp_path / "stranger")):
+        if part == "newest" and who.machine != host.machine:
+            continue
+        with Repository.open(left, SECRET, who) as repo:
+            if who.state_dir == host_at(tmp_path / "early").state_dir and part == "newest":
+                continue
+            assert repo.problems, f"{part} is missing, and {who.label} does not notice"
+            shown = {one.text for one in select(repo, [])}
+            lost = set(truth.volumes) - shown
+            assert len(lost) <= 1, f"one commit is missing, and {len(lost)} snapshots with it"
+    with Repository.open(left, SECRET, host) as repo:
+        assert repo.accept_history()
+    result = backup(left, host, volume(content(77)))
+    assert f"disk@{result.snapshot}" in texts(left, host)
+
+
+def with_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[MemoryStore, Host, Truth]:
+    """Enough records for two segments: a chain of real backups with many small runs noted in between."""
+    monkeypatch.setattr("lamella.repository.publish._SEGMENT_ENTRIES", 100)
+    store, host, truth = MemoryStore(), host_at(tmp_path / "host"), Truth()
+    with short_rescue(monkeypatch):
+        init(store, host)
+    for number in range(CHECKPOINT_EVERY + 4):
+        truth_number = number % 20 == 0 or number > CHECKPOINT_EVERY - 2
+        if truth_number:
+            truth.learn(backup(store, host, volume(content(number))), {"disk": content(number)})
+            continue
+        with Repository.open(store, SECRET, host) as repo:
+            rows = [
+                raw(Run(f"run-{number}-{each}", True, (RunVolume(VolumeId(bytes(16)), "none", False, ""),)))
+                for each in range(4)
+            ]
+            repo.publish(rows)
+    return store, host, truth
+
+
+def segment_packs(store: MemoryStore, host: Host) -> list[str]:
+    with Repository.open(store, SECRET, host) as repo:
+        (chain,) = repo.history.chains.values()
+        assert chain.carried is not None
+        return [f"p/{place.pack.hex()[:2]}/{place.pack.hex()}" for place in chain.carried.segments]
+
+
+def test_catalogue_segments_carry_the_older_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, host, truth = with_segments(tmp_path, monkeypatch)
+    assert len(segment_packs(store, host)) >= 2
+    stranger = fresh_host(tmp_path / "stranger")
+    assert texts(store, stranger) == set(truth.volumes)
+    with Repository.open(store, SECRET, stranger) as repo:
+        assert not repo.history.whole
+        assert len([name for name in repo.catalogue.runs if name.startswith("run-")]) >= 100
+    check_sound(store, stranger, truth, tmp_path)
+    check_rescue(store.objects(), truth, tmp_path)
+
+
+@pytest.mark.parametrize("which", [0, -1], ids=["first segment", "last segment"])
+@pytest.mark.parametrize("deed", ["removed", "damaged", "truncated"])
+def test_a_segment_that_cannot_be_read_loses_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, deed: str
+) -> None:
+    """Segments repeat what the commits say. Whoever still has those needs no segment."""
+    store, host, truth = with_segments(tmp_path, monkeypatch)
+    name = segment_packs(store, host)[which]
+    objects = store.objects()
+    whole = objects.pop(name)
+    if deed == "damaged":
+        objects[name] = whole[:-1] + bytes([whole[-1] ^ 1])
+    elif deed == "truncated":
+        objects[name] = whole[:-10]
+    left = MemoryStore(objects)
+    for who in (fresh_host(tmp_path / "stranger"), host):
+        with Repository.open(left, SECRET, who) as repo:
+            assert {one.text for one in select(repo, [])} == set(truth.volumes)
+        with Repository.open(left, SECRET, who) as repo:
+            result = verified(repo)
+            assert result.damaged and not result.unrestorable, result.findings
+    check_rescue(objects, truth, tmp_path)
+
+
+def test_the_newest_records_are_never_in_a_segment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All segments gone: what came after the checkpoint is there without any of them."""
+    store, host, truth = with_segments(tmp_path, monkeypatch)
+    gone = set(segment_packs(store, host))
+    objects = {name: found for name, found in store.objects().items() if name not in gone}
+    with Repository.open(MemoryStore(objects), SECRET, fresh_host(tmp_path / "stranger")) as repo:
+        shown = {one.text for one in select(repo, [])}
+        assert list(truth.volumes)[-1] in shown
+        assert all(isinstance(one.snapshot.added, AddSnap) for one in select(repo, []))

@@ -1,0 +1,127 @@
+"""Makes the golden repositories: `python -m tests.golden.repositories.make NAME...`, from the top of the sources.
+
+A golden repository is never made again once a release has written its format: readers of all later versions must open
+exactly these bytes. New ones are added beside the old.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lamella.crypto.slots import MIN_WRITTEN_LOG_N, key_file, passphrase, recovery_key, recovery_text
+from lamella.format.keyslot import SlotType
+from lamella.operations.backup import BackupOptions
+from lamella.repository.create import SlotWanted, create_repository
+from lamella.repository.host import Host
+from lamella.stores.memory import MemoryStore
+from lamella.testing.scripted_source import ScriptedSource
+from tests.fault.damage import sparse
+from tests.fault.world import CHUNK, KEY, SECRET, backup, host_at, short_rescue
+
+HERE = Path(__file__).parent
+PASSPHRASE = "correct horse bätterie stäple"
+RECOVERY_BYTES = bytes(range(32))
+EPOCH_MS = 1_763_800_000_000
+
+
+@dataclass
+class Golden:
+    """A repository in the making, and what it must give back."""
+
+    place: Path
+    store: MemoryStore = field(default_factory=MemoryStore)
+    snapshots: dict[str, dict[str, object]] = field(default_factory=dict)
+    documents: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def host(self, machine: str) -> Host:
+        return host_at(self.place / machine, machine)
+
+    def init(self, id_alg: int) -> None:
+        """Three admin slots: a key file, a passphrase and a recovery key."""
+        text = recovery_text(type(SECRET)(SlotType.RECOVERY, RECOVERY_BYTES))
+        slots = [
+            SlotWanted(SECRET, True),
+            SlotWanted(passphrase(PASSPHRASE), True),
+            SlotWanted(recovery_key(text), True),
+            SlotWanted(key_file(KEY[::-1]), False),
+        ]
+        host = self.host("one")
+        create_repository(self.store, host, slots, lambda: EPOCH_MS, log_n=MIN_WRITTEN_LOG_N, id_alg=id_alg)
+
+    def save(self, machine: str, options: BackupOptions, *sources: ScriptedSource) -> None:
+        result = backup(self.store, self.host(machine), *sources, options=options)
+        assert result.complete
+        for source in sources:
+            text = f"{source.name}@{result.snapshot}"
+            digest = hashlib.sha256(source.content).hexdigest()
+            self.snapshots[text] = {"size": len(source.content), "sha256": digest}
+            self.documents[text] = {
+                name: hashlib.sha256(content).hexdigest() for name, content in options.documents.items()
+            }
+
+    def write(self, name: str) -> None:
+        expected = {
+            "keyfile": KEY.hex(),
+            "writer_keyfile": KEY[::-1].hex(),
+            "passphrase": PASSPHRASE,
+            "recovery": recovery_text(type(SECRET)(SlotType.RECOVERY, RECOVERY_BYTES)),
+            "snapshots": self.snapshots,
+            "documents": self.documents,
+        }
+        (HERE / f"{name}.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n", "utf-8")
+        with tarfile.open(HERE / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+            for path, content in sorted(self.store.objects().items()):
+                entry = tarfile.TarInfo(path)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+
+
+def hmac_ids(golden: Golden) -> None:
+    """id_alg 1: two writers, two volumes, a tree of two levels, a resize, a document, nothing changed once."""
+    golden.init(1)
+    noise = random.Random(1).randbytes(3000)
+    options = BackupOptions(chunk_log2=16, workers=1, documents={"settings.xml": b"<settings memory='400'/>\n" * 9})
+    disk = sparse(66 * CHUNK - 1000, {0: b"a", 1: b"bc", 40: b"d", 65: b"end"})
+    golden.save("one", options, disk, ScriptedSource("small", noise + b"s" * CHUNK))
+    golden.save("one", options, disk, ScriptedSource("small", noise + b"s" * CHUNK))
+    golden.save("two", BackupOptions(chunk_log2=16, workers=1), ScriptedSource("other", b"o" * 70000))
+    golden.save("one", BackupOptions(workers=1), sparse(50 * CHUNK + 77, {0: b"a", 1: b"B", 40: b"d"}))
+
+
+def blake_ids(golden: Golden) -> None:
+    """id_alg 2: every codec, a shared domain, an empty volume, zeros that are allocated."""
+    golden.init(2)
+    first, second = b"text and more text\n" * 4000, random.Random(2).randbytes(2000) + bytes(3 * CHUNK) + b"end"
+    for compression in ("auto", "portable", "off"):
+        options = BackupOptions(chunk_log2=16, workers=1, domain="shared", compression=compression)
+        first = compression.encode() + first
+        golden.save("one", options, ScriptedSource("first", first), ScriptedSource("second", second))
+        second = second + compression.encode() * 100
+    golden.save("one", BackupOptions(workers=1), ScriptedSource("empty", b""))
+
+
+RECIPES: dict[str, Callable[[Golden], None]] = {"hmac-ids": hmac_ids, "blake-ids": blake_ids}
+
+
+def main(names: list[str]) -> None:
+    """Make these."""
+    for name in names:
+        with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch, short_rescue(patch):
+            golden = Golden(Path(place))
+            RECIPES[name](golden)
+            golden.write(name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
