@@ -78,7 +78,7 @@ def pin(count: int) -> list[int]:
     return chosen
 
 
-def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, ok: Sequence[int] = (0,)) -> Sample:
+def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Sample:
     """Run a program without a shell and terminal, standard output kept. Raises BenchError if it fails."""
     argv = [str(word) for word in command]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -100,7 +100,7 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, ok:
         out.seek(0)
         err.seek(0)
         output, errors = out.read().decode("utf-8", "replace"), err.read().decode("utf-8", "replace")
-    if program.returncode not in ok:
+    if program.returncode != 0:
         raise BenchError(f"{' '.join(argv)}\nended with {program.returncode}: {(errors or output)[-_SAID:].strip()}")
     return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, output)
 

@@ -29,6 +29,7 @@ from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
 from lamella.repository.tree import Run, Tree, TreeWriter
 from lamella.sources.base import Consistency
+from lamella.sources.untracked import Untracked, UntrackedMoment
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store
@@ -40,7 +41,7 @@ _STAMP = struct.Struct("<QQ")
 
 
 @dataclass
-class Invented:
+class Invented(Untracked, UntrackedMoment):
     """A volume whose bytes follow from their place; each 64 KiB differs from every other.
 
     `changed` holds the pieces of 64 KiB that were written once more.

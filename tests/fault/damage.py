@@ -101,9 +101,7 @@ class Outcome:
         return bool(self.refused) or self.damaged
 
 
-def judge(
-    objects: Objects, host: Host, small: Small, scratch: Path, *, restores: bool = True
-) -> Outcome:
+def judge(objects: Objects, host: Host, small: Small, scratch: Path, *, restores: bool = True) -> Outcome:
     """Open, restore and verify a changed repository. Fails on wrong bytes and on errors that are not Lamella's."""
     warm = host.cache_dir.exists()
     try:
@@ -187,7 +185,9 @@ def a_host(small: Small, scratch: Path, *, warm: bool) -> Host:
     return host_at(scratch / "host", "stranger")
 
 
-def in_processes(batches: Sequence[Batch], work: Callable[[Batch], tuple[list[str], int]]) -> list[tuple[list[str], int]]:
+def in_processes(
+    batches: Sequence[Batch], work: Callable[[Batch], tuple[list[str], int]]
+) -> list[tuple[list[str], int]]:
     """Run batches in two processes that share nothing with this one."""
     with get_context("spawn").Pool(2) as pool:
         return pool.map(work, batches, chunksize=1)

@@ -7,6 +7,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lamella.format.compression import Encoder
 from lamella.format.container import Kind
 from lamella.ids import ChunkId, DomainId
 from lamella.operations.backup import BackupOptions
-from lamella.operations.backup_volume import RANGE
+from lamella.operations.reading import RANGE
 from lamella.pipeline import Outbox
 from lamella.repository.packer import Packer
 from lamella.repository.repository import Repository
@@ -96,50 +97,52 @@ def test_the_same_chunk_met_by_two_workers_that_choose_different_codecs(
     check_sound(store, host, truth, tmp_path)
 
 
-def test_a_packer_under_many_threads_with_few_ids(tmp_path: Path, seals: Seals) -> None:
+DOMAIN = DomainId(b"d" * 16)
+CONTENTS = [bytes([number]) * (200 + number) for number in range(60)]
+
+
+def hammer(packer: Packer, repo: Repository, seed: int, start: threading.Barrier) -> int:
+    """Store contents at random, some of them failing half-way; returns how many failed."""
+    chance, failed = random.Random(seed), 0
+    identify = packer.identify(Kind.CHUNK)
+    start.wait()
+    for content in chance.choices(CONTENTS, k=400):
+
+        def body(content: bytes = content) -> bytes:
+            if chance.random() < 0.1:
+                raise OSError("no")
+            return Encoder("off" if seed % 2 else "auto").encode(content)
+
+        id_ = identify(content)
+        if packer.pending(id_) or (packer.may_be_stored(id_) and repo.blobs.has(Kind.CHUNK, id_)):
+            continue
+        try:
+            packer.store_blob(Kind.CHUNK, id_, len(content), body)
+        except OSError:
+            failed += 1
+    return failed
+
+
+def test_a_packer_under_many_threads_with_few_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals
+) -> None:
     """Threads store the same ids with different bodies, some of them failing half-way, packs closing all the time."""
+    monkeypatch.setattr("lamella.repository.packer.INCREMENTAL_TARGET", 3000)
+    monkeypatch.setattr("lamella.repository.packer.BULK_TARGET", 5000)
     store, host = MemoryStore(), host_at(tmp_path / "host")
     init(store, host)
-    failures = Counter[str]()
-    with Repository.open(store, SECRET, host) as repo, Outbox() as outbox, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lamella.repository.packer.INCREMENTAL_TARGET", 3000)
-        patch.setattr("lamella.repository.packer.BULK_TARGET", 5000)
-        packer = Packer(repo.keys, DomainId(b"d" * 16), store, repo.blobs, outbox)
-        contents = [bytes([number]) * (200 + number) for number in range(60)]
-        identify = packer.identify(Kind.CHUNK)
+    with Repository.open(store, SECRET, host) as repo, Outbox() as outbox:
+        packer = Packer(repo.keys, DOMAIN, store, repo.blobs, outbox)
         start = threading.Barrier(8)
-
-        def work(seed: int) -> None:
-            chance = random.Random(seed)
-            start.wait()
-            for content in chance.choices(contents, k=400):
-
-                def body(content: bytes = content) -> bytes:
-                    if chance.random() < 0.1:
-                        raise OSError("no")
-                    # Raw, with the thread's own tail: not a valid body, but a different one for each thread.
-                    return b"\0" + len(content).to_bytes(4, "little") + content
-
-                id_ = identify(content)
-                if packer.pending(id_) or (packer.may_be_stored(id_) and repo.blobs.has(Kind.CHUNK, id_)):
-                    continue
-                try:
-                    packer.store_blob(Kind.CHUNK, id_, len(content), body)
-                except OSError:
-                    failures["failed"] += 1
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(8) as threads:
+            failed = list(threads.map(lambda seed: hammer(packer, repo, seed, start), range(8)))
         packer.finish()
         outbox.drain()
-        assert failures["failed"] > 3 and len(packer.packs) > 5
-        for content in contents:
+        assert sum(failed) > 3 and len(packer.packs) > 5
+        identify = packer.identify(Kind.CHUNK)
+        for content in CONTENTS:
             if repo.blobs.has(Kind.CHUNK, identify(content)):
-                got = repo.contents.get(DomainId(b"d" * 16), Kind.CHUNK, identify(content), len(content))
-                assert got == content
+                assert repo.contents.get(DOMAIN, Kind.CHUNK, identify(content), len(content)) == content
 
 
 def test_whole_runs_with_many_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals) -> None:

@@ -1,4 +1,4 @@
-"""State directories copied, lost or old; repositories copied back; packs lost: what a host notices, and how it goes on."""
+"""State directories copied, lost or old, repositories copied back, packs lost: what is noticed, and how it goes on."""
 
 from __future__ import annotations
 
@@ -272,7 +272,11 @@ def test_a_lost_pack_is_named_and_the_next_run_stores_it_again(tmp_path: Path, s
     store, host, truth = MemoryStore(), host_at(tmp_path / "host"), Truth()
     init(store, host)
     chunks = [bytes([letter]) * CHUNK for letter in b"abcdef"]
-    contents = [b"".join(chunks[:4]), b"".join([*chunks[:3], chunks[4]]), b"".join([chunks[5], *chunks[1:3], chunks[4]])]
+    contents = [
+        b"".join(chunks[:4]),
+        b"".join([*chunks[:3], chunks[4]]),
+        b"".join([chunks[5], *chunks[1:3], chunks[4]]),
+    ]
     made: list[tuple[str, set[str]]] = []
     for content in contents:
         before = packs(store)

@@ -1,4 +1,4 @@
-"""The power goes at every store call of init, backup, backup with changes and restore; any un-synced writes are lost."""
+"""The power goes at every store call of init, two backups and a restore, and any subset of un-synced writes is lost."""
 
 from __future__ import annotations
 

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from lamella.errors import RolledBack
+from lamella.operations.selection import select
 from lamella.repository.host import Host
-from tests.fault.damage import Batch, Change, Objects, Small, a_host, build, in_processes, judge, run_batch
-from tests.fault.world import Truth, check_rescue, check_sound
+from lamella.repository.repository import Repository
+from lamella.stores.memory import MemoryStore
+from tests.fault.damage import Batch, Change, Objects, Small, a_host, build, in_processes, judge, run_batch, sparse
+from tests.fault.world import CHUNK, SECRET, Truth, backup, check_rescue, check_sound, restored
 
 MAX_GROWTH_KIB = 96 * 1024
 
@@ -124,10 +128,6 @@ def test_every_object_removed(small: Small, tmp_path: Path, warm: bool) -> None:
 
 
 def history_is_refused(objects: Objects, small: Small, tmp_path: Path, warm: bool) -> bool:
-    from lamella.errors import RolledBack
-    from lamella.repository.repository import Repository
-    from lamella.stores.memory import MemoryStore
-    from tests.fault.world import SECRET
 
     with Repository.open(MemoryStore(objects), SECRET, host_for(small, tmp_path, warm)) as repo:
         try:
@@ -234,12 +234,6 @@ def test_memory_stays_bounded_when_lengths_lie(small: Small, tmp_path: Path) -> 
 
 
 def test_a_run_after_damage_to_packs_heals_what_the_source_still_has(small: Small, tmp_path: Path) -> None:
-    from lamella.operations.selection import select
-    from lamella.repository.repository import Repository
-    from lamella.stores.memory import MemoryStore
-    from tests.fault.damage import sparse
-    from tests.fault.world import CHUNK, SECRET, backup, restored
-
     disk = sparse(50 * CHUNK + 77, {0: b"a", 1: b"B", 40: b"c"})
     for name in [name for name in small.objects if name.startswith("p/")]:
         store = MemoryStore({other: content for other, content in small.objects.items() if other != name})
@@ -255,6 +249,5 @@ def test_a_run_after_damage_to_packs_heals_what_the_source_still_has(small: Smal
 
 
 def test_undamaged_copies_stay_sound_for_every_reader(small: Small, tmp_path: Path) -> None:
-    from lamella.stores.memory import MemoryStore
 
     check_sound(MemoryStore(small.objects), host_for(small, tmp_path, True), Truth(small.truth.volumes), tmp_path)

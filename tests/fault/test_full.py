@@ -1,4 +1,4 @@
-"""No space left: at the destination at every write, on a real small file system, and in the state and cache directories."""
+"""No space left: at every write to the destination, on real small file systems, in state and cache directories."""
 
 from __future__ import annotations
 

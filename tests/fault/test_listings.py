@@ -155,9 +155,11 @@ def test_no_packs_listed_is_an_error_for_everybody(place: Place, tmp_path: Path)
     for host in (host_at(tmp_path / "host"), fresh_host(tmp_path / "other")):
         with pytest.raises(LamellaError, match="lists no packs"):
             backup(BentStore(place.store, "p/", empty), host, volume(FIRST))
-        with Repository.open(BentStore(place.store, "p/", empty), SECRET, host) as repo:
-            with pytest.raises(LamellaError, match="lists no packs"):
-                restored(repo, select(repo, [])[0], tmp_path / "out.img")
+        with (
+            Repository.open(BentStore(place.store, "p/", empty), SECRET, host) as repo,
+            pytest.raises(LamellaError, match="lists no packs"),
+        ):
+            restored(repo, select(repo, [])[0], tmp_path / "out.img")
     assert commits(place.store) == before
 
 

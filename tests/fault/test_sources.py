@@ -127,7 +127,10 @@ def test_the_only_volume_fails_and_nothing_is_committed(tmp_path: Path, deed: Ca
 def test_a_source_that_could_not_even_be_opened(tmp_path: Path) -> None:
     store, host, truth = MemoryStore(), host_at(tmp_path / "host"), Truth()
     init(store, host)
-    requests = [FailedRequest("gone", "gone.img: No such file"), Request(None, volume(OTHER, "other"))]
+    requests: list[Request | FailedRequest] = [
+        FailedRequest("gone", "gone.img: No such file"),
+        Request(None, volume(OTHER, "other")),
+    ]
     with Repository.open(store, SECRET, host) as repo:
         result = plan_backup(repo, requests, BackupOptions(chunk_log2=16, workers=1)).execute()
         assert not result.complete and [row.failed for row in repo.catalogue.runs[result.snapshot].volumes]

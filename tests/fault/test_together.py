@@ -13,11 +13,13 @@ from typing import IO, Any
 
 import pytest
 
+from lamella.repository.repository import Repository
 from lamella.stores.local import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.testing.fault_store import FaultStore
 from tests.fault.world import (
     CHUNK,
+    SECRET,
     Truth,
     backup,
     check_rescue,
@@ -205,13 +207,7 @@ def test_a_stale_listing_while_the_other_run_checks_its_packs(tmp_path: Path) ->
     stale = [entry for entry in inner.list("p/")]
 
     class Forgetful(FaultStore):
-        def put(self, name: str, content: Any) -> None:  # noqa: ANN401
-            super().put(name, content)
-
         def sync(self) -> None:
-            from lamella.repository.repository import Repository
-            from tests.fault.world import SECRET
-
             super().sync()
             with Repository.open(Old(inner), SECRET, host) as repo:
                 repo.refresh_map()

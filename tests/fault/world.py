@@ -101,7 +101,10 @@ def verified(repo: Repository, level: str = "full") -> VerifyResult:
 
 @dataclass(slots=True)
 class Truth:
-    """What must come back: by `VOLUME@SNAPSHOT`, the bytes. Names are without the `~<4 hex>` of volumes that share one."""
+    """What must come back: by `VOLUME@SNAPSHOT`, the bytes.
+
+    Names are without the `~<4 hex>` of volumes that share one.
+    """
 
     volumes: dict[str, bytes] = field(default_factory=dict)
 

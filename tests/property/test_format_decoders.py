@@ -124,13 +124,16 @@ def nodes(draw: st.DrawFn) -> Sample:
 def bodies(draw: st.DrawFn) -> Sample:
     writer, seq = draw(WRITERS), draw(st.integers(1, 2**64 - 1))
     prev = bytes(32) if seq == 1 else draw(exactly(32).filter(any))
-    checkpoint = (draw(U64), draw(exactly(32)))
+    before = draw(st.integers(0, seq - 1))
+    checkpoint = (before, draw(exactly(32).filter(any)) if before else bytes(32))
     value = commit.Body(writer, seq, prev, draw(U64), checkpoint, draw(few(HEADS)), draw(few(RAW)))
     head = commit.Head(writer, seq, bytes(32))
     return Sample(value, commit.Body.encode, lambda raw: commit.decode_body(raw, head))
 
 
-ENTRIES = few(st.builds(commit.Entry, U64, exactly(32), U64, RAW))
+# No commit has the number 0, and checkpoints carry no checkpoint.
+CARRIED = RAW.filter(lambda record: record.type != records.Checkpoint.TYPE)
+ENTRIES = few(st.builds(commit.Entry, st.integers(1, 2**64 - 1), exactly(32), U64, CARRIED))
 
 
 def joined(entries: tuple[commit.Entry, ...]) -> bytes:
@@ -156,7 +159,12 @@ FIGURES = st.builds(records.Figures, U8, U64, U64, U64, U64).map(
     lambda value: Sample(value, lambda made: made.encode().value, records.Figures.decode)
 )
 SIGNATURES = exactly(64)
-DOCUMENTS = st.builds(records.Document, TEXT, U64, few(CHUNK_IDS))
+def _document(name: str, parts: tuple[ChunkId, ...], last: int) -> records.Document:
+    size = (len(parts) - 1) * records.DOCUMENT_PART + last if parts else 0
+    return records.Document(name, size, parts)
+
+
+DOCUMENTS = st.builds(_document, TEXT, few(CHUNK_IDS), st.integers(1, records.DOCUMENT_PART))
 ADD_SNAPS = st.builds(
     records.AddSnap,
     snap_id=exactly(16).map(SnapId), volume_id=VOLUMES, domain_id=DOMAINS, chunk_log2=st.integers(16, 22),

@@ -56,6 +56,12 @@ options = st.builds(
 )
 
 
+Edit = tuple[str, str, int, int, int]
+"""Volume, kind of edit, place, length, seed."""
+kinds = st.sampled_from(["pattern", "little", "noise", "zero", "punch", "cut", "hole"])
+edits = st.tuples(which, kinds, places, lengths, st.integers(0, 5))
+
+
 def expected_ranges(old: bytes, new: bytes) -> list[tuple[int, int, str]]:
     """What differs, chunk by chunk, told from the bytes; equal neighbours joined."""
     ranges: list[tuple[int, int, str]] = []
@@ -108,21 +114,28 @@ class Life(RuleBasedStateMachine):
             elif how is not None:
                 zero_range(file.fileno(), start, end, how)
 
-    @rule(name=which, place=places, length=lengths, content=st.binary(min_size=1, max_size=5))
-    def write(self, name: str, place: int, length: int, content: bytes) -> None:
-        self.edit(name, place, min(length, 4 * CHUNK), content)
+    def change(self, edit: Edit) -> None:
+        """Do one edit."""
+        name, kind, place, length, seed = edit
+        if kind == "pattern":
+            self.edit(name, place, min(length, 4 * CHUNK), b"%d-" % seed)
+        elif kind == "little":
+            self.edit(name, place, 1 + seed, b"%d" % seed)
+        elif kind == "noise":
+            self.edit(name, place, min(length, 4 * CHUNK), random.Random(seed).randbytes(CHUNK))
+        elif kind == "zero":
+            self.edit(name, place, length, None, Zeroing.KEEP_SPACE)
+        elif kind == "punch":
+            self.edit(name, place, length, None, Zeroing.GIVE_BACK)
+        else:  # cut off at `place`; "hole" grows back
+            size = self.path(name).stat().st_size
+            os.truncate(self.path(name), min(place, size))
+            if kind == "hole":
+                os.truncate(self.path(name), size)
 
-    @rule(name=which, place=places, content=st.binary(min_size=1, max_size=3))
-    def write_a_little(self, name: str, place: int, content: bytes) -> None:
-        self.edit(name, place, len(content), content)
-
-    @rule(name=which, place=places, length=lengths, seed=st.integers(0, 3))
-    def write_noise(self, name: str, place: int, length: int, seed: int) -> None:
-        self.edit(name, place, min(length, 4 * CHUNK), random.Random(seed).randbytes(CHUNK))
-
-    @rule(name=which, place=places, length=lengths, how=st.sampled_from(Zeroing))
-    def zero(self, name: str, place: int, length: int, how: Zeroing) -> None:
-        self.edit(name, place, length, None, how)
+    @rule(edit=edits)
+    def write(self, edit: Edit) -> None:
+        self.change(edit)
 
     @rule(name=which, size=sizes)
     def resize(self, name: str, size: int) -> None:
@@ -140,8 +153,16 @@ class Life(RuleBasedStateMachine):
 
     # -- the repository ------------------------------------------------------------------------------------------------
 
-    @rule(target=kept, names=st.sets(which, min_size=1), options=options)
-    def backup(self, names: set[str], options: BackupOptions) -> object:
+    @rule(
+        target=kept,
+        before=st.lists(edits, max_size=5),
+        names=st.sets(which, min_size=1),
+        options=options,
+        check=st.booleans(),
+    )
+    def backup(self, before: list[Edit], names: set[str], options: BackupOptions, check: bool) -> object:
+        for edit in before:
+            self.change(edit)
         with self.small.opened() as repo:
             requests = [Request(None, self.small.source(self.path(name))) for name in sorted(names)]
             result = plan_backup(repo, requests, options).execute()
@@ -154,22 +175,28 @@ class Life(RuleBasedStateMachine):
                 assert row.new_chunks == row.stored_bytes == 0
             self.last[one.volume] = one.content
         self.snapshots += made
+        for one in made if check else []:
+            self.restore_and_compare(one, RestoreOptions(workers=2, overwrite=True))
         return multiple(*made)
 
     def selected(self, repo: Repository, *chosen: Kept) -> list[Selected]:
         return select(repo, [f"{one.volume}@{one.snapshot}" for one in chosen])
 
-    @rule(one=kept, workers=st.integers(1, 3))
-    def restore(self, one: Kept, workers: int) -> None:
+    def restore_and_compare(self, one: Kept, options: RestoreOptions) -> None:
+        """Over whatever was restored before."""
         target = self.place / "restored.img"
+        if options.in_place:
+            target.touch()
+            os.truncate(target, len(one.content))
         with self.small.opened() as repo:
-            plan = plan_restore(
-                repo, self.selected(repo, one)[0], target, RestoreOptions(workers=workers, overwrite=True)
-            )
-            result = plan.execute()
+            result = plan_restore(repo, self.selected(repo, one)[0], target, options).execute()
             assert result.compared_bytes == len(one.content)
             assert repo.contents.bad_places == []
         assert target.read_bytes() == one.content
+
+    @rule(one=kept, workers=st.integers(1, 3), in_place=st.booleans())
+    def restore(self, one: Kept, workers: int, in_place: bool) -> None:
+        self.restore_and_compare(one, RestoreOptions(workers=workers, overwrite=True, in_place=in_place))
 
     @rule(one=kept, other=kept)
     def diff(self, one: Kept, other: Kept) -> None:

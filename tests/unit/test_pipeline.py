@@ -124,14 +124,14 @@ class Uploads:
         self.most = 0
         self.done: list[int] = []
         self.mutex = threading.Lock()
-        self.go = threading.Semaphore(0)
+        self.gates = [threading.Event() for _ in range(10)]
 
     def upload(self, number: int) -> Callable[[], None]:
         def run() -> None:
             with self.mutex:
                 self.running += 1
                 self.most = max(self.most, self.running)
-            assert self.go.acquire(timeout=SECONDS)
+            assert self.gates[number].wait(SECONDS)
             with self.mutex:
                 self.running -= 1
                 self.done.append(number)
@@ -159,10 +159,10 @@ def test_a_full_outbox_makes_the_sender_wait(depth: int) -> None:
         for passed in range(more - depth):
             # Nothing was let through yet beyond `passed`: the sender stands at the next one.
             assert len(submitted) <= depth + passed
-            uploads.go.release()
+            uploads.gates[passed].set()
             assert filled.acquire(timeout=SECONDS)
-        for _ in range(depth):
-            uploads.go.release()
+        for gate in uploads.gates:
+            gate.set()
         sender.join(SECONDS)
         assert not sender.is_alive()
         outbox.drain()
@@ -221,7 +221,7 @@ def test_leaving_with_an_error_cancels_what_has_not_begun() -> None:
     uploads = Uploads()
     with pytest.raises(ZeroDivisionError), Outbox(1) as outbox:
         outbox.submit(uploads.upload(1))
-        uploads.go.release()
+        uploads.gates[1].set()
         raise ZeroDivisionError
     assert uploads.done in ([], [1])
     assert threads_of("lamella-put") == []

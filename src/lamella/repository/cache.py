@@ -96,7 +96,7 @@ def _translated(connection: sqlite3.Connection) -> Iterator[None]:
 class _Cursor(sqlite3.Cursor):
     """Fetching reads the file too, so it fails like executing does."""
 
-    def fetchone(self) -> Any:
+    def fetchone(self) -> Any:  # noqa: ANN401 - as sqlite3 declares it
         with _translated(self.connection):
             return super().fetchone()
 
@@ -110,11 +110,11 @@ class _Connection(sqlite3.Connection):
 
     path: Path | None = None
 
-    def execute(self, *arguments: Any) -> _Cursor:
+    def execute(self, *arguments: Any) -> _Cursor:  # noqa: ANN401 - handed through
         with _translated(self):
             return self.cursor(_Cursor).execute(*arguments)
 
-    def executemany(self, *arguments: Any) -> _Cursor:
+    def executemany(self, *arguments: Any) -> _Cursor:  # noqa: ANN401 - handed through
         with _translated(self):
             return self.cursor(_Cursor).executemany(*arguments)
 

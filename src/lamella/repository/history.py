@@ -64,6 +64,8 @@ class Chain:
     """By SHA-256 of a commit."""
     whole: bool = True
     """Read from its first commit."""
+    lacking: str = ""
+    """Why the newest checkpoint could not be read to its end."""
 
     @property
     def head(self) -> Head | None:
@@ -133,9 +135,17 @@ class HistoryReader:
     def _chain(
         self, history: History, writer: WriterId, names: dict[int, list[Head]], pins: Pins, whole: bool
     ) -> Chain:
-        reading = _Reading(self, history, writer, names)
+        attempt = History()
         whole = whole or any(len(heads) > 1 for heads in names.values())
-        chain = reading.chain(1 if whole else None, pins)
+        chain = _Reading(self, attempt, writer, names).chain(1 if whole else None, pins)
+        if chain.lacking and all(seq in names for seq in range(1, chain.checkpoint[0])):
+            # The checkpoint only repeats what the commits say, and they are there.
+            lacking, attempt = chain.lacking, History()
+            chain = _Reading(self, attempt, writer, names).chain(1, pins)
+            chain.lacking = lacking
+            attempt.damaged.append((Head(writer, *chain.checkpoint).name, lacking))
+        history.problems += attempt.problems
+        history.damaged += attempt.damaged
         _compare_with_pin(history, chain, names, pins)
         return chain
 
@@ -267,7 +277,8 @@ class _Reading:
         try:
             self._chain.entries += self._reader.checkpoint_entries(carried, commit.head.name)
         except (IntegrityError, ObjectNotFound) as error:
-            self._problem("segment", commit.head.seq, f"the checkpoint in commit {commit.head.seq}: {error.message}")
+            self._chain.lacking = f"the checkpoint in commit {commit.head.seq}: {error.message}"
+            self._problem("segment", commit.head.seq, self._chain.lacking)
 
 
 def _unbacked(history: History) -> Iterator[str]:

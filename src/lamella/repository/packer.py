@@ -62,7 +62,7 @@ class Packer:
         self.packs: list[bytes] = []
         """SHA-256 of every pack put, in order; complete after `finish`."""
         self.sizes: dict[bytes, int] = {}
-        """Their lengths. Not asked from the map: another process may have forgotten there what it did not see listed."""
+        """Their lengths. Not asked from the map: another process may forget there what it did not see listed."""
         self.data_bytes = 0
         self.put_bytes = 0
 

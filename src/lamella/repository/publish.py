@@ -159,6 +159,8 @@ class Publisher:
         earlier = () if carried is None else carried.earlier
         if chain.checkpoint[0]:
             earlier = (*earlier, chain.checkpoint)
+        if chain.lacking and chain.whole:
+            carried = None  # it cannot be read, but all that it says is known: write everything anew
         segments = list(carried.segments) if carried is not None else []
         tail = self._tail(chain, carried)
         stored = 0

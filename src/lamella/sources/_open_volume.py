@@ -9,7 +9,7 @@ from lamella.errors import SourceError
 
 
 class OpenVolume:
-    """`size` bytes behind a descriptor, `path` for messages. Reads name their offset: any number of threads may read."""
+    """`size` bytes behind a descriptor; `path` is for messages. Reads name their offset: many threads may read."""
 
     def __init__(self, path: Path, fd: int, size: int) -> None:
         self.path = path

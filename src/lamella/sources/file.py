@@ -18,7 +18,8 @@ from lamella.clock import Clock, now_ms
 from lamella.errors import SourceError
 from lamella.extents import Extent
 from lamella.sources._open_volume import OpenVolume, read_failed
-from lamella.sources.base import Consistency, Source
+from lamella.sources.base import Consistency
+from lamella.sources.checkpoint_files import Keeping
 from lamella.sources.untracked import Untracked, UntrackedMoment
 
 _MACHINE = re.compile(r"[0-9a-f]{16}")
@@ -37,8 +38,11 @@ _NO_FLUSH = {errno.EINVAL, errno.EROFS, errno.ENOSYS, errno.EOPNOTSUPP}
 _NO_HOLE_MAP = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
-def open_file(text: str, machine: str) -> Source:
-    """Return the source at a path. Raises SourceError if it is missing or of a kind that holds no volume."""
+def open_file(text: str, machine: str, keeping: Keeping | None = None) -> FileSource:
+    """Return the source at a path. Nothing of it is ever kept, whatever `keeping` says.
+
+    Raises SourceError if it is missing or of a kind that holds no volume.
+    """
     path = Path(text)
     _checked_kind(path, _stat(path))
     return FileSource(path, machine)

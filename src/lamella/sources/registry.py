@@ -5,34 +5,46 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Final, cast
 
 from lamella.errors import UsageError
+from lamella.sources._cloning import driver_for
 from lamella.sources.base import Source
+from lamella.sources.checkpoint_files import Keeping
 
 MAX_NAME_BYTES: Final = 128
 """Longest volume name, in bytes of UTF-8."""
 
-DRIVERS: Final = {"file": "lamella.sources.file:open_file"}
-"""Driver name -> `module:factory`, imported on use; a factory takes the source's text and the machine's hash."""
+DRIVERS: Final = {
+    "btrfs": "lamella.sources.btrfs:open_btrfs",
+    "file": "lamella.sources.file:open_file",
+    "reflink": "lamella.sources.reflink:open_reflink",
+}
+"""Driver name -> `module:factory`, imported on use; a factory takes the text, the machine's hash, a Keeping."""
 
 _PLANNED: Final = ("lvm", "zfs")
 _NOT_INSIDE: Final = frozenset("@=/")
 _NOT_FIRST: Final = ".-^"
 _UNNAMED: Final = "volume"
 
-_Factory = Callable[[str, str], Source]
+_Factory = Callable[[str, str, Keeping], Source]
 
 
-def open_source(text: str, *, machine: str, driver: str | None = None) -> Source:
+def open_source(
+    text: str, *, machine: str, owner: str = "", driver: str | None = None, checkpoint_dir: Path | None = None
+) -> Source:
     """Return the source that `text` means: a path, or `driver:place`; `driver` forces one and takes all of `text`.
 
-    `machine` is the machine's hash, 16 hexadecimal digits. A path like `lvm:x` is written `./lvm:x`. Raises UsageError
-    for an unknown driver, SourceError when there is nothing to read there.
+    `machine` is the machine's hash, 16 hexadecimal digits; `owner` names whose checkpoints are whose, 8 hexadecimal
+    digits, and without one the volume is read in place; `checkpoint_dir` says where checkpoint files go, instead of the
+    top of the image's subvolume or mount. A path like `lvm:x` is written `./lvm:x`. Raises UsageError for an unknown
+    driver or one that cannot read this, SourceError when there is nothing to read there.
     """
     if not text or "\0" in text:
         raise UsageError("a source is a path, and not an empty one", obj=text)
-    name = driver if driver is not None else _driver_of(text)
+    keeping = Keeping(owner, checkpoint_dir)
+    name = driver if driver is not None else _driver_of(text, keeping)
     place = DRIVERS.get(name)
     if place is None:
         raise UsageError(
@@ -41,7 +53,7 @@ def open_source(text: str, *, machine: str, driver: str | None = None) -> Source
             hint=f"drivers: {', '.join(sorted(DRIVERS))}; write ./{text} for a file of that name",
         )
     module, _, factory = place.partition(":")
-    return cast(_Factory, getattr(import_module(module), factory))(text, machine)
+    return cast(_Factory, getattr(import_module(module), factory))(text, machine, keeping)
 
 
 def split_name(text: str) -> tuple[str | None, str]:
@@ -64,9 +76,11 @@ def name_from(text: str) -> str:
     return clean.encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore") or _UNNAMED
 
 
-def _driver_of(text: str) -> str:
+def _driver_of(text: str, keeping: Keeping) -> str:
     prefix, colon, _ = text.partition(":")
-    return prefix if colon and prefix in _PLANNED else "file"
+    if colon and prefix in _PLANNED:
+        return prefix
+    return driver_for(Path(text)) if keeping.owner else "file"
 
 
 def _fault_in(name: str) -> str:

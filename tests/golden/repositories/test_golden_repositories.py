@@ -20,7 +20,7 @@ from lamella.operations.selection import select
 from lamella.repository.readme import rescue_source
 from lamella.repository.repository import Repository
 from lamella.stores.local import LocalStore
-from tests.fault.world import fresh_host, verified
+from tests.fault.world import SECRET, Truth, backup, check_sound, fresh_host, verified, volume
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("*.tar"))
@@ -131,12 +131,10 @@ def test_the_emergency_reader_restores_every_snapshot(golden: Golden, kind: str)
 
 def test_a_golden_repository_can_be_continued(golden: Golden) -> None:
     """What an old version wrote is a base for new snapshots, by a host that never saw it."""
-    from tests.fault.world import SECRET, Truth, backup, check_sound, volume
-
     work = golden.scratch / "work"
     shutil.copytree(golden.repo, work)
     store, host = LocalStore.open(work), fresh_host(golden.scratch / "host", "later")
-    name = sorted(golden.expected["snapshots"])[0].partition("@")[0]
+    name = sorted(golden.expected["snapshots"])[-1].partition("@")[0]
     before = {path for path in work.rglob("*") if path.is_file()}
     content = b"later" * 30000
     truth = Truth()

@@ -1,0 +1,299 @@
+"""Checkpoint files: where they lie, what they are called, whose they are, and how one is known again.
+
+A checkpoint file is a read-only clone of an image, `<source 16 hex>-<owner 8 hex>-<n>`, in the directory `.lamella` at
+the top of the image's subvolume or mount: never beside the image, where it would go with the machine it belongs to. The
+text that names one tells everything that changes when a file is edited, copied or made anew, so that only the very file
+that was kept is ever compared with. One process at a time may work with the checkpoints of a source and owner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+from lamella.errors import CheckpointLost, SourceError
+from lamella.sources._cloning import file_system, generation
+
+DIRECTORY: Final = ".lamella"
+"""Name of the directory, in the topmost place we may write to."""
+
+_VERSION: Final = 1
+_OWNER = re.compile(r"[0-9a-f]{8}")
+_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})-([1-9][0-9]{0,15})")
+_LONGEST_TEXT: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Whose checkpoints they are, and where they go if not where they would go by themselves."""
+
+    owner: str
+    """8 hexadecimal digits; empty means that nothing is kept."""
+    directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.owner and not _OWNER.fullmatch(self.owner):
+            raise ValueError(f"not an owner: {self.owner!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a checkpoint file was when it was made; any difference means that it is another one."""
+
+    driver: str
+    system: str
+    file: str
+    inode: int
+    generation: int
+    size: int
+    ctime_ns: int
+
+    @property
+    def text(self) -> str:
+        """As the ledger keeps it; the same file gives the same text."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def of(cls, fd: int, file: str, driver: str) -> Token:
+        """Describe an open checkpoint file as it is now."""
+        now = os.fstat(fd)
+        return cls(driver, file_system(fd).uuid, file, now.st_ino, generation(fd), now.st_size, now.st_ctime_ns)
+
+    @classmethod
+    def parse(cls, text: str) -> Token:
+        """Read a text again. Raises CheckpointLost if it is none of ours."""
+        lost = CheckpointLost("the record of the checkpoint cannot be read")
+        if len(text) > _LONGEST_TEXT:
+            raise lost
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            raise lost from None
+        if not isinstance(found, dict) or found.pop("version", None) != _VERSION:
+            raise lost
+        kinds = {field.name: int if field.type == "int" else str for field in fields(cls)}
+        if set(found) != set(kinds) or any(type(found[name]) is not kind for name, kind in kinds.items()):
+            raise lost
+        return cls(**found)
+
+    def difference(self, now: Token) -> str:
+        """Why `now` is not the file this token was made of; empty if it is."""
+        if self == now:
+            return ""
+        if self.driver != now.driver:
+            return f"was made by the {self.driver} driver"
+        if self.system != now.system:
+            return "is on another file system than the one it was made on"
+        if (self.inode, self.generation) != (now.inode, now.generation):
+            return "is another file than the one that was kept"
+        return "was changed since it was made"
+
+
+class CheckpointFiles:
+    """The checkpoint files of one source and owner.
+
+    New ones go to the first directory that can be had; old ones are looked for in all of them. A directory is used only
+    if it is ours and nobody else may write to it.
+    """
+
+    def __init__(self, image: Path, identity: bytes, keeping: Keeping, driver: str) -> None:
+        self._image = image
+        self._driver = driver
+        self._keeping = keeping
+        self._prefix = f"{source_name(identity)}-{keeping.owner}-"
+
+    @contextmanager
+    def directory(self) -> Iterator[int | None]:
+        """The open directory for a new checkpoint, made if need be; None where none can be had."""
+        chosen = self._keeping.directory
+        for place in self._default_places() if chosen is None else [chosen.absolute()]:
+            fd = _own_directory(place, make=True)
+            if fd is not None:
+                try:
+                    yield fd
+                finally:
+                    os.close(fd)
+                return
+        yield None
+
+    def next_names(self) -> Iterator[str]:
+        """Yield names not in use, each with a number higher than all before."""
+        numbers = [_number(name) for _, names in self._listed() for name in names]
+        return (f"{self._prefix}{number}" for number in count(max(numbers, default=0) + 1))
+
+    def kept(self) -> list[Token]:
+        """All that are there as they are now, oldest first. Raises SourceError."""
+        found: list[Token] = []
+        for directory, names in self._listed():
+            for name in names:
+                with _opened(name, directory) as fd:
+                    if fd is not None:
+                        found.append(self.token(fd, name))
+        return sorted(found, key=lambda token: _number(token.file))
+
+    @contextmanager
+    def opened(self, text: str) -> Iterator[tuple[int, int]]:
+        """Open the checkpoint that `text` names, and its directory.
+
+        Raises CheckpointLost unless it is there, ours, of this source, and exactly what it was.
+        """
+        token = Token.parse(text)
+        if not self._ours(token.file):
+            raise CheckpointLost("the checkpoint belongs to another source or owner")
+        why = "is gone"
+        for directory, names in self._listed():
+            if token.file not in names:
+                continue
+            with _opened(token.file, directory) as fd:
+                why = "is gone" if fd is None else token.difference(self.token(fd, token.file))
+                if fd is not None and not why:
+                    yield fd, directory
+                    return
+        raise CheckpointLost(f"the checkpoint {token.file} {why}")
+
+    def drop(self, text: str) -> None:
+        """Remove the checkpoint with this text or name; nothing else, and nothing that got its name later.
+
+        Raises SourceError if it cannot be removed.
+        """
+        token: Token | None = None
+        name = text
+        if not self._ours(text):
+            with suppress(CheckpointLost):
+                token = Token.parse(text)
+            if token is None or not self._ours(token.file):
+                return
+            name = token.file
+        for directory, names in self._listed():
+            if name not in names:
+                continue
+            with _opened(name, directory) as fd:
+                if fd is not None and _same_file(token, self.token(fd, name)):
+                    _unlink(name, directory)
+
+    def undo(self, name: str, fd: int, directory: int) -> None:
+        """Take the name away from the open file if it still has it. Raises SourceError."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(fd)):
+                _unlink(name, directory)
+
+    def token(self, fd: int, name: str) -> Token:
+        """Describe an open checkpoint file as it is now; everything done to it later makes it another one."""
+        return Token.of(fd, name, self._driver)
+
+    def _ours(self, name: str) -> bool:
+        return _NAME.fullmatch(name) is not None and name.startswith(self._prefix)
+
+    def _listed(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield each directory of ours that exists, open, with our names in it."""
+        chosen = self._keeping.directory
+        for place in dict.fromkeys([*([] if chosen is None else [chosen.absolute()]), *self._default_places()]):
+            fd = _own_directory(place, make=False)
+            if fd is None:
+                continue
+            try:
+                yield fd, [name for name in _names_in(fd, place) if self._ours(name)]
+            finally:
+                os.close(fd)
+
+    def _default_places(self) -> list[Path]:
+        """Where the directory may be, the best place first."""
+        return [directory / DIRECTORY for directory in _up_from(self._image.resolve().parent)][::-1]
+
+
+def source_name(identity: bytes) -> str:
+    """The 16 hexadecimal digits that stand for a source in names of checkpoints."""
+    return hashlib.sha256(b"lamella source\0" + identity).hexdigest()[:16]
+
+
+def _up_from(start: Path) -> Iterator[Path]:
+    """Yield a directory and those above it as far as they belong to the same subvolume and mount."""
+    place = _place_of(start)
+    if place is None:
+        return
+    for directory in (start, *start.parents):
+        # The number of the device changes at the border of a subvolume, that of the mount where a directory is mounted
+        # on another one of the same file system.
+        if _place_of(directory) != place:
+            return
+        yield directory
+
+
+def _place_of(directory: Path) -> tuple[int, str] | None:
+    """Device and number of the mount of a directory; None if it cannot be looked at."""
+    try:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines()
+        return os.fstat(fd).st_dev, next((line for line in lines if line.startswith("mnt_id:")), "")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _own_directory(place: Path, *, make: bool) -> int | None:
+    """Open a directory of checkpoints, made if wanted; None if there is none or somebody else may write to it."""
+    if make:
+        with suppress(OSError):
+            place.mkdir(mode=0o700)
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    found = os.fstat(fd)
+    if found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _names_in(fd: int, place: Path) -> list[str]:
+    try:
+        return os.listdir(fd)
+    except OSError as reason:
+        raise SourceError(f"cannot read {place}: {reason.strerror}", obj=str(place)) from reason
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+@contextmanager
+def _opened(name: str, directory: int) -> Iterator[int | None]:
+    """Open a checkpoint file of ours for reading; None if it is gone or is no regular file of ours."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        yield None
+        return
+    try:
+        found = os.fstat(fd)
+        yield fd if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() else None
+    finally:
+        os.close(fd)
+
+
+def _same_file(token: Token | None, now: Token) -> bool:
+    """Whether `now` may be removed as `token`: an edited file may, another one that took the name may not."""
+    return token is None or (token.inode, token.generation) == (now.inode, now.generation)
+
+
+def _unlink(name: str, directory: int) -> None:
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    except OSError as reason:
+        raise SourceError(f"the checkpoint {name} cannot be removed: {reason.strerror}", obj=name) from reason

@@ -1,0 +1,427 @@
+"""The source contract as a test suite, for pytest: what every source must do (lamella.sources.base).
+
+Subclass `SourceContract` for a driver that keeps moments, `ReadOnlySourceContract` for one that does not, and give it
+`image` and `make_source`. Both work on image files, which the suite changes as a guest would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lamella.errors import CheckpointLost, SourceError
+from lamella.sources.base import Consistency, Source
+from lamella.testing.image_changes import change
+from lamella.testing.source_reading import GRAIN, KIB, MIB, SourceReading, check_delta, pattern, whole
+
+CHANGES: dict[str, Callable[[Path], None]] = {}
+"""What may happen to an image of `SIZE` bytes between two moments, by name."""
+
+SIZE = 4 * MIB + 5 * KIB + 17
+ROUNDS = 6
+READ_FOR_A_DELTA = 64 * KIB
+"""Bytes that may be read from files to make a delta of `SIZE` bytes: records and tables, no data."""
+
+
+def _change(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    CHANGES[function.__name__.removeprefix("_").replace("_", " ")] = function
+    return function
+
+
+@_change
+def _nothing(image: Path) -> None:
+    assert image.exists()
+
+
+@_change
+def _one_byte(image: Path) -> None:
+    overwrite(image, 1_234_567, b"!")
+
+
+@_change
+def _the_first_and_the_last_byte(image: Path) -> None:
+    overwrite(image, 0, b"!")
+    overwrite(image, image.stat().st_size - 1, b"!")
+
+
+@_change
+def _all_of_it(image: Path) -> None:
+    overwrite(image, 0, pattern(image.stat().st_size, 77))
+
+
+@_change
+def _all_of_it_with_the_same_bytes(image: Path) -> None:
+    overwrite(image, 0, image.read_bytes())
+
+
+@_change
+def _shrunk_within_a_chunk(image: Path) -> None:
+    os.truncate(image, 3 * GRAIN + 100)
+
+
+@_change
+def _shrunk_to_the_grid(image: Path) -> None:
+    os.truncate(image, 3 * GRAIN)
+
+
+@_change
+def _shrunk_to_nothing(image: Path) -> None:
+    os.truncate(image, 0)
+
+
+@_change
+def _grown_by_a_hole(image: Path) -> None:
+    os.truncate(image, SIZE + 3 * GRAIN)
+
+
+@_change
+def _grown_by_a_byte(image: Path) -> None:
+    overwrite(image, SIZE, b"!")
+
+
+@_change
+def _grown_by_data_after_a_hole(image: Path) -> None:
+    overwrite(image, SIZE + 10 * GRAIN + 5, b"far away")
+
+
+@_change
+def _shrunk_then_grown(image: Path) -> None:
+    os.truncate(image, GRAIN + 100)
+    os.truncate(image, SIZE)
+
+
+@_change
+def _shrunk_then_filled_again(image: Path) -> None:
+    os.truncate(image, 100)
+    overwrite(image, 100, pattern(SIZE - 100, 78))
+
+
+@_change
+def _made_anew_under_its_name(image: Path) -> None:
+    size = image.stat().st_size
+    image.unlink()
+    image.write_bytes(pattern(size, 79))
+
+
+@_change
+def _replaced_by_a_shorter_one(image: Path) -> None:
+    new = image.with_name("new")
+    new.write_bytes(pattern(2 * GRAIN + 9, 80))
+    new.rename(image)
+
+
+@_change
+def _replaced_by_a_copy_with_one_change(image: Path) -> None:
+    new = image.with_name("new")
+    new.write_bytes(image.read_bytes())
+    overwrite(new, 2_000_000, b"!")
+    new.rename(image)
+
+
+@_change
+def _replaced_by_zeros(image: Path) -> None:
+    overwrite(image, 0, bytes(image.stat().st_size))
+
+
+def overwrite(image: Path, offset: int, content: bytes) -> None:
+    """Write into an image, as a guest would: no new file, nothing flushed."""
+    with image.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+class ReadOnlySourceContract(SourceReading):
+    """The contract of a source that keeps no moments."""
+
+    def test_says_that_it_keeps_nothing(self) -> None:
+        source = self.make_source(self.filled(b"x"))
+        assert not source.tracks
+        with source.freeze() as frozen:
+            assert frozen.checkpoint == ""
+            source.keep("")
+        assert source.kept() == []
+
+
+class SourceContract(SourceReading):
+    """The whole contract. A checkpoint is told by `checkpoint_file`, if it is one, so that it can be tampered with."""
+
+    def checkpoint_file(self, source: Source, checkpoint: str) -> Path:
+        """Return the file that holds a kept moment, or skip the running test if none does."""
+        pytest.skip("the moments of this driver are no files")
+
+    def most_changed(self, touched: int) -> int:
+        """Return how many chunks a delta may hold at most after `touched` chunks of a volume were written."""
+        return touched
+
+    def base(self, source: Source) -> str:
+        """Keep the present moment of a source; return its checkpoint."""
+        with source.freeze() as frozen:
+            source.keep(frozen.checkpoint)
+            return frozen.checkpoint
+
+    def test_says_that_it_keeps_moments(self) -> None:
+        source = self.make_source(self.filled(b"x"))
+        assert source.tracks
+        with source.freeze() as frozen:
+            assert frozen.checkpoint
+            frozen.checkpoint.encode()
+
+    # -- one moment -------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("name", CHANGES)
+    def test_a_frozen_volume_does_not_change(self, name: str) -> None:
+        content = pattern(SIZE, 1)
+        image = self.filled(content)
+        with self.make_source(image).freeze() as frozen:
+            CHANGES[name](image)
+            assert frozen.size == SIZE
+            assert whole(frozen) == content
+            assert frozen.consistency() >= Consistency.LIVE
+
+    def test_a_frozen_volume_outlives_the_volume(self) -> None:
+        content = pattern(SIZE, 1)
+        image = self.filled(content)
+        with self.make_source(image).freeze() as frozen:
+            image.unlink()
+            assert whole(frozen) == content
+
+    def test_two_moments_at_once(self) -> None:
+        image = self.filled(b"first")
+        source = self.make_source(image)
+        with source.freeze() as first:
+            overwrite(image, 0, b"other")
+            with source.freeze() as second:
+                assert first.checkpoint != second.checkpoint
+                assert (whole(first), whole(second)) == (b"first", b"other")
+            assert whole(first) == b"first"
+        assert source.kept() == []
+
+    # -- keeping ----------------------------------------------------------------------------------------------------
+
+    def test_every_exit_path_undoes_the_moment(self) -> None:
+        image = self.filled(pattern(SIZE, 2))
+        source = self.make_source(image)
+        for kind in (RuntimeError, KeyboardInterrupt, SystemError):
+            with pytest.raises(kind), source.freeze():
+                raise kind
+            assert self.make_source(image).kept() == []
+        abandoned = source.freeze()
+        abandoned.__enter__()
+        del abandoned
+        assert self.make_source(image).kept() == []
+
+    def test_a_kept_moment_stays_until_it_is_dropped(self) -> None:
+        image = self.filled(pattern(SIZE, 2))
+        first = self.base(self.make_source(image))
+        overwrite(image, 0, b"x")
+        second = self.base(self.make_source(image))
+        source = self.make_source(image)
+        assert source.kept() == [first, second]
+        source.drop(first)
+        assert self.make_source(image).kept() == [second]
+        source.drop(first)
+        assert source.kept() == [second]
+        source.drop(second)
+        assert source.kept() == []
+
+    def test_a_moment_is_kept_when_an_error_follows(self) -> None:
+        source = self.make_source(self.filled(b"x"))
+        with pytest.raises(RuntimeError), source.freeze() as frozen:
+            source.keep(frozen.checkpoint)
+            raise RuntimeError
+        assert source.kept() == [frozen.checkpoint]
+        source.keep(frozen.checkpoint)
+        assert source.kept() == [frozen.checkpoint]
+
+    def test_a_moment_can_be_dropped_while_it_is_read(self) -> None:
+        content = pattern(SIZE, 2)
+        source = self.make_source(self.filled(content))
+        with source.freeze() as frozen:
+            source.keep(frozen.checkpoint)
+            source.drop(frozen.checkpoint)
+            assert source.kept() == []
+            assert whole(frozen) == content
+        assert source.kept() == []
+
+    def test_what_was_dropped_cannot_be_kept(self) -> None:
+        source = self.make_source(self.filled(b"x"))
+        checkpoint = self.base(source)
+        source.drop(checkpoint)
+        with pytest.raises(SourceError):
+            source.keep(checkpoint)
+
+    def test_moments_of_another_source_are_left_alone(self) -> None:
+        image = self.filled(pattern(SIZE, 3))
+        other_image = image.with_name("other.img")
+        shutil.copyfile(image, other_image)
+        source, other = self.make_source(image), self.make_source(other_image)
+        checkpoint = self.base(other)
+        assert source.kept() == []
+        source.drop(checkpoint)
+        assert other.kept() == [checkpoint]
+        with source.freeze() as frozen, pytest.raises(CheckpointLost):
+            frozen.delta_since(checkpoint, GRAIN)
+        other.drop(checkpoint)
+
+    # -- deltas -----------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("grain", [GRAIN, MIB])
+    @pytest.mark.parametrize("name", CHANGES)
+    def test_nothing_outside_a_delta_changed(self, name: str, grain: int) -> None:
+        content = pattern(SIZE, 4)
+        image = self.filled(content)
+        checkpoint = self.base(self.make_source(image))
+        CHANGES[name](image)
+        with self.make_source(image).freeze() as frozen:
+            delta = frozen.delta_since(checkpoint, grain)
+            assert delta.grain == grain
+            check_delta(delta, content, whole(frozen))
+
+    @pytest.mark.parametrize(("before", "after"), itertools.product([0, 1, 4096, GRAIN, GRAIN + 1, MIB], repeat=2))
+    def test_small_and_empty_volumes(self, before: int, after: int) -> None:
+        image = self.filled(pattern(before, 5))
+        checkpoint = self.base(self.make_source(image))
+        for content in (pattern(after, 5), pattern(after, 6)):
+            image.write_bytes(content)
+            with self.make_source(image).freeze() as frozen:
+                check_delta(frozen.delta_since(checkpoint, GRAIN), pattern(before, 5), content)
+
+    def test_a_delta_is_small_when_little_changed(self) -> None:
+        image = self.filled(pattern(SIZE, 7))
+        checkpoint = self.base(self.make_source(image))
+        touched = {3, 11, 12, 30, 40, 64}
+        for chunk in touched:
+            overwrite(image, chunk * GRAIN + 8192, b"x" * 4096)
+        with self.make_source(image).freeze() as frozen:
+            delta = frozen.delta_since(checkpoint, GRAIN)
+            assert all(chunk in delta.changed for chunk in touched)
+            assert len(delta.changed) <= self.most_changed(len(touched))
+
+    def test_a_delta_reads_no_data(self) -> None:
+        image = self.filled(pattern(SIZE, 7))
+        checkpoint = self.base(self.make_source(image))
+        overwrite(image, 0, pattern(SIZE // 2, 8))
+        with self.make_source(image).freeze() as frozen:
+            before = _bytes_read()
+            frozen.delta_since(checkpoint, GRAIN)
+            assert _bytes_read() - before < READ_FOR_A_DELTA
+
+    def test_several_bases_of_one_volume(self) -> None:
+        image = self.filled(pattern(SIZE, 0))
+        bases: dict[str, bytes] = {}
+        for number in range(1, 4):
+            bases[self.base(self.make_source(image))] = image.read_bytes()
+            overwrite(image, number * 300_000, pattern(70_000, number))
+        with self.make_source(image).freeze() as frozen:
+            for checkpoint, content in bases.items():
+                check_delta(frozen.delta_since(checkpoint, GRAIN), content, whole(frozen))
+
+    def test_a_delta_in_the_moment_that_is_kept(self) -> None:
+        content = pattern(SIZE, 9)
+        source = self.make_source(self.filled(content))
+        with source.freeze() as frozen:
+            delta = frozen.delta_since(frozen.checkpoint, GRAIN)
+            check_delta(delta, content, content)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_random_changes(self, seed: int) -> None:
+        """Each moment is compared with all that are kept; the oldest is dropped, so that its space is used again."""
+        rng = random.Random(seed)
+        image = self.filled(pattern(SIZE, seed))
+        bases: dict[str, bytes] = {}
+        for _ in range(ROUNDS):
+            checkpoint = self.base(self.make_source(image))
+            bases[checkpoint] = image.read_bytes()
+            done = [change(rng, image, list(bases)) for _ in range(rng.randint(1, 12))]
+            with self.make_source(image).freeze() as frozen:
+                now = whole(frozen)
+                for text, content in bases.items():
+                    try:
+                        check_delta(frozen.delta_since(text, rng.choice([GRAIN, 4 * GRAIN])), content, now)
+                    except AssertionError as fault:
+                        raise AssertionError(f"seed {seed}, after {done}: {fault}") from fault
+            if len(bases) > 2:
+                oldest = next(iter(bases))
+                del bases[oldest]
+                self.make_source(image).drop(oldest)
+
+    # -- moments that are not what they were ------------------------------------------------------------------------
+
+    def test_a_dropped_moment_is_lost(self) -> None:
+        image = self.filled(pattern(SIZE, 1))
+        source = self.make_source(image)
+        checkpoint = self.base(source)
+        source.drop(checkpoint)
+        self.assert_lost(image, checkpoint)
+        self.base(source)
+        self.assert_lost(image, checkpoint)
+
+    def test_a_text_that_differs_anywhere_names_nothing(self) -> None:
+        image = self.filled(pattern(SIZE, 1))
+        checkpoint = self.base(self.make_source(image))
+        altered = {checkpoint[:at] + other + checkpoint[at + 1 :] for at in range(len(checkpoint)) for other in "0z"}
+        altered |= {checkpoint[:at] for at in range(len(checkpoint))} | {checkpoint + "x", checkpoint * 2}
+        with self.make_source(image).freeze() as frozen:
+            for text in altered - {checkpoint}:
+                with pytest.raises(CheckpointLost):
+                    frozen.delta_since(text, GRAIN)
+
+    @pytest.mark.parametrize("how", ["edited", "edited in secret", "cut", "copied", "made anew", "exchanged", "gone"])
+    def test_a_moment_tampered_with_is_lost(self, how: str) -> None:
+        image = self.filled(pattern(SIZE, 1))
+        source = self.make_source(image)
+        checkpoint = self.base(source)
+        tamper(self.checkpoint_file(source, checkpoint), how)
+        self.assert_lost(image, checkpoint)
+
+    def test_a_moment_edited_before_its_delta_can_still_be_dropped(self) -> None:
+        source = self.make_source(self.filled(pattern(SIZE, 1)))
+        checkpoint = self.base(source)
+        file = self.checkpoint_file(source, checkpoint)
+        tamper(file, "edited")
+        source.drop(checkpoint)
+        assert not file.exists()
+
+    def assert_lost(self, image: Path, checkpoint: str) -> None:
+        """Fail unless no delta can be had from this moment."""
+        with self.make_source(image).freeze() as frozen, pytest.raises(CheckpointLost) as caught:
+            frozen.delta_since(checkpoint, GRAIN)
+        assert caught.value.message
+
+
+def tamper(file: Path, how: str) -> None:
+    """Do to a file of a driver what nobody should, and leave its name, size and time stamps as far as one can."""
+    before = file.stat()
+    file.chmod(0o600)
+    if how == "gone":
+        file.unlink()
+        return
+    if how == "cut":
+        os.truncate(file, 1)
+    elif how.startswith("edited"):
+        overwrite(file, 100, b"!")
+    else:
+        aside = file.with_name("aside")
+        if how != "made anew":
+            shutil.copyfile(file, aside)
+        else:
+            aside.write_bytes(pattern(before.st_size, 99))
+        if how == "exchanged":
+            file.rename(file.with_name("before"))
+        aside.rename(file)
+    if how != "edited":
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    file.chmod(before.st_mode & 0o777)
+
+
+def _bytes_read() -> int:
+    """Bytes this process got from reading calls so far (proc(5), io: rchar)."""
+    lines = Path("/proc/self/io").read_text("ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("rchar:")).split()[1])
