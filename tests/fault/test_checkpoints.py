@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,31 @@ def content(number: int) -> bytes:
     return bytes([number % 250 + 1]) * CHUNK + number.to_bytes(4, "little")
 
 
-def long_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: int) -> tuple[MemoryStore, Host, Truth]:
-    store, host, truth = MemoryStore(), host_at(tmp_path / "host"), Truth()
-    with short_rescue(monkeypatch):
+Life = tuple[MemoryStore, Host, Truth]
+"""A long chain, the host that wrote it, and what must come back. `early` beside the host knows its beginning only."""
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, MemoryStore, Truth]]:
+    """Made once: a chain with a checkpoint some commits ago."""
+    place = tmp_path_factory.mktemp("grown")
+    store, host, truth = MemoryStore(), host_at(place / "host"), Truth()
+    with pytest.MonkeyPatch.context() as patch, short_rescue(patch):
         init(store, host)
-    for number in range(runs):
+    for number in range(CHECKPOINT_EVERY + 5):
         truth.learn(backup(store, host, volume(content(number))), {"disk": content(number)})
         if number == 10:
-            shutil.copytree(tmp_path / "host", tmp_path / "early")
-    return store, host, truth
+            shutil.copytree(place / "host", place / "early")
+    yield place, store, truth
+
+
+@pytest.fixture
+def life(grown: tuple[Path, MemoryStore, Truth], tmp_path: Path) -> Life:
+    """A copy of it that the test may change."""
+    place, store, truth = grown
+    for name in ("host", "early"):
+        shutil.copytree(place / name, tmp_path / name)
+    return MemoryStore(store.objects()), host_at(tmp_path / "host"), Truth(dict(truth.volumes))
 
 
 def texts(store: MemoryStore, host: Host, *, whole: bool = False) -> set[str]:
@@ -52,8 +69,10 @@ def texts(store: MemoryStore, host: Host, *, whole: bool = False) -> set[str]:
         return {one.text for one in select(repo, [])}
 
 
-def test_more_commits_than_fit_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, host, truth = long_chain(tmp_path, monkeypatch, 2 * CHECKPOINT_EVERY + 5)
+def test_more_commits_than_fit_before_two_checkpoints(life: Life, tmp_path: Path) -> None:
+    store, host, truth = life
+    for number in range(CHECKPOINT_EVERY):
+        truth.learn(backup(store, host, volume(content(number))), {"disk": content(number)})
     stranger = fresh_host(tmp_path / "stranger")
     assert texts(store, stranger) == set(truth.volumes) == texts(store, host)
     assert texts(store, fresh_host(tmp_path / "another"), whole=True) == set(truth.volumes)
@@ -73,8 +92,8 @@ def test_more_commits_than_fit_before_a_checkpoint(tmp_path: Path, monkeypatch: 
     assert texts(store, fresh_host(tmp_path / "stranger")) == set(truth.volumes)
 
 
-def test_a_rollback_to_before_a_checkpoint_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, host, _ = long_chain(tmp_path, monkeypatch, CHECKPOINT_EVERY + 3)
+def test_a_rollback_to_before_a_checkpoint_is_noticed(life: Life) -> None:
+    store, host, _ = life
     older = {name: found for name, found in store.objects().items() if seq_of(name) <= CHECKPOINT_EVERY - 5}
     with pytest.raises(RolledBack):
         backup(MemoryStore(older), host, volume(b"x"))
@@ -86,9 +105,9 @@ def seq_of(name: str) -> int:
 
 
 @pytest.mark.parametrize("part", ["first", "pinned", "middle", "checkpoint", "before the checkpoint", "newest"])
-def test_a_commit_of_a_long_chain_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_a_commit_of_a_long_chain_is_missing(life: Life, tmp_path: Path, part: str) -> None:
     """Noticed by whoever can know it; and what the checkpoint carries is still there."""
-    store, host, truth = long_chain(tmp_path, monkeypatch, CHECKPOINT_EVERY + 6)
+    store, host, truth = life
     with Repository.open(store, SECRET, host) as repo:
         (chain,) = repo.history.chains.values()
         checkpoint, newest = chain.checkpoint[0], max(map(seq_of, store.objects()))
@@ -96,11 +115,9 @@ def test_a_commit_of_a_long_chain_is_missing(tmp_path: Path, monkeypatch: pytest
     seq = seqs.get(part, checkpoint - 1)
     left = MemoryStore({name: found for name, found in store.objects().items() if seq_of(name) != seq})
     for who in (host, host_at(tmp_path / "early"), fresh_host(tmp_path / "stranger")):
-        if part == "newest" and who.machine != host.machine:
-            continue
+        if part == "newest" and who.state_dir != host.state_dir:
+            continue  # only who saw it can miss it
         with Repository.open(left, SECRET, who) as repo:
-            if who.state_dir == host_at(tmp_path / "early").state_dir and part == "newest":
-                continue
             assert repo.problems, f"{part} is missing, and {who.label} does not notice"
             shown = {one.text for one in select(repo, [])}
             lost = set(truth.volumes) - shown
@@ -111,24 +128,29 @@ def test_a_commit_of_a_long_chain_is_missing(tmp_path: Path, monkeypatch: pytest
     assert f"disk@{result.snapshot}" in texts(left, host)
 
 
-def with_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[MemoryStore, Host, Truth]:
-    """Enough records for two segments: a chain of real backups with many small runs noted in between."""
-    monkeypatch.setattr("lamella.repository.publish._SEGMENT_ENTRIES", 100)
-    store, host, truth = MemoryStore(), host_at(tmp_path / "host"), Truth()
-    with short_rescue(monkeypatch):
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, MemoryStore, Truth]]:
+    """Enough records for several segments: a chain of real backups with many small runs noted in between."""
+    place = tmp_path_factory.mktemp("segmented")
+    store, host, truth = MemoryStore(), host_at(place / "host"), Truth()
+    with pytest.MonkeyPatch.context() as patch, short_rescue(patch):
+        patch.setattr("lamella.repository.publish._SEGMENT_ENTRIES", 100)
         init(store, host)
-    for number in range(CHECKPOINT_EVERY + 4):
-        truth_number = number % 20 == 0 or number > CHECKPOINT_EVERY - 2
-        if truth_number:
-            truth.learn(backup(store, host, volume(content(number))), {"disk": content(number)})
-            continue
-        with Repository.open(store, SECRET, host) as repo:
-            rows = [
-                raw(Run(f"run-{number}-{each}", True, (RunVolume(VolumeId(bytes(16)), "none", False, ""),)))
-                for each in range(4)
-            ]
-            repo.publish(rows)
-    return store, host, truth
+        for number in range(CHECKPOINT_EVERY + 4):
+            if number % 20 == 0 or number > CHECKPOINT_EVERY - 2:
+                truth.learn(backup(store, host, volume(content(number))), {"disk": content(number)})
+                continue
+            with Repository.open(store, SECRET, host) as repo:
+                row = (RunVolume(VolumeId(bytes(16)), "none", False, ""),)
+                repo.publish([raw(Run(f"run-{number}-{each}", True, row)) for each in range(4)])
+    yield place, store, truth
+
+
+@pytest.fixture
+def with_segments(segmented: tuple[Path, MemoryStore, Truth], tmp_path: Path) -> Life:
+    place, store, truth = segmented
+    shutil.copytree(place / "host", tmp_path / "host")
+    return MemoryStore(store.objects()), host_at(tmp_path / "host"), Truth(dict(truth.volumes))
 
 
 def segment_packs(store: MemoryStore, host: Host) -> list[str]:
@@ -138,8 +160,8 @@ def segment_packs(store: MemoryStore, host: Host) -> list[str]:
         return [f"p/{place.pack.hex()[:2]}/{place.pack.hex()}" for place in chain.carried.segments]
 
 
-def test_catalogue_segments_carry_the_older_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, host, truth = with_segments(tmp_path, monkeypatch)
+def test_catalogue_segments_carry_the_older_records(with_segments: Life, tmp_path: Path) -> None:
+    store, host, truth = with_segments
     assert len(segment_packs(store, host)) >= 2
     stranger = fresh_host(tmp_path / "stranger")
     assert texts(store, stranger) == set(truth.volumes)
@@ -153,10 +175,10 @@ def test_catalogue_segments_carry_the_older_records(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("which", [0, -1], ids=["first segment", "last segment"])
 @pytest.mark.parametrize("deed", ["removed", "damaged", "truncated"])
 def test_a_segment_that_cannot_be_read_loses_no_snapshot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, deed: str
+    with_segments: Life, tmp_path: Path, which: int, deed: str
 ) -> None:
     """Segments repeat what the commits say. Whoever still has those needs no segment."""
-    store, host, truth = with_segments(tmp_path, monkeypatch)
+    store, host, truth = with_segments
     name = segment_packs(store, host)[which]
     objects = store.objects()
     whole = objects.pop(name)
@@ -174,9 +196,9 @@ def test_a_segment_that_cannot_be_read_loses_no_snapshot(
     check_rescue(objects, truth, tmp_path)
 
 
-def test_the_newest_records_are_never_in_a_segment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_records_are_never_in_a_segment_alone(with_segments: Life, tmp_path: Path) -> None:
     """All segments gone: what came after the checkpoint is there without any of them."""
-    store, host, truth = with_segments(tmp_path, monkeypatch)
+    store, host, truth = with_segments
     gone = set(segment_packs(store, host))
     objects = {name: found for name, found in store.objects().items() if name not in gone}
     with Repository.open(MemoryStore(objects), SECRET, fresh_host(tmp_path / "stranger")) as repo:

@@ -163,7 +163,7 @@ def lefts_of_init(objects: dict[str, bytes], place: Path) -> list[dict[str, byte
         store = CrashStore(objects, point)
         with pytest.raises(PowerCut):
             init(store, host_at(place))
-        for surviving in subsets(len(store.unsynced), random_subsets=3):
+        for surviving in subsets(len(store.unsynced), every_up_to=5, random_subsets=3):
             remains = store.after_crash(surviving).objects()
             found.setdefault(frozenset(kind_of(name, objects) for name in remains), remains)
     return list(found.values())

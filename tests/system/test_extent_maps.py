@@ -1,4 +1,4 @@
-"""Both readers of extent maps on real file systems: no byte outside a delta may differ, whatever was done to the image."""
+"""The readers of extent maps on real file systems: whatever was done to an image, no byte outside a delta differs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from lamella.delta import Delta
 from lamella.errors import SourceError
-from lamella.sources import _btrfs_tree, _fiemap
+from lamella.sources import _btrfs_tree, _fiemap, _maps
 from lamella.sources._maps import Piece, ReadMap, compare, guarded
 from lamella.testing.image_changes import BLOCK, ImageChanges
 from tests.system import loop_fs
@@ -54,11 +54,9 @@ def wrong(delta: Delta, old: bytes, new: bytes) -> list[int]:
     found = []
     for chunk, at in enumerate(range(0, len(new), delta.grain)):
         now = new[at : at + delta.grain]
-        if chunk in delta.zeroed:
-            right = not any(now)
-        else:
-            right = chunk in delta.changed or now == old[at : at + delta.grain]
-        if not right:
+        if chunk in delta.changed:
+            continue
+        if now != (bytes(len(now)) if chunk in delta.zeroed else old[at : at + delta.grain]):
             found.append(chunk)
     return found
 
@@ -69,7 +67,7 @@ def differing(old: bytes, new: bytes, grain: int) -> int:
 
 @dataclass
 class Soak:
-    """Rounds of random changes with a reflink copy after each; at most three copies are kept, so that space is reused."""
+    """Rounds of random changes with a reflink copy after each; three copies are kept, so that space is reused."""
 
     mount: Path
     kind: str
@@ -112,41 +110,42 @@ def balance(mount: Path) -> None:
     subprocess.run(command, check=False, capture_output=True, timeout=120)
 
 
-# Where blocks are exactly what they seem, little more than what differs is marked. Compressed extents are coarser.
+# The last number is how many blocks may be marked for each that differs: not even a reader that marks all would miss one.
 CASES = [
-    pytest.param("btrfs", "", 1.6, id="btrfs"),
-    pytest.param("btrfs", "compress=zstd", 9.0, id="btrfs-compress"),
-    pytest.param("btrfs", "compress-force=zstd", 9.0, id="btrfs-compress-force"),
-    pytest.param("btrfs", "nodatacow", 1.6, id="btrfs-nodatacow"),
-    pytest.param("xfs", "", 2.0, id="xfs"),
+    pytest.param("btrfs", "", {"tree": 1.5, "fiemap": 1.5}, id="btrfs"),
+    pytest.param("btrfs", "compress=zstd", {"tree": 1.5, "fiemap": 2.5}, id="btrfs-compress"),
+    pytest.param("btrfs", "compress-force=zstd", {"tree": 1.5, "fiemap": 2.5}, id="btrfs-compress-force"),
+    pytest.param("btrfs", "nodatacow", {"tree": 1.5, "fiemap": 1.5}, id="btrfs-nodatacow"),
+    pytest.param("xfs", "", {"fiemap": 1.8}, id="xfs"),
 ]
 MOVING = ("defragment", "defragment, compress")
 
 
 @pytest.mark.parametrize(("kind", "options", "most_marked"), CASES)
-def test_nothing_differs_outside_the_delta(kind: str, options: str, most_marked: float) -> None:
+def test_nothing_differs_outside_the_delta(kind: str, options: str, most_marked: dict[str, float]) -> None:
     with loop_fs.make(kind, options) as mount:
         still = Soak(mount, kind, seed=1, without=MOVING)
-        still.run(60)
-        for name, marked in still.marked.items():
-            assert marked <= most_marked * still.changed, name
-        Soak(mount, kind, seed=2).run(60)
+        still.run(100)
+        for name, limit in most_marked.items():
+            assert still.marked[name] <= limit * still.changed, name
+        Soak(mount, kind, seed=2).run(100)
 
 
 def test_nothing_differs_outside_the_delta_after_a_balance() -> None:
     with loop_fs.make("btrfs", "compress=zstd") as mount:
-        Soak(mount, "btrfs", seed=3, balance=0.2).run(40)
+        Soak(mount, "btrfs", seed=3, balance=0.2).run(60)
 
 
 def test_nothing_differs_outside_the_delta_of_small_files() -> None:
     with loop_fs.make("btrfs") as mount:
-        Soak(mount, "btrfs", seed=4, most=8 * BLOCK).run(60)
+        Soak(mount, "btrfs", seed=4, most=8 * BLOCK).run(100)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "options", "most_marked"), CASES)
 @pytest.mark.parametrize("seed", range(100, 120))
-def test_long_soak(kind: str, options: str, most_marked: float, seed: int) -> None:
+def test_long_soak(kind: str, options: str, most_marked: dict[str, float], seed: int) -> None:
+    """10,000 rounds in all."""
     del most_marked
     with loop_fs.make(kind, options) as mount:
         Soak(mount, kind, seed, most=16 << 20, balance=0.02 if kind == "btrfs" else 0).run(100)
@@ -210,7 +209,7 @@ def test_a_reader_that_believes_compressed_addresses_is_caught(monkeypatch: pyte
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in ON.items() for name in names])
 def test_what_is_not_on_disk_yet_is_in_the_map(kind: str, name: str) -> None:
-    """Maps are read of still files only. Should one not be still, the map is not of an earlier moment without a word."""
+    """Maps are read of still files only. Should one not be still, the map is no silent look at an earlier moment."""
     with loop_fs.make(kind) as mount:
         image = overwrite(mount / "image", 0, b"x" * 8 * BLOCK)
         old = clone(image, mount / "old")
@@ -267,24 +266,26 @@ def fragmented(path: Path, blocks: int) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in ON.items() for name in names])
-def test_maps_of_many_answers_are_complete(kind: str, name: str) -> None:
+def test_maps_of_many_answers_are_complete(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More pieces than one answer of the kernel or one window holds, and a reading that begins in the middle."""
-    count = 20_000
+    monkeypatch.setattr(_maps, "_WINDOW", 700)
+    count = 5000
     expected = [(2 * number + 1) * BLOCK for number in range(count)]
+    changed = [0, 5, 699, 700, 701, 2500, count - 1]
     with loop_fs.make(kind) as mount:
         image = fragmented(mount / "image", count)
         old = clone(image, mount / "old")
-        for number in (0, 5, 16383, 16384, count - 1):
+        for number in changed:
             overwrite(image, expected[number] + 7, b"changed")
         size = image.stat().st_size
         with opened(image) as (fd,):
-            pieces = list(READERS[name](fd, size))
+            # XFS may preallocate in the holes.
+            pieces = [piece for piece in READERS[name](fd, size) if piece.place]
             assert [piece.start for piece in pieces] == expected
-            assert list(READERS[name](fd, size, expected[9000])) == pieces[9000:]
+            later = [piece for piece in READERS[name](fd, size, expected[3000]) if piece.place]
+            assert later == pieces[3000:]
         delta = delta_of(READERS[name], old, image)
-        assert [first * BLOCK for first, _ in delta.changed.runs()] == [
-            expected[n] for n in (0, 5, 16383, 16384, count - 1)
-        ]
+        assert [first * BLOCK for first, _ in delta.changed.runs()] == [expected[number] for number in changed]
         assert not delta.zeroed
 
 

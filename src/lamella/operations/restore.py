@@ -179,18 +179,17 @@ class Comparison:
         self._identify = identify_chunk(repo, selected)
 
     def ranges(self) -> Iterator[tuple[Run, ...]]:
-        """Neighbouring runs of slots, together at most one range long unless they are a hole."""
+        """Adjoining DATA chunks, together at most one range, or one run of zeros."""
         per_range = max(1, RANGE >> self._tree.shape.chunk_log2)
         batch: list[Run] = []
         for run in self._repo.tree_reader(self._domain_id).runs(self._tree):
-            if isinstance(run.slot, bytes):
-                batch.append(run)
-                if len(batch) < per_range:
-                    continue
-            if batch:
+            is_data = isinstance(run.slot, bytes)
+            if batch and (not is_data or len(batch) == per_range):
                 yield tuple(batch)
                 batch = []
-            if not isinstance(run.slot, bytes):
+            if is_data:
+                batch.append(run)
+            else:
                 yield (run,)
         if batch:
             yield tuple(batch)
@@ -198,17 +197,16 @@ class Comparison:
     def compare(self, runs: tuple[Run, ...]) -> tuple[int, int]:
         """Bytes compared and the chunk behind them. Raises IntegrityError at the first difference."""
         shape = self._tree.shape
-        compared = 0
+        first, last = runs[0].first << shape.chunk_log2, min(runs[-1].end << shape.chunk_log2, shape.size)
+        if not isinstance(runs[0].slot, bytes):
+            self._compare_zeros(first, last)
+            return last - first, runs[-1].end
+        view = self._read(first, last - first)
         for run in runs:
             start, end = run.first << shape.chunk_log2, min(run.end << shape.chunk_log2, shape.size)
-            if isinstance(run.slot, bytes):
-                view = self._read(start, end - start)
-                if self._identify(view) != run.slot:
-                    raise self._difference(start)
-            else:
-                self._compare_zeros(start, end)
-            compared += end - start
-        return compared, runs[-1].end
+            if self._identify(view[start - first : end - first]) != run.slot:
+                raise self._difference(start)
+        return last - first, runs[-1].end
 
     def _compare_zeros(self, start: int, end: int) -> None:
         for low, high in self._target.stored(start, end):

@@ -71,6 +71,31 @@ def private_directory(path: Path) -> Path:
     return path
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a private file in one step: after a crash there is the old content or the new. Raises RepositoryError."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RepositoryError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def held_file(path: Path, wait_seconds: float, busy: str) -> Iterator[None]:
     """Hold an exclusive flock on `path` (created when missing).
@@ -137,26 +162,7 @@ class HostMemory:
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Replace a JSON file, durably. Raises RepositoryError."""
         private_directory(self.directory)
-        path, temporary = self.directory / name, self.directory / f"{name}.{os.getpid()}.tmp"
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            self._sync_directory()
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise RepositoryError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_durably(self.directory / name, json.dumps(content, indent=1, sort_keys=True).encode("utf-8"))
 
     @contextmanager
     def lock(self, wait_seconds: float = 60.0) -> Iterator[None]:

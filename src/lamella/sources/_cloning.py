@@ -48,7 +48,6 @@ _XFS_IOC_FSGEOMETRY_V1: Final = _read(ord("X"), 100, _XFS_GEOMETRY.size)
 _XFS_UUID, _XFS_FLAGS = 12, 16
 _XFS_GEOM_FLAGS_REFLINK: Final = 1 << 20
 
-# Reasons that lie in the file or the place, not in a failing disk: the volume can still be read as it is.
 _CANNOT: Final = {
     errno.EINVAL: "the file system does not allow it for this file",
     errno.EOPNOTSUPP: "the file system cannot do it",
@@ -60,6 +59,7 @@ _CANNOT: Final = {
     errno.EROFS: "the file system is read-only",
     errno.EDQUOT: "the quota is used up",
     errno.EISDIR: "the kernel knows no files without a name",
+    errno.ENOENT: "there is no /proc to name it by",
 }
 
 
@@ -127,7 +127,7 @@ def nameless_file(directory: int) -> int | str:
     try:
         fd = os.open(".", _NAMELESS, 0o400, dir_fd=directory)
     except OSError as reason:
-        return _reason(reason)
+        return refusal(reason)
     os.fchmod(fd, 0o400)  # whatever the umask took away
     return fd
 
@@ -146,7 +146,7 @@ def clone(image: int, target: int) -> str:
             _set_nocow(target, wanted)
             fcntl.ioctl(target, _FICLONE, image)
         except OSError as reason:
-            why = _reason(reason)
+            why = refusal(reason)
             if reason.errno != errno.EINVAL:
                 return why
         else:
@@ -190,7 +190,11 @@ def _set_nocow(fd: int, wanted: bool) -> None:
         fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=I", flags ^ _FS_NOCOW_FL).ljust(_LONG, b"\0"))
 
 
-def _reason(reason: OSError) -> str:
+def refusal(reason: OSError) -> str:
+    """Why a clone cannot be had, if that lies in the file or the place: the volume can still be read as it is.
+
+    Raises SourceAtRisk if no space is left, SourceError for everything else.
+    """
     why = _CANNOT.get(reason.errno or 0)
     if why is not None:
         return why

@@ -247,7 +247,7 @@ def _own_directory(place: Path, *, make: bool) -> int | None:
     """Open a directory of checkpoints, made if wanted; None if there is none or somebody else may write to it."""
     if make:
         with suppress(OSError):
-            place.mkdir(mode=0o700)
+            place.mkdir(mode=0o700, parents=place.name != DIRECTORY)
     try:
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -130,14 +130,15 @@ class ClonedSource:
             why = _cloning.clone(image, fd)
             if why:
                 return why
-            checkpoint = self._named(fd, directory, undone) if _cloning.file_system(fd).tracks else ""
-            frozen = FrozenClone(self._image.path, fd, checkpoint, self._delta)
+            frozen = FrozenClone(self._image.path, fd, self._delta)
             undone.callback(frozen.closed)
+            if _cloning.file_system(fd).tracks:
+                self._name(frozen, fd, directory, undone)
             stack.push(undone.pop_all())
             return frozen
 
-    def _named(self, fd: int, directory: int, undone: ExitStack) -> str:
-        """Give the complete clone a name, to be taken away again unless `keep` is called; return its text."""
+    def _name(self, frozen: FrozenClone, fd: int, directory: int, undone: ExitStack) -> None:
+        """Give the complete clone a name, to be taken away again unless `keep` is called."""
         names = self._files.next_names()
         while True:
             name = next(names)
@@ -149,8 +150,10 @@ class ClonedSource:
             except FileExistsError:
                 continue
             except OSError as reason:
-                raise SourceError(f"a checkpoint cannot be made: {reason.strerror}") from reason
-            return self._files.token(fd, name).text
+                frozen.why_untracked = f"no checkpoint can be made: {_cloning.refusal(reason)}"
+                return
+            frozen.checkpoint = self._files.token(fd, name).text
+            return
 
     def _forget(self, name: str, fd: int, directory: int) -> None:
         if name in self._unkept:
@@ -163,17 +166,13 @@ class ClonedSource:
 
 
 class FrozenClone(OpenVolume):
-    """A clone of the image: nobody writes to it."""
+    """A clone of the image: nobody writes to it. It can be kept once it has a `checkpoint`."""
 
-    def __init__(self, path: Path, fd: int, checkpoint: str, delta: Callable[[int, int, str, int], Delta]) -> None:
+    def __init__(self, path: Path, fd: int, delta: Callable[[int, int, str, int], Delta]) -> None:
         super().__init__(path, fd, os.fstat(fd).st_size)
-        self._checkpoint = checkpoint
+        self.checkpoint = ""
+        self.why_untracked = "the maps of this file system do not tell what changed"
         self._delta = delta
-
-    @property
-    def checkpoint(self) -> str:
-        """The text that names the clone; empty where it could not be compared with later."""
-        return self._checkpoint
 
     def consistency(self) -> Consistency:
         """LIVE: one moment, of a file that somebody may have been writing."""
@@ -181,15 +180,15 @@ class FrozenClone(OpenVolume):
 
     def allocated(self) -> Iterator[Extent]:
         """Yield what the clone's extent map holds; all of it where such maps are not relied on."""
-        if self._checkpoint:
+        if self.checkpoint:
             yield from _fiemap.allocated(self._fd, self._size)
         elif self._size:
             yield Extent(0, self._size)
 
     def delta_since(self, base: str, grain: int) -> Delta:
         """What differs from the kept moment, from the maps of both. Raises CheckpointLost."""
-        if not self._checkpoint:
-            raise CheckpointLost("the maps of this file system do not tell what changed")
+        if not self.checkpoint:
+            raise CheckpointLost(self.why_untracked)
         return self._delta(self._fd, self._size, base, grain)
 
 

@@ -1,7 +1,7 @@
 """Random changes to an image file: everything a running machine, its host and its owner do to one between two backups.
 
-For tests of change tracking: what these leave behind is where maps of extents go wrong. Reproducible from the seed as far
-as the file system is. Numbers are from linux/fs.h, linux/falloc.h and linux/btrfs.h.
+For tests of change tracking: what these leave behind is where maps of extents go wrong. Reproducible from the seed as
+far as the file system is. Numbers are from linux/fs.h, linux/falloc.h and linux/btrfs.h.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _FALLOC_FL_COLLAPSE_RANGE = 0x08
 _FALLOC_FL_ZERO_RANGE = 0x10
 _FALLOC_FL_INSERT_RANGE = 0x20
 
-# struct file_clone_range; struct file_dedupe_range with one file_dedupe_range_info; struct btrfs_ioctl_defrag_range_args.
+# struct file_clone_range; struct file_dedupe_range with one file_dedupe_range_info; and
+# struct btrfs_ioctl_defrag_range_args.
 _CLONE = struct.Struct("=qQQQ")
 _DEDUPE = struct.Struct("=QQHHLqQQlL")
 _DEFRAG = struct.Struct("=QQQLL16x")
@@ -59,23 +60,23 @@ class ImageChanges:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._earlier: Path | None = None
         operations: dict[str, tuple[int, Callable[[], None]]] = {
-            "write": (8, self._write),
-            "write again": (1, self._write_again),
-            "write directly": (2, self._write_directly),
-            "write by mmap": (1, self._write_mapped),
-            "punch": (1, lambda: self._allocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE)),
-            "zero": (1, lambda: self._allocate(_FALLOC_FL_ZERO_RANGE)),
-            "preallocate": (1, lambda: self._allocate(0)),
-            "preallocate, keep size": (1, lambda: self._allocate(_FALLOC_FL_KEEP_SIZE)),
-            "collapse": (1, lambda: self._allocate(_FALLOC_FL_COLLAPSE_RANGE)),
-            "insert": (1, lambda: self._allocate(_FALLOC_FL_INSERT_RANGE)),
-            "resize": (1, self._resize),
-            "clone": (1, self._clone_within),
-            "clone back": (1, self._clone_back),
-            "dedupe": (1, self._dedupe),
-            "defragment": (1, lambda: self._defragment(compress=False)),
-            "defragment, compress": (1, lambda: self._defragment(compress=True)),
-            "sync": (1, lambda: os.fsync(self._fd)),
+            "write": (32, self._write),
+            "write again": (4, self._write_again),
+            "write directly": (8, self._write_directly),
+            "write by mmap": (4, self._write_mapped),
+            "punch": (4, lambda: self._allocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE)),
+            "zero": (4, lambda: self._allocate(_FALLOC_FL_ZERO_RANGE)),
+            "preallocate": (4, lambda: self._allocate(0)),
+            "preallocate, keep size": (4, lambda: self._allocate(_FALLOC_FL_KEEP_SIZE)),
+            "collapse": (4, lambda: self._allocate(_FALLOC_FL_COLLAPSE_RANGE)),
+            "insert": (4, lambda: self._allocate(_FALLOC_FL_INSERT_RANGE)),
+            "resize": (4, self._resize),
+            "clone": (4, self._clone_within),
+            "clone back": (4, self._clone_back),
+            "dedupe": (4, self._dedupe),
+            "defragment": (4, lambda: self._defragment(compress=False)),
+            "defragment, compress": (4, lambda: self._defragment(compress=True)),
+            "sync": (4, lambda: os.fsync(self._fd)),
             "recreate": (1, self._recreate),
         }
         self._operations = {name: operation for name, (_, operation) in operations.items()}
