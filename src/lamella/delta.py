@@ -13,7 +13,8 @@ from lamella.chunkset import ChunkSet
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Chunks of `grain` bytes on the absolute grid that may differ between `base_size` and later `size` bytes of a volume.
+    """Chunks of `grain` bytes on the absolute grid that may differ between `base_size` and later `size` bytes of a
+    volume.
 
     `changed` must be read; `zeroed` reads as zero; the two are disjoint, lie below the end of the volume, and together
     hold every chunk at or beyond the smaller end, the chunk with that end included unless both sizes are equal.
@@ -46,6 +47,20 @@ class Delta:
     def everything(cls, grain: int, base_size: int, size: int) -> Delta:
         """Nothing is known: every chunk may have changed."""
         return cls(grain, base_size, size, ChunkSet([(0, -(-size // grain))]), ChunkSet())
+
+    def coarsened(self, grain: int) -> Delta:
+        """The same on a coarser grid: a chunk is zeroed if all of it is. Raises ValueError for a finer or odd grid."""
+        if grain % self.grain:
+            raise ValueError("a delta can only be put on a coarser grid")
+        factor = grain // self.grain
+        touched = ChunkSet((first // factor, -(-end // factor)) for first, end in (self.changed | self.zeroed).runs())
+        end = -(-self.size // self.grain)
+        zeroed = ChunkSet()
+        for first, stop in self.zeroed.runs():
+            # The last chunk may be short: it is whole when the zeros reach the end of the volume.
+            high = -(-stop // factor) if stop == end else stop // factor
+            zeroed.add(-(-first // factor), high)
+        return Delta.bounded(grain, self.base_size, self.size, touched - zeroed, zeroed)
 
     def then(self, later: Delta) -> Delta:
         """This delta followed by `later`, as one from this one's base. Raises ValueError if they do not meet."""

@@ -70,7 +70,7 @@ def test_one_bit_of_each_byte_flipped(small: Small) -> None:
 
 
 def test_flipped_bits_are_not_hidden_by_a_warm_cache(small: Small) -> None:
-    run_flips(small, one_bit_of_each_byte(small.objects)[::5], warm=True, restores_every=2)
+    run_flips(small, one_bit_of_each_byte(small.objects)[::9], warm=True, restores_every=2)
 
 
 @pytest.mark.long

@@ -110,7 +110,7 @@ def balance(mount: Path) -> None:
     subprocess.run(command, check=False, capture_output=True, timeout=120)
 
 
-# The last number is how many blocks may be marked for each that differs: not even a reader that marks all would miss one.
+# Last: how many blocks each reader may mark for one that differs. A reader that marks everything misses nothing either.
 CASES = [
     pytest.param("btrfs", "", {"tree": 1.5, "fiemap": 1.5}, id="btrfs"),
     pytest.param("btrfs", "compress=zstd", {"tree": 1.5, "fiemap": 2.5}, id="btrfs-compress"),

@@ -29,7 +29,9 @@ class Sampled(NamedTuple):
 
 
 class Refuted(NamedTuple):
-    """REFUTED: the change map called the chunk at `offset` unchanged and it was not; everything was compared instead."""
+    """REFUTED: the change map called the chunk at `offset` unchanged and it was not; everything was compared
+    instead.
+    """
 
     offset: int
     length: int

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from lamella.errors import UsageError
 from lamella.format.records import Volume
 from lamella.ids import DomainId, VolumeId
+from lamella.operations.change_map import ChangeMap
 from lamella.operations.completeness import is_complete
+from lamella.operations.selection import find_snapshot
 from lamella.operations.session import Confirmations
 from lamella.repository.catalogue import Snapshot, VolumeState, latest
 from lamella.repository.ledger import Ledger, LedgerEntry
@@ -44,7 +46,8 @@ class BackupOptions:
     """How to back up. `chunk_log2`, `domain` count at a volume's first backup only.
 
     `reread_bytes` of what a change map calls unchanged are re-read, the least recently seen first. `before` and `after`
-    are commands run around the freeze, each for at most `hook_seconds`.
+    are commands run around the freeze, each for at most `hook_seconds`. `changes` is another tool's map of what changed
+    since the snapshot `changes_base`, for a single source.
     """
 
     compression: str = "auto"
@@ -56,6 +59,8 @@ class BackupOptions:
     check_all: bool = False
     lock_wait: float = 0.0
     reread_bytes: int = 0
+    changes: ChangeMap | None = None
+    changes_base: str = ""
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     hook_seconds: float = 60.0
@@ -105,6 +110,8 @@ class Planner:
 
     def rows(self, requests: Sequence[Request | FailedRequest]) -> list[PlanRow]:
         """One row for each source that opened. Raises UsageError for contradictions."""
+        if self._options.changes is not None and len(requests) != 1:
+            raise UsageError("a change map is of one source: name just that")
         rows = [self._row(request) for request in requests if isinstance(request, Request)]
         names = [row.volume for row in rows]
         identities = [row.request.source.identity for row in rows]
@@ -181,12 +188,15 @@ class Planner:
 
     def _known_row(self, request: Request, known: VolumeState, record: Volume | None) -> PlanRow:
         notes: list[str] = []
-        entry, why = self._kept_moment(request.source, known)
-        base = self._base(known, notes) if entry is None else self._snapshot(known, entry)
+        if self._options.changes is not None:
+            entry, why, base = None, *self._mapped_base(known, notes)
+        else:
+            entry, why = self._kept_moment(request.source, known)
+            base = self._base(known, notes) if entry is None else self._snapshot(known, entry)
         shown = self._repo.catalogue.shown_names()[known.volume_id]
         if base is not None:
             domain_id, log2 = base.added.domain_id, base.added.chunk_log2
-            mode, reason = (COMPARE, why) if entry is None else (INCREMENTAL, "")
+            mode, reason = (COMPARE, why) if why else (INCREMENTAL, "")
         else:
             volume = record or known.record
             if volume is None:
@@ -225,6 +235,19 @@ class Planner:
         if not is_complete(self._repo, snapshot):
             return None, "parts of the last snapshot are missing from the repository"
         return entry, ""
+
+    def _mapped_base(self, volume: VolumeState, notes: list[str]) -> tuple[str, Snapshot | None]:
+        """The snapshot another tool's map starts from; with a reason, what is compared with instead."""
+        newest = self._base(volume, notes)
+        wanted = find_snapshot(self._repo, volume, self._options.changes_base)
+        claimed = self._options.changes.base if self._options.changes is not None else ""
+        if newest is None or wanted.ref != newest.ref:
+            return "the snapshot that the change map starts from is not the latest usable one", newest
+        if claimed and claimed != wanted.name:
+            return f"the change map says that it starts from {claimed}", newest
+        if not is_complete(self._repo, wanted):
+            return "parts of the last snapshot are missing from the repository", newest
+        return "", newest
 
     def _snapshot(self, volume: VolumeState, entry: LedgerEntry) -> Snapshot | None:
         added = (entry.root, entry.size, entry.chunk_log2)

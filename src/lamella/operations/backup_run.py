@@ -19,6 +19,7 @@ from lamella.operations.backup_publish import Saved, publish
 from lamella.operations.backup_result import BackupResult, VolumeResult
 from lamella.operations.backup_volume import MapRefuted, VolumeRead, VolumeReader
 from lamella.operations.heads import fingerprint
+from lamella.operations.monitor import delta_from
 from lamella.operations.rotation import drop_unneeded, rotate
 from lamella.operations.session import Session
 from lamella.pipeline import default_workers
@@ -64,6 +65,8 @@ class BackupRun:
             raise risks[0]
         complete = all(result.result == "complete" for result in results)
         metadata, stored = self._session.metadata_bytes, self._session.data_bytes
+        if self._repo.pins.unsaved:
+            self._warn(f"what this host remembers is out of date: {self._repo.pins.unsaved}")
         return BackupResult(name, complete, 0.0, metadata, stored, fingerprint(self._repo), results, self._warnings)
 
     def _warn(self, message: str) -> None:
@@ -179,9 +182,12 @@ class BackupRun:
 
     def _delta(self, saved: Saved) -> Delta:
         entry, shape = saved.row.entry, saved.shape
+        if saved.row.base is not None and self._options.changes is not None:
+            return self._options.changes.delta(shape.chunk_size, saved.row.base.added.size, shape.size)
         if entry is None or saved.row.base is None:
             raise CheckpointLost("there is no kept moment")
-        delta = saved.frozen.delta_since(entry.checkpoint, shape.chunk_size)
+        source = saved.row.request.source
+        delta = delta_from(self._repo.host, source, saved.frozen, entry.checkpoint, shape.chunk_size)
         sizes = (saved.row.base.added.size, shape.size, shape.chunk_size)
         if (delta.base_size, delta.size, delta.grain) != sizes:
             raise CheckpointLost("the kept moment has another size than the snapshot it belongs to")

@@ -1,13 +1,14 @@
 """Kept moments of sources: which are needed, and how the new one takes the place of the old (docs/decisions/0005).
 
-Order after a durable, confirmed commit: keep the new moment, write the ledger, drop what no ledger names. Killed anywhere
-in between, there is one moment too many, never one too few.
+Order after a durable, confirmed commit: keep the new moment, write the ledger, drop what no ledger names. Killed
+anywhere in between, there is one moment too many, never one too few.
 """
 
 from __future__ import annotations
 
 from lamella.operations.backup_publish import Saved
 from lamella.repository.host import Host
+from lamella.repository.intervals import Intervals
 from lamella.repository.ledger import Ledger, LedgerEntry, needed_checkpoints
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
@@ -33,13 +34,14 @@ def rotate(repo: Repository, saved: Saved) -> None:
 
 
 def drop_unneeded(host: Host, source: Source) -> list[str]:
-    """Remove this host's moments of a source that no repository's ledger names; returns them.
+    """Remove this host's moments of a source, and intervals, that no repository's ledger needs; returns the moments.
 
     The source's lock is held. Raises SourceError.
     """
     if not source.tracks:
         return []
-    needed = needed_checkpoints(host, source.identity)
+    # What an interval leads away from is not needed itself: the moment at the end of the intervals is.
+    needed = Intervals(host, source.identity).keep_only(needed_checkpoints(host, source.identity))
     dropped = [checkpoint for checkpoint in source.kept() if checkpoint not in needed]
     for checkpoint in dropped:
         source.drop(checkpoint)

@@ -1,8 +1,10 @@
 """What changed between kept moments, so that the older ones can be given up (docs/decisions/0006).
 
-An interval leads from one kept moment of a source to a later one and holds the delta between them. It is bound by hash to both
-moments and to the intervals that end where it begins, and by a MAC to this host. A backup follows the intervals from its
-repository's base to a moment that still exists. A gap, a foreign or an edited link ends the walk: then all is compared.
+An interval leads from one kept moment of a source to a later one and holds the delta between them. It is bound by
+hash to
+both moments and to the intervals that end where it begins, and by a MAC to this host. A backup follows the intervals
+from
+its repository's base to a moment that still exists. A gap, a foreign or an edited link ends the walk: all is compared.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class Intervals:
         self._identity = identity
 
     def link(self, begin: str) -> Interval | None:
-        """The link that leads on from a moment; None if there is none. Raises CheckpointLost for one that is not ours."""
+        """The link that leads on from a moment, None if there is none. Raises CheckpointLost for a foreign one."""
         try:
             row = json.loads(self._path(begin).read_text("utf-8"))
         except FileNotFoundError:

@@ -127,3 +127,14 @@ def _volumes(path: Path) -> list[Any]:
         return list(content["volumes"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def tracked_identities(host: Host) -> list[bytes]:
+    """The identities of all sources for which some repository's ledger on this host names a moment."""
+    found: set[bytes] = set()
+    for identity, _ in _named(host):
+        try:
+            found.add(bytes.fromhex(identity))
+        except ValueError:
+            continue
+    return sorted(found)

@@ -111,7 +111,7 @@ def _compare_in_windows(old: _Side, new: _Side, grain: int) -> Delta:
     while start < new.size:
         before = old.read(new.size, limit)
         end = _reach(before, limit, new.size)
-        after = new.read(end, limit)
+        after = new.read(end, limit) if end > start else []
         end = _reach(after, limit, end)
         if end < new.size:
             # No chunk lies in two windows: whether all of it became zero is then seen in one.

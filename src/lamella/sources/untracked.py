@@ -26,7 +26,9 @@ class Untracked:
 
 
 class UntrackedMoment:
-    """The comparing side of a frozen volume that cannot be kept; `why_untracked` says why, for whoever asks for a delta."""
+    """The comparing side of a frozen volume that cannot be kept; `why_untracked` says why, for whoever asks for a
+    delta.
+    """
 
     why_untracked = "this driver keeps no record of changes"
 
