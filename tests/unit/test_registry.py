@@ -13,6 +13,7 @@ from lamella.errors import SourceError, UsageError
 from lamella.sources.registry import MAX_NAME_BYTES, check_name, name_from, open_source, split_name
 
 MACHINE = "0123456789abcdef"
+OWNER = "00c0ffee"
 ANY_TEXT = st.text(st.characters(), max_size=150)
 # What a command line can hold: any bytes but NUL.
 ARGUMENTS = st.binary(max_size=200).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")))
@@ -100,6 +101,29 @@ def test_a_forced_driver_takes_the_text_as_it_is(tmp_path: Path, monkeypatch: py
         assert open_source(text, machine=MACHINE, driver=driver).identity.endswith(b"/lvm:x")
     with pytest.raises(UsageError, match="'tape'"):
         open_source("lvm:x", machine=MACHINE, driver="tape")
+
+
+@pytest.mark.parametrize("driver", ["btrfs", "reflink"])
+def test_drivers_that_keep_want_an_owner(tmp_path: Path, driver: str) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"x")
+    with pytest.raises(UsageError):
+        open_source(str(image), machine=MACHINE, driver=driver)
+
+
+@pytest.mark.parametrize("driver", ["btrfs", "reflink", None])
+def test_an_owner_does_not_change_what_is_no_image_file(tmp_path: Path, driver: str | None) -> None:
+    with pytest.raises(SourceError, match="No such file or directory"):
+        open_source(str(tmp_path / "none.img"), machine=MACHINE, owner=OWNER, driver=driver)
+    for odd, word in ((tmp_path, "a directory"), (Path("/dev/null"), "a character device")):
+        with pytest.raises(SourceError, match=word):
+            open_source(str(odd), machine=MACHINE, owner=OWNER, driver=driver)
+
+
+def test_an_image_that_may_not_be_cloned_is_read_by_the_file_driver(tmp_path: Path) -> None:
+    # /proc: a regular file on a file system that can do nothing of the kind, in a directory nobody can write to.
+    source = open_source("/proc/version", machine=MACHINE, owner=OWNER)
+    assert (source.driver, source.tracks) == ("file", False)
 
 
 def test_a_missing_path_is_told_in_the_systems_words(tmp_path: Path) -> None:

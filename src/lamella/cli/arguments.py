@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": "prove that snapshots can be restored; writes nothing",
     "check": "look at the repository's history, and accept it after a rollback",
     "key": "list, add, remove and change the keys that open the repository",
+    "monitor": "give back the space that kept moments of sources hold, without a backup",
     "config": "show and validate the configuration",
     "doctor": "examine this machine, its places and the repository for trouble",
 }

@@ -12,6 +12,7 @@ from lamella.errors import LamellaError, UsageError
 from lamella.format.compression import check_setting
 
 _MAX_WORKERS = 64
+_MAX_HOOK_SECONDS = 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class BackupSettings:
 
     compression: str = "auto"
     workers: int | None = None
+    before: str | None = None
+    after: str | None = None
+    hook_seconds: float = 60.0
+    checkpoint_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,22 @@ class _Reader:
                 elif self._is_new(path, where):
                     self.backup[key] = one
             else:
-                self._unknown(path, where)
+                self._hook_or_place(path, where, key, one)
+
+    def _hook_or_place(self, path: Path, where: str, key: str, value: object) -> None:
+        if key == "hook_seconds":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_HOOK_SECONDS:
+                self.problems.append(f"{path}: {where}: must be a number of seconds up to {_MAX_HOOK_SECONDS}")
+            elif self._is_new(path, where):
+                self.backup[key] = float(value)
+        elif key in ("before", "after", "checkpoint_dir"):
+            text = self._text(path, where, value)
+            if text is not None and key == "checkpoint_dir" and not text.startswith("/"):
+                self.problems.append(f"{path}: {where}: must be an absolute path")
+            elif text is not None:
+                self.backup[key] = text
+        else:
+            self._unknown(path, where)
 
     def _is_compression(self, path: Path, where: str, text: str) -> bool:
         try:

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
+from pathlib import Path
 
 from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
@@ -18,6 +19,8 @@ from lamella.errors import Interrupted, Locked, RolledBack, UsageError
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
+from lamella.sources.base import Source
+from lamella.sources.registry import open_source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store
 from lamella.stores.wrap import RetryingStore
@@ -60,6 +63,17 @@ class Context:
     def settings(self) -> RepositorySettings | None:
         """What is configured for REPO, if it was given by name."""
         return self._place[1]
+
+    def source(self, text: str, driver: str | None = None) -> Source:
+        """The source at a path, with the driver that fits it or the one named. Raises SourceError, UsageError."""
+        configured = self.config.backup.checkpoint_dir
+        return open_source(
+            text,
+            machine=self.host.machine,
+            owner=self.host.owner,
+            driver=driver,
+            checkpoint_dir=None if configured is None else Path(configured),
+        )
 
     @contextmanager
     def store(self, *, create: bool = False, read_only: bool = False) -> Iterator[Store]:

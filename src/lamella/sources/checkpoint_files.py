@@ -115,6 +115,9 @@ class CheckpointFiles:
     def directory(self) -> Iterator[int | None]:
         """The open directory for a new checkpoint, made if need be; None where none can be had."""
         chosen = self._keeping.directory
+        if chosen is not None:
+            with suppress(OSError):
+                chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
         for place in self._default_places() if chosen is None else [chosen.absolute()]:
             fd = _own_directory(place, make=True)
             if fd is not None:
@@ -247,7 +250,7 @@ def _own_directory(place: Path, *, make: bool) -> int | None:
     """Open a directory of checkpoints, made if wanted; None if there is none or somebody else may write to it."""
     if make:
         with suppress(OSError):
-            place.mkdir(mode=0o700, parents=place.name != DIRECTORY)
+            place.mkdir(mode=0o700)
     try:
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

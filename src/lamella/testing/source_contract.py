@@ -424,6 +424,8 @@ def tamper(file: Path, how: str) -> None:
         if how == "exchanged":
             file.rename(file.with_name("before"))
         aside.rename(file)
+    while file.stat().st_ctime_ns == before.st_ctime_ns:  # stamps are coarse
+        os.utime(file)
     if how != "edited":
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     file.chmod(before.st_mode & 0o777)

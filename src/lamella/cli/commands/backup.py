@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lamella.allocator import keep_freed_memory
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
 from lamella.cli.files import read_file
-from lamella.cli.values import chunk_log2, shown_bytes, shown_seconds, workers
+from lamella.cli.values import chunk_log2, seconds, shown_bytes, shown_seconds, size, workers
 from lamella.errors import LamellaError, NothingMatched, SourceError, UsageError
 from lamella.format.compression import check_setting
 from lamella.operations.backup import (
@@ -20,8 +21,10 @@ from lamella.operations.backup import (
     VolumeResult,
     plan_backup,
 )
-from lamella.operations.backup_plan import MAX_DOCUMENT
-from lamella.sources.registry import name_from, open_source, split_name
+from lamella.operations.backup_plan import MAX_DOCUMENT, PlanRow
+from lamella.operations.change_map import MAX_FILE, ChangeMap, read_map
+from lamella.sources.registry import name_from, split_name
+from lamella.spawn import shell_words
 
 _INCOMPLETE = 3
 
@@ -66,6 +69,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="sample",
         help="decode what was compressed and compare, before it is stored (default: sample)",
     )
+    parser.add_argument(
+        "--reread",
+        type=size,
+        default=0,
+        metavar="SIZE",
+        help="also re-read this much of what the change map calls unchanged, the longest unseen first",
+    )
+    parser.add_argument(
+        "--before", metavar="COMMAND", help="run before the sources are frozen; if it fails, nothing is"
+    )
+    parser.add_argument("--after", metavar="COMMAND", help="run after the sources are frozen, whatever happened")
+    parser.add_argument(
+        "--hook-timeout", type=seconds, metavar="SECONDS", help="let each of these commands run so long (default 60)"
+    )
+    parser.add_argument("--changes-from", metavar="FILE", help="read only what this change map of another tool names")
+    parser.add_argument("--changes-base", metavar="SNAPSHOT", help="the snapshot that the change map starts from")
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     add_dry_run(parser)
 
@@ -80,6 +99,7 @@ def _compression(text: str) -> str:
 def run(context: Context) -> int:
     """Do it."""
     args, out = context.args, context.out
+    keep_freed_memory()
     options = _options(context)
     requests = _requests(context)
     with context.sound_repository(read_only=args.dry_run) as repository:
@@ -87,7 +107,7 @@ def run(context: Context) -> int:
         if args.dry_run:
             return _show_plan(context, plan)
         for row in plan.rows:
-            out.say(f"{row.volume}: {row.mode}, {row.reason}")
+            out.say(_planned(row))
         for failed in plan.failed:
             out.say(f"{failed.name}: will be missing, {failed.message}")
         out.expect("backup", sum(row.source_bytes for row in plan.rows))
@@ -106,7 +126,25 @@ def _options(context: Context) -> BackupOptions:
         workers=args.workers or configured.workers,
         check_all=args.check_compression == "all",
         lock_wait=args.lock_wait,
+        reread_bytes=args.reread,
+        changes=_changes(args),
+        changes_base=args.changes_base or "",
+        before=_command(args.before or configured.before),
+        after=_command(args.after or configured.after),
+        hook_seconds=args.hook_timeout or configured.hook_seconds,
     )
+
+
+def _command(text: str | None) -> tuple[str, ...]:
+    return tuple(shell_words(text)) if text else ()
+
+
+def _changes(args: argparse.Namespace) -> ChangeMap | None:
+    if (args.changes_from is None) != (args.changes_base is None):
+        raise UsageError("--changes-from and --changes-base go together")
+    if args.changes_from is None:
+        return None
+    return read_map(read_file(args.changes_from, MAX_FILE), args.changes_from)
 
 
 def _documents(texts: list[str]) -> dict[str, bytes]:
@@ -129,7 +167,7 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
     for text in context.args.source:
         name, place = split_name(text)
         try:
-            source = open_source(place, machine=context.host.machine, driver=context.args.source_driver)
+            source = context.source(place, context.args.source_driver)
         except SourceError as error:
             errors.append(error)
             missing = missing and not Path(place).exists()
@@ -143,9 +181,13 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
     return requests
 
 
+def _planned(row: PlanRow) -> str:
+    return f"{row.volume}: {row.mode}, {row.reason}" if row.reason else f"{row.volume}: {row.mode} ({row.driver})"
+
+
 def _show_plan(context: Context, plan: BackupPlan) -> int:
     for row in plan.rows:
-        context.out.line(f"{row.volume}: would be backed up: {row.mode}, {row.reason}")
+        context.out.line(f"would be backed up: {_planned(row)}")
     for failed in plan.failed:
         context.out.line(f"{failed.name}: would fail: {failed.message}")
     rows = [
@@ -171,6 +213,7 @@ def _report(context: Context, result: BackupResult) -> int:
             out.warn(f"{row.volume} was not saved: {row.error}")
         else:
             figures = f"{shown_bytes(row.source_bytes)}, read {shown_bytes(row.read_bytes)}"
+            figures += f" ({shown_bytes(row.sampled_bytes)} as a sample)" if row.sampled_bytes else ""
             changed = f"{row.changed_chunks} chunks changed, stored {shown_bytes(row.stored_bytes)}"
             out.line(f"{row.volume}: {row.mode}: {figures}, {changed}")
     written = f"stored {shown_bytes(result.stored_bytes)} and {shown_bytes(result.metadata_bytes)} of metadata"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
+from lamella.cli.files import exists, write_new
 from lamella.cli.values import shown_bytes
 from lamella.errors import UsageError
+from lamella.operations.change_map import write_map
 from lamella.operations.diff import compare
 from lamella.operations.selection import select, split_selector
 
@@ -16,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = SECRETS
     parser.add_argument("first", metavar="VOLUME@A", help="the older state")
+    parser.add_argument("--map", metavar="FILE", help="also write the changed ranges as a change map (lamella-map/1)")
     parser.add_argument("second", nargs="?", metavar="VOLUME@B", help="the newer state (default: the volume's latest)")
 
 
@@ -30,6 +34,11 @@ def run(context: Context) -> int:
     with context.sound_repository() as repository:
         a, b = select(repository, [args.first, args.second or volume])
         result = compare(repository, a, b)
+    if args.map is not None:
+        try:
+            write_new(Path(args.map), write_map(result, a.snapshot.name))
+        except FileExistsError as error:
+            raise exists(Path(args.map)) from error
     out.line(f"{a.text} -> {b.text}")
     if result.size_a != result.size_b:
         out.line(f"size {result.size_a} -> {result.size_b} bytes")

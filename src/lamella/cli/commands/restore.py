@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lamella.allocator import keep_freed_memory
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Do it."""
+    keep_freed_memory()
     args = context.args
     replaces = args.overwrite or (args.in_place and args.document is None)
     if args.to.exists() and not args.to.is_block_device() and not replaces:

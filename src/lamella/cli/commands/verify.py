@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from lamella.allocator import keep_freed_memory
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.values import percent, shown_bytes, shown_seconds, size, workers
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Do it; findings go to standard output."""
+    keep_freed_memory()
     args, out = context.args, context.out
     options = _options(context)
     with context.repository() as repository:

@@ -1,0 +1,67 @@
+"""`lamella monitor`: a new kept moment for each source, and what changed since the old ones, which are given up."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+
+from lamella.cli.context import Context
+from lamella.cli.values import shown_bytes
+from lamella.errors import LamellaError, NothingMatched
+from lamella.operations.monitor import MonitorResult, monitor
+from lamella.repository.ledger import tracked_identities
+
+_INCOMPLETE = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = (
+        "Between two backups a kept moment holds the space of everything that is overwritten. Run this by a timer\n"
+        "to give that space back; the next backup still reads only what changed. It needs no repository and no\n"
+        "secret."
+    )
+    parser.add_argument(
+        "source", nargs="*", metavar="SOURCE", help="path of an image (default: all of which this host keeps a moment)"
+    )
+
+
+def run(context: Context) -> int:
+    """Do it. A source that fails does not stop the others."""
+    out = context.out
+    results: list[MonitorResult] = []
+    failed: list[dict[str, str]] = []
+    places = context.args.source or list(_tracked(context))
+    for place in places:
+        try:
+            results.append(monitor(context.host, context.source(place), lock_wait=context.args.lock_wait))
+        except LamellaError as error:
+            if len(places) == 1:
+                raise
+            failed.append({"source": place, "error": error.message})
+            out.warn(f"{place}: {error.message}")
+            continue
+        done = results[-1]
+        changed = f"{shown_bytes(done.changed_bytes)} may have changed"
+        out.line(
+            f"{done.source} ({done.driver}): {done.intervals} intervals, {changed}, {done.dropped} moments given up"
+        )
+        for note in done.notes:
+            out.say(f"{done.source}: {note}")
+    rows = [{name: getattr(row, name) for name in MonitorResult.__slots__} for row in results]
+    out.document({"sources": rows, "failed": failed})
+    return _INCOMPLETE if failed else 0
+
+
+def _tracked(context: Context) -> Iterator[str]:
+    machine = context.host.machine.encode("ascii")
+    found = False
+    for identity in tracked_identities(context.host):
+        driver, _, rest = identity.partition(b":")
+        owner, _, place = rest.partition(b":")
+        if driver == b"file" and owner == machine:
+            found = True
+            yield os.fsdecode(place)
+    if not found:
+        raise NothingMatched("this host keeps no moment of any source", hint="the first backup of a volume makes one")
