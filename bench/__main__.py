@@ -1,4 +1,4 @@
-"""`python -m bench [image|scale]`: see docs/bench.md."""
+"""`python -m bench [image|scale|tracking]`: see docs/bench.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import images, report, scale, sparse
+from bench import images, report, scale, sparse, tracking
 from bench.journey import Journey
 from bench.measure import MIB, BenchError, Series, pin
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{platform.platform()}, {_processor()}, Python {platform.python_version()}; pinned to processors {cpus}")
     try:
         with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir=args.dir) as folder:
-            series, targets = (_scale if args.mode == "scale" else _image)(args, Path(folder))
+            series, targets = _MODES[args.mode](args, Path(folder))
     except (BenchError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
-    parser.add_argument("mode", nargs="?", choices=("image", "scale"), default="image",
-                        help="image: a real image beside other programs; scale: simulated volumes")  # fmt: skip
+    parser.add_argument("mode", nargs="?", choices=("image", "scale", "tracking"), default="image",
+                        help="image: a real image beside other programs; scale: simulated volumes; tracking: with --dir on Btrfs or XFS")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
     parser.add_argument("--size", type=int, default=1536, metavar="MIB", help="real data in the image (default 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors to use (default 2, as zstd -T2 does)")
@@ -84,6 +84,16 @@ def _image(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], lis
 
 def _scale(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
     return scale.measure(work, args.repeats, args.bulk)
+
+
+def _tracking(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    load = images.make(work, args.size * MIB)
+    print(f"image: {load.size / MIB:.0f} MiB, {load.data_bytes / MIB:.0f} MiB allocated, {load.made_by}")
+    series = tracking.measure(work, load, args.repeats)
+    return series, list(tracking.targets(series, load.data_bytes))
+
+
+_MODES = {"image": _image, "scale": _scale, "tracking": _tracking}
 
 
 def _write(path: Path, series: Mapping[str, Series], targets: Sequence[report.Target]) -> None:

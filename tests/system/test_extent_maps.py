@@ -289,20 +289,6 @@ def test_maps_of_many_answers_are_complete(kind: str, name: str, monkeypatch: py
         assert not delta.zeroed
 
 
-def test_items_larger_than_the_buffer_are_fetched() -> None:
-    with loop_fs.make("btrfs") as mount:
-        image = fragmented(overwrite(mount / "image", 0, b"i" * 900), 10)
-        inline = overwrite(mount / "inline", 0, b"i" * 900)
-        for path in (image, inline):
-            with opened(path) as (fd,):
-                _fiemap.flush(fd)
-                inode = os.fstat(fd).st_ino
-                complete = list(_btrfs_tree._pieces(fd, inode, 0))
-                assert complete
-                for room in (32, 100, 200):
-                    assert list(_btrfs_tree._pieces(fd, inode, 0, room)) == complete
-
-
 def test_other_file_systems_and_files_are_refused(tmp_path: Path) -> None:
     def first(read_map: ReadMap, path: Path) -> Piece | None:
         with opened(path) as (fd,):

@@ -74,14 +74,19 @@ class MovingFiles:
                 self._been[block].add(target)
 
     def read(self, fd: int, size: int, start: int = 0, /) -> Iterator[Piece]:
-        """Answers of two pieces each, each piece as long as the addresses go on; found by where it starts."""
-        while start < size:
+        """Answers of three pieces, found by where they start, the first being the last of the answer before."""
+        del size
+        last: list[Piece] = []
+        while True:
             self.move()
-            found = [piece for piece in self._pieces(fd) if piece.start >= start][:2]
-            if not found:
+            found = [piece for piece in self._pieces(fd) if piece.start >= start][:3]
+            if found[: len(last)] != last:
+                raise SourceError("moved")
+            if found == last:
                 return
-            yield from found
-            start = found[-1].start + 1
+            yield from found[len(last) :]
+            last = found[-1:]
+            start = last[0].start
 
     def _pieces(self, fd: int) -> list[Piece]:
         layout = self.address[fd]

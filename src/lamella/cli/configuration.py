@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +91,8 @@ class _Reader:
         self.problems: list[str] = []
 
     def read(self, path: Path) -> None:
+        import tomllib  # most runs have no configuration to read
+
         try:
             content = tomllib.loads(path.read_text("utf-8"))
         except OSError as error:

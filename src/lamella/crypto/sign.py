@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 
 def public_of(seed: bytes) -> bytes:
     """The 32-byte public key of a 32-byte seed."""
-    return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    public = Ed25519PrivateKey.from_private_bytes(seed).public_key()
+    if hasattr(public, "public_bytes_raw"):
+        return public.public_bytes_raw()
+    # cryptography before 40; importing all of its serialization costs every start some milliseconds
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return public.public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def sign(seed: bytes, message: bytes) -> bytes:

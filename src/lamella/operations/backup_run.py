@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from lamella.chunkset import ChunkSet
 from lamella.delta import Delta
-from lamella.errors import CheckpointLost, IntegrityError, LamellaError, SourceAtRisk, SourceError
+from lamella.errors import (
+    CheckpointLost,
+    IntegrityError,
+    LamellaError,
+    RepositoryError,
+    SourceAtRisk,
+    SourceError,
+)
 from lamella.events import Reporter, Warned
 from lamella.format.node import Shape, default_chunk_log2
 from lamella.format.tracking import Refuted, Sampled
@@ -218,5 +225,5 @@ class BackupRun:
         """The commit is durable and confirmed: the new moment takes the place of the old one."""
         try:
             rotate(self._repo, saved)
-        except SourceError as error:
+        except (SourceError, RepositoryError) as error:
             self._warn(f"{saved.row.volume}: the next run must compare everything: {error.message}")

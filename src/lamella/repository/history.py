@@ -23,6 +23,7 @@ from lamella.repository.reach import require_alive
 from lamella.stores.base import Store
 from lamella.trust import Opened
 
+_OPENED_KEPT = 1024
 Clock = dict[WriterId, int]
 """For each writer, up to which seq its commits come before."""
 
@@ -103,6 +104,8 @@ class HistoryReader:
         self._keys = keys
         self._cache = cache
         self._read_segment = read_segment
+        # A run reads its history several times; what verified under its hash need not be verified again.
+        self._opened: dict[Head, Commit] = {}
 
     def read(self, pins: Pins, *, whole: bool = False) -> History:
         """All chains. Damage and gaps become `damaged` and `problems`, never exceptions; a store that fails raises."""
@@ -151,6 +154,14 @@ class HistoryReader:
 
     def load(self, history: History, head: Head) -> Commit | None:
         """One commit, from the cache or the store; None, and a line in `damaged`, if it does not open."""
+        opened = self._opened.get(head)
+        if opened is None:
+            opened = self._load(history, head)
+            if opened is not None and len(self._opened) < _OPENED_KEPT:
+                self._opened[head] = opened
+        return opened
+
+    def _load(self, history: History, head: Head) -> Commit | None:
         remembered = self._cache.commit(head.name)
         if remembered is not None:
             try:

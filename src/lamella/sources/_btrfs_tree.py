@@ -5,7 +5,6 @@ Numbers and layouts are from linux/btrfs.h and linux/btrfs_tree.h.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
@@ -20,12 +19,12 @@ _BTRFS_IOC_TREE_SEARCH_V2 = 0xC0709411
 _OWN_TREE = 0
 """As tree number: the tree of the subvolume the open file is in."""
 _BTRFS_EXTENT_DATA_KEY = 108
-_U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
+_U64 = (1 << 64) - 1
 
 # struct btrfs_ioctl_search_key (tree, objectid from and to, offset from and to, transaction from and to, type from and
 # to, number of items, 36 unused bytes), then the size of the buffer that follows.
 _ASK = struct.Struct("=QQQQQQQLLL36xQ")
-_ANSWER_COUNT, _ANSWER_SIZE = 9, 10
+_ANSWER_COUNT = 9
 
 # struct btrfs_ioctl_search_header: transaction, objectid, offset, type, length of the item.
 _HEAD = struct.Struct("=QQQLL")
@@ -38,9 +37,9 @@ _ROW_ITEM = _ITEM.size + _PLACE.size
 
 _INLINE, _REGULAR, _PREALLOCATED = 0, 1, 2  # BTRFS_FILE_EXTENT_*
 
+_AT_ONCE = 512
 _ROOM = 128 << 10
-_MOST_ROOM = 16 << 20
-"""The kernel gives no more at once."""
+"""For at least two items, whatever they are: an item fits into a node, and nodes have at most 64 KiB."""
 
 
 def pieces(fd: int, size: int, start: int = 0) -> Iterator[Piece]:
@@ -65,40 +64,36 @@ def pieces(fd: int, size: int, start: int = 0) -> Iterator[Piece]:
         yield piece
 
 
-def _pieces(fd: int, inode: int, start: int, room: int = _ROOM) -> Iterator[Piece]:
+def _pieces(fd: int, inode: int, start: int) -> Iterator[Piece]:
     """Yield the file's items from key offset `start` on."""
-    buffer = bytearray(_ASK.size + room)
-    while start <= _U64:
-        key = (_OWN_TREE, inode, inode, start, _U64, 0, _U64, _BTRFS_EXTENT_DATA_KEY, _BTRFS_EXTENT_DATA_KEY, _U32)
-        _ASK.pack_into(buffer, 0, *key, len(buffer) - _ASK.size)
-        if not _search(fd, buffer):
-            needed = int(_ASK.unpack_from(buffer)[_ANSWER_SIZE])
-            if not len(buffer) - _ASK.size < needed <= _MOST_ROOM:
-                raise SourceError(f"Btrfs asks for room for an item of {needed} bytes")
-            buffer = bytearray(_ASK.size + needed)
-            continue
-        count = int(_ASK.unpack_from(buffer)[_ANSWER_COUNT])
-        if count == 0:
+    buffer = bytearray(_ASK.size + _ROOM)
+    last: Piece | None = None
+    while True:
+        key = (_OWN_TREE, inode, inode, start, _U64, 0, _U64, _BTRFS_EXTENT_DATA_KEY, _BTRFS_EXTENT_DATA_KEY, _AT_ONCE)
+        _ASK.pack_into(buffer, 0, *key, _ROOM)
+        answer = _parsed(memoryview(buffer)[_ASK.size :], _search(fd, buffer), inode)
+        # Each answer begins with the last item of the one before. If that is still there, no other item can have grown
+        # over the border between them, where it would be seen by neither search and its bytes pass for a hole.
+        if last and next(answer, None) != last:
+            raise SourceError("the file was laid out anew while its extent items were read")
+        before = last
+        for last in answer:
+            yield last
+        # An answer may hold less than has room: only one without anything new is the end.
+        if last is before or last is None:
             return
-        # An answer may be partial: only an empty one is the end.
-        last = start
-        for piece in _parsed(memoryview(buffer)[_ASK.size :], count, inode):
-            last = piece.start
-            yield piece
-        start = last + 1
+        start = last.start
 
 
-def _search(fd: int, buffer: bytearray) -> bool:
-    """Have the kernel fill the buffer; False if not even one item fits."""
+def _search(fd: int, buffer: bytearray) -> int:
+    """Have the kernel fill the buffer; return the number of items in it."""
     try:
         fcntl.ioctl(fd, _BTRFS_IOC_TREE_SEARCH_V2, buffer, True)
     except PermissionError:
         raise
     except OSError as error:
-        if error.errno == errno.EOVERFLOW:
-            return False
         raise SourceError(f"the file's extent items cannot be read: {error.strerror}") from error
-    return True
+    return int(_ASK.unpack_from(buffer)[_ANSWER_COUNT])
 
 
 def _parsed(view: memoryview, count: int, inode: int) -> Iterator[Piece]:
@@ -108,9 +103,8 @@ def _parsed(view: memoryview, count: int, inode: int) -> Iterator[Piece]:
         rows = min(count, (len(view) - at) // _ROW.size)
         for row in _ROW.iter_unpack(view[at : at + rows * _ROW.size]):
             _, owner, start, kind, length, generation, _, packing, cipher, other, form, address, _, offset, size = row
-            if length != _ROW_ITEM or not form:
+            if length != _ROW_ITEM or not form or owner != inode or kind != _BTRFS_EXTENT_DATA_KEY:
                 break
-            _check(owner, kind, inode)
             at += _ROW.size
             count -= 1
             if form == _REGULAR and address:
@@ -135,15 +129,11 @@ def _inline(view: memoryview, at: int, inode: int) -> tuple[Piece, int]:
         raise SourceError("an extent item ends beyond the answer")
     _, owner, start, kind, length = _HEAD.unpack_from(view, at)
     at += _HEAD.size
-    _check(owner, kind, inode)
+    if owner != inode or kind != _BTRFS_EXTENT_DATA_KEY:
+        raise SourceError("Btrfs answered with an item of another file")
     in_memory, form = _ITEM.unpack_from(view, at)[1::4]
     if length < _ITEM.size or form != _INLINE:
         raise SourceError(f"an extent item of type {form} and {length} bytes")
     if length > len(view) - at:
         raise SourceError("an extent item ends beyond the answer")
     return Piece(start, start + max(in_memory, length - _ITEM.size), None, True), at + length
-
-
-def _check(owner: int, kind: int, inode: int) -> None:
-    if owner != inode or kind != _BTRFS_EXTENT_DATA_KEY:
-        raise SourceError("Btrfs answered with an item of another file")

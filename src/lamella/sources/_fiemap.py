@@ -32,7 +32,7 @@ DATA_ENCRYPTED, NOT_ALIGNED, DATA_INLINE, DATA_TAIL; UNWRITTEN alone makes it ze
 _HEAD = struct.Struct("=QQLLLL")
 # struct fiemap_extent: fe_logical, fe_physical, fe_length, 2 reserved, fe_flags, 3 reserved.
 _EXTENT = struct.Struct("=QQQ16xL12x")
-_BATCH = 2048
+_BATCH = 512
 
 _FS_IOC_FSGETXATTR = 0x801C581F  # linux/fs.h
 _FS_XFLAG_REALTIME = 0x0001

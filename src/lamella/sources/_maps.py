@@ -9,8 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from operator import attrgetter
+from itertools import chain, islice
+from operator import attrgetter, eq
 from typing import Protocol
 
 from lamella.chunkset import ChunkSet
@@ -19,8 +19,8 @@ from lamella.errors import CheckpointLost, SourceError
 
 _RETRIES = 3
 
-_WINDOW = 16384
-"""Pieces of each map that `guarded` holds at a time."""
+_WINDOW = 4096
+"""Pieces of each map that `guarded` holds at a time. Many more keep the garbage collector busy."""
 
 _NOWHERE = 1 << 65
 """Beyond the end of any file."""
@@ -99,6 +99,14 @@ class _Side:
             raise CheckpointLost("the file was laid out anew while its map was read")
         return pieces
 
+    def confirms(self, pieces: list[Piece], end: int) -> bool:
+        """Whether the map, read again from the anchor to `end`, has just these pieces."""
+        again = self._read_map(self._fd, self.size, self._anchor or 0)
+        if not all(map(eq, pieces, islice(again, len(pieces)))):
+            return False
+        following = next(again, None)
+        return following is None or following.start >= end
+
     def advance(self, pieces: list[Piece]) -> None:
         """Begin the next window with the last of these pieces, which may reach into it."""
         if pieces:
@@ -120,9 +128,8 @@ def _compare_in_windows(old: _Side, new: _Side, grain: int) -> Delta:
             limit *= 2
             continue
         before, after = _starting_before(end, before), _starting_before(end, after)
-        again = old.read(end, 2 * limit)
         # Who else shares the bytes may have changed, and with it where the kernel cuts: the same map in other pieces.
-        if before != again and _joined(before) != _joined(again):
+        if not old.confirms(before, end) and _joined(before) != _joined(old.read(end, 2 * limit)):
             raise CheckpointLost("the old file was moved while the maps were read")
         found.compare(iter(before), iter(after), start, end)
         old.advance(before)
@@ -162,7 +169,8 @@ class _Found:
     def compare(self, old: Iterator[Piece], new: Iterator[Piece], start: int, end: int) -> None:
         """Compare bytes `[start, end)`, both on the grid or at the end of the file."""
         grain, changed, zeroed = self._grain, self._changed, self._zeroed
-        before = _with_unknown_tail(old, self._base_size)
+        # Nothing beyond the old end could equal anything.
+        before = chain(_data(old, self._base_size), [Piece(self._base_size, _NOWHERE, None, True)])
         for low, high, zero_from, zero_to in _differences(before, _data(new, self._size), start, end):
             first, stop = low // grain, -(-high // grain)
             whole = min(max(-(-zero_from // grain), first), stop)
@@ -206,12 +214,6 @@ def _data(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
             return
         if piece.opaque or piece.place is not None:
             yield piece
-
-
-def _with_unknown_tail(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
-    """The data of a map whose file has nothing beyond `size` that anything could equal."""
-    yield from _data(pieces, size)
-    yield Piece(size, _NOWHERE, None, True)
 
 
 def _differences(old: Iterator[Piece], new: Iterator[Piece], at: int, end: int) -> Iterator[tuple[int, int, int, int]]:

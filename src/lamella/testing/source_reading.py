@@ -106,9 +106,8 @@ class SourceReading:
         wrong: list[int] = []
 
         def read(first: int) -> None:
-            for offset in range(first * 4096, len(content) - 4096, 17 * 4096):
-                if part(frozen, offset, 4096) != content[offset : offset + 4096]:
-                    wrong.append(offset)
+            places = range(first * 4096, len(content) - 4096, 17 * 4096)
+            wrong.extend(at for at in places if part(frozen, at, 4096) != content[at : at + 4096])
 
         with self.make_source(self.filled(content)).freeze() as frozen:
             # A suite that outsiders run cannot borrow the threads of lamella.pipeline.
