@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.crypto.slots import Secret, key_file, passphrase, recovery_key
     from lamella.errors import (
+        CheckpointLost,
         IntegrityError,
         Interrupted,
         KeyRefused,
@@ -49,9 +51,11 @@ if TYPE_CHECKING:
         VolumeResult,
         plan_backup,
     )
+    from lamella.operations.change_map import ChangeMap, read_map, write_map
     from lamella.operations.diff import DiffResult, compare
     from lamella.operations.findings import Finding, VerifyResult
     from lamella.operations.heads import fingerprint
+    from lamella.operations.monitor import MonitorResult, monitor
     from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
     from lamella.operations.selection import Selected, select
     from lamella.operations.verify import VerifyOptions, verify
@@ -64,6 +68,8 @@ __all__ = [
     "BackupOptions",
     "BackupPlan",
     "BackupResult",
+    "ChangeMap",
+    "CheckpointLost",
     "Created",
     "DiffResult",
     "Event",
@@ -75,6 +81,7 @@ __all__ = [
     "KeyRefused",
     "LamellaError",
     "Locked",
+    "MonitorResult",
     "NoRepository",
     "NothingMatched",
     "ObjectNotFound",
@@ -108,27 +115,32 @@ __all__ = [
     "fingerprint",
     "key_file",
     "machine_name",
+    "monitor",
     "open_repository",
     "passphrase",
     "plan_backup",
     "plan_restore",
     "read_document",
+    "read_map",
     "recovery_key",
     "select",
     "source",
     "verify",
+    "write_map",
 ]
 
 _HOMES = {
     "lamella.crypto.slots": "Secret key_file passphrase recovery_key",
-    "lamella.errors": "IntegrityError Interrupted KeyRefused LamellaError Locked NoRepository NothingMatched"
+    "lamella.errors": "CheckpointLost IntegrityError Interrupted KeyRefused LamellaError Locked NoRepository NothingMatched"
     " ObjectNotFound RepositoryError RolledBack SourceAtRisk SourceError StoreError StoreFull StoreRefused"
     " StoreUnavailable UnknownFormat UsageError",
     "lamella.events": "Event Progress Reporter Warned",
     "lamella.operations.backup": "BackupOptions BackupPlan BackupResult FailedRequest Request VolumeResult plan_backup",
+    "lamella.operations.change_map": "ChangeMap read_map write_map",
     "lamella.operations.diff": "DiffResult compare",
     "lamella.operations.findings": "Finding VerifyResult",
     "lamella.operations.heads": "fingerprint",
+    "lamella.operations.monitor": "MonitorResult monitor",
     "lamella.operations.restore": "RestoreOptions RestorePlan RestoreResult plan_restore read_document",
     "lamella.operations.selection": "Selected select",
     "lamella.operations.verify": "VerifyOptions verify",
@@ -191,8 +203,12 @@ def create_repository(url: str, *, slots: Sequence[SlotWanted], host: Host) -> C
         return create(store, host, slots, now_ms)
 
 
-def source(text: str, *, host: Host, driver: str | None = None) -> Source:
-    """The local volume that `text` means: a path, or `driver:place`. Raises UsageError, SourceError."""
+def source(text: str, *, host: Host, driver: str | None = None, checkpoint_dir: Path | None = None) -> Source:
+    """The local volume that `text` means: a path, or `driver:place`. Raises UsageError, SourceError.
+
+    Where changes can be tracked, the moments kept for that lie in `checkpoint_dir`, or in `.lamella` at the top of the
+    image's subvolume or mount.
+    """
     from lamella.sources.registry import open_source
 
-    return open_source(text, machine=host.machine, driver=driver)
+    return open_source(text, machine=host.machine, owner=host.owner, driver=driver, checkpoint_dir=checkpoint_dir)

@@ -298,6 +298,33 @@ def test_a_user_keeps_checkpoints_in_the_topmost_directory_of_the_user(kind: str
                 frozen.delta_since(checkpoint, GRAIN)
 
 
+# -- compressed extents that look alike -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", ["btrfs", "reflink"])
+@pytest.mark.parametrize("options", ["compress-force=zstd", "compress-force=lzo", "compress=zstd"])
+def test_all_but_the_first_block_of_a_compressed_extent_is_overwritten(options: str, driver: str) -> None:
+    """The new extent lies next to the old one, where its address and length make the same line of an extent map."""
+    length = 2 * GRAIN
+    before = b"before--" * (length // 8)
+    after = before[:4096] + b"after---" * ((length - 4096) // 8)
+    with loop_fs.make("btrfs", options) as top:
+        for number in range(10):
+            image = disk(top, before)
+            source = opened(image, driver=driver)
+            with source.freeze() as frozen:
+                source.keep(frozen.checkpoint)
+                checkpoint = frozen.checkpoint
+            overwrite(image, 4096, after[4096:])
+            with source.freeze() as frozen:
+                assert whole(frozen) == after
+                delta = frozen.delta_since(checkpoint, GRAIN)
+                assert list(delta.changed.runs()) == [(0, 2)], f"try {number}"
+            source.drop(checkpoint)
+            image.unlink()
+            os.sync()
+
+
 # -- what cannot be cloned ------------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,7 @@ def kernel(answer: Callable[[int, int], tuple[int, bytes]]) -> Iterator[None]:
         buffer[112 : 112 + len(content)] = content[: len(buffer) - 112]
         return 0
 
-    with patch.object(_btrfs_tree.fcntl, "ioctl", ioctl), patch.object(_btrfs_tree, "flush"):
+    with patch("fcntl.ioctl", ioctl), patch.object(_btrfs_tree, "flush"):
         yield
 
 

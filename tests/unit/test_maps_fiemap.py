@@ -49,7 +49,7 @@ def kernel(answer: Callable[[int], list[Raw]], *, xflags: int = 0, count: int | 
             struct.pack_into("=QQQ16xL12x", buffer, 32 + number * 56, logical, physical, size, extent_flags)
         return 0
 
-    with patch.object(_fiemap.fcntl, "ioctl", ioctl):
+    with patch("fcntl.ioctl", ioctl):
         yield asked
 
 

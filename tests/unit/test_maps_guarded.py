@@ -172,7 +172,7 @@ def test_what_the_driver_must_know_passes_through() -> None:
 def test_the_same_map_in_other_pieces_is_the_same() -> None:
     """The kernel cuts where sharing begins and ends, and others may begin and end to share at any time."""
     cut = [Piece(0, 2, (5,), False), Piece(2, 4, (5,), False)]
-    answers = iter([[Piece(0, 4, (5,), False)], cut, cut])
+    answers = iter([[Piece(0, 4, (5,), False)], cut, cut, cut])
 
     def read(fd: int, size: int, start: int = 0, /) -> Iterator[Piece]:
         del fd, size, start
@@ -190,4 +190,38 @@ def test_a_file_that_never_rests_is_not_compared() -> None:
 
     with pytest.raises(CheckpointLost, match="moved"):
         guarded(read, OLD, NEW, 4, 4, 1)
-    assert next(place) == 8
+    assert next(place) == 12
+
+
+WHOLE = [Piece(0, 2, (5,), False), Piece(2, 4, (6,), False)]
+
+
+@pytest.mark.parametrize("again", [WHOLE[:1], [], [Piece(0, 4, (5,), False)], [*WHOLE, Piece(4, 6, (9,), False)]])
+def test_a_map_that_shrank_or_grew_is_not_the_same(again: list[Piece]) -> None:
+    """The first attempt says that nothing differs, and is not believed; the second finds the old file elsewhere."""
+    elsewhere = [Piece(0, 4, (7,), False)]
+    answers = iter([WHOLE, WHOLE, again, again, elsewhere, WHOLE, elsewhere])
+
+    def read(fd: int, size: int, start: int = 0, /) -> Iterator[Piece]:
+        del fd, size, start
+        yield from next(answers)
+
+    assert list(guarded(read, OLD, NEW, 6, 6, 1).changed.runs()) == [(0, 4)]
+
+
+@pytest.mark.parametrize("joined", [OLD, NEW])
+@pytest.mark.parametrize("when", range(12))
+def test_pieces_joined_over_the_border_of_two_windows_are_no_hole(joined: int, when: int) -> None:
+    """Searched by where it starts, the joined piece is not found by a search that begins behind its start."""
+    maps = {fd: [Piece(at, at + 2, (fd * 100 + at,), False) for at in (0, 2, 4)] for fd in (OLD, NEW)}
+    readings = 0
+
+    def read(fd: int, size: int, start: int = 0, /) -> Iterator[Piece]:
+        nonlocal readings
+        if readings == when:
+            maps[joined] = [Piece(0, 6, (7,), False)]
+        readings += 1
+        return still(maps, by_start=True)(fd, size, start)
+
+    with patch.object(_maps, "_WINDOW", 1):
+        assert list(guarded(read, OLD, NEW, 6, 6, 1).changed.runs()) == [(0, 6)]

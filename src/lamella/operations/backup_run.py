@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from lamella.chunkset import ChunkSet
 from lamella.delta import Delta
 from lamella.errors import (
     CheckpointLost,
@@ -201,12 +200,10 @@ class BackupRun:
         return delta
 
     def _sample(self, saved: Saved, delta: Delta) -> sampling.Sample:
-        base, shape = saved.row.base, saved.shape
+        base = saved.row.base
         before = None if base is None else Sampled.of(base.added)
-        touched: ChunkSet = delta.changed | delta.zeroed
         cursor = 0 if before is None else before.cursor
-        chance = random.SystemRandom()
-        return sampling.choose(touched, shape.chunks, shape.chunk_size, cursor, self._options.reread_bytes, chance)
+        return sampling.choose(delta, cursor, self._options.reread_bytes, random.SystemRandom())
 
     def _reader(self, saved: Saved) -> VolumeReader:
         base: Tree | None = None if saved.row.base is None else self._repo.tree(saved.row.base)

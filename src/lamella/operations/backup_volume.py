@@ -137,7 +137,7 @@ class VolumeReader:
 
     def _base_slots(self, task: Task) -> tuple[SlotValue, ...] | None:
         """The base's slots, None where it has none at all for this task or none is needed."""
-        if self._base is None or task.act == Act.SET or task.first >= self._base.shape.chunks:
+        if self._base is None or task.act in (Act.SET, Act.SAMPLE_ZERO) or task.first >= self._base.shape.chunks:
             return None
         slots: list[SlotValue] = []
         for run in self._nodes.runs(self._base, task.first, task.end):
@@ -152,7 +152,7 @@ class VolumeReader:
         length = min(task.end << self._shape.chunk_log2, self._shape.size) - offset
         view = self._buffer(length)
         frozen.read_into(offset, view)
-        if task.act == Act.SAMPLE:
+        if task.act in (Act.SAMPLE, Act.SAMPLE_ZERO):
             self._compare(item, view)
             return _Answer([], task.end, length, length, 0, 0, 0)
         changes: list[Run] = []
@@ -175,10 +175,12 @@ class VolumeReader:
             yield part, Slot.ZERO if is_zero(part) else self._identify(part)
 
     def _compare(self, item: _Work, view: memoryview) -> None:
-        """Chunks that the change map calls unchanged must be what the base says. Raises MapRefuted."""
+        """Chunks that the change map calls unchanged must be what the base says, others zero. Raises MapRefuted."""
         base = item.base or ()
         for position, (part, slot) in enumerate(self._slots(item.task, view)):
-            expected = base[position] if position < len(base) else None
+            expected: SlotValue | None = base[position] if position < len(base) else None
+            if item.task.act == Act.SAMPLE_ZERO:
+                expected = Slot.ZERO
             if slot != expected and not (slot == Slot.ZERO and expected == Slot.HOLE):
                 raise MapRefuted((item.task.first + position) << self._shape.chunk_log2, len(part))
 

@@ -35,12 +35,13 @@ class ChangeMap:
             raise CheckpointLost(f"the change map is of a volume of {self.size} bytes, the source has {size}")
         touched, zeroed, data = ChunkSet(), ChunkSet(), ChunkSet()
         for offset, length, is_zero in self.ranges:
-            first, end = offset // grain, -(-(offset + length) // grain)
+            stop = min(offset + length, size)  # what lies beyond the end is nobody's
+            first, end = offset // grain, -(-stop // grain)
             touched.add(first, end)
             if not is_zero:
                 data.add(first, end)
             else:  # only chunks that are zero from end to end need no reading
-                zeroed.add(-(-offset // grain), end if offset + length >= size else (offset + length) // grain)
+                zeroed.add(-(-offset // grain), end if stop == size else stop // grain)
         zeroed = zeroed - data
         return Delta.bounded(grain, base_size, size, touched - zeroed, zeroed)
 

@@ -8,6 +8,7 @@ from typing import Any
 from lamella.clock import iso
 from lamella.format.node import Shape
 from lamella.format.records import Ref
+from lamella.format.tracking import Refuted, Sampled
 from lamella.ids import VolumeId
 from lamella.operations.heads import fingerprint
 from lamella.operations.selection import Selected
@@ -66,6 +67,7 @@ def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str]
         "failed": failed,
         "confirmed": all(snapshot.confirmed or snapshot.ref in waiting for snapshot in found),
         "size": sum(snapshot.added.size for snapshot in found),
+        "map_refuted": any(Refuted.of(snapshot.added) is not None for snapshot in found),
     }
 
 
@@ -125,4 +127,7 @@ def _snapshot(repo: Repository, selected: Selected) -> Row:
             "changed_chunks": figures.changed_chunks,
             "new_chunks": figures.new_chunks,
         }
+    sampled, refuted = Sampled.of(added), Refuted.of(added)
+    row["sampled_bytes"] = 0 if sampled is None else sampled.sampled_bytes
+    row["map_refuted"] = None if refuted is None else refuted._asdict()
     return row

@@ -25,6 +25,8 @@ class Act(IntEnum):
     """Read them although the change map calls them unchanged; any difference refutes the map."""
     SET = 2
     """Do not read them: they are known to be a hole, or zeros."""
+    SAMPLE_ZERO = 3
+    """Read them although the change map calls them zero; anything else refutes the map."""
 
 
 class Task(NamedTuple):
@@ -52,7 +54,8 @@ def changes(frozen: FrozenVolume, shape: Shape, delta: Delta, sample: ChunkSet) 
     """Read what may have changed and the sample, set what reads as zero, and say nothing of the rest."""
     streams: list[Iterable[Task]] = [
         (task for first, end in delta.changed.runs() for task in _cut(first, end, Act.READ, shape)),
-        (task for first, end in sample.runs() for task in _cut(first, end, Act.SAMPLE, shape)),
+        (task for first, end in (sample - delta.zeroed).runs() for task in _cut(first, end, Act.SAMPLE, shape)),
+        (task for first, end in (sample & delta.zeroed).runs() for task in _cut(first, end, Act.SAMPLE_ZERO, shape)),
         _zeroed(frozen, shape, delta.zeroed),
     ]
     return heapq.merge(*streams)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from operator import attrgetter, eq
 from typing import Protocol
 
@@ -19,8 +19,9 @@ from lamella.errors import CheckpointLost, SourceError
 
 _RETRIES = 3
 
-_WINDOW = 4096
-"""Pieces of each map that `guarded` holds at a time. Many more keep the garbage collector busy."""
+_WINDOW = 512
+"""Pieces of each map that `guarded` holds at a time, or more if one chunk has more: as many as the readers get with one
+answer, so that none is read in vain; many more would keep the garbage collector busy."""
 
 _NOWHERE = 1 << 65
 """Beyond the end of any file."""
@@ -101,10 +102,10 @@ class _Side:
 
     def confirms(self, pieces: list[Piece], end: int) -> bool:
         """Whether the map, read again from the anchor to `end`, has just these pieces."""
-        again = self._read_map(self._fd, self.size, self._anchor or 0)
-        if not all(map(eq, pieces, islice(again, len(pieces)))):
+        again = chain(self._read_map(self._fd, self.size, self._anchor or 0), repeat(None))
+        if not all(map(eq, pieces, again)):
             return False
-        following = next(again, None)
+        following = next(again)
         return following is None or following.start >= end
 
     def advance(self, pieces: list[Piece]) -> None:
@@ -134,7 +135,7 @@ def _compare_in_windows(old: _Side, new: _Side, grain: int) -> Delta:
         found.compare(iter(before), iter(after), start, end)
         old.advance(before)
         new.advance(after)
-        start, limit = end, _WINDOW
+        start = end
     return found.delta()
 
 

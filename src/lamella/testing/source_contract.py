@@ -88,6 +88,7 @@ class SourceContract(SourceReading):
             with source.freeze() as second:
                 assert first.checkpoint != second.checkpoint
                 assert (whole(first), whole(second)) == (b"first", b"other")
+                assert source.kept() == [], "nothing was kept yet"
             assert whole(first) == b"first"
         assert source.kept() == []
 

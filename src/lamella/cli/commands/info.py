@@ -43,6 +43,8 @@ def _lines(value: object) -> list[str]:
         return [line for one in value for line in _lines(one)]
     if isinstance(value, dict):
         return ["  ".join(f"{key}={one}" for key, one in value.items() if one not in {"", False})]
+    if value is None:
+        return ["no"]
     if isinstance(value, bool):
         return ["yes" if value else "no"]
     return [str(value)]

@@ -47,10 +47,15 @@ def _print(context: Context, volumes: list[Row], snapshots: list[Row]) -> None:
     rows = [(row["volume"], shown_bytes(row["size"]), str(row["snapshots"]), row["latest"]) for row in volumes]
     out.table([heads, *rows])
     out.line()
-    shots = [(row["snapshot"], row["time"], row["result"], ", ".join(row["volumes"]) + _lost(row)) for row in snapshots]
+    shots = [
+        (row["snapshot"], row["time"], row["result"], ", ".join(row["volumes"]) + _marks(row)) for row in snapshots
+    ]
     out.table([("SNAPSHOT", "TIME", "RESULT", "VOLUMES"), *shots])
 
 
-def _lost(row: Row) -> str:
+def _contents(row: Row) -> str:
+    """The volumes, and what is special about the run."""
     names = ", ".join(one["volume"] for one in row["failed"])
-    return f" (failed: {names})" if names else ""
+    lost = f" (failed: {names})" if names else ""
+    refuted = " (a change map was wrong: all was compared)" if row["map_refuted"] else ""
+    return ", ".join(row["volumes"]) + lost + refuted

@@ -1,0 +1,321 @@
+"""Any life of a tracked volume: written, zeroed, resized, monitored, backed up to two repositories, killed anywhere, with
+the host's memory lost, copied, edited and rolled back.
+
+Every snapshot must restore to the bytes of its moment. What the host remembers may cost a comparison, never bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.monitor import monitor
+from lamella.operations.selection import select
+from lamella.repository import host as host_module
+from lamella.repository import intervals as intervals_module
+from lamella.repository.repository import Repository
+from lamella.stores.base import Store
+from lamella.stores.memory import MemoryStore
+from lamella.testing.crash_store import ALL_CALLS, CrashPoint, CrashStore, PowerCut
+from lamella.testing.tracked_source import Killed, TrackedDisk
+from tests.fault.world import CHUNK, SECRET, host_at, init, restored
+
+LOG2 = (16, 17)
+"""The second repository has coarser chunks: intervals must serve both."""
+MOST = 9 * CHUNK
+which = st.sampled_from((0, 1))
+sizes = st.one_of(st.sampled_from([0, 1, CHUNK, CHUNK + 1, 2 * CHUNK, 7 * CHUNK, MOST]), st.integers(0, MOST))
+edits = st.tuples(st.sampled_from(["write", "zero", "resize"]), sizes, st.sampled_from([1, CHUNK, 3 * CHUNK]))
+FIELDS: dict[str, Callable[[Any], Any]] = {
+    "seq": lambda value: value + 1,
+    "root": lambda value: value[::-1] if value[::-1] != value else "00" * 24,
+    "size": lambda value: value + 1,
+    "chunk_log2": lambda value: 33 - value,
+    "checkpoint": lambda value: value + "0",
+    "snap_id": lambda value: "00" * 16,
+    "driver": lambda value: "other",
+}
+
+
+class StateKill:
+    """Kills the process before or after the n-th durable write of what the host remembers."""
+
+    def __init__(self, at: int, after: bool) -> None:
+        self.at, self.after, self.count = at, after, 0
+        self._write = host_module.write_durably
+
+    def __call__(self, path: Path, content: bytes) -> None:
+        self.count += 1
+        if self.count == self.at and not self.after:
+            raise Killed("killed before a write of the state")
+        self._write(path, content)
+        if self.count == self.at:
+            raise Killed("killed after a write of the state")
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        with patch.object(host_module, "write_durably", self), patch.object(intervals_module, "write_durably", self):
+            yield
+
+
+class Tracking(RuleBasedStateMachine):
+    """The rules. `sure[n]` is whether the next backup to repository n must be incremental; False: it must compare."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = Path(tempfile.mkdtemp(prefix="lamella-tracking-"))
+        self.host = host_at(self.place)
+        self.stores = [MemoryStore(), MemoryStore()]
+        self.disk = TrackedDisk("disk", bytearray())
+        self.truth: dict[tuple[int, str], bytes] = {}
+        self.sure: list[bool | None] = [False, False]
+        self.monitored = [False, False]
+        self.saved: dict[str, Path] = {}
+        self.writes = 0
+        for store in self.stores:
+            init(store, self.host)
+
+    def teardown(self) -> None:
+        for number in (0, 1):
+            self.check(number)
+        shutil.rmtree(self.place)
+
+    # -- the volume ------------------------------------------------------------------------------------------------
+
+    @initialize(size=sizes)
+    def begin(self, size: int) -> None:
+        self.disk.content[:] = b"a" * size
+
+    @rule(edits=st.lists(edits, min_size=1, max_size=4))
+    def change(self, edits: list[tuple[str, int, int]]) -> None:
+        content = self.disk.content
+        for kind, place, length in edits:
+            self.writes += 1
+            start = min(place, len(content))
+            end = min(start + length, len(content))
+            if kind == "resize":
+                content[:] = bytes(content[:place]).ljust(place, b"\0")
+            else:
+                # Few contents, so that old bytes come back.
+                content[start:end] = (b"\0" if kind == "zero" else b"%d" % (self.writes % 3)) * (end - start)
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def run(self, number: int, store: Store | None = None) -> BackupResult:
+        with Repository.open(store or self.stores[number], SECRET, self.host) as repo:
+            options = BackupOptions(chunk_log2=LOG2[number], workers=1)
+            result = plan_backup(repo, [Request("disk", self.disk.source())], options).execute()
+        assert (result.complete, result.warnings) == (True, []), result
+        return result
+
+    @rule(number=which)
+    def backup(self, number: int) -> None:
+        known = any(repository == number for repository, _ in self.truth)
+        result = self.run(number)
+        row = result.volumes[0]
+        if known and self.sure[number] is not None:
+            assert row.mode == ("incremental" if self.sure[number] else "compare"), row
+        if row.mode != "incremental":
+            assert row.reason
+        self.truth[number, result.snapshot] = bytes(self.disk.content)
+        self.check(number, result.snapshot)
+        self.sure[number], self.monitored[number] = True, False
+        self.nothing_left_over()
+
+    @rule()
+    def monitor(self) -> None:
+        result = monitor(self.host, self.disk.source())
+        self.monitored = [self.monitored[n] or self.sure[n] is not False for n in (0, 1)]
+        assert result.intervals <= 2
+        self.nothing_left_over()
+
+    @rule(number=st.sampled_from((0, 1, None)), call=st.integers(1, 60), after=st.booleans())
+    def killed_in_the_source(self, number: int | None, call: int, after: bool) -> None:
+        self.disk.revive()
+        self.disk.faults.kill_at, self.disk.faults.kill_after = call % 14 + 1, after
+        self.attempt(number, None)
+
+    @rule(number=which, call=st.integers(1, 40), after=st.booleans())
+    def power_cut_at_the_store(self, number: int, call: int, after: bool) -> None:
+        store = CrashStore(self.stores[number].objects(), CrashPoint(call, after), counted=ALL_CALLS)
+        self.attempt(number, store)
+        self.stores[number] = store.after_crash(range(len(store.unsynced)) if after else ())
+
+    @rule(number=st.sampled_from((0, 1, None)), write=st.integers(1, 8), after=st.booleans())
+    def killed_in_the_state(self, number: int | None, write: int, after: bool) -> None:
+        with StateKill(write, after).armed():
+            self.attempt(number, None)
+
+    def attempt(self, number: int | None, store: Store | None) -> None:
+        """A run that may be killed: nothing is certain afterwards but the snapshots."""
+        try:
+            if number is None:
+                monitor(self.host, self.disk.source())
+            else:
+                self.run(number, store)
+        except (Killed, PowerCut):
+            pass
+        finally:
+            self.disk.revive()
+        if isinstance(store, CrashStore):
+            # What is gone with the power decides which snapshots there are: seen when the repository is next looked at.
+            self.stores[number or 0] = store.after_crash(range(len(store.unsynced)))
+        if number is not None:
+            self.learn(number)
+        self.sure = [None if one else one for one in self.sure] if number is None else self.sure
+        self.monitored = [True, True] if number is None else self.monitored
+        if number is not None:
+            self.sure[number] = None
+
+    def learn(self, number: int) -> None:
+        """A killed run may have committed; then its snapshot must be of this moment."""
+        with Repository.open(self.stores[number], SECRET, self.host) as repo:
+            for one in select(repo, []) if repo.catalogue.snapshots else []:
+                self.truth.setdefault((number, one.snapshot.name), bytes(self.disk.content))
+
+    # -- the host's memory -----------------------------------------------------------------------------------------
+
+    def ledger(self, number: int) -> Path:
+        with Repository.open(self.stores[number], SECRET, self.host) as repo:
+            return repo.memory.directory / "ledger.json"
+
+    def links(self) -> list[Path]:
+        return sorted((self.host.state_dir / "intervals").glob("*/*.json"))
+
+    @rule()
+    def lose_the_cache(self) -> None:
+        shutil.rmtree(self.host.cache_dir, ignore_errors=True)
+
+    @rule()
+    def lose_the_state(self) -> None:
+        shutil.rmtree(self.host.state_dir, ignore_errors=True)
+        self.sure, self.monitored = [False, False], [False, False]
+
+    @rule(number=which)
+    def lose_the_ledger(self, number: int) -> None:
+        self.ledger(number).unlink(missing_ok=True)
+        self.sure[number] = False
+
+    @rule(number=which, field=st.sampled_from(sorted(FIELDS)))
+    def edit_the_ledger(self, number: int, field: str) -> None:
+        path = self.ledger(number)
+        if not path.exists():
+            return
+        content = json.loads(path.read_text())
+        for row in content["volumes"].values():
+            row["entry"][field] = FIELDS[field](row["entry"][field])
+        path.write_text(json.dumps(content))
+        self.sure[number] = False
+
+    @rule(number=which)
+    def copy_the_ledger_of_the_other(self, number: int) -> None:
+        source, target = self.ledger(1 - number), self.ledger(number)
+        if source.exists() and target.exists():
+            rows = list(json.loads(source.read_text())["volumes"].values())
+            content = json.loads(target.read_text())
+            content["volumes"] = dict.fromkeys(content["volumes"], rows[0] if rows else None)
+            target.write_text(json.dumps(content))
+            self.sure[number] = False
+
+    @precondition(lambda self: self.links())
+    @rule(how=st.sampled_from(["lose", "edit", "exchange"]))
+    def spoil_the_intervals(self, how: str) -> None:
+        links = self.links()
+        contents = [link.read_bytes() for link in links]
+        for position, link in enumerate(links):
+            if how == "lose":
+                link.unlink()
+            elif how == "edit":
+                content = json.loads(contents[position])
+                interval = content["interval"]
+                interval["changed"] = [] if interval["changed"] else [[0, 1]]
+                link.write_text(json.dumps(content))
+            elif len(links) > 1:
+                link.write_bytes(contents[position - 1])
+        if how != "exchange" or len(links) > 1:
+            # Whose base leads on by a link has lost its moment long ago.
+            self.sure = [
+                None if through and one else one for one, through in zip(self.sure, self.monitored, strict=True)
+            ]
+
+    @rule(what=st.sampled_from(["state", "cache", "intervals"]))
+    def remember(self, what: str) -> None:
+        """Copy a directory, to come back to it later."""
+        place = self.directory(what)
+        if place.exists():
+            self.saved[what] = self.place / f"saved-{what}"
+            shutil.rmtree(self.saved[what], ignore_errors=True)
+            shutil.copytree(place, self.saved[what])
+
+    @rule(what=st.sampled_from(["state", "cache", "intervals"]))
+    def roll_back(self, what: str) -> None:
+        if what in self.saved:
+            shutil.rmtree(self.directory(what), ignore_errors=True)
+            shutil.copytree(self.saved[what], self.directory(what))
+            if what != "cache":
+                self.sure, self.monitored = [None, None], [True, True]
+
+    def directory(self, what: str) -> Path:
+        return {
+            "state": self.host.state_dir,
+            "cache": self.host.cache_dir,
+            "intervals": self.host.state_dir / "intervals",
+        }[what]
+
+    @rule()
+    def lose_a_moment(self) -> None:
+        if self.disk.moments:
+            del self.disk.moments[min(self.disk.moments)]
+            self.sure = [None if one else one for one in self.sure]
+
+    # -- the law ---------------------------------------------------------------------------------------------------
+
+    def check(self, number: int, only: str = "") -> None:
+        with Repository.open(self.stores[number], SECRET, self.host) as repo:
+            there = {one.snapshot.name: one for one in select(repo, [])} if repo.catalogue.snapshots else {}
+            expected = {name: content for (repository, name), content in self.truth.items() if repository == number}
+            assert set(there) == set(expected)
+            for name in [only] if only else expected:
+                got = restored(repo, there[name], self.place / "out.img")
+                assert got == expected[name], f"{name} restores to other bytes than there were"
+
+    def nothing_left_over(self) -> None:
+        """Every moment that is left is the base of a ledger, or what an interval leads to."""
+        memory = [*(self.host.state_dir / "repo").glob("*/ledger.json"), *self.links()]
+        named = {word for path in memory for word in _texts(json.loads(path.read_text()))}
+        assert set(self.disk.moments) <= named, (self.disk.moments.keys(), named)
+        assert len(self.disk.moments) <= 2
+
+    @invariant()
+    def the_process_is_alive(self) -> None:
+        assert not self.disk.dead
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if key in ("checkpoint", "end"):
+                yield str(one)
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+TestTracking = Tracking.TestCase
+TestTracking.settings = settings(
+    max_examples=max(10, settings().max_examples // 4),
+    stateful_step_count=20 if settings().max_examples <= 100 else 60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
