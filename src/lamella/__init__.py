@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lamella.crypto.slots import Secret, key_file, passphrase, recovery_key
     from lamella.errors import (
         CheckpointLost,
@@ -131,9 +132,9 @@ __all__ = [
 
 _HOMES = {
     "lamella.crypto.slots": "Secret key_file passphrase recovery_key",
-    "lamella.errors": "CheckpointLost IntegrityError Interrupted KeyRefused LamellaError Locked NoRepository NothingMatched"
-    " ObjectNotFound RepositoryError RolledBack SourceAtRisk SourceError StoreError StoreFull StoreRefused"
-    " StoreUnavailable UnknownFormat UsageError",
+    "lamella.errors": "CheckpointLost IntegrityError Interrupted KeyRefused LamellaError Locked NoRepository"
+    " NothingMatched ObjectNotFound RepositoryError RolledBack SourceAtRisk SourceError StoreError StoreFull"
+    " StoreRefused StoreUnavailable UnknownFormat UsageError",
     "lamella.events": "Event Progress Reporter Warned",
     "lamella.operations.backup": "BackupOptions BackupPlan BackupResult FailedRequest Request VolumeResult plan_backup",
     "lamella.operations.change_map": "ChangeMap read_map write_map",

@@ -11,7 +11,7 @@ from contextlib import suppress
 # malloc.h of glibc; mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 64 * 1024 * 1024
-_LARGEST_KEPT = 32 * 1024 * 1024
+_LARGEST_KEPT = 6 * 1024 * 1024  # above the largest chunk, below a pack
 _ARENAS = 2
 
 

@@ -28,7 +28,7 @@ class ChunkSet:
             self._pages[page] = self._pages.get(page, 0) | bits
 
     def discard(self, first: int, end: int) -> None:
-        """Remove `[first, end)`. Raises ValueError for a negative number."""
+        """Remove `[first, end)`; what is not in the set stays out of it."""
         for page in list(self._pages):
             low, high = max(first - page * PAGE, 0), min(end - page * PAGE, PAGE)
             if low < high:

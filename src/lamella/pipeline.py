@@ -46,11 +46,13 @@ def ordered_map(
 class Outbox:
     """Uploads that go on beside the workers, at most `depth` at a time; a full outbox makes the sender wait.
 
+    Each upload on its way holds a pack in memory. On a local disk a second one gains nothing (measured).
+
     An upload that fails is raised by the next `submit` or by `drain`, and by every later one: nothing may be believed
     stored then.
     """
 
-    def __init__(self, depth: int = 2) -> None:
+    def __init__(self, depth: int = 1) -> None:
         self._pool = ThreadPoolExecutor(depth, thread_name_prefix="lamella-put")
         self._pending: deque[Future[None]] = deque()
         self._depth = depth

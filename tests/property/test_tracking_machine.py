@@ -1,5 +1,5 @@
-"""Any life of a tracked volume: written, zeroed, resized, monitored, backed up to two repositories, killed anywhere, with
-the host's memory lost, copied, edited and rolled back.
+"""Any life of a tracked volume: changed, resized, monitored, backed up to two repositories, killed anywhere, with the
+host's memory lost, copied, edited and rolled back.
 
 Every snapshot must restore to the bytes of its moment. What the host remembers may cost a comparison, never bytes.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -34,9 +34,16 @@ from tests.fault.world import CHUNK, SECRET, host_at, init, restored
 LOG2 = (16, 17)
 """The second repository has coarser chunks: intervals must serve both."""
 MOST = 9 * CHUNK
+MONITOR = None
 which = st.sampled_from((0, 1))
+runs = st.sampled_from((0, 1, MONITOR))
 sizes = st.one_of(st.sampled_from([0, 1, CHUNK, CHUNK + 1, 2 * CHUNK, 7 * CHUNK, MOST]), st.integers(0, MOST))
 edits = st.tuples(st.sampled_from(["write", "zero", "resize"]), sizes, st.sampled_from([1, CHUNK, 3 * CHUNK]))
+Edit = tuple[str, int, int]
+lives = st.lists(
+    st.tuples(st.lists(edits, max_size=3), st.sampled_from((0, 1, MONITOR, MONITOR))), min_size=1, max_size=6
+)
+COPY = "copy of the other"
 FIELDS: dict[str, Callable[[Any], Any]] = {
     "seq": lambda value: value + 1,
     "root": lambda value: value[::-1] if value[::-1] != value else "00" * 24,
@@ -81,7 +88,6 @@ class Tracking(RuleBasedStateMachine):
         self.truth: dict[tuple[int, str], bytes] = {}
         self.sure: list[bool | None] = [False, False]
         self.monitored = [False, False]
-        self.saved: dict[str, Path] = {}
         self.writes = 0
         for store in self.stores:
             init(store, self.host)
@@ -97,8 +103,7 @@ class Tracking(RuleBasedStateMachine):
     def begin(self, size: int) -> None:
         self.disk.content[:] = b"a" * size
 
-    @rule(edits=st.lists(edits, min_size=1, max_size=4))
-    def change(self, edits: list[tuple[str, int, int]]) -> None:
+    def change(self, edits: list[Edit]) -> None:
         content = self.disk.content
         for kind, place, length in edits:
             self.writes += 1
@@ -119,11 +124,21 @@ class Tracking(RuleBasedStateMachine):
         assert (result.complete, result.warnings) == (True, []), result
         return result
 
-    @rule(number=which)
+    @rule(life=lives)
+    def live(self, life: list[tuple[list[Edit], int | None]]) -> None:
+        """Changes and runs, undisturbed."""
+        for edits, number in life:
+            self.change(edits)
+            if number is None:
+                self.monitor()
+            else:
+                self.backup(number)
+
     def backup(self, number: int) -> None:
         known = any(repository == number for repository, _ in self.truth)
         result = self.run(number)
         row = result.volumes[0]
+        event(f"{row.mode}{' over intervals' if self.monitored[number] else ''}, {self.sure[number]}")
         if known and self.sure[number] is not None:
             assert row.mode == ("incremental" if self.sure[number] else "compare"), row
         if row.mode != "incremental":
@@ -133,31 +148,32 @@ class Tracking(RuleBasedStateMachine):
         self.sure[number], self.monitored[number] = True, False
         self.nothing_left_over()
 
-    @rule()
     def monitor(self) -> None:
         result = monitor(self.host, self.disk.source())
         self.monitored = [self.monitored[n] or self.sure[n] is not False for n in (0, 1)]
         assert result.intervals <= 2
         self.nothing_left_over()
 
-    @rule(number=st.sampled_from((0, 1, None)), call=st.integers(1, 60), after=st.booleans())
-    def killed_in_the_source(self, number: int | None, call: int, after: bool) -> None:
+    @rule(edits=st.lists(edits, max_size=3), number=runs, call=st.integers(1, 16), after=st.booleans())
+    def killed_in_the_source(self, edits: list[Edit], number: int | None, call: int, after: bool) -> None:
+        self.change(edits)
         self.disk.revive()
-        self.disk.faults.kill_at, self.disk.faults.kill_after = call % 14 + 1, after
+        self.disk.faults.kill_at, self.disk.faults.kill_after = call, after
         self.attempt(number, None)
 
-    @rule(number=which, call=st.integers(1, 40), after=st.booleans())
-    def power_cut_at_the_store(self, number: int, call: int, after: bool) -> None:
+    @rule(edits=st.lists(edits, max_size=3), number=which, call=st.integers(1, 40), after=st.booleans())
+    def power_cut_at_the_store(self, edits: list[Edit], number: int, call: int, after: bool) -> None:
+        self.change(edits)
         store = CrashStore(self.stores[number].objects(), CrashPoint(call, after), counted=ALL_CALLS)
         self.attempt(number, store)
-        self.stores[number] = store.after_crash(range(len(store.unsynced)) if after else ())
 
-    @rule(number=st.sampled_from((0, 1, None)), write=st.integers(1, 8), after=st.booleans())
-    def killed_in_the_state(self, number: int | None, write: int, after: bool) -> None:
+    @rule(edits=st.lists(edits, max_size=3), number=runs, write=st.integers(1, 6), after=st.booleans())
+    def killed_in_the_state(self, edits: list[Edit], number: int | None, write: int, after: bool) -> None:
+        self.change(edits)
         with StateKill(write, after).armed():
             self.attempt(number, None)
 
-    def attempt(self, number: int | None, store: Store | None) -> None:
+    def attempt(self, number: int | None, store: CrashStore | None) -> None:
         """A run that may be killed: nothing is certain afterwards but the snapshots."""
         try:
             if number is None:
@@ -165,18 +181,17 @@ class Tracking(RuleBasedStateMachine):
             else:
                 self.run(number, store)
         except (Killed, PowerCut):
-            pass
-        finally:
-            self.disk.revive()
-        if isinstance(store, CrashStore):
-            # What is gone with the power decides which snapshots there are: seen when the repository is next looked at.
-            self.stores[number or 0] = store.after_crash(range(len(store.unsynced)))
-        if number is not None:
-            self.learn(number)
-        self.sure = [None if one else one for one in self.sure] if number is None else self.sure
-        self.monitored = [True, True] if number is None else self.monitored
-        if number is not None:
-            self.sure[number] = None
+            event("killed")
+        self.disk.revive()
+        if number is None:
+            self.sure = [None if one else one for one in self.sure]
+            self.monitored = [True, True]
+            return
+        if store is not None:
+            survivors = [index for index in range(len(store.unsynced)) if index % 2]
+            self.stores[number] = store.after_crash(survivors)
+        self.sure[number] = None
+        self.learn(number)
 
     def learn(self, number: int) -> None:
         """A killed run may have committed; then its snapshot must be of this moment."""
@@ -193,22 +208,27 @@ class Tracking(RuleBasedStateMachine):
     def links(self) -> list[Path]:
         return sorted((self.host.state_dir / "intervals").glob("*/*.json"))
 
-    @rule()
-    def lose_the_cache(self) -> None:
-        shutil.rmtree(self.host.cache_dir, ignore_errors=True)
+    @rule(what=st.sampled_from(["cache", "state", "ledger 0", "ledger 1", "a moment", "the cache again"]))
+    def lose(self, what: str) -> None:
+        if what == "state":
+            shutil.rmtree(self.host.state_dir, ignore_errors=True)
+            self.sure, self.monitored = [False, False], [False, False]
+        elif what == "a moment":
+            if self.disk.moments:
+                del self.disk.moments[min(self.disk.moments)]
+                self.sure = [None if one else one for one in self.sure]
+        elif what.startswith("ledger"):
+            number = int(what[-1])
+            self.ledger(number).unlink(missing_ok=True)
+            self.sure[number] = False
+        else:
+            shutil.rmtree(self.host.cache_dir, ignore_errors=True)
 
-    @rule()
-    def lose_the_state(self) -> None:
-        shutil.rmtree(self.host.state_dir, ignore_errors=True)
-        self.sure, self.monitored = [False, False], [False, False]
-
-    @rule(number=which)
-    def lose_the_ledger(self, number: int) -> None:
-        self.ledger(number).unlink(missing_ok=True)
-        self.sure[number] = False
-
-    @rule(number=which, field=st.sampled_from(sorted(FIELDS)))
-    def edit_the_ledger(self, number: int, field: str) -> None:
+    @rule(number=which, field=st.sampled_from([*sorted(FIELDS), COPY]))
+    def spoil_the_ledger(self, number: int, field: str) -> None:
+        if field == COPY:
+            self.copy_the_ledger_of_the_other(number)
+            return
         path = self.ledger(number)
         if not path.exists():
             return
@@ -218,7 +238,6 @@ class Tracking(RuleBasedStateMachine):
         path.write_text(json.dumps(content))
         self.sure[number] = False
 
-    @rule(number=which)
     def copy_the_ledger_of_the_other(self, number: int) -> None:
         source, target = self.ledger(1 - number), self.ledger(number)
         if source.exists() and target.exists():
@@ -249,21 +268,15 @@ class Tracking(RuleBasedStateMachine):
                 None if through and one else one for one, through in zip(self.sure, self.monitored, strict=True)
             ]
 
-    @rule(what=st.sampled_from(["state", "cache", "intervals"]))
-    def remember(self, what: str) -> None:
-        """Copy a directory, to come back to it later."""
-        place = self.directory(what)
-        if place.exists():
-            self.saved[what] = self.place / f"saved-{what}"
-            shutil.rmtree(self.saved[what], ignore_errors=True)
-            shutil.copytree(place, self.saved[what])
-
-    @rule(what=st.sampled_from(["state", "cache", "intervals"]))
-    def roll_back(self, what: str) -> None:
-        if what in self.saved:
-            shutil.rmtree(self.directory(what), ignore_errors=True)
-            shutil.copytree(self.saved[what], self.directory(what))
-            if what != "cache":
+    @rule(what=st.sampled_from(["state", "cache", "intervals"]), back=st.booleans())
+    def travel_in_time(self, what: str, back: bool) -> None:
+        """Copy a directory, or go back to the copy."""
+        place, copy = self.directory(what), self.place / f"saved-{what}"
+        source, target = (copy, place) if back else (place, copy)
+        if source.exists():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+            if back and what != "cache":
                 self.sure, self.monitored = [None, None], [True, True]
 
     def directory(self, what: str) -> Path:
@@ -272,12 +285,6 @@ class Tracking(RuleBasedStateMachine):
             "cache": self.host.cache_dir,
             "intervals": self.host.state_dir / "intervals",
         }[what]
-
-    @rule()
-    def lose_a_moment(self) -> None:
-        if self.disk.moments:
-            del self.disk.moments[min(self.disk.moments)]
-            self.sure = [None if one else one for one in self.sure]
 
     # -- the law ---------------------------------------------------------------------------------------------------
 
@@ -315,7 +322,7 @@ def _texts(value: object) -> Iterator[str]:
 
 TestTracking = Tracking.TestCase
 TestTracking.settings = settings(
-    max_examples=max(10, settings().max_examples // 4),
-    stateful_step_count=20 if settings().max_examples <= 100 else 60,
+    max_examples=max(10, settings().max_examples // 2),
+    stateful_step_count=12 if settings().max_examples <= 100 else 60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

@@ -213,6 +213,64 @@ class CheckpointFiles:
         return [directory / DIRECTORY for directory in _up_from(self._image.resolve().parent)][::-1]
 
 
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A file that is named like a checkpoint, whoever made it."""
+
+    path: Path
+    source: str
+    """16 hexadecimal digits: `source_name` of its source."""
+    owner: str
+    held_bytes: int
+    """Bytes of the blocks it refers to; most of them may be the image's too."""
+    changed_ms: int
+    """When it was made, or changed by somebody, in milliseconds since 1970."""
+    inode: int
+
+
+def list_near(image: Path, directory: Path | None) -> list[ListedFile]:
+    """Everybody's checkpoints where those of an image may lie, which need not exist. Raises SourceError."""
+    start = image.resolve().parent
+    while not start.is_dir():
+        start = start.parent
+    places = [place / DIRECTORY for place in _up_from(start)]
+    found: list[ListedFile] = []
+    for place in dict.fromkeys([*([] if directory is None else [directory.absolute()]), *places]):
+        fd = _own_directory(place, make=False)
+        if fd is None:
+            continue
+        try:
+            names = sorted(name for name in _names_in(fd, place) if _NAME.fullmatch(name))
+            found += [one for name in names if (one := _listed_file(place, name, fd)) is not None]
+        finally:
+            os.close(fd)
+    return found
+
+
+def _listed_file(place: Path, name: str, directory: int) -> ListedFile | None:
+    with _opened(name, directory) as fd:
+        if fd is None:
+            return None
+        found, (source, owner, _) = os.fstat(fd), name.split("-")
+        changed_ms = found.st_ctime_ns // 1_000_000
+        return ListedFile(place / name, source, owner, found.st_blocks * 512, changed_ms, found.st_ino)
+
+
+def remove_listed(file: ListedFile) -> bool:
+    """Remove a listed file if it is still that file; returns whether it was. Raises SourceError."""
+    directory = _own_directory(file.path.parent, make=False)
+    if directory is None:
+        return False
+    try:
+        with _opened(file.path.name, directory) as fd:
+            same = fd is not None and os.fstat(fd).st_ino == file.inode
+            if same:
+                _unlink(file.path.name, directory)
+            return same
+    finally:
+        os.close(directory)
+
+
 def source_name(identity: bytes) -> str:
     """The 16 hexadecimal digits that stand for a source in names of checkpoints."""
     return hashlib.sha256(b"lamella source\0" + identity).hexdigest()[:16]

@@ -198,6 +198,12 @@ class FrozenFile(OpenVolume, UntrackedMoment):
         return here
 
 
+def path_of(identity: bytes, machine: str) -> Path | None:
+    """The path that an identity names, None if it is not one of this machine's image files or devices."""
+    start = b"file:" + machine.encode("ascii") + b":"
+    return Path(os.fsdecode(identity.removeprefix(start))) if identity.startswith(start) else None
+
+
 def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.secret import given_source, secret_source
 from lamella.cli.terminal import has_terminal
+from lamella.cli.values import shown_bytes, shown_seconds
+from lamella.clock import iso, now_ms
 from lamella.crypto.slots import Secret
-from lamella.errors import LamellaError, NoRepository
+from lamella.errors import LamellaError, NoRepository, SourceError, UsageError
 from lamella.operations.doctor import Check, examine
+from lamella.operations.doctor_checkpoints import FOREIGN, CheckpointExamination, Judged
 from lamella.repository.slots import read_marker
 from lamella.stores.base import Store
 
@@ -20,19 +24,87 @@ _FAILED = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
-        "Without REPO only this machine is examined, without a secret nothing inside the repository.\n\n" + SECRETS
+        "Without REPO only this machine is examined, without a secret nothing inside the repository. Checkpoints are\n"
+        "listed beside the sources of which this host keeps a moment, and beside SOURCE.\n\n" + SECRETS
     )
+    parser.add_argument(
+        "source", nargs="*", metavar="SOURCE", help="path of an image whose checkpoints are looked at too"
+    )
+    parser.add_argument("--fix", action="store_true", help="remove checkpoints that killed runs of this host left")
+    parser.add_argument(
+        "--owner", type=_owner, metavar="ID", help="with --fix: remove the checkpoints of this owner instead"
+    )
+
+
+def _owner(text: str) -> str:
+    if len(text) != 8 or set(text) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError("an owner is 8 hexadecimal digits, as the list of checkpoints shows them")
+    return text
 
 
 def run(context: Context) -> int:
     """Examine, and say everything that was looked at."""
+    args, out = context.args, context.out
+    if args.owner is not None and not args.fix:
+        raise UsageError("--owner says whose checkpoints --fix removes: it needs --fix")
     checks = _checks(context)
+    removed, found = _checkpoints(context, checks)
     for check in checks:
-        context.out.line(f"{'ok     ' if check.ok else 'TROUBLE'}  {check.name}: {check.message}")
+        out.line(f"{'ok     ' if check.ok else 'TROUBLE'}  {check.name}: {check.message}")
+    now = now_ms()
+    for one in removed:
+        out.line(f"removed  {_shown(one, now)}")
+    for one in found:
+        out.line(f"found    {_shown(one, now)}")
     rows = [{"name": check.name, "ok": check.ok, "message": check.message} for check in checks]
     sound = all(check.ok for check in checks)
-    context.out.document({"checks": rows, "ok": sound})
+    out.document(
+        {
+            "checks": rows,
+            "ok": sound,
+            "checkpoints": [_row(one, now) for one in found],
+            "removed": [_row(one, now) for one in removed],
+        }
+    )
     return 0 if sound else _FAILED
+
+
+def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
+    """What was removed, and what is there afterwards; adds to the checks what is to be said of it."""
+    args, configured = context.args, context.config.backup.checkpoint_dir
+    more = [Path(text) for text in args.source]
+    examination = CheckpointExamination(context.host, more, None if configured is None else Path(configured))
+    removed: list[Judged] = []
+    failed: list[Check] = []
+    try:
+        if args.owner is not None:
+            removed, failed = examination.remove_owned_by(args.owner)
+        elif args.fix:
+            removed, failed = examination.remove_leftovers(args.lock_wait)
+        checks += [*failed, examination.check()]
+        return removed, examination.judged()
+    except SourceError as error:
+        checks.append(Check("checkpoints", False, error.message))
+        return removed, []
+
+
+def _shown(one: Judged, now: int) -> str:
+    age = shown_seconds(max(0, now - one.file.changed_ms) // 1000)
+    kind = f"{one.state} {one.file.owner}" if one.state == FOREIGN else one.state
+    of = f" of {one.image}" if one.image else ""
+    return f"{one.file.path}  {shown_bytes(one.file.held_bytes)}  {age} old  {kind}{of}"
+
+
+def _row(one: Judged, now: int) -> dict[str, object]:
+    return {
+        "file": str(one.file.path),
+        "image": one.image,
+        "owner": one.file.owner,
+        "state": one.state,
+        "bytes": one.file.held_bytes,
+        "time": iso(one.file.changed_ms),
+        "age_seconds": max(0, now - one.file.changed_ms) // 1000,
+    }
 
 
 def _checks(context: Context) -> list[Check]:

@@ -47,9 +47,7 @@ def _print(context: Context, volumes: list[Row], snapshots: list[Row]) -> None:
     rows = [(row["volume"], shown_bytes(row["size"]), str(row["snapshots"]), row["latest"]) for row in volumes]
     out.table([heads, *rows])
     out.line()
-    shots = [
-        (row["snapshot"], row["time"], row["result"], ", ".join(row["volumes"]) + _marks(row)) for row in snapshots
-    ]
+    shots = [(row["snapshot"], row["time"], row["result"], _contents(row)) for row in snapshots]
     out.table([("SNAPSHOT", "TIME", "RESULT", "VOLUMES"), *shots])
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Iterator
 
 from lamella.cli.context import Context
 from lamella.cli.values import shown_bytes
 from lamella.errors import LamellaError, NothingMatched
 from lamella.operations.monitor import MonitorResult, monitor
 from lamella.repository.ledger import tracked_identities
+from lamella.sources.file import path_of
 
 _INCOMPLETE = 3
 
@@ -32,7 +31,7 @@ def run(context: Context) -> int:
     out = context.out
     results: list[MonitorResult] = []
     failed: list[dict[str, str]] = []
-    places = context.args.source or list(_tracked(context))
+    places = context.args.source or _tracked(context)
     for place in places:
         try:
             results.append(monitor(context.host, context.source(place), lock_wait=context.args.lock_wait))
@@ -54,14 +53,10 @@ def run(context: Context) -> int:
     return _INCOMPLETE if failed else 0
 
 
-def _tracked(context: Context) -> Iterator[str]:
-    machine = context.host.machine.encode("ascii")
-    found = False
-    for identity in tracked_identities(context.host):
-        driver, _, rest = identity.partition(b":")
-        owner, _, place = rest.partition(b":")
-        if driver == b"file" and owner == machine:
-            found = True
-            yield os.fsdecode(place)
+def _tracked(context: Context) -> list[str]:
+    host = context.host
+    paths = [path_of(identity, host.machine) for identity in tracked_identities(host)]
+    found = [str(path) for path in paths if path is not None]
     if not found:
         raise NothingMatched("this host keeps no moment of any source", hint="the first backup of a volume makes one")
+    return found
