@@ -481,6 +481,18 @@ def test_broken_memory_is_lost_memory(small: Small, content: bytes) -> None:
         (directory / name).write_bytes(right)
 
 
+def test_two_processes_never_forget_what_the_other_saw(small: Small) -> None:
+    with small.opened() as slow:
+        with small.opened() as quick:
+            add(quick, 700)
+            seen = quick.pins.heads[quick.history.heads[0].writer]
+        # This one has read less; what it remembers now must not take the place of more.
+        slow.pins.remember([Head(WriterId(b"another writer!!"), 3, bytes(32))])
+    with small.opened() as repo:
+        assert repo.pins.heads[repo.history.heads[0].writer] == seen
+        assert repo.pins.heads[WriterId(b"another writer!!")] == (3, bytes(32))
+
+
 def test_a_lost_state_starts_a_new_chain(small: Small) -> None:
     history_of(small, "two", 2)
     shutil.rmtree(small.host("two").state_dir)

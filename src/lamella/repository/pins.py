@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from lamella.errors import RepositoryError
 from lamella.format.commit import Head
@@ -28,9 +29,7 @@ class Pins:
         self._memory = memory
         stored = memory.read(_FILE)
         self.unsaved = ""
-        self.heads: dict[WriterId, tuple[int, bytes]] = {}
-        for writer, value in _pairs(stored.get("heads")):
-            self.heads[WriterId(bytes.fromhex(writer))] = (int(value[0]), bytes.fromhex(value[1]))
+        self.heads = _stored(stored)
         accepted = stored.get("accepted")
         rows = accepted if isinstance(accepted, list) else []
         self.accepted: set[str] = {key for key in rows if isinstance(key, str)}
@@ -47,6 +46,9 @@ class Pins:
                 self.heads[head.writer] = (head.seq, head.sha256)
                 changed = True
         if changed:
+            # Another process of this host may have seen more meanwhile: nothing that was seen is forgotten.
+            for writer, seen in _stored(self._memory.read(_FILE)).items():
+                self.heads[writer] = max(seen, self.heads.get(writer, seen))
             try:
                 self.save()
             except RepositoryError as error:
@@ -67,14 +69,15 @@ class Pins:
         self._memory.write(_FILE, {"heads": heads, "accepted": sorted(self.accepted)})
 
 
-def _pairs(stored: object) -> list[tuple[str, list[str]]]:
-    """The stored heads that have the right form; a damaged memory is a lost one."""
-    pairs: list[tuple[str, list[str]]] = []
-    if isinstance(stored, dict):
-        for writer, value in stored.items():
-            try:
-                if len(bytes.fromhex(writer)) == 16 and len(bytes.fromhex(value[1])) == 32 and int(value[0]) > 0:
-                    pairs.append((writer, value))
-            except (ValueError, TypeError, LookupError, OverflowError):
-                continue
-    return pairs
+def _stored(memory: dict[str, Any]) -> dict[WriterId, tuple[int, bytes]]:
+    """The remembered heads that have the right form; a damaged memory is a lost one."""
+    rows = memory.get("heads")
+    heads: dict[WriterId, tuple[int, bytes]] = {}
+    for writer, value in rows.items() if isinstance(rows, dict) else ():
+        try:
+            name, seq, sha256 = bytes.fromhex(writer), int(value[0]), bytes.fromhex(value[1])
+        except (ValueError, TypeError, LookupError, OverflowError):
+            continue
+        if (len(name), len(sha256)) == (16, 32) and seq > 0:
+            heads[WriterId(name)] = (seq, sha256)
+    return heads
