@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
     parser.add_argument("mode", nargs="?", choices=("image", "scale", "tracking"), default="image",
-                        help="image: beside other programs; scale: simulated; tracking: --dir on Btrfs or XFS")  # fmt: skip
+                        help="image: beside others; scale: simulated; tracking: --dir on Btrfs or XFS")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
     parser.add_argument("--size", type=int, default=1536, metavar="MIB", help="real data in the image (default 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors to use (default 2, as zstd -T2 does)")

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.monitor import monitor
@@ -224,17 +224,27 @@ class Tracking(RuleBasedStateMachine):
         else:
             shutil.rmtree(self.host.cache_dir, ignore_errors=True)
 
-    @rule(number=which, field=st.sampled_from([*sorted(FIELDS), COPY]))
-    def spoil_the_ledger(self, number: int, field: str) -> None:
+    @rule(life=lives, number=which, field=st.sampled_from([*sorted(FIELDS), COPY]), runs=st.lists(runs, max_size=2))
+    def spoil_the_ledger(
+        self, life: list[tuple[list[Edit], int | None]], number: int, field: str, runs: list[int | None]
+    ) -> None:
+        self.live(life)
         if field == COPY:
             self.copy_the_ledger_of_the_other(number)
-            return
+        else:
+            self.edit_the_ledger(number, field)
+        self.live([([], run) for run in runs])
+
+    def edit_the_ledger(self, number: int, field: str) -> None:
         path = self.ledger(number)
         if not path.exists():
             return
         content = json.loads(path.read_text())
         for row in content["volumes"].values():
-            row["entry"][field] = FIELDS[field](row["entry"][field])
+            old = row["entry"][field]
+            # Another moment that exists is the worst that a ledger can name.
+            others = sorted(set(self.disk.moments) - {old})
+            row["entry"][field] = others[-1] if field == "checkpoint" and others else FIELDS[field](old)
         path.write_text(json.dumps(content))
         self.sure[number] = False
 
@@ -247,9 +257,14 @@ class Tracking(RuleBasedStateMachine):
             target.write_text(json.dumps(content))
             self.sure[number] = False
 
-    @precondition(lambda self: self.links())
-    @rule(how=st.sampled_from(["lose", "edit", "exchange"]))
-    def spoil_the_intervals(self, how: str) -> None:
+    @rule(life=lives, how=st.sampled_from(["lose", "edit", "edit", "exchange"]), runs=st.lists(runs, max_size=2))
+    def spoil_the_intervals(self, life: list[tuple[list[Edit], int | None]], how: str, runs: list[int | None]) -> None:
+        self.live(life)
+        if self.links():
+            self.spoil_links(how)
+        self.live([([], run) for run in runs])
+
+    def spoil_links(self, how: str) -> None:
         links = self.links()
         contents = [link.read_bytes() for link in links]
         for position, link in enumerate(links):
@@ -265,7 +280,7 @@ class Tracking(RuleBasedStateMachine):
         if how != "exchange" or len(links) > 1:
             # Whose base leads on by a link has lost its moment long ago.
             self.sure = [
-                None if through and one else one for one, through in zip(self.sure, self.monitored, strict=True)
+                False if through and one else one for one, through in zip(self.sure, self.monitored, strict=True)
             ]
 
     @rule(what=st.sampled_from(["state", "cache", "intervals"]), back=st.booleans())

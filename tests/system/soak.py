@@ -2,8 +2,9 @@
 
     python -m tests.system.soak --seconds 3600 [--seed N] [--fs btrfs --options compress-force=zstd]
 
-Each round changes an image, sometimes runs `monitor`, loses the cache or the state, backs up to one of two repositories,
-and now and then restores: every restored snapshot must equal the bytes that were there when it was made. Root only.
+Each round changes an image, sometimes runs `monitor`, loses the cache or the state, backs up to one of two
+repositories, and now and then restores: every restored snapshot must equal the bytes that were there when it was made.
+Root only.
 """
 
 from __future__ import annotations

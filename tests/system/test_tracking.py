@@ -147,7 +147,6 @@ def test_zeros_are_not_read(any_top: tuple[str, Path], tmp_path: Path) -> None:
     os.truncate(world.image, CHUNKS * CHUNK)
     row = world.backup()
     assert row.mode == "incremental"
-    assert row.changed_chunks == CHUNKS - 64
     assert row.read_bytes - row.sampled_bytes <= (4 if name == "compressed" else 2) * CHUNK
 
 
@@ -192,7 +191,7 @@ def test_a_lost_state_costs_a_comparison(world: World) -> None:
     assert world.backup().mode == "incremental"
 
 
-def replaced(world: World) -> None:
+def deleted(world: World) -> None:
     world.kept()[0].unlink()
 
 
@@ -209,17 +208,15 @@ def copied(world: World) -> None:
     beside.rename(file)
 
 
-@pytest.mark.parametrize(("what", "why"), [(replaced, "is gone"), (edited, "was changed"), (copied, "is another file")])
-def test_a_moment_that_is_not_what_it_was_is_not_compared_with(
-    world: World, what: Callable[[World], None], why: str
-) -> None:
+@pytest.mark.parametrize("what", [deleted, edited, copied])
+def test_a_moment_that_is_not_what_it_was_is_not_compared_with(world: World, what: Callable[[World], None]) -> None:
     world.backup()
     what(world)
     world.scribble(2)
     row = world.backup()
+    # What no ledger names is removed before the run, and its name may be used again.
     assert row.mode == "compare"
-    # What is no moment of a ledger any more is removed before the run looks for it.
-    assert why in row.reason or "is gone" in row.reason
+    assert row.reason.startswith("the checkpoint ")
     assert len(world.kept()) == 1
     assert world.backup().mode == "incremental"
 
