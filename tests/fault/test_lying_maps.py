@@ -43,14 +43,16 @@ class World:
     def opened(self) -> Repository:
         return Repository.open(self.store, SECRET, self.host)
 
-    def backup(self, **options: int) -> BackupResult:
+    def backup(self, reread_bytes: int = 0) -> BackupResult:
         with self.opened() as repo:
-            plan = plan_backup(
-                repo, [Request(None, self.disk.source())], BackupOptions(chunk_log2=16, workers=1, **options)
-            )
-            result = plan.execute(self.events.append)
+            options = BackupOptions(chunk_log2=16, workers=1, reread_bytes=reread_bytes)
+            plan = plan_backup(repo, [Request(None, self.disk.source())], options)
+            result = plan.execute(self.report)
         assert result.complete
         return result
+
+    def report(self, event: Event) -> None:
+        self.events.append(event)
 
     def restored(self, result: BackupResult) -> bytes:
         with self.opened() as repo:

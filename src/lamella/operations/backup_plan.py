@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from lamella.operations.completeness import is_complete
 from lamella.operations.selection import find_snapshot
 from lamella.operations.session import Confirmations
 from lamella.repository.catalogue import Snapshot, VolumeState, latest
+from lamella.repository.intended import new_volume
 from lamella.repository.ledger import Ledger, LedgerEntry
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
@@ -145,24 +145,23 @@ class Planner:
         holders = [volume for volume in self._repo.catalogue.volumes.values() if volume.name == name]
         if holders:
             return self._adopted_row(request, name, holders)
-        domain_id, label = self._domain()
+        label = "" if self._options.domain is None else check_name(self._options.domain)
+        ids = new_volume(self._repo.memory, source.identity, label)
+        domain_id = self._domain(label, ids.domain_id)
         log2 = self._options.chunk_log2
-        volume_id = VolumeId(os.urandom(16))
-        record = Volume(volume_id, domain_id, log2 or 0, name, label, source.identity)
+        record = Volume(ids.volume_id, domain_id, log2 or 0, name, label, source.identity)
         reason = "first backup of this volume"
-        return PlanRow(name, source.driver, FULL, reason, request, volume_id, domain_id, log2, None, None, record)
+        return PlanRow(name, source.driver, FULL, reason, request, ids.volume_id, domain_id, log2, None, None, record)
 
-    def _domain(self) -> tuple[DomainId, str]:
-        label = self._options.domain
-        if label is None:
-            return DomainId(os.urandom(16)), ""
-        check_name(label)
+    def _domain(self, label: str, own: DomainId) -> DomainId:
+        """A domain of its own, or the one of that label."""
+        if not label:
+            return own
         for volume in self._repo.catalogue.volumes.values():
             if volume.domain_label == label and volume.record is not None:
-                return volume.record.domain_id, label
-        if self._new_domain is None:
-            self._new_domain = DomainId(os.urandom(16))
-        return self._new_domain, label
+                return volume.record.domain_id
+        self._new_domain = self._new_domain or own
+        return self._new_domain
 
     def _adopted_row(self, request: Request, name: str, holders: list[VolumeState]) -> PlanRow:
         if not self._options.adopt or len(holders) > 1:

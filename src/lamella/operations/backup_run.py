@@ -29,6 +29,7 @@ from lamella.operations.monitor import delta_from
 from lamella.operations.rotation import drop_unneeded, rotate
 from lamella.operations.session import Session
 from lamella.pipeline import default_workers
+from lamella.repository.intended import NewVolume, forget, remember
 from lamella.repository.repository import Repository
 from lamella.repository.tree import Tree
 from lamella.sources.base import Consistency, FrozenVolume
@@ -90,6 +91,7 @@ class BackupRun:
             for note in row.notes:
                 self._warn(note)
             self._clean(row)
+            self._remember_ids(row)
         with self._hooks():
             for row in rows:
                 result = VolumeResult(row.volume, row.driver, row.mode, row.reason)
@@ -103,6 +105,14 @@ class BackupRun:
                     continue
                 moments.append(_Moment(row, frozen, self._repo.clock(), result))
         return moments
+
+    def _remember_ids(self, row: PlanRow) -> None:
+        """If the first backup of a volume is broken off, the next attempt uses what this one stored."""
+        if row.base is None and row.record is not None:
+            ids = NewVolume(row.volume_id, row.domain_id)
+            trouble = remember(self._repo.memory, row.record.identity, row.record.domain_label, ids)
+            if trouble:
+                self._warn(f"{row.volume}: what is stored now will not be found again if this is broken off: {trouble}")
 
     def _clean(self, row: PlanRow) -> None:
         """Remove moments that nothing needs: what a killed run left."""
@@ -221,6 +231,7 @@ class BackupRun:
     def _rotate(self, saved: Saved) -> None:
         """The commit is durable and confirmed: the new moment takes the place of the old one."""
         try:
+            forget(self._repo.memory, saved.row.request.source.identity)
             rotate(self._repo, saved)
         except (SourceError, RepositoryError) as error:
             self._warn(f"{saved.row.volume}: the next run must compare everything: {error.message}")
