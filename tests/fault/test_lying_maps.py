@@ -17,7 +17,7 @@ from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.tracked_source import Faults, TrackedDisk
-from tests.fault.world import CHUNK, SECRET, host_at, init, restored
+from tests.fault.world import CHUNK, SECRET, Truth, check_rescue, host_at, init, restored
 
 CHUNKS = 256
 
@@ -94,6 +94,8 @@ def check_found_out(world: World, result: BackupResult) -> None:
     assert in_list["map_refuted"] is True
     assert in_info["map_refuted"] == {"offset": where.offset, "length": where.length}
     assert in_info["mode"] == "compare"
+    truth = Truth({f"disk@{result.snapshot}": bytes(world.disk.content)})
+    check_rescue(world.store.objects(), truth, world.place)
 
 
 def test_a_driver_that_hides_one_percent_is_found_in_real_backups(world: World) -> None:

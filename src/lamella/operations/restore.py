@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +51,11 @@ class _Piece(NamedTuple):
     chunks: tuple[tuple[int, ChunkId], ...]
 
 
+def plain_bytes(count: int) -> str:
+    """A number of bytes, to the byte."""
+    return f"{count} bytes"
+
+
 def plan_restore(
     repo: Repository, selected: Selected, target: Path, options: RestoreOptions | None = None
 ) -> RestorePlan:
@@ -80,8 +85,8 @@ class RestorePlan:
         self.data_bytes = min(root.data_below * shape.chunk_size, shape.size)
         self.in_place = options.in_place or path.is_block_device()
 
-    def lines(self) -> list[str]:
-        """The plan for people."""
+    def lines(self, shown: Callable[[int], str] = plain_bytes) -> list[str]:
+        """The plan for people; `shown` writes a number of bytes."""
         if self.in_place:
             how = f"{self.target} is overwritten in place; its old state is lost, and mixed if this is interrupted"
         elif self.target.exists():
@@ -89,7 +94,7 @@ class RestorePlan:
         else:
             how = f"{self.target} is created"
         return [
-            f"restore {self._selected.text}: {self.size} bytes, of which at most {self.data_bytes} are data",
+            f"restore {self._selected.text}: {shown(self.size)}, of which at most {shown(self.data_bytes)} are data",
             how,
         ]
 

@@ -67,7 +67,7 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
     configured = context.config.backup.workers
     options = RestoreOptions(args.workers or configured, overwrite=args.overwrite, in_place=args.in_place)
     plan = plan_restore(repository, selected, args.to, options)
-    for line in plan.lines():
+    for line in plan.lines(shown_bytes):
         if args.dry_run:
             out.line(line)
         else:
