@@ -40,6 +40,7 @@ runs = st.sampled_from((0, 1, MONITOR))
 sizes = st.one_of(st.sampled_from([0, 1, CHUNK, CHUNK + 1, 2 * CHUNK, 7 * CHUNK, MOST]), st.integers(0, MOST))
 edits = st.tuples(st.sampled_from(["write", "zero", "resize"]), sizes, st.sampled_from([1, CHUNK, 3 * CHUNK]))
 Edit = tuple[str, int, int]
+Life = list[tuple[list[Edit], int | None]]
 lives = st.lists(
     st.tuples(st.lists(edits, max_size=3), st.sampled_from((0, 1, MONITOR, MONITOR))), min_size=1, max_size=6
 )
@@ -128,7 +129,7 @@ class Tracking(RuleBasedStateMachine):
         return result
 
     @rule(life=lives)
-    def live(self, life: list[tuple[list[Edit], int | None]]) -> None:
+    def live(self, life: Life) -> None:
         """Changes and runs, undisturbed."""
         for edits, number in life:
             self.change(edits)
@@ -157,23 +158,25 @@ class Tracking(RuleBasedStateMachine):
         assert result.intervals <= 2
         self.nothing_left_over()
 
-    @rule(edits=st.lists(edits, max_size=3), number=runs, call=st.integers(1, 16), after=st.booleans())
-    def killed_in_the_source(self, edits: list[Edit], number: int | None, call: int, after: bool) -> None:
+    @rule(
+        edits=st.lists(edits, max_size=3),
+        where=st.sampled_from(["source", "source", "state", "store"]),
+        number=runs,
+        call=st.integers(1, 40),
+        after=st.booleans(),
+    )
+    def kill(self, edits: list[Edit], where: str, number: int | None, call: int, after: bool) -> None:
+        """A run that is killed before or after some call to the source, to the store, or some durable write."""
         self.change(edits)
-        self.disk.revive()
-        self.disk.faults.kill_at, self.disk.faults.kill_after = call, after
-        self.attempt(number, None)
-
-    @rule(edits=st.lists(edits, max_size=3), number=which, call=st.integers(1, 40), after=st.booleans())
-    def power_cut_at_the_store(self, edits: list[Edit], number: int, call: int, after: bool) -> None:
-        self.change(edits)
-        store = CrashStore(self.stores[number].objects(), CrashPoint(call, after), counted=ALL_CALLS)
-        self.attempt(number, store)
-
-    @rule(edits=st.lists(edits, max_size=3), number=runs, write=st.integers(1, 6), after=st.booleans())
-    def killed_in_the_state(self, edits: list[Edit], number: int | None, write: int, after: bool) -> None:
-        self.change(edits)
-        with StateKill(write, after).armed():
+        if where == "state":
+            with StateKill(call % 6 + 1, after).armed():
+                self.attempt(number, None)
+        elif where == "store" and number is not None:
+            point = CrashPoint(call, after)
+            self.attempt(number, CrashStore(self.stores[number].objects(), point, counted=ALL_CALLS))
+        else:
+            self.disk.revive()
+            self.disk.faults.kill_at, self.disk.faults.kill_after = call % 16 + 1, after
             self.attempt(number, None)
 
     def attempt(self, number: int | None, store: CrashStore | None) -> None:
@@ -227,9 +230,9 @@ class Tracking(RuleBasedStateMachine):
         else:
             shutil.rmtree(self.host.cache_dir, ignore_errors=True)
 
-    @rule(life=lives, number=which, field=fields, then=st.booleans())
-    def spoil_the_ledger(self, life: list[tuple[list[Edit], int | None]], number: int, field: str, then: bool) -> None:
-        self.live(life)
+    @rule(first=edits, second=edits, number=which, field=fields, then=st.booleans())
+    def spoil_the_ledger(self, first: Edit, second: Edit, number: int, field: str, then: bool) -> None:
+        self.live([([first], 1 - number), ([second], number)])
         if field == COPY:
             self.copy_the_ledger_of_the_other(number)
         else:
@@ -259,12 +262,20 @@ class Tracking(RuleBasedStateMachine):
             target.write_text(json.dumps(content))
             self.sure[number] = False
 
-    @rule(life=lives, how=st.sampled_from(["lose", "edit", "edit", "exchange"]), runs=st.lists(runs, max_size=2))
-    def spoil_the_intervals(self, life: list[tuple[list[Edit], int | None]], how: str, runs: list[int | None]) -> None:
-        self.live(life)
-        if self.links():
-            self.spoil_links(how)
-        self.live([([], run) for run in runs])
+    @rule(
+        life=lives,
+        number=which,
+        edits=st.tuples(edits, edits),
+        how=st.sampled_from(["lose", "edit", "edit", "exchange"]),
+        then=st.sampled_from((0, 1, MONITOR, "nothing")),
+    )
+    def spoil_the_intervals(
+        self, life: Life, number: int, edits: tuple[Edit, Edit], how: str, then: int | str | None
+    ) -> None:
+        self.live([*life, ([], number), ([edits[0]], MONITOR), ([edits[1]], MONITOR)][-5:])
+        self.spoil_links(how)
+        if not isinstance(then, str):
+            self.live([([], then)])
 
     def spoil_links(self, how: str) -> None:
         links = self.links()
@@ -339,7 +350,7 @@ def _texts(value: object) -> Iterator[str]:
 
 TestTracking = Tracking.TestCase
 TestTracking.settings = settings(
-    max_examples=max(10, settings().max_examples // 4),
-    stateful_step_count=8 if settings().max_examples <= 100 else 60,
+    max_examples=max(10, settings().max_examples * 3 // 10),
+    stateful_step_count=9 if settings().max_examples <= 100 else 60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

@@ -30,6 +30,7 @@ from lamella.sources.base import Source
 from lamella.sources.checkpoint_files import DIRECTORY
 from lamella.sources.registry import open_source
 from lamella.stores.url import open_store
+from tests.cli.program import Lamella
 from tests.system import loop_fs
 from tests.system.soak import soak
 
@@ -409,6 +410,10 @@ def test_a_nearly_full_file_system_is_left_alone(kind: str, tmp_path: Path) -> N
         assert caught.value.exit_code == 22
         with pytest.raises(SourceAtRisk):
             monitor(world.host, world.source())
+        key = tmp_path / "key"
+        key.write_bytes(KEY)
+        command = Lamella({"LAMELLA_REPO": str(tmp_path / "repo0")}, ["--keyfile", str(key)])
+        assert command.run("backup", f"other={world.image}").code == 22
         assert {path: path.stat().st_mtime_ns for path in top.rglob("*")} == before
         assert sorted(path.name for path in (tmp_path / "repo0").rglob("*")) == objects
         (top / "filler").unlink()

@@ -42,7 +42,7 @@ def _lines(value: object) -> list[str]:
     if isinstance(value, list):
         return [line for one in value for line in _lines(one)]
     if isinstance(value, dict):
-        return ["  ".join(f"{key}={one}" for key, one in value.items() if one not in {"", False})]
+        return ["  ".join(f"{key}={one}" for key, one in value.items() if one is not False and one != "")]
     if value is None:
         return ["no"]
     if isinstance(value, bool):
