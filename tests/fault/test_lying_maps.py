@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -9,11 +10,13 @@ import pytest
 
 from lamella.events import Event, Warned
 from lamella.format.tracking import Refuted, Sampled
+from lamella.ids import ChunkId
 from lamella.operations import listing
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.sampling import runs_to_see_all
 from lamella.operations.selection import select
 from lamella.repository.host import Host
+from lamella.repository.ledger import Ledger
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.tracked_source import Faults, TrackedDisk
@@ -231,3 +234,25 @@ def test_a_source_that_cannot_be_frozen_keeps_its_moment(world: World) -> None:
     assert (result.complete, result.snapshot) == (False, "")
     world.disk.faults = Faults()
     assert world.backup().volumes[0].mode == "incremental"
+
+
+@pytest.mark.parametrize("field", ["ref", "root", "size"])
+def test_a_genuine_record_of_a_snapshot_that_is_not_there_is_not_used(world: World, field: str) -> None:
+    """As after a repository was set back to an older copy, and that was accepted."""
+    with world.opened() as repo:
+        ledger = Ledger(repo.memory, repo.keys)
+        (volume_id,) = repo.catalogue.volumes
+        entry, _ = ledger.entry(volume_id)
+        assert entry is not None
+        others = {
+            "ref": replace(entry, ref=entry.ref._replace(seq=99)),
+            "root": replace(entry, root=ChunkId(bytes(24))),
+            "size": replace(entry, size=entry.size + CHUNK),
+        }
+        ledger.record(volume_id, others[field])
+    world.write(3)
+    result = world.backup()
+    row = result.volumes[0]
+    reason = "the snapshot that the kept moment belongs to is not in the repository"
+    assert (row.mode, row.reason, row.changed_chunks) == ("compare", reason, 1)
+    assert world.restored(result) == bytes(world.disk.content)

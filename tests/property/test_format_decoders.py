@@ -159,6 +159,8 @@ FIGURES = st.builds(records.Figures, U8, U64, U64, U64, U64).map(
     lambda value: Sample(value, lambda made: made.encode().value, records.Figures.decode)
 )
 SIGNATURES = exactly(64)
+
+
 def _document(name: str, parts: tuple[ChunkId, ...], last: int) -> records.Document:
     size = (len(parts) - 1) * records.DOCUMENT_PART + last if parts else 0
     return records.Document(name, size, parts)

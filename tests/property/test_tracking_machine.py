@@ -350,7 +350,7 @@ def _texts(value: object) -> Iterator[str]:
 
 TestTracking = Tracking.TestCase
 TestTracking.settings = settings(
-    max_examples=max(10, settings().max_examples * 3 // 10),
+    max_examples=max(10, settings().max_examples // 5),
     stateful_step_count=9 if settings().max_examples <= 100 else 60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

@@ -12,8 +12,10 @@ import pytest
 from lamella.chunkset import ChunkSet
 from lamella.delta import Delta
 from lamella.errors import CheckpointLost
+from lamella.ids import RepoId
 from lamella.repository.host import Host
 from lamella.repository.intervals import GRAIN, Interval, Intervals, compose
+from lamella.repository.ledger import needed_checkpoints
 
 IDENTITY = b"tracked:disk"
 SIZE = 40 * GRAIN
@@ -192,3 +194,21 @@ def test_a_lost_link_is_a_gap(intervals: Intervals, host: Host) -> None:
     chain(intervals, "a", "b", "c")
     file_of(host, "b").unlink()
     assert [link.end for link in intervals.walk("a")] == ["b"], "the walk ends at a moment that is not there any more"
+
+
+def test_nested_text_is_an_unreadable_record(tmp_path: Path) -> None:
+    """Brackets deep enough to exhaust a parser: what cannot be read is lost, in every file of this host's memory."""
+    host = Host("1" * 16, "here", tmp_path / "state", tmp_path / "cache")
+    nested = "[" * 100_000
+    memory = host.memory(RepoId(bytes(16)))
+    memory.write("ledger.json", {})
+    (memory.directory / "ledger.json").write_text(nested)
+    assert memory.read("ledger.json") == {}
+    assert needed_checkpoints(host, b"disk") == set()
+    intervals = Intervals(host, b"disk")
+    intervals.add("a", "b", Delta.everything(GRAIN, GRAIN, GRAIN))
+    [path] = (host.state_dir / "intervals").glob("*/*.json")
+    path.write_text(nested)
+    with pytest.raises(CheckpointLost):
+        intervals.walk("a")
+    assert intervals.keep_only(["a"]) == {"a"}

@@ -271,12 +271,16 @@ def test_forged_zstd_frames_are_refused(bench: Bench) -> None:
     frame = zstd.compress(content)
     lie = bytearray(frame)
     lie[5:9] = struct.pack("<I", 1 << 30)
-    bodies = [forged(frame + b"\0", len(content)), forged(frame + frame, len(content)),
-              forged(bytes(lie), len(content)),
-              forged(b"\x50\x2a\x4d\x18\4\0\0\0abcd" + frame, len(content)), forged(frame[:-1], len(content)),
-              forged(bytes([*frame[:4], frame[4] | 1, 7, *frame[5:]]), len(content)),
-              forged(b"\x28\xb5\x2f\xfd\x80\x98" + struct.pack("<I", len(content)) + frame[9:], len(content)),
-              struct.pack("<BI", 3, len(content)) + frame]
+    bodies = [
+        forged(frame + b"\0", len(content)),
+        forged(frame + frame, len(content)),
+        forged(bytes(lie), len(content)),
+        forged(b"\x50\x2a\x4d\x18\4\0\0\0abcd" + frame, len(content)),
+        forged(frame[:-1], len(content)),
+        forged(bytes([*frame[:4], frame[4] | 1, 7, *frame[5:]]), len(content)),
+        forged(b"\x28\xb5\x2f\xfd\x80\x98" + struct.pack("<I", len(content)) + frame[9:], len(content)),
+        struct.pack("<BI", 3, len(content)) + frame,
+    ]
     for body in bodies:
         writer = rw.Writer()
         writer.slot(3, KEYFILE)
@@ -566,9 +570,29 @@ def test_listing_stops_at_1000_invalid_names(bench: Bench) -> None:
     assert result.code == 12 and "listing stops" in result.err and "\x1b" not in result.err
 
 
-PLANTED = ["argparse", "base64", "collections", "contextlib", "ctypes", "hashlib", "zlib", "struct", "json", "hmac",
-           "re", "stat", "typing", "unicodedata", "functools", "sqlite3", "getpass", "traceback", "__future__", "errno",
-           "backports"]
+PLANTED = [
+    "argparse",
+    "base64",
+    "collections",
+    "contextlib",
+    "ctypes",
+    "hashlib",
+    "zlib",
+    "struct",
+    "json",
+    "hmac",
+    "re",
+    "stat",
+    "typing",
+    "unicodedata",
+    "functools",
+    "sqlite3",
+    "getpass",
+    "traceback",
+    "__future__",
+    "errno",
+    "backports",
+]
 
 
 @pytest.mark.parametrize("flags", [[], ["-S"], ["-I", "-S"], ["-I"]])

@@ -155,7 +155,7 @@ class HostMemory:
         """The content of a JSON file, empty if it is missing or unreadable: lost memory is harmless by design."""
         try:
             content = json.loads((self.directory / name).read_text("utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 

@@ -72,7 +72,7 @@ class Intervals:
             row = json.loads(self._path(begin).read_text("utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointLost("the record of an interval cannot be read") from error
         try:
             fields = row["interval"]
@@ -119,13 +119,14 @@ class Intervals:
             ends.add(moment)
         for path in self._files():
             if path.name not in needed:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # one link too many is harmless, and the next run tries again
+                    path.unlink(missing_ok=True)
         return ends
 
     def _all(self) -> list[Interval]:
         links: list[Interval] = []
         for path in self._files():
-            with suppress(OSError, ValueError, KeyError, TypeError, CheckpointLost):
+            with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointLost):
                 link = self.link(str(json.loads(path.read_text("utf-8"))["interval"]["begin"]))
                 if link is not None:
                     links.append(link)

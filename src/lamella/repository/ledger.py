@@ -125,7 +125,7 @@ def _volumes(path: Path) -> list[Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
         return list(content["volumes"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 
