@@ -97,9 +97,11 @@ class Tracking(RuleBasedStateMachine):
             init(store, self.host)
 
     def teardown(self) -> None:
-        for number in (0, 1):
-            self.check(number)
-        shutil.rmtree(self.place)
+        try:
+            for number in (0, 1):
+                self.check(number)
+        finally:
+            shutil.rmtree(self.place)
 
     # -- the volume ------------------------------------------------------------------------------------------------
 

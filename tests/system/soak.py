@@ -16,6 +16,8 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from lamella.clock import now_ms
@@ -58,8 +60,11 @@ class Soak:
     def source(self) -> Source:
         return open_source(str(self.image), machine=self.host.machine, owner=self.host.owner)
 
-    def open(self, number: int) -> Repository:
-        return Repository.open(open_store(str(self.work / f"repo{number}")), SECRET, self.host)
+    @contextmanager
+    def open(self, number: int) -> Iterator[Repository]:
+        with closing(open_store(str(self.work / f"repo{number}"))) as store:
+            with Repository.open(store, SECRET, self.host) as repo:
+                yield repo
 
     def round(self) -> None:
         if self.chance.random() < 0.2:
