@@ -62,9 +62,9 @@ class Soak:
 
     @contextmanager
     def open(self, number: int) -> Iterator[Repository]:
-        with closing(open_store(str(self.work / f"repo{number}"))) as store:
-            with Repository.open(store, SECRET, self.host) as repo:
-                yield repo
+        place = str(self.work / f"repo{number}")
+        with closing(open_store(place)) as store, Repository.open(store, SECRET, self.host) as repo:
+            yield repo
 
     def round(self) -> None:
         if self.chance.random() < 0.2:
