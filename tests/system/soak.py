@@ -82,7 +82,7 @@ class Soak:
             self.counts["state lost"] += 1
         if self.chance.random() < 0.7:
             self.backup(self.chance.randrange(2))
-        if self.chance.random() < 0.15:
+        if self.expected and self.chance.random() < 0.15:
             self.restore(*self.chance.choice(sorted(self.expected)))
 
     def backup(self, number: int) -> None:
