@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from lamella.clock import Clock
@@ -74,9 +75,10 @@ def file_record(name: str, content: bytes) -> File:
 
 def _first_commit(store: Store, host: Host, keys: Keys, objects: dict[str, Clear], clock: Clock) -> None:
     memory = host.memory(keys.marker.repo_id)
-    reader = HistoryReader(store, keys, Cache.open(None), lambda place: Opened(b""))
-    publisher = Publisher(store, keys, memory, Pins(memory), reader)
-    publisher.publish(History(), [file_record(name, content) for name, content in sorted(objects.items())], clock)
+    files = [file_record(name, content) for name, content in sorted(objects.items())]
+    with closing(Cache.open(None)) as cache:
+        reader = HistoryReader(store, keys, cache, lambda place: Opened(b""))
+        Publisher(store, keys, memory, Pins(memory), reader).publish(History(), files, clock)
 
 
 def _clear_way(store: Store) -> None:
