@@ -340,16 +340,16 @@ class Container:  # Header and keys of one pack or commit [FORMAT 5]
 class BlobMap:
     """(kind, id) -> all places: pack number, offset, clen, rlen, gap. In a private SQLite file that vanishes."""
     def __init__(self) -> None:
-        import sqlite3
-        self._base = sqlite3.connect("", isolation_level=None)
+        self._base = __import__("sqlite3").connect("", isolation_level=None)  # only restoring needs it
         for text in ("PRAGMA cache_size=-32000", "PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF",
                      "CREATE TABLE blob (k BLOB, p INT, o INT, c INT, r INT, g INT)", "BEGIN"): self._base.execute(text)
+    def __del__(self) -> None: self._base.close()
     def add(self, pack: int, entries: "list[Entry]") -> None:
         rows = [(bytes([e.kind]) + e.ident, pack, e.at, e.clen, e.rlen, e.gap) for e in entries]
         self._base.executemany("INSERT INTO blob VALUES (?, ?, ?, ?, ?, ?)", rows)
     def finish(self) -> None: self._base.execute("CREATE INDEX place ON blob (k, p, o, c, r, g)")
     def places(self, kind: int, ident: bytes) -> "list[tuple[int, int, int, int, int]]":
-        return self._base.execute("SELECT p, o, c, r, g FROM blob WHERE k = ?", (bytes([kind]) + ident,)).fetchall()
+        return list(self._base.execute("SELECT p, o, c, r, g FROM blob WHERE k = ?", (bytes([kind]) + ident,)))
 # Store, keys and what is needed to open things with them.
 Repository = NamedTuple("Repository", [("store", Store), ("keys", Keys), ("crypto", Crypto), ("report", Reporter)])
 class Blobs:  # All blobs of one domain, found by the heads of the packs [FORMAT 5, 7]
