@@ -10,7 +10,8 @@ import pytest
 from lamella.crypto.slots import key_file
 from lamella.errors import KeyRefused, NoRepository, NothingMatched, RolledBack
 from lamella.format.commit import parse_name
-from lamella.format.records import ForkSeen, understood
+from lamella.format.known import understood
+from lamella.format.records import ForkSeen
 from lamella.operations.selection import select
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository

@@ -12,7 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lamella.errors import IntegrityError, UnknownFormat
-from lamella.format import commit, container, document, keyslot, marker, node, records
+from lamella.format import (
+    commit,
+    container,
+    deletion,
+    document,
+    keyslot,
+    known,
+    labels,
+    marker,
+    node,
+    records,
+    sessions,
+)
 from lamella.format.container import Kind
 from lamella.ids import CATALOGUE, ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
 from lamella.trust import Opened
@@ -173,7 +185,21 @@ ADD_SNAPS = st.builds(
     consistency=st.integers(0, 4), size=U64, root=CHUNK_IDS, time_ms=U64, parent=REFS, name=TEXT,
     documents=few(DOCUMENTS), packs=few(exactly(32)), inner=few(RAW),
 )  # fmt: skip
+IDS, PACKS = exactly(16), few(exactly(32))
+BASES = st.builds(sessions.SessionVolume, VOLUMES, TEXT, REFS, CHUNK_IDS)
+PARTIAL = st.builds(sessions.PartialRoot, VOLUMES, DOMAINS, CHUNK_IDS, U64, st.integers(16, 22), U64)
 RECORDS: dict[str, st.SearchStrategy[Any]] = {
+    "TAG": st.builds(labels.Tag, REFS, st.booleans(), TEXT),
+    "RENAME": st.builds(labels.Rename, VOLUMES, TEXT, SIGNATURES),
+    "PIN": st.builds(labels.Pin, REFS, st.booleans(), TEXT),
+    "SESSION": st.builds(sessions.Session, IDS, TEXT, few(BASES), PACKS, few(PARTIAL)),
+    "ABANDON": st.builds(sessions.Abandon, IDS),
+    "REMOVE": st.builds(deletion.Remove, few(REFS), SIGNATURES),
+    "CONDEMN": st.builds(deletion.Condemn, IDS, PACKS, few(HEADS), SIGNATURES),
+    "RESCUE": st.builds(deletion.Rescue, IDS, PACKS, SIGNATURES),
+    "REAPED": st.builds(deletion.Reaped, IDS, PACKS, few(HEADS), SIGNATURES),
+    "RETIRE": st.builds(deletion.Retire, HEADS, SIGNATURES),
+    "AUDITED": st.builds(deletion.Audited, HEADS, SIGNATURES),
     "WRITER": st.builds(records.Writer, TEXT, TEXT),
     "VOLUME": st.builds(
         records.Volume, VOLUMES, DOMAINS, st.integers(16, 22), TEXT, TEXT, st.binary(max_size=40), SIGNATURES
@@ -201,7 +227,7 @@ def of_record(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Sample]:
         return Sample(
             value,
             lambda made: made.encode_value(),
-            lambda raw: records.understood(records.RawRecord(type_, raw)),
+            lambda raw: known.understood(records.RawRecord(type_, raw)),
         )
 
     return values.map(sample)
@@ -237,7 +263,7 @@ def returns_same_or_refuses(sample: Sample, raw: bytes) -> None:
 
 
 def test_each_known_record_is_covered() -> None:
-    assert len(RECORDS) == len(records._KNOWN)
+    assert len(RECORDS) == len(known.KINDS)
 
 
 @every_decoder

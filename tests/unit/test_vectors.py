@@ -14,12 +14,13 @@ import pytest
 from lamella.crypto import chunk_id, seal, sign, slots
 from lamella.crypto.derive import DomainKeys, Keys
 from lamella.errors import IntegrityError, UnknownFormat
-from lamella.format import commit, compression, container, document, keyslot, marker, node, records
+from lamella.format import commit, compression, container, document, keyslot, known, marker, node, records
 from lamella.format.container import Kind
 from lamella.format.cursor import Cursor
 from lamella.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
 from lamella.trust import Opened
 from tests.golden import make_vectors
+from tests.unit.later_makers import LATER_MAKERS
 
 Json = dict[str, Any]
 VECTORS: Json = json.loads(Path(make_vectors.TARGET).read_text(encoding="utf-8"))
@@ -245,7 +246,7 @@ def fork_seen(fields: Json, signature: bytes) -> records.ForkSeen:
     return records.ForkSeen(WriterId(unhex(fields["writer"])), fields["seq"], heads)
 
 
-MAKERS: dict[int, Callable[[Json, bytes], records.Known]] = {
+MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
     0x0001: lambda fields, _: records.Writer(fields["label"], fields["machine"]),
     0x0002: volume,
     0x0003: add_snap,
@@ -255,17 +256,17 @@ MAKERS: dict[int, Callable[[Json, bytes], records.Known]] = {
     0x000C: checkpoint,
     0x000D: fork_seen,
     0x8001: run,
+    **LATER_MAKERS,
 }
-RECORDS = [row for made in VECTORS["commits"] for row in made["records"]] + [VECTORS["late_checkpoint"]]
+RECORDS = [
+    *(row for made in VECTORS["commits"] for row in made["records"]),
+    VECTORS["late_checkpoint"],
+    *VECTORS["later_records"],
+]
 
 
 def test_every_record_lamella_knows_has_a_vector() -> None:
-    known = {kind for kind in range(0x10000) if understands(kind)}
-    assert known == {row["type"] for row in RECORDS} == set(MAKERS)
-
-
-def understands(kind: int) -> bool:
-    return kind in records._BY_TYPE
+    assert {kind.TYPE for kind in known.KINDS} == {row["type"] for row in RECORDS} == set(MAKERS)
 
 
 @pytest.mark.parametrize("row", RECORDS, ids=[f"{row['type']:04x}" for row in RECORDS])
@@ -275,7 +276,7 @@ def test_record(row: Json) -> None:
     expected = MAKERS[row["type"]](row["fields"], signature)
     raw = records.RawRecord(row["type"], value)
     assert records.raw(expected) == raw
-    assert records.understood(raw) == expected
+    assert known.understood(raw) == expected
     if row.get("signed"):
         writer = WriterId(unhex(VECTORS["commits"][0]["writer"]))
         message = records.prune_signed_message(mark(1).root, writer, 1, bytes(32), raw)

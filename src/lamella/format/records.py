@@ -1,8 +1,8 @@
-"""Records carried by commits (FORMAT 8): the ones this version writes and understands."""
+"""Records carried by commits (FORMAT 8): what every repository is made of, and the shapes all records share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol, Self
 
@@ -110,7 +110,7 @@ class Volume:
 
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
-        volume_id, domain_id, log2 = VolumeId(cursor.take(16)), _domain(cursor), _chunk_log2(cursor)
+        volume_id, domain_id, log2 = VolumeId(cursor.take(16)), domain_of(cursor), chunk_log2_of(cursor)
         return cls(volume_id, domain_id, log2, cursor.text(), cursor.text(), cursor.bytes16(), cursor.take(64))
 
 
@@ -174,8 +174,8 @@ class AddSnap:
 
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
-        snap_id, volume_id, domain_id = SnapId(cursor.take(16)), VolumeId(cursor.take(16)), _domain(cursor)
-        log2, consistency = _chunk_log2(cursor), cursor.uint(1)
+        snap_id, volume_id, domain_id = SnapId(cursor.take(16)), VolumeId(cursor.take(16)), domain_of(cursor)
+        log2, consistency = chunk_log2_of(cursor), cursor.uint(1)
         cursor.zeros(2)
         if consistency > 4:
             cursor.fail("an unknown consistency")
@@ -207,14 +207,16 @@ class AddSnap:
         return replace(self, packs=())
 
 
-def _domain(cursor: Cursor) -> DomainId:
+def domain_of(cursor: Cursor) -> DomainId:
+    """The next 16 bytes, which may not name the catalogue."""
     domain_id = DomainId(cursor.take(16))
     if domain_id == CATALOGUE:
         cursor.fail("names the catalogue as its domain")
     return domain_id
 
 
-def _chunk_log2(cursor: Cursor) -> int:
+def chunk_log2_of(cursor: Cursor) -> int:
+    """The next byte, as the logarithm of a chunk size."""
     log2 = cursor.uint(1)
     if not 16 <= log2 <= 22:
         cursor.fail("a chunk size out of range")
@@ -345,22 +347,6 @@ class Checkpoint:
         earlier = tuple((cursor.uint(8), cursor.take(32)) for _ in range(cursor.count(4, 40)))
         places = tuple(SegmentPlace(ChunkId(cursor.take(24)), cursor.take(32)) for _ in range(cursor.count(4, 56)))
         return cls(earlier, places, cursor.rest())
-
-
-Known = Writer | Volume | AddSnap | Confirm | File | FileGone | ForkSeen | Run | Checkpoint
-_KNOWN: Sequence[type[Known]] = (Writer, Volume, AddSnap, Confirm, File, FileGone, ForkSeen, Run, Checkpoint)
-_BY_TYPE = {kind.TYPE: kind for kind in _KNOWN}
-
-
-def understood(record: RawRecord) -> Known | None:
-    """The record's meaning; None for a type this version does not know. Raises IntegrityError when malformed."""
-    kind = _BY_TYPE.get(record.type)
-    if kind is None:
-        return None
-    cursor = Cursor(record.value, kind.__name__)
-    value = kind.decode(cursor)
-    cursor.end()
-    return value
 
 
 def prune_signed_message(root: bytes, writer: WriterId, seq: int, prev: bytes, record: RawRecord) -> bytes:

@@ -10,7 +10,8 @@ from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFo
 from lamella.events import Progress, Reporter
 from lamella.format import commit, container, keyslot, marker
 from lamella.format.container import Kind
-from lamella.format.records import AddSnap, understood
+from lamella.format.known import understood
+from lamella.format.records import AddSnap
 from lamella.ids import ChunkId, DomainId
 from lamella.operations.findings import VerifyResult
 from lamella.pipeline import ordered_map

@@ -7,26 +7,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lamella.crypto.derive import Keys
-from lamella.crypto.sign import verified
 from lamella.errors import IntegrityError
 from lamella.format.commit import Entry
+from lamella.format.known import Known, understood
 from lamella.format.records import (
     OPTIONAL,
-    UNSIGNED,
     AddSnap,
     Confirm,
     File,
     FileGone,
-    Known,
     Ref,
     Run,
     Volume,
     Writer,
-    prune_signed_message,
-    understood,
 )
 from lamella.ids import SnapId, VolumeId, WriterId
 from lamella.repository.history import Chain, Clock, History
+from lamella.repository.signed import prune_signed
 
 
 @dataclass(slots=True)
@@ -187,7 +184,7 @@ class _Builder:
             )
 
     def _file(self, writer: WriterId, entry: Entry, known: File, where: str) -> None:
-        if not self.signed(writer, entry):
+        if not prune_signed(self._keys, writer, entry):
             self._result.notes.append(
                 f"{where} says what {known.name} is without the prune key's signature: not believed"
             )
@@ -196,20 +193,12 @@ class _Builder:
         else:
             self._result.files[known.name] = known
 
-    def signed(self, writer: WriterId, entry: Entry) -> bool:
-        """Whether the record carries the prune key's signature."""
-        value = entry.record.value
-        if len(value) < 64 or value[-64:] == UNSIGNED:
-            return False
-        message = prune_signed_message(self._keys.root, writer, entry.seq, entry.prev, entry.record)
-        return verified(self._keys.marker.prune_public, value[-64:], message)
-
     def _name_volumes(self) -> None:
         for volume_id, rows in self._volumes.items():
             author = self._first_author(rows)
             applying: list[_Named] = []
             for row in rows:
-                if row[0] == author or self.signed(row[0], row[1]):
+                if row[0] == author or prune_signed(self._keys, row[0], row[1]):
                     applying.append(row)
                 else:
                     text = f"writer {row[0].hex()[:8]} renamed a volume of writer {author.hex()[:8]}: not believed"

@@ -14,7 +14,8 @@ from lamella.crypto.derive import Keys
 from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.format.commit import PREFIX, Body, Entry, Head, decode_entries, decode_segment, parse_name
 from lamella.format.container import MAX_OBJECT
-from lamella.format.records import Checkpoint, SegmentPlace, understood
+from lamella.format.known import understood
+from lamella.format.records import Checkpoint, SegmentPlace
 from lamella.ids import WriterId
 from lamella.repository.cache import Cache
 from lamella.repository.containers import open_commit

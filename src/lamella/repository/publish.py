@@ -26,20 +26,18 @@ from lamella.format.commit import (
     parse_name,
 )
 from lamella.format.container import Kind
+from lamella.format.known import Signed, understood
 from lamella.format.records import (
     AddSnap,
     Checkpoint,
     Confirm,
-    File,
     ForkSeen,
     RawRecord,
     Ref,
     SegmentPlace,
-    Volume,
     Writer,
     prune_signed_message,
     raw,
-    understood,
 )
 from lamella.ids import CATALOGUE
 from lamella.repository.blobmap import pack_name
@@ -71,10 +69,10 @@ class Publisher:
         self._pins = pins
         self._reader = reader
 
-    def publish(self, history: History, records: Sequence[RawRecord | File | Volume], clock: Clock) -> Published:
+    def publish(self, history: History, records: Sequence[RawRecord | Signed], clock: Clock) -> Published:
         """Append one commit carrying `records` to the own chain; durable when this returns.
 
-        `File` and `Volume` values are signed with the prune key if the secret had it. Raises RolledBack if the own
+        `Signed` values are signed with the prune key if the secret had it. Raises RolledBack if the own
         chain turns out to be forked or to have gone backwards, StoreError.
         """
         with self._memory.lock():
@@ -120,7 +118,7 @@ class Publisher:
             rows.append(raw(ForkSeen(forked.writer, forked.forked_at, heads)))
         return rows
 
-    def _signed(self, record: RawRecord | File | Volume, key: WriterKey, seq: int, prev: bytes) -> RawRecord:
+    def _signed(self, record: RawRecord | Signed, key: WriterKey, seq: int, prev: bytes) -> RawRecord:
         if isinstance(record, RawRecord):
             return record
         plain = raw(record)

@@ -13,8 +13,9 @@ from lamella.crypto.slots import Secret
 from lamella.errors import IntegrityError, ObjectNotFound, RepositoryError, RolledBack, UnknownFormat
 from lamella.format.commit import Entry
 from lamella.format.container import Kind
+from lamella.format.known import Signed
 from lamella.format.node import Shape
-from lamella.format.records import File, RawRecord, SegmentPlace, Volume
+from lamella.format.records import RawRecord, SegmentPlace
 from lamella.ids import CATALOGUE, ChunkId, DomainId, RepoId, WriterId
 from lamella.repository import catalogue as catalogue_of
 from lamella.repository.blobmap import BlobMap, Place, pack_name
@@ -136,7 +137,7 @@ class Repository:
         key = self.memory.writer_key()
         return None if key is None else key.id
 
-    def publish(self, records: Sequence[RawRecord | File | Volume]) -> Published:
+    def publish(self, records: Sequence[RawRecord | Signed]) -> Published:
         """Append one durable commit. Raises RolledBack, RepositoryError, StoreError."""
         if self.catalogue.read_only or not self.keys.marker.writable:
             raise RepositoryError(

@@ -32,6 +32,8 @@ class Abilities:
     """`delete` is allowed."""
     write: bool
     """`put` is allowed."""
+    immutable: bool = False
+    """The far side enforces that this client can neither replace nor remove an existing object."""
 
 
 @dataclass(frozen=True, slots=True)

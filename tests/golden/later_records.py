@@ -1,0 +1,77 @@
+"""Vectors of records beyond those of the two commits: labels, sessions and deletion (FORMAT 8)."""
+
+from __future__ import annotations
+
+from tests.golden.literal import (
+    DOMAIN,
+    VOLUME,
+    WRITER,
+    Json,
+    fixed,
+    prune_signed,
+    text,
+    u8,
+    u16,
+    u32,
+    u64,
+)
+
+REF = WRITER + u64(1) + fixed("snap", 16)
+PACKS = [fixed("pack a", 32), fixed("pack b", 32)]
+HEAD = fixed("other writer", 16) + u64(0x1_0000_0001) + fixed("other head", 32)
+SHOWN_PACKS = [pack.hex() for pack in PACKS]
+
+
+def later_records() -> list[Json]:
+    """Each with the fields it is made of; values as hexadecimal text."""
+    return [*_labels(), *_sessions(), *_deletion()]
+
+
+def _row(type_: int, fields: Json, value: bytes, *, signed: bool | None = None) -> Json:
+    row: Json = {"type": type_, "fields": fields}
+    if signed is not None:
+        row["signed"] = signed
+        value = prune_signed(1, 1, bytes(32), type_, value) if signed else value + bytes(64)
+    return {**row, "value": value.hex()}
+
+
+def _labels() -> list[Json]:
+    ref = REF.hex()
+    renamed = {"volume_id": VOLUME.hex(), "name": "vm: wurzel"}
+    return [
+        _row(5, {"ref": ref, "removed": False, "text": "vor dem Umzug"}, REF + u8(1) + text("vor dem Umzug")),
+        _row(5, {"ref": ref, "removed": True, "text": "vor dem Umzug"}, REF + u8(2) + text("vor dem Umzug")),
+        _row(6, renamed, VOLUME + text("vm: wurzel"), signed=True),
+        _row(6, renamed, VOLUME + text("vm: wurzel"), signed=False),
+        _row(7, {"ref": ref, "removed": False, "text": "trial"}, REF + u8(1) + text("trial")),
+        _row(7, {"ref": ref, "removed": True, "text": ""}, REF + u8(2) + text("")),
+    ]
+
+
+def _sessions() -> list[Json]:
+    session, name, base, partial = fixed("session", 16), "20261122T184501Z-k3v9", fixed("root", 24), fixed("part", 24)
+    value = session + text(name) + u16(2) + VOLUME + text("vm: root") + REF + base
+    value += fixed("volume 2", 16) + text("new") + bytes(40) + bytes(24) + u32(2) + b"".join(PACKS)
+    value += u16(1) + VOLUME + DOMAIN + partial + u64(70 * 65536) + u8(16) + u64(64)
+    volumes = [
+        [VOLUME.hex(), "vm: root", REF.hex(), base.hex()],
+        [fixed("volume 2", 16).hex(), "new", bytes(40).hex(), bytes(24).hex()],
+    ]
+    roots = [[VOLUME.hex(), DOMAIN.hex(), partial.hex(), 70 * 65536, 16, 64]]
+    fields = {"session": session.hex(), "name": name, "volumes": volumes, "packs": SHOWN_PACKS, "partial_roots": roots}
+    return [_row(10, fields, value), _row(11, {"session": session.hex()}, session)]
+
+
+def _deletion() -> list[Json]:
+    batch, packs, heads = fixed("batch", 16), u32(2) + b"".join(PACKS), u32(1) + HEAD
+    shown = {"batch": batch.hex(), "packs": SHOWN_PACKS}
+    named = {**shown, "heads": [HEAD.hex()]}
+    return [
+        _row(16, {"refs": [REF.hex()]}, u32(1) + REF, signed=True),
+        _row(16, {"refs": [REF.hex()]}, u32(1) + REF, signed=False),
+        _row(17, named, batch + packs + heads, signed=True),
+        _row(18, shown, batch + packs, signed=True),
+        _row(19, named, batch + packs + heads, signed=True),
+        _row(20, {"head": HEAD.hex()}, HEAD, signed=True),
+        _row(21, {"head": HEAD.hex()}, HEAD, signed=True),
+    ]

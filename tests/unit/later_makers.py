@@ -1,0 +1,64 @@
+"""From the fields of a record vector to the record: labels, sessions and deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lamella.format import deletion, known, labels, records, sessions
+from lamella.format.commit import Head
+from lamella.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
+from tests.golden.literal import Json
+
+
+def ref(text: str) -> records.Ref:
+    raw = bytes.fromhex(text)
+    return records.Ref(WriterId(raw[:16]), int.from_bytes(raw[16:24], "little"), SnapId(raw[24:]))
+
+
+def head(text: str) -> Head:
+    raw = bytes.fromhex(text)
+    return Head(WriterId(raw[:16]), int.from_bytes(raw[16:24], "little"), raw[24:])
+
+
+def packs(texts: Sequence[str]) -> tuple[bytes, ...]:
+    return tuple(bytes.fromhex(text) for text in texts)
+
+
+def session(fields: Json, signature: bytes) -> sessions.Session:
+    volumes = [
+        sessions.SessionVolume(VolumeId(bytes.fromhex(id_)), name, ref(base), ChunkId(bytes.fromhex(root)))
+        for id_, name, base, root in fields["volumes"]
+    ]
+    roots = [
+        sessions.PartialRoot(
+            VolumeId(bytes.fromhex(id_)), DomainId(bytes.fromhex(domain)), ChunkId(bytes.fromhex(root)), *numbers
+        )
+        for id_, domain, root, *numbers in fields["partial_roots"]
+    ]
+    return sessions.Session(
+        bytes.fromhex(fields["session"]), fields["name"], tuple(volumes), packs(fields["packs"]), tuple(roots)
+    )
+
+
+def batch(kind: type[deletion.Condemn]) -> Callable[[Json, bytes], known.Known]:
+    return lambda fields, signature: kind(
+        bytes.fromhex(fields["batch"]),
+        packs(fields["packs"]),
+        tuple(head(text) for text in fields["heads"]),
+        signature,
+    )
+
+
+LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
+    0x0005: lambda fields, _: labels.Tag(ref(fields["ref"]), fields["removed"], fields["text"]),
+    0x0006: lambda fields, sig: labels.Rename(VolumeId(bytes.fromhex(fields["volume_id"])), fields["name"], sig),
+    0x0007: lambda fields, _: labels.Pin(ref(fields["ref"]), fields["removed"], fields["text"]),
+    0x000A: session,
+    0x000B: lambda fields, _: sessions.Abandon(bytes.fromhex(fields["session"])),
+    0x0010: lambda fields, sig: deletion.Remove(tuple(ref(text) for text in fields["refs"]), sig),
+    0x0011: batch(deletion.Condemn),
+    0x0012: lambda fields, sig: deletion.Rescue(bytes.fromhex(fields["batch"]), packs(fields["packs"]), sig),
+    0x0013: batch(deletion.Reaped),
+    0x0014: lambda fields, sig: deletion.Retire(head(fields["head"]), sig),
+    0x0015: lambda fields, sig: deletion.Audited(head(fields["head"]), sig),
+}
