@@ -37,8 +37,10 @@ class Contents:
         """
         return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
 
-    def get_many(self, domain_id: DomainId, kind: Kind, wanted: Sequence[tuple[ChunkId, int]]) -> dict[ChunkId, Opened]:
-        """Several contents, fetched with few reads: neighbours in a pack are read together.
+    def get_many(
+        self, domain_id: DomainId, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]
+    ) -> dict[ChunkId, Opened]:
+        """Several contents, fetched with few reads: neighbours in a pack are read together. A length may be None.
 
         Raises IntegrityError if any of them cannot be had.
         """
@@ -51,7 +53,7 @@ class Contents:
         return result
 
     def _read_runs(
-        self, domain_id: DomainId, places: list[Place], lengths: dict[ChunkId, int]
+        self, domain_id: DomainId, places: list[Place], lengths: dict[ChunkId, int | None]
     ) -> dict[ChunkId, Opened]:
         """What opens at its first place; anything that fails is left to the careful way."""
         opened: dict[ChunkId, Opened] = {}

@@ -1,0 +1,161 @@
+"""Which blobs the living trees need: the mark that every deletion rests on (FORMAT 8, Mark).
+
+Trees are walked node by node, each node once whatever number of trees share it, every node opened, its id recomputed
+and its place checked. The ids found are kept on disk, divided by their first byte, so that memory stays flat.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from lamella.format import node
+from lamella.format.container import Kind
+from lamella.format.node import FAN_OUT, Shape
+from lamella.format.records import Ref
+from lamella.ids import ChunkId, DomainId
+from lamella.repository.catalogue import Catalogue, Snapshot
+from lamella.repository.contents import Contents
+from lamella.repository.tree import Tree
+
+PARTS = 256
+_ID = 24
+_NODES_AT_ONCE = 256
+_SPILL_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class Roots:
+    """What keeps blobs of one domain alive: trees, and parts of documents."""
+
+    trees: list[Tree] = field(default_factory=list)
+    documents: list[ChunkId] = field(default_factory=list)
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Everything a snapshot needs."""
+        added = snapshot.added
+        self.trees.append(Tree(Shape(added.volume_id, added.size, added.chunk_log2), added.root))
+        for document in added.documents:
+            self.documents += document.parts
+
+
+def roots_by_domain(catalogue: Catalogue, without: Collection[Ref] = ()) -> dict[DomainId, Roots]:
+    """The roots of all snapshots except `without`, by the domain their ADD_SNAP names."""
+    found: dict[DomainId, Roots] = {}
+    for snapshot in catalogue.snapshots:
+        if snapshot.ref not in without:
+            found.setdefault(snapshot.added.domain_id, Roots()).add(snapshot)
+    return found
+
+
+class Walk:
+    """Walks trees of one domain; what was walked once is not walked again."""
+
+    def __init__(self, contents: Contents, domain_id: DomainId) -> None:
+        self._contents = contents
+        self._domain_id = domain_id
+        self._visited: set[ChunkId] = set()
+
+    def referenced(self, roots: Roots) -> Iterator[tuple[Kind, list[ChunkId]]]:
+        """Everything these roots need and no earlier call yielded for a shared node, in lists of one kind.
+
+        A chunk may come more than once. Raises IntegrityError, UnknownFormat if a node cannot be had: then nothing
+        may be concluded from what was yielded so far.
+        """
+        if roots.documents:
+            yield Kind.DOCUMENT, roots.documents
+        for tree in roots.trees:
+            yield from self._tree(tree)
+
+    def _tree(self, tree: Tree) -> Iterator[tuple[Kind, list[ChunkId]]]:
+        pending = [(tree.shape.depth - 1, [(tree.root, 0)])]
+        while pending:
+            level, places = pending.pop()
+            fresh = {id_: first for id_, first in places if id_ not in self._visited}
+            if not fresh:
+                continue
+            kind = Kind.INNER if level else Kind.LEAF
+            yield kind, list(fresh)
+            below = self._below(tree.shape, kind, level, fresh)
+            self._visited.update(fresh)
+            if level:
+                starts = range(0, len(below), _NODES_AT_ONCE)
+                pending += [(level - 1, below[start : start + _NODES_AT_ONCE]) for start in starts]
+            else:
+                yield Kind.CHUNK, [id_ for id_, _ in below]
+
+    def _below(self, shape: Shape, kind: Kind, level: int, places: dict[ChunkId, int]) -> list[tuple[ChunkId, int]]:
+        """The DATA slots of these nodes, each with its first chunk."""
+        contents = self._contents.get_many(self._domain_id, kind, [(id_, None) for id_ in places])
+        step = FAN_OUT**level
+        below: list[tuple[ChunkId, int]] = []
+        for id_, first in places.items():
+            slots = node.decode(contents[id_], shape, level, first).slots
+            below += [(slot, first + place * step) for place, slot in enumerate(slots) if isinstance(slot, bytes)]
+        return below
+
+
+class LiveIds:
+    """The ids that are needed. They lie in one temporary file; a part (all ids with one first byte) fits in memory.
+
+    The kind is not kept: it is part of what an id is the hash of. A context manager: leaving it gives the file back.
+    `directory` is where the file may grow to 24 bytes an id; None is the system's place for temporary files.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory
+        self._buffers = [bytearray() for _ in range(PARTS)]
+        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(PARTS)]
+        self._file: IO[bytes] | None = None
+        self._size = 0
+        self.added = 0
+        """Ids added, repetitions included."""
+
+    def __enter__(self) -> LiveIds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, ids: Iterable[ChunkId]) -> None:
+        """These are needed. Raises OSError if the temporary file cannot be written."""
+        buffers = self._buffers
+        touched: set[int] = set()
+        for id_ in ids:
+            first = id_[0]
+            buffers[first] += id_
+            touched.add(first)
+            self.added += 1
+        for number in touched:
+            if len(buffers[number]) >= _SPILL_BYTES:
+                self._spill(number)
+
+    def _spill(self, number: int) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - closed by __exit__
+        buffer = self._buffers[number]
+        self._file.seek(self._size)
+        self._file.write(buffer)
+        self._pieces[number].append((self._size, len(buffer)))
+        self._size += len(buffer)
+        buffer.clear()
+
+    def part(self, number: int) -> set[bytes]:
+        """All needed ids whose first byte is `number`."""
+        pieces = [bytes(self._buffers[number])]
+        for offset, length in self._pieces[number]:
+            assert self._file is not None
+            self._file.seek(offset)
+            pieces.append(self._file.read(length))
+        return {piece[at : at + _ID] for piece in pieces for at in range(0, len(piece), _ID)}
+
+    def among(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
+        """Those of `ids` that are needed."""
+        wanted: dict[int, set[ChunkId]] = {}
+        for id_ in ids:
+            wanted.setdefault(id_[0], set()).add(id_)
+        return {id_ for number, some in wanted.items() for id_ in some & self.part(number)}
