@@ -23,6 +23,7 @@ from lamella.format.records import (
 )
 from lamella.ids import SnapId, VolumeId, WriterId
 from lamella.repository.history import Chain, Clock, History
+from lamella.repository.open_sessions import OpenSession, open_sessions
 from lamella.repository.signed import prune_signed
 
 
@@ -64,6 +65,8 @@ class Catalogue:
     runs: dict[str, Run] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
     writers: dict[WriterId, Writer] = field(default_factory=dict)
+    sessions: list[OpenSession] = field(default_factory=list)
+    """Runs that were begun and neither published nor given up."""
     notes: list[str] = field(default_factory=list)
     """Oddities worth telling: records that were not applied, conflicts, unknown records."""
     read_only: bool = False
@@ -132,6 +135,7 @@ class _Builder:
         files = self._result.files
         self._result.files = {name: row for name, row in files.items() if (name, row.sha256) not in self._gone}
         self._result.notes += self._history.unbacked
+        self._result.sessions = open_sessions(self._history.chains.values())
         self._name_volumes()
         for snapshot in self._snapshots.values():
             snapshot.confirmed = snapshot.ref in self._confirmed

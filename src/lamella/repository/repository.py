@@ -154,8 +154,9 @@ class Repository:
         if self._map_is_fresh:
             return
         own = self.own_writer
-        packs = (pack for shot in self.catalogue.snapshots if shot.ref.writer == own for pack in shot.added.packs)
-        listed = self.blobs.refresh(packs)
+        published = (pack for shot in self.catalogue.snapshots if shot.ref.writer == own for pack in shot.added.packs)
+        begun = (pack for session in self.catalogue.sessions if session.writer == own for pack in session.packs)
+        listed = self.blobs.refresh([*published, *begun])
         if not listed and self.catalogue.snapshots:
             raise IntegrityError("the repository lists no packs although it has snapshots", obj="p/")
         self._map_is_fresh = True
