@@ -1,0 +1,294 @@
+"""Which snapshots stay and which go, each with its reasons: policy over plain values, nothing else.
+
+Rules are independent of each other: a snapshot stays if any of them keeps it, so a further rule never removes anything.
+What is not known to be whole is never counted: it stays where it is newer than the whole one that a rule keeps. Ages are
+counted from the volume's newest whole snapshot, not from now: a machine that stands still loses nothing.
+Snapshots from the future are neither kept by a rule nor counted; they stay, and are shown.
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
+from enum import Enum
+
+from lamella.errors import UsageError
+
+HOUR_MS = 3_600_000
+ALL = 1 << 40
+"""As many as there are."""
+
+
+class Period(Enum):
+    """A stretch of civil time in the declared zone. Weeks are those of ISO 8601."""
+
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    YEAR = "year"
+
+    def of(self, local: datetime) -> Hashable:
+        """What is equal for two moments of the zone exactly if they lie in the same period.
+
+        When clocks are set back an hour comes twice: these are two hours, told apart by their distance from UTC.
+        """
+        if self is Period.HOUR:
+            return (local.date(), local.hour, local.utcoffset())
+        if self is Period.DAY:
+            return local.date()
+        if self is Period.WEEK:
+            return tuple(local.isocalendar())[:2]
+        return (local.year, local.month if self is Period.MONTH else 0)
+
+
+_AGE = re.compile(r"(?:(\d{1,4})y)?(?:(\d{1,5})m)?(?:(\d{1,5})w)?(?:(\d{1,6})d)?(?:(\d{1,7})h)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Age:
+    """A length of time as calendars count it: `30d` goes back to the same time of day, `1m` to the same day of the month."""
+
+    text: str
+    months: int
+    days: int
+    hours: int
+
+    @classmethod
+    def parse(cls, text: str) -> Age:
+        """From `1y6m2w3d12h`, any of these in this order. Raises UsageError."""
+        match = _AGE.fullmatch(text.strip().lower())
+        if match is None or not any(match.groups()):
+            hint = "write for example 48h, 30d, 8w, 6m or 1y6m (y years, m months, w weeks, d days, h hours)"
+            raise UsageError(f"not a length of time: {text!r}", hint=hint)
+        years, months, weeks, days, hours = (int(group or 0) for group in match.groups())
+        return cls(match[0], years * 12 + months, weeks * 7 + days, hours)
+
+    def before(self, moment_ms: int, zone: tzinfo) -> int:
+        """The moment so long before another one, in UTC milliseconds; 0 if that is before there were any.
+
+        Years to days are civil time, hours are hours that pass, whatever the clocks do meanwhile.
+        """
+        start_ms = moment_ms
+        if self.months or self.days:
+            local = local_time(moment_ms, zone)
+            year, month = divmod(local.year * 12 + local.month - 1 - self.months, 12)
+            try:
+                day = min(local.day, calendar.monthrange(year, month + 1)[1])
+                civil = local.replace(year=year, month=month + 1, day=day) - timedelta(days=self.days)
+                start_ms = (civil - _EPOCH) // timedelta(milliseconds=1)
+            except (ValueError, OverflowError):
+                return 0
+        return max(0, start_ms - self.hours * HOUR_MS)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def local_time(moment_ms: int, zone: tzinfo) -> datetime:
+    """A moment as the zone's calendar and clock show it."""
+    return (_EPOCH + timedelta(milliseconds=moment_ms)).astimezone(zone)
+
+
+@dataclass(frozen=True, slots=True)
+class Thinning:
+    """Of the snapshots older than `age` one stays in each `period`."""
+
+    age: Age
+    period: Period
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """The rules of a volume. `last` to `yearly` are numbers of snapshots, 0 for no such rule, ALL for no limit."""
+
+    last: int = 0
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+    within: Age | None = None
+    tags: frozenset[str] = frozenset()
+    thin: tuple[Thinning, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no rule at all: such a policy would keep nothing and is never carried out."""
+        return self == Retention()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A snapshot of a volume as retention sees it."""
+
+    volume: str
+    snapshot: str
+    time_ms: int
+    """UTC milliseconds, believed (see `believed_time`)."""
+    good: bool = True
+    """Known to be whole and of use: only such ones count."""
+    arrived_ms: int | None = None
+    """When another writer's snapshot was first seen here: at most one an hour of these counts against `last`."""
+    tags: frozenset[str] = frozenset()
+    pinned: str | None = None
+    """Why it is pinned; None if it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a snapshot, and why."""
+
+    moment: Moment
+    keep: bool
+    reasons: tuple[str, ...]
+    future: bool = False
+
+
+def believed_time(time_ms: int, first_ms: int | None, before_ms: int | None) -> int:
+    """The time that rules use: the snapshot's own, if it can have been published then, else its first sight.
+
+    It was published after `before_ms` (the look before, which did not show it) and at the latest at `first_ms`; clocks
+    may differ by an hour. Without a first sight there is nothing to compare with.
+    """
+    if first_ms is None:
+        return time_ms
+    earliest = first_ms if before_ms is None else min(before_ms, first_ms)
+    return time_ms if earliest - HOUR_MS <= time_ms <= first_ms + HOUR_MS else first_ms
+
+
+def judge(
+    moments: Iterable[Moment],
+    rules_of: Callable[[str], Retention],
+    now_ms: int,
+    zone: tzinfo,
+    *,
+    spare_last: bool = True,
+) -> list[Verdict]:
+    """A verdict on every snapshot, by volume and newest first.
+
+    `spare_last` keeps the newest good snapshot of each volume whatever the rules say. A volume for which there is no rule
+    keeps everything.
+    """
+    by_volume: dict[str, list[Moment]] = {}
+    for moment in moments:
+        by_volume.setdefault(moment.volume, []).append(moment)
+    verdicts: list[Verdict] = []
+    for volume in sorted(by_volume):
+        rows = sorted(by_volume[volume], key=lambda row: (row.time_ms, row.snapshot), reverse=True)
+        verdicts += _Volume(rows, rules_of(volume), now_ms, zone).verdicts(spare_last)
+    return verdicts
+
+
+@dataclass
+class _Volume:
+    rows: Sequence[Moment]
+    rules: Retention
+    now_ms: int
+    zone: tzinfo
+    reasons: dict[int, list[str]] = field(default_factory=dict)
+    """By position in `rows`."""
+
+    def verdicts(self, spare_last: bool) -> Iterator[Verdict]:
+        future = {at for at, row in enumerate(self.rows) if row.time_ms > self.now_ms + HOUR_MS}
+        present = [at for at in range(len(self.rows)) if at not in future]
+        self._labels()
+        if self.rules.empty:
+            self._keep(range(len(self.rows)), "no rule for this volume")
+        else:
+            self._count(present)
+            self._calendar(present)
+            self._ages(present)
+        for at in future:
+            self.reasons.setdefault(at, []).append("from the future")
+        if spare_last:
+            self._spare(present)
+        for at, row in enumerate(self.rows):
+            reasons = self.reasons.get(at, [])
+            yield Verdict(row, bool(reasons), tuple(reasons) or ("no rule keeps it",), at in future)
+
+    def _keep(self, positions: Iterable[int], reason: str) -> None:
+        for at in positions:
+            known = self.reasons.setdefault(at, [])
+            known.append(reason if self.rows[at].good else f"{reason} (not known to be whole)")
+
+    def _labels(self) -> None:
+        for at, row in enumerate(self.rows):
+            if row.pinned is not None:
+                self.reasons.setdefault(at, []).append(f"pinned: {row.pinned}" if row.pinned else "pinned")
+            for tag in sorted(row.tags & self.rules.tags):
+                self.reasons.setdefault(at, []).append(f"tag {tag}")
+
+    def _count(self, present: Sequence[int]) -> None:
+        """keep-last. What came in the same hour as a counted one stays uncounted: a flood cannot push anything out."""
+        counted: set[Hashable] = set()
+        for at in present:
+            row = self.rows[at]
+            hour: Hashable = ("own", at) if row.arrived_ms is None else row.arrived_ms // HOUR_MS
+            if hour in counted:
+                self._keep([at], "last (same hour of arrival)")
+            elif len(counted) < self.rules.last:
+                self._keep([at], f"last {len(counted) + 1}")
+                if row.good:
+                    counted.add(hour)
+
+    def _calendar(self, present: Sequence[int]) -> None:
+        limits = {
+            Period.HOUR: ("hourly", self.rules.hourly),
+            Period.DAY: ("daily", self.rules.daily),
+            Period.WEEK: ("weekly", self.rules.weekly),
+            Period.MONTH: ("monthly", self.rules.monthly),
+            Period.YEAR: ("yearly", self.rules.yearly),
+        }
+        for period, (word, limit) in limits.items():
+            filled: set[Hashable] = set()
+            for at in present if limit else ():
+                row = self.rows[at]
+                key = period.of(local_time(row.time_ms, self.zone))
+                if key in filled:
+                    continue
+                if len(filled) >= limit:
+                    break
+                self._keep([at], f"{word} {len(filled) + 1}")
+                if row.good:
+                    filled.add(key)
+
+    def _ages(self, present: Sequence[int]) -> None:
+        """keep-within and thin-older, counted from the newest good snapshot."""
+        newest = next((row.time_ms for row in self._at(present) if row.good), None)
+        if newest is None:
+            newest = self.rows[present[0]].time_ms if present else 0
+        if self.rules.within is not None:
+            start = self.rules.within.before(newest, self.zone)
+            self._keep([at for at in present if self.rows[at].time_ms >= start], f"within {self.rules.within.text}")
+        if self.rules.thin:
+            self._thin(present, newest)
+
+    def _thin(self, present: Sequence[int], newest_ms: int) -> None:
+        bands = sorted(((one.age.before(newest_ms, self.zone), one) for one in self.rules.thin), key=lambda band: band[0])
+        filled: set[Hashable] = set()
+        for at in present:
+            row = self.rows[at]
+            band = next((one for start_ms, one in bands if row.time_ms < start_ms), None)
+            if band is None:
+                self._keep([at], f"younger than {bands[-1][1].age.text}")
+                continue
+            key = (band, band.period.of(local_time(row.time_ms, self.zone)))
+            if key not in filled:
+                self._keep([at], f"one a {band.period.value} beyond {band.age.text}")
+                if row.good:
+                    filled.add(key)
+
+    def _spare(self, present: Sequence[int]) -> None:
+        """The newest good one stays; where none is known to be good, the newest of all."""
+        good = next((at for at in present if self.rows[at].good), None)
+        if good is not None and good not in self.reasons:
+            self._keep([good], "last good snapshot of the volume")
+        elif good is None and present and not any(at in self.reasons for at in present):
+            self._keep(present[:1], "last snapshot of the volume")
+
+    def _at(self, positions: Iterable[int]) -> Iterator[Moment]:
+        return (self.rows[at] for at in positions)
