@@ -1,8 +1,8 @@
 """Which snapshots stay and which go, each with its reasons: policy over plain values, nothing else.
 
 Rules are independent of each other: a snapshot stays if any of them keeps it, so a further rule never removes anything.
-What is not known to be whole is never counted: it stays where it is newer than the whole one that a rule keeps. Ages are
-counted from the volume's newest whole snapshot, not from now: a machine that stands still loses nothing.
+What is not known to be whole is never counted: it stays where it is newer than the whole one that a rule keeps.
+Ages are counted from the volume's newest whole snapshot, not from now: a machine that stands still loses nothing.
 Snapshots from the future are neither kept by a rule nor counted; they stay, and are shown.
 """
 
@@ -50,7 +50,7 @@ _AGE = re.compile(r"(?:(\d{1,4})y)?(?:(\d{1,5})m)?(?:(\d{1,5})w)?(?:(\d{1,6})d)?
 
 @dataclass(frozen=True, slots=True)
 class Age:
-    """A length of time as calendars count it: `30d` goes back to the same time of day, `1m` to the same day of the month."""
+    """A length of time as calendars count it: `30d` ends at the same time of day, `1m` on the same day of the month."""
 
     text: str
     months: int
@@ -170,8 +170,8 @@ def judge(
 ) -> list[Verdict]:
     """A verdict on every snapshot, by volume and newest first.
 
-    `spare_last` keeps the newest good snapshot of each volume whatever the rules say. A volume for which there is no rule
-    keeps everything.
+    `spare_last` keeps the newest good snapshot of each volume whatever the rules say. A volume for which there is no
+    rule keeps everything.
     """
     by_volume: dict[str, list[Moment]] = {}
     for moment in moments:
@@ -268,7 +268,9 @@ class _Volume:
             self._thin(present, newest)
 
     def _thin(self, present: Sequence[int], newest_ms: int) -> None:
-        bands = sorted(((one.age.before(newest_ms, self.zone), one) for one in self.rules.thin), key=lambda band: band[0])
+        bands = sorted(
+            ((one.age.before(newest_ms, self.zone), one) for one in self.rules.thin), key=lambda band: band[0]
+        )
         filled: set[Hashable] = set()
         for at in present:
             row = self.rows[at]

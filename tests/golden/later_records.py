@@ -39,12 +39,19 @@ def _labels() -> list[Json]:
     ref = REF.hex()
     renamed = {"volume_id": VOLUME.hex(), "name": "vm: wurzel"}
     return [
-        _row(5, {"ref": ref, "removed": False, "text": "vor dem Umzug"}, REF + u8(1) + text("vor dem Umzug")),
-        _row(5, {"ref": ref, "removed": True, "text": "vor dem Umzug"}, REF + u8(2) + text("vor dem Umzug")),
+        _row(
+            5,
+            {"ref": ref, "removed": False, "text": "vor dem Umzug"},
+            REF + u8(1) + text("vor dem Umzug"),
+            signed=False,
+        ),
+        _row(
+            5, {"ref": ref, "removed": True, "text": "vor dem Umzug"}, REF + u8(2) + text("vor dem Umzug"), signed=True
+        ),
         _row(6, renamed, VOLUME + text("vm: wurzel"), signed=True),
         _row(6, renamed, VOLUME + text("vm: wurzel"), signed=False),
-        _row(7, {"ref": ref, "removed": False, "text": "trial"}, REF + u8(1) + text("trial")),
-        _row(7, {"ref": ref, "removed": True, "text": ""}, REF + u8(2) + text("")),
+        _row(7, {"ref": ref, "removed": False, "text": "trial"}, REF + u8(1) + text("trial"), signed=False),
+        _row(7, {"ref": ref, "removed": True, "text": ""}, REF + u8(2) + text(""), signed=True),
     ]
 
 

@@ -189,9 +189,9 @@ IDS, PACKS = exactly(16), few(exactly(32))
 BASES = st.builds(sessions.SessionVolume, VOLUMES, TEXT, REFS, CHUNK_IDS)
 PARTIAL = st.builds(sessions.PartialRoot, VOLUMES, DOMAINS, CHUNK_IDS, U64, st.integers(16, 22), U64)
 RECORDS: dict[str, st.SearchStrategy[Any]] = {
-    "TAG": st.builds(labels.Tag, REFS, st.booleans(), TEXT),
+    "TAG": st.builds(labels.Tag, REFS, st.booleans(), TEXT, SIGNATURES),
     "RENAME": st.builds(labels.Rename, VOLUMES, TEXT, SIGNATURES),
-    "PIN": st.builds(labels.Pin, REFS, st.booleans(), TEXT),
+    "PIN": st.builds(labels.Pin, REFS, st.booleans(), TEXT, SIGNATURES),
     "SESSION": st.builds(sessions.Session, IDS, TEXT, few(BASES), PACKS, few(PARTIAL)),
     "ABANDON": st.builds(sessions.Abandon, IDS),
     "REMOVE": st.builds(deletion.Remove, few(REFS), SIGNATURES),

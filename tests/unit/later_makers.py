@@ -50,9 +50,9 @@ def batch(kind: type[deletion.Condemn]) -> Callable[[Json, bytes], known.Known]:
 
 
 LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
-    0x0005: lambda fields, _: labels.Tag(ref(fields["ref"]), fields["removed"], fields["text"]),
+    0x0005: lambda fields, sig: labels.Tag(ref(fields["ref"]), fields["removed"], fields["text"], sig),
     0x0006: lambda fields, sig: labels.Rename(VolumeId(bytes.fromhex(fields["volume_id"])), fields["name"], sig),
-    0x0007: lambda fields, _: labels.Pin(ref(fields["ref"]), fields["removed"], fields["text"]),
+    0x0007: lambda fields, sig: labels.Pin(ref(fields["ref"]), fields["removed"], fields["text"], sig),
     0x000A: session,
     0x000B: lambda fields, _: sessions.Abandon(bytes.fromhex(fields["session"])),
     0x0010: lambda fields, sig: deletion.Remove(tuple(ref(text) for text in fields["refs"]), sig),

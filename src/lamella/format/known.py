@@ -19,10 +19,10 @@ from lamella.format.records import (
 )
 from lamella.format.sessions import Abandon, Session
 
-Signed = Volume | File | FileGone | Rename | Remove | Condemn | Rescue | Reaped | Retire | Audited
+Signed = Volume | File | FileGone | Tag | Rename | Pin | Remove | Condemn | Rescue | Reaped | Retire | Audited
 """Records that end in the prune key's signature, or in 64 zero bytes."""
 
-Known = Signed | Writer | AddSnap | Confirm | Tag | Pin | Session | Abandon | ForkSeen | Run | Checkpoint
+Known = Signed | Writer | AddSnap | Confirm | Session | Abandon | ForkSeen | Run | Checkpoint
 
 KINDS: tuple[type[Known], ...] = (
     Writer,

@@ -12,19 +12,20 @@ from lamella.ids import VolumeId
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """TAG: a snapshot gets a tag, or loses it (`removed`)."""
+    """TAG: a snapshot gets a tag, or loses it (`removed`); `signature` lets an admin take another writer's tag away."""
 
     TYPE: ClassVar[int] = 0x0005
     ref: Ref
     removed: bool
     tag: str
+    signature: bytes = UNSIGNED
 
     def encode_value(self) -> bytes:
-        return self.ref.encode() + _operation(self.removed) + text(self.tag)
+        return self.ref.encode() + _operation(self.removed) + text(self.tag) + self.signature
 
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
-        return cls(Ref.decode(cursor), _is_removal(cursor), cursor.text())
+        return cls(Ref.decode(cursor), _is_removal(cursor), cursor.text(), cursor.take(64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +47,20 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """PIN: no rule removes this snapshot, or rules may again (`removed`)."""
+    """PIN: no rule removes this snapshot, or rules may again (`removed`); signed as a Tag."""
 
     TYPE: ClassVar[int] = 0x0007
     ref: Ref
     removed: bool
     reason: str
+    signature: bytes = UNSIGNED
 
     def encode_value(self) -> bytes:
-        return self.ref.encode() + _operation(self.removed) + text(self.reason)
+        return self.ref.encode() + _operation(self.removed) + text(self.reason) + self.signature
 
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
-        return cls(Ref.decode(cursor), _is_removal(cursor), cursor.text())
+        return cls(Ref.decode(cursor), _is_removal(cursor), cursor.text(), cursor.take(64))
 
 
 def _operation(removed: bool) -> bytes:

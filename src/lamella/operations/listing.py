@@ -22,9 +22,10 @@ _MODES = {1: "full", 2: "incremental", 3: "compare"}
 
 
 def volumes(repo: Repository) -> list[Row]:
-    """One row a volume, by name."""
+    """One row a volume that has snapshots, by name."""
     shown = repo.catalogue.shown_names()
-    rows = [_volume_row(volume, shown[volume.volume_id]) for volume in repo.catalogue.volumes.values()]
+    held = [volume for volume in repo.catalogue.volumes.values() if volume.snapshots]
+    rows = [_volume_row(volume, shown[volume.volume_id]) for volume in held]
     return sorted(rows, key=lambda row: str(row["volume"]))
 
 
@@ -61,7 +62,9 @@ def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str]
     return {
         "snapshot": name,
         "time": iso(min(snapshot.added.time_ms for snapshot in found)),
-        "tags": [],
+        "tags": sorted({tag for snapshot in found for tag in snapshot.tags}),
+        "pinned": sorted({snapshot.pinned for snapshot in found if snapshot.pinned is not None}),
+        "marked_removed": any(snapshot.marked_removed for snapshot in found),
         "volumes": sorted(shown[snapshot.added.volume_id] for snapshot in found),
         "result": "complete" if run is None or run.complete else "incomplete",
         "failed": failed,
@@ -84,7 +87,7 @@ def _repository(repo: Repository) -> Row:
         "id_algorithm": {1: "hmac-sha256", 2: "blake2b"}[repo.keys.marker.id_alg],
         "fingerprint": fingerprint(repo),
         "role": "writer" if repo.keys.prune_seed is None else "admin",
-        "volumes": len(catalogue.volumes),
+        "volumes": sum(bool(volume.snapshots) for volume in catalogue.volumes.values()),
         "snapshots": len({snapshot.name for snapshot in catalogue.snapshots}),
         "writers": [
             {
@@ -115,6 +118,9 @@ def _snapshot(repo: Repository, selected: Selected) -> Row:
         "chunk_size": shape.chunk_size,
         "consistency": CONSISTENCY[added.consistency],
         "confirmed": selected.snapshot.confirmed or selected.snapshot.ref in Confirmations(repo).waiting(),
+        "tags": list(selected.snapshot.tags),
+        "pinned": selected.snapshot.pinned,
+        "marked_removed": selected.snapshot.marked_removed,
         "writer": selected.snapshot.ref.writer.hex(),
         "identity": selected.volume.identity.decode("utf-8", "backslashreplace"),
         "documents": [{"name": document.name, "size": document.size} for document in added.documents],

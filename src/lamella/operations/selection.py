@@ -1,4 +1,4 @@
-"""Finding volumes and snapshots by what users write: `VOLUME[@SNAPSHOT]`."""
+"""Finding volumes and snapshots by what users write: `VOLUME[@SNAPSHOT]`, SNAPSHOT a name or `^tag`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lamella.repository.catalogue import Snapshot, VolumeState, latest
 from lamella.repository.repository import Repository
 
 LATEST = "latest"
+TAG = "^"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,11 @@ def newest(repo: Repository, volume: VolumeState) -> Snapshot:
 
 
 def find_snapshot(repo: Repository, volume: VolumeState, text: str | None) -> Snapshot:
-    """The snapshot with this unique name prefix; `latest` or None for the latest one. Raises NothingMatched."""
+    """The snapshot with this unique name prefix or `^tag`; `latest` or None for the latest. Raises NothingMatched."""
     if text is None or text == LATEST:
         return newest(repo, volume)
+    if text.startswith(TAG):
+        return _tagged(volume, text)
     found = [snapshot for snapshot in volume.snapshots if snapshot.name.startswith(text)]
     exact = [snapshot for snapshot in found if snapshot.name == text]
     found = exact or found
@@ -87,6 +90,16 @@ def find_snapshot(repo: Repository, volume: VolumeState, text: str | None) -> Sn
         names = ", ".join(sorted(snapshot.name for snapshot in found)[:10])
         raise NothingMatched(f"{text} fits several snapshots of {volume.name}", obj=text, hint=f"choose: {names}")
     raise NothingMatched(f"volume {volume.name} has no snapshot {text}", obj=text, hint="see: lamella list")
+
+
+def _tagged(volume: VolumeState, text: str) -> Snapshot:
+    found = [snapshot for snapshot in volume.snapshots if text.removeprefix(TAG) in snapshot.tags]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(snapshot.name for snapshot in found[-10:])
+        raise NothingMatched(f"{text} is on several snapshots of {volume.name}", obj=text, hint=f"choose: {names}")
+    raise NothingMatched(f"no snapshot of volume {volume.name} has {text}", obj=text, hint="see: lamella list")
 
 
 def select(repo: Repository, selectors: Sequence[str]) -> list[Selected]:

@@ -19,15 +19,13 @@ from lamella.format.records import Checkpoint, SegmentPlace
 from lamella.ids import WriterId
 from lamella.repository.cache import Cache
 from lamella.repository.containers import open_commit
+from lamella.repository.order import Clock
 from lamella.repository.pins import Pins, Problem
 from lamella.repository.reach import require_alive
 from lamella.stores.base import Store
 from lamella.trust import Opened
 
 _OPENED_KEPT = 1024
-Clock = dict[WriterId, int]
-"""For each writer, up to which seq its commits come before."""
-
 ReadSegment = Callable[[SegmentPlace], Opened]
 
 
@@ -90,6 +88,16 @@ class History:
     def heads(self) -> list[Head]:
         """The newest commits of all chains and branches."""
         return [head for chain in self.chains.values() for head in chain.heads]
+
+    @property
+    def clocks(self) -> dict[tuple[WriterId, int], Clock]:
+        """What each commit that was read had seen; of several of one number in a fork, what any of them had."""
+        found: dict[tuple[WriterId, int], Clock] = {}
+        for chain in self.chains.values():
+            for commit in chain.commits:
+                clock, place = chain.clocks[commit.head.sha256], (chain.writer, commit.head.seq)
+                found[place] = _joined(found[place], clock) if place in found else clock
+        return found
 
     @property
     def whole(self) -> bool:
@@ -291,6 +299,10 @@ class _Reading:
         except (IntegrityError, ObjectNotFound) as error:
             self._chain.lacking = f"the checkpoint in commit {commit.head.seq}: {error.message}"
             self._problem("segment", commit.head.seq, self._chain.lacking)
+
+
+def _joined(one: Clock, other: Clock) -> Clock:
+    return {writer: max(one.get(writer, 0), other.get(writer, 0)) for writer in {*one, *other}}
 
 
 def _unbacked(history: History) -> Iterator[str]:

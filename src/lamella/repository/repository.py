@@ -17,7 +17,7 @@ from lamella.format.known import Signed
 from lamella.format.node import Shape
 from lamella.format.records import RawRecord, SegmentPlace
 from lamella.ids import CATALOGUE, ChunkId, DomainId, RepoId, WriterId
-from lamella.repository import catalogue as catalogue_of
+from lamella.repository import state
 from lamella.repository.blobmap import BlobMap, Place, pack_name
 from lamella.repository.cache import Cache
 from lamella.repository.catalogue import Catalogue, Snapshot
@@ -87,7 +87,7 @@ class Repository:
         self._map_is_fresh = self._map_is_fresh and self.history.heads == before
         if not self.history.heads:
             raise IntegrityError("the repository lists no commit that opens: its history is lost", obj="w/")
-        self.catalogue = catalogue_of.build(self.keys, self.history)
+        self.catalogue = state.build(self.keys, self.history)
         if not self.problems:
             self.pins.remember(self.history.heads)
 

@@ -56,4 +56,8 @@ def _contents(row: Row) -> str:
     names = ", ".join(one["volume"] for one in row["failed"])
     lost = f" (failed: {names})" if names else ""
     refuted = " (a change map was wrong: all was compared)" if row["map_refuted"] else ""
-    return ", ".join(row["volumes"]) + lost + refuted
+    labels = [f"^{tag}" for tag in row["tags"]]
+    labels += [f"pinned: {reason}" if reason else "pinned" for reason in row["pinned"]]
+    labels += ["marked as removed"] if row["marked_removed"] else []
+    marks = f" ({', '.join(labels)})" if labels else ""
+    return ", ".join(row["volumes"]) + marks + lost + refuted

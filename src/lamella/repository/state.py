@@ -1,0 +1,274 @@
+"""Adding up all chains and branches (FORMAT 8, State): whose word counts, and what it means.
+
+The result depends on the records alone, not on the order in which chains are read. Malformed records become notes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
+
+from lamella.crypto.derive import Keys
+from lamella.errors import IntegrityError
+from lamella.format.commit import Entry
+from lamella.format.deletion import Audited, Condemn, Reaped, Remove, Rescue, Retire
+from lamella.format.known import Known, understood
+from lamella.format.labels import Pin, Rename, Tag
+from lamella.format.records import OPTIONAL, AddSnap, Confirm, File, FileGone, Ref, Run, Volume, Writer
+from lamella.ids import SnapId, VolumeId, WriterId
+from lamella.repository.catalogue import Catalogue, Removal, Snapshot, VolumeState
+from lamella.repository.history import Chain, History
+from lamella.repository.open_sessions import open_sessions
+from lamella.repository.order import Order, Place
+from lamella.repository.signed import prune_signed
+
+_Kind = TypeVar("_Kind")
+_Label = TypeVar("_Label", Tag, Pin)
+_Naming = TypeVar("_Naming", Volume, Rename)
+
+
+class Row(NamedTuple):
+    """A record with its place in history."""
+
+    place: Place
+    entry: Entry
+    known: Known
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"commit {self.place.seq} of writer {self.place.writer.hex()[:8]}"
+
+
+def build(keys: Keys, history: History) -> Catalogue:
+    """Add up all chains. Malformed records become notes, never exceptions."""
+    return _Builder(keys, history).build()
+
+
+class _Builder:
+    def __init__(self, keys: Keys, history: History) -> None:
+        self._keys = keys
+        self._history = history
+        self._order = Order(history.clocks)
+        self._result = Catalogue()
+        self._rows: dict[type, list[Row]] = defaultdict(list)
+        self._signed: dict[Place, bool] = {}
+
+    def build(self) -> Catalogue:
+        for writer in sorted(self._history.chains):
+            self._read(self._history.chains[writer])
+        self._result.notes += self._history.unbacked
+        self._files()
+        self._writers()
+        self._removals()
+        snapshots = self._snapshots()
+        self._labels(snapshots)
+        self._name_volumes()
+        for ref in sorted(snapshots):
+            self._volume_of(snapshots[ref]).snapshots.append(snapshots[ref])
+        for volume in self._result.volumes.values():
+            volume.snapshots.sort(key=lambda snapshot: (snapshot.added.time_ms, snapshot.name, snapshot.ref))
+        self._runs(snapshots.values())
+        self._result.sessions = open_sessions(self._history.chains[writer] for writer in sorted(self._history.chains))
+        return self._result
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _read(self, chain: Chain) -> None:
+        for position, entry in enumerate(chain.entries):
+            place = Place(chain.writer, entry.seq, position)
+            where = f"commit {entry.seq} of writer {chain.writer.hex()[:8]}"
+            try:
+                known = understood(entry.record)
+            except IntegrityError as error:
+                self._result.notes.append(f"{where}: {error.message}")
+                continue
+            if known is not None:
+                self._rows[type(known)].append(Row(place, entry, known))
+            elif entry.record.type < OPTIONAL:
+                self._result.read_only = True
+                self._result.notes.append(f"{where} has a record of a later version (type {entry.record.type:#06x})")
+
+    def _of(self, kind: type[_Kind]) -> list[tuple[Row, _Kind]]:
+        """The records of exactly this kind."""
+        return [(row, row.known) for row in self._rows[kind] if isinstance(row.known, kind)]
+
+    def _is_signed(self, row: Row) -> bool:
+        found = self._signed.get(row.place)
+        if found is None:
+            found = self._signed[row.place] = prune_signed(self._keys, row.place.writer, row.entry)
+        return found
+
+    # -- files, writers ------------------------------------------------------------------------------------------------
+
+    def _files(self) -> None:
+        gone = {(known.name, known.sha256) for row, known in self._of(FileGone) if self._file_counts(row, known)}
+        by_name: dict[str, list[tuple[Row, File]]] = defaultdict(list)
+        for row, known in self._of(File):
+            # Slots have fresh salts, so a name never comes back with the same bytes.
+            if self._file_counts(row, known) and (known.name, known.sha256) not in gone:
+                by_name[known.name].append((row, known))
+        for name, found in by_name.items():
+            last = self._order.last(found, lambda pair: pair[0].place)
+            if last is not None:
+                self._result.files[name] = last[1]
+
+    def _file_counts(self, row: Row, known: File) -> bool:
+        if self._is_signed(row):
+            return True
+        text = f"{row.where} says what {known.name} is without the prune key's signature: not believed"
+        self._result.notes.append(text)
+        return False
+
+    def _writers(self) -> None:
+        for row, known in self._of(Writer):
+            self._result.writers[row.place.writer] = known
+        for row, gone in self._of(Retire):
+            if self._is_signed(row):
+                self._result.retired[gone.head.writer] = gone.head
+        for kind in (Condemn, Rescue, Reaped, Retire, Audited):
+            for row in self._rows[kind]:
+                if not self._is_signed(row):
+                    word = kind.__name__.upper()
+                    self._result.notes.append(f"{row.where}: {word} without the prune key's signature: not believed")
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def _removals(self) -> None:
+        added = {Ref(row.place.writer, row.place.seq, known.snap_id): known for row, known in self._of(AddSnap)}
+        commits: dict[Ref, set[tuple[WriterId, int]]] = defaultdict(set)
+        for row, known in self._of(Remove):
+            if self._is_signed(row):
+                for ref in known.refs:
+                    commits[ref].add((row.place.writer, row.place.seq))
+        for ref in sorted(commits):
+            self._result.removed[ref] = Removal(ref, added.get(ref), tuple(sorted(commits[ref])))
+
+    def _snapshots(self) -> dict[Ref, Snapshot]:
+        confirmed = {ref for row, known in self._of(Confirm) for ref in known.refs if ref.writer == row.place.writer}
+        found: dict[Ref, Snapshot] = {}
+        of_id: dict[SnapId, Snapshot] = {}
+        for row, added in self._of(AddSnap):
+            ref = Ref(row.place.writer, row.place.seq, added.snap_id)
+            if ref in found or ref in self._result.removed:
+                continue
+            made = found[ref] = Snapshot(ref, added, self._order.clock(ref.writer, ref.seq), ref in confirmed)
+            known = of_id.setdefault(added.snap_id, made)
+            if known is not made:
+                # Both stay listed: whoever publishes an id again must not be able to hide the first one.
+                known.conflict = made.conflict = True
+                self._result.notes.append(
+                    f"snapshot id {added.snap_id.hex()} was published twice; it is never used as a base"
+                )
+        self._mark_removed(found)
+        return found
+
+    def _mark_removed(self, found: dict[Ref, Snapshot]) -> None:
+        for row, known in self._of(Remove):
+            marked = [found[ref] for ref in known.refs if ref in found]
+            if self._is_signed(row) or not marked:
+                continue
+            for snapshot in marked:
+                snapshot.marked_removed = True
+            count = f"{len(marked)} snapshot{'' if len(marked) == 1 else 's'}"
+            self._result.notes.append(f"{row.where} marks {count} as removed; without the prune key they stay")
+
+    def _labels(self, found: dict[Ref, Snapshot]) -> None:
+        tags: dict[tuple[Ref, str], list[tuple[Row, Tag]]] = defaultdict(list)
+        for row, tag in self._of(Tag):
+            if tag.ref in found:
+                tags[tag.ref, tag.tag].append((row, tag))
+        for ref, text in sorted(tags):
+            if self._standing(tags[ref, text]):
+                found[ref].tags = (*found[ref].tags, text)
+        pins: dict[Ref, list[tuple[Row, Pin]]] = defaultdict(list)
+        for row, pin in self._of(Pin):
+            if pin.ref in found:
+                pins[pin.ref].append((row, pin))
+        for ref, rows in pins.items():
+            standing = self._standing(rows)
+            if standing:
+                last = self._order.last(standing, lambda pair: pair[0].place)
+                found[ref].pinned = "" if last is None else last[1].reason
+
+    def _standing(self, rows: list[tuple[Row, _Label]]) -> list[tuple[Row, _Label]]:
+        """The labels that were given and not taken away since, by the one who gave them or by the prune key.
+
+        So nobody who may only write can take away what makes others keep a snapshot.
+        """
+        removals = [row for row, label in rows if label.removed]
+        return [
+            (row, label)
+            for row, label in rows
+            if not label.removed
+            and not any(
+                self._order.precedes(row.place, gone.place)
+                and (gone.place.writer == row.place.writer or self._is_signed(gone))
+                for gone in removals
+            )
+        ]
+
+    def _runs(self, snapshots: Iterable[Snapshot]) -> None:
+        """The word of a snapshot's own writer about the run it came from."""
+        said = {(row.place.writer, known.name): known for row, known in self._of(Run)}
+        for snapshot in sorted(snapshots, key=lambda one: one.ref, reverse=True):
+            run = said.get((snapshot.ref.writer, snapshot.name))
+            if run is not None:
+                self._result.runs[snapshot.name] = run
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def _name_volumes(self) -> None:
+        volumes = self._by_volume(Volume)
+        for volume_id, rows in volumes.items():
+            first = self._order.first(rows, lambda pair: pair[0].place)
+            author = WriterId(bytes(16)) if first is None else first[0].place.writer
+            last = self._order.last(self._applying(rows, author), lambda pair: pair[0].place)
+            if last is not None:
+                record = last[1]
+                self._result.volumes[volume_id] = VolumeState(
+                    volume_id, record.name, record.identity, record.domain_label, author, record
+                )
+        for volume_id, renames in self._by_volume(Rename).items():
+            self._rename(volume_id, renames, volumes.get(volume_id, []))
+
+    def _by_volume(self, kind: type[_Naming]) -> dict[VolumeId, list[tuple[Row, _Naming]]]:
+        found: dict[VolumeId, list[tuple[Row, _Naming]]] = defaultdict(list)
+        for row, known in self._of(kind):
+            found[known.volume_id].append((row, known))
+        return found
+
+    def _applying(self, rows: list[tuple[Row, _Naming]], author: WriterId) -> list[tuple[Row, _Naming]]:
+        applying: list[tuple[Row, _Naming]] = []
+        for row, known in rows:
+            if row.place.writer == author or self._is_signed(row):
+                applying.append((row, known))
+            else:
+                by, whose = row.place.writer.hex()[:8], author.hex()[:8]
+                self._result.notes.append(f"writer {by} renamed a volume of writer {whose}: not believed")
+        return applying
+
+    def _rename(
+        self, volume_id: VolumeId, renames: list[tuple[Row, Rename]], volumes: list[tuple[Row, Volume]]
+    ) -> None:
+        """The last name that applies, whichever kind of record gives it."""
+        state = self._result.volumes.get(volume_id)
+        if state is None:
+            return
+        quiet = [(row, known) for row, known in volumes if row.place.writer == state.author or self._is_signed(row)]
+        names: list[tuple[Place, str]] = [(row.place, known.name) for row, known in quiet]
+        names += [(row.place, known.name) for row, known in self._applying(renames, state.author)]
+        last = self._order.last(names, lambda pair: pair[0])
+        if last is not None:
+            state.name = last[1]
+
+    def _volume_of(self, snapshot: Snapshot) -> VolumeState:
+        volume_id = snapshot.added.volume_id
+        volume = self._result.volumes.get(volume_id)
+        if volume is None:
+            self._result.notes.append(f"volume {volume_id.hex()} has snapshots but no name")
+            name = f"volume-{volume_id.hex()[:8]}"
+            volume = VolumeState(volume_id, name, b"", "", snapshot.ref.writer, None)
+            self._result.volumes[volume_id] = volume
+        return volume
