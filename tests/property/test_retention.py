@@ -1,0 +1,281 @@
+"""Retention: the laws of the rules, and calendars on the days that are 23 and 25 hours long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.errors import UsageError
+from lamella.retention import (
+    ALL,
+    HOUR_MS,
+    Age,
+    Moment,
+    Period,
+    Retention,
+    Thinning,
+    Verdict,
+    believed_time,
+    judge,
+)
+
+BERLIN = ZoneInfo("Europe/Berlin")
+NOW = datetime(2026, 11, 22, 18, 45, tzinfo=UTC)
+NOW_MS = int(NOW.timestamp() * 1000)
+ages = st.builds(
+    lambda number, unit: Age.parse(f"{number}{unit}"), st.integers(0, 40), st.sampled_from(["h", "d", "w", "m", "y"])
+)
+counts = st.one_of(st.integers(0, 5), st.just(ALL))
+policies = st.builds(
+    Retention,
+    last=counts,
+    hourly=counts,
+    daily=counts,
+    weekly=counts,
+    monthly=counts,
+    yearly=counts,
+    within=st.one_of(st.none(), ages),
+    tags=st.frozensets(st.sampled_from(["a", "b"])),
+    thin=st.lists(st.builds(Thinning, ages, st.sampled_from(list(Period))), max_size=2).map(tuple),
+)
+zones = st.sampled_from([UTC, BERLIN, ZoneInfo("America/St_Johns"), ZoneInfo("Australia/Lord_Howe")])
+past = st.one_of(
+    st.integers(NOW_MS - 3 * 365 * 86_400_000, NOW_MS), st.integers(NOW_MS - 40 * HOUR_MS, NOW_MS + 40 * HOUR_MS)
+)
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[Moment]:
+    """Snapshots of two volumes."""
+    found = []
+    for number in range(draw(st.integers(0, 25))):
+        time_ms = draw(past)
+        found.append(
+            Moment(
+                draw(st.sampled_from(["v", "w"])),
+                f"s{number:02}",
+                time_ms,
+                good=draw(st.sampled_from([True, True, True, False])),
+                arrived_ms=draw(st.one_of(st.none(), st.just(time_ms))),
+                tags=draw(st.frozensets(st.sampled_from(["a", "b"]), max_size=1)),
+                pinned=draw(st.sampled_from([None, None, None, "why"])),
+            )
+        )
+    return found
+
+
+def kept(moments: list[Moment], rules: Retention, zone: object = UTC, *, spare_last: bool = True) -> list[Moment]:
+    assert isinstance(zone, UTC.__class__ | ZoneInfo)
+    return [row.moment for row in judge(moments, lambda _: rules, NOW_MS, zone, spare_last=spare_last) if row.keep]
+
+
+@given(lives(), policies, zones, st.booleans())
+def test_every_snapshot_has_one_verdict_and_a_reason(
+    moments: list[Moment], rules: Retention, zone: object, spare: bool
+) -> None:
+    verdicts = judge(moments, lambda _: rules, NOW_MS, UTC, spare_last=spare)
+    assert sorted(row.moment.snapshot for row in verdicts) == sorted(row.snapshot for row in moments)
+    assert all(row.reasons for row in verdicts)
+
+
+@given(lives(), policies, zones, st.booleans())
+def test_what_was_kept_is_kept_again(moments: list[Moment], rules: Retention, zone: object, spare: bool) -> None:
+    once = kept(moments, rules, zone, spare_last=spare)
+    assert kept(once, rules, zone, spare_last=spare) == once
+
+
+@given(lives(), policies, policies, zones)
+def test_a_further_rule_never_removes_anything(
+    moments: list[Moment], rules: Retention, more: Retention, zone: object
+) -> None:
+    fields = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
+    both = replace(
+        rules,
+        **{name: max(getattr(rules, name), getattr(more, name)) for name in fields},
+        within=rules.within or more.within,
+        tags=rules.tags | more.tags,
+        thin=rules.thin or more.thin,
+    )
+    if not rules.empty:
+        assert set(kept(moments, rules, zone)) <= set(kept(moments, both, zone))
+
+
+@given(lives(), policies, zones)
+def test_no_volume_is_emptied(moments: list[Moment], rules: Retention, zone: object) -> None:
+    left = kept(moments, rules, zone)
+    assert {row.volume for row in left} == {row.volume for row in moments}
+    for volume in {row.volume for row in moments}:
+        good = [row for row in moments if row.volume == volume and row.good and row.time_ms <= NOW_MS + HOUR_MS]
+        if good:
+            newest = max(good, key=lambda row: (row.time_ms, row.snapshot))
+            assert newest in left
+
+
+@given(lives(), policies, st.integers(NOW_MS + HOUR_MS + 1, 1 << 62), zones)
+def test_the_future_stays_and_changes_nothing(
+    moments: list[Moment], rules: Retention, time_ms: int, zone: object
+) -> None:
+    future = Moment("v", "future", time_ms)
+    left = kept([*moments, future], rules, zone)
+    assert future in left
+    assert [row for row in left if row is not future] == kept(moments, rules, zone)
+
+
+@given(lives(), policies, st.lists(past, max_size=5), zones)
+def test_what_is_not_known_to_be_whole_pushes_nothing_out(
+    moments: list[Moment], rules: Retention, times: list[int], zone: object
+) -> None:
+    doubtful = [Moment("v", f"x{at}", time_ms, good=False) for at, time_ms in enumerate(times)]
+    have = [row for row in moments if row.volume == "v" and row.good and row.time_ms <= NOW_MS + HOUR_MS]
+    if have:
+        assert set(kept(moments, rules, zone)) <= set(kept([*moments, *doubtful], rules, zone))
+
+
+def hourly(start: datetime, hours: int) -> list[Moment]:
+    return [
+        Moment("v", f"s{hour:04}", int((start + timedelta(hours=hour)).timestamp() * 1000)) for hour in range(hours)
+    ]
+
+
+def left(moments: list[Moment], rules: Retention, now: datetime, zone: ZoneInfo = BERLIN) -> list[str]:
+    now_ms = int(now.timestamp() * 1000)
+    rows = judge(moments, lambda _: rules, now_ms, zone)
+    return [
+        datetime.fromtimestamp(row.moment.time_ms / 1000, zone).strftime("%d %H:%M %Z")
+        for row in reversed(rows)
+        if row.keep
+    ]
+
+
+def test_the_hour_that_comes_twice_is_two_hours_of_one_day() -> None:
+    """On 25 October 2026 clocks in Berlin go from 3:00 back to 2:00."""
+    start = datetime(2026, 10, 24, 22, 30, tzinfo=UTC)  # 00:30 on the 25th
+    moments = hourly(start, 26)
+    assert left(moments, Retention(hourly=ALL), start + timedelta(days=2)) == left(
+        moments, Retention(last=26), start + timedelta(days=2)
+    )
+    assert "25 02:30 CEST" in left(moments, Retention(hourly=ALL), start + timedelta(days=2))
+    assert "25 02:30 CET" in left(moments, Retention(hourly=ALL), start + timedelta(days=2))
+    assert left(moments, Retention(daily=2), start + timedelta(days=2)) == ["25 23:30 CET", "26 00:30 CET"]
+
+
+def test_the_day_of_23_hours_is_one_day() -> None:
+    """On 29 March 2026 clocks in Berlin go from 2:00 to 3:00."""
+    start = datetime(2026, 3, 28, 22, 30, tzinfo=UTC)  # 23:30 on the 28th
+    moments = hourly(start, 25)
+    assert left(moments, Retention(daily=ALL), start + timedelta(days=2)) == [
+        "28 23:30 CET",
+        "29 23:30 CEST",
+        "30 00:30 CEST",
+    ]
+    assert len(left(moments, Retention(hourly=ALL), start + timedelta(days=2))) == 25
+
+
+@pytest.mark.parametrize(
+    ("age", "moment", "want"),
+    [
+        ("1d", datetime(2026, 10, 25, 11, tzinfo=UTC), datetime(2026, 10, 24, 10, tzinfo=UTC)),  # 12:00 to 12:00: 25 h
+        ("24h", datetime(2026, 10, 25, 11, tzinfo=UTC), datetime(2026, 10, 24, 11, tzinfo=UTC)),
+        ("1d", datetime(2026, 3, 29, 10, tzinfo=UTC), datetime(2026, 3, 28, 11, tzinfo=UTC)),  # 12:00 to 12:00: 23 h
+        ("1m", datetime(2026, 3, 31, 10, tzinfo=UTC), datetime(2026, 2, 28, 11, tzinfo=UTC)),
+        ("1y", datetime(2028, 2, 29, 11, tzinfo=UTC), datetime(2027, 2, 28, 11, tzinfo=UTC)),
+        ("1y1m1w1d1h", datetime(2026, 6, 15, 10, tzinfo=UTC), datetime(2025, 5, 7, 9, tzinfo=UTC)),
+        ("9999y", datetime(2026, 6, 15, 10, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)),
+        ("999999d", datetime(2026, 6, 15, 10, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_ages_are_civil_time(age: str, moment: datetime, want: datetime) -> None:
+    found = Age.parse(age).before(int(moment.timestamp() * 1000), BERLIN)
+    assert datetime.fromtimestamp(found / 1000, UTC) == want
+
+
+@pytest.mark.parametrize("text", ["", "3", "d", "3x", "3h2d", "-1d", "1.5d", "1d 2h"])
+def test_what_is_no_length_of_time(text: str) -> None:
+    with pytest.raises(UsageError):
+        Age.parse(text)
+
+
+def test_calendar_thinning_as_time_machine_does() -> None:
+    rules = Retention(thin=(Thinning(Age.parse("1d"), Period.DAY), Thinning(Age.parse("30d"), Period.WEEK)))
+    moments = hourly(NOW - timedelta(days=90), 90 * 24 + 1)
+    rows = [row for row in judge(moments, lambda _: rules, NOW_MS, BERLIN) if row.keep]
+    young = [row for row in rows if NOW_MS - row.moment.time_ms <= 24 * HOUR_MS]
+    middle = [row for row in rows if 24 * HOUR_MS < NOW_MS - row.moment.time_ms <= 30 * 24 * HOUR_MS]
+    assert (len(young), len(middle)) == (25, 30)
+    assert len(rows) - len(young) - len(middle) == 9
+    assert young[0].reasons == ("younger than 1d",)
+    assert middle[0].reasons == ("one a day beyond 1d",)
+    assert rows[-1].reasons == ("one a week beyond 30d",)
+
+
+def test_a_machine_that_stands_still_loses_nothing() -> None:
+    moments = hourly(NOW - timedelta(days=400), 48)
+    for rules in (Retention(within=Age.parse("3d")), Retention(thin=(Thinning(Age.parse("3d"), Period.YEAR),))):
+        assert len(kept(moments, rules)) == 48
+
+
+def test_a_flood_pushes_nothing_out() -> None:
+    """Another writer publishes many in one hour; only one of them counts."""
+    good = [
+        Moment("v", f"g{day}", NOW_MS - day * 24 * HOUR_MS, arrived_ms=NOW_MS - day * 24 * HOUR_MS) for day in (1, 2)
+    ]
+    flood = [Moment("v", f"x{number}", NOW_MS - number, arrived_ms=NOW_MS) for number in range(50)]
+    assert set(good) <= set(kept([*good, *flood], Retention(last=3)))
+    assert good[1] not in kept([*good, *flood], Retention(last=2))
+    own = [replace(row, arrived_ms=None) for row in flood]
+    assert len(kept(own, Retention(last=2))) == 2
+
+
+def test_the_rules_of_a_volume_are_its_own() -> None:
+    moments = hourly(NOW - timedelta(hours=5), 5)
+    other = [replace(row, volume="w") for row in moments]
+    rows = judge([*moments, *other], lambda name: Retention(last=1) if name == "v" else Retention(), NOW_MS, UTC)
+    assert [row.moment.volume for row in rows if row.keep] == ["v", *["w"] * 5]
+    assert {row.reasons for row in rows if row.moment.volume == "w"} == {("no rule for this volume",)}
+
+
+def verdict_of(rows: list[Verdict], snapshot: str) -> Verdict:
+    return next(row for row in rows if row.moment.snapshot == snapshot)
+
+
+def test_reasons() -> None:
+    moments = [
+        Moment("v", "old", NOW_MS - 50 * HOUR_MS, pinned="trial"),
+        Moment("v", "mid", NOW_MS - 30 * HOUR_MS, tags=frozenset({"a"})),
+        Moment("v", "gone", NOW_MS - 29 * HOUR_MS),
+        Moment("v", "new", NOW_MS - HOUR_MS),
+        Moment("v", "waiting", NOW_MS, good=False),
+        Moment("v", "later", NOW_MS + 3 * HOUR_MS),
+    ]
+    rows = judge(moments, lambda _: Retention(last=1, tags=frozenset({"a"})), NOW_MS, UTC)
+    found = {row.moment.snapshot: (row.keep, row.reasons) for row in rows}
+    assert found == {
+        "old": (True, ("pinned: trial",)),
+        "mid": (True, ("tag a",)),
+        "gone": (False, ("no rule keeps it",)),
+        "new": (True, ("last 1",)),
+        "waiting": (True, ("last 1 (not known to be whole)",)),
+        "later": (True, ("from the future",)),
+    }
+    assert verdict_of(rows, "later").future
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "first", "before", "want"),
+    [
+        (5 * HOUR_MS, None, None, 5 * HOUR_MS),
+        (5 * HOUR_MS, 6 * HOUR_MS, None, 5 * HOUR_MS),
+        (5 * HOUR_MS, 6 * HOUR_MS + 1, None, 6 * HOUR_MS + 1),
+        (5 * HOUR_MS, 40 * HOUR_MS, 4 * HOUR_MS, 5 * HOUR_MS),  # it can have been published then
+        (2 * HOUR_MS, 40 * HOUR_MS, 4 * HOUR_MS, 40 * HOUR_MS),  # it was not there at the look before
+        (42 * HOUR_MS, 40 * HOUR_MS, 4 * HOUR_MS, 40 * HOUR_MS),  # it says a moment after it was seen
+        (5 * HOUR_MS, 5 * HOUR_MS, 40 * HOUR_MS, 5 * HOUR_MS),  # this host's clock went back
+    ],
+)
+def test_the_time_that_is_believed(time_ms: int, first: int | None, before: int | None, want: int) -> None:
+    assert believed_time(time_ms, first, before) == want
