@@ -1,4 +1,4 @@
-"""Tags, pins, names, removals and sessions: whose word counts, and since when."""
+"""Tags, pins, names and removals: whose word counts, and since when."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 from lamella.errors import NothingMatched
 from lamella.format.deletion import Remove
 from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.records import NO_REF, Ref, Run, Volume, raw
-from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
-from lamella.ids import ChunkId, DomainId, SnapId, VolumeId
+from lamella.format.records import Ref, Run, Volume, raw
+from lamella.ids import DomainId, SnapId, VolumeId
 from lamella.operations import listing
 from lamella.operations.selection import select
 from lamella.repository.catalogue import Snapshot, latest
@@ -182,39 +181,3 @@ def test_what_a_run_said_goes_with_its_snapshots(one: Repository) -> None:
     one.reload()
     assert one.catalogue.runs == {}
     assert listing.volumes(one) == []
-
-
-# -- sessions ----------------------------------------------------------------------------------------------------------
-
-ROOT = PartialRoot(VOLUME, DOMAIN, ChunkId(b"r" * 24), 1 << 20, 16, 4)
-BASE = SessionVolume(VOLUME, "disk", NO_REF, ChunkId(bytes(24)))
-
-
-def session(id_: bytes, *packs: bytes, roots: tuple[PartialRoot, ...] = ()) -> Session:
-    return Session(id_ * 16, "run", (BASE,), packs, roots)
-
-
-def test_sessions_of_one_id_add_up_until_they_are_ended(one: Repository, two: Repository) -> None:
-    first = one.publish([raw(session(b"s", b"1" * 32, roots=(ROOT,)))]).head
-    last = one.publish([raw(session(b"s", b"2" * 32, b"1" * 32))]).head
-    two.publish([raw(session(b"s", b"3" * 32))])  # another writer's of the same id
-    one.reload()
-    found = {row.writer: row for row in one.catalogue.sessions}
-    mine = found[first.writer]
-    assert (mine.first_seq, mine.seq, mine.name) == (first.seq, last.seq, "run")
-    assert (mine.packs, mine.volumes, mine.partial_roots) == ((b"1" * 32, b"2" * 32), (BASE,), (ROOT,))
-    two.publish([raw(Abandon(b"s" * 16))])
-    one.reload()
-    assert [row.writer for row in one.catalogue.sessions] == [first.writer]
-    one.publish([raw(Abandon(b"s" * 16))])
-    one.reload()
-    assert one.catalogue.sessions == []
-
-
-def test_a_session_that_goes_on_after_its_end_is_open(one: Repository) -> None:
-    """As in a fork, where one branch ended it and the other did not."""
-    one.publish([raw(session(b"s", b"1" * 32))])
-    one.publish([raw(Abandon(b"s" * 16))])
-    one.publish([raw(session(b"s", b"2" * 32))])
-    one.reload()
-    assert [row.packs for row in one.catalogue.sessions] == [(b"1" * 32, b"2" * 32)]
