@@ -21,6 +21,7 @@ COMMANDS = {
     "check": "look at the repository's history, and accept it after a rollback",
     "key": "list, add, remove and change the keys that open the repository",
     "monitor": "give back the space that kept moments of sources hold, without a backup",
+    "qubes": "back up and restore whole qubes of Qubes OS, data and settings",
     "config": "show and validate the configuration",
     "doctor": "examine this machine, its places and the repository for trouble",
 }

@@ -29,6 +29,9 @@ def plan_backup(
     """Decide what a run would do. Raises UsageError, RolledBack, StoreError."""
     options = options or BackupOptions()
     check_documents(options.documents)
+    for request in requests:
+        if isinstance(request, Request) and request.documents is not None:
+            check_documents(request.documents)
     compression.Encoder(options.compression)
     repo.require_sound_history()
     repo.refresh_map()

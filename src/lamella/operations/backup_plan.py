@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 
 from lamella.errors import UsageError
-from lamella.format.records import Volume
+from lamella.format.records import UNSIGNED, Volume
 from lamella.ids import DomainId, VolumeId
 from lamella.operations.change_map import ChangeMap
 from lamella.operations.completeness import is_complete
@@ -27,10 +28,17 @@ MAX_DOCUMENTS = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A source to back up, under `name` or, without one, the volume's known or default name."""
+    """A source to back up, under `name` or, without one, the volume's known or default name.
+
+    `domain` and `documents` are its own instead of the run's. With `follows` the volume takes the name given, whatever
+    it was called before and whoever else is called so.
+    """
 
     name: str | None
     source: Source
+    domain: str | None = None
+    documents: Mapping[str, bytes] | None = None
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +54,8 @@ class BackupOptions:
     """How to back up. `chunk_log2`, `domain` count at a volume's first backup only.
 
     `reread_bytes` of what a change map calls unchanged are re-read, the least recently seen first. `before` and `after`
-    are commands run around the freeze, each for at most `hook_seconds`. `changes` is another tool's map of what changed
-    since the snapshot `changes_base`, for a single source.
+    are commands run around the freeze, each for at most `hook_seconds`; `around` is entered between them. `changes` is
+    another tool's map of what changed since the snapshot `changes_base`, for a single source.
     """
 
     compression: str = "auto"
@@ -64,6 +72,7 @@ class BackupOptions:
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     hook_seconds: float = 60.0
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(slots=True)
@@ -106,7 +115,7 @@ class Planner:
         self._options = options
         self._waiting = set(Confirmations(repo).waiting())
         self._ledger = Ledger(repo.memory, repo.keys)
-        self._new_domain: DomainId | None = None
+        self._new_domains: dict[str, DomainId] = {}
 
     def rows(self, requests: Sequence[Request | FailedRequest]) -> list[PlanRow]:
         """One row for each source that opened. Raises UsageError for contradictions."""
@@ -128,6 +137,8 @@ class Planner:
         if known is None:
             return self._new_row(request)
         shown = self._repo.catalogue.shown_names()[known.volume_id]
+        if request.name is not None and request.follows:
+            return self._known_row(request, known, self._renamed(request.name, known))
         if request.name is not None and request.name not in (known.name, shown):
             hint = f"leave the name out, or write {known.name}=SOURCE"
             raise UsageError(f"this source is already backed up as {shown}", obj=request.name, hint=hint)
@@ -143,9 +154,10 @@ class Planner:
         name = request.name if request.name is not None else name_from(source.default_name)
         check_name(name)
         holders = [volume for volume in self._repo.catalogue.volumes.values() if volume.name == name]
-        if holders:
+        if holders and not request.follows:
             return self._adopted_row(request, name, holders)
-        label = "" if self._options.domain is None else check_name(self._options.domain)
+        domain = request.domain if request.domain is not None else self._options.domain
+        label = "" if domain is None else check_name(domain)
         ids = new_volume(self._repo.memory, source.identity, label)
         domain_id = self._domain(label, ids.domain_id)
         log2 = self._options.chunk_log2
@@ -160,8 +172,7 @@ class Planner:
         for volume in self._repo.catalogue.volumes.values():
             if volume.domain_label == label and volume.record is not None:
                 return volume.record.domain_id
-        self._new_domain = self._new_domain or own
-        return self._new_domain
+        return self._new_domains.setdefault(label, own)
 
     def _adopted_row(self, request: Request, name: str, holders: list[VolumeState]) -> PlanRow:
         if not self._options.adopt or len(holders) > 1:
@@ -193,6 +204,8 @@ class Planner:
             entry, why = self._kept_moment(request.source, known)
             base = self._base(known, notes) if entry is None else self._snapshot(known, entry)
         shown = self._repo.catalogue.shown_names()[known.volume_id]
+        if request.follows and record is not None:
+            shown = record.name
         if base is not None:
             domain_id, log2 = base.added.domain_id, base.added.chunk_log2
             mode, reason = (COMPARE, why) if why else (INCREMENTAL, "")
@@ -218,6 +231,13 @@ class Planner:
             record,
             notes=notes,
         )
+
+    def _renamed(self, name: str, known: VolumeState) -> Volume | None:
+        """The record that gives a volume its present name, where it has another one and this host may change it."""
+        mine = known.author == self._repo.own_writer or self._repo.keys.prune_seed is not None
+        if known.name == name or known.record is None or not mine:
+            return None
+        return replace(known.record, name=check_name(name), signature=UNSIGNED)
 
     def _kept_moment(self, source: Source, volume: VolumeState) -> tuple[LedgerEntry | None, str]:
         """What an incremental run may build on, or None and the reason in words."""

@@ -54,7 +54,7 @@ def publish(
     """Publish the saved volumes as one snapshot; returns its name. Raises StoreError, RolledBack."""
     now = repo.clock()
     name = snapshot_name(now)
-    attached = [_extras(session, one, documents, now) for one in saved]
+    attached = [_extras(session, one, _documents_of(one, documents), now) for one in saved]
     session.settle()
     records: list[RawRecord | Volume] = []
     snap_ids: list[SnapId] = []
@@ -70,6 +70,11 @@ def publish(
     repo.blobs.set_complete(one.read.root for one in saved)
     repo.reload()
     return name
+
+
+def _documents_of(one: Saved, documents: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    own = one.row.request.documents
+    return documents if own is None else own
 
 
 def _extras(session: Session, one: Saved, documents: Mapping[str, bytes], now: int) -> tuple[Document, ...]:

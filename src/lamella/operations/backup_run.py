@@ -128,7 +128,8 @@ class BackupRun:
         try:
             if self._options.before:
                 run_command(self._options.before, timeout_seconds=seconds, error=LamellaError)
-            yield
+            with self._options.around():
+                yield
         finally:
             if self._options.after:
                 try:

@@ -15,7 +15,7 @@ DRIVER = "btrfs"
 
 def open_btrfs(text: str, machine: str, keeping: Keeping) -> Source:
     """Return the source at a path. Raises SourceError if it is missing, UsageError if it is not on Btrfs."""
-    image = image_at(text, machine, DRIVER)
+    image = image_at(text, machine, DRIVER, keeping)
     if driver_for(image.path) != DRIVER:
         raise UsageError("the btrfs driver reads image files on Btrfs", obj=text)
     return ClonedSource(image, keeping, DRIVER, compare_items)

@@ -39,6 +39,8 @@ class Keeping:
     owner: str
     """8 hexadecimal digits; empty means that nothing is kept."""
     directory: Path | None = None
+    known_as: bytes = b""
+    """The volume's identity where it is not its place: a qube's volume stays the same wherever it lies."""
 
     def __post_init__(self) -> None:
         if self.owner and not _OWNER.fullmatch(self.owner):

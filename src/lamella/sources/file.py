@@ -45,7 +45,7 @@ def open_file(text: str, machine: str, keeping: Keeping | None = None) -> FileSo
     """
     path = Path(text)
     _checked_kind(path, _stat(path))
-    return FileSource(path, machine)
+    return FileSource(path, machine, known_as=keeping.known_as if keeping is not None else b"")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class FileSource(Untracked):
     machine: str
     clock: Clock = now_ms
     driver: str = "file"
+    known_as: bytes = b""
+    """The identity, if it is not that of the place."""
 
     def __post_init__(self) -> None:
         if not _MACHINE.fullmatch(self.machine):
@@ -68,6 +70,8 @@ class FileSource(Untracked):
         A device keeps its own last link: `/dev/mapper/x` stays the same volume, the `/dev/dm-3` behind it may be
         another one after the next start.
         """
+        if self.known_as:
+            return self.known_as
         path = self.path.parent.resolve() / self.path.name if self.path.is_block_device() else self.path.resolve()
         return b"file:" + self.machine.encode() + b":" + os.fsencode(path)
 

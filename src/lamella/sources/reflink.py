@@ -32,12 +32,12 @@ CompareMaps = Callable[[int, int, int, int, int], Delta]
 
 def open_reflink(text: str, machine: str, keeping: Keeping) -> Source:
     """Return the source at a path. Raises SourceError if it is missing, UsageError if it is no image file."""
-    return ClonedSource(image_at(text, machine, "reflink"), keeping, "reflink", compare_extents)
+    return ClonedSource(image_at(text, machine, "reflink", keeping), keeping, "reflink", compare_extents)
 
 
-def image_at(text: str, machine: str, driver: str) -> FileSource:
+def image_at(text: str, machine: str, driver: str, keeping: Keeping) -> FileSource:
     """The image file at a path. Raises SourceError if it is missing, UsageError if it is a device."""
-    source = open_file(text, machine)
+    source = open_file(text, machine, keeping)
     if source.path.is_block_device():
         raise UsageError(f"the {driver} driver reads image files, not devices", obj=text)
     return source

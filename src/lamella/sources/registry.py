@@ -32,18 +32,25 @@ _Factory = Callable[[str, str, Keeping], Source]
 
 
 def open_source(
-    text: str, *, machine: str, owner: str = "", driver: str | None = None, checkpoint_dir: Path | None = None
+    text: str,
+    *,
+    machine: str,
+    owner: str = "",
+    driver: str | None = None,
+    checkpoint_dir: Path | None = None,
+    known_as: bytes = b"",
 ) -> Source:
     """Return the source that `text` means: a path, or `driver:place`; `driver` forces one and takes all of `text`.
 
     `machine` is the machine's hash, 16 hexadecimal digits; `owner` names whose checkpoints are whose, 8 hexadecimal
     digits, and without one the volume is read in place; `checkpoint_dir` says where checkpoint files go, instead of the
-    top of the image's subvolume or mount. A path like `lvm:x` is written `./lvm:x`. Raises UsageError for an unknown
+    top of the image's subvolume or mount; `known_as` is the identity of a volume that stays itself when its place
+    changes. A path like `lvm:x` is written `./lvm:x`. Raises UsageError for an unknown
     driver or one that cannot read this, SourceError when there is nothing to read there.
     """
     if not text or "\0" in text:
         raise UsageError("a source is a path, and not an empty one", obj=text)
-    keeping = Keeping(owner, checkpoint_dir)
+    keeping = Keeping(owner, checkpoint_dir, known_as)
     name = driver if driver is not None else _driver_of(text, keeping)
     place = DRIVERS.get(name)
     if place is None:

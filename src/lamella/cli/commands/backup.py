@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from lamella.allocator import keep_freed_memory
@@ -105,14 +106,14 @@ def run(context: Context) -> int:
     with context.sound_repository(read_only=args.dry_run) as repository:
         plan = plan_backup(repository, requests, options)
         if args.dry_run:
-            return _show_plan(context, plan)
+            return show_plan(context, plan)
         for row in plan.rows:
             out.say(_planned(row))
         for failed in plan.failed:
             out.say(f"{failed.name}: will be missing, {failed.message}")
         out.expect("backup", sum(row.source_bytes for row in plan.rows))
         result = plan.execute(out.report)
-    return _report(context, result)
+    return report(context, result)
 
 
 def _options(context: Context) -> BackupOptions:
@@ -185,7 +186,8 @@ def _planned(row: PlanRow) -> str:
     return f"{row.volume}: {row.mode}, {row.reason}" if row.reason else f"{row.volume}: {row.mode} ({row.driver})"
 
 
-def _show_plan(context: Context, plan: BackupPlan) -> int:
+def show_plan(context: Context, plan: BackupPlan) -> int:
+    """Say what would be done."""
     for row in plan.rows:
         context.out.line(f"would be backed up: {_planned(row)}")
     for failed in plan.failed:
@@ -206,7 +208,8 @@ def _show_plan(context: Context, plan: BackupPlan) -> int:
     return _INCOMPLETE if plan.failed else 0
 
 
-def _report(context: Context, result: BackupResult) -> int:
+def report(context: Context, result: BackupResult, further: Mapping[str, object] | None = None) -> int:
+    """Say what was done; `further` are more keys of the document."""
     out = context.out
     for row in result.volumes:
         if row.result != "complete":
@@ -233,6 +236,7 @@ def _report(context: Context, result: BackupResult) -> int:
             "fingerprint": result.fingerprint,
             "warnings": result.warnings,
             "volumes": [_row(row) for row in result.volumes],
+            **(further or {}),
         }
     )
     return 0 if result.complete else _INCOMPLETE

@@ -1,0 +1,280 @@
+"""`lamella qubes`: back up and restore whole qubes of Qubes OS, and set up the qube that stores them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
+from lamella.cli.context import Context
+from lamella.cli.values import shown_bytes, workers
+from lamella.errors import NothingMatched, UsageError
+
+if TYPE_CHECKING:
+    from lamella.qubes.admin import Admin
+    from lamella.qubes.backup import QubesOptions, QubesPlan
+    from lamella.qubes.restore import QubeResult
+    from lamella.qubes.restore_plan import QubeRestore, RestoreWishes
+    from lamella.repository.repository import Repository
+
+_INCOMPLETE = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The actions below the command."""
+    parser.epilog = SECRETS
+    add = add_actions(parser, "action")
+    _backup_arguments(add("backup", "back up qubes: their settings, and every volume that outlives a shutdown"))
+    _restore_arguments(add("restore", "bring qubes back: create or overwrite them, data and settings"))
+    add("list", "show the qubes of this system and of the repository")
+
+
+def _backup_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("qube", nargs="*", metavar="QUBE", help="default: those that are marked for backups")
+    parser.add_argument("-x", "--exclude", action="append", default=[], metavar="QUBE", help="leave this qube out")
+    parser.add_argument("--all", action="store_true", help="every qube, dom0 included")
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="qubes that have this tag")
+    parser.add_argument("--label", action="append", default=[], metavar="LABEL", help="qubes of this label")
+    state = parser.add_mutually_exclusive_group()
+    state.add_argument("--live", action="store_true", help="running qubes as they are now (default)")
+    state.add_argument("--committed", action="store_true", help="running qubes as of their last shutdown")
+    parser.add_argument("--pause", action="store_true", help="hold running qubes still while they are frozen")
+    parser.add_argument("--no-template-roots", action="store_true", help="leave out what templates are made of")
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    add_dry_run(parser)
+
+
+def _restore_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("qube", nargs="*", metavar="QUBE[@SNAPSHOT]", help="default: every qube of the repository")
+    parser.add_argument("-x", "--exclude", action="append", default=[], metavar="QUBE", help="leave this qube out")
+    parser.add_argument("--overwrite", action="store_true", help="replace data and settings of qubes that exist")
+    parser.add_argument("--rename-conflicting", action="store_true", help="restore them under a new name instead")
+    parser.add_argument("--skip-conflicting", action="store_true", help="leave qubes that exist as they are")
+    parser.add_argument("--ignore-missing", action="store_true", help="use the default template for a missing one")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out qubes whose template is missing")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--only-data", action="store_true", help="volumes, no settings")
+    only.add_argument("--only-settings", action="store_true", help="settings, no volumes")
+    parser.add_argument("--exact", action="store_true", help="also take away settings that the backup does not have")
+    parser.add_argument("--dom0-to", type=Path, metavar="FOLDER", help="lay dom0's saved files out in this new folder")
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    add_yes(parser)
+    add_dry_run(parser)
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    return {"backup": _backup, "restore": _restore, "list": _list}[context.args.action](context)
+
+
+def _admin(context: Context) -> Admin:
+    """qubesd. Raises UsageError where there is none."""
+    from lamella.qubes.admin import INTERNAL_SOCKET, SOCKET, Admin, require_qubesd
+
+    place = Path(context.env.get("LAMELLA_QUBESD_SOCKET") or SOCKET)
+    require_qubesd(place)
+    internal = place.with_name("qubesd.internal.sock") if place != SOCKET else INTERNAL_SOCKET
+    return Admin(place, internal)
+
+
+# -- backup -----------------------------------------------------------------------------------------------------------
+
+
+def _backup(context: Context) -> int:
+    from lamella.allocator import keep_freed_memory
+    from lamella.qubes.backup import plan_qubes
+    from lamella.qubes.choice import Choice, chosen
+    from lamella.qubes.inventory import Inventory
+
+    args, out = context.args, context.out
+    admin = _admin(context)
+    keep_freed_memory()
+    inventory = Inventory(admin)
+    choice = Choice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
+    qubes = chosen(admin, inventory, choice)
+    with context.sound_repository(read_only=args.dry_run) as repository:
+        plan = plan_qubes(repository, admin, inventory, qubes, _options(context))
+        for left_out in plan.excluded:
+            out.say(f"{left_out}: left out as it was asked for")
+        if args.dry_run:
+            return _show(context, plan)
+        out.expect("backup", sum(row.source_bytes for row in plan.backup.rows))
+        result = plan.execute(out.report)
+    from lamella.cli.commands.backup import report
+
+    return report(context, result, {"qubes": [qube.name for qube in plan.qubes], "excluded": plan.excluded})
+
+
+def _options(context: Context) -> QubesOptions:
+    from lamella.operations.backup import BackupOptions
+    from lamella.qubes.backup import QubesOptions
+
+    args, configured = context.args, context.config.backup
+    backup = BackupOptions(
+        compression=configured.compression, workers=args.workers or configured.workers, lock_wait=args.lock_wait
+    )
+    root = Path(context.env.get("LAMELLA_DOM0_ROOT") or "/")
+    return QubesOptions(not args.committed, args.pause, not args.no_template_roots, root, backup)
+
+
+def _show(context: Context, plan: QubesPlan) -> int:
+    from lamella.cli.commands.backup import show_plan
+
+    return show_plan(context, plan.backup)
+
+
+# -- restore ----------------------------------------------------------------------------------------------------------
+
+
+def _restore(context: Context) -> int:
+    from lamella.qubes.archive import read_snapshot, saved_qubes
+    from lamella.qubes.inventory import Inventory
+    from lamella.qubes.restore_plan import Planner
+
+    args = context.args
+    admin = _admin(context)
+    inventory = Inventory(admin)
+    with context.sound_repository() as repository:
+        names = args.qube or [qube.owner for qube in saved_qubes(repository) if not qube.owner.startswith("dom0-")]
+        saved = [one for one in (read_snapshot(repository, name) for name in names) if one.name not in args.exclude]
+        dom0 = [one for one in saved if one.name == "dom0"]
+        if not saved:
+            raise NothingMatched("no qube is selected", hint="see: lamella qubes list")
+        if dom0 and args.dom0_to is None:
+            raise UsageError("dom0 is never overwritten", obj="dom0", hint="add --dom0-to FOLDER to see its files")
+        wishes = _wishes(args)
+        rows = Planner(inventory, [one for one in saved if one.name != "dom0"], wishes).rows()
+        for row in rows:
+            _tell(context, row)
+        if args.dry_run:
+            context.out.document({"dry_run": True, "qubes": [_planned(row) for row in rows]})
+            return 0
+        if any(row.action == "overwrite" for row in rows):
+            context.confirm("Overwrite the qubes that exist?")
+        results = _execute(context, repository, admin, rows, wishes)
+        laid_out = [line for one in dom0 for line in _lay_out(context, repository, one.volumes.get("config"))]
+    return _report(context, results, laid_out)
+
+
+def _wishes(args: argparse.Namespace) -> RestoreWishes:
+    from lamella.qubes.restore_plan import RestoreWishes
+
+    if args.overwrite + args.rename_conflicting + args.skip_conflicting > 1:
+        raise UsageError("--overwrite, --rename-conflicting and --skip-conflicting exclude each other")
+    return RestoreWishes(
+        overwrite=args.overwrite,
+        rename_conflicting=args.rename_conflicting,
+        skip_conflicting=args.skip_conflicting,
+        ignore_missing=args.ignore_missing,
+        skip_broken=args.skip_broken,
+        data=not args.only_settings,
+        settings=not args.only_data,
+        exact=args.exact,
+    )
+
+
+def _tell(context: Context, row: QubeRestore) -> None:
+    show = context.out.line if context.args.dry_run else context.out.say
+    show(row.line())
+
+
+def _planned(row: QubeRestore) -> dict[str, object]:
+    return {
+        "qube": row.saved.name,
+        "name": row.name,
+        "action": str(row.action),
+        "class": row.settings.klass,
+        "snapshot": row.saved.snapshot,
+        "volumes": {name: one.snapshot.added.size for name, one in row.saved.volumes.items()},
+        "notes": row.notes,
+    }
+
+
+def _execute(
+    context: Context, repository: Repository, admin: Admin, rows: Sequence[QubeRestore], wishes: RestoreWishes
+) -> list[QubeResult]:
+    from lamella.allocator import keep_freed_memory
+    from lamella.qubes.restore import QubesRestore
+
+    keep_freed_memory()
+    count = context.args.workers or context.config.backup.workers
+    return QubesRestore(repository, admin, rows, wishes).execute(context.out.report, count)
+
+
+def _lay_out(context: Context, repository: Repository, selected: object) -> list[str]:
+    """dom0's files into the folder named; returns how the system differs from them."""
+    from lamella.operations.restore import RestoreOptions, plan_restore
+    from lamella.operations.selection import Selected
+    from lamella.qubes.dom0 import differences, lay_out
+
+    target: Path = context.args.dom0_to
+    if not isinstance(selected, Selected):
+        raise NothingMatched("no files of dom0 are in this snapshot", obj="dom0")
+    if target.exists():
+        raise UsageError(f"{target} exists already", obj=str(target), hint="name a new folder")
+    archive = context.host.cache_dir / "dom0-restored.tar"
+    archive.unlink(missing_ok=True)
+    archive.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        plan_restore(repository, selected, archive, RestoreOptions()).execute(context.out.report)
+        lay_out(archive, target)
+    finally:
+        archive.unlink(missing_ok=True)
+    return differences(target, Path(context.env.get("LAMELLA_DOM0_ROOT") or "/"))
+
+
+def _report(context: Context, results: list[QubeResult], laid_out: list[str]) -> int:
+    out = context.out
+    for result in results:
+        done = f"{result.result}, {shown_bytes(result.bytes_written)} written" if result.volumes else result.result
+        out.line(f"{result.qube}: {done}" + (f": {result.error}" if result.error else ""))
+        for note in result.notes:
+            out.say(f"{result.qube}: {note}")
+    for line in laid_out:
+        out.line(f"dom0: {line}")
+    out.document({"qubes": [asdict(result) for result in results], "dom0": laid_out})
+    return _INCOMPLETE if any(result.result == "failed" for result in results) else 0
+
+
+# -- list -------------------------------------------------------------------------------------------------------------
+
+
+def _list(context: Context) -> int:
+    from lamella.qubes.archive import saved_qubes
+    from lamella.qubes.backup import SETTINGS
+    from lamella.qubes.inventory import Inventory
+
+    present = Inventory(_admin(context)).qubes
+    by_uuid = {qube.uuid: qube for qube in present.values()}
+    with context.repository() as repository:
+        rows: list[dict[str, Any]] = []
+        for qube in saved_qubes(repository):
+            settings = qube.volumes.get(SETTINGS)
+            newest = settings.snapshots[-1].name if settings is not None and settings.snapshots else ""
+            here = by_uuid.pop(qube.owner, None) if not qube.owner.startswith("dom0-") else present.get("dom0")
+            rows.append(
+                {
+                    "qube": qube.name,
+                    "uuid": qube.owner,
+                    "latest": newest,
+                    "volumes": sorted(qube.volumes),
+                    "here": "" if here is None else here.name,
+                    "state": "" if here is None else here.state,
+                }
+            )
+    rows += [
+        {"qube": one.name, "uuid": one.uuid, "latest": "", "volumes": [], "here": one.name, "state": one.state}
+        for one in sorted(by_uuid.values(), key=lambda qube: qube.name)
+        if one.name != "dom0"
+    ]
+    heading = ("QUBE", "LAST SAVED", "VOLUMES", "HERE AS", "STATE")
+    cells = [
+        (row["qube"], row["latest"] or "never", ", ".join(row["volumes"]), row["here"] or "not here", row["state"])
+        for row in rows
+    ]
+    context.out.table([heading, *cells])
+    context.out.document({"qubes": rows})
+    return 0

@@ -1,0 +1,96 @@
+"""Which qubes a repository holds, and what of one qube belongs together: its settings and volumes of one run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from lamella.errors import IntegrityError, NothingMatched
+from lamella.operations.restore import read_document
+from lamella.operations.selection import Selected, find_snapshot, split_selector
+from lamella.qubes.backup import SETTINGS
+from lamella.qubes.settings import DOCUMENT, QubeSettings, decode_settings
+from lamella.repository.catalogue import VolumeState
+from lamella.repository.repository import Repository
+
+
+@dataclass(slots=True)
+class SavedQube:
+    """A qube in the repository: its newest name, what owns its identity, and its volumes by their names in the qube."""
+
+    name: str
+    owner: str
+    volumes: dict[str, VolumeState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class QubeSnapshot:
+    """One qube as one run saved it."""
+
+    name: str
+    snapshot: str
+    settings: QubeSettings
+    volumes: dict[str, Selected]
+    failed: tuple[str, ...]
+    """What the run meant to save of it and did not."""
+
+
+def saved_qubes(repo: Repository) -> list[SavedQube]:
+    """Every qube of which something was saved, by name."""
+    found: dict[str, SavedQube] = {}
+    for volume in repo.catalogue.volumes.values():
+        kind, _, rest = volume.identity.decode("utf-8", "backslashreplace").partition(":")
+        owner, _, what = rest.partition(":")
+        if kind != "qubes" or not what:
+            continue
+        qube = found.setdefault(owner, SavedQube(volume.name.partition(":")[0], owner))
+        qube.volumes[what] = volume
+    return sorted(found.values(), key=lambda qube: (qube.name, qube.owner))
+
+
+def find_qube(repo: Repository, text: str) -> SavedQube:
+    """The qube of this name or UUID. Raises NothingMatched, also when several had the name."""
+    qubes = saved_qubes(repo)
+    found = [qube for qube in qubes if text in (qube.name, qube.owner)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        owners = ", ".join(qube.owner for qube in found)
+        raise NothingMatched(f"several qubes were called {text}", obj=text, hint=f"write the UUID: {owners}")
+    known = ", ".join(sorted({qube.name for qube in qubes})[:10]) or "none"
+    raise NothingMatched(f"no qube called {text} was saved", obj=text, hint=f"saved qubes: {known}")
+
+
+def read_snapshot(repo: Repository, selector: str) -> QubeSnapshot:
+    """`QUBE[@SNAPSHOT]`: its settings, and every volume of it in that run. Raises NothingMatched, IntegrityError."""
+    name, text = split_selector(selector)
+    qube = find_qube(repo, name)
+    described = qube.volumes.get(SETTINGS)
+    if described is None or not described.snapshots:
+        raise NothingMatched(f"no settings of {qube.name} were saved", obj=qube.name)
+    chosen = find_snapshot(repo, described, text)
+    selected = Selected(f"{qube.name}:{SETTINGS}", described, chosen)
+    settings = decode_settings(read_document(repo, selected, DOCUMENT), selected.text)
+    if not qube.owner.startswith("dom0-") and settings.uuid != qube.owner:
+        raise IntegrityError("the settings are those of another qube", obj=selected.text)
+    return QubeSnapshot(
+        qube.name, chosen.name, settings, _volumes(qube, chosen.name), _failed(repo, qube.name, chosen.name)
+    )
+
+
+def _volumes(qube: SavedQube, run: str) -> dict[str, Selected]:
+    found: dict[str, list[Selected]] = defaultdict(list)
+    for what, volume in qube.volumes.items():
+        for snapshot in volume.snapshots:
+            if snapshot.name == run and what != SETTINGS:
+                found[what].append(Selected(f"{qube.name}:{what}", volume, snapshot))
+    for what, several in found.items():
+        if len(several) > 1:
+            raise IntegrityError(f"{qube.name}:{what} was saved twice in one run", obj=run)
+    return {what: several[0] for what, several in sorted(found.items())}
+
+
+def _failed(repo: Repository, name: str, run: str) -> tuple[str, ...]:
+    record = repo.catalogue.runs.get(run)
+    rows = record.volumes if record is not None else ()
+    return tuple(row.name for row in rows if row.failed and row.name.partition(":")[0] == name)

@@ -1,0 +1,134 @@
+"""What qubesd says there is: qubes, their volumes, and the pools these lie in. Read anew for every command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lamella.errors import NothingMatched, SourceError
+from lamella.qubes.admin import Admin, Refused
+
+HALTED = "Halted"
+PAUSED = "Paused"
+ADMIN_CLASS = "AdminVM"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A storage pool: its driver's name and configuration."""
+
+    name: str
+    driver: str
+    config: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume of a qube, as qubesd describes it. `vid` is its name within the pool; `size` in bytes."""
+
+    name: str
+    pool: str
+    vid: str
+    size: int
+    save_on_stop: bool
+    """Its state outlives a shutdown: this is what backups are made of."""
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Qube:
+    """A qube at the moment the inventory was read. `uuid` stays the same for its life; the name does not."""
+
+    name: str
+    klass: str
+    state: str
+    uuid: str
+
+    @property
+    def running(self) -> bool:
+        """Whether anything of it may be in use: everything but halted counts."""
+        return self.state != HALTED
+
+
+class Inventory:
+    """The qubes of this system. Volumes and pools are asked for when they are needed, once."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+        self._pools: dict[str, Pool] = {}
+        self.qubes: dict[str, Qube] = {qube.name: qube for qube in map(_qube, admin.lines("admin.vm.List"))}
+
+    def qube(self, name: str) -> Qube:
+        """The qube of this name. Raises NothingMatched."""
+        found = self.qubes.get(name)
+        if found is None:
+            near = ", ".join(sorted(self.qubes)[:10])
+            raise NothingMatched(f"there is no qube called {name}", obj=name, hint=f"qubes: {near}")
+        return found
+
+    def volumes(self, qube: Qube) -> list[Volume]:
+        """All volumes of a qube, by name; none for dom0."""
+        if qube.klass == ADMIN_CLASS:
+            return []
+        names = self._admin.lines("admin.vm.volume.List", qube.name)
+        return [_volume(name, self._admin.lines("admin.vm.volume.Info", qube.name, name)) for name in sorted(names)]
+
+    def pool(self, name: str) -> Pool:
+        """A pool by its name. Raises Refused."""
+        if name not in self._pools:
+            config = facts_of(self._admin.lines("admin.pool.Info", arg=name))
+            self._pools[name] = Pool(name, config.get("driver", ""), config)
+        return self._pools[name]
+
+    def state(self, qube: Qube) -> str:
+        """The power state now, which may differ from the inventory's. Raises Refused if the qube is gone."""
+        return power_state(self._admin, qube.name)
+
+
+def power_state(admin: Admin, name: str) -> str:
+    """Whether a qube is halted, running, paused or on its way, in qubesd's words."""
+    words = dict(word.partition("=")[::2] for word in admin.text("admin.vm.CurrentState", name).split())
+    return words.get("power_state", "NA")
+
+
+def property_of(admin: Admin, name: str, prop: str) -> str | None:
+    """The value of a property as text, None where the qube has no such property."""
+    try:
+        answer = admin.text("admin.vm.property.Get", name, prop)
+    except Refused as error:
+        if error.type == "QubesNoSuchPropertyError":
+            return None
+        raise
+    return answer.split(" ", 2)[2]
+
+
+def feature_of(admin: Admin, name: str, feature: str) -> str | None:
+    """The value of a feature as text, None where it is not set."""
+    try:
+        return admin.text("admin.vm.feature.Get", name, feature)
+    except Refused as error:
+        if error.type == "QubesFeatureNotFoundError":
+            return None
+        raise
+
+
+def facts_of(lines: list[str]) -> dict[str, str]:
+    """`key=value` lines."""
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+def _qube(line: str) -> Qube:
+    name, _, rest = line.partition(" ")
+    facts = facts_of(rest.split(" "))
+    try:
+        return Qube(name, facts["class"], facts["state"], facts["uuid"])
+    except KeyError as error:
+        raise SourceError(f"qubesd lists a qube without {error.args[0]}: {line[:80]!r}", obj=name) from error
+
+
+def _volume(name: str, lines: list[str]) -> Volume:
+    facts = facts_of(lines)
+    try:
+        size, saved = int(facts["size"] or 0), facts["save_on_stop"] == "True"
+        return Volume(name, facts["pool"], facts["vid"], size, saved, facts)
+    except (KeyError, ValueError) as error:
+        raise SourceError(f"qubesd describes volume {name} in an unknown way", obj=name) from error

@@ -1,0 +1,175 @@
+"""Executing a plan: create, mark, write, set, link, and only then let the qubes start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lamella.errors import IntegrityError, SourceError, UsageError
+from lamella.events import Reporter, Warned, silent
+from lamella.qubes.admin import Admin, Refused
+from lamella.qubes.imports import Imports
+from lamella.qubes.inventory import Inventory, power_state
+from lamella.qubes.names import check_label
+from lamella.qubes.restore_plan import Action, QubeRestore, RestoreWishes
+from lamella.qubes.settings_apply import IN_PROGRESS, Applier
+from lamella.repository.repository import Repository
+
+
+@dataclass(slots=True)
+class QubeResult:
+    """What became of one qube."""
+
+    qube: str
+    action: str
+    snapshot: str
+    result: str = "failed"
+    bytes_written: int = 0
+    volumes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+Step = Callable[[QubeRestore, QubeResult], None]
+
+
+class QubesRestore:
+    """One restore of planned qubes."""
+
+    def __init__(self, repo: Repository, admin: Admin, rows: Sequence[QubeRestore], wishes: RestoreWishes) -> None:
+        self._repo = repo
+        self._admin = admin
+        self._rows = [row for row in rows if row.action != Action.SKIP]
+        self._skipped = [row for row in rows if row.action == Action.SKIP]
+        self._wishes = wishes
+        self._inventory = Inventory(admin)
+        self._imports = Imports(admin, repo.host)
+        self._renamed = {row.saved.name: row.name for row in self._rows}
+        self._broken: dict[str, str] = {}
+        self._touched: set[str] = set()
+        """Qubes of which a volume was replaced."""
+
+    def execute(self, reporter: Reporter = silent, workers: int | None = None) -> list[QubeResult]:
+        """Do it. A qube that fails does not stop the others; until its data are right its old state is untouched."""
+        for left in self._imports.close_left_open():
+            reporter(Warned("an import that an earlier restore left open was given up", left))
+        try:
+            return self._execute(reporter, workers)
+        except BaseException:
+            # Broken off: whatever still holds its old data may start again.
+            for row in self._rows:
+                if row.action == Action.OVERWRITE and row.name not in self._touched:
+                    self._unmark(row)
+            raise
+
+    def _execute(self, reporter: Reporter, workers: int | None) -> list[QubeResult]:
+        results = {row.name: QubeResult(row.name, str(row.action), row.saved.snapshot) for row in self._rows}
+        self._labels(results)
+        for row in self._rows:
+            self._guarded(row, results[row.name], self._mark)
+        self._inventory = Inventory(self._admin)
+        for row in self._rows:
+            result = results[row.name]
+            self._guarded(row, result, lambda one, its: self._data(one, its, reporter, workers))
+        for row in self._rows:
+            self._guarded(row, results[row.name], self._plain)
+        for row in self._rows:
+            self._guarded(row, results[row.name], self._references)
+        for row in self._rows:
+            self._guarded(row, results[row.name], self._release)
+        skipped = [
+            QubeResult(row.saved.name, str(row.action), row.saved.snapshot, "skipped", notes=row.notes)
+            for row in self._skipped
+        ]
+        return [*results.values(), *skipped]
+
+    def _guarded(self, row: QubeRestore, result: QubeResult, step: Step) -> None:
+        if row.name in self._broken:
+            return
+        try:
+            step(row, result)
+        except (SourceError, IntegrityError, UsageError) as error:
+            self._broken[row.name] = result.error = error.message
+            self._give_up(row, result)
+
+    def _give_up(self, row: QubeRestore, result: QubeResult) -> None:
+        """An overwritten qube is as it was and may start; a new one without its data must not."""
+        if row.action == Action.CREATE:
+            result.notes.append(f"it exists, is not whole, and does not start while it has the tag {IN_PROGRESS}")
+        elif row.name in self._touched:
+            result.notes.append(f"some volumes are new, their old state is a revision; it has the tag {IN_PROGRESS}")
+        else:
+            self._unmark(row)
+
+    def _unmark(self, row: QubeRestore) -> None:
+        try:
+            self._admin.call("admin.vm.tag.Remove", row.name, IN_PROGRESS)
+        except SourceError:
+            return  # it was not there, or qubesd is gone: the next restore of this qube takes it away
+
+    def _labels(self, results: dict[str, QubeResult]) -> None:
+        known = set(self._admin.lines("admin.label.List"))
+        for row in self._rows:
+            label, color = check_label(row.settings.label), row.settings.label_color
+            if label in known or not self._wishes.settings:
+                continue
+            try:
+                self._admin.call("admin.label.Create", arg=label, payload=color.encode("utf-8"))
+                known.add(label)
+            except Refused as error:
+                results[row.name].notes.append(f"label {label}: {error.message}")
+
+    def _mark(self, row: QubeRestore, result: QubeResult) -> None:
+        """Create the qube if need be, and keep it from starting before anything else is done to it."""
+        if row.action == Action.CREATE:
+            self._create(row, result)
+        self._admin.call("admin.vm.tag.Set", row.name, IN_PROGRESS)
+        if power_state(self._admin, row.name) != "Halted":
+            self._admin.call("admin.vm.tag.Remove", row.name, IN_PROGRESS)
+            raise SourceError(f"{row.name} was started meanwhile: it is not touched", obj=row.name)
+        if self._wishes.settings:
+            applier = self._applier(row)
+            applier.early()
+            result.notes += applier.notes
+
+    def _create(self, row: QubeRestore, result: QubeResult) -> None:
+        label = row.settings.label
+        if label not in self._admin.lines("admin.label.List"):
+            label = "red"
+            result.notes.append(f"it got the label red instead of {row.settings.label}")
+        payload = f"name={row.name} label={label}".encode("ascii")
+        self._admin.call(f"admin.vm.Create.{row.settings.klass}", arg=row.template, payload=payload)
+
+    def _data(self, row: QubeRestore, result: QubeResult, reporter: Reporter, workers: int | None) -> None:
+        if not self._wishes.data:
+            return
+        there = {volume.name: volume for volume in self._inventory.volumes(self._inventory.qube(row.name))}
+        for name, selected in row.saved.volumes.items():
+            if name not in there or not there[name].save_on_stop:
+                result.notes.append(f"volume {name}: the qube has none that persists")
+                continue
+            done = self._imports.restore(self._repo, selected, row.name, name, reporter, workers)
+            result.bytes_written += done.bytes_written
+            result.volumes.append(name)
+            self._touched.add(row.name)
+
+    def _plain(self, row: QubeRestore, result: QubeResult) -> None:
+        if self._wishes.settings:
+            applier = self._applier(row)
+            applier.template(row.template)
+            applier.plain(exact=self._wishes.exact)
+            result.notes += applier.notes
+
+    def _references(self, row: QubeRestore, result: QubeResult) -> None:
+        if self._wishes.settings:
+            applier = self._applier(row)
+            applier.references()
+            result.notes += applier.notes
+
+    def _release(self, row: QubeRestore, result: QubeResult) -> None:
+        self._admin.call("admin.vm.tag.Remove", row.name, IN_PROGRESS)
+        result.notes = [*row.notes, *result.notes]
+        result.result = "restored"
+
+    def _applier(self, row: QubeRestore) -> Applier:
+        return Applier(self._admin, self._inventory, row.name, row.settings, self._renamed)

@@ -1,0 +1,157 @@
+"""What a restore of qubes would do, qube by qube, before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from lamella.errors import UsageError
+from lamella.qubes.archive import QubeSnapshot
+from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube
+from lamella.qubes.names import MAX_NAME, check_qube, check_volume
+from lamella.qubes.settings import QubeSettings
+
+
+class Action(StrEnum):
+    """What happens to one qube."""
+
+    CREATE = "create"
+    OVERWRITE = "overwrite"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreWishes:
+    """What the user consents to. Without any of it a conflict or a missing template ends the plan."""
+
+    overwrite: bool = False
+    rename_conflicting: bool = False
+    skip_conflicting: bool = False
+    ignore_missing: bool = False
+    skip_broken: bool = False
+    data: bool = True
+    settings: bool = True
+    exact: bool = False
+    """Also take away settings that the backup does not have."""
+
+
+@dataclass(slots=True)
+class QubeRestore:
+    """One qube's part of the plan."""
+
+    saved: QubeSnapshot
+    name: str
+    """What it will be called."""
+    action: Action
+    template: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> QubeSettings:
+        """As they were saved."""
+        return self.saved.settings
+
+    def line(self) -> str:
+        """The plan in one line."""
+        renamed = f" as {self.name}" if self.name != self.saved.name else ""
+        volumes = ", ".join(self.saved.volumes) or "no volumes"
+        why = f": {'; '.join(self.notes)}" if self.notes else ""
+        what = f"{self.saved.name}{renamed} ({self.settings.klass}, {volumes})"
+        return f"{self.action} {what} from {self.saved.snapshot}{why}"
+
+
+class Planner:
+    """Decides for all qubes together: they may need each other."""
+
+    def __init__(self, inventory: Inventory, saved: Sequence[QubeSnapshot], wishes: RestoreWishes) -> None:
+        self._inventory = inventory
+        self._wishes = wishes
+        self._saved = {one.name: one for one in saved}
+        if len(self._saved) != len(saved):
+            raise UsageError("the same qube is named twice")
+        self.renamed: dict[str, str] = {}
+        """Saved name -> new name, of all that are restored."""
+
+    def rows(self) -> list[QubeRestore]:
+        """The plan, in an order in which templates come before what needs them. Raises UsageError."""
+        rows = [self._row(one) for one in self._saved.values()]
+        self.renamed = {row.saved.name: row.name for row in rows if row.action != Action.SKIP}
+        for row in rows:
+            self._find_template(row)
+        alive = {row.saved.name: row for row in rows if row.action != Action.SKIP}
+        self.renamed = {name: row.name for name, row in alive.items()}
+        order = sorted(alive.values(), key=lambda row: (self._depth(row, alive), row.name))
+        return [*order, *(row for row in rows if row.action == Action.SKIP)]
+
+    def _row(self, saved: QubeSnapshot) -> QubeRestore:
+        if saved.settings.klass == ADMIN_CLASS:
+            raise UsageError("dom0 is laid out beside, not restored with qubes", obj=saved.name)
+        name = check_qube(saved.name)
+        for volume in saved.volumes:
+            check_volume(volume)
+        there = self._inventory.qubes.get(name)
+        notes = [f"{lost} is not in this snapshot" for lost in saved.failed]
+        if there is None:
+            if not self._wishes.settings:
+                raise UsageError(f"{name} does not exist, and only data are to be restored", obj=name)
+            return QubeRestore(saved, name, Action.CREATE, notes=notes)
+        return self._conflict(saved, there, notes)
+
+    def _conflict(self, saved: QubeSnapshot, there: Qube, notes: list[str]) -> QubeRestore:
+        wishes = self._wishes
+        if wishes.skip_conflicting:
+            return QubeRestore(saved, there.name, Action.SKIP, notes=["a qube of this name exists"])
+        if wishes.rename_conflicting:
+            return QubeRestore(saved, self._free_name(there.name), Action.CREATE, notes=notes)
+        if not wishes.overwrite:
+            hint = "add --overwrite, --rename-conflicting or --skip-conflicting"
+            raise UsageError(f"a qube called {there.name} exists", obj=there.name, hint=hint)
+        if there.klass != saved.settings.klass:
+            kinds = f"is a {there.klass}, the backup is of a {saved.settings.klass}"
+            raise UsageError(f"{there.name} {kinds}", obj=there.name, hint="add --rename-conflicting")
+        if there.running:
+            raise UsageError(f"{there.name} is not halted: a running qube is never touched", obj=there.name)
+        if there.uuid != saved.settings.uuid:
+            notes.append("another qube of the same name is overwritten")
+        return QubeRestore(saved, there.name, Action.OVERWRITE, notes=notes)
+
+    def _free_name(self, name: str) -> str:
+        taken = {*self._inventory.qubes, *self._saved}
+        for number in range(1, 1000):
+            tail = str(number)
+            candidate = name[: MAX_NAME - len(tail)] + tail
+            if candidate not in taken:
+                taken.add(candidate)
+                return check_qube(candidate)
+        raise UsageError(f"there is no free name like {name}", obj=name)
+
+    def _find_template(self, row: QubeRestore) -> None:
+        wanted = row.settings.template
+        if row.action == Action.SKIP or not wanted:
+            return
+        row.template = self.renamed.get(wanted, wanted)
+        if wanted in self.renamed or wanted in self._inventory.qubes:
+            return
+        if row.action == Action.OVERWRITE:
+            row.notes.append(f"its template {wanted} is missing: the present one stays")
+            row.template = ""
+        elif self._wishes.skip_broken:
+            row.action = Action.SKIP
+            row.notes.append(f"its template {wanted} is missing")
+        elif self._wishes.ignore_missing and row.settings.klass != "DispVM":
+            row.template = ""
+            row.notes.append(f"its template {wanted} is missing: the default one is used")
+        else:
+            hint = f"restore {wanted} too, or add --ignore-missing or --skip-broken"
+            raise UsageError(f"the template {wanted} of {row.saved.name} does not exist", obj=row.saved.name, hint=hint)
+
+    def _depth(self, row: QubeRestore, alive: dict[str, QubeRestore]) -> int:
+        """How many of the other restored qubes it is based on, one upon the other."""
+        depth, seen = 0, {row.saved.name}
+        above = alive.get(row.settings.template)
+        while above is not None and above.saved.name not in seen:
+            depth += 1
+            seen.add(above.saved.name)
+            above = alive.get(above.settings.template)
+        return depth

@@ -1,0 +1,76 @@
+"""Backing up and restoring through the real operations, and what must be equal afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lamella.operations.backup import BackupOptions, BackupResult
+from lamella.qubes.admin import Admin
+from lamella.qubes.archive import read_snapshot
+from lamella.qubes.backup import QubesOptions, plan_qubes
+from lamella.qubes.choice import Choice, chosen
+from lamella.qubes.inventory import Inventory
+from lamella.qubes.restore import QubeResult, QubesRestore
+from lamella.qubes.restore_plan import Planner, QubeRestore, RestoreWishes
+from lamella.repository.host import Host
+from lamella.repository.repository import Repository
+from lamella.stores.base import Store
+from tests.fault.world import SECRET
+from tests.qubes.fake_qubesd import FakeQube, FakeQubesd
+
+FEW_WORKERS = QubesOptions(backup=BackupOptions(workers=1, chunk_log2=16))
+
+
+def write(system: FakeQubesd, name: str, content: bytes, *, volume: str = "private", offset: int = 0) -> None:
+    """What the qube writes: to its live volume."""
+    with system.live(name, volume).open("r+b") as file:
+        os.pwrite(file.fileno(), content, offset)
+
+
+def content(system: FakeQubesd, name: str, volume: str = "private") -> bytes:
+    return system.live(name, volume).read_bytes()
+
+
+def back_up(
+    store: Store, host: Host, admin: Admin, *names: str, options: QubesOptions = FEW_WORKERS, root: Path | None = None
+) -> BackupResult:
+    with Repository.open(store, SECRET, host) as repo:
+        inventory = Inventory(admin)
+        qubes = chosen(admin, inventory, Choice(names))
+        options = options if root is None else replace(options, dom0_root=root)
+        return plan_qubes(repo, admin, inventory, qubes, options).execute()
+
+
+def planned(store: Store, host: Host, admin: Admin, names: Iterable[str], wishes: RestoreWishes) -> list[QubeRestore]:
+    with Repository.open(store, SECRET, host) as repo:
+        return Planner(Inventory(admin), [read_snapshot(repo, name) for name in names], wishes).rows()
+
+
+def restore(
+    store: Store, host: Host, admin: Admin, names: Sequence[str], wishes: RestoreWishes | None = None
+) -> dict[str, QubeResult]:
+    wishes = wishes or RestoreWishes()
+    with Repository.open(store, SECRET, host) as repo:
+        rows = Planner(Inventory(admin), [read_snapshot(repo, name) for name in names], wishes).rows()
+        results = QubesRestore(repo, admin, rows, wishes).execute(workers=1)
+    return {result.qube: result for result in results}
+
+
+def essence(qube: FakeQube) -> dict[str, object]:
+    """What a restore brings back of a qube, volumes' bytes and identity apart."""
+    ours = {"backup_timestamp"}
+    return {
+        "class": qube.klass,
+        "label": qube.label,
+        "template": qube.template,
+        "properties": {name: value for name, value in qube.properties.items() if name not in ours},
+        "tags": qube.tags - {"created-by-dom0"},
+        "features": dict(qube.features),
+        "firewall": qube.firewall,
+        "notes": qube.notes,
+        "devices": {class_: dict(rows) for class_, rows in qube.devices.items() if rows},
+        "volumes": {one.name: (one.size, one.revisions_to_keep, one.rw) for one in qube.volumes.values()},
+    }
