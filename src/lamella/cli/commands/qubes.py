@@ -67,7 +67,8 @@ def _restore_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Do it."""
-    return {"backup": _backup, "restore": _restore, "list": _list}[context.args.action](context)
+    actions = {"backup": _backup, "restore": _restore, "list": _list}
+    return actions[context.args.action](context)
 
 
 def _admin(context: Context) -> Admin:
