@@ -78,7 +78,9 @@ class Context:
     @contextmanager
     def store(self, *, create: bool = False, read_only: bool = False) -> Iterator[Store]:
         """The store at REPO. Raises NoRepository, StoreError, UsageError."""
-        with closing(RetryingStore(open_store(self.place, create=create, read_only=read_only))) as store:
+        with closing(
+            RetryingStore(open_store(self.place, create=create, read_only=read_only, environment=self.env))
+        ) as store:
             yield store
 
     @contextmanager

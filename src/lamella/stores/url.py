@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol, cast
 
 from lamella.errors import UsageError
@@ -10,8 +12,11 @@ from lamella.stores.base import Store
 
 SCHEMES: dict[str, str] = {
     "file": "lamella.stores.local:LocalStore.open",
+    "s3": "lamella.stores.s3:S3Store.open",
 }
 """Scheme -> "module:factory". What follows the scheme's colon is the factory's first argument."""
+WITH_ENVIRONMENT = frozenset({"s3"})
+"""Schemes whose factory also takes `environment`, the variables of the caller."""
 
 
 class StoreFactory(Protocol):
@@ -20,17 +25,22 @@ class StoreFactory(Protocol):
     def __call__(self, place: str, /, *, create: bool, read_only: bool) -> Store: ...
 
 
-def open_store(repo: str, *, create: bool = False, read_only: bool = False) -> Store:
-    """Open the store that `repo` names: a path, or `file:` and an absolute path.
+def open_store(
+    repo: str, *, create: bool = False, read_only: bool = False, environment: Mapping[str, str] | None = None
+) -> Store:
+    """Open the store that `repo` names: a path, `file:` and an absolute path, or `s3://bucket/prefix`.
 
     A text is a path unless a colon stands before its first slash, so `./a:b` is a path and `a:b` is not. `create` makes
-    the directory (not its parents) if it is missing. Raises UsageError for a scheme this version does not have,
+    the directory (not its parents) if it is missing. `environment` are variables that some kinds of stores know.
+    Raises UsageError for a scheme this version does not have,
     NoRepository when there is no directory at that place.
     """
     if create and read_only:
         raise UsageError("a repository cannot be created and read-only at once", obj=repo)
     scheme, place = _split(repo)
     factory = _factory(scheme, repo)
+    if scheme in WITH_ENVIRONMENT:
+        factory = partial(cast("Callable[..., Store]", factory), environment=environment or {})
     return factory(place, create=create, read_only=read_only)
 
 

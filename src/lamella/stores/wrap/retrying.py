@@ -1,67 +1,20 @@
-"""Stores around stores: reading only, and trying again. Each obeys the contract as far as the store inside does."""
+"""A store that tries again what may work later."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
-from lamella.errors import StoreError, StoreRefused
-from lamella.stores.base import Abilities, Entry, Store, checked_name
+from lamella.errors import StoreError
+from lamella.stores.base import Entry, Store
+from lamella.stores.versions import Judge, reinstate
+from lamella.stores.wrap.wrapper import Wrapper
 from lamella.trust import Clear, Sealed
 
 T = TypeVar("T")
-
-
-class ReadOnlyStore:
-    """Everything but writing: `put` and `delete` raise StoreRefused without reaching the store inside."""
-
-    def __init__(self, inner: Store) -> None:
-        self._inner = inner
-
-    @property
-    def url(self) -> str:
-        """Where the store inside is."""
-        return self._inner.url
-
-    @property
-    def abilities(self) -> Abilities:
-        """Those of the store inside, without `write` and `delete`."""
-        return replace(self._inner.abilities, write=False, delete=False)
-
-    def put(self, name: str, content: Sealed | Clear) -> None:
-        """Raise StoreRefused."""
-        raise StoreRefused("the store was opened for reading only", obj=checked_name(name))
-
-    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return exactly the bytes asked for, from the store inside."""
-        return self._inner.get(name, offset, length)
-
-    def stat(self, name: str) -> int:
-        """Return the object's size in bytes."""
-        return self._inner.stat(name)
-
-    def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects below `prefix`."""
-        return self._inner.list(prefix)
-
-    def delete(self, name: str) -> None:
-        """Raise StoreRefused, even when there is no such object."""
-        raise StoreRefused("the store was opened for reading only", obj=checked_name(name))
-
-    def sync(self) -> None:
-        """Do nothing: there is nothing of ours to make durable."""
-
-    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
-        """Hold the lock of the store inside."""
-        return self._inner.lock(exclusive=exclusive, wait_seconds=wait_seconds)
-
-    def close(self) -> None:
-        """Close the store inside."""
-        self._inner.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +31,7 @@ class Backoff:
     """No further try once the pauses of the call would add up to more."""
 
 
-class RetryingStore:
+class RetryingStore(Wrapper):
     """Repeats calls that failed with a retryable error. Nothing else in Lamella looks at `retryable`.
 
     Every repeated call is idempotent by contract: a `put` whose reply was lost finds its own bytes, a `delete` finds
@@ -94,20 +47,10 @@ class RetryingStore:
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._backoff = backoff or Backoff()
         self._sleep = sleep
         self._jitter = jitter
-
-    @property
-    def url(self) -> str:
-        """Where the store inside is."""
-        return self._inner.url
-
-    @property
-    def abilities(self) -> Abilities:
-        """Those of the store inside."""
-        return self._inner.abilities
 
     def put(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, all or nothing."""
@@ -148,13 +91,9 @@ class RetryingStore:
         """Return when every earlier put and delete is durable."""
         self._repeated(self._inner.sync)
 
-    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
-        """Hold the lock of the store inside; tried once."""
-        return self._inner.lock(exclusive=exclusive, wait_seconds=wait_seconds)
-
-    def close(self) -> None:
-        """Close the store inside; tried once."""
-        self._inner.close()
+    def reinstate(self, name: str, is_genuine: Judge) -> bool:
+        """Have the store inside look for a genuine version."""
+        return self._repeated(lambda: reinstate(self._inner, name, is_genuine))
 
     def _repeated(self, call: Callable[[], T]) -> T:
         pauses = self._pauses()

@@ -1,0 +1,117 @@
+"""The main job with a repository in S3: a real service, the real command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import Lamella
+from tests.s3_services import CREDENTIALS, S3Service, moto
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[S3Service]:
+    """A running service."""
+    with moto() as found:
+        yield found
+
+
+@pytest.fixture
+def bucket(service: S3Service) -> str:
+    """A new bucket."""
+    return service.new_bucket()
+
+
+@pytest.fixture
+def lamella(service: S3Service, bucket: str, keyfile: Path) -> Lamella:
+    """The command, told the place in S3 by the usual variables."""
+    env = {**CREDENTIALS, "AWS_ENDPOINT_URL": service.endpoint, "LAMELLA_REPO": f"s3://{bucket}/hosts/one"}
+    return Lamella(env, ["--keyfile", str(keyfile)])
+
+
+def test_init_backup_verify_restore(lamella: Lamella, image: Path, tmp_path: Path) -> None:
+    lamella.ok("init")
+    assert lamella.json("backup", image)["volumes"][0]["mode"] == "full"
+    with image.open("r+b") as file:
+        file.seek(MIB // 2)
+        file.write(os.urandom(1000))
+    second = lamella.json("backup", image)
+    assert second["volumes"][0]["new_chunks"] == 1
+    assert second["stored_bytes"] < MIB
+    assert lamella.json("verify", "--level", "full")["findings"] == []
+    out = tmp_path / "out.img"
+    lamella.ok("restore", "disk", "--to", out)
+    assert out.read_bytes() == image.read_bytes()
+
+
+def test_another_machine_restores(lamella: Lamella, image: Path, tmp_path: Path) -> None:
+    lamella.ok("init")
+    lamella.ok("backup", image)
+    out = tmp_path / "out.img"
+    fresh = {"LAMELLA_STATE_DIR": str(tmp_path / "fresh-state"), "LAMELLA_CACHE_DIR": str(tmp_path / "fresh-cache")}
+    lamella.ok("restore", "disk", "--to", out, env=fresh)
+    assert out.read_bytes() == image.read_bytes()
+
+
+def test_only_names_of_the_format_are_in_the_bucket(lamella: Lamella, service: S3Service, bucket: str) -> None:
+    lamella.ok("init")
+    keys = [row["Key"] for row in service.client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert sorted({key.removeprefix("hosts/one/").split("/")[0] for key in keys}) == [
+        "keys",
+        "lamella",
+        "readme.txt",
+        "restore.py",
+        "w",
+    ]
+
+
+def test_a_missing_bucket_and_a_missing_repository_are_exit_10(lamella: Lamella, image: Path) -> None:
+    for place in ("s3://no-such-bucket/x", lamella.env["LAMELLA_REPO"]):
+        done = lamella.run("-r", place, "backup", image)
+        assert done.code == 10, done.err
+        assert len(done.err.splitlines()) == 1
+    done = lamella.run("-r", "s3://no-such-bucket/x", "init")
+    assert done.code == 10
+    assert "no-such-bucket" in done.err
+
+
+def test_credentials_are_never_shown(lamella: Lamella, service: S3Service, image: Path) -> None:
+    secret = {"AWS_ACCESS_KEY_ID": "AKSHOWNNEVER", "AWS_SECRET_ACCESS_KEY": "SKSHOWNNEVER", "AWS_SESSION_TOKEN": "TK"}
+    missing = f"s3://no-such-bucket/x?endpoint={service.endpoint}"
+    for arguments in (["init"], ["-v", "backup", image], ["-r", missing, "list"], ["doctor"]):
+        done = lamella.run(*arguments, env=secret)
+        assert "SHOWNNEVER" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("place", "word"),
+    [
+        ("s3:/bucket/x", "s3://BUCKET/PREFIX"),
+        ("s3://b/x", "bucket"),
+        ("s3://key:secret@bucket/x", "credentials"),
+        ("s3://bucket/a/../b", "prefix"),
+        ("s3://bucket/x?colour=red", "colour"),
+        ("s3://bucket/x?storage-class=GLACIER", "GLACIER"),
+        ("s3://bucket/x?endpoint=ftp://host", "endpoint"),
+        ("s3://bucket/x?addressing=odd", "odd"),
+        ("s3://bucket/x?region=a&region=b", "twice"),
+        ("s3://bucket/x?profile=nobody-has-this", "nobody-has-this"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_exit_2(lamella: Lamella, place: str, word: str) -> None:
+    done = lamella.run("-r", place, "list")
+    assert done.code == 2, done.err
+    assert word in done.err
+    assert "secret" not in done.err
+
+
+def test_nothing_of_s3_is_loaded_for_other_stores(lamella: Lamella, tmp_path: Path) -> None:
+    lamella.ok("-r", tmp_path / "local", "init")
+    done = lamella.run("-r", tmp_path / "local", "list", env={"PYTHONVERBOSE": "1"})
+    assert "lamella.stores.local" in done.err
+    assert "botocore" not in done.err

@@ -1,0 +1,122 @@
+"""The S3 store obeys the contract, plain and wrapped, at services that do and do not enforce conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from lamella.stores.base import Store
+from lamella.stores.url import open_store
+from lamella.stores.wrap import Backoff, RetryingStore
+from lamella.testing import store_contract
+from lamella.testing.store_contract import VALID_NAMES
+from tests.contract.test_stores import Everything, Flaky, Plain, ReadOnly, _filled, _no_sleep
+from tests.features import require
+from tests.s3_proxy import proxied
+from tests.s3_services import CREDENTIALS, S3RVER, S3Service, moto, s3rver
+
+
+@pytest.fixture(scope="module")
+def enforcing() -> Iterator[S3Service]:
+    """A service that refuses a conditional put under a taken name."""
+    with moto() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def ignoring(enforcing: S3Service) -> Iterator[S3Service]:
+    """A service that knows no conditions: a put replaces."""
+    with proxied(enforcing, frozenset({"if-none-match"})) as proxy:
+        yield proxy.through
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Service]:
+    """Another program altogether, which knows no conditions either."""
+    require("s3rver", S3RVER.exists(), "not installed beside the tests' environment")
+    with s3rver(tmp_path_factory.mktemp("s3rver")) as service:
+        yield service
+
+
+class InS3:
+    """Makes stores in new buckets."""
+
+    service: S3Service
+    patient = False
+
+    @pytest.fixture(autouse=True)
+    def _at(self, enforcing: S3Service) -> Iterator[None]:
+        self.service = enforcing
+        self.opened: list[Store] = []
+        yield
+        for store in self.opened:
+            store.close()
+
+    def inner(self) -> Store:
+        store: Store = self.service.store()
+        self.opened.append(store)
+        return RetryingStore(store, Backoff(attempts=100, first_seconds=0), sleep=_no_sleep) if self.patient else store
+
+    def test_a_reader_sees_all_of_an_object_or_nothing(self) -> None:
+        self.patient = True  # the server answers 500 when an object goes while it is read
+        super().test_a_reader_sees_all_of_an_object_or_nothing()  # type: ignore[misc]
+
+
+class TestS3(InS3, Plain): ...
+
+
+class TestFlakyS3(InS3, Flaky): ...
+
+
+class TestEverythingS3(InS3, Everything): ...
+
+
+class TestS3WithoutConditions(InS3, Plain):
+    @pytest.fixture(autouse=True)
+    def _at(self, ignoring: S3Service) -> Iterator[None]:
+        self.service = ignoring
+        self.opened = []
+        yield
+        for store in self.opened:
+            store.close()
+
+
+class TestS3rver(TestS3WithoutConditions):
+    @pytest.fixture(autouse=True)
+    def _at(self, another: S3Service) -> Iterator[None]:
+        self.service = another
+        self.opened = []
+        yield
+        for store in self.opened:
+            store.close()
+
+    def test_every_valid_name_holds_an_object(self, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[override]
+        # This server makes files of names, and dies of long ones.
+        monkeypatch.setattr(store_contract, "VALID_NAMES", [name for name in VALID_NAMES if len(name) < 200])
+        super().test_every_valid_name_holds_an_object()
+
+    def test_threads_write_side_by_side(self) -> None:
+        pytest.skip("this server dies when it is asked to delete and to put at the same moment")
+
+    def test_a_reader_sees_all_of_an_object_or_nothing(self) -> None:
+        pytest.skip("this server dies when it is asked to delete and to put at the same moment")
+
+
+class TestS3ByUrl(InS3, Plain):
+    def inner(self) -> Store:
+        place = self.service.place(self.service.new_bucket(), "")
+        store = open_store(f"s3:{place}", create=True, environment=CREDENTIALS)
+        self.opened.append(store)
+        return RetryingStore(store, Backoff(attempts=100, first_seconds=0), sleep=_no_sleep) if self.patient else store
+
+
+class TestReadOnlyS3(ReadOnly):
+    @pytest.fixture(autouse=True)
+    def _at(self, enforcing: S3Service) -> None:
+        self.service = enforcing
+
+    def make_filled(self, objects: Mapping[str, bytes]) -> Store:
+        bucket = self.service.new_bucket()
+        _filled(self.service.store(bucket), objects).close()
+        return self.service.store(bucket, read_only=True)
