@@ -493,7 +493,7 @@ Naming = NamedTuple("Naming", [("commit", Commit), ("order", int), ("signed", bo
 Snapshot = NamedTuple("Snapshot", [("commit", Commit), ("order", int), ("ref", bytes), ("tree", Tree),
                                    ("consistency", int), ("when", int), ("name", str),
                                    ("documents", "list[tuple[str, int, list[bytes]]]"), ("packs", "list[bytes]"),
-                                   ("unusable", str)])
+                                   ("unusable", str), ("copy", bool)])
 def commit_path(writer: bytes, seq: int, sha: bytes) -> str: return f"w/{writer.hex()}/{seq:016x}-{sha.hex()}"
 def records_of(c: Cursor) -> "list[tuple[int, bytes]]":
     records = []
@@ -504,12 +504,12 @@ def parse_snapshot(commit: Commit, order: int, c: Cursor, keep_packs: bool) -> S
     log2, consistency, flags, size, root = c.number(1), c.number(1), c.number(2), c.number(8), c.take(ID)
     when, _, name = c.number(8), c.take(40), c.text()
     documents = [(c.text(), c.number(8), c.many(c.number(2), ID)) for _ in range(c.number(2))]
-    packs = c.many(c.number(4), 32)
-    required = [kind for kind, _ in records_of(c) if kind < 0x8000]
+    packs = c.many(c.number(4), 32)[: None if keep_packs else 0]
+    inner = sorted(kind for kind, _ in records_of(c))
     if domain_id == CATALOGUE or flags or not 16 <= log2 <= 22: raise Bad("ADD_SNAP with impossible values")
-    unusable = f"needs feature {required[0]:#06x}, which this reader does not know" if required else ""
+    unusable = f"needs feature {inner[0]:#06x}, which this reader does not know" if inner and inner[0] < 0x8000 else ""
     tree, ref = Tree(name, volume_id, domain_id, root, size, log2), commit.writer + u64(commit.seq) + snap_id
-    return Snapshot(commit, order, ref, tree, consistency, when, name, documents, packs if keep_packs else [], unusable)
+    return Snapshot(commit, order, ref, tree, consistency, when, name, documents, packs, unusable, 0x8010 in inner)
 
 class History:  # All commits and the state they add up to [FORMAT 8]
     def __init__(self, repo: Repository, keep_packs: bool = False) -> None:
@@ -687,10 +687,9 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         ends = [c for c in self.commits.values() if c.sha not in parents]
         return sorted((c for c in ends if c.writer in self.forked or c is self.chains[c.writer][-1]), key=Commit.name)
     def fingerprint(self) -> str:
-        heads = b"".join(c.name() for c in self.heads())
-        digest = hashlib.sha256(b"lamella/1 heads\0" + self.repo.keys.marker.r + heads).digest()
-        text = base64.b32encode(digest[:10]).decode()
-        return "-".join(text[i : i + 4] for i in range(0, 16, 4))
+        message = [b"lamella/1 heads\0", self.repo.keys.marker.r, *(c.name() for c in self.heads())]
+        digest = hashlib.sha256(b"".join(message)).digest()
+        return "-".join(base64.b32encode(digest[:10]).decode()[i : i + 4] for i in range(0, 16, 4))
     def naming(self, volume_id: bytes) -> "tuple[str, Naming | None]":
         """The name of a volume and the VOLUME record in force."""
         records = self.namings.get(volume_id, [])
@@ -706,7 +705,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         for s in self.snapshots.values(): held.setdefault(s.tree.volume_id, []).append(s)
         named = {volume_id: self.naming(volume_id) for volume_id in held}
         count = collections.Counter(name for name, _ in named.values())
-        for snapshots in held.values(): snapshots.sort(key=lambda s: (s.when, s.name))
+        for snapshots in held.values(): snapshots.sort(key=lambda s: (s.when, s.name, s.ref))
         return {v: (f"{name}~{v[:2].hex()}" if count[name] > 1 else name, record, held[v])
                 for v, (name, record) in sorted(named.items(), key=lambda item: item[1][0])}
     def select(self, word: str) -> Snapshot:  # The snapshot that VOLUME[@SNAPSHOT] names
@@ -717,21 +716,22 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             also = [shown(name) for _, name, _ in rows if name.rpartition("~")[0] == volume]
             raise Problem(NO_MATCH, f"no volume {shown(volume)}; see list {' '.join(also)}")
         chosen = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())]
-        if wanted in ("", "latest"): chosen = self.edge([s for s in found[0] if s.ref not in self.sets[0x10]], True)
+        live = [s for s in found[0] if s.ref not in self.sets[0x10]]
+        if wanted in ("", "latest"): chosen = live[-1:] if any(s.copy for s in live) else self.edge(live, True)
         elif not chosen: chosen = [s for s in found[0] if s.name.startswith(wanted)]
         if len(chosen) != 1:
             names = ", ".join(f"{shown(s.name)} ({s.ref[24:].hex()})" for s in chosen[:20])
             raise Problem(NO_MATCH, f"{shown(word)}: " + (f"choose one of {names}" if chosen else "no such snapshot"))
-        if chosen[0].unusable: raise Problem(FAILED, f"{shown(chosen[0].name)} {chosen[0].unusable}")
-        return chosen[0]
+        if not chosen[0].unusable: return chosen[0]
+        raise Problem(FAILED, f"{shown(chosen[0].name)} {chosen[0].unusable}")
     def states(self) -> "Callable[[Snapshot], str]":
         ids = collections.Counter(s.ref[24:] for s in self.snapshots.values())
         run = {None: "unstated", 0: "complete", 1: "incomplete"}
         def state(s: Snapshot) -> str:
             marks = (("unconfirmed", s.ref not in self.sets[4]), ("removed", s.ref in self.sets[0x10]),
                      ("conflict", ids[s.ref[24:]] > 1), ("unusable", bool(s.unusable)))
-            first = run.get(self.runs.get((s.commit.writer, s.name)), "unknown")
-            return ",".join([first] + [word for word, here in marks if here])
+            said = run.get(self.runs.get((s.commit.writer, s.name)), "unknown")
+            return ",".join([said] + [word for word, here in marks if here])
         return state
 # ---- trees and restore [FORMAT 6] ------------------------------------------------------------------------------------
 class Walk:

@@ -17,6 +17,7 @@ COMMANDS = {
     "list": "show volumes and snapshots",
     "info": "show the repository, a volume or a snapshot",
     "diff": "show what differs between two snapshots of a volume",
+    "copy": "copy snapshots into another repository, or mirror a repository",
     "verify": "prove that snapshots can be restored; writes nothing",
     "check": "look at the repository's history, and accept it after a rollback",
     "key": "list, add, remove and change the keys that open the repository",

@@ -12,7 +12,7 @@ from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
 from lamella.cli.output import Output
 from lamella.cli.places import config_place, this_host
-from lamella.cli.secret import given_source, secret_source
+from lamella.cli.secret import FIRST, SECOND, given_source, secret_source
 from lamella.cli.terminal import can_confirm, confirm
 from lamella.crypto.slots import Secret
 from lamella.errors import Interrupted, Locked, RolledBack, UsageError
@@ -28,6 +28,8 @@ from lamella.stores.wrap import RetryingStore
 
 class Context:
     """One run of one command. What is not asked for is not read."""
+
+    secret_names = FIRST
 
     def __init__(self, args: Namespace, env: Mapping[str, str], out: Output) -> None:
         self.args = args
@@ -51,6 +53,10 @@ class Context:
         text = self.args.repo or self.env.get("LAMELLA_REPO") or self.config.default_repository
         if not text:
             raise UsageError("no repository is named", hint="give -r REPO, or set LAMELLA_REPO")
+        return self.named_place(text)
+
+    def named_place(self, text: str) -> tuple[str, RepositorySettings | None]:
+        """Where a repository named on the command line is, and what is configured for it."""
         settings = self.config.repositories.get(text) if configuration.is_name(text) else None
         return (text, None) if settings is None else (settings.url, settings)
 
@@ -89,14 +95,18 @@ class Context:
 
         Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError, UsageError.
         """
-        given_source(self.args, self.env, self.settings)  # a contradiction on the command line comes first
+        self.check_secret()  # a contradiction on the command line comes first
         with self.store(read_only=read_only) as store:
             read_marker(store)
-            secret = secret_source(self.args, self.env, self.settings).read()
+            secret = secret_source(self.args, self.env, self.settings, self.secret_names).read()
             with self._opened(store, secret, whole) as repository:
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
                 yield repository
+
+    def check_secret(self) -> None:
+        """Raises UsageError if several sources of the secret are named."""
+        given_source(self.args, self.env, self.settings, self.secret_names)
 
     def _opened(self, store: Store, secret: Secret, whole: bool) -> Repository:
         try:
@@ -127,3 +137,18 @@ class Context:
             return
         if not confirm(question):
             raise Interrupted("not confirmed: nothing was done")
+
+
+class SecondContext(Context):
+    """The other repository of a command that works on two: named by --to, its secret by options and variables of
+    its own.
+    """
+
+    secret_names = SECOND
+
+    def __init__(self, first: Context) -> None:
+        super().__init__(first.args, first.env, first.out)
+
+    @cached_property
+    def _place(self) -> tuple[str, RepositorySettings | None]:
+        return self.named_place(self.args.to)

@@ -17,7 +17,7 @@ from lamella.errors import Interrupted, LamellaError, UsageError
 if TYPE_CHECKING:
     from lamella.cli.output import Output
 
-_SECRET_VARIABLES = ("LAMELLA_PASSPHRASE", "LAMELLA_NEW_PASSPHRASE")
+_SECRET_VARIABLES = ("LAMELLA_PASSPHRASE", "LAMELLA_NEW_PASSPHRASE", "LAMELLA_TO_PASSPHRASE")
 
 
 def entry() -> None:

@@ -16,7 +16,6 @@ from lamella.crypto.slots import Secret
 from lamella.errors import LamellaError, UsageError
 from lamella.spawn import run, shell_words
 
-CREDENTIAL = "lamella.passphrase"
 _COMMAND_SECONDS = 120.0
 _MAX_PASSPHRASE = 1 << 20
 
@@ -29,35 +28,55 @@ class SecretSource:
     read: Callable[[], Secret]
 
 
-def given_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource | None:
+@dataclass(frozen=True, slots=True)
+class SecretNames:
+    """What the sources of one repository's secret are called: a command that opens two has two sets of names."""
+
+    variables: str
+    options: str
+    credential: str
+    prompt: str
+
+
+FIRST = SecretNames("LAMELLA_", "", "lamella.passphrase", "Passphrase of the repository: ")
+SECOND = SecretNames("LAMELLA_TO_", "to_", "lamella.to-passphrase", "Passphrase of the repository to copy to: ")
+
+
+def given_source(
+    args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None, names: SecretNames = FIRST
+) -> SecretSource | None:
     """The one source of the repository's secret that options, variables or the configuration name; None without any.
 
     Nothing is read yet. Raises UsageError when several are named.
     """
+    recovery = f"{names.variables}RECOVERY_KEY_FILE"
     named = [
-        *_variables(env, "LAMELLA_PASSPHRASE"),
-        *_option("--keyfile", args.keyfile, _from_key_file),
-        *_option("--recovery-key-file", args.recovery_key_file, _from_recovery_file),
-        *_option("LAMELLA_RECOVERY_KEY_FILE", env.get("LAMELLA_RECOVERY_KEY_FILE"), _from_recovery_file),
-        *_credential(env),
+        *_variables(env, f"{names.variables}PASSPHRASE"),
+        *_argument(args, f"{names.options}keyfile", _from_key_file),
+        *_argument(args, f"{names.options}recovery_key_file", _from_recovery_file),
+        *_option(recovery, env.get(recovery), _from_recovery_file),
+        *_credential(env, names.credential),
     ]
     return only_one(named) or only_one(_configured(settings))
 
 
-def secret_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource:
+def secret_source(
+    args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None, names: SecretNames = FIRST
+) -> SecretSource:
     """The one source of the repository's secret, the terminal if none is given.
 
     Raises UsageError when several are named, or none is and there is no terminal.
     """
-    found = given_source(args, env, settings)
+    found = given_source(args, env, settings, names)
     if found is not None:
         return found
     if not has_terminal():
+        option = f"--{names.options.replace('_', '-')}"
         raise UsageError(
             "no secret is given, and there is no terminal to ask for one",
-            hint="set LAMELLA_PASSPHRASE_FILE, or give --keyfile or --recovery-key-file",
+            hint=f"set {names.variables}PASSPHRASE_FILE, or give {option}keyfile or {option}recovery-key-file",
         )
-    return SecretSource("terminal", lambda: slots.passphrase(ask_secret("Passphrase of the repository: ")))
+    return SecretSource("terminal", lambda: slots.passphrase(ask_secret(names.prompt)))
 
 
 def first_secret_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource:
@@ -113,12 +132,16 @@ def _option(label: str, value: str | None, reader: Callable[[str], Secret]) -> l
     return [SecretSource(label, lambda: reader(value))] if value else []
 
 
-def _credential(env: Mapping[str, str]) -> list[SecretSource]:
+def _argument(args: Namespace, name: str, reader: Callable[[str], Secret]) -> list[SecretSource]:
+    return _option(f"--{name.replace('_', '-')}", getattr(args, name), reader)
+
+
+def _credential(env: Mapping[str, str], name: str) -> list[SecretSource]:
     directory = env.get("CREDENTIALS_DIRECTORY")
-    path = Path(directory, CREDENTIAL) if directory else None
+    path = Path(directory, name) if directory else None
     if path is None or not path.exists():
         return []
-    return [SecretSource(f"credential {CREDENTIAL}", lambda: _from_passphrase_file(str(path)))]
+    return [SecretSource(f"credential {name}", lambda: _from_passphrase_file(str(path)))]
 
 
 def _configured(settings: RepositorySettings | None) -> list[SecretSource]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from lamella.errors import LamellaError
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtp])(?:ib|b)?|b)?", re.IGNORECASE)
 _POWERS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -48,6 +50,16 @@ def workers(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError(f"not a number of workers: {text!r}; it is 1 to 64")
     return int(text)
+
+
+def compression(text: str) -> str:
+    """How to compress: auto, 1 to 19, off or portable. Raises ArgumentTypeError."""
+    from lamella.format.compression import check_setting
+
+    try:
+        return check_setting(text)
+    except LamellaError as error:
+        raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from error
 
 
 def _number(text: str) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lamella.format.commit import Head
+from lamella.format.origin import Origin
 from lamella.format.records import AddSnap, File, Ref, Run, Volume, Writer
 from lamella.ids import VolumeId, WriterId
 from lamella.repository.open_sessions import OpenSession
@@ -108,8 +109,13 @@ def before(one: Snapshot, other: Snapshot) -> bool | None:
 
 
 def latest(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
-    """The snapshots that are before no other one: usually one."""
+    """The snapshots that are before no other one: usually one.
+
+    The place of a copy in its chain says when it was copied: with a copy among them the newest moment is the latest.
+    """
     rows = list(snapshots)
+    if any(Origin.of(one.added) is not None for one in rows):
+        return [max(rows, key=lambda one: (one.added.time_ms, one.name, one.ref))]
     newest: dict[WriterId, int] = {}
     for row in rows:
         newest[row.ref.writer] = max(row.ref.seq, newest.get(row.ref.writer, 0))
