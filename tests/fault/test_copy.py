@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import NothingMatched, UsageError
+from lamella.format.deletion import Remove
+from lamella.format.labels import Tag
 from lamella.format.origin import Origin, Place
 from lamella.format.records import raw
 from lamella.operations.backup import BackupOptions
@@ -187,6 +189,42 @@ def test_documents_and_what_the_run_said_come_along(tmp_path: Path) -> None:
         for one in select(repo, []):
             for name, content in documents.items():
                 assert read_document(repo, one, name) == content
+
+
+def test_tags_come_along_also_later_ones(tmp_path: Path) -> None:
+    pair = Pair.make(tmp_path, "ab", "ac")
+
+    def tag(store: MemoryStore, word: str, number: int) -> None:
+        with Repository.open(store, SECRET, pair.host) as repo:
+            repo.publish([Tag(select(repo, [])[number].snapshot.ref, False, word)])
+
+    def tags() -> list[tuple[str, ...]]:
+        with Repository.open(pair.target, SECRET, pair.host) as repo:
+            return [one.snapshot.tags for one in select(repo, [])]
+
+    tag(pair.source, "monthly", 0)
+    pair.copy()
+    assert tags() == [("monthly",), ()]
+    tag(pair.source, "release", 1)
+    tag(pair.target, "own", 1)
+    pair.copy()
+    assert [set(found) for found in tags()] == [{"monthly"}, {"release", "own"}]
+    before = pair.target.objects()
+    pair.copy()
+    assert pair.target.objects() == before
+
+
+def test_what_was_removed_there_comes_back_only_by_name(tmp_path: Path) -> None:
+    pair = Pair.make(tmp_path, "ab", "ac")
+    pair.copy()
+    with Repository.open(pair.target, SECRET, pair.host) as repo:
+        gone = select(repo, [])[0].snapshot
+        repo.publish([Remove((gone.ref,))])
+    result = pair.copy()
+    assert (result.count(State.REMOVED), result.count(State.PRESENT), result.complete) == (1, 1, True)
+    assert pair.copy(f"disk@{gone.name}").count(State.COPIED) == 1
+    check_sound(pair.target, pair.host, pair.truth, tmp_path)
+    assert pair.copy().count(State.PRESENT) == 2
 
 
 def test_volumes_of_one_domain_share_there_too(tmp_path: Path) -> None:

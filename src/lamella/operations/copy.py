@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from lamella.errors import IntegrityError, SourceError
 from lamella.events import Event, Progress, Reporter, Warned, silent
 from lamella.format import compression
+from lamella.format.labels import Tag
 from lamella.format.node import Shape
 from lamella.format.origin import Origin, Place
 from lamella.operations.backup_volume import VolumeReader
@@ -93,6 +94,7 @@ class CopyPlan:
         copying = _Copying(self._source, self._target, self._options, self._planner, reporter)
         for rows in by_run(self.rows):
             copying.run(rows, result)
+        copying.carry_tags(self.rows)
         self._target.reload()
         result.fingerprint = fingerprint(self._target)
         result.seconds = round(time.monotonic() - started, 3)
@@ -133,6 +135,18 @@ class _Copying:
                         self._remember(one)
                 result.stored_bytes += session.data_bytes
                 result.metadata_bytes += session.metadata_bytes
+
+    def carry_tags(self, rows: list[CopyRow]) -> None:
+        """Publish what tags the copies lack; tags taken away here stay there."""
+        lacking = [
+            Tag(row.there.ref, False, tag)
+            for row in rows
+            if row.there is not None
+            for tag in row.snapshot.tags
+            if tag not in row.there.tags
+        ]
+        if lacking:
+            self._target.publish(lacking)
 
     def _copied(self, session: Session, row: CopyRow, result: CopyResult) -> Copied | None:
         try:

@@ -45,7 +45,6 @@ class CopyRow:
     """One snapshot that was selected. `there` is it in the other repository, once it is known to be there."""
 
     selected: Selected
-    named: bool
     state: State
     reason: str = ""
     destination: Destination | None = None
@@ -110,6 +109,8 @@ class CopyPlanner:
         self._source = source
         self._target = target
         self._there = {_first(target, one): one for one in target.catalogue.snapshots}
+        gone = target.catalogue.removed.values()
+        self._removed = {first_place(target.repo_id, one.ref, one.added) for one in gone if one.added is not None}
         self._destinations: dict[VolumeId, Destination] = {}
 
     def rows(self, chosen: Sequence[Chosen]) -> list[CopyRow]:
@@ -120,10 +121,12 @@ class CopyPlanner:
         there = self._there.get(_first(self._source, one.snapshot))
         if there is not None and same_moment(one.snapshot, there):
             place = Destination(there.added.volume_id, there.added.domain_id, one.volume_name, None)
-            return CopyRow(one, named, State.PRESENT, destination=place, there=there)
+            return CopyRow(one, State.PRESENT, destination=place, there=there)
+        if not named and _first(self._source, one.snapshot) in self._removed:
+            return CopyRow(one, State.REMOVED)
         if not one.snapshot.added.usable:
-            return CopyRow(one, named, State.FAILED, "this snapshot needs a newer version of lamella")
-        return CopyRow(one, named, State.WANTED, destination=self._destination(one.volume))
+            return CopyRow(one, State.FAILED, "this snapshot needs a newer version of lamella")
+        return CopyRow(one, State.WANTED, destination=self._destination(one.volume))
 
     def copies(self, volume: VolumeState) -> dict[int, Snapshot]:
         """For each snapshot of a source volume that is in the target too, by its number: what it is there."""
