@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DAMAGE, NOTE = "damage", "note"
+DAMAGE, INCOMPLETE, NOTE = "damage", "incomplete", "note"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is not as it should be.
 
-    `kind`: commit, pack, blob, file, tree, chunk, document, name, source. `severity`: "damage" or "note". `obj` is the
-    object's name or `VOLUME@SNAPSHOT`, `affects` the snapshots that need it, as far as known.
+    `kind`: commit, pack, blob, file, tree, chunk, document, name, run, source. `severity`: "damage"; "incomplete" where
+    a volume that should have been saved was not; or "note". `obj` is the object's name or `VOLUME@SNAPSHOT`, `affects`
+    the snapshots that need it, as far as known.
     """
 
     kind: str
@@ -24,24 +25,36 @@ class Finding:
 
 @dataclass(slots=True)
 class VerifyResult:
-    """The outcome: what was checked, what was found, and what cannot be restored (as `VOLUME@SNAPSHOT`)."""
+    """The outcome: what was checked, what was found, and what cannot be restored (as `VOLUME@SNAPSHOT`).
+
+    `checked_bytes` are contents that were read and compared, `checked_chunks` those found, `checked_objects` commits,
+    clear files, packs and manifests.
+    """
 
     checked_bytes: int = 0
     checked_chunks: int = 0
+    checked_objects: int = 0
     findings: list[Finding] = field(default_factory=list)
     unrestorable: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def damaged(self) -> bool:
-        """Whether anything worse than a note was found."""
+        """Whether anything was found that is not as it was written."""
         return any(finding.severity == DAMAGE for finding in self.findings)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a volume that should have been saved was not."""
+        return any(finding.severity == INCOMPLETE for finding in self.findings)
 
     def damage(self, kind: str, obj: str, message: str) -> None:
         """Add a finding of damage, once."""
-        finding = Finding(kind, DAMAGE, obj, message)
-        if finding not in self.findings:
-            self.findings.append(finding)
+        self._add(Finding(kind, DAMAGE, obj, message))
+
+    def not_saved(self, obj: str, message: str) -> None:
+        """Add a volume that a run should have saved and did not, once."""
+        self._add(Finding("run", INCOMPLETE, obj, message))
 
     def note(self, kind: str, obj: str, message: str) -> None:
         """Add something worth knowing that endangers no restore."""
@@ -51,3 +64,7 @@ class VerifyResult:
         """Remember a snapshot that cannot be restored completely."""
         if text not in self.unrestorable:
             self.unrestorable.append(text)
+
+    def _add(self, finding: Finding) -> None:
+        if finding not in self.findings:
+            self.findings.append(finding)

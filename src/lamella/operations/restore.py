@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from lamella.crypto.chunk_id import Identify, identifier
 from lamella.errors import IntegrityError, LamellaError, NothingMatched, UsageError
@@ -15,13 +14,13 @@ from lamella.events import Progress, Reporter, silent
 from lamella.format import document
 from lamella.format.container import Kind
 from lamella.format.node import Slot
-from lamella.ids import ChunkId
 from lamella.operations.backup_volume import is_zero
 from lamella.operations.reading import RANGE
 from lamella.operations.selection import Selected
+from lamella.operations.streaming import Piece, VolumeStream
 from lamella.pipeline import default_workers, ordered_map
 from lamella.repository.repository import Repository
-from lamella.repository.tree import Run, Tree
+from lamella.repository.tree import Run
 from lamella.sources.target import Target, choose_target
 
 
@@ -43,12 +42,6 @@ class RestoreResult:
     compared_bytes: int
     tail_bytes: int
     seconds: float
-
-
-class _Piece(NamedTuple):
-    """DATA chunks near each other, fetched and written together."""
-
-    chunks: tuple[tuple[int, ChunkId], ...]
 
 
 def plain_bytes(count: int) -> str:
@@ -73,8 +66,9 @@ class RestorePlan:
         self._repo = repo
         self._selected = selected
         self._options = options
-        self._tree: Tree = repo.tree(selected.snapshot)
-        self._domain_id = selected.snapshot.added.domain_id
+        self._stream = VolumeStream(repo, selected)
+        self._tree = self._stream.tree
+        self._domain_id = self._stream.domain_id
         self._target: Target = choose_target(path, overwrite=options.overwrite, in_place=options.in_place)
         shape = self._tree.shape
         root = repo.tree_reader(self._domain_id).node(shape, self._tree.root, shape.depth - 1, 0)
@@ -122,7 +116,8 @@ class RestorePlan:
 
     def _write(self, reporter: Reporter) -> int:
         written = 0
-        for done, end in ordered_map(self._write_piece, self._pieces(), workers=self._workers):
+        pieces = self._stream.pieces(data_only=self._target.starts_zeroed)
+        for done, end in ordered_map(self._write_piece, pieces, workers=self._workers):
             written += done
             reporter(Progress("restore", self.volume, min(end << self._tree.shape.chunk_log2, self.size), self.size))
         return written
@@ -131,22 +126,7 @@ class RestorePlan:
     def _workers(self) -> int:
         return self._options.workers or default_workers()
 
-    def _pieces(self) -> Iterator[_Piece | Run]:
-        per_piece = max(1, RANGE >> self._tree.shape.chunk_log2)
-        chunks: list[tuple[int, ChunkId]] = []
-        for run in self._repo.tree_reader(self._domain_id).runs(self._tree):
-            if not isinstance(run.slot, bytes):
-                if not self._target.starts_zeroed:
-                    yield run
-                continue
-            chunks.append((run.first, run.slot))
-            if len(chunks) == per_piece:
-                yield _Piece(tuple(chunks))
-                chunks = []
-        if chunks:
-            yield _Piece(tuple(chunks))
-
-    def _write_piece(self, piece: _Piece | Run) -> tuple[int, int]:
+    def _write_piece(self, piece: Piece | Run) -> tuple[int, int]:
         """Bytes written and the chunk behind them."""
         shape = self._tree.shape
         if isinstance(piece, Run):
@@ -154,8 +134,7 @@ class RestorePlan:
             clear = self._target.punch if piece.slot == Slot.HOLE else self._target.zero
             clear(start, end)
             return 0, piece.end
-        wanted = [(id_, shape.chunk_length(chunk)) for chunk, id_ in piece.chunks]
-        contents = self._repo.contents.get_many(self._domain_id, Kind.CHUNK, wanted)
+        contents = self._stream.fetch(piece)
         written = 0
         for chunk, id_ in piece.chunks:
             content = contents[id_]

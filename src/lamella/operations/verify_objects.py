@@ -15,7 +15,7 @@ from lamella.format.records import AddSnap
 from lamella.ids import ChunkId, DomainId
 from lamella.operations.findings import VerifyResult
 from lamella.pipeline import ordered_map
-from lamella.repository.blobmap import pack_hash
+from lamella.repository.blobmap import pack_hash, pack_name
 from lamella.repository.containers import open_blob, open_head
 from lamella.repository.reach import require_alive
 from lamella.repository.readme import README, RESCUE
@@ -23,6 +23,9 @@ from lamella.repository.repository import Repository
 from lamella.stores.base import Entry
 
 _MAX_FILE = 1 << 20
+_KEEP_EVERY = 64
+_APART = ("i/", "quarantine/")
+"""Caches, and what a repair moved aside: no part of any snapshot."""
 
 
 def check_history(repo: Repository, result: VerifyResult) -> None:
@@ -38,6 +41,7 @@ def check_stored_commits(repo: Repository, result: VerifyResult) -> None:
     for chain in repo.history.chains.values():
         for one in chain.commits:
             name = one.head.name
+            result.checked_objects += 1
             try:
                 content = repo.store.get(name)
             except StoreError as error:
@@ -81,6 +85,7 @@ def check_files(repo: Repository, result: VerifyResult) -> None:
         if name not in expected:
             result.damage("file", name, "no signed record says what this object must be")
     for name, record in sorted(expected.items()):
+        result.checked_objects += 1
         try:
             size = repo.store.stat(name)
             content = repo.store.get(name) if size == record.size and size <= _MAX_FILE else b""
@@ -102,7 +107,7 @@ def check_names(repo: Repository, result: VerifyResult) -> None:
         name = entry.name
         if name.startswith(keyslot.PREFIX) and name not in expected:
             result.damage("file", name, "a key slot that the repository's owner did not put there")
-        elif not (name in expected or pack_hash(name) or commit.parse_name(name) or name.startswith("i/")):
+        elif not (name in expected or pack_hash(name) or commit.parse_name(name) or name.startswith(_APART)):
             result.note("name", name, "an object that belongs to nothing")
 
 
@@ -117,10 +122,12 @@ class PackCheck:
     """What reading one pack whole showed."""
 
     name: str
+    size: int
     chunks: int = 0
     chunk_bytes: int = 0
     trouble: str = ""
     bad: list[tuple[Kind, ChunkId]] = field(default_factory=list)
+    """Blobs in it that do not open."""
 
 
 class PackReader:
@@ -131,7 +138,7 @@ class PackReader:
 
     def check(self, entry: Entry) -> PackCheck:
         """Read a pack: name, head, padding, every blob. Raises StoreUnavailable."""
-        outcome = PackCheck(entry.name)
+        outcome = PackCheck(entry.name, entry.size)
         try:
             content = self._repo.store.get(entry.name)
         except StoreError as error:
@@ -173,28 +180,62 @@ class PackReader:
                 outcome.trouble = error.message  # every blob opened all the same
 
 
-BadBlobs = dict[tuple[Kind, ChunkId], set[bytes]]
-"""Blobs that do not open, with the packs in which they do not."""
+class PackVerification:
+    """Reads packs from the first to the last byte, and remembers what it saw: bad places, and when a pack was sound."""
 
+    def __init__(self, repo: Repository, result: VerifyResult, reporter: Reporter, workers: int) -> None:
+        self._repo = repo
+        self._result = result
+        self._reporter = reporter
+        self._workers = workers
+        self._now = repo.clock()
+        self._sound: list[bytes] = []
 
-def check_packs(
-    repo: Repository, domains: set[DomainId] | None, result: VerifyResult, reporter: Reporter, workers: int
-) -> BadBlobs:
-    """Read every pack of these domains (None: of all) from the first to the last byte."""
-    bad: BadBlobs = {}
-    reader = PackReader(repo)
-    done = 0
-    for outcome in ordered_map(reader.check, _packs(repo, domains), workers=workers):
-        result.checked_chunks += outcome.chunks
-        result.checked_bytes += outcome.chunk_bytes
+    def everything(self, domains: set[DomainId] | None) -> None:
+        """Every pack of these domains (None: of all)."""
+        self._check(_packs(self._repo, domains), self._repo.blobs.total_length(domains))
+
+    def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:
+        """At most `budget` bytes of packs, and one pack at least: those this host has not read for the longest time."""
+        self._check(self._within(domains, budget), budget)
+
+    def _within(self, domains: set[DomainId] | None, budget: int) -> Iterator[Entry]:
+        left = budget
+        for due in self._repo.suspects.due(domains, self._now):
+            if due.length > left and left != budget:
+                return
+            left -= due.length
+            yield Entry(pack_name(due.pack), due.length)
+
+    def _check(self, packs: Iterator[Entry], total: int) -> None:
+        done = 0
+        try:
+            for outcome in ordered_map(PackReader(self._repo).check, packs, workers=self._workers):
+                self._note(outcome)
+                done += outcome.size
+                self._reporter(Progress("verify", "", done, total))
+        finally:
+            # Also when the user stops it: the next budgeted run goes on from here.
+            self._keep()
+
+    def _note(self, outcome: PackCheck) -> None:
+        self._result.checked_chunks += outcome.chunks
+        self._result.checked_bytes += outcome.chunk_bytes
+        self._result.checked_objects += 1
         sha256 = pack_hash(outcome.name) or b""
         if outcome.trouble:
-            result.damage("pack", outcome.name, outcome.trouble)
-        for blob in outcome.bad:
-            bad.setdefault(blob, set()).add(sha256)
-        done += outcome.chunk_bytes
-        reporter(Progress("verify", "", done, 0))
-    return bad
+            self._result.damage("pack", outcome.name, outcome.trouble)
+            self._repo.suspects.mark(sha256, outcome.bad)
+            return
+        self._sound.append(sha256)
+        if len(self._sound) >= _KEEP_EVERY:
+            self._keep()
+
+    def _keep(self) -> None:
+        self._repo.suspects.prove(self._sound, self._now)
+        for pack in set(self._repo.suspects.packs()) & set(self._sound):
+            self._repo.suspects.clear(pack)
+        self._sound.clear()
 
 
 def _packs(repo: Repository, domains: set[DomainId] | None) -> Iterator[Entry]:

@@ -198,7 +198,7 @@ class BlobMap:
             rows = self._cache.connection.execute(query, (kind, *ids)).fetchall()
         found: dict[ChunkId, list[Place]] = {}
         for row in rows:
-            found.setdefault(ChunkId(row[0]), []).append(_place(kind, row))
+            found.setdefault(ChunkId(row[0]), []).append(place_of(kind, row))
         return found
 
     def has(self, kind: Kind, id_: ChunkId) -> bool:
@@ -221,6 +221,13 @@ class BlobMap:
                 return
             yield from (Entry(pack_name(name), length) for _, name, length in rows)
             after = rows[-1][0]
+
+    def total_length(self, domains: set[DomainId] | None = None) -> int:
+        """Bytes of the packs whose head opened; of these domains or all."""
+        among = "" if domains is None else f" AND domain IN ({','.join('?' * len(domains))})"
+        query = f"SELECT coalesce(sum(length), 0) FROM packs WHERE trouble IS NULL{among}"
+        with self._cache.lock:
+            return int(self._cache.connection.execute(query, tuple(sorted(domains or ()))).fetchone()[0])
 
     def troubled(self) -> list[tuple[str, str]]:
         """Packs whose head does not open: object name and reason."""
@@ -263,7 +270,8 @@ class BlobMap:
             connection.executemany("INSERT OR IGNORE INTO complete VALUES (?)", ((root,) for root in roots))
 
 
-def _place(kind: Kind, row: tuple[bytes, int, int, int, bytes, bytes, bytes, int]) -> Place:
+def place_of(kind: Kind, row: tuple[bytes, int, int, int, bytes, bytes, bytes, int]) -> Place:
+    """A place from its columns: id, offset, sealed and content length, pack, header, domain, own."""
     id_, offset, sealed, content, name, header, domain_id, own = row
     blob = Blob(kind, ChunkId(id_), offset, sealed, content)
     return Place(name, _header(header), DomainId(domain_id), blob, bool(own))

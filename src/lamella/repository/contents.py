@@ -12,6 +12,7 @@ from lamella.ids import ChunkId, DomainId
 from lamella.repository.blobmap import BlobMap, Place, pack_name
 from lamella.repository.containers import open_blob
 from lamella.repository.reach import require_alive
+from lamella.repository.suspects import Suspects
 from lamella.stores.base import Store
 from lamella.trust import Opened
 
@@ -19,13 +20,18 @@ _GAP = 64 * 1024
 _MAX_READ = 8 * 1024 * 1024
 
 
+class _Misplaced(IntegrityError):
+    """The blob may be sound, but not for this position."""
+
+
 class Contents:
     """Opened contents of one repository. Thread-safe."""
 
-    def __init__(self, store: Store, keys: Keys, blobs: BlobMap) -> None:
+    def __init__(self, store: Store, keys: Keys, blobs: BlobMap, suspects: Suspects | None = None) -> None:
         self._store = store
         self._keys = keys
         self._blobs = blobs
+        self._suspects = suspects
         self._lock = threading.Lock()
         self.bad_places: list[tuple[str, str]] = []
         """Objects in which a blob could not be opened, with the reason; another place may have served."""
@@ -82,7 +88,7 @@ class Contents:
     def _open(self, domain_id: DomainId, place: Place, sealed: bytes, length: int | None) -> Opened:
         name = pack_name(place.pack)
         if place.domain_id != domain_id or length not in (None, place.blob.content_length):
-            raise IntegrityError("a blob of another domain or length than its position implies", obj=name)
+            raise _Misplaced("a blob of another domain or length than its position implies", obj=name)
         return open_blob(self._keys.domain(domain_id), place.header, place.blob, sealed, name)
 
     def _first_good(
@@ -90,16 +96,35 @@ class Contents:
     ) -> Opened:
         trouble = "no pack holds it"
         for place in places:
-            name = pack_name(place.pack)
             try:
-                sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
-                return self._open(domain_id, place, sealed, length)
+                return self._at(domain_id, place, length)
             except (IntegrityError, StoreError) as error:
-                require_alive(self._store, error)
-                trouble = f"{error.message} ({name})"
-                with self._lock:
-                    self.bad_places.append((name, error.message))
+                trouble = self._failed(place, error)
+        # What did not open before may open now: replaced, or readable again.
+        for place in self._suspects.places(kind, id_) if self._suspects is not None else ():
+            try:
+                content = self._at(domain_id, place, length)
+            except (IntegrityError, StoreError) as error:
+                trouble = self._failed(place, error)
+                continue
+            if self._suspects is not None:
+                self._suspects.clear(place.pack, [(kind, id_)])
+            return content
         raise IntegrityError(f"{kind.name.lower()} {id_.hex()[:16]} cannot be read: {trouble}", obj=id_.hex())
+
+    def _at(self, domain_id: DomainId, place: Place, length: int | None) -> Opened:
+        sealed = self._store.get(pack_name(place.pack), place.blob.offset, place.blob.sealed_length)
+        return self._open(domain_id, place, sealed, length)
+
+    def _failed(self, place: Place, error: IntegrityError | StoreError) -> str:
+        """Remember a place that failed, unless the store as a whole is out of reach; what to say about it."""
+        require_alive(self._store, error)
+        name = pack_name(place.pack)
+        with self._lock:
+            self.bad_places.append((name, error.message))
+        if self._suspects is not None and not error.retryable and not isinstance(error, _Misplaced):
+            self._suspects.mark(place.pack, [(place.blob.kind, place.blob.id)])
+        return f"{error.message} ({name})"
 
 
 def _runs(places: list[Place]) -> list[list[Place]]:

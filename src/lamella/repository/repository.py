@@ -28,6 +28,7 @@ from lamella.repository.host import Host
 from lamella.repository.pins import Pins, Problem
 from lamella.repository.publish import Published, Publisher
 from lamella.repository.slots import Unlocked, unlock
+from lamella.repository.suspects import Suspects
 from lamella.repository.tree import Tree, TreeReader
 from lamella.stores.base import Store
 from lamella.trust import Opened
@@ -47,7 +48,8 @@ class Repository:
         self.pins = Pins(self.memory)
         self.cache = Cache.open(host.cache_dir / self.repo_id.hex() / "cache.sqlite")
         self.blobs = BlobMap(self.cache, self.keys, store)
-        self.contents = Contents(store, self.keys, self.blobs)
+        self.suspects = Suspects(self.cache)
+        self.contents = Contents(store, self.keys, self.blobs, self.suspects)
         self._reader = HistoryReader(store, self.keys, self.cache, self._segment)
         self.history = History()
         self.catalogue = Catalogue()
