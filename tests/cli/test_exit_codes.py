@@ -91,7 +91,9 @@ def test_some_volumes_failed_is_3(empty: Lamella, image: Path, tmp_path: Path) -
     (shot,) = empty.json("list")["snapshots"]
     assert (shot["result"], shot["volumes"]) == ("incomplete", ["disk"])
     assert empty.run("backup", "-n", tmp_path / "gone.img", image).code == 3
-    assert empty.json("verify", "--level", "full")["unrestorable"] == []
+    proof = empty.json("verify", "--level", "full", code=3)
+    assert (proof["unrestorable"], [row["object"] for row in proof["findings"]]) == ([], ["gone"])
+    assert "INCOMPLETE" in empty.run("verify").out
 
 
 def test_nothing_matched_is_4(saved: Lamella, empty: Lamella, tmp_path: Path) -> None:

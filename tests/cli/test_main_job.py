@@ -134,6 +134,13 @@ def test_verify_document(saved: Lamella) -> None:
     whole = saved.json("verify", "disk", "--level", "sample", "--percent", "100")
     assert whole["checked_bytes"] > MIB
     assert saved.json("verify", "--level", "structure")["checked_bytes"] == 0
+    again = saved.json("verify", "--level", "restore")
+    assert again["checked_bytes"] == whole["checked_bytes"]
+    assert again["checked_objects"] > 0
+    (row,) = saved.json("list")["volumes"]
+    assert (row["verified"]["level"], row["verified"]["result"]) == ("restore", "ok")
+    assert "restore: ok" in saved.ok("list").out
+    assert saved.json("verify", "--budget", "1K")["checked_chunks"] > 0, "one pack at least"
 
 
 def test_verify_against_the_source(saved: Lamella, image: Path, tmp_path: Path) -> None:

@@ -174,17 +174,22 @@ def test_levels_read_as_much_as_they_say(small: Small, tmp_path: Path) -> None:
             for name, options in {
                 "structure": VerifyOptions("structure"),
                 "all": VerifyOptions("sample", percent=100),
-                "budget": VerifyOptions("sample", percent=100, budget=2 * CHUNK),
                 "full": VerifyOptions("full"),
+                "restore": VerifyOptions("restore"),
             }.items()
         }
     assert {name: result.checked_bytes // CHUNK for name, result in results.items()} == {
         "structure": 0,
         "all": 7,  # what both snapshots share is read once
-        "budget": 2,
         "full": 7,
+        "restore": 12,  # each snapshot as a whole
     }
-    assert {result.checked_chunks for result in results.values()} == {7}
+    assert {name: result.checked_chunks for name, result in results.items()} == {
+        "structure": 12,  # both trees are known to be whole: their roots say how many chunks they have
+        "all": 7,
+        "full": 7,
+        "restore": 12,
+    }
     assert not any(result.findings for result in results.values())
     assert all(isinstance(event, Progress) and event.stage == "verify" for event in seen)
 

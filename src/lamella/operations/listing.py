@@ -13,6 +13,7 @@ from lamella.ids import VolumeId
 from lamella.operations.heads import fingerprint
 from lamella.operations.selection import Selected
 from lamella.operations.session import Confirmations
+from lamella.operations.verdicts import Verdicts
 from lamella.repository.catalogue import Snapshot, VolumeState
 from lamella.repository.repository import Repository
 
@@ -25,7 +26,11 @@ def volumes(repo: Repository) -> list[Row]:
     """One row a volume that has snapshots, by name."""
     shown = repo.catalogue.shown_names()
     held = [volume for volume in repo.catalogue.volumes.values() if volume.snapshots]
-    rows = [_volume_row(volume, shown[volume.volume_id]) for volume in held]
+    verdicts = Verdicts(repo.memory)
+    rows = [
+        _volume_row(volume, shown[volume.volume_id]) | {"verified": _verified(verdicts, volume.volume_id)}
+        for volume in held
+    ]
     return sorted(rows, key=lambda row: str(row["volume"]))
 
 
@@ -41,6 +46,12 @@ def _volume_row(volume: VolumeState, name: str) -> Row:
         "latest_time": "" if newest is None else iso(newest.added.time_ms),
         "size": 0 if newest is None else newest.added.size,
     }
+
+
+def _verified(verdicts: Verdicts, volume_id: VolumeId) -> Row | None:
+    """This host's last verdict about a volume; None if it never verified it."""
+    verdict = verdicts.of(volume_id)
+    return None if verdict is None else verdict.row()
 
 
 def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:

@@ -42,8 +42,11 @@ LEVELS = ("structure", "sample", "full", "restore", "source")
 
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
-    """What to check. At level "sample" `percent` of the chunks are opened, or whole packs worth `budget` bytes are read,
-    the longest unread ones first; with both, the smaller amount of packs."""
+    """What to check.
+
+    At level "sample" `percent` of the chunks are opened, or whole packs worth `budget` bytes are read, the longest
+    unread ones first; with both, the smaller amount of packs.
+    """
 
     level: str = "sample"
     percent: float | None = None

@@ -1,6 +1,7 @@
 """Restoring without a target: every byte of a volume is fetched as a restore fetches it, and compared.
 
-Each chunk is opened and its id recomputed; from the ids the manifest is built anew, and its root must be the snapshot's.
+Each chunk is opened and its id recomputed; from the ids the manifest is built anew, and its root must be the one of the
+snapshot.
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ class _Fetched:
     troubles: list[str] = field(default_factory=list)
 
 
-def compare_restore(
-    repo: Repository, one: Selected, result: VerifyResult, reporter: Reporter, workers: int
-) -> None:
+def compare_restore(repo: Repository, one: Selected, result: VerifyResult, reporter: Reporter, workers: int) -> None:
     """Fetch and compare one snapshot of a volume with its documents. Raises StoreUnavailable."""
     comparing = _Comparing(repo, one, result, reporter)
     troubles: list[tuple[str, str]] = []

@@ -100,7 +100,7 @@ class Walk:
         """A tree of which every blob was in the map before, and no pack has gone: only its root is read."""
         reader = self._repo.tree_reader(one.snapshot.added.domain_id)
         root = reader.node(tree.shape, tree.root, tree.shape.depth - 1, 0)
-        self._result.checked_chunks += root.data_below
+        self._result.checked_chunks += root.data_below if self._counts else 0
         return []
 
     def _followed(self, one: Selected, tree: Tree) -> list[Trouble]:

@@ -101,7 +101,10 @@ class Contents:
             except (IntegrityError, StoreError) as error:
                 trouble = self._failed(place, error)
         # What did not open before may open now: replaced, or readable again.
+        tried = {place.pack for place in places}
         for place in self._suspects.places(kind, id_) if self._suspects is not None else ():
+            if place.pack in tried:
+                continue
             try:
                 content = self._at(domain_id, place, length)
             except (IntegrityError, StoreError) as error:

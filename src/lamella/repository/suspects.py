@@ -1,7 +1,7 @@
 """What this host found out by reading: places at which a blob did not open, and when each pack was last read whole.
 
-Both live in the cache: losing them costs reading again. A suspect place is taken out of the blob map, so that nothing is
-deduplicated against it and the next backup stores the blob anew; readers still try it when nothing else is left.
+Both live in the cache: losing them costs reading again. A suspect place is taken out of the blob map, so that nothing
+is deduplicated against it and the next backup stores the blob anew; readers still try it when nothing else is left.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class Suspects:
             "INSERT OR IGNORE INTO suspects SELECT b.id, b.kind, p.name, b.place, b.sealed, b.content"
             " FROM blobs b JOIN packs p ON p.number = b.pack WHERE p.name = ? AND b.kind = ? AND b.id = ?"
         )
-        remove = (
-            "DELETE FROM blobs WHERE pack = (SELECT number FROM packs WHERE name = ?) AND kind = ? AND id = ?"
-        )
+        remove = "DELETE FROM blobs WHERE pack = (SELECT number FROM packs WHERE name = ?) AND kind = ? AND id = ?"
         rows = [(pack, kind, id_) for kind, id_ in names]
         with self._cache.lock, self._cache.connection as connection:
             connection.executemany(move, rows)
@@ -65,9 +63,10 @@ class Suspects:
 
     def clear(self, pack: bytes, blobs: Iterable[tuple[Kind, ChunkId]] | None = None) -> None:
         """These blobs (None: all) open in that pack after all: put the places back into the map."""
-        which, rows = ("", [(pack,)]) if blobs is None else (" AND s.kind = ? AND s.id = ?", None)
-        if rows is None:
-            rows = [(pack, kind, id_) for kind, id_ in blobs or ()]
+        which = "" if blobs is None else " AND s.kind = ? AND s.id = ?"
+        rows: list[tuple[bytes | int, ...]] = [(pack,)]
+        if blobs is not None:
+            rows = [(pack, kind, id_) for kind, id_ in blobs]
         back = (
             "INSERT OR IGNORE INTO blobs SELECT s.id, s.kind, p.number, s.place, s.sealed, s.content"
             f" FROM suspects s JOIN packs p ON p.name = s.pack WHERE s.pack = ?{which}"

@@ -43,12 +43,24 @@ def _print(context: Context, volumes: list[Row], snapshots: list[Row]) -> None:
     if not snapshots:
         out.say("there are no snapshots yet")
         return
-    heads = ("VOLUME", "SIZE", "SNAPSHOTS", "LATEST")
-    rows = [(row["volume"], shown_bytes(row["size"]), str(row["snapshots"]), row["latest"]) for row in volumes]
+    heads = ("VOLUME", "SIZE", "SNAPSHOTS", "LATEST", "VERIFIED")
+    rows = [
+        (row["volume"], shown_bytes(row["size"]), str(row["snapshots"]), row["latest"], _verified(row))
+        for row in volumes
+    ]
     out.table([heads, *rows])
     out.line()
     shots = [(row["snapshot"], row["time"], row["result"], _contents(row)) for row in snapshots]
     out.table([("SNAPSHOT", "TIME", "RESULT", "VOLUMES"), *shots])
+
+
+def _verified(row: Row) -> str:
+    """The last verdict of this host: day, level, result, and whether there is a newer snapshot by now."""
+    verdict = row["verified"]
+    if verdict is None:
+        return "never here"
+    newer = "" if verdict["snapshot"] == row["latest"] else ", before the latest"
+    return f"{verdict['time'][:10]} {verdict['level']}: {verdict['result'].replace('damaged', 'DAMAGED')}{newer}"
 
 
 def _contents(row: Row) -> str:

@@ -8,10 +8,10 @@ from lamella.allocator import keep_freed_memory
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.values import percent, shown_bytes, shown_seconds, size, workers
-from lamella.errors import IntegrityError, NothingMatched, UsageError
+from lamella.errors import IntegrityError, NothingMatched, SourceError, UsageError
 from lamella.operations.findings import Finding, VerifyResult
 from lamella.operations.selection import Selected, select
-from lamella.operations.verify import LEVELS, VerifyOptions, verify
+from lamella.operations.verify import DEFAULT_PERCENT, LEVELS, VerifyOptions, verify
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.registry import open_source
@@ -22,8 +22,10 @@ _DEFAULTS = VerifyOptions()
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
-        "levels: structure follows every reference; sample also reads a share of the chunks; full reads every pack of\n"
-        "the volumes; source compares with the live source, whose differences are reported and are no damage.\n\n"
+        "levels: structure compares every reference with the listing of the repository; sample also reads a share of\n"
+        "the chunks, or with --budget the packs unread for the longest time; full reads every pack of the volumes;\n"
+        "restore fetches and compares every byte as a restore does, without a target; source compares with the live\n"
+        "source, whose differences are reported and are no damage. `lamella list` shows each volume's last verdict.\n\n"
     ) + SECRETS
     parser.add_argument(
         "volume",
@@ -38,9 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--percent",
         type=percent,
         metavar="N",
-        help=f"share of the chunks to read at level sample (default: {_DEFAULTS.percent:g})",
+        help=f"share of the chunks to read at level sample (default: {DEFAULT_PERCENT:g})",
     )
-    parser.add_argument("--budget", type=size, metavar="SIZE", help="read at most so much at level sample")
+    parser.add_argument(
+        "--budget",
+        type=size,
+        metavar="SIZE",
+        help="at level sample read packs worth so much instead, those unread for the longest time first: repeated runs "
+        "read everything in turn",
+    )
     parser.add_argument(
         "--source",
         metavar="SOURCE",
@@ -66,13 +74,16 @@ def run(context: Context) -> int:
             "snapshots": [one.text for one in selected],
             "checked_bytes": result.checked_bytes,
             "checked_chunks": result.checked_chunks,
+            "checked_objects": result.checked_objects,
             "findings": [_row(finding) for finding in result.findings],
             "unrestorable": result.unrestorable,
             "problems": problems,
             "seconds": result.seconds,
         }
     )
-    return IntegrityError.exit_code if result.damaged else code
+    if result.damaged:
+        return IntegrityError.exit_code
+    return code or (SourceError.exit_code if result.incomplete else 0)
 
 
 def _options(context: Context) -> VerifyOptions:
@@ -85,7 +96,7 @@ def _options(context: Context) -> VerifyOptions:
     if args.source is not None:
         source = open_source(args.source, machine=context.host.machine)
     threads = args.workers or context.config.backup.workers
-    return VerifyOptions(args.level, args.percent or _DEFAULTS.percent, args.budget, source, threads)
+    return VerifyOptions(args.level, args.percent, args.budget, source, threads)
 
 
 def _selected(repository: Repository, texts: list[str], source: Source | None) -> list[Selected]:
@@ -111,9 +122,14 @@ def _print(context: Context, selected: list[Selected], result: VerifyResult) -> 
     count = len(selected)
     out.line(
         f"verified {count} snapshot{'' if count == 1 else 's'}: {result.checked_chunks} chunks checked, "
-        f"{shown_bytes(result.checked_bytes)} read, in {shown_seconds(result.seconds)}: "
-        + ("DAMAGED" if result.damaged else "no damage found")
+        f"{shown_bytes(result.checked_bytes)} read, in {shown_seconds(result.seconds)}: " + _verdict(result)
     )
+
+
+def _verdict(result: VerifyResult) -> str:
+    if result.damaged:
+        return "DAMAGED"
+    return "no damage found, but INCOMPLETE: a volume was not saved" if result.incomplete else "no damage found"
 
 
 def _row(finding: Finding) -> dict[str, object]:
