@@ -306,12 +306,13 @@ def test_a_name_that_was_a_mistake_is_forgiven_by_the_next_run(small: Small, tmp
 
 
 def test_a_run_whose_snapshot_is_not_there_is_damage(small: Small, tmp_path: Path) -> None:
-    small.backup(image(tmp_path / "disk.img", "a"))
+    saved = small.backup(image(tmp_path / "disk.img", "a"))
     with small.opened() as repo:
         (state,) = repo.catalogue.volumes.values()
-        repo.publish([raw(Run("29990101T000000Z-aaaa", True, (RunVolume(state.volume_id, "disk", False, ""),)))])
+        rows = (RunVolume(state.volume_id, "disk", False, ""), RunVolume(VolumeId(b"x" * 16), "gone", False, ""))
+        repo.publish([raw(Run(saved.snapshot, True, rows))])
     result = proof(small, VerifyOptions("structure"))
-    assert [(one.kind, one.obj) for one in result.findings] == [("run", "disk@29990101T000000Z-aaaa")]
+    assert [(one.kind, one.obj) for one in result.findings] == [("run", f"gone@{saved.snapshot}")]
     assert result.damaged
 
 

@@ -48,8 +48,9 @@ def _newest(runs: Iterable[Run]) -> list[tuple[Run, RunVolume]]:
 
 def _is_there(repo: Repository, run: Run, row: RunVolume) -> bool:
     """Whether the snapshot a run says it saved is listed, or was removed on purpose."""
-    catalogue = repo.catalogue
-    known = [*catalogue.snapshots, *getattr(catalogue, "removed", ())]
-    if not any(row.volume_id):
-        return True
-    return any(one.added.volume_id == row.volume_id and one.name == run.name for one in known)
+    if not repo.history.whole:
+        return True  # what was removed long ago is in no checkpoint any more
+    removed = [one.added for one in repo.catalogue.removed.values() if one.added is not None]
+    known = {(added.volume_id, added.name) for added in removed}
+    known |= {(one.added.volume_id, one.name) for one in repo.catalogue.snapshots}
+    return not any(row.volume_id) or (row.volume_id, run.name) in known
