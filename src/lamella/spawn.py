@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import shlex
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -20,6 +22,7 @@ MAX_OUTPUT = 1 << 20
 _MAX_STDERR = 4096
 _PIECE = 1 << 16
 _SECRETS = frozenset({"LAMELLA_PASSPHRASE", "LAMELLA_TO_PASSPHRASE"})
+_PIPE_BYTES = 1 << 20
 
 
 def run(
@@ -65,6 +68,93 @@ def run(
         said = _printable(exchange.stderr.decode("utf-8", "replace"))
         raise error(f"{name} {how}" + (f": {said}" if said else ""), obj=name)
     return bytes(exchange.stdout)
+
+
+class Child:
+    """A program that runs beside this one and is spoken to through pipes, until `end`.
+
+    With `terminal` it stays on the terminal of this process, so that it can ask a person for a password; Ctrl-C is then
+    not for it: whoever started it decides when it ends. Raises `error` when it cannot be started.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], *, terminal: bool = False, error: type[LamellaError] = LamellaError
+    ) -> None:
+        self.name = _printable(argv[0])
+        self._stderr = bytearray()
+        try:
+            self._program = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_environment(),
+                start_new_session=not terminal,
+                preexec_fn=_ignore_interrupts if terminal else None,
+                bufsize=0,
+            )
+        except (OSError, ValueError) as reason:
+            raise error(f"cannot run {self.name}: {_reason(reason)}", obj=self.name) from reason
+        stdin, stdout, stderr = self._pipes()
+        self.stdin, self.stdout, self.stderr = stdin.fileno(), stdout.fileno(), stderr.fileno()
+        os.set_blocking(self.stderr, False)
+        for descriptor in (self.stdin, self.stdout):
+            with suppress(OSError):  # a larger pipe is faster, and nothing depends on it
+                fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes], IO[bytes]]:
+        program = self._program
+        assert program.stdin is not None and program.stdout is not None and program.stderr is not None
+        return program.stdin, program.stdout, program.stderr
+
+    def drain_stderr(self) -> bool:
+        """Take what it has written to standard error; False once that is closed."""
+        try:
+            while piece := os.read(self.stderr, _PIECE):
+                self._stderr += piece
+                del self._stderr[:-_MAX_STDERR]
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def said(self) -> str:
+        """The end of what it wrote to standard error, as one printable line."""
+        return _printable(self._stderr.decode("utf-8", "replace"))
+
+    def kill(self) -> None:
+        """Kill it; its pipes end by that."""
+        self._program.kill()
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit status (negative: the signal that ended it), None if it has not ended in time."""
+        try:
+            return self._program.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def close_stdin(self) -> None:
+        """Tell it that nothing more will come."""
+        with suppress(OSError):
+            self._pipes()[0].close()
+
+    def end(self, seconds: float) -> int | None:
+        """Close its input, give it time to end by itself, kill it otherwise. The exit status it had by itself."""
+        self.close_stdin()
+        status = self.wait(seconds)
+        if status is None:
+            self.kill()
+            self._program.wait()
+        self.drain_stderr()
+        for pipe in self._pipes():
+            with suppress(OSError):
+                pipe.close()
+        return status
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def shell_words(text: str) -> list[str]:

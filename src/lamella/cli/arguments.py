@@ -23,6 +23,7 @@ COMMANDS = {
     "key": "list, add, remove and change the keys that open the repository",
     "monitor": "give back the space that kept moments of sources hold, without a backup",
     "qubes": "back up and restore whole qubes of Qubes OS, data and settings",
+    "serve": "give a destination to one client on standard input and output",
     "config": "show and validate the configuration",
     "doctor": "examine this machine, its places and the repository for trouble",
 }

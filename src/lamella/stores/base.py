@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lamella.errors import StoreRefused
 from lamella.trust import Clear, Sealed
@@ -22,7 +22,7 @@ MAX_NAME = 255
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]*(?:/[a-z0-9_-][a-z0-9._-]*)*")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Abilities:
     """What a store promises beyond the contract; callers choose their procedure by it (FORMAT 8, 13.11)."""
 
@@ -36,12 +36,31 @@ class Abilities:
     """The far side enforces that this client can neither replace nor remove an existing object."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One listed object: its name and size in bytes."""
 
     name: str
     size: int
+
+
+class Held:
+    """A lock that is held, as far as its holder can know: a lock behind a connection can be lost with it."""
+
+    def __init__(self) -> None:
+        self._lost = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was lost for a while, so that others may have had it exclusively since the holder last looked."""
+        return self._lost
+
+    def lose(self) -> None:
+        """The store's part: the lock was lost, or is about to be taken again."""
+        self._lost = True
+
+    def renew(self) -> None:
+        """The holder's part, after looking again at everything it relies on (docs/CONCURRENCY.md)."""
+        self._lost = False
 
 
 def checked_name(name: str) -> str:
@@ -91,8 +110,10 @@ class Store(Protocol):
     def sync(self) -> None:
         """Return when every earlier put and delete is durable."""
 
-    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[Held | None]:
         """Hold the repository's lock, shared or exclusive, while the context lasts.
+
+        A store whose lock can be lost gives a `Held`.
 
         Released by the kernel if the holder dies (where `abilities.exclusive_lock`). Raises Locked when not had within
         `wait_seconds`.

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella.errors import NoRepository, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
 from lamella.stores._directory import (
@@ -34,9 +35,10 @@ from lamella.stores.base import Abilities, Entry, checked_name
 from lamella.stores.requests import checked_prefix, range_end
 from lamella.trust import Clear, Sealed
 
-Parts = tuple[str, ...]
-FileName = tuple[int, str]
-"""The descriptor of a directory, and a name in it."""
+if TYPE_CHECKING:
+    Parts = tuple[str, ...]
+    FileName = tuple[int, str]
+    """The descriptor of a directory, and a name in it."""
 
 _UNFINISHED_KEPT_SECONDS = 7 * 86400
 """What a killed writer left is removed by a later one: by then no writer can still be at it."""
@@ -109,13 +111,10 @@ class LocalStore:
         Raises ObjectNotFound; StoreError when the object ends before; StoreRefused for anything but a regular file.
         """
         above, leaf = self._parts(name)
-        with (
-            self._translated(name, absent=True),
-            opened_directory(self._root, above) as directory,
-            opened_file(directory, leaf, name) as (descriptor, size),
-        ):
-            end = range_end(name, size, offset, length)
-            return read_range(descriptor, offset, end - offset, name)
+        with self._translated(name, absent=True), opened_directory(self._root, above) as directory:  # noqa: SIM117
+            with opened_file(directory, leaf, name) as (descriptor, size):
+                end = range_end(name, size, offset, length)
+                return read_range(descriptor, offset, end - offset, name)
 
     def stat(self, name: str) -> int:
         """Return the object's size in bytes. Raises ObjectNotFound; StoreRefused for anything but a regular file."""
@@ -140,6 +139,10 @@ class LocalStore:
                 self._mark_dirty(above)
         except ObjectNotFound:
             return
+
+    def include_in_sync(self, name: str) -> None:
+        """Make the next `sync` cover an object that another process put. Its bytes were durable before its name."""
+        self._mark_dirty(self._parts(name)[0])
 
     def sync(self) -> None:
         """Return when every earlier put and delete of this store is durable.

@@ -13,6 +13,9 @@ from lamella.stores.base import Store
 SCHEMES: dict[str, str] = {
     "file": "lamella.stores.local:LocalStore.open",
     "s3": "lamella.stores.s3:S3Store.open",
+    "ssh": "lamella.stores.ssh:open_ssh",
+    "qubes": "lamella.stores.qubes:open_qubes",
+    "qubes-ssh": "lamella.stores.qubes:open_qubes_ssh",
 }
 """Scheme -> "module:factory". What follows the scheme's colon is the factory's first argument."""
 WITH_ENVIRONMENT = frozenset({"s3"})

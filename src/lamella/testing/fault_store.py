@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeVar
 
-from lamella.stores.base import Abilities, Entry, Store
+from lamella.stores.base import Abilities, Entry, Held, Store
 from lamella.trust import Clear, Sealed
 
 Method = Literal["put", "get", "stat", "list", "delete", "sync", "lock"]
@@ -124,7 +124,7 @@ class FaultStore:
         """Make earlier writes durable, or fail."""
         self._call("sync", self._inner.sync)
 
-    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[Held | None]:
         """Hold the lock of the store inside, or fail."""
         return self._call("lock", lambda: self._inner.lock(exclusive=exclusive, wait_seconds=wait_seconds))
 

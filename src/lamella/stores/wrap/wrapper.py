@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from lamella.stores.base import Abilities, Entry, Store
+from lamella.stores.base import Abilities, Entry, Held, Store
 from lamella.stores.versions import Judge, Replaceable, reinstate
 from lamella.trust import Clear, Sealed
 
@@ -50,7 +50,7 @@ class Wrapper:
         """Return when every earlier put and delete is durable."""
         self._inner.sync()
 
-    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[Held | None]:
         """Hold the lock of the store inside."""
         return self._inner.lock(exclusive=exclusive, wait_seconds=wait_seconds)
 

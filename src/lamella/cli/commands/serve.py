@@ -1,0 +1,56 @@
+"""`lamella serve`: the far side of a pipe, for one client on standard input and output."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from lamella.cli.context import Context
+from lamella.cli.values import size
+from lamella.errors import UsageError
+from lamella.stores.frames import Hello
+from lamella.stores.guarded import GuardedStore
+from lamella.stores.serve import Server
+from lamella.stores.url import open_store
+
+_FAILED = 1
+_PREFIX = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = (
+        "Meant for a command= in authorized_keys, a qrexec service, or the like: it has no keys and believes nothing.\n"
+        "The place is the one given here; what the client names is ignored."
+    )
+    parser.add_argument("place", metavar="PATH|URL", help="the directory, or any destination that REPO may name")
+    parser.add_argument("--append-only", action="store_true", help="refuse to remove or replace anything")
+    parser.add_argument("--read-only", action="store_true", help="refuse to write anything")
+    parser.add_argument(
+        "--prefix", metavar="NAME", type=_prefix, help="serve the directory NAME below PATH; it is made when missing"
+    )
+    parser.add_argument(
+        "--quota", metavar="SIZE", type=size, help="refuse what would make all objects larger than SIZE"
+    )
+
+
+def _prefix(text: str) -> str:
+    if not _PREFIX.fullmatch(text):
+        raise argparse.ArgumentTypeError("a prefix is one name of letters, digits, '.', '_' and '-'")
+    return text
+
+
+def run(context: Context) -> int:
+    """Serve until the client has gone."""
+    args = context.args
+    if args.append_only and args.read_only:
+        raise UsageError("--append-only and --read-only contradict each other")
+
+    def opened(hello: Hello) -> GuardedStore:
+        place = f"{args.place.rstrip('/')}/{args.prefix}" if args.prefix else args.place
+        read_only = args.read_only or hello.read_only
+        create = not read_only and (hello.create or bool(args.prefix))
+        store = open_store(place, create=create, read_only=read_only, environment=context.env)
+        return GuardedStore(store, append_only=args.append_only, quota_bytes=args.quota, checked=hello.checked)
+
+    return 0 if Server(0, 1, opened).run() else _FAILED

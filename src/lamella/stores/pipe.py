@@ -1,0 +1,282 @@
+"""A store behind a pipe: requests to a server that runs on another computer, in another qube, or beside (docs/PIPE.md).
+
+Many threads use one connection; none waits for another's answer. A connection that breaks fails the requests on their
+way with StoreUnavailable and is made anew for the next one, so that a repeating wrapper repeats what was not
+acknowledged and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from lamella.errors import LamellaError, Locked, StoreError, StoreRefused
+from lamella.stores import frames
+from lamella.stores.base import Abilities, Entry, Held, checked_name
+from lamella.stores.calls import Call
+from lamella.stores.frames import Hello, Kind
+from lamella.stores.link import Link, Route, Waits
+from lamella.stores.requests import checked_prefix
+from lamella.trust import Clear, Sealed
+
+_COMMITS = "w/"
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class _Lock:
+    """A lock that somebody holds: over which connection, as which request, and what its holder knows of it."""
+
+    exclusive: bool
+    link: Link
+    number: int
+    held: Held
+
+
+class PipeStore:
+    """The contract of a store, over a `Route` to a server. Made by the factories of `ssh`, `qubes` and `local_pipe`."""
+
+    def __init__(self, url: str, route: Route, hello: Hello) -> None:
+        """Connect. Raises NoRepository, StoreError as the server reports it, StoreUnavailable."""
+        self._url = url
+        self._route = route
+        self._hello = hello
+        self._mutex = threading.Lock()
+        self._connecting = threading.Lock()
+        self._closed = False
+        self._locks: list[_Lock] = []
+        # What is not yet known to be durable: the connection that put it, and its size (None: it was removed).
+        self._unsynced: dict[str, tuple[Link, int | None]] = {}
+        self.waits = Waits()
+        self.connections = 1
+        self._link = Link(route, hello, url, self.waits)
+        self._abilities = self._link.abilities
+
+    @property
+    def url(self) -> str:
+        """Where this store is, in the form a user would give it."""
+        return self._url
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the server said at opening."""
+        return self._abilities
+
+    # -- objects ------------------------------------------------------------------------------------------------------
+
+    def put(self, name: str, content: Sealed | Clear) -> None:
+        """Store an object, all or nothing.
+
+        Raises StoreRefused for an existing name with other bytes, StoreFull, StoreUnavailable; StoreError for a commit
+        after the repository's lock was lost (see `lock`).
+        """
+        self._put(name, content, durable=False)
+
+    def put_durable(self, name: str, content: Sealed | Clear) -> None:
+        """`put` and `sync` with one wait."""
+        self._settle_elsewhere()
+        before = dict(self._unsynced)
+        self._put(name, content, durable=True)
+        self._forget_unsynced({**before, name: self._unsynced[name]})
+
+    def _put(self, name: str, content: Sealed | Clear, *, durable: bool) -> None:
+        checked_name(name)
+        if len(content) > frames.MAX_OBJECT:
+            raise StoreRefused(f"an object of more than {frames.MAX_OBJECT} bytes", obj=name)
+        link = self._connected()
+        self._check_lock(name)
+        link.answer(link.send(name, content, Call(name), durable=durable))
+        self._unsynced[name] = link, len(content)
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return exactly `length` bytes from `offset` (all from there when None). Raises ObjectNotFound, StoreError."""
+        checked_name(name)
+        if offset < 0 or (length is not None and length < 0) or max(offset, length or 0) > frames.TO_THE_END >> 1:
+            raise StoreError(f"not a byte range: offset {offset}, length {length}", obj=name)
+        wanted = frames.TO_THE_END if length is None else length
+        room = frames.MAX_OBJECT if length is None else min(length, frames.MAX_OBJECT)
+        link = self._connected()
+        request = frames.GET.pack(offset, wanted) + name.encode("ascii")
+        content = link.data(link.ask(Kind.GET, request, Call(name, data_bytes=room)))
+        if length is not None and len(content) != length:
+            raise StoreError(f"the far side sent {len(content)} bytes instead of {length}", obj=name)
+        return content
+
+    def stat(self, name: str) -> int:
+        """Return the object's size in bytes. Raises ObjectNotFound."""
+        link = self._connected()
+        answer = link.answer(link.ask(Kind.STAT, checked_name(name).encode("ascii"), Call(name)))
+        if len(answer) != frames.SIZE.size:
+            raise StoreError("the far side did not say how large the object is", obj=name)
+        size: int = frames.SIZE.unpack(answer)[0]
+        return size
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects below `prefix`, as they come. Raises StoreError when the listing is not complete."""
+        checked_prefix(prefix)
+        self._require_open()
+        return self._listed(prefix)
+
+    def _listed(self, prefix: str) -> Iterator[Entry]:
+        link = self._connected()
+        call = link.ask(Kind.LIST, prefix.encode("ascii"), Call(prefix, listing=True))
+        try:
+            while (page := link.page(call)) is not None:
+                for entry in page:
+                    if not entry.name.startswith(prefix):
+                        raise StoreError("the far side lists what was not asked for", obj=prefix)
+                    yield Entry(checked_name(entry.name), entry.size)
+        finally:
+            link.drop(call)
+
+    def delete(self, name: str) -> None:
+        """Remove an object; no error if there is none. Raises StoreRefused, StoreUnavailable."""
+        checked_name(name)
+        link = self._connected()
+        self._check_lock(name)
+        link.answer(link.ask(Kind.DELETE, name.encode("ascii"), Call(name)))
+        self._unsynced[name] = link, None
+
+    # -- durability ---------------------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Return when every earlier put and delete is durable; asks nobody when all are.
+
+        What an earlier connection put is looked at again: its server may have been restarted. Raises StoreError when
+        something is gone, StoreUnavailable.
+        """
+        self._settle_elsewhere()
+        before = dict(self._unsynced)
+        if not before:
+            self._require_open()
+            return
+        link = self._connected()
+        if any(where is not link for where, _ in before.values()):
+            return self.sync()  # the connection broke just now
+        link.answer(link.ask(Kind.SYNC, b"", Call(self._url)))
+        self._forget_unsynced(before)
+
+    def _settle_elsewhere(self) -> None:
+        """Have the present connection's next sync cover what earlier connections put or removed."""
+        link = self._connected()
+        stale = {name: size for name, (where, size) in dict(self._unsynced).items() if where is not link}
+        calls: list[tuple[str, Call]] = []
+        for name, size in stale.items():
+            encoded = name.encode("ascii")
+            kind, request = (Kind.DELETE, encoded) if size is None else (Kind.KEEP, frames.SIZE.pack(size) + encoded)
+            calls.append((name, link.ask(kind, request, Call(name))))
+        for name, call in calls:
+            try:
+                link.answer(call)
+            except LamellaError as error:
+                if error.retryable:
+                    raise
+                raise StoreError(
+                    f"what was stored before the connection broke is not there: {error}", obj=name
+                ) from error
+            self._unsynced[name] = link, stale[name]
+
+    def _forget_unsynced(self, settled: dict[str, tuple[Link, int | None]]) -> None:
+        for name, state in settled.items():
+            if self._unsynced.get(name) is state:
+                del self._unsynced[name]
+
+    # -- locks --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> Iterator[Held]:
+        """Hold the repository's lock, which the server holds for this client and loses with the connection.
+
+        Gives a `Held`. When the connection breaks, the lock is taken again with the next one, and `Held.lost` says so:
+        commits, and with an exclusive lock everything that writes, are refused until `Held.renew`, because others may
+        have had the exclusive lock meanwhile. Raises Locked when not had within `wait_seconds`.
+        """
+        lock = self._acquired(exclusive, wait_seconds)
+        try:
+            yield lock.held
+        finally:
+            with self._mutex:
+                self._locks.remove(lock)
+            if not lock.link.failed and not self._closed:
+                with suppress(LamellaError):  # the server releases it with the connection
+                    lock.link.answer(lock.link.ask(Kind.UNLOCK, lock.number.to_bytes(4, "little"), Call(self._url)))
+
+    def _acquired(self, exclusive: bool, wait_seconds: float) -> _Lock:
+        deadline = time.monotonic() + wait_seconds
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            link = self._connected()
+            try:
+                number = _lock_over(link, exclusive, self._url)
+            except Locked:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise
+                time.sleep(min(pause, left))
+                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+                continue
+            lock = _Lock(exclusive, link, number, Held())
+            with self._mutex:
+                self._locks.append(lock)
+            return lock
+
+    def _check_lock(self, name: str) -> None:
+        """Raises StoreError if a lock was lost that this write relies on."""
+        with self._mutex:
+            lost = [lock for lock in self._locks if lock.held.lost]
+        if any(lock.exclusive for lock in lost) or (lost and name.startswith(_COMMITS)):
+            raise StoreError(
+                "the connection broke, and with it the repository's lock was lost for a while",
+                obj=name,
+                hint="run the command again: what is stored already is used",
+            )
+
+    # -- the connection -----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the connection; further calls raise StoreError."""
+        self._closed = True
+        self._link.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed", obj=self._url)
+
+    def _connected(self) -> Link:
+        """The connection; a new one, with the locks taken again, if the last one broke."""
+        self._require_open()
+        if not self._link.failed:
+            return self._link
+        with self._connecting:
+            if self._link.failed:
+                self._link.close()
+                self._link = self._reconnected()
+            return self._link
+
+    def _reconnected(self) -> Link:
+        with self._mutex:
+            locks = list(self._locks)
+        for lock in locks:
+            lock.held.lose()
+        hello = self._hello._replace(create=False)
+        link = Link(self._route, hello, self._url, self.waits)
+        self.connections += 1
+        try:
+            if link.abilities != self._abilities:
+                raise StoreError("the far side offers something else than before the connection broke", obj=self._url)
+            for lock in locks:
+                lock.number, lock.link = _lock_over(link, lock.exclusive, self._url), link
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+
+def _lock_over(link: Link, exclusive: bool, url: str) -> int:
+    call = link.ask(Kind.LOCK, b"\x01" if exclusive else b"\x00", Call(url))
+    link.answer(call)
+    return call.number
