@@ -3,7 +3,8 @@
 Rules are independent of each other: a snapshot stays if any of them keeps it, so a further rule never removes anything.
 What is not known to be whole is never counted: it stays where it is newer than the whole one that a rule keeps.
 Ages are counted from the volume's newest whole snapshot, not from now: a machine that stands still loses nothing.
-Snapshots from the future are neither kept by a rule nor counted; they stay, and are shown.
+Snapshots from the future are neither kept by a rule nor counted; they stay, and are shown. So do those that arrived
+together with others of the volume and whose times cannot be true: one of them is judged, by the time of its arrival.
 """
 
 from __future__ import annotations
@@ -129,13 +130,19 @@ class Moment:
     snapshot: str
     time_ms: int
     """UTC milliseconds, believed (see `believed_time`)."""
+    number: int = 0
+    """The caller's, to find the snapshot again."""
     good: bool = True
     """Known to be whole and of use: only such ones count."""
     arrived_ms: int | None = None
     """When another writer's snapshot was first seen here: at most one an hour of these counts against `last`."""
+    doubtful: bool = False
+    """Its own time could not be believed: `time_ms` is that of its arrival."""
     tags: frozenset[str] = frozenset()
     pinned: str | None = None
     """Why it is pinned; None if it is not."""
+    latest: bool = False
+    """No other snapshot of the volume is known to come after it, whatever the clocks said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +152,8 @@ class Verdict:
     moment: Moment
     keep: bool
     reasons: tuple[str, ...]
-    future: bool = False
+    judged: bool = True
+    """False if its time makes no sense, so that no rule looked at it."""
 
 
 def believed_time(time_ms: int, first_ms: int | None, before_ms: int | None) -> int:
@@ -193,8 +201,8 @@ class _Volume:
     """By position in `rows`."""
 
     def verdicts(self, spare_last: bool) -> Iterator[Verdict]:
-        future = {at for at, row in enumerate(self.rows) if row.time_ms > self.now_ms + HOUR_MS}
-        present = [at for at in range(len(self.rows)) if at not in future]
+        strange = self._strange()
+        present = [at for at in range(len(self.rows)) if at not in strange]
         self._labels()
         if self.rules.empty:
             self._keep(range(len(self.rows)), "no rule for this volume")
@@ -202,13 +210,27 @@ class _Volume:
             self._count(present)
             self._calendar(present)
             self._ages(present)
-        for at in future:
-            self.reasons.setdefault(at, []).append("from the future")
+        for at, reason in strange.items():
+            self.reasons.setdefault(at, []).append(reason)
         if spare_last:
             self._spare(present)
         for at, row in enumerate(self.rows):
             reasons = self.reasons.get(at, [])
-            yield Verdict(row, bool(reasons), tuple(reasons) or ("no rule keeps it",), at in future)
+            yield Verdict(row, bool(reasons), tuple(reasons) or ("no rule keeps it",), at not in strange)
+
+    def _strange(self) -> dict[int, str]:
+        """The positions that no rule looks at, and why."""
+        found: dict[int, str] = {}
+        arrivals: set[int] = set()
+        for at, row in enumerate(self.rows):
+            if row.time_ms > self.now_ms + HOUR_MS:
+                found[at] = "from the future"
+            elif row.doubtful:
+                hour = row.time_ms // HOUR_MS
+                if hour in arrivals:
+                    found[at] = "its time cannot be true"
+                arrivals.add(hour)
+        return found
 
     def _keep(self, positions: Iterable[int], reason: str) -> None:
         for at in positions:
@@ -285,8 +307,9 @@ class _Volume:
                     filled.add(key)
 
     def _spare(self, present: Sequence[int]) -> None:
-        """The newest good one stays; where none is known to be good, the newest of all."""
-        good = next((at for at in present if self.rows[at].good), None)
+        """The latest good one stays; where none is known to be good, the newest of all."""
+        whole = [at for at in present if self.rows[at].good]
+        good = next((at for at in whole if self.rows[at].latest), whole[0] if whole else None)
         if good is not None and good not in self.reasons:
             self._keep([good], "last good snapshot of the volume")
         elif good is None and present and not any(at in self.reasons for at in present):

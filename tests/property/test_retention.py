@@ -19,7 +19,6 @@ from lamella.retention import (
     Period,
     Retention,
     Thinning,
-    Verdict,
     believed_time,
     judge,
 )
@@ -239,10 +238,6 @@ def test_the_rules_of_a_volume_are_its_own() -> None:
     assert {row.reasons for row in rows if row.moment.volume == "w"} == {("no rule for this volume",)}
 
 
-def verdict_of(rows: list[Verdict], snapshot: str) -> Verdict:
-    return next(row for row in rows if row.moment.snapshot == snapshot)
-
-
 def test_reasons() -> None:
     moments = [
         Moment("v", "old", NOW_MS - 50 * HOUR_MS, pinned="trial"),
@@ -262,7 +257,21 @@ def test_reasons() -> None:
         "waiting": (True, ("last 1 (not known to be whole)",)),
         "later": (True, ("from the future",)),
     }
-    assert verdict_of(rows, "later").future
+    assert [row.moment.snapshot for row in rows if not row.judged] == ["later"]
+
+
+def test_copies_that_arrive_together_are_not_taken_for_one_days_snapshots() -> None:
+    """Their own times cannot be true, and the time of arrival says nothing about them."""
+    copies = [Moment("v", f"c{number}", NOW_MS, arrived_ms=NOW_MS, doubtful=True) for number in range(30)]
+    rows = judge(copies, lambda _: Retention(daily=7), NOW_MS, UTC)
+    assert all(row.keep for row in rows)
+    assert [row.reasons for row in rows if row.judged] == [("daily 1",)]
+    assert {row.reasons for row in rows if not row.judged} == {("its time cannot be true",)}
+
+
+def test_the_latest_by_the_chain_is_spared_whatever_its_clock_said() -> None:
+    moments = [Moment("v", "odd", 0, latest=True), *hourly(NOW - timedelta(hours=3), 3)]
+    assert "odd" in [row.snapshot for row in kept(moments, Retention(last=2))]
 
 
 @pytest.mark.parametrize(

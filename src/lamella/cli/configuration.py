@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lamella.cli.policy import KEYS, PruneSettings, read_rules, zone
 from lamella.errors import LamellaError, UsageError
 from lamella.format.compression import check_setting
+from lamella.retention import Retention
 
 _MAX_WORKERS = 64
 _MAX_HOOK_SECONDS = 86400
@@ -44,7 +46,10 @@ class Configuration:
     files: tuple[Path, ...] = ()
     repositories: Mapping[str, RepositorySettings] = field(default_factory=dict)
     backup: BackupSettings = field(default_factory=BackupSettings)
+    prune: PruneSettings = field(default_factory=PruneSettings)
     default_repository: str | None = None
+    rules: Mapping[str, str | int] = field(default_factory=dict)
+    """The rules of `[prune]` as they are written, by their full keys."""
     origins: Mapping[str, Path] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -70,7 +75,9 @@ def load(place: Path) -> Configuration:
         tuple(files),
         reader.repositories,
         BackupSettings(**reader.backup),
+        reader.prune_settings(),
         reader.default_repository,
+        reader.written_rules(),
         reader.origins,
         tuple(reader.problems),
     )
@@ -86,6 +93,8 @@ class _Reader:
     def __init__(self) -> None:
         self.repositories: dict[str, RepositorySettings] = {}
         self.backup: dict[str, Any] = {}
+        self.prune: dict[str, dict[str, object]] = {}
+        self.zone = "UTC"
         self.default_repository: str | None = None
         self.origins: dict[str, Path] = {}
         self.problems: list[str] = []
@@ -106,6 +115,8 @@ class _Reader:
                 self.default_repository = self._text(path, key, value) or self.default_repository
             elif key == "backup":
                 self._backup(path, value)
+            elif key == "prune":
+                self._prune(path, value)
             elif key == "repositories":
                 self._repositories(path, value)
             else:
@@ -178,6 +189,51 @@ class _Reader:
                 self.backup[key] = text
         else:
             self._unknown(path, where)
+
+    def _prune(self, path: Path, value: object) -> None:
+        """Rules are collected per volume, "" standing for all, and read when every file was seen."""
+        for key, one in self._table(path, "prune", value):
+            if key == "zone":
+                text = self._text(path, "prune.zone", one)
+                if text is not None and self._is_valid(path, "prune.zone", zone, text):
+                    self.zone = text
+            elif key == "volumes":
+                for name, table in self._table(path, "prune.volumes", one):
+                    for rule, setting in self._table(path, f"prune.volumes.{name}", table):
+                        self._rule(path, f"prune.volumes.{name}", name, rule, setting)
+            else:
+                self._rule(path, "prune", "", key, one)
+
+    def _rule(self, path: Path, where: str, volume: str, key: str, value: object) -> None:
+        if key not in KEYS:
+            self._unknown(path, f"{where}.{key}")
+        elif self._is_new(path, f"{where}.{key}") and self._is_valid(path, where, read_rules, {key: value}):
+            self.prune.setdefault(volume, {})[key] = value
+
+    def _is_valid(self, path: Path, where: str, read: Callable[[Any], object], value: object) -> bool:
+        try:
+            read(value)
+        except UsageError as error:
+            self.problems.append(f"{path}: {where}: {error.message}")
+        except ValueError as error:
+            self.problems.append(f"{path}: {where}.{error}")
+        else:
+            return True
+        return False
+
+    def prune_settings(self) -> PruneSettings:
+        """What `[prune]` says in all files together."""
+        rules = {name: read_rules(table) for name, table in self.prune.items()}
+        return PruneSettings(self.zone, rules.pop("", Retention()), rules)
+
+    def written_rules(self) -> dict[str, str | int]:
+        """The rules by their full keys, for showing."""
+        found: dict[str, str | int] = {}
+        for name, table in self.prune.items():
+            for key, value in table.items():
+                where = f"prune.volumes.{name}.{key}" if name else f"prune.{key}"
+                found[where] = value if isinstance(value, int | str) else ", ".join(map(str, value))  # type: ignore[call-overload]
+        return found
 
     def _is_compression(self, path: Path, where: str, text: str) -> bool:
         try:

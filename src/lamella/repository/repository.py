@@ -27,6 +27,7 @@ from lamella.repository.history import Chain, History, HistoryReader
 from lamella.repository.host import Host
 from lamella.repository.pins import Pins, Problem
 from lamella.repository.publish import Published, Publisher
+from lamella.repository.sightings import Sightings
 from lamella.repository.slots import Unlocked, unlock
 from lamella.repository.suspects import Suspects
 from lamella.repository.tree import Tree, TreeReader
@@ -46,6 +47,7 @@ class Repository:
         self.repo_id: RepoId = self.keys.marker.repo_id
         self.memory = host.memory(self.repo_id)
         self.pins = Pins(self.memory)
+        self.sightings = Sightings(self.memory)
         self.cache = Cache.open(host.cache_dir / self.repo_id.hex() / "cache.sqlite")
         self.blobs = BlobMap(self.cache, self.keys, store)
         self.suspects = Suspects(self.cache)
@@ -90,6 +92,7 @@ class Repository:
         if not self.history.heads:
             raise IntegrityError("the repository lists no commit that opens: its history is lost", obj="w/")
         self.catalogue = state.build(self.keys, self.history)
+        self.sightings.look(self.history.heads, self.clock())
         if not self.problems:
             self.pins.remember(self.history.heads)
 

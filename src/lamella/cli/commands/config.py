@@ -71,4 +71,6 @@ def _values(found: Configuration) -> list[tuple[str, str | int]]:
             (f"repositories.{name}.{key}", getattr(one, key))
             for key in ("url", "keyfile", "passphrase_file", "passphrase_command")
         ]
+    rows += [("prune.zone", found.prune.zone)]
+    rows += [(key, found.rules[key]) for key in sorted(found.rules)]
     return [(key, value) for key, value in rows if value is not None]

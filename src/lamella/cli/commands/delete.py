@@ -1,0 +1,92 @@
+"""`lamella delete`: remove snapshots that the user names."""
+
+from __future__ import annotations
+
+import argparse
+
+from lamella.cli import deleting
+from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.context import Context
+from lamella.cli.terminal import can_confirm
+from lamella.errors import NothingMatched, UsageError
+from lamella.operations.prune import require_prune_key
+from lamella.operations.removal import mark_removed, require_not_last, require_unpinned
+from lamella.operations.selection import Selected, find_volume, select, split_selector
+from lamella.repository.repository import Repository
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = SECRETS
+    parser.add_argument(
+        "volume", nargs="+", metavar="VOLUME@SNAPSHOT", help="what to remove; with --all-snapshots: VOLUME"
+    )
+    parser.add_argument("--all-snapshots", action="store_true", help="remove every snapshot of these volumes")
+    parser.add_argument("--yes-last", action="store_true", help="also remove a volume's last good snapshot")
+    parser.add_argument(
+        "--mark",
+        action="store_true",
+        help="only mark them as removed, for an admin to see; they stay (all that a writer's secret can do)",
+    )
+    deleting.add_space_options(parser)
+    add_yes(parser)
+    add_dry_run(parser)
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    args, out = context.args, context.out
+    _check(args)
+    if not (args.yes or args.dry_run or args.mark) and (args.json or not can_confirm()):
+        raise UsageError("nobody can be asked to confirm this", hint="add --yes to remove without asking")
+    with deleting.opened(context, read_only=args.dry_run) as repository:
+        chosen = _chosen(repository, args.volume, every=args.all_snapshots)
+        require_unpinned(chosen)
+        if not args.mark:
+            if not args.yes_last:
+                require_not_last(repository, chosen)
+            require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
+        rows = [{"snapshot": one.snapshot.name, "volume": one.volume_name} for one in chosen]
+        word = "marked as removed" if args.mark else "removed"
+        for one in chosen:
+            out.line(f"{'would be ' if args.dry_run else ''}{word}: {one.text}")
+        if args.dry_run:
+            out.document({"dry_run": True, "removed": rows, "freed_bytes": 0, "condemned_bytes": 0})
+            return context.warn_of_problems(repository)
+        refs = [one.snapshot.ref for one in chosen]
+        if args.mark:
+            mark_removed(repository, refs)
+            out.document({"marked": rows, "removed": [], "freed_bytes": 0, "condemned_bytes": 0})
+            return 0
+        count = f"{len(chosen)} snapshot{'' if len(chosen) == 1 else 's'}"
+        context.confirm(f"Remove {count}? This cannot be undone.")
+        result = deleting.carry_out(context, repository, refs, deleting.options(args))
+    out.document({"removed": rows, **deleting.report(context, result)})
+    return deleting.exit_code(result)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for text in args.volume:
+        name, snapshot = split_selector(text)
+        if args.all_snapshots and snapshot is not None:
+            raise UsageError(f"--all-snapshots goes with a volume's name, not with {text}", obj=text)
+        if not args.all_snapshots and snapshot is None:
+            hint = f"write {name}@SNAPSHOT, or {name} --all-snapshots"
+            raise UsageError(f"{name} names a volume and no snapshot: nothing was removed", obj=name, hint=hint)
+
+
+def _chosen(repository: Repository, texts: list[str], *, every: bool) -> list[Selected]:
+    """What is named, each once. Raises NothingMatched."""
+    if not every:
+        return list({one.snapshot.ref: one for one in select(repository, texts)}.values())
+    shown = repository.catalogue.shown_names()
+    volumes = {volume.volume_id: volume for volume in (find_volume(repository, text) for text in texts)}
+    for volume in volumes.values():
+        if not volume.snapshots:
+            name = shown[volume.volume_id]
+            raise NothingMatched(f"volume {name} has no snapshot", obj=name)
+    return [
+        Selected(shown[volume.volume_id], volume, snapshot)
+        for volume in volumes.values()
+        for snapshot in volume.snapshots
+    ]

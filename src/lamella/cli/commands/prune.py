@@ -1,0 +1,108 @@
+"""`lamella prune`: remove the snapshots that no rule keeps, and give their space back."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from lamella.cli import deleting
+from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.context import Context
+from lamella.cli.policy import add_rules, given_rules, policy_of
+from lamella.clock import iso
+from lamella.operations.prune import require_prune_key
+from lamella.operations.retaining import Judged, Policy, RetentionPlan, plan_retention
+from lamella.repository.repository import Repository
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = (
+        "A snapshot stays if any rule keeps it. Rules are applied to each volume by itself, in the calendar of one\n"
+        "zone. What is not known to be whole does not count; what comes from the future stays and does not count; the\n"
+        "last good snapshot of a volume stays. Without any rule nothing is removed.\n\n"
+    ) + SECRETS
+    parser.add_argument("volume", nargs="*", metavar="VOLUME", help="only these volumes (default: all)")
+    add_rules(parser)
+    parser.add_argument(
+        "--yes-last", action="store_true", help="also remove a volume's last good snapshot if no rule keeps it"
+    )
+    deleting.add_space_options(parser)
+    add_yes(parser)
+    add_dry_run(parser)
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    args = context.args
+    settings = context.config.prune
+    policy = policy_of(settings, given_rules(args), args.zone)
+    return prune(context, policy, args.volume)
+
+
+def prune(context: Context, policy: Policy, volumes: Sequence[str]) -> int:
+    """Judge, show, ask, remove."""
+    args, out = context.args, context.out
+    with deleting.opened(context, read_only=args.dry_run) as repository:
+        plan = plan_retention(repository, policy, volumes, spare_last=not args.yes_last)
+        show(context, plan, everything=args.dry_run)
+        if args.dry_run:
+            out.document({"dry_run": True, **document(plan), "freed_bytes": 0, "condemned_bytes": 0})
+            return context.warn_of_problems(repository)
+        require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
+        if plan.removed:
+            context.confirm(_question(plan))
+        result = deleting.carry_out(context, repository, plan.refs, deleting.options(args))
+    out.document({**document(plan), **deleting.report(context, result)})
+    return deleting.exit_code(result)
+
+
+def _question(plan: RetentionPlan) -> str:
+    count = len(plan.removed)
+    return f"Remove {count} snapshot{'' if count == 1 else 's'}, and keep {len(plan.kept)}?"
+
+
+def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
+    """Each snapshot with the reason why it stays or goes; without `everything` only those that go."""
+    out = context.out
+    rows = [("", "SNAPSHOT", "TIME", "WHY")]
+    for row in plan.rows if everything else plan.removed:
+        word = "keep" if row.verdict.keep else "remove"
+        rows.append((word, row.selected.text, _time(row), ", ".join(row.verdict.reasons)))
+    if len(rows) > 1:
+        out.table(rows)
+    for row in plan.strange:
+        out.warn(f"{row.selected.text} is kept and not counted: {row.verdict.reasons[-1]}")
+    removed, kept = len(plan.removed), len(plan.kept)
+    would = "would be " if everything else ""
+    out.line(f"{removed} snapshot{'' if removed == 1 else 's'} {would}removed, {kept} kept")
+
+
+def _time(row: Judged) -> str:
+    try:
+        return iso(row.selected.snapshot.added.time_ms)
+    except ValueError:
+        return "beyond the calendar"
+
+
+def document(plan: RetentionPlan) -> dict[str, Any]:
+    """The plan for JSON."""
+    return {"removed": [_row(row) for row in plan.removed], "kept": [_row(row) for row in plan.kept]}
+
+
+def _row(row: Judged) -> dict[str, Any]:
+    one = row.selected
+    return {
+        "snapshot": one.snapshot.name,
+        "volume": one.volume_name,
+        "time": _time(row),
+        "reasons": list(row.verdict.reasons),
+        "judged": row.verdict.judged,
+    }
+
+
+def checked(repository: Repository, policy: Policy) -> None:
+    """What must be right before a run begins that is to prune at its end. Raises UsageError, RepositoryError."""
+    plan_retention(repository, policy)
+    require_prune_key(repository.keys.prune_seed is not None, repository.store.url)

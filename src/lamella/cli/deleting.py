@@ -1,0 +1,87 @@
+"""What `prune` and `delete` share: opening for deletion, carrying it out, and saying what came of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lamella.cli.context import Context
+from lamella.cli.values import percent, shown_bytes
+from lamella.clock import iso
+from lamella.format.records import Ref
+from lamella.operations import prune
+from lamella.operations.prune import PruneOptions, PruneResult
+from lamella.operations.removal import removals
+from lamella.repository.repository import Repository
+
+
+def add_space_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how much space to win back."""
+    parser.add_argument(
+        "--max-unused",
+        type=percent,
+        metavar="P%",
+        help=f"rewrite packs until at most so much is unneeded (default {PruneOptions().max_unused:g}%% of what is)",
+    )
+    parser.add_argument("--no-repack", action="store_true", help="delete only packs of which nothing is needed")
+
+
+def options(args: argparse.Namespace) -> PruneOptions:
+    """How far to go, from the options."""
+    unused = PruneOptions().max_unused if args.max_unused is None else args.max_unused
+    return PruneOptions(repack=not args.no_repack, max_unused=unused)
+
+
+@contextmanager
+def opened(context: Context, *, read_only: bool) -> Iterator[Repository]:
+    """The repository with its whole history, which must be sound unless nothing is written."""
+    with context.repository(read_only=read_only, whole=True) as repository:
+        if not read_only:
+            repository.require_sound_history()
+        yield repository
+
+
+def carry_out(context: Context, repository: Repository, refs: Sequence[Ref], how: PruneOptions) -> PruneResult:
+    """Remove these snapshots, and give back what nothing needs any more."""
+    planner = getattr(prune, "plan_prune", None)
+    if planner is not None:
+        result = planner(repository, refs, how).execute(context.out.report)
+        assert isinstance(result, PruneResult)
+        return result
+    if refs:
+        repository.publish(removals(refs))
+        repository.reload()
+    return PruneResult(removed=list(refs))
+
+
+def report(context: Context, result: PruneResult) -> dict[str, Any]:
+    """Say what came of it; the figures for JSON."""
+    out = context.out
+    for note in [*result.notes, *result.waiting]:
+        out.say(note)
+    for error in result.blocked:
+        out.warn(f"nothing was deleted: {error.message}", error.obj)
+    line = f"freed {shown_bytes(result.freed_bytes)}"
+    if result.condemned_bytes:
+        until = f", from {iso(result.condemned_until_ms)} on" if result.condemned_until_ms else ""
+        line += f"; {shown_bytes(result.condemned_bytes)} can be freed by a later prune{until}"
+    out.line(line)
+    return {
+        "freed_bytes": result.freed_bytes,
+        "condemned_bytes": result.condemned_bytes,
+        "condemned_until": iso(result.condemned_until_ms) if result.condemned_until_ms else "",
+        "repacked_bytes": result.repacked_bytes,
+        "deleted_packs": result.deleted_packs,
+        "live_bytes": result.live_bytes,
+        "dead_bytes": result.dead_bytes,
+        "waiting": list(result.waiting),
+        "blocked": [error.message for error in result.blocked],
+        "notes": list(result.notes),
+    }
+
+
+def exit_code(result: PruneResult) -> int:
+    """0, or the largest of what kept something from being deleted."""
+    return max((error.exit_code for error in result.blocked), default=0)
