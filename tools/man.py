@@ -66,6 +66,19 @@ passphrase_file = "/etc/lamella/usb.passphrase"
 [backup]
 compression = "auto"
 workers = 4
+
+[prune]
+# the calendar of all rules; without rules here or on the command line nothing is removed
+zone = "Europe/Berlin"
+keep_last = 3
+keep_daily = 14
+keep_monthly = "all"
+# also keep_hourly, keep_weekly, keep_yearly, keep_within = "30d", keep_tags = ["release"],
+# thin_older = ["1d:hour", "30d:week"]
+
+# rules of one volume, instead of the general ones
+[prune.volumes."work:private"]
+keep_within = "1y6m"
 """
 
 OUTPUT = """\
@@ -74,7 +87,7 @@ document, errors included; with --json-lines every line on standard error is a J
 message, warning or error. Progress is drawn only on a terminal. There are no colours."""
 
 SELECTION = """\
-VOLUME is the name shown by lamella list, SNAPSHOT any unique beginning of a snapshot's name, or latest.
+VOLUME is the name shown by lamella list, SNAPSHOT any unique beginning of a snapshot's name, ^TAG, or latest.
 """
 
 

@@ -159,6 +159,19 @@ def test_a_writers_secret_removes_nothing(three: Lamella, tmp_path: Path) -> Non
     assert three.json("list", "disk")["snapshots"][0]["marked_removed"] is True
 
 
+def test_backup_prunes_afterwards_by_the_configuration(three: Lamella, image: Path, tmp_path: Path) -> None:
+    refused(three.run("backup", image, "--prune"), 2, "no rule")
+    assert len(names(three, "disk")) == 3
+    config = tmp_path / "prune.toml"
+    config.write_text("[prune]\nkeep_last = 2\n")
+    three.env["LAMELLA_CONFIG"] = str(config)
+    done = three.json("backup", image, "--prune")
+    assert done["result"] == "complete"
+    assert [row["volume"] for row in done["prune"]["removed"]] == ["disk", "disk"]
+    assert names(three, "disk")[1] == done["snapshot"]
+    assert (len(names(three, "disk")), len(names(three, "other"))) == (2, 3)
+
+
 # -- delete ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lamella.allocator import keep_freed_memory
+from lamella.cli import after_backup
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
 from lamella.cli.files import read_file
@@ -87,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--changes-from", metavar="FILE", help="read only what this change map of another tool names")
     parser.add_argument("--changes-base", metavar="SNAPSHOT", help="the snapshot that the change map starts from")
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="afterwards remove the snapshots of these volumes that no rule of the configuration keeps",
+    )
     add_dry_run(parser)
 
 
@@ -104,6 +110,8 @@ def run(context: Context) -> int:
     options = _options(context)
     requests = _requests(context)
     with context.sound_repository(read_only=args.dry_run) as repository:
+        if args.prune:
+            after_backup.check(context, repository)
         plan = plan_backup(repository, requests, options)
         if args.dry_run:
             return show_plan(context, plan)
@@ -113,7 +121,10 @@ def run(context: Context) -> int:
             out.say(f"{failed.name}: will be missing, {failed.message}")
         out.expect("backup", sum(row.source_bytes for row in plan.rows))
         result = plan.execute(out.report)
-    return report(context, result)
+    saved = [row.volume for row in result.volumes if row.result == "complete"]
+    pruned = after_backup.prune(context, saved) if args.prune and saved else None
+    code = report(context, result, None if pruned is None else {"prune": pruned.document})
+    return code or (0 if pruned is None else pruned.exit_code)
 
 
 def _options(context: Context) -> BackupOptions:

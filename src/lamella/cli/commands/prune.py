@@ -13,7 +13,6 @@ from lamella.cli.policy import add_rules, given_rules, policy_of
 from lamella.clock import iso
 from lamella.operations.prune import require_prune_key
 from lamella.operations.retaining import Judged, Policy, RetentionPlan, plan_retention
-from lamella.repository.repository import Repository
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,9 +99,3 @@ def _row(row: Judged) -> dict[str, Any]:
         "reasons": list(row.verdict.reasons),
         "judged": row.verdict.judged,
     }
-
-
-def checked(repository: Repository, policy: Policy) -> None:
-    """What must be right before a run begins that is to prune at its end. Raises UsageError, RepositoryError."""
-    plan_retention(repository, policy)
-    require_prune_key(repository.keys.prune_seed is not None, repository.store.url)

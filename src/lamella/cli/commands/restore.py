@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = SECRETS
     parser.add_argument(
-        "volume", metavar="VOLUME[@SNAPSHOT]", help="SNAPSHOT is any unique beginning of its name, or latest (default)"
+        "volume",
+        metavar="VOLUME[@SNAPSHOT]",
+        help="SNAPSHOT is any unique beginning of its name, ^TAG, or latest (default)",
     )
     parser.add_argument(
         "--to",
