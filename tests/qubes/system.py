@@ -13,6 +13,7 @@ from lamella.qubes.archive import read_snapshot
 from lamella.qubes.backup import QubesOptions, plan_qubes
 from lamella.qubes.choice import Choice, chosen
 from lamella.qubes.inventory import Inventory
+from lamella.qubes.lineage import FEATURE
 from lamella.qubes.restore import QubeResult, QubesRestore
 from lamella.qubes.restore_plan import Planner, QubeRestore, RestoreWishes
 from lamella.repository.host import Host
@@ -68,7 +69,7 @@ def essence(qube: FakeQube) -> dict[str, object]:
         "template": qube.template,
         "properties": {name: value for name, value in qube.properties.items() if name not in ours},
         "tags": qube.tags - {"created-by-dom0"},
-        "features": dict(qube.features),
+        "features": {name: value for name, value in qube.features.items() if name != FEATURE},
         "firewall": qube.firewall,
         "notes": qube.notes,
         "devices": {class_: dict(rows) for class_, rows in qube.devices.items() if rows},

@@ -43,7 +43,8 @@ def test_every_qube_comes_back_as_it_was(store: MemoryStore, host: Host, admin: 
     results = restore(store, host, admin, ALL)
     assert {result.result for result in results.values()} == {"restored"}
     assert [note for result in results.values() for note in result.notes] == []
-    assert {name: essence(system.qubes[name]) for name in ALL} == before
+    after = {name: essence(system.qubes[name]) for name in ALL}
+    assert after == before
     assert {(n, v): content(system, n, v) for n, v in bytes_before} == bytes_before
     assert not any(IN_PROGRESS in qube.tags for qube in system.qubes.values())
     system.start("work")
@@ -123,6 +124,33 @@ def test_each_qube_has_its_own_keys(store: MemoryStore, host: Host, admin: Admin
         }
     assert all(len(found) == 1 for found in domains.values())
     assert domains["work:"] != domains["vault:"]
+
+
+def test_a_restored_qube_continues_its_history_and_its_clone_does_not(
+    store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
+) -> None:
+    write(system, "vault", os.urandom(300_000))
+    back_up(store, host, admin, "vault")
+    system.remove("vault")
+    restore(store, host, admin, ["vault"])
+    clone = system.add("copy", template="tpl")
+    clone.features |= system.qubes["vault"].features
+    done = back_up(store, host, admin, "vault", "copy")
+    rows = {row.volume: row for row in done.volumes}
+    assert (rows["vault:private"].mode, rows["vault:private"].new_chunks) == ("compare", 0)
+    assert rows["copy:private"].mode == "full"
+    system.remove("vault")
+    restore(store, host, admin, ["vault", "copy"], RestoreWishes(rename_conflicting=True))
+    assert "lamella.continues" in system.qubes["vault"].features
+    assert "lamella.continues" not in system.qubes["copy1"].features
+
+
+def test_what_is_copied_beside_its_original_has_a_history_of_its_own(
+    store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
+) -> None:
+    back_up(store, host, admin, "vault")
+    restore(store, host, admin, ["vault"], RestoreWishes(rename_conflicting=True))
+    assert "lamella.continues" not in system.qubes["vault1"].features
 
 
 # -- overwriting ------------------------------------------------------------------------------------------------------

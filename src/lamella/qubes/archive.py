@@ -9,6 +9,7 @@ from lamella.errors import IntegrityError, NothingMatched
 from lamella.operations.restore import read_document
 from lamella.operations.selection import Selected, find_snapshot, split_selector
 from lamella.qubes.backup import SETTINGS
+from lamella.qubes.lineage import DOM0, FEATURE, claimed_owner
 from lamella.qubes.settings import DOCUMENT, QubeSettings, decode_settings
 from lamella.repository.catalogue import VolumeState
 from lamella.repository.repository import Repository
@@ -28,6 +29,7 @@ class QubeSnapshot:
     """One qube as one run saved it."""
 
     name: str
+    owner: str
     snapshot: str
     settings: QubeSettings
     volumes: dict[str, Selected]
@@ -71,10 +73,11 @@ def read_snapshot(repo: Repository, selector: str) -> QubeSnapshot:
     chosen = find_snapshot(repo, described, text)
     selected = Selected(f"{qube.name}:{SETTINGS}", described, chosen)
     settings = decode_settings(read_document(repo, selected, DOCUMENT), selected.text)
-    if not qube.owner.startswith("dom0-") and settings.uuid != qube.owner:
+    claimed = claimed_owner(settings.uuid, settings.features.get(FEATURE))
+    if not qube.owner.startswith(DOM0) and claimed != qube.owner:
         raise IntegrityError("the settings are those of another qube", obj=selected.text)
     return QubeSnapshot(
-        qube.name, chosen.name, settings, _volumes(qube, chosen.name), _failed(repo, qube.name, chosen.name)
+        qube.name, qube.owner, chosen.name, settings, _volumes(qube, chosen.name), _failed(repo, qube.name, chosen.name)
     )
 
 

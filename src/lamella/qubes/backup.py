@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from lamella.clock import Clock, now_ms
@@ -15,8 +16,10 @@ from lamella.operations.backup import BackupOptions, BackupPlan, BackupResult, F
 from lamella.qubes.admin import Admin
 from lamella.qubes.dom0 import write_archive
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, Volume, feature_of
+from lamella.qubes.lineage import owner_of
+from lamella.qubes.places import committed_place, live_place
 from lamella.qubes.settings import DOCUMENT, read_globals, read_settings
-from lamella.qubes.sources import QubeVolume, SettingsSource, owner_of, volume_identity
+from lamella.qubes.sources import QubeVolume, SettingsSource, volume_identity
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.sources.registry import open_source
@@ -116,7 +119,7 @@ class _Requests:
 
     def _settings(self, qube: Qube, what: str, content: bytes) -> Request:
         name = f"{qube.name}:{what}"
-        source = SettingsSource(volume_identity(owner_of(qube, self._host.machine), what), name)
+        source = SettingsSource(volume_identity(self._owner(qube), what), name)
         return Request(name, source, self._domain(qube), {DOCUMENT: content}, follows=True)
 
     def _config(self, qube: Qube) -> Request | FailedRequest:
@@ -126,7 +129,7 @@ class _Requests:
             path = write_archive(self._host.cache_dir / ARCHIVE, self._options.dom0_root)
         except LamellaError as error:
             return FailedRequest(name, error.message)
-        identity = volume_identity(owner_of(qube, self._host.machine), CONFIG)
+        identity = volume_identity(self._owner(qube), CONFIG)
         source = open_source(str(path), machine=self._host.machine, driver="file", known_as=identity)
         return Request(name, source, self._domain(qube), {}, follows=True)
 
@@ -134,14 +137,19 @@ class _Requests:
         name = f"{qube.name}:{volume.name}"
         try:
             pool = self._inventory.pool(volume.pool)
-            source = QubeVolume(self._admin, self._host, qube, volume, pool, live=self._options.live)
+            choose = live_place if self._options.live else committed_place
+            identity = volume_identity(self._owner(qube), volume.name)
+            source = QubeVolume(self._admin, self._host, qube, identity, partial(choose, pool, volume))
         except LamellaError as error:
             return FailedRequest(name, error.message)
         return Request(name, source, self._domain(qube), {}, follows=True)
 
+    def _owner(self, qube: Qube) -> str:
+        return owner_of(self._admin, qube, self._host.machine)
+
     def _domain(self, qube: Qube) -> str:
         """The key domain of a qube: its own, whatever it is called."""
-        return f"qube {owner_of(qube, self._host.machine)}"
+        return f"qube {self._owner(qube)}"
 
     def _is_wanted(self, qube: Qube, volume: Volume) -> bool:
         if not volume.save_on_stop:

@@ -10,6 +10,7 @@ from lamella.events import Reporter, Warned, silent
 from lamella.qubes.admin import Admin, Refused
 from lamella.qubes.imports import Imports
 from lamella.qubes.inventory import Inventory, power_state
+from lamella.qubes.lineage import FEATURE, lineage, owner_of
 from lamella.qubes.names import check_label
 from lamella.qubes.restore_plan import Action, QubeRestore, RestoreWishes
 from lamella.qubes.settings_apply import IN_PROGRESS, Applier
@@ -152,6 +153,14 @@ class QubesRestore:
             result.bytes_written += done.bytes_written
             result.volumes.append(name)
             self._touched.add(row.name)
+        self._continue_history(row)
+
+    def _continue_history(self, row: QubeRestore) -> None:
+        """Let the next backup go on where the saved one ended, unless the saved qube itself is still here."""
+        qube, owner = self._inventory.qube(row.name), row.saved.owner
+        owners = {owner_of(self._admin, other, "") for other in self._inventory.qubes.values() if other is not qube}
+        if owner not in {qube.uuid, *owners}:
+            self._admin.call("admin.vm.feature.Set", row.name, FEATURE, lineage(owner, qube.uuid).encode("ascii"))
 
     def _plain(self, row: QubeRestore, result: QubeResult) -> None:
         if self._wishes.settings:

@@ -11,6 +11,7 @@ from typing import Final
 
 from lamella.qubes.admin import Admin, Refused
 from lamella.qubes.inventory import Inventory, property_of
+from lamella.qubes.lineage import FEATURE
 from lamella.qubes.settings import Property, QubeSettings, assigned_device, read_settings
 
 IN_PROGRESS: Final = "backup-restore-in-progress"
@@ -98,9 +99,9 @@ class Applier:
 
     def _features(self, present: QubeSettings, *, exact: bool) -> None:
         for feature, value in sorted(self._settings.features.items()):
-            if present.features.get(feature) != value:
+            if feature != FEATURE and present.features.get(feature) != value:
                 self._call(f"feature {feature}", "admin.vm.feature.Set", feature, value.encode("utf-8"))
-        for feature in sorted(set(present.features) - set(self._settings.features)) if exact else ():
+        for feature in sorted(set(present.features) - {*self._settings.features, FEATURE}) if exact else ():
             self._call(f"feature {feature}", "admin.vm.feature.Remove", feature)
 
     def _tags(self, present: QubeSettings, *, exact: bool) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from lamella.delta import Delta
 from lamella.errors import SourceError
 from lamella.extents import Extent
 from lamella.qubes.admin import Admin
-from lamella.qubes.inventory import ADMIN_CLASS, HALTED, PAUSED, Pool, Qube, Volume, power_state
-from lamella.qubes.places import Place, committed_place, live_place
+from lamella.qubes.inventory import HALTED, PAUSED, Qube, power_state
+from lamella.qubes.places import Place
 from lamella.repository.host import Host
 from lamella.sources.base import Consistency, FrozenVolume, Source
 from lamella.sources.registry import open_source
@@ -19,26 +19,21 @@ from lamella.sources.untracked import Untracked, UntrackedMoment
 _TRIES = 5
 
 
-def owner_of(qube: Qube, machine: str) -> str:
-    """What names a qube for ever: its UUID. dom0 has the same one everywhere, so there it is the machine's hash."""
-    return f"dom0-{machine}" if qube.klass == ADMIN_CLASS else qube.uuid
-
-
 def volume_identity(owner: str, volume: str) -> bytes:
-    """`qubes:UUID:VOLUME`: neither the qube's name nor where the volume lies is part of it."""
+    """`qubes:OWNER:VOLUME`: neither the qube's name nor where the volume lies is part of it."""
     return f"qubes:{owner}:{volume}".encode("ascii")
 
 
 class QubeVolume:
-    """One volume of one qube. Where it lies is found anew for each freeze; kept moments are found by the identity."""
+    """One volume of one qube. `choose` says where it lies right now; kept moments are found by the identity."""
 
-    def __init__(self, admin: Admin, host: Host, qube: Qube, volume: Volume, pool: Pool, *, live: bool) -> None:
+    def __init__(self, admin: Admin, host: Host, qube: Qube, identity: bytes, choose: Callable[[], Place]) -> None:
         self._admin = admin
         self._host = host
         self._qube = qube
-        self._volume = volume
-        self._pool = pool
-        self._live = live
+        self._place = choose
+        self.identity = identity
+        """`qubes:OWNER:VOLUME`."""
         self._inner = self._opened(self._place())
 
     @property
@@ -52,14 +47,9 @@ class QubeVolume:
         return self._inner.tracks
 
     @property
-    def identity(self) -> bytes:
-        """`qubes:UUID:VOLUME`."""
-        return volume_identity(owner_of(self._qube, self._host.machine), self._volume.name)
-
-    @property
     def default_name(self) -> str:
         """`QUBE:VOLUME`."""
-        return f"{self._qube.name}:{self._volume.name}"
+        return f"{self._qube.name}:{self.identity.decode('ascii').rpartition(':')[2]}"
 
     @contextmanager
     def freeze(self) -> Iterator[FrozenVolume]:
@@ -87,10 +77,6 @@ class QubeVolume:
     def _unchanged(self, state: str, place: Place) -> bool:
         """Whether nothing was renamed since: the frozen file is the one that the place meant all the time."""
         return power_state(self._admin, self._qube.name) == state and self._place() == place
-
-    def _place(self) -> Place:
-        choose = live_place if self._live else committed_place
-        return choose(self._pool, self._volume)
 
     def _opened(self, place: Place) -> Source:
         return open_source(

@@ -133,13 +133,14 @@ def _show(context: Context, plan: QubesPlan) -> int:
 def _restore(context: Context) -> int:
     from lamella.qubes.archive import read_snapshot, saved_qubes
     from lamella.qubes.inventory import Inventory
+    from lamella.qubes.lineage import DOM0
     from lamella.qubes.restore_plan import Planner
 
     args = context.args
     admin = _admin(context)
     inventory = Inventory(admin)
     with context.sound_repository() as repository:
-        names = args.qube or [qube.owner for qube in saved_qubes(repository) if not qube.owner.startswith("dom0-")]
+        names = args.qube or [qube.owner for qube in saved_qubes(repository) if not qube.owner.startswith(DOM0)]
         saved = [one for one in (read_snapshot(repository, name) for name in names) if one.name not in args.exclude]
         dom0 = [one for one in saved if one.name == "dom0"]
         if not saved:
@@ -247,15 +248,17 @@ def _list(context: Context) -> int:
     from lamella.qubes.archive import saved_qubes
     from lamella.qubes.backup import SETTINGS
     from lamella.qubes.inventory import Inventory
+    from lamella.qubes.lineage import owner_of
 
-    present = Inventory(_admin(context)).qubes
-    by_uuid = {qube.uuid: qube for qube in present.values()}
+    admin = _admin(context)
+    present = Inventory(admin).qubes
+    by_owner = {owner_of(admin, qube, context.host.machine): qube for qube in present.values()}
     with context.repository() as repository:
         rows: list[dict[str, Any]] = []
         for qube in saved_qubes(repository):
             settings = qube.volumes.get(SETTINGS)
             newest = settings.snapshots[-1].name if settings is not None and settings.snapshots else ""
-            here = by_uuid.pop(qube.owner, None) if not qube.owner.startswith("dom0-") else present.get("dom0")
+            here = by_owner.pop(qube.owner, None)
             rows.append(
                 {
                     "qube": qube.name,
@@ -268,7 +271,7 @@ def _list(context: Context) -> int:
             )
     rows += [
         {"qube": one.name, "uuid": one.uuid, "latest": "", "volumes": [], "here": one.name, "state": one.state}
-        for one in sorted(by_uuid.values(), key=lambda qube: qube.name)
+        for one in sorted(by_owner.values(), key=lambda qube: qube.name)
         if one.name != "dom0"
     ]
     heading = ("QUBE", "LAST SAVED", "VOLUMES", "HERE AS", "STATE")
