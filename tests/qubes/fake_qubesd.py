@@ -158,6 +158,8 @@ class FakeQubesd:
     def _relocate(self, volume: FakeVolume, pool: str, name: str) -> None:
         kind = volume.vid.split("/")[0]
         old, directory = self.pools[volume.pool] / volume.vid, self.pools[pool] / kind / name
+        if directory == old.parent:
+            return
         directory.mkdir(parents=True, exist_ok=True)
         for path in sorted(old.parent.glob(f"{volume.name}*")):
             shutil.copyfile(path, directory / path.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lamella.operations.backup import BackupOptions, BackupResult
@@ -13,7 +14,7 @@ from lamella.qubes.archive import read_snapshot
 from lamella.qubes.backup import QubesOptions, plan_qubes
 from lamella.qubes.choice import Choice, chosen
 from lamella.qubes.inventory import Inventory
-from lamella.qubes.lineage import FEATURE
+from lamella.qubes.lineage import FEATURE, owner_of
 from lamella.qubes.restore import QubeResult, QubesRestore
 from lamella.qubes.restore_plan import Planner, QubeRestore, RestoreWishes
 from lamella.repository.host import Host
@@ -45,9 +46,14 @@ def back_up(
         return plan_qubes(repo, admin, inventory, qubes, options).execute()
 
 
+def planner(repo: Repository, admin: Admin, names: Iterable[str], wishes: RestoreWishes) -> Planner:
+    saved = [read_snapshot(repo, name) for name in names]
+    return Planner(Inventory(admin), saved, wishes, partial(owner_of, admin, machine=repo.host.machine))
+
+
 def planned(store: Store, host: Host, admin: Admin, names: Iterable[str], wishes: RestoreWishes) -> list[QubeRestore]:
     with Repository.open(store, SECRET, host) as repo:
-        return Planner(Inventory(admin), [read_snapshot(repo, name) for name in names], wishes).rows()
+        return planner(repo, admin, names, wishes).rows()
 
 
 def restore(
@@ -55,7 +61,7 @@ def restore(
 ) -> dict[str, QubeResult]:
     wishes = wishes or RestoreWishes()
     with Repository.open(store, SECRET, host) as repo:
-        rows = Planner(Inventory(admin), [read_snapshot(repo, name) for name in names], wishes).rows()
+        rows = planner(repo, admin, names, wishes).rows()
         results = QubesRestore(repo, admin, rows, wishes).execute(workers=1)
     return {result.qube: result for result in results}
 

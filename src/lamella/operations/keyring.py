@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from lamella.crypto.slots import DEFAULT_LOG_N, Secret, wrap
 from lamella.errors import NothingMatched, UsageError
+from lamella.format.domain_key import ExportedKeys, ExportedTree, encode
 from lamella.format.keyslot import MAX_SLOTS, Role
 from lamella.format.records import FileGone
+from lamella.ids import DomainId
+from lamella.operations.selection import newest
 from lamella.repository.create import file_record
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_slots
@@ -45,6 +48,26 @@ def _require_admin(repo: Repository) -> bytes:
         )
     repo.require_sound_history()
     return seed
+
+
+def export_domain(repo: Repository, domain_id: DomainId) -> bytes:
+    """The key file that opens one domain, with the newest state of each of its volumes (FORMAT 3).
+
+    Whoever has it reads everything that was and will be stored in the domain. Raises NothingMatched.
+    """
+    shown = repo.catalogue.shown_names()
+    trees = []
+    for volume in repo.catalogue.volumes.values():
+        if any(snapshot.added.domain_id == domain_id for snapshot in volume.snapshots):
+            added = newest(repo, volume).added
+            if added.domain_id == domain_id:
+                name = shown[volume.volume_id]
+                trees.append(ExportedTree(name, added.volume_id, added.root, added.size, added.chunk_log2))
+    if not trees:
+        raise NothingMatched("no volume of this domain has a snapshot")
+    keys = repo.keys.domain(domain_id)
+    exported = ExportedKeys(keys.id_alg, keys.root, domain_id, keys.enc, keys.id_key)
+    return encode(exported, sorted(trees))
 
 
 def add_slot(repo: Repository, secret: Secret, *, admin: bool, log_n: int = DEFAULT_LOG_N) -> str:

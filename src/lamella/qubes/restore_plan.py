@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -62,10 +62,17 @@ class QubeRestore:
 
 
 class Planner:
-    """Decides for all qubes together: they may need each other."""
+    """Decides for all qubes together: they may need each other. `owner` tells under which UUID a qube is saved."""
 
-    def __init__(self, inventory: Inventory, saved: Sequence[QubeSnapshot], wishes: RestoreWishes) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        saved: Sequence[QubeSnapshot],
+        wishes: RestoreWishes,
+        owner: Callable[[Qube], str],
+    ) -> None:
         self._inventory = inventory
+        self._owner = owner
         self._wishes = wishes
         self._saved = {one.name: one for one in saved}
         if len(self._saved) != len(saved):
@@ -112,7 +119,7 @@ class Planner:
             raise UsageError(f"{there.name} {kinds}", obj=there.name, hint="add --rename-conflicting")
         if there.running:
             raise UsageError(f"{there.name} is not halted: a running qube is never touched", obj=there.name)
-        if there.uuid != saved.settings.uuid:
+        if self._owner(there) != saved.owner:
             notes.append("another qube of the same name is overwritten")
         return QubeRestore(saved, there.name, Action.OVERWRITE, notes=notes)
 

@@ -16,7 +16,8 @@ from lamella.crypto.slots import MIN_KEY_FILE, Secret, recovery_text
 from lamella.errors import LamellaError, NothingMatched, UsageError
 from lamella.format.keyslot import PREFIX, Role, SlotType
 from lamella.operations.heads import fingerprint
-from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, list_slots, remove_slot
+from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, export_domain, list_slots, remove_slot
+from lamella.operations.selection import select
 from lamella.repository.readme import RESCUE
 from lamella.repository.repository import Repository
 
@@ -42,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_new_secret(more)
     change = add("change", "replace the secret given by a new one of the same type")
     _add_new_secret(change)
+    export = add("export-domain", "write a key file that opens the domain of one volume and no other")
+    export.add_argument("volume", metavar="VOLUME", help="a volume of the domain; on Qubes OS QUBE:settings")
+    export.add_argument("--to", required=True, type=Path, metavar="FILE", help="mode 0600, must not exist")
+    add_dry_run(export)
     remove = add("remove", "remove a key slot; who used it may have kept the keys")
     remove.add_argument("slot", metavar="SLOT", help="its name, or a unique beginning; see: lamella key list")
     add_yes(remove)
@@ -68,7 +73,13 @@ def _add_new_secret(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Do it."""
-    actions = {"list": _list, "add": _add, "change": _change, "remove": _remove}
+    actions = {
+        "list": _list,
+        "add": _add,
+        "change": _change,
+        "remove": _remove,
+        "export-domain": _export,
+    }
     return actions[context.args.action](context)
 
 
@@ -99,6 +110,29 @@ def _add(context: Context) -> int:
         name, secret = wanted.add(repository, admin=context.args.role == "admin")
     context.out.line(f"added {TYPE_WORDS[secret.type]} slot {name.removeprefix(PREFIX)}, role {context.args.role}")
     context.out.document({"slot": name, "type": TYPE_WORDS[secret.type], "role": context.args.role})
+    return 0
+
+
+def _export(context: Context) -> int:
+    args, out = context.args, context.out
+    if args.to.exists():
+        raise exists(args.to)
+    with context.sound_repository() as repository:
+        selected = select(repository, [args.volume])[0]
+        content = export_domain(repository, selected.snapshot.added.domain_id)
+        names = sorted(
+            name
+            for id_, name in repository.catalogue.shown_names().items()
+            if any(
+                one.added.domain_id == selected.snapshot.added.domain_id
+                for one in repository.catalogue.volumes[id_].snapshots
+            )
+        )
+    if args.dry_run:
+        return _would(context, f"write the key of {', '.join(names)} to {args.to}")
+    write_file(args.to, content, overwrite=False)
+    out.line(f"{args.to} opens {', '.join(names)} and nothing else; it cannot be taken back")
+    out.document({"file": str(args.to), "volumes": names})
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ def _show(context: Context, plan: QubesPlan) -> int:
 def _restore(context: Context) -> int:
     from lamella.qubes.archive import read_snapshot, saved_qubes
     from lamella.qubes.inventory import Inventory
-    from lamella.qubes.lineage import DOM0
+    from lamella.qubes.lineage import DOM0, owner_of
     from lamella.qubes.restore_plan import Planner
 
     args = context.args
@@ -148,7 +149,8 @@ def _restore(context: Context) -> int:
         if dom0 and args.dom0_to is None:
             raise UsageError("dom0 is never overwritten", obj="dom0", hint="add --dom0-to FOLDER to see its files")
         wishes = _wishes(args)
-        rows = Planner(inventory, [one for one in saved if one.name != "dom0"], wishes).rows()
+        others = [one for one in saved if one.name != "dom0"]
+        rows = Planner(inventory, others, wishes, partial(owner_of, admin, machine=context.host.machine)).rows()
         for row in rows:
             _tell(context, row)
         if args.dry_run:
