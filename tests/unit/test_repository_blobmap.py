@@ -260,7 +260,7 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, keys: Keys, content: bytes)
 
 
 def test_caches_of_other_programs_and_versions_are_replaced(tmp_path: Path, keys: Keys) -> None:
-    for version in (7, 2):
+    for version in (7, 1):
         path = tmp_path / f"{version}.sqlite"
         connection = sqlite3.connect(path)
         connection.execute("CREATE TABLE packs (something TEXT)")

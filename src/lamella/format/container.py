@@ -110,8 +110,13 @@ def decode_header(head: bytes, name: str) -> Header:
 
 def encode_directory(entries: Sequence[tuple[Kind, bytes, int, int]]) -> bytes:
     """Directory content from `(kind, id, sealed_length, content_length)` in the order of the blobs."""
-    rows = [id_ + clen.to_bytes(3, "little") + u8(kind) + u32(rlen) for kind, id_, clen, rlen in entries]
+    rows = [encode_entry(*entry) for entry in entries]
     return u8(1) + u8(0) + u16(len(rows)) + b"".join(rows)
+
+
+def encode_entry(kind: Kind, id_: bytes, sealed_length: int, content_length: int) -> bytes:
+    """One directory entry."""
+    return id_ + sealed_length.to_bytes(3, "little") + u8(kind) + u32(content_length)
 
 
 def decode_directory(content: Opened, header: Header, name: str) -> list[Blob]:
@@ -120,14 +125,18 @@ def decode_directory(content: Opened, header: Header, name: str) -> list[Blob]:
     if cursor.uint(1) != 1:
         raise UnknownFormat("a directory of unknown version", obj=name)
     cursor.zeros(1)
-    count = cursor.count(2, ENTRY_SIZE)
+    blobs = decode_entries(cursor, cursor.count(2, ENTRY_SIZE), header.blobs_start, name)
+    cursor.end()
+    return blobs
+
+
+def decode_entries(cursor: Cursor, count: int, offset: int, name: str) -> list[Blob]:
+    """The next `count` directory entries, placed from `offset` on. Raises IntegrityError, UnknownFormat."""
     blobs: list[Blob] = []
-    offset = header.blobs_start
     for _ in range(count):
         blob = _entry(cursor, offset, name)
         blobs.append(blob)
         offset = aligned(offset + blob.sealed_length)
-    cursor.end()
     if not blobs or len({(blob.kind, blob.id) for blob in blobs}) != len(blobs):
         raise IntegrityError("a directory that is empty or repeats a blob", obj=name)
     if blobs[-1].offset + blobs[-1].sealed_length > MAX_OBJECT:

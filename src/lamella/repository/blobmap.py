@@ -1,8 +1,12 @@
 """Where blobs lie: the host's map from ids to places in packs, rebuilt from the directories of packs (FORMAT 7).
 
 The map is a cache. `refresh` makes it agree with what the store lists: heads of new packs are read, packs that are
-gone are
-forgotten together with every statement that a tree was complete, so that the next backup looks for what was lost.
+gone are forgotten together with every statement that a tree was complete, so that the next backup looks for what was
+lost.
+
+Where many packs are new, index segments spare reading all their heads at once (lamella.repository.segments). Rows from
+there are hints: their pack has no header yet. Before any place in such a pack is given out, its own head is opened, and
+what that says takes the place of the hint.
 """
 
 from __future__ import annotations
@@ -19,9 +23,12 @@ from lamella.pipeline import default_workers, ordered_map
 from lamella.repository.cache import Cache
 from lamella.repository.containers import Head, read_head
 from lamella.repository.reach import require_alive
+from lamella.repository.segments import WORTH_READING, Segments
 from lamella.stores.base import Entry, Store
 
 PREFIX = "p/"
+Row = tuple[bytes, int, int, int, bytes, bytes, bytes, int]
+_HINTED = "header IS NULL AND trouble IS NULL"
 _LOOKUP = (
     "SELECT b.id, b.place, b.sealed, b.content, p.name, p.header, p.domain, p.own"
     " FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.kind = ? AND b.id IN ({}) ORDER BY p.own DESC, p.number"
@@ -74,6 +81,11 @@ class BlobMap:
         self._cache = cache
         self._keys = keys
         self._store = store
+        self._segments = Segments(cache, keys, store)
+        with cache.lock:
+            cache.connection.execute(
+                "CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID"
+            )
 
     # -- agreeing with the store --------------------------------------------------------------------------------------
 
@@ -84,14 +96,16 @@ class BlobMap:
         """
         listed = 0
         with self._cache.lock, self._cache.connection as connection:
-            connection.execute(
-                "CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID"
-            )
             connection.execute("DELETE FROM listed")
             for rows in _batches(self._listing()):
                 listed += len(rows)
                 connection.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
             self._forget_missing()
+            new = connection.execute(
+                "SELECT COUNT(*) FROM listed l LEFT JOIN packs p ON p.name = l.name WHERE p.name IS NULL"
+            ).fetchone()[0]
+        if new >= WORTH_READING:
+            self._segments.enter_hints(new)
         self._read_new_heads()
         self.mark_own(own_packs)
         return listed
@@ -141,14 +155,46 @@ class BlobMap:
                 return row[0], row[1], error.message
 
         for sha256, size, head in ordered_map(read, rows, workers=default_workers(), ahead=4):
+            own = self._drop_hint(sha256)
             if isinstance(head, Head):
-                self._insert(sha256, head.domain_id, head.header, head.blobs, own=False)
+                self._insert(sha256, head.domain_id, head.header, head.blobs, own=own)
             elif head is not None:
                 with self._cache.lock, self._cache.connection as connection:
-                    row = (sha256, size, head)
+                    row = (sha256, size, own, head)
                     connection.execute(
-                        "INSERT OR IGNORE INTO packs (name, length, own, trouble) VALUES (?, ?, 0, ?)", row
+                        "INSERT OR IGNORE INTO packs (name, length, own, trouble) VALUES (?, ?, ?, ?)", row
                     )
+
+    def _drop_hint(self, sha256: bytes) -> bool:
+        """Forget what a segment said of a pack whose head was looked at; returns whether it is an own pack."""
+        with self._cache.lock, self._cache.connection as connection:
+            query = f"SELECT number, own FROM packs WHERE name = ? AND {_HINTED}"
+            row = connection.execute(query, (sha256,)).fetchone()
+            if row is None:
+                return False
+            connection.execute("DELETE FROM blobs WHERE pack = ?", (row[0],))
+            connection.execute("DELETE FROM packs WHERE number = ?", (row[0],))
+        return bool(row[1])
+
+    def open_hinted(self, packs: Iterable[bytes] | None = None) -> int:
+        """Open the heads of the packs that are known from segments only, of these or of all; returns how many.
+
+        Raises StoreUnavailable.
+        """
+        query = f"SELECT name, length FROM packs WHERE {_HINTED}"
+        with self._cache.lock:
+            if packs is None:
+                rows = self._cache.connection.execute(f"{query} ORDER BY name").fetchall()
+            else:
+                one = [self._cache.connection.execute(f"{query} AND name = ?", (name,)).fetchone() for name in packs]
+                rows = [row for row in one if row is not None]
+        if rows:
+            self._read_heads(rows)
+        return len(rows)
+
+    def write_segments(self) -> int:
+        """Write index segments if many packs have none; returns the bytes put. Raises StoreError."""
+        return self._segments.write()
 
     def mark_own(self, packs: Iterable[bytes]) -> None:
         """Remember that these packs were written by this host's writer."""
@@ -193,22 +239,33 @@ class BlobMap:
 
     def find_many(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, list[Place]]:
         """The places of several blobs at once (up to some hundreds), own packs first."""
-        query = _LOOKUP.format(",".join("?" * len(ids)))
-        with self._cache.lock:
-            rows = self._cache.connection.execute(query, (kind, *ids)).fetchall()
+        rows = self._look_up(kind, ids)
+        hinted = {row[4] for row in rows if row[5] is None}
+        if hinted:
+            self.open_hinted(sorted(hinted))
+            rows = [row for row in self._look_up(kind, ids) if row[5] is not None]
         found: dict[ChunkId, list[Place]] = {}
         for row in rows:
             found.setdefault(ChunkId(row[0]), []).append(place_of(kind, row))
         return found
 
+    def _look_up(self, kind: Kind, ids: Sequence[ChunkId]) -> list[Row]:
+        query = _LOOKUP.format(",".join("?" * len(ids)))
+        with self._cache.lock:
+            return self._cache.connection.execute(query, (kind, *ids)).fetchall()
+
     def has(self, kind: Kind, id_: ChunkId) -> bool:
         """Whether any place of a blob is known."""
         with self._cache.lock:
-            query = "SELECT 1 FROM blobs WHERE id = ? AND kind = ? LIMIT 1"
-            return self._cache.connection.execute(query, (id_, kind)).fetchone() is not None
+            query = (
+                "SELECT p.header FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.id = ? AND b.kind = ? LIMIT 1"
+            )
+            row = self._cache.connection.execute(query, (id_, kind)).fetchone()
+        return row is not None and (row[0] is not None or bool(self.find(kind, id_)))
 
     def packs(self, domain_id: DomainId | None = None) -> Iterator[Entry]:
-        """Packs whose head opened, with their size; of one domain or all."""
+        """Packs whose head opened, with their size; of one domain or all. Opens those known from segments only."""
+        self.open_hinted()
         query = (
             "SELECT number, name, length FROM packs WHERE number > ? AND trouble IS NULL"
             " AND (? IS NULL OR domain = ?) ORDER BY number LIMIT 5000"
@@ -230,14 +287,16 @@ class BlobMap:
             return int(self._cache.connection.execute(query, tuple(sorted(domains or ()))).fetchone()[0])
 
     def troubled(self) -> list[tuple[str, str]]:
-        """Packs whose head does not open: object name and reason."""
+        """Packs whose head does not open: object name and reason. Opens those known from segments only."""
+        self.open_hinted()
         with self._cache.lock:
             query = "SELECT name, trouble FROM packs WHERE trouble IS NOT NULL ORDER BY name"
             rows = self._cache.connection.execute(query).fetchall()
         return [(pack_name(name), trouble) for name, trouble in rows]
 
     def directory(self, sha256: bytes) -> Directory | None:
-        """The directory of a pack as the map holds it; None for unknown or troubled packs."""
+        """The directory of a pack as its head says it; None for unknown or troubled packs."""
+        self.open_hinted([sha256])
         with self._cache.lock:
             connection = self._cache.connection
             query = "SELECT number, domain, header, length FROM packs WHERE name = ? AND trouble IS NULL"
@@ -251,6 +310,7 @@ class BlobMap:
 
     def length(self, sha256: bytes) -> int | None:
         """The length of a pack whose head opened, None for others."""
+        self.open_hinted([sha256])
         with self._cache.lock:
             query = "SELECT length FROM packs WHERE name = ? AND trouble IS NULL"
             row = self._cache.connection.execute(query, (sha256,)).fetchone()
@@ -270,7 +330,7 @@ class BlobMap:
             connection.executemany("INSERT OR IGNORE INTO complete VALUES (?)", ((root,) for root in roots))
 
 
-def place_of(kind: Kind, row: tuple[bytes, int, int, int, bytes, bytes, bytes, int]) -> Place:
+def place_of(kind: Kind, row: Row) -> Place:
     """A place from its columns: id, offset, sealed and content length, pack, header, domain, own."""
     id_, offset, sealed, content, name, header, domain_id, own = row
     blob = Blob(kind, ChunkId(id_), offset, sealed, content)

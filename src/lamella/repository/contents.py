@@ -41,7 +41,13 @@ class Contents:
 
         Raises IntegrityError if no place has it, StoreError if the store fails.
         """
-        return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
+        try:
+            return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
+        except IntegrityError:
+            # An index segment may have left something out: the heads of the packs it spared us know.
+            if not self._blobs.open_hinted():
+                raise
+            return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
 
     def get_many(
         self, domain_id: DomainId, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]
@@ -55,7 +61,7 @@ class Contents:
         result = self._read_runs(domain_id, [found[0] for found in places.values()], lengths)
         for id_, length in lengths.items():
             if id_ not in result:
-                result[id_] = self._first_good(domain_id, kind, id_, places.get(id_, []), length)
+                result[id_] = self.get(domain_id, kind, id_, length)
         return result
 
     def _read_runs(

@@ -22,7 +22,7 @@ _TABLES = (
 )
 _PLACES = (
     "SELECT s.id, s.place, s.sealed, s.content, p.name, p.header, p.domain, p.own"
-    " FROM suspects s JOIN packs p ON p.name = s.pack WHERE s.kind = ? AND s.id = ? AND p.trouble IS NULL"
+    " FROM suspects s JOIN packs p ON p.name = s.pack WHERE s.kind = ? AND s.id = ? AND p.header IS NOT NULL"
 )
 
 
