@@ -210,6 +210,8 @@ def source(text: str, *, host: Host, driver: str | None = None, checkpoint_dir: 
     Where changes can be tracked, the moments kept for that lie in `checkpoint_dir`, or in `.lamella` at the top of the
     image's subvolume or mount.
     """
-    from lamella.sources.registry import open_source
+    from lamella.sources.keeping import Keeping
+    from lamella.sources.registry import open_kept_source
 
-    return open_source(text, machine=host.machine, owner=host.owner, driver=driver, checkpoint_dir=checkpoint_dir)
+    keeping = Keeping(host.owner, checkpoint_dir, records=host.source_records)
+    return open_kept_source(text, host.machine, keeping, driver)

@@ -1,4 +1,7 @@
-"""The only user of subprocess: argument lists without a shell, C locale, a deadline, and bounded output."""
+"""The only user of subprocess: argument lists without a shell, C locale, a deadline, and bounded output.
+
+`run` and `stream` kill the program when they are left before its end; `run_unbroken` is for programs that must not be.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import selectors
 import shlex
 import signal
 import subprocess
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -21,6 +26,7 @@ MAX_OUTPUT = 1 << 20
 
 _MAX_STDERR = 4096
 _PIECE = 1 << 16
+_GRACE_SECONDS = 30.0
 _SECRETS = frozenset({"LAMELLA_PASSPHRASE", "LAMELLA_TO_PASSPHRASE"})
 _PIPE_BYTES = 1 << 20
 
@@ -39,22 +45,8 @@ def run(
     to end in time, or writes more than `max_output` bytes, its whole process group is killed. Raises `error` then, and
     when it cannot be started or ends with a status other than 0; the message holds what it wrote to standard error.
     """
-    if not argv:
-        raise error("no program to run")
+    exchange = _started(argv, input or b"", timeout_seconds, max_output, error)
     name = _printable(argv[0])
-    try:
-        program = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE if input else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_environment(),
-            start_new_session=True,
-            bufsize=0,
-        )
-    except (OSError, ValueError) as reason:
-        raise error(f"cannot run {name}: {_reason(reason)}", obj=name) from reason
-    exchange = _Exchange(program, input or b"", time.monotonic() + timeout_seconds, max_output)
     try:
         status = exchange.run_to_end()
     except subprocess.TimeoutExpired as reason:
@@ -63,11 +55,116 @@ def run(
         raise error(f"{name} wrote more than {max_output} bytes", obj=name) from reason
     finally:
         exchange.close()
+    _refuse_failure(name, status, bytes(exchange.stderr), error)
+    return bytes(exchange.stdout)
+
+
+def stream(
+    argv: Sequence[str], *, timeout_seconds: float, error: type[LamellaError] = LamellaError
+) -> Generator[bytes]:
+    """Run a program and yield its standard output piece by piece, however much it is.
+
+    Like `run` otherwise: raises `error` for the same reasons, a failure after the last piece. What was yielded before
+    may be incomplete then.
+    """
+    exchange = _started(argv, b"", timeout_seconds, _PIECE, error)
+    name = _printable(argv[0])
+    try:
+        yield from exchange.pieces()
+        status = exchange.ended()
+    except subprocess.TimeoutExpired as reason:
+        raise error(f"{name} did not end within {timeout_seconds:g} s", obj=name) from reason
+    finally:
+        exchange.close()
+    _refuse_failure(name, status, bytes(exchange.stderr), error)
+
+
+def run_unbroken(argv: Sequence[str], *, timeout_seconds: float, error: type[LamellaError] = LamellaError) -> None:
+    """Run a program that must not be broken off, such as one that holds devices suspended while it works.
+
+    It is never killed, and loses no pipe when this process is: its output goes to a nameless file. Signals that ask
+    this process to end are taken when the program has ended. At the deadline it is asked to stop (SIGTERM); if it does
+    not, it is left running. Raises `error` then, and like `run`.
+    """
+    name = _printable(argv[0])
+    with _signals_later(), tempfile.TemporaryFile() as said:
+        program = _popen(argv, error, subprocess.DEVNULL, said.fileno(), said.fileno())
+        status = _waited_for(program, timeout_seconds)
+        said.seek(0)
+        text = said.read(_MAX_STDERR)
+    if status is None:
+        raise error(f"{name} did not end within {timeout_seconds:g} s and is left running", obj=name)
+    _refuse_failure(name, status, text, error)
+
+
+def _waited_for(program: subprocess.Popen[bytes], timeout_seconds: float) -> int | None:
+    """The exit status; None if it did not end, not even when asked to."""
+    try:
+        return program.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        program.terminate()
+    try:
+        return program.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Let signals that ask this process to end wait until the block was left.
+
+    Not by masking them: the program would inherit the mask. Only the main thread takes signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    taken = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in taken:
+        signal.signal(number, lambda found, _: came.append(found))
+    try:
+        yield
+    finally:
+        for number, old in taken.items():
+            signal.signal(number, old)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def _started(
+    argv: Sequence[str], input: bytes, timeout_seconds: float, max_output: int, error: type[LamellaError]
+) -> _Exchange:
+    stdin = subprocess.PIPE if input else subprocess.DEVNULL
+    program = _popen(argv, error, stdin, subprocess.PIPE, subprocess.PIPE)
+    return _Exchange(program, input, time.monotonic() + timeout_seconds, max_output)
+
+
+def _popen(
+    argv: Sequence[str], error: type[LamellaError], stdin: int, stdout: int, stderr: int
+) -> subprocess.Popen[bytes]:
+    if not argv:
+        raise error("no program to run")
+    name = _printable(argv[0])
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=_environment(),
+            start_new_session=True,
+            bufsize=0,
+        )
+    except (OSError, ValueError) as reason:
+        raise error(f"cannot run {name}: {_reason(reason)}", obj=name) from reason
+
+
+def _refuse_failure(name: str, status: int, text: bytes, error: type[LamellaError]) -> None:
     if status:
         how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-        said = _printable(exchange.stderr.decode("utf-8", "replace"))
+        said = _printable(text.decode("utf-8", "replace"))
         raise error(f"{name} {how}" + (f": {said}" if said else ""), obj=name)
-    return bytes(exchange.stdout)
 
 
 class Child:
@@ -185,6 +282,25 @@ class _Exchange:
 
     def run_to_end(self) -> int:
         """Return the exit status. Raises subprocess.TimeoutExpired and _TooMuch, the program still running."""
+        for _ in self._rounds():
+            if len(self.stdout) > self.max_output:
+                raise _TooMuch
+        return self.ended()
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield standard output as it comes, and forget it. Raises subprocess.TimeoutExpired."""
+        for _ in self._rounds():
+            if self.stdout:
+                piece = bytes(self.stdout)
+                self.stdout.clear()
+                yield piece
+
+    def ended(self) -> int:
+        """Wait for the exit status. Raises subprocess.TimeoutExpired."""
+        return self.program.wait(self._seconds_left())
+
+    def _rounds(self) -> Iterator[None]:
+        """Feed and drain until all pipes are closed; yields after each pipe that was served."""
         with selectors.DefaultSelector() as waiting:
             for pipe, event in self._pipes():
                 os.set_blocking(pipe.fileno(), False)
@@ -192,7 +308,7 @@ class _Exchange:
             while waiting.get_map():
                 for key, _ in waiting.select(self._seconds_left()):
                     self._serve(waiting, key)
-        return self.program.wait(self._seconds_left())
+                    yield
 
     def close(self) -> None:
         """Kill what still runs and release the pipes."""
@@ -240,8 +356,6 @@ class _Exchange:
             self.stderr += piece[: _MAX_STDERR - len(self.stderr)]
             return not piece
         self.stdout += piece
-        if len(self.stdout) > self.max_output:
-            raise _TooMuch
         return not piece
 
 

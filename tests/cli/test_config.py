@@ -23,6 +23,7 @@ def test_everything_that_can_be_set(tmp_path: Path) -> None:
     path.write_text(
         'default_repository = "usb"\n'
         "[backup]\ncompression = 7\nworkers = 2\n"
+        "[lvm]\ndata_percent = 95\n"
         '[repositories.usb]\nurl = "/mnt/usb"\nkeyfile = "/etc/key"\n'
         '[repositories.nas]\nurl = "file:/mnt/nas"\npassphrase_command = "secret-tool lookup a b"\n'
     )
@@ -30,6 +31,7 @@ def test_everything_that_can_be_set(tmp_path: Path) -> None:
     found.require_valid()
     assert found.default_repository == "usb"
     assert (found.backup.compression, found.backup.workers) == ("7", 2)
+    assert (found.lvm.data_percent, found.lvm.metadata_percent) == (95.0, 75.0)
     assert found.repositories["usb"].keyfile == "/etc/key"
     assert found.repositories["nas"].url == "file:/mnt/nas"
     assert set(found.origins.values()) == {path}
@@ -49,6 +51,10 @@ def test_everything_that_can_be_set(tmp_path: Path) -> None:
         ("[repositories.a]\nurl = 5", "must be a text"),
         ("repositories = 5", "must be a table"),
         ("backup = 5", "must be a table"),
+        ("lvm = 5", "must be a table"),
+        ("[lvm]\nfull = 5", "unknown key lvm.full"),
+        ("[lvm]\ndata_percent = 101", "percent"),
+        ("[lvm]\nmetadata_percent = true", "percent"),
         ("[backup]\nworkers = true", "number from 1 to 64"),
         ("[backup]\nworkers = 65", "number from 1 to 64"),
         ('[backup]\ncompression = "best"', "best"),

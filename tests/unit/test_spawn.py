@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import LamellaError, SourceError, UsageError
-from lamella.spawn import run, shell_words
+from lamella.spawn import run, run_unbroken, shell_words, stream
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
@@ -103,3 +103,65 @@ def test_shell_words_follow_quotes_and_expand_nothing() -> None:
 def test_shell_words_refuse_what_is_no_command(text: str) -> None:
     with pytest.raises(UsageError):
         shell_words(text)
+
+
+# -- stream ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_everything_in_order_and_little_at_a_time() -> None:
+    pieces = list(stream([*PYTHON, "import sys\nfor n in range(200000): print(n)"], timeout_seconds=60))
+    assert b"".join(pieces) == b"".join(b"%d\n" % number for number in range(200_000))
+    assert max(map(len, pieces)) <= 1 << 16
+
+
+def test_a_stream_that_fails_says_so_after_its_last_piece() -> None:
+    pieces = stream(["sh", "-c", "echo half; echo why >&2; exit 3"], timeout_seconds=20, error=SourceError)
+    assert next(pieces) == b"half\n"
+    with pytest.raises(SourceError, match="sh ended with status 3: why"):
+        next(pieces)
+
+
+def test_a_stream_has_a_deadline() -> None:
+    with pytest.raises(LamellaError, match=r"sleep did not end within 0\.1 s"):
+        list(stream(["sleep", "60"], timeout_seconds=0.1))
+
+
+def test_a_stream_left_early_ends_its_program(tmp_path: Path) -> None:
+    pieces = stream(["sh", "-c", "echo $$; exec cat /dev/zero"], timeout_seconds=60)
+    pid = int(next(pieces).split(b"\n")[0])
+    pieces.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# -- what must not be broken off -------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import os, signal, sys
+from lamella.spawn import run_unbroken
+slow = f"kill -INT {os.getpid()}; sleep 0.3; echo done > {sys.argv[1]}"
+try:
+    run_unbroken(["sh", "-c", slow], timeout_seconds=60)
+except KeyboardInterrupt:
+    print(open(sys.argv[1]).read())
+"""
+
+
+def test_an_interrupt_waits_for_the_program(tmp_path: Path) -> None:
+    done = run([sys.executable, "-c", INTERRUPTED, str(tmp_path / "made")], timeout_seconds=60)
+    assert done.strip() == b"done"
+
+
+def test_a_failure_of_an_unbroken_program_is_told() -> None:
+    with pytest.raises(SourceError, match="sh ended with status 5: no space"):
+        run_unbroken(["sh", "-c", "echo no space >&2; exit 5"], timeout_seconds=20, error=SourceError)
+    with pytest.raises(SourceError, match="cannot run"):
+        run_unbroken(["/no/such/program"], timeout_seconds=20, error=SourceError)
+
+
+def test_at_the_deadline_an_unbroken_program_is_asked_to_stop(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    asked = f"trap 'echo tidy > {made}; exit 7' TERM; while :; do sleep 0.05; done"
+    with pytest.raises(LamellaError, match="ended with status 7"):
+        run_unbroken(["sh", "-c", asked], timeout_seconds=1)
+    assert made.read_text() == "tidy\n"

@@ -39,6 +39,14 @@ class BackupSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LvmSettings:
+    """`[lvm]`: how full a thin pool may be, in percent, for a snapshot to be made in it."""
+
+    data_percent: float = 90.0
+    metadata_percent: float = 75.0
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
     """Everything configured, where each value comes from, and what is wrong with it."""
 
@@ -47,6 +55,7 @@ class Configuration:
     repositories: Mapping[str, RepositorySettings] = field(default_factory=dict)
     backup: BackupSettings = field(default_factory=BackupSettings)
     prune: PruneSettings = field(default_factory=PruneSettings)
+    lvm: LvmSettings = field(default_factory=LvmSettings)
     default_repository: str | None = None
     rules: Mapping[str, str | int] = field(default_factory=dict)
     """The rules of `[prune]` as they are written, by their full keys."""
@@ -76,6 +85,7 @@ def load(place: Path) -> Configuration:
         reader.repositories,
         BackupSettings(**reader.backup),
         reader.prune_settings(),
+        LvmSettings(**reader.lvm),
         reader.default_repository,
         reader.written_rules(),
         reader.origins,
@@ -95,6 +105,7 @@ class _Reader:
         self.backup: dict[str, Any] = {}
         self.prune: dict[str, dict[str, object]] = {}
         self.zone = "UTC"
+        self.lvm: dict[str, float] = {}
         self.default_repository: str | None = None
         self.origins: dict[str, Path] = {}
         self.problems: list[str] = []
@@ -117,6 +128,8 @@ class _Reader:
                 self._backup(path, value)
             elif key == "prune":
                 self._prune(path, value)
+            elif key == "lvm":
+                self._lvm(path, value)
             elif key == "repositories":
                 self._repositories(path, value)
             else:
@@ -174,6 +187,16 @@ class _Reader:
                     self.backup[key] = one
             else:
                 self._hook_or_place(path, where, key, one)
+
+    def _lvm(self, path: Path, value: object) -> None:
+        for key, one in self._table(path, "lvm", value):
+            where = f"lvm.{key}"
+            if key not in LvmSettings.__slots__:
+                self._unknown(path, where)
+            elif isinstance(one, bool) or not isinstance(one, int | float) or not 0 < one <= 100:
+                self.problems.append(f"{path}: {where}: must be a number of percent, above 0 and up to 100")
+            elif self._is_new(path, where):
+                self.lvm[key] = float(one)
 
     def _hook_or_place(self, path: Path, where: str, key: str, value: object) -> None:
         if key == "hook_seconds":

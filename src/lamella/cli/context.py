@@ -20,7 +20,8 @@ from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.sources.base import Source
-from lamella.sources.registry import open_source
+from lamella.sources.keeping import Keeping, PoolLimits
+from lamella.sources.registry import open_kept_source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store
 from lamella.stores.wrap import RetryingStore
@@ -72,13 +73,17 @@ class Context:
 
     def source(self, text: str, driver: str | None = None) -> Source:
         """The source at a path, with the driver that fits it or the one named. Raises SourceError, UsageError."""
-        configured = self.config.backup.checkpoint_dir
-        return open_source(
-            text,
-            machine=self.host.machine,
-            owner=self.host.owner,
-            driver=driver,
-            checkpoint_dir=None if configured is None else Path(configured),
+        return open_kept_source(text, self.host.machine, self.keeping, driver)
+
+    @cached_property
+    def keeping(self) -> Keeping:
+        """What is configured about kept moments, and whose they are."""
+        configured, lvm = self.config.backup.checkpoint_dir, self.config.lvm
+        return Keeping(
+            self.host.owner,
+            None if configured is None else Path(configured),
+            records=self.host.source_records,
+            limits=PoolLimits(lvm.data_percent, lvm.metadata_percent),
         )
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 
@@ -18,7 +17,8 @@ from lamella.pipeline import ordered_map
 from lamella.repository.repository import Repository
 from lamella.repository.tree import Run
 from lamella.sources.base import FrozenVolume, Source
-from lamella.sources.registry import open_source
+from lamella.sources.keeping import Keeping
+from lamella.sources.registry import open_kept_source, open_source, place_of
 
 
 def compare_with_source(
@@ -58,11 +58,13 @@ def compare_with_source(
 
 def live_source(repo: Repository, one: Selected) -> Source:
     """The source a volume was made from, if it is on this machine. Raises SourceError."""
-    driver, _, rest = one.volume.identity.partition(b":")
-    machine, _, place = rest.partition(b":")
-    if driver != b"file" or machine != repo.host.machine.encode("ascii"):
+    host = repo.host
+    place = place_of(one.volume.identity, host.machine)
+    if place is None:
         raise SourceError(f"the source of {one.volume_name} is not on this machine", obj=one.volume_name)
-    return open_source(os.fsdecode(place), machine=repo.host.machine, driver="file")
+    if one.volume.identity.startswith(b"file:"):
+        return open_source(place, machine=host.machine, driver="file")
+    return open_kept_source(place, host.machine, Keeping(host.owner, records=host.source_records))
 
 
 class _Comparing:

@@ -42,13 +42,18 @@ class Host:
         who = f"{self.machine}\0{os.getuid()}\0{self.state_dir.absolute()}"
         return hashlib.sha256(b"lamella owner\0" + os.fsencode(who)).hexdigest()[:8]
 
+    @property
+    def source_records(self) -> Path:
+        """Where drivers write down what must be known again after a kill, beside the locks of sources."""
+        return self.state_dir / "sources"
+
     @contextmanager
     def source_lock(self, identity: bytes, wait_seconds: float) -> Iterator[None]:
         """Held while a source is backed up or its moments are changed, whatever the repository. Raises Locked.
 
         So nobody removes a moment that another process of this host is reading.
         """
-        path = self.state_dir / "sources" / f"{hashlib.sha256(identity).hexdigest()[:32]}.lock"
+        path = self.source_records / f"{hashlib.sha256(identity).hexdigest()[:32]}.lock"
         with held_file(path, wait_seconds, "another lamella is backing up the same source"):
             yield
 

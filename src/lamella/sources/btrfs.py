@@ -7,7 +7,7 @@ from lamella.errors import UsageError
 from lamella.sources import _btrfs_tree, _maps
 from lamella.sources._cloning import driver_for
 from lamella.sources.base import Source
-from lamella.sources.checkpoint_files import Keeping
+from lamella.sources.keeping import Keeping
 from lamella.sources.reflink import ClonedSource, compare_extents, image_at
 
 DRIVER = "btrfs"

@@ -9,42 +9,25 @@ that was kept is ever compared with. One process at a time may work with the che
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Final
 
 from lamella.errors import CheckpointLost, SourceError
 from lamella.sources._cloning import file_system, generation
+from lamella.sources._tokens import parse_token, token_text
+from lamella.sources.keeping import Keeping
 
 DIRECTORY: Final = ".lamella"
 """Name of the directory, in the topmost place we may write to."""
 
-_VERSION: Final = 1
-_OWNER = re.compile(r"[0-9a-f]{8}")
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})-([1-9][0-9]{0,15})")
-_LONGEST_TEXT: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Keeping:
-    """Whose checkpoints they are, and where they go if not where they would go by themselves."""
-
-    owner: str
-    """8 hexadecimal digits; empty means that nothing is kept."""
-    directory: Path | None = None
-    known_as: bytes = b""
-    """The volume's identity where it is not its place: a qube's volume stays the same wherever it lies."""
-
-    def __post_init__(self) -> None:
-        if self.owner and not _OWNER.fullmatch(self.owner):
-            raise ValueError(f"not an owner: {self.owner!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +45,7 @@ class Token:
     @property
     def text(self) -> str:
         """As the ledger keeps it; the same file gives the same text."""
-        return json.dumps({"version": _VERSION, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+        return token_text(self)
 
     @classmethod
     def of(cls, fd: int, file: str, driver: str) -> Token:
@@ -73,19 +56,7 @@ class Token:
     @classmethod
     def parse(cls, text: str) -> Token:
         """Read a text again. Raises CheckpointLost if it is none of ours."""
-        lost = CheckpointLost("the record of the checkpoint cannot be read")
-        if len(text) > _LONGEST_TEXT:
-            raise lost
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            raise lost from None
-        if not isinstance(found, dict) or found.pop("version", None) != _VERSION:
-            raise lost
-        kinds = {field.name: int if field.type == "int" else str for field in fields(cls)}
-        if set(found) != set(kinds) or any(type(found[name]) is not kind for name, kind in kinds.items()):
-            raise lost
-        return cls(**found)
+        return parse_token(cls, text)
 
     def difference(self, now: Token) -> str:
         """Why `now` is not the file this token was made of; empty if it is."""

@@ -19,7 +19,7 @@ from lamella.errors import SourceError
 from lamella.extents import Extent
 from lamella.sources._open_volume import OpenVolume, read_failed
 from lamella.sources.base import Consistency
-from lamella.sources.checkpoint_files import Keeping
+from lamella.sources.keeping import Keeping
 from lamella.sources.untracked import Untracked, UntrackedMoment
 
 _MACHINE = re.compile(r"[0-9a-f]{16}")

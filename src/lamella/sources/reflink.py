@@ -20,8 +20,9 @@ from lamella.extents import Extent
 from lamella.sources import _cloning, _fiemap, _maps
 from lamella.sources._open_volume import OpenVolume, read_failed
 from lamella.sources.base import Consistency, FrozenVolume, Source
-from lamella.sources.checkpoint_files import CheckpointFiles, Keeping, Token
+from lamella.sources.checkpoint_files import CheckpointFiles, Token
 from lamella.sources.file import FileSource, open_file
+from lamella.sources.keeping import Keeping
 
 _AT_RISK_SHARE: Final = 20
 _AT_RISK_BYTES: Final = 2 << 30

@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final, cast
 
-from lamella.errors import UsageError
+from lamella.errors import SourceError, UsageError
 from lamella.sources._cloning import driver_for
 from lamella.sources.base import Source
-from lamella.sources.checkpoint_files import Keeping
+from lamella.sources.keeping import Keeping
 
 MAX_NAME_BYTES: Final = 128
 """Longest volume name, in bytes of UTF-8."""
@@ -19,11 +19,12 @@ MAX_NAME_BYTES: Final = 128
 DRIVERS: Final = {
     "btrfs": "lamella.sources.btrfs:open_btrfs",
     "file": "lamella.sources.file:open_file",
+    "lvm_thin": "lamella.sources.lvm_thin:open_lvm_thin",
     "reflink": "lamella.sources.reflink:open_reflink",
 }
 """Driver name -> `module:factory`, imported on use; a factory takes the text, the machine's hash, a Keeping."""
 
-_PLANNED: Final = ("lvm", "zfs")
+_PREFIXES: Final = {"lvm": "lvm_thin", "zfs": "zfs"}
 _NOT_INSIDE: Final = frozenset("@=/")
 _NOT_FIRST: Final = ".-^"
 _UNNAMED: Final = "volume"
@@ -45,12 +46,16 @@ def open_source(
     `machine` is the machine's hash, 16 hexadecimal digits; `owner` names whose checkpoints are whose, 8 hexadecimal
     digits, and without one the volume is read in place; `checkpoint_dir` says where checkpoint files go, instead of the
     top of the image's subvolume or mount; `known_as` is the identity of a volume that stays itself when its place
-    changes. A path like `lvm:x` is written `./lvm:x`. Raises UsageError for an unknown
-    driver or one that cannot read this, SourceError when there is nothing to read there.
+    changes. A path like `lvm:x` is written `./lvm:x`. Raises UsageError for an unknown driver or one that cannot read
+    this, SourceError when there is nothing to read there.
     """
+    return open_kept_source(text, machine, Keeping(owner, checkpoint_dir, known_as), driver)
+
+
+def open_kept_source(text: str, machine: str, keeping: Keeping, driver: str | None = None) -> Source:
+    """Like `open_source`, with everything there is to say about kept moments."""
     if not text or "\0" in text:
         raise UsageError("a source is a path, and not an empty one", obj=text)
-    keeping = Keeping(owner, checkpoint_dir, known_as)
     name = driver if driver is not None else _driver_of(text, keeping)
     place = DRIVERS.get(name)
     if place is None:
@@ -61,6 +66,18 @@ def open_source(
         )
     module, _, factory = place.partition(":")
     return cast(_Factory, getattr(import_module(module), factory))(text, machine, keeping)
+
+
+def place_of(identity: bytes, machine: str) -> str | None:
+    """The text that `open_source` takes for the source with this identity; None if it is not on this machine.
+
+    Raises SourceError if LVM cannot be asked.
+    """
+    from lamella.sources import lvm_thin
+    from lamella.sources.file import path_of
+
+    path = path_of(identity, machine)
+    return lvm_thin.place_of(identity) if path is None else str(path)
 
 
 def split_name(text: str) -> tuple[str | None, str]:
@@ -85,9 +102,21 @@ def name_from(text: str) -> str:
 
 def _driver_of(text: str, keeping: Keeping) -> str:
     prefix, colon, _ = text.partition(":")
-    if colon and prefix in _PLANNED:
-        return prefix
-    return driver_for(Path(text)) if keeping.owner else "file"
+    if colon and prefix in _PREFIXES:
+        return _PREFIXES[prefix]
+    if not keeping.owner:
+        return "file"
+    path = Path(text)
+    return _device_driver(path) if path.is_block_device() else driver_for(path)
+
+
+def _device_driver(path: Path) -> str:
+    from lamella.sources import _lvm  # most sources are no devices
+
+    try:
+        return "lvm_thin" if _lvm.is_thin(path) else "file"
+    except SourceError:  # whoever may not ask LVM can still read the device
+        return "file"
 
 
 def _fault_in(name: str) -> str:

@@ -60,11 +60,13 @@ def _show(context: Context, found: Configuration) -> int:
     return 0
 
 
-def _values(found: Configuration) -> list[tuple[str, str | int]]:
-    rows: list[tuple[str, str | int | None]] = [
+def _values(found: Configuration) -> list[tuple[str, str | int | float]]:
+    rows: list[tuple[str, str | int | float | None]] = [
         ("default_repository", found.default_repository),
         ("backup.compression", found.backup.compression),
         ("backup.workers", found.backup.workers),
+        ("lvm.data_percent", found.lvm.data_percent),
+        ("lvm.metadata_percent", found.lvm.metadata_percent),
     ]
     for name, one in sorted(found.repositories.items()):
         rows += [

@@ -9,7 +9,7 @@ from lamella.cli.values import shown_bytes
 from lamella.errors import LamellaError, NothingMatched
 from lamella.operations.monitor import MonitorResult, monitor
 from lamella.repository.ledger import tracked_identities
-from lamella.sources.file import path_of
+from lamella.sources.registry import place_of
 
 _INCOMPLETE = 3
 
@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "secret."
     )
     parser.add_argument(
-        "source", nargs="*", metavar="SOURCE", help="path of an image (default: all of which this host keeps a moment)"
+        "source",
+        nargs="*",
+        metavar="SOURCE",
+        help="an image or lvm:VG/LV (default: all of which this host keeps a moment)",
     )
 
 
@@ -54,9 +57,14 @@ def run(context: Context) -> int:
 
 
 def _tracked(context: Context) -> list[str]:
-    host = context.host
-    paths = [path_of(identity, host.machine) for identity in tracked_identities(host)]
-    found = [str(path) for path in paths if path is not None]
+    found: list[str] = []
+    for identity in tracked_identities(context.host):
+        try:
+            place = place_of(identity, context.host.machine)
+        except LamellaError as error:
+            context.out.warn(f"a source cannot be found: {error.message}")
+            continue
+        found += [] if place is None else [place]
     if not found:
         raise NothingMatched("this host keeps no moment of any source", hint="the first backup of a volume makes one")
     return found

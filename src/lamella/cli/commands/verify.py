@@ -14,7 +14,6 @@ from lamella.operations.selection import Selected, select
 from lamella.operations.verify import DEFAULT_PERCENT, LEVELS, VerifyOptions, verify
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
-from lamella.sources.registry import open_source
 
 _DEFAULTS = VerifyOptions()
 
@@ -94,7 +93,8 @@ def _options(context: Context) -> VerifyOptions:
         raise UsageError("--source belongs to --level source")
     source: Source | None = None
     if args.source is not None:
-        source = open_source(args.source, machine=context.host.machine)
+        is_file = not args.source.startswith("lvm:")
+        source = context.source(args.source, "file" if is_file else None)
     threads = args.workers or context.config.backup.workers
     return VerifyOptions(args.level, args.percent, args.budget, source, threads)
 
