@@ -14,12 +14,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.features import require
 from tests.guest import machine
 from tests.guest.machine import Guest
+
+if TYPE_CHECKING:
+    from tests.guest.lvm import Pool
+
+pytest.register_assert_rewrite("lamella.testing.source_contract", "lamella.testing.source_reading", "tests.guest.lvm")
 
 HERE = Path(__file__).parent
 INSIDE = "LAMELLA_GUEST" in os.environ
@@ -164,3 +170,21 @@ def guest() -> Iterator[None]:
     """These tests run in a guest or not at all."""
     require("lvm-guest", INSIDE, machine.missing() or "the guest was not started")
     yield
+
+
+@pytest.fixture(scope="session")
+def shared_pool() -> Iterator[Pool]:
+    """The pool of the guest; it is made once."""
+    require("lvm-guest", INSIDE, machine.missing() or "the guest was not started")
+    from tests.guest.lvm import pool_on_the_disk
+
+    with pool_on_the_disk() as found:
+        yield found
+
+
+@pytest.fixture
+def pool(shared_pool: Pool) -> Iterator[Pool]:
+    """The pool, empty before and after."""
+    shared_pool.clean()
+    yield shared_pool
+    shared_pool.clean()

@@ -56,16 +56,17 @@ def metadata_device(pool: LogicalVolume) -> str:
 
 def pool_status(pool: LogicalVolume) -> PoolStatus:
     """Ask the kernel. Raises SourceError, SourceAtRisk for a pool that failed."""
-    try:
-        found = run(
-            ["dmsetup", "status", "--target", "thin-pool", pool_device(pool)],
-            timeout_seconds=QUERY_SECONDS,
-            error=SourceError,
-        )
-    except SourceError as error:
-        hint = f"activate it: lvchange -ay {pool.text}"
-        raise SourceError(f"thin pool {pool.text} is not active: {error.message}", obj=pool.text, hint=hint) from error
-    return parse_status(found.decode("ascii", "replace"), pool.text)
+    # Without an active thin volume the pool has no layer of its own.
+    for device in (pool_device(pool), device_name(pool.vg, pool.name)):
+        command = ["dmsetup", "status", "--target", "thin-pool", device]
+        try:
+            found = run(command, timeout_seconds=QUERY_SECONDS, error=SourceError)
+        except SourceError as error:
+            trouble = error.message
+        else:
+            return parse_status(found.decode("ascii", "replace"), pool.text)
+    hint = f"activate it: lvchange -ay {pool.text}"
+    raise SourceError(f"thin pool {pool.text} is not active: {trouble}", obj=pool.text, hint=hint)
 
 
 def parse_status(line: str, pool: str) -> PoolStatus:

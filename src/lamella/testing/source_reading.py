@@ -11,6 +11,7 @@ import pytest
 from lamella.delta import Delta
 from lamella.errors import CheckpointLost, SourceError
 from lamella.sources.base import Consistency, FrozenVolume, Source
+from lamella.testing.volumes import ChangingVolume, FileVolume
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -58,45 +59,60 @@ def check_delta(delta: Delta, base: bytes, now: bytes, when: str = "") -> None:
 
 
 class SourceReading:
-    """What holds for every source: subclass it and give it the two hooks."""
+    """What holds for every source: subclass it and give it `make_source`, and `image` or `volume`."""
+
+    sizes: tuple[int, ...] = (0, 1, 511, 4096, GRAIN - 1, GRAIN, GRAIN + 1, 3 * MIB + 12345)
+    """Bytes; sizes that are tried. A kind of volume that rounds sizes need not try what it makes the same of."""
 
     def image(self) -> Path:
-        """Return the path of the volume of the running test, which the test writes to; it holds something."""
+        """Return the path of the image file of the running test, which the test writes to; it holds something."""
         raise NotImplementedError
+
+    def volume(self) -> ChangingVolume:
+        """Return the volume of the running test: the image file, unless this is about another kind of volume."""
+        return FileVolume(self.image())
 
     def make_source(self, image: Path) -> Source:
-        """Return a new source for the image file at a path."""
+        """Return a new source for the volume at a path."""
         raise NotImplementedError
 
-    def filled(self, content: bytes) -> Path:
-        """Return the image with this content, and nothing else."""
-        image = self.image()
-        image.write_bytes(content)
-        return image
+    def source_of(self, volume: ChangingVolume) -> Source:
+        """Return a new source for a volume."""
+        return self.make_source(volume.path)
 
-    @pytest.mark.parametrize("size", [0, 1, 511, 4096, GRAIN - 1, GRAIN, GRAIN + 1, 3 * MIB + 12345])
-    def test_size_and_bytes_are_those_of_the_volume(self, size: int) -> None:
-        content = pattern(size, 1)
-        image = self.filled(content)
-        with self.make_source(image).freeze() as frozen:
-            assert frozen.size == size
-            assert whole(frozen) == content
-            assert isinstance(frozen.consistency(), Consistency)
+    def filled(self, content: bytes) -> ChangingVolume:
+        """Return the volume with this content, and nothing else."""
+        volume = self.volume()
+        volume.fill(content)
+        return volume
+
+    def test_size_and_bytes_are_those_of_the_volume(self) -> None:
+        for size in self.sizes:
+            volume = self.filled(pattern(size, 1))
+            content = volume.content()
+            assert content.rstrip(b"\0") == pattern(size, 1)
+            with self.source_of(volume).freeze() as frozen:
+                assert frozen.size == len(content)
+                assert whole(frozen) == content
+                assert isinstance(frozen.consistency(), Consistency)
 
     def test_any_range_can_be_read(self) -> None:
-        content = pattern(300_000, 2)
-        with self.make_source(self.filled(content)).freeze() as frozen:
+        volume = self.filled(pattern(300_000, 2))
+        content = volume.content()
+        with self.source_of(volume).freeze() as frozen:
             for offset, length in [(0, 1), (1, 4096), (4095, 2), (299_999, 1), (0, 300_000), (12_345, 100_000), (7, 0)]:
                 assert part(frozen, offset, length) == content[offset : offset + length]
 
     def test_reading_beyond_the_end_is_an_error(self) -> None:
-        with self.make_source(self.filled(pattern(5000, 3))).freeze() as frozen:
-            for offset, length in [(0, 5001), (4999, 2), (5000, 1), (5001, 0), (1 << 50, 1), (-1, 1)]:
+        volume = self.filled(pattern(5000, 3))
+        end = len(volume.content())
+        with self.source_of(volume).freeze() as frozen:
+            for offset, length in [(0, end + 1), (end - 1, 2), (end, 1), (end + 1, 0), (1 << 50, 1), (-1, 1)]:
                 with pytest.raises(SourceError):
                     part(frozen, offset, length)
 
     def test_reading_after_the_end_of_the_moment_is_an_error(self) -> None:
-        with self.make_source(self.filled(pattern(5000, 3))).freeze() as frozen:
+        with self.source_of(self.filled(pattern(5000, 3))).freeze() as frozen:
             pass
         with pytest.raises(SourceError):
             part(frozen, 0, 1)
@@ -109,7 +125,7 @@ class SourceReading:
             places = range(first * 4096, len(content) - 4096, 17 * 4096)
             wrong.extend(at for at in places if part(frozen, at, 4096) != content[at : at + 4096])
 
-        with self.make_source(self.filled(content)).freeze() as frozen:
+        with self.source_of(self.filled(content)).freeze() as frozen:
             # A suite that outsiders run cannot borrow the threads of lamella.pipeline.
             threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]  # noqa: TID251
             for thread in threads:
@@ -119,14 +135,12 @@ class SourceReading:
         assert wrong == []
 
     def test_what_is_not_allocated_reads_as_zero(self) -> None:
-        image = self.filled(b"")
+        volume = self.filled(b"")
         pieces = {0: 4096, 5 * MIB + 4096: 8192, 9 * MIB: 1, 20 * MIB - 5000: 5000}
-        with image.open("r+b") as file:
-            file.truncate(30 * MIB + 3)
-            for offset, length in pieces.items():
-                file.seek(offset)
-                file.write(pattern(length, 5))
-        with self.make_source(image).freeze() as frozen:
+        volume.resize(30 * MIB + 3)
+        for offset, length in pieces.items():
+            volume.write(offset, pattern(length, 5))
+        with self.source_of(volume).freeze() as frozen:
             content, found = whole(frozen), list(frozen.allocated())
         end = 0
         for extent in found:
@@ -139,50 +153,50 @@ class SourceReading:
             assert content[offset : offset + length] == pattern(length, 5)
 
     def test_an_empty_volume_has_nothing_allocated(self) -> None:
-        with self.make_source(self.filled(b"")).freeze() as frozen:
+        with self.source_of(self.filled(b"")).freeze() as frozen:
             assert list(frozen.allocated()) == []
 
     def test_the_identity_stays_and_tells_volumes_apart(self) -> None:
-        image = self.filled(b"x")
-        other = image.with_name("other.img")
-        other.write_bytes(b"x")
-        source = self.make_source(image)
-        assert source.identity == self.make_source(image).identity != self.make_source(other).identity
+        volume = self.filled(b"x")
+        other = volume.sibling()
+        other.fill(b"x")
+        source = self.source_of(volume)
+        assert source.identity == self.source_of(volume).identity != self.source_of(other).identity
         assert 0 < len(source.identity) <= 8192
         assert source.driver
         assert source.default_name
 
     def test_a_volume_made_anew_is_the_same_volume(self) -> None:
-        image = self.filled(b"old")
-        identity = self.make_source(image).identity
-        image.unlink()
-        image.write_bytes(b"new!")
-        source = self.make_source(image)
+        volume = self.filled(b"old")
+        identity = self.source_of(volume).identity
+        volume.remove()
+        volume.fill(b"new!")
+        source = self.source_of(volume)
         assert source.identity == identity
         with source.freeze() as frozen:
-            assert whole(frozen) == b"new!"
+            assert whole(frozen).rstrip(b"\0") == b"new!"
 
     def test_a_volume_that_vanished_cannot_be_frozen(self) -> None:
-        image = self.filled(b"x")
-        source = self.make_source(image)
-        image.unlink()
+        volume = self.filled(b"x")
+        source = self.source_of(volume)
+        volume.remove()
         with pytest.raises(SourceError), source.freeze():
             pytest.fail("there is nothing to freeze")
 
     def test_an_error_inside_goes_through(self) -> None:
-        source = self.make_source(self.filled(b"x"))
+        source = self.source_of(self.filled(b"x"))
         for kind in (RuntimeError, KeyboardInterrupt):
             with pytest.raises(kind, match="inside"), source.freeze():
                 raise kind("inside")
 
     def test_freezing_alone_keeps_nothing(self) -> None:
-        source = self.make_source(self.filled(pattern(5000, 6)))
+        source = self.source_of(self.filled(pattern(5000, 6)))
         with source.freeze():
             pass
         assert source.kept() == []
 
     def test_texts_that_name_no_moment(self) -> None:
-        source = self.make_source(self.filled(b"x"))
+        source = self.source_of(self.filled(b"x"))
         with source.freeze() as frozen:
             for text in NO_MOMENTS:
                 with pytest.raises(CheckpointLost) as caught:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="+",
         metavar="[NAME=]SOURCE",
-        help="path of an image file or block device; NAME is what the volume is called in the repository",
+        help="path of an image file or block device, or lvm:VG/LV; NAME is what the volume is called in the repository",
     )
     parser.add_argument(
         "--document",

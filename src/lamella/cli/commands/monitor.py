@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="*",
         metavar="SOURCE",
-        help="an image or lvm:VG/LV (default: all of which this host keeps a moment)",
+        help="image or lvm:VG/LV (default: all of which a moment is kept)",
     )
 
 
