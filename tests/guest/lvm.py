@@ -16,7 +16,7 @@ from random import Random
 
 from lamella.sources.base import Source
 from lamella.sources.keeping import Keeping
-from lamella.sources.registry import open_source
+from lamella.sources.registry import open_kept_source
 from tests.guest.machine import DISK
 
 MACHINE = "0123456789abcdef"
@@ -73,7 +73,7 @@ class Pool:
 
     def source(self, name: str, owner: str = OWNER) -> Source:
         keeping = Keeping(owner, records=self.records)
-        return open_source(f"lvm:{self.vg}/{name}", machine=MACHINE, keeping=keeping)
+        return open_kept_source(f"lvm:{self.vg}/{name}", MACHINE, keeping)
 
     def clean(self) -> None:
         """Remove every thin volume, and whatever is reserved."""

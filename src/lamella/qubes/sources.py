@@ -13,7 +13,8 @@ from lamella.qubes.inventory import HALTED, PAUSED, Qube, power_state
 from lamella.qubes.places import Place
 from lamella.repository.host import Host
 from lamella.sources.base import Consistency, FrozenVolume, Source
-from lamella.sources.registry import open_source
+from lamella.sources.keeping import Keeping
+from lamella.sources.registry import open_kept_source
 from lamella.sources.untracked import Untracked, UntrackedMoment
 
 _TRIES = 5
@@ -79,13 +80,8 @@ class QubeVolume:
         return power_state(self._admin, self._qube.name) == state and self._place() == place
 
     def _opened(self, place: Place) -> Source:
-        return open_source(
-            place.text,
-            machine=self._host.machine,
-            owner=self._host.owner,
-            checkpoint_dir=place.checkpoint_dir,
-            known_as=self.identity,
-        )
+        keeping = Keeping(self._host.owner, place.checkpoint_dir, self.identity, self._host.source_records)
+        return open_kept_source(place.text, self._host.machine, keeping)
 
     def keep(self, checkpoint: str) -> None:
         """As the driver does."""

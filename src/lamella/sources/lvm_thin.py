@@ -145,8 +145,8 @@ class ThinSource:
 
     @property
     def identity(self) -> bytes:
-        """UUID of the volume group and name of the logical volume."""
-        return identity_of(self._vg_uuid, self._lv)
+        """UUID of the volume group and name of the logical volume, unless the volume is known as something else."""
+        return self._keeping.known_as or identity_of(self._vg_uuid, self._lv)
 
     @property
     def default_name(self) -> str:
