@@ -107,6 +107,8 @@ class Context:
             with self._opened(store, secret, whole) as repository:
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
+                for lack in repository.older:
+                    self.out.warn(f"an older copy: {lack.message}", store.url)
                 yield repository
 
     def check_secret(self) -> None:
@@ -122,9 +124,14 @@ class Context:
 
     @contextmanager
     def sound_repository(self, *, read_only: bool = True) -> Iterator[Repository]:
-        """The open repository, for commands that must not build on a history that is wrong. Raises also RolledBack."""
+        """The open repository, for commands that must not build on a history that is wrong, or write to a mirror.
+
+        Raises as `repository`, and RolledBack.
+        """
         with self.repository(read_only=read_only) as repository:
             repository.require_sound_history()
+            if not read_only:
+                repository.require_writable()
             yield repository
 
     def warn_of_problems(self, repository: Repository) -> int:

@@ -1,8 +1,9 @@
 """This host's own memory about repositories: writer key, pins, confirmations. Losing it costs time, never data.
 
 Layout below the state directory: `machine` (only where the system has no machine id) and `repo/<repo id>/` with
-`writer.json`, `pins.json`, `confirmed.json`, `ledger.json`, `lock`; `sources/<hash>.lock`. Files are written beside and
-renamed, so a crash leaves the old state.
+`writer.json`, `pins.json`, `confirmed.json`, `ledger.json`, `places.json`, `lock`; the same in
+`repo/<repo id>-<place>/` for a place that is gone on with apart from the others; `sources/<hash>.lock`. Files are
+written beside and renamed, so a crash leaves the old state.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ class Host:
         with held_file(path, wait_seconds, "another lamella is backing up the same source"):
             yield
 
-    def memory(self, repo_id: RepoId) -> HostMemory:
-        """What this host remembers about one repository."""
-        return HostMemory(self, self.state_dir / "repo" / repo_id.hex())
+    def memory(self, repo_id: RepoId, place: str = "") -> HostMemory:
+        """What this host remembers about one repository, or about one place of it that has a memory of its own."""
+        return HostMemory(self, self.state_dir / "repo" / (repo_id.hex() + (f"-{place}" if place else "")))
 
 
 def machine_name(machine_id: str) -> str:

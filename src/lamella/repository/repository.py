@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -10,7 +10,7 @@ from typing import Self
 from lamella.clock import Clock, now_ms
 from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
-from lamella.errors import IntegrityError, ObjectNotFound, RepositoryError, RolledBack, UnknownFormat
+from lamella.errors import IntegrityError, Locked, ObjectNotFound, RepositoryError, RolledBack, UnknownFormat
 from lamella.format.commit import Entry
 from lamella.format.container import Kind
 from lamella.format.known import Signed
@@ -26,6 +26,7 @@ from lamella.repository.contents import Contents
 from lamella.repository.history import Chain, History, HistoryReader
 from lamella.repository.host import Host
 from lamella.repository.pins import Pins, Problem
+from lamella.repository.places import Places, judge, suffix
 from lamella.repository.publish import Published, Publisher
 from lamella.repository.sightings import Sightings
 from lamella.repository.slots import Unlocked, unlock
@@ -45,15 +46,23 @@ class Repository:
         self.host = host
         self.clock = clock
         self.repo_id: RepoId = self.keys.marker.repo_id
-        self.memory = host.memory(self.repo_id)
+        self.places = Places(host.memory(self.repo_id))
+        self.place = self.places.get(store.url)
+        apart = suffix(store.url) if self.place.own or self.place.mirror else ""
+        self.memory = host.memory(self.repo_id, apart if self.place.own else "")
         self.pins = Pins(self.memory)
         self.sightings = Sightings(self.memory)
-        self.cache = Cache.open(host.cache_dir / self.repo_id.hex() / "cache.sqlite")
+        # A mirror has other packs: one map for both places would be rebuilt at every turn.
+        folder = self.repo_id.hex() + (f"-{apart}" if apart else "")
+        self.cache = Cache.open(host.cache_dir / folder / "cache.sqlite")
         self.blobs = BlobMap(self.cache, self.keys, store)
         self.suspects = Suspects(self.cache)
         self.contents = Contents(store, self.keys, self.blobs, self.suspects)
         self._reader = HistoryReader(store, self.keys, self.cache, self._segment)
         self.history = History()
+        self.older: list[Problem] = []
+        """What a mirror lacks and this host saw at another place."""
+        self._problems: list[Problem] = []
         self.catalogue = Catalogue()
         self._map_is_fresh = False
         self._held = ExitStack()
@@ -93,8 +102,10 @@ class Repository:
             raise IntegrityError("the repository lists no commit that opens: its history is lost", obj="w/")
         self.catalogue = state.build(self.keys, self.history)
         self.sightings.look(self.history.heads, self.clock())
+        self._problems, self.older = judge(self.place, self.history)
         if not self.problems:
             self.pins.remember(self.history.heads)
+            self._note_place(lambda: self.places.opened(self.store.url, self.history.heads))
 
     def close(self) -> None:
         """Release the lock and the cache."""
@@ -114,7 +125,7 @@ class Repository:
     @property
     def problems(self) -> list[Problem]:
         """What is wrong with the history and not yet accepted by the user."""
-        return [problem for problem in self.history.problems if problem.key not in self.pins.accepted]
+        return [problem for problem in self._problems if problem.key not in self.pins.accepted]
 
     def require_sound_history(self) -> None:
         """Raises RolledBack naming the first problem, with the command that accepts it."""
@@ -130,11 +141,38 @@ class Repository:
             return []
         return list(self._reader.checkpoint_entries(chain.carried, f"a checkpoint of writer {chain.writer.hex()[:8]}"))
 
+    def require_writable(self) -> None:
+        """Raises Locked at a mirror that its user has not taken as a repository to go on with."""
+        if self.place.mirror and not self.place.own:
+            age = f" and lacks {len(self.older)} chains' newest commits" if self.older else ""
+            hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
+            raise Locked(f"this place is a mirror made by copy --mirror{age}", obj=self.store.url, hint=hint)
+
     def accept_history(self) -> list[Problem]:
-        """Take the present history as the right one; returns what was accepted."""
-        accepted = self.problems
-        self.pins.accept(self.history.heads, self.history.problems)
+        """Take the history that is here as the right one, at this place; returns what was accepted.
+
+        A mirror, or a place unknown so far while another one is known, is from then on a repository of its own to this
+        host: with a writer of its own, so that joining the places later forks nothing, and what was seen at the other
+        place is still expected there.
+        """
+        accepted = [*self.problems, *self.older]
+        url = self.store.url
+        if self.place.mirror or (not self.places.known(url) and self.places.elsewhere(url)):
+            self.memory = self.host.memory(self.repo_id, suffix(url))
+            self.pins, self.sightings = Pins(self.memory), Sightings(self.memory)
+            self.places.accepted(url, self.history.heads, own=True)
+        else:
+            self.places.accepted(url, self.history.heads, own=False)
+        self.pins.accept(self.history.heads, self._problems)
+        self.place, self.older = self.places.get(url), []
         return accepted
+
+    def _note_place(self, write: Callable[[], None]) -> None:
+        """Write to the state directory; failing there must not stand between anybody and a restore."""
+        try:
+            write()
+        except RepositoryError as error:
+            self.pins.unsaved = error.message
 
     @property
     def own_writer(self) -> WriterId | None:
@@ -143,14 +181,17 @@ class Repository:
         return None if key is None else key.id
 
     def publish(self, records: Sequence[RawRecord | Signed]) -> Published:
-        """Append one durable commit. Raises RolledBack, RepositoryError, StoreError."""
+        """Append one durable commit. Raises RolledBack, Locked at a mirror, RepositoryError, StoreError."""
         if self.catalogue.read_only or not self.keys.marker.writable:
             raise RepositoryError(
                 "a newer version of lamella wrote here: this version may only read", obj=self.store.url
             )
         self.require_sound_history()
+        self.require_writable()
         publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
-        return publisher.publish(self.history, records, self.clock)
+        published = publisher.publish(self.history, records, self.clock)
+        self._note_place(lambda: self.places.wrote_there(self.store.url, [published.head]))
+        return published
 
     # -- contents -----------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ def run(context: Context) -> int:
         problems = list(repository.problems)
         for problem in problems:
             out.line(f"problem: {problem.message}")
-        accepts = args.accept_rollback and bool(problems) and not args.dry_run
+        mirror = repository.place.mirror
+        accepts = args.accept_rollback and (bool(problems) or mirror) and not args.dry_run
         if accepts:
             context.confirm("Take this history as the right one?")
             repository.accept_history()
@@ -39,6 +40,8 @@ def run(context: Context) -> int:
         out.say(f"note: {note}")
     if accepts:
         out.line("this history is accepted; what it lacks is not in the repository")
+    elif mirror and not problems:
+        out.line("this place is a mirror; to go on here as a repository of its own: lamella check --accept-rollback")
     elif not problems:
         out.line(f"the history is sound: {heads} chain{'' if heads == 1 else 's'}, nothing this host saw is missing")
     elif args.accept_rollback:

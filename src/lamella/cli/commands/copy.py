@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lamella.allocator import keep_freed_memory
+from lamella.cli import copy_mirror
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context, SecondContext
 from lamella.cli.values import compression, shown_bytes, shown_seconds, workers
@@ -36,15 +37,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compression", metavar="HOW", type=compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
     )
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--mirror",
+        action="store_true",
+        help="make --to a second place of the whole repository, byte for byte, without keys; nothing is removed",
+    )
     add_dry_run(parser)
 
 
 def run(context: Context) -> int:
     """Do it."""
     keep_freed_memory()
-    args, out, other = context.args, context.out, SecondContext(context)
-    if not args.to:
+    if not context.args.to:
         raise UsageError("--to names no repository")
+    return copy_mirror.run(context) if context.args.mirror else _copy(context)
+
+
+def _copy(context: Context) -> int:
+    args, out, other = context.args, context.out, SecondContext(context)
     other.check_secret()
     configured = context.config.backup
     options = CopyOptions(args.compression or configured.compression, args.workers or configured.workers)

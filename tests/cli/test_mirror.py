@@ -1,0 +1,80 @@
+"""`lamella copy --mirror` as users meet it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tests.cli.program import Lamella
+
+
+def tree(place: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+def change(image: Path) -> None:
+    with image.open("r+b") as file:
+        file.write(os.urandom(4096))
+
+
+def test_mirror_without_a_key(saved: Lamella, place: Path, image: Path, tmp_path: Path) -> None:
+    keyless = Lamella(saved.env)
+    second = tmp_path / "mirror"
+    planned = keyless.json("copy", "--mirror", "--to", second, "-n")
+    assert planned["missing_objects"] == len(tree(place)) and not second.exists()
+    made = keyless.json("copy", "--mirror", "--to", second)
+    assert (made["result"], made["copied_objects"]) == ("complete", planned["missing_objects"])
+    assert tree(second) == tree(place)
+    change(image)
+    saved.ok("backup", image)
+    said = keyless.ok("copy", "--mirror", "--to", second).out
+    assert "objects copied" in said and tree(second) == tree(place)
+    there = Lamella({"LAMELLA_REPO": str(second)}, saved.options)
+    there.ok("restore", "disk", "--to", tmp_path / "out.img")
+    assert (tmp_path / "out.img").read_bytes() == image.read_bytes()
+    there.ok("verify", "--level", "full")
+
+
+def test_an_older_mirror(saved: Lamella, place: Path, image: Path, tmp_path: Path) -> None:
+    second = tmp_path / "mirror"
+    Lamella(saved.env).ok("copy", "--mirror", "--to", second)
+    saved.ok("backup", image)
+    there = Lamella({"LAMELLA_REPO": str(second)}, saved.options)
+    listed = there.run("list")
+    assert listed.code == 0 and "an older copy" in listed.err
+    assert "an older copy" in there.run("restore", "disk", "--to", tmp_path / "out.img").err
+    refused = there.run("backup", image)
+    assert refused.code == 11 and "mirror" in refused.err and "check --accept-rollback" in refused.err
+    assert "is a mirror" in there.ok("check").out
+    assert there.json("check", "--accept-rollback", "-y")["accepted"]
+    there.ok("backup", image)
+    saved.ok("backup", image)
+    # Copied by hand it is a rollback, as ever.
+    shutil.copytree(second, tmp_path / "by hand", ignore=lambda *_: [])
+    by_hand = Lamella({"LAMELLA_REPO": str(tmp_path / "by hand")}, saved.options)
+    assert by_hand.run("list").code == 21
+
+
+def test_damage_is_left_out_and_named(saved: Lamella, place: Path, tmp_path: Path) -> None:
+    pack = next(place.glob("p/*/*"))
+    content = bytearray(pack.read_bytes())
+    content[-1] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(content)
+    done = Lamella(saved.env).run("--json", "copy", "--mirror", "--to", tmp_path / "mirror")
+    assert done.code == 20
+    assert [row["object"] for row in done.json["findings"]] == [str(pack.relative_to(place))]
+    assert not (tmp_path / "mirror" / pack.relative_to(place)).exists()
+
+
+def test_what_is_refused(saved: Lamella, place: Path, tmp_path: Path) -> None:
+    keyless = Lamella(saved.env)
+    assert keyless.run("copy", "--mirror", "--to", tmp_path / "m", "disk").code == 2
+    assert keyless.run("copy", "--mirror", "--to", tmp_path / "m", "--to-keyfile", "x").code == 2
+    assert keyless.run("copy", "--mirror", "--to", tmp_path / "m", "-r", tmp_path / "nothing").code == 10
+    other = tmp_path / "other"
+    saved.ok("init", "-q", "-r", other)
+    refused = keyless.run("copy", "--mirror", "--to", other)
+    assert refused.code == 1 and "another repository" in refused.err
+    assert keyless.run("copy", "--mirror", "--to", place).code == 2

@@ -1,0 +1,457 @@
+"""Mirrors: byte for byte, safe against a source that changes and a power that goes, told from a rollback."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from lamella.errors import Locked, NoRepository, RepositoryError, RolledBack
+from lamella.format.commit import parse_name
+from lamella.operations.mirror import MirrorResult, mirror, plan_mirror
+from lamella.operations.selection import select
+from lamella.pipeline import Outbox
+from lamella.repository.blobmap import pack_hash
+from lamella.repository.containers import raw_body
+from lamella.repository.host import Host
+from lamella.repository.packer import Packer
+from lamella.repository.repository import Repository
+from lamella.stores.base import Entry, Store
+from lamella.stores.memory import MemoryStore
+from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
+from lamella.trust import Clear
+from tests.fault.copies import copy, letters
+from tests.fault.world import (
+    SECRET,
+    Truth,
+    backup,
+    check_rescue,
+    check_sound,
+    fresh_host,
+    host_at,
+    init,
+    restored,
+    short_rescue,
+    volume,
+)
+
+
+class At(MemoryStore):
+    """A store that is somewhere."""
+
+    def __init__(self, place: str, objects: Mapping[str, bytes] | None = None) -> None:
+        super().__init__(objects)
+        self._place = place
+
+    @property
+    def url(self) -> str:
+        return self._place
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> Life:
+    return Life(tmp_path)
+
+
+class Life:
+    """A repository at one place, and the host that writes there."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.store = At("/primary")
+        self.host = host_at(place / "host")
+        self.truth = Truth()
+        init(self.store, self.host)
+        self.save("abc")
+        self.save("abX")
+
+    def save(self, text: str, store: Store | None = None, host: Host | None = None) -> None:
+        result = backup(store or self.store, host or self.host, volume(letters(text)))
+        self.truth.learn(result, {"disk": letters(text)})
+
+    def mirror(self, target: Store, host: Host | None = None) -> MirrorResult:
+        return mirror(self.store, target, host or self.host, workers=1)
+
+
+def test_the_same_bytes_and_both_readers_restore_it(life: Life) -> None:
+    target = At("/mirror")
+    result = life.mirror(target)
+    assert target.objects() == life.store.objects()
+    assert (result.copied_objects, result.present_objects, result.extra_objects) == (len(target.objects()), 0, 0)
+    assert result.copied_bytes == sum(map(len, target.objects().values()))
+    check_rescue(target.objects(), life.truth, life.place)
+    check_sound(target, life.host, life.truth, life.place)
+    life.save("abXd")
+    before = len(target.objects())
+    again = life.mirror(target)
+    assert (again.copied_objects, again.present_objects) == (len(target.objects()) - before, before)
+    assert target.objects() == life.store.objects()
+    assert life.mirror(target).copied_objects == 0
+    plan = plan_mirror(life.store, At("/nowhere"))
+    assert (plan.missing_objects, plan.present_objects) == (len(target.objects()), 0)
+
+
+def test_it_needs_no_key_and_no_state(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target, fresh_host(life.place / "courier"))
+    assert target.objects() == life.store.objects()
+
+
+def test_what_is_in_the_way_is_left_alone(life: Life) -> None:
+    other = At("/other")
+    init(other, life.host)
+    before = other.objects()
+    with pytest.raises(RepositoryError, match="another repository"):
+        life.mirror(other)
+    files = At("/files", {"holiday/photo.jpg": b"x"})
+    with pytest.raises(RepositoryError, match="something else"):
+        life.mirror(files)
+    # The beginnings of another repository's mirror.
+    torso = At("/torso", {name: content for name, content in before.items() if name != "lamella"})
+    with pytest.raises(RepositoryError, match="something else"):
+        life.mirror(torso)
+    with pytest.raises(NoRepository):
+        mirror(At("/empty"), At("/mirror"), life.host)
+    assert (other.objects(), len(files.objects())) == (before, 1)
+
+
+def test_it_is_a_union_in_both_directions(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    # The source loses something, and gets something.
+    lost = next(name for name in life.store.objects() if name.startswith("p/"))
+    life.store.delete(lost)
+    life.save("new")
+    assert life.mirror(target).extra_objects == 1
+    assert lost in target.objects()
+    back = mirror(target, life.store, life.host, workers=1)
+    assert (back.copied_objects, back.extra_objects) == (1, 0)
+    assert target.objects() == life.store.objects()
+    check_sound(life.store, life.host, life.truth, life.place)
+
+
+def test_bytes_that_are_not_what_their_name_says_are_never_copied(life: Life) -> None:
+    objects = life.store.objects()
+    for name, content in objects.items():
+        if name in ("lamella", "readme.txt", "restore.py"):
+            continue
+        damaged = At("/damaged", {**objects, name: content[:-1] + bytes([content[-1] ^ 1])})
+        target = At(f"/mirror-of-{name}")
+        result = mirror(damaged, target, life.host, workers=1)
+        assert [finding.obj for finding in result.findings] == [name] and result.damaged
+        assert target.objects() == {other: bytes_ for other, bytes_ in objects.items() if other != name}
+        # What a good source has is still taken later.
+        assert life.mirror(target).copied_objects == 1
+        assert target.objects() == objects
+
+
+def test_a_commit_that_its_writer_did_not_sign_is_not_copied(life: Life) -> None:
+    """Its name may well be the hash of its bytes: without the signature it is somebody's junk."""
+    name, content = next((name, content) for name, content in life.store.objects().items() if name.startswith("w/"))
+    head = parse_name(name)
+    assert head is not None
+    forged = content[:-1] + bytes([content[-1] ^ 1])
+    junk = head._replace(seq=99, sha256=hashlib.sha256(forged).digest()).name
+    life.store.put(junk, Clear(forged))
+    target = At("/mirror")
+    result = life.mirror(target)
+    assert [finding.obj for finding in result.findings] == [junk] and junk not in target.objects()
+
+
+def test_another_size_in_the_mirror_is_reported_and_not_overwritten(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    name = next(name for name in target.objects() if name.startswith("p/"))
+    target.delete(name)
+    target.put(name, Clear(b"cut off"))
+    result = life.mirror(target)
+    assert [finding.obj for finding in result.findings] == [name] and result.damaged
+    assert target.objects()[name] == b"cut off"
+
+
+# -- a source that changes ---------------------------------------------------------------------------------------------
+
+
+class Changing(At):
+    """Something happens to the source just before each of its calls."""
+
+    def __init__(self, objects: Mapping[str, bytes], happens: Callable[[MemoryStore, int], None]) -> None:
+        super().__init__("/primary", objects)
+        self.calls = 0
+        self._happens = happens
+        self.quiet = False
+
+    def _before(self) -> None:
+        if not self.quiet:
+            self.quiet = True  # what happens uses the store, too
+            self.calls += 1
+            self._happens(self, self.calls)
+            self.quiet = False
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        self._before()
+        return super().get(name, offset, length)
+
+    def stat(self, name: str) -> int:
+        self._before()
+        return super().stat(name)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        self._before()
+        return super().list(prefix)
+
+
+def test_backups_between_every_two_calls(life: Life) -> None:
+    """Whatever moment the mirror caught, everything that it lists restores."""
+    counts: dict[int, Truth] = {}
+
+    def happens(store: MemoryStore, call: int) -> None:
+        if call <= 40:
+            text = f"ab{'cdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ'[call]}"
+            life.truth.learn(backup(store, life.host, volume(letters(text))), {"disk": letters(text)})
+        counts[call] = Truth(dict(life.truth.volumes))
+
+    source = Changing(life.store.objects(), happens)
+    target = At("/mirror")
+    result = mirror(source, target, fresh_host(life.place / "courier"), workers=1)
+    assert result.rounds > 1 and source.calls > 40
+    assert_only_sound(target, life)
+    source.quiet = True
+    mirror(source, target, fresh_host(life.place / "courier"), workers=1)
+    check_sound(target, fresh_host(life.place / "reader"), life.truth, life.place)
+
+
+def assert_only_sound(target: MemoryStore, life: Life) -> None:
+    """All that the mirror lists restores, and there is something."""
+    with Repository.open(target, SECRET, fresh_host(life.place / "reader")) as repo:
+        listed = {one.text for one in select(repo, [])}
+        assert not repo.problems and not repo.catalogue.notes
+    truth = Truth({text: content for text, content in life.truth.volumes.items() if text in listed})
+    assert listed == set(truth.volumes) != set()
+    check_sound(target, fresh_host(life.place / "reader"), truth, life.place)
+
+
+def test_packs_rewritten_at_any_call(life: Life) -> None:
+    """A collector on a store without locks puts everything into new packs, and removes the old ones."""
+    begun = life.store.objects()
+    rounds = []
+    for when in range(1, 100):
+
+        def happens(store: MemoryStore, call: int, when: int = when) -> None:
+            if call == when:
+                rewrite(store, life)
+
+        source = Changing(begun, happens)
+        target = At("/mirror")
+        result = mirror(source, target, fresh_host(life.place / "courier"), workers=1)
+        if source.calls < when:
+            break
+        rounds.append(result.rounds)
+        assert_only_sound(target, life)
+    assert len(rounds) > 10 and max(rounds) > 1
+
+
+def rewrite(store: MemoryStore, life: Life) -> None:
+    """Every blob into new packs, then the old packs go: what the living snapshots need is there at any moment."""
+    old = [name for name in store.objects() if name.startswith("p/")]
+    with Repository.open(store, SECRET, fresh_host(life.place / "collector")) as repo, Outbox() as outbox:
+        repo.refresh_map()
+        for name in old:
+            sha256 = pack_hash(name)
+            directory = repo.blobs.directory(sha256) if sha256 is not None else None
+            assert directory is not None
+            packer = Packer(repo.keys, directory.domain_id, store, repo.blobs, outbox)
+            for blob in directory.blobs:
+                content = repo.contents.get(directory.domain_id, blob.kind, blob.id)
+                packer.store_blob(blob.kind, blob.id, len(content), functools.partial(raw_body, content))
+            packer.finish()
+        outbox.drain()
+    for name in old:
+        store.delete(name)
+
+
+# -- kills -------------------------------------------------------------------------------------------------------------
+
+
+def test_power_cut_at_every_call(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No marker, or a whole repository as far as it lists; the next run completes it."""
+    with short_rescue(monkeypatch):
+        source = Life(life.place / "short")
+    older = At("/mirror")
+    source.mirror(older)
+    source.save("abXdef")
+    cases = 0
+    for begun in ({}, older.objects()):
+        whole = CrashStore(begun, counted=WRITING_CALLS)
+        mirror(source.store, whole, fresh_host(life.place / "whole"), workers=1)
+        for point in crash_points(whole.calls):
+            store = CrashStore(begun, point, counted=WRITING_CALLS)
+            courier = fresh_host(life.place / "courier")
+            with pytest.raises(PowerCut):
+                mirror(source.store, store, courier, workers=1)
+            for surviving in surviving_subsets(len(store.unsynced), every_up_to=3, random_subsets=3):
+                left = At("crash:", store.after_crash(surviving).objects())
+                if "lamella" in left.objects():
+                    assert_only_sound(left, source)
+                mirror(source.store, left, courier, workers=1)
+                assert left.objects() == source.store.objects()
+                cases += 1
+    assert cases > 50
+
+
+# -- older copies, and rollbacks ---------------------------------------------------------------------------------------
+
+
+def test_an_older_mirror_is_an_older_copy_and_no_rollback(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    known = Truth(dict(life.truth.volumes))
+    life.save("abXd")
+    with Repository.open(target, SECRET, life.host) as repo:
+        assert not repo.problems and len(repo.older) == 1 and "older" in repo.older[0].message
+    check_sound(target, life.host, known, life.place)
+    for content in ("abXd", "other"):
+        with pytest.raises(Locked, match="mirror") as caught:
+            life.save(content, target)
+        assert caught.value.exit_code == 11 and "accept" in caught.value.hint
+    # In step again: nothing to warn of, and still only the mirror command writes there.
+    life.mirror(target)
+    with Repository.open(target, SECRET, life.host) as repo:
+        assert not repo.problems and not repo.older
+    with pytest.raises(Locked):
+        life.save("abXd", target)
+    life.save("abXe")  # and the source is as free as ever
+    check_sound(life.store, life.host, life.truth, life.place)
+
+
+def test_a_rollback_elsewhere_is_still_one(life: Life) -> None:
+    old = life.store.objects()
+    life.mirror(At("/mirror"))
+    life.save("abXd")
+    for place in ("/primary", "/somewhere"):
+        with Repository.open(At(place, old), SECRET, life.host) as repo:
+            assert len(repo.problems) == 1 and not repo.older
+        with pytest.raises(RolledBack):
+            life.save("x", At(place, old))
+
+
+def test_a_mirror_that_goes_back_is_a_rollback(life: Life) -> None:
+    older = life.store.objects()
+    life.save("abXd")
+    target = At("/mirror")
+    life.mirror(target)
+    for host in (life.host, fresh_host(life.place / "reader")):
+        mirror(life.store, target, host, workers=1)  # makes the place known to this host, without a key
+        with Repository.open(At("/mirror", older), SECRET, host) as repo:
+            assert len(repo.problems) == 1 and not repo.older
+
+
+def test_the_place_a_host_writes_to_never_becomes_a_mirror(life: Life) -> None:
+    """Also when something is brought back there: what it showed since must be seen again."""
+    target = At("/mirror")
+    life.mirror(target)
+    life.save("abXd")
+    older = life.store.objects()
+    life.save("abXde")
+    mirror(target, life.store, life.host, workers=1)
+    with Repository.open(At("/primary", older), SECRET, life.host) as repo:
+        assert len(repo.problems) == 1 and not repo.older
+
+
+def test_a_place_that_is_only_read_and_mirrored_to_keeps_what_it_showed(life: Life) -> None:
+    """The hostile case: a primary that this host only reads cannot use a mirror run to go back unnoticed."""
+    reader = fresh_host(life.place / "reader")
+    older = life.store.objects()
+    life.save("abXd")
+    with Repository.open(life.store, SECRET, reader) as repo:
+        assert not repo.problems
+    mirror(At("/mirror", older), life.store, reader, workers=1)
+    with Repository.open(At("/primary", older), SECRET, reader) as repo:
+        assert len(repo.problems) == 1 and not repo.older
+
+
+def test_a_mirror_that_was_accepted_goes_on_apart(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    at_mirror = Truth(dict(life.truth.volumes))
+    life.save("abXd")
+    at_primary = Truth(dict(life.truth.volumes))
+    with Repository.open(target, SECRET, life.host) as repo:
+        assert len(repo.accept_history()) == 1
+    for text in ("mirror", "mirrors"):
+        result = backup(target, life.host, volume(letters(text)))
+        at_mirror.learn(result, {"disk": letters(text)})
+    check_sound(target, life.host, at_mirror, life.place)
+    # The source knows nothing of it, and a rollback there is still noticed.
+    result = backup(life.store, life.host, volume(letters("primary")))
+    at_primary.learn(result, {"disk": letters("primary")})
+    check_sound(life.store, life.host, at_primary, life.place)
+    assert (len(writers(life.store)), len(writers(target))) == (1, 2)
+    # Joined again: two writers, no fork.
+    life.mirror(target)
+    mirror(target, life.store, life.host, workers=1)
+    both = Truth(at_primary.volumes | at_mirror.volumes)
+    for store in (life.store, target):
+        check_sound(store, life.host, both, life.place)
+        with Repository.open(store, SECRET, fresh_host(life.place / "reader")) as repo:
+            assert not repo.problems
+
+
+def writers(store: MemoryStore) -> set[bytes]:
+    heads = [parse_name(name) for name in store.objects()]
+    return {head.writer for head in heads if head is not None}
+
+
+def test_an_unknown_older_place_can_be_accepted_without_forgetting_the_other(life: Life) -> None:
+    old = At("/copied by hand", life.store.objects())
+    life.save("abXd")
+    newest = life.store.objects()
+    with Repository.open(old, SECRET, life.host) as repo:
+        assert len(repo.problems) == 1
+        repo.accept_history()
+    with Repository.open(old, SECRET, life.host) as repo:
+        assert not repo.problems and not repo.older
+    backup(old, life.host, volume(letters("here")))
+    life.save("abXe")
+    with Repository.open(At("/primary", newest), SECRET, life.host) as repo:
+        assert len(repo.problems) == 1
+
+
+def test_places_that_went_apart_are_not_joined_into_a_fork(life: Life) -> None:
+    """A copy by hand was written to under the same writer: that is a fork, and joining would spread it."""
+    clone = fresh_host(life.place / "clone", "one")
+    shutil.copytree(life.host.state_dir, clone.state_dir)
+    target = At("/clone's", life.store.objects())
+    backup(target, clone, volume(letters("there")))
+    life.save("here")
+    before = target.objects()
+    with pytest.raises(RolledBack, match="of their own"):
+        life.mirror(target)
+    with pytest.raises(RolledBack):
+        plan_mirror(life.store, target)
+    assert target.objects() == before
+    # What the hint says works.
+    third = At("/third")
+    init(third, life.host)
+    for source, host in ((life.store, life.host), (target, clone)):
+        copy(source, third, host)
+    with Repository.open(third, SECRET, life.host) as repo:
+        contents = {restored(repo, one, life.place / "out.img") for one in select(repo, [])}
+    assert contents == {letters(text) for text in ("abc", "abX", "here", "there")}
+
+
+@pytest.mark.parametrize(
+    "junk", [b"", b"{", b'{"places": 3}', b'{"places": {"/mirror": {"mirror": 1, "heads": {"x": 1}}}}']
+)
+def test_a_damaged_memory_of_places_is_a_lost_one(life: Life, junk: bytes) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    (found,) = life.host.state_dir.rglob("places.json")
+    found.write_bytes(junk)
+    life.save("abXd")
+    with Repository.open(target, SECRET, life.host) as repo:
+        assert len(repo.problems) == 1  # nobody knows any more that it is a mirror: the alarm is the safe side
