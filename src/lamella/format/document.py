@@ -44,3 +44,8 @@ class TreeNote:
         """The content."""
         head = NOTE_MAGIC + self.volume_id + self.root + u64(self.size) + u64(self.time_ms)
         return head + u8(self.chunk_log2) + text(self.name)
+
+
+def note_root(content: Opened) -> ChunkId | None:
+    """The root that a tree note names; None if the content is no tree note."""
+    return ChunkId(content[24:48]) if content[:8] == NOTE_MAGIC and len(content) >= 48 else None

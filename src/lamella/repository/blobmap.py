@@ -225,6 +225,13 @@ class BlobMap:
                 ((blob.id, blob.kind, number, blob.offset, blob.sealed_length, blob.content_length) for blob in blobs),
             )
 
+    def forget(self, packs: Iterable[bytes]) -> None:
+        """These packs were deleted because nothing that stands needs them: trees that were complete still are."""
+        with self._cache.lock, self._cache.connection as connection:
+            for pack in packs:
+                connection.execute("DELETE FROM blobs WHERE pack = (SELECT number FROM packs WHERE name = ?)", (pack,))
+                connection.execute("DELETE FROM packs WHERE name = ?", (pack,))
+
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def empty(self, domain_id: DomainId) -> bool:
@@ -323,6 +330,14 @@ class BlobMap:
         with self._cache.lock:
             query = "SELECT 1 FROM complete WHERE root = ?"
             return self._cache.connection.execute(query, (root,)).fetchone() is not None
+
+    def keep_complete(self, roots: Iterable[ChunkId]) -> None:
+        """Forget that any other tree was complete."""
+        with self._cache.lock, self._cache.connection as connection:
+            connection.execute("CREATE TEMP TABLE IF NOT EXISTS kept (root BLOB PRIMARY KEY) WITHOUT ROWID")
+            connection.execute("DELETE FROM kept")
+            connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((root,) for root in roots))
+            connection.execute("DELETE FROM complete WHERE root NOT IN kept")
 
     def set_complete(self, roots: Iterable[ChunkId]) -> None:
         """Remember that every blob below these roots has a place."""

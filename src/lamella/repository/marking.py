@@ -15,7 +15,7 @@ from typing import IO
 from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Shape
-from lamella.format.records import Ref
+from lamella.format.records import AddSnap, Ref
 from lamella.ids import ChunkId, DomainId
 from lamella.repository.catalogue import Catalogue, Snapshot
 from lamella.repository.contents import Contents
@@ -36,7 +36,10 @@ class Roots:
 
     def add(self, snapshot: Snapshot) -> None:
         """Everything a snapshot needs."""
-        added = snapshot.added
+        self.add_record(snapshot.added)
+
+    def add_record(self, added: AddSnap) -> None:
+        """Everything the snapshot of this record needs."""
         self.trees.append(Tree(Shape(added.volume_id, added.size, added.chunk_log2), added.root))
         for document in added.documents:
             self.documents += document.parts

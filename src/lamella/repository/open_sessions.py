@@ -28,6 +28,11 @@ class OpenSession:
     packs: tuple[bytes, ...]
     partial_roots: tuple[PartialRoot, ...]
 
+    @property
+    def key(self) -> bytes:
+        """Names this session as far as it has come: another SESSION of it makes another key."""
+        return self.writer + self.session_id + self.seq.to_bytes(8, "big")
+
 
 def open_sessions(chains: Iterable[Chain]) -> list[OpenSession]:
     """The open sessions of all chains, by writer, each writer's in the order of their last SESSION.

@@ -37,7 +37,7 @@ from lamella.trust import Opened
 
 
 class Repository:
-    """Use `Repository.open` and a `with` block, which holds the store's shared lock: nothing is deleted meanwhile."""
+    """Use `Repository.open` and a `with` block, which holds the store's lock: nobody else deletes meanwhile."""
 
     def __init__(self, store: Store, unlocked: Unlocked, host: Host, clock: Clock) -> None:
         self.store = store
@@ -66,9 +66,11 @@ class Repository:
         self.catalogue = Catalogue()
         self._map_is_fresh = False
         self._held = ExitStack()
+        self.exclusive = False
+        """Nobody else reads or writes the repository: the store's kernel says so."""
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - all but the first three by name
         cls,
         store: Store,
         secret: Secret,
@@ -77,15 +79,19 @@ class Repository:
         clock: Clock = now_ms,
         lock_wait: float = 0.0,
         whole: bool = False,
+        exclusive: bool = False,
     ) -> Self:
-        """Unlock, take the shared lock and read the history (all of it with `whole`).
+        """Unlock, take the lock and read the history (all of it with `whole`).
 
+        The lock is shared unless `exclusive` is wanted and the store can prove it (`Repository.exclusive` says so).
         Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError.
         """
         unlocked = unlock(store, secret)
         repository = cls(store, unlocked, host, clock)
         try:
-            repository._held.enter_context(store.lock(exclusive=False, wait_seconds=lock_wait))
+            alone = exclusive and store.abilities.exclusive_lock
+            repository._held.enter_context(store.lock(exclusive=alone, wait_seconds=lock_wait))
+            repository.exclusive = alone
             repository.reload(whole=whole)
         except BaseException:
             repository.close()

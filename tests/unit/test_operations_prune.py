@@ -1,0 +1,221 @@
+"""Pruning under the exclusive lock: what goes, what stays, what it costs, and when it refuses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lamella.crypto.slots import Secret
+from lamella.errors import RepositoryError
+from lamella.format.container import Kind
+from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.restore import RestoreOptions, plan_restore
+from lamella.operations.selection import select
+from lamella.operations.verify import VerifyOptions, verify
+from lamella.repository.repository import Repository
+from lamella.stores.base import Store
+from lamella.testing.scripted_source import ScriptedSource
+from tests.unit.small_repository import ADMIN, CHUNK, WRITER, Small, tick
+
+OPTIONS = BackupOptions(chunk_log2=16, workers=1)
+
+
+@dataclass
+class Pruned:
+    """A small repository and what its snapshots must restore to."""
+
+    small: Small
+    place: Path
+    kept: dict[str, bytes] = field(default_factory=dict)
+
+    def backup(self, content: bytes, name: str = "disk", options: BackupOptions = OPTIONS) -> str:
+        with self.small.opened() as repo:
+            result: BackupResult = plan_backup(repo, [Request(name, ScriptedSource(name, content))], options).execute()
+        assert result.complete
+        self.kept[f"{name}@{result.snapshot}"] = content
+        return f"{name}@{result.snapshot}"
+
+    @contextmanager
+    def alone(self, secret: Secret = ADMIN, store: Store | None = None) -> Iterator[Repository]:
+        host = self.small.host()
+        with Repository.open(store or self.small.store, secret, host, clock=tick, exclusive=True) as repo:
+            yield repo
+
+    def prune(self, *names: str, options: PruneOptions | None = None, store: Store | None = None) -> PruneResult:
+        with self.alone(store=store) as repo:
+            refs = [one.snapshot.ref for one in select(repo, list(names))] if names else []
+            result = plan_prune(repo, refs, options).execute()
+        for name in names:
+            del self.kept[name]
+        return result
+
+    def check(self) -> None:
+        """Every snapshot that should be there restores, no other is listed, and verification finds nothing."""
+        with self.small.opened() as repo:
+            everything = {one.text: one for one in select(repo, [])} if self.kept else {}
+            assert set(everything) == set(self.kept)
+            for text, content in self.kept.items():
+                target = self.place / "out.img"
+                plan_restore(repo, everything[text], target, RestoreOptions(workers=1)).execute()
+                assert target.read_bytes() == content
+                target.unlink()
+            found = verify(repo, list(everything.values()), VerifyOptions("full", percent=100, workers=1))
+            assert not found.damaged, found.findings
+
+    def packs(self) -> dict[str, int]:
+        return {name: len(content) for name, content in self.small.store.objects().items() if name.startswith("p/")}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Pruned:
+    return Pruned(Small.make(tmp_path / "r"), tmp_path)
+
+
+def noise(seed: int, chunks: int) -> bytes:
+    return random.Random(seed).randbytes(chunks * CHUNK)
+
+
+def test_what_only_a_removed_snapshot_needed_is_deleted(world: Pruned) -> None:
+    first = world.backup(noise(1, 40))
+    before = world.packs()
+    second = noise(2, 40)
+    world.backup(second)
+    result = world.prune(first)
+    assert [ref.seq for ref in result.removed] == [2]
+    assert result.freed_bytes == sum(before.values()) and result.deleted_packs == len(before)
+    assert not set(before) & set(world.packs()) and not result.blocked
+    world.check()
+    again = world.prune()
+    assert (again.freed_bytes, again.deleted_packs, again.repacked_bytes, again.removed) == (0, 0, 0, [])
+
+
+def test_shared_chunks_stay(world: Pruned) -> None:
+    content = noise(3, 40)
+    first = world.backup(content)
+    world.backup(content[: 39 * CHUNK] + noise(4, 1))
+    result = world.prune(first)
+    assert result.deleted_packs == 0 and result.repacked_bytes == 0 and result.dead_bytes > CHUNK
+    world.check()
+
+
+def test_wasteful_packs_are_rewritten(world: Pruned) -> None:
+    content = noise(5, 60)
+    first = world.backup(content)
+    world.backup(content[: 10 * CHUNK] + noise(6, 50))
+    before = sum(world.packs().values())
+    result = world.prune(first)
+    assert 10 * CHUNK < result.repacked_bytes < 11 * CHUNK
+    assert result.freed_bytes == before - sum(world.packs().values()) > 49 * CHUNK
+    assert result.dead_bytes == 0
+    world.check()
+    again = world.prune()
+    assert (again.freed_bytes, again.repacked_bytes) == (0, 0), "rewriting ends"
+
+
+def test_how_much_may_stay_unused_is_a_choice(world: Pruned) -> None:
+    content = noise(7, 100)
+    first = world.backup(content)
+    world.backup(content[: 80 * CHUNK] + noise(8, 20))
+    assert world.prune(first, options=PruneOptions(repack=False)).repacked_bytes == 0
+    assert world.prune().repacked_bytes == 0
+    result = world.prune(options=PruneOptions(max_unused=5))
+    assert result.repacked_bytes >= 80 * CHUNK and result.dead_bytes <= 0.05 * result.live_bytes
+    world.check()
+
+
+def test_documents_and_tree_notes_of_what_stays_stay(world: Pruned) -> None:
+    content = noise(9, 30)
+    documented = BackupOptions(chunk_log2=16, workers=1, documents={"settings": b"s" * 1000})
+    first = world.backup(content, options=documented)
+    world.backup(content[: 5 * CHUNK] + noise(10, 25), options=documented)
+    world.prune(first, options=PruneOptions(max_unused=0))
+    world.check()
+    with world.small.opened() as repo:
+        repo.refresh_map()
+        rows = repo.cache.connection.execute("SELECT content FROM blobs WHERE kind = ?", (Kind.DOCUMENT,)).fetchall()
+        assert len([row for row in rows if row[0] > 900]) == 1 and len(rows) == 2, "one document, one note"
+
+
+def test_what_a_killed_run_left_goes_at_once(world: Pruned) -> None:
+    world.backup(noise(11, 5))
+    before = dict(world.small.store.objects())
+    world.backup(noise(12, 30), "other")
+    for name in list(world.small.store.objects()):
+        if name.startswith("w/") and name not in before:
+            world.small.store.delete(name)
+    del world.kept[next(text for text in world.kept if text.startswith("other"))]
+    (world.small.host().state_dir / "repo").rename(world.place / "forgotten")
+    result = world.prune()
+    assert result.freed_bytes > 30 * CHUNK
+    assert {name for name in before if name.startswith("p/")} == set(world.packs())
+    world.check()
+
+
+def test_a_writer_may_not_delete(world: Pruned) -> None:
+    world.backup(noise(13, 3))
+    before = world.small.store.objects()
+    with world.alone(WRITER) as repo, pytest.raises(RepositoryError, match="not delete anything"):
+        plan_prune(repo, [], None)
+    assert world.small.store.objects() == before
+
+
+def test_no_data_is_read_and_cost_follows_what_is_removed(world: Pruned) -> None:
+    content = noise(14, 200)
+    first = world.backup(content)
+    for number in range(3):
+        world.backup(content[: 199 * CHUNK] + noise(20 + number, 1))
+    from lamella.testing.fault_store import FaultStore
+
+    read: list[int] = []
+
+    class Counting(FaultStore):
+        def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+            found = super().get(name, offset, length)
+            read.append(len(found) if name.startswith("p/") else 0)
+            return found
+
+    names = list(world.kept)[1:3]
+    result = world.prune(*names, store=Counting(world.small.store))
+    assert result.deleted_packs == 2 and first in world.kept
+    # Nodes of the trees that stay, and the heads of two packs.
+    assert sum(read) < 6 * 1600 * 2 + 2 * 32768
+    world.check()
+
+
+def test_an_unreadable_tree_keeps_everything_of_its_domain(world: Pruned) -> None:
+    first = world.backup(noise(15, 30))
+    world.backup(noise(16, 30))
+    other = world.backup(noise(17, 30), "other")
+    world.backup(noise(18, 30), "other")
+    with world.small.opened() as repo:
+        repo.refresh_map()
+        root = select(repo, ["disk"])[0].snapshot.added.root
+        bad = [place.pack for place in repo.blobs.find(Kind.LEAF, root)]
+    name = next(name for name in world.packs() if name.endswith(bad[0].hex()))
+    world.small.store.delete(name)
+    before = set(world.packs())
+    result = world.prune(first, other)
+    assert [error.exit_code for error in result.blocked] == [20]
+    gone = before - set(world.packs())
+    assert len(result.removed) == 2 and len(gone) == result.deleted_packs == 1, "the other domain is pruned"
+
+
+def test_missing_history_keeps_everything(world: Pruned) -> None:
+    first = world.backup(noise(19, 5))
+    world.backup(noise(20, 5))
+    last = max(name for name in world.small.store.objects() if name.startswith("w/"))
+    second_last = sorted(name for name in world.small.store.objects() if name.startswith("w/"))[-2]
+    assert last != second_last
+    world.small.store.delete(second_last)
+    before = world.small.store.objects()
+    stranger = Repository.open(world.small.store, ADMIN, world.small.host("stranger"), clock=tick, exclusive=True)
+    with stranger as repo, pytest.raises(Exception, match="missing") as raised:
+        plan_prune(repo, [], None).execute()
+    assert getattr(raised.value, "exit_code", 0) == 21
+    assert world.small.store.objects() == before and first
