@@ -95,8 +95,12 @@ class Context:
             yield store
 
     @contextmanager
-    def repository(self, *, read_only: bool = True, whole: bool = False) -> Iterator[Repository]:
+    def repository(
+        self, *, read_only: bool = True, whole: bool = False, exclusive: bool = False
+    ) -> Iterator[Repository]:
         """The open repository. A missing one is reported before a secret is asked for.
+
+        `exclusive`: nobody else may use it meanwhile, where the destination can promise that.
 
         Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError, UsageError.
         """
@@ -104,7 +108,7 @@ class Context:
         with self.store(read_only=read_only) as store:
             read_marker(store)
             secret = secret_source(self.args, self.env, self.settings, self.secret_names).read()
-            with self._opened(store, secret, whole) as repository:
+            with self._opened(store, secret, whole, exclusive) as repository:
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
                 for lack in repository.older:
@@ -115,9 +119,10 @@ class Context:
         """Raises UsageError if several sources of the secret are named."""
         given_source(self.args, self.env, self.settings, self.secret_names)
 
-    def _opened(self, store: Store, secret: Secret, whole: bool) -> Repository:
+    def _opened(self, store: Store, secret: Secret, whole: bool, exclusive: bool) -> Repository:
+        wait = self.args.lock_wait
         try:
-            return Repository.open(store, secret, self.host, lock_wait=self.args.lock_wait, whole=whole)
+            return Repository.open(store, secret, self.host, lock_wait=wait, whole=whole, exclusive=exclusive)
         except Locked as error:
             error.obj, error.hint = store.url, "try again later, or wait with --lock-wait SECONDS"
             raise

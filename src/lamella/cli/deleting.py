@@ -11,9 +11,7 @@ from lamella.cli.context import Context
 from lamella.cli.values import percent, shown_bytes
 from lamella.clock import iso
 from lamella.format.records import Ref
-from lamella.operations import prune
-from lamella.operations.prune import PruneOptions, PruneResult
-from lamella.operations.removal import removals
+from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
 from lamella.repository.repository import Repository
 
 
@@ -36,8 +34,8 @@ def options(args: argparse.Namespace) -> PruneOptions:
 
 @contextmanager
 def opened(context: Context, *, read_only: bool) -> Iterator[Repository]:
-    """The repository with its whole history, which must be sound unless nothing is written."""
-    with context.repository(read_only=read_only, whole=True) as repository:
+    """The repository with its whole history, which must be sound, and to itself, unless nothing is written."""
+    with context.repository(read_only=read_only, whole=True, exclusive=not read_only) as repository:
         if not read_only:
             repository.require_sound_history()
         yield repository
@@ -45,15 +43,7 @@ def opened(context: Context, *, read_only: bool) -> Iterator[Repository]:
 
 def carry_out(context: Context, repository: Repository, refs: Sequence[Ref], how: PruneOptions) -> PruneResult:
     """Remove these snapshots, and give back what nothing needs any more."""
-    planner = getattr(prune, "plan_prune", None)
-    if planner is not None:
-        result = planner(repository, refs, how).execute(context.out.report)
-        assert isinstance(result, PruneResult)
-        return result
-    if refs:
-        repository.publish(removals(refs))
-        repository.reload()
-    return PruneResult(removed=list(refs))
+    return plan_prune(repository, refs, how).execute(context.out.report)
 
 
 def report(context: Context, result: PruneResult) -> dict[str, Any]:

@@ -20,17 +20,26 @@ from lamella.operations.prune_view import (
     history_troubles,
     lost_chunks,
     mark,
-    require_prune_key,
 )
 from lamella.repository.marking import LiveIds
 from lamella.repository.open_sessions import OpenSession
 from lamella.repository.repository import Repository
 from lamella.repository.usage import PackUse, Usage
 
-__all__ = ["DAY_MS", "HOUR_MS", "PruneOptions", "PrunePlan", "PruneResult", "plan_prune"]
+__all__ = ["DAY_MS", "HOUR_MS", "PruneOptions", "PrunePlan", "PruneResult", "plan_prune", "require_prune_key"]
 
 _PACKS_AT_ONCE = 1000
 _REMOVALS_AT_ONCE = 1000
+
+
+def require_prune_key(may_sign: bool, url: str) -> None:
+    """Raises RepositoryError unless the secret may authorise deletion."""
+    if not may_sign:
+        raise RepositoryError(
+            "this secret may add backups but not delete anything: nothing was removed",
+            obj=url,
+            hint="use an admin's passphrase, key file or recovery key",
+        )
 
 
 def plan_prune(repo: Repository, removals: Sequence[Ref], options: PruneOptions | None = None) -> PrunePlan:
@@ -38,7 +47,7 @@ def plan_prune(repo: Repository, removals: Sequence[Ref], options: PruneOptions 
 
     Raises RepositoryError if the secret may not delete or a snapshot is unknown, RolledBack.
     """
-    require_prune_key(repo)
+    require_prune_key(repo.keys.prune_seed is not None, repo.store.url)
     repo.require_sound_history()
     known = {snapshot.ref for snapshot in repo.catalogue.snapshots}
     strange = [ref for ref in removals if ref not in known and ref not in repo.catalogue.removed]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lamella.clock import Clock
-from lamella.errors import IntegrityError, LamellaError, RepositoryError, RolledBack, UnknownFormat
+from lamella.errors import IntegrityError, LamellaError, RolledBack, UnknownFormat
 from lamella.events import Progress, Reporter
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Checkpoint, Ref
@@ -181,13 +181,3 @@ def lost_chunks(repo: Repository, view: View, missing: Collection[bytes]) -> Non
             text = "chunks of a snapshot are in no pack that is listed: nothing is deleted beside them"
             hint = "look with: lamella verify; mend with: lamella check --repair"
             view.troubles.append(IntegrityError(text, obj=f"domain {domain_id.hex()[:8]}", hint=hint))
-
-
-def require_prune_key(repo: Repository) -> None:
-    """Raises RepositoryError unless the secret may authorise deletion."""
-    if repo.keys.prune_seed is None:
-        raise RepositoryError(
-            "this secret may add backups but not delete anything: nothing was removed",
-            obj=repo.store.url,
-            hint="prune with an admin's passphrase, key file or recovery key",
-        )
