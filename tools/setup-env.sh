@@ -100,10 +100,10 @@ set_up_python() {
 }
 
 missing_packages() {
-    local mount_package=util-linux program package
-    if [ "$(installer)" = apt-get ]; then mount_package=mount; fi
+    local mount_package=util-linux rpm_package=rpm-build program package
+    if [ "$(installer)" = apt-get ]; then mount_package=mount rpm_package=rpm; fi
     for pair in mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
-        losetup:$mount_package mount:$mount_package; do
+        losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio; do
         program=${pair%%:*} package=${pair#*:}
         command -v "$program" >/dev/null || echo "$package"
     done | sort -u

@@ -290,6 +290,14 @@ class FakeQubesd:
         self.qubes[name] = qube
         return qube
 
+    def _admin_vm_Start(self, qube: FakeQube, arg: str, payload: bytes) -> str:
+        self.start(qube.name)
+        return ""
+
+    def _admin_vm_Shutdown(self, qube: FakeQube, arg: str, payload: bytes) -> str:
+        self.stop(qube.name)
+        return ""
+
     def _admin_vm_Pause(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         qube.state = "Paused"
         return ""

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _backup_arguments(add("backup", "back up qubes: their settings, and every volume that outlives a shutdown"))
     _restore_arguments(add("restore", "bring qubes back: create or overwrite them, data and settings"))
     add("list", "show the qubes of this system and of the repository")
+    _storage_arguments(add("setup-storage", "print, or install, what a qube needs to store backups"))
 
 
 def _backup_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +67,25 @@ def _restore_arguments(parser: argparse.ArgumentParser) -> None:
     add_dry_run(parser)
 
 
+def _storage_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("storage_qube", metavar="QUBE", help="the qube that stores; it is trusted with nothing")
+    parser.add_argument("--name", default="main", metavar="NAME", help="what the destination is called (default: main)")
+    parser.add_argument(
+        "--place",
+        default="/home/user/lamella",
+        metavar="PLACE",
+        help="a directory in that qube, or a URL it serves",
+    )
+    parser.add_argument("--append-only", action="store_true", help="nobody can delete or replace through this service")
+    parser.add_argument("--quota", metavar="SIZE", help="store no more than this")
+    parser.add_argument("--install", action="store_true", help="write the files in the qube, as root, through qvm-run")
+    add_yes(parser)
+    add_dry_run(parser)
+
+
 def run(context: Context) -> int:
     """Do it."""
-    actions = {"backup": _backup, "restore": _restore, "list": _list}
+    actions = {"backup": _backup, "restore": _restore, "list": _list, "setup-storage": _setup_storage}
     return actions[context.args.action](context)
 
 
@@ -90,6 +107,7 @@ def _backup(context: Context) -> int:
     from lamella.qubes.backup import plan_qubes
     from lamella.qubes.choice import Choice, chosen
     from lamella.qubes.inventory import Inventory
+    from lamella.qubes.storage import kept_running
 
     args, out = context.args, context.out
     admin = _admin(context)
@@ -97,7 +115,7 @@ def _backup(context: Context) -> int:
     inventory = Inventory(admin)
     choice = Choice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
     qubes = chosen(admin, inventory, choice)
-    with context.sound_repository(read_only=args.dry_run) as repository:
+    with kept_running(admin, context.place, out.report), context.sound_repository(read_only=args.dry_run) as repository:
         plan = plan_qubes(repository, admin, inventory, qubes, _options(context))
         for left_out in plan.excluded:
             out.say(f"{left_out}: left out as it was asked for")
@@ -136,11 +154,12 @@ def _restore(context: Context) -> int:
     from lamella.qubes.inventory import Inventory
     from lamella.qubes.lineage import DOM0, owner_of
     from lamella.qubes.restore_plan import Planner
+    from lamella.qubes.storage import kept_running
 
     args = context.args
     admin = _admin(context)
     inventory = Inventory(admin)
-    with context.sound_repository() as repository:
+    with kept_running(admin, context.place, context.out.report), context.sound_repository() as repository:
         names = args.qube or [qube.owner for qube in saved_qubes(repository) if not qube.owner.startswith(DOM0)]
         saved = [one for one in (read_snapshot(repository, name) for name in names) if one.name not in args.exclude]
         dom0 = [one for one in saved if one.name == "dom0"]
@@ -283,4 +302,33 @@ def _list(context: Context) -> int:
     ]
     context.out.table([heading, *cells])
     context.out.document({"qubes": rows})
+    return 0
+
+
+# -- storage qube -----------------------------------------------------------------------------------------------------
+
+
+def _setup_storage(context: Context) -> int:
+    from lamella.qubes.inventory import Inventory
+    from lamella.qubes.storage import check_storage, example_policy, install, storage_files
+
+    args, out = context.args, context.out
+    admin = _admin(context)
+    qube = check_storage(admin, Inventory(admin), args.storage_qube, out.report)
+    options = [*(["--append-only"] if args.append_only else []), *([f"--quota={args.quota}"] if args.quota else [])]
+    files = storage_files(args.name, args.place, options)
+    if args.install and not args.dry_run:
+        context.confirm(f"Write these files in {qube.name}: {', '.join(file.path for file in files)}?")
+        install(qube, files)
+    for file in files:
+        out.line(f"in {qube.name}: {file.path} (mode {file.mode})" + (", installed" if args.install else ""))
+        if not args.install:
+            out.line("".join(f"    {line}\n" for line in file.content.splitlines()))
+    if not args.install:
+        out.line("in dom0, only if other qubes are to use it: /etc/qubes/policy.d/30-lamella.policy")
+        out.line("".join(f"    {line}\n" for line in example_policy().splitlines()))
+    place = f"qubes://{qube.name}/{args.name}"
+    out.say(f"then: lamella -r {place} init")
+    facts = {"policy": example_policy(), "installed": args.install, "url": place}
+    out.document({"qube": qube.name, "files": [asdict(file) for file in files], **facts})
     return 0
