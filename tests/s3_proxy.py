@@ -132,7 +132,8 @@ def proxied(service: S3Service, dropped_headers: frozenset[str] = frozenset()) -
                 declared = len(answer.body) if answer.declared is None else answer.declared
                 self.send_header("Content-Length", str(declared))
             self.end_headers()
-            self.wfile.write(answer.body)
+            if seen.method != "HEAD":
+                self.wfile.write(answer.body)
             self.close_connection = answer.declared is not None
 
         def passed_on(self, seen: Seen, body: bytes) -> Answer:

@@ -29,6 +29,7 @@ EXIT_STATUS = {
     20: "Verification or restore found damage.",
     21: "The history went backwards, forked, or a part of it is missing.",
     22: "Reading on would endanger the source: its file system or pool is nearly full.",
+    75: "The disk, host or bucket of the repository is not there, and --if-available was given.",
     130: "Interrupted.",
 }
 
@@ -39,6 +40,11 @@ ENVIRONMENT = {
     "LAMELLA_PASSPHRASE_COMMAND": "A command that prints the passphrase; split into words, run without a shell.",
     "LAMELLA_PASSPHRASE_FD": "The number of a file descriptor to read the passphrase from.",
     "LAMELLA_RECOVERY_KEY_FILE": "A file that holds the recovery key.",
+    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN": "Credentials for s3: repositories.",
+    "AWS_PROFILE": "A section of the AWS configuration files to take them from instead.",
+    "AWS_REGION, AWS_DEFAULT_REGION": "The region of the bucket, unless ?region= names it.",
+    "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL": "The service's address, unless ?endpoint= names it.",
+    "AWS_CA_BUNDLE": "A file with certificates to trust for s3:.",
     "CREDENTIALS_DIRECTORY": "Set by systemd; the credential lamella.passphrase in it is a passphrase file.",
     "LAMELLA_NEW_PASSPHRASE, _FILE, _COMMAND, _FD": "The same for the new secret of key add and key change.",
     "LAMELLA_TO_PASSPHRASE, _FILE, _COMMAND, _FD": "The same for the repository that copy copies to.",
@@ -62,6 +68,12 @@ default_repository = "usb"
 url = "/mnt/usb/lamella"
 # at most one of keyfile, passphrase_file, passphrase_command
 passphrase_file = "/etc/lamella/usb.passphrase"
+
+[repositories.cloud]
+url = "s3://backups/hosts/one?region=eu-central-1"
+keyfile = "/etc/lamella/key"
+# bytes a second in both directions, as --limit-rate
+limit_rate = "5M"
 
 [backup]
 compression = "auto"

@@ -13,6 +13,7 @@ LamellaError
 │   └── StoreFull         no space left at the destination
 ├── RepositoryError       the repository as a whole cannot be used
 │   ├── NoRepository      there is none at that place                           exit 10
+│   │   └── Absent        its disk, host or bucket is not there just now            exit 75
 │   ├── Locked            another process holds what is needed                  exit 11
 │   └── UnknownFormat     written by a newer or another program
 ├── KeyRefused            wrong passphrase, key or altered marker               exit 12
@@ -119,6 +120,13 @@ class NoRepository(RepositoryError):
 
     exit_code = 10
     kind = "no-repository"
+
+
+class Absent(NoRepository):
+    """The disk, host or bucket is not there just now, and the user said that this may be."""
+
+    exit_code = 75
+    kind = "absent"
 
 
 class Locked(RepositoryError):

@@ -115,3 +115,20 @@ def test_nothing_of_s3_is_loaded_for_other_stores(lamella: Lamella, tmp_path: Pa
     done = lamella.run("-r", tmp_path / "local", "list", env={"PYTHONVERBOSE": "1"})
     assert "lamella.stores.local" in done.err
     assert "botocore" not in done.err
+
+
+def test_an_absent_bucket_or_host_is_75_before_any_secret_is_asked_for(lamella: Lamella, image: Path) -> None:
+    nothing = [word for word in lamella.options if not word.startswith(("--keyfile", "/"))]
+    without_key = Lamella(lamella.env, nothing)
+    for place in ("s3://no-such-bucket/x", "s3://bucket/x?endpoint=http://127.0.0.1:1", lamella.env["LAMELLA_REPO"]):
+        for command in (["backup", image], ["verify"]) if "such" in place else (["backup", image],):
+            done = without_key.run("-r", place, "--if-available", *command)
+            assert done.code == 75, done.err
+            assert len(done.err.splitlines()) == 1
+            assert "is not available" in done.err
+
+
+def test_a_rate_limit_holds_for_s3(lamella: Lamella, image: Path) -> None:
+    lamella.ok("--limit-rate", "500M", "init")
+    lamella.ok("backup", "--limit-rate", "500M/s", image)
+    assert lamella.run("--limit-rate", "12", "list").code == 2

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
-from lamella.cli.values import seconds
+from lamella.cli.values import rate, seconds
 from lamella.errors import UsageError
 
 COMMANDS = {
@@ -35,7 +35,8 @@ COMMANDS = {
 EXIT_CODES = """\
 exit codes: 0 done, 1 failed, 2 usage, 3 incomplete (some volumes failed, the rest is safe), 4 nothing matched,
 10 no repository, 11 locked, 12 wrong key, 20 damage found, 21 rollback, fork or missing history,
-22 source at risk, 130 interrupted. What a command committed is safe whatever it ends with."""
+22 source at risk, 75 destination absent and --if-available, 130 interrupted.
+What a command committed is safe whatever it ends with."""
 
 SECRETS = """\
 The secret comes from one of LAMELLA_PASSPHRASE, LAMELLA_PASSPHRASE_FILE, LAMELLA_PASSPHRASE_COMMAND,
@@ -50,6 +51,8 @@ DEFAULTS: dict[str, Any] = {
     "verbose": False,
     "debug": False,
     "lock_wait": 0.0,
+    "limit_rate": None,
+    "if_available": False,
     "keyfile": None,
     "recovery_key_file": None,
 }
@@ -125,10 +128,22 @@ def add_global(parser: argparse.ArgumentParser) -> None:
         group.add_argument(*names, default=argparse.SUPPRESS, **options)
 
     group = parser.add_argument_group("options of every command")
-    add("-r", "--repo", metavar="REPO", help="repository: a path, file:/PATH, or a name from the configuration")
+    add(
+        "-r",
+        "--repo",
+        metavar="REPO",
+        help="repository: a path, ssh://, s3://, qubes://, or a name from the configuration",
+    )
     add("--keyfile", metavar="FILE", help="open the repository with this key file")
     add("--recovery-key-file", metavar="FILE", help="open the repository with the recovery key in this file")
     add("--lock-wait", metavar="SECONDS", type=seconds, help="wait so long for a locked repository (default 0)")
+    add(
+        "--limit-rate",
+        metavar="RATE",
+        type=rate,
+        help="move at most so many bytes a second, such as 5M, to and from REPO",
+    )
+    add("--if-available", action="store_true", help="end with 75 if the disk, host or bucket of REPO is not there")
     add("--json", action="store_true", help="print the result as one JSON document")
     add("--json-lines", action="store_true", help="print progress and messages as JSON objects, one a line, on stderr")
     add("-q", "--quiet", action="store_true", help="no progress, warnings and errors only")

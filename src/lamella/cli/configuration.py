@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lamella.cli.policy import KEYS, PruneSettings, read_rules, zone
+from lamella.cli.values import rate
 from lamella.errors import LamellaError, UsageError
 from lamella.format.compression import check_setting
 from lamella.retention import Retention
@@ -24,6 +26,8 @@ class RepositorySettings:
     keyfile: str | None = None
     passphrase_file: str | None = None
     passphrase_command: str | None = None
+    limit_rate: int | None = None
+    """Bytes a second to and from it; None: as many as go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,18 +159,19 @@ class _Reader:
             known = {key: one for key, one in found.items() if one is not None}
             if "url" not in found:
                 self.problems.append(f"{path}: {where}: url is missing")
-            if len(known.keys() - {"url"}) > 1:
-                self.problems.append(
-                    f"{path}: {where}: more than one secret: {', '.join(sorted(known.keys() - {'url'}))}"
-                )
+            secrets = sorted(known.keys() - {"url", "limit_rate"})
+            if len(secrets) > 1:
+                self.problems.append(f"{path}: {where}: more than one secret: {', '.join(secrets)}")
             if "url" in known:
                 self.repositories[name] = RepositorySettings(**known)
 
-    def _repository_value(self, path: Path, where: str, key: str, value: object) -> str | None:
+    def _repository_value(self, path: Path, where: str, key: str, value: object) -> Any:  # noqa: ANN401 - as TOML has it
         if key not in RepositorySettings.__slots__:
             self._unknown(path, where)
             return None
         text = self._text(path, where, value)
+        if key == "limit_rate":
+            return None if text is None else self._rate(path, where, text)
         is_path = key != "passphrase_command" and not (key == "url" and ":" in (text or "").partition("/")[0])
         if text is not None and is_path and not text.startswith("/"):
             self.problems.append(f"{path}: {where}: must be an absolute path")
@@ -257,6 +262,13 @@ class _Reader:
                 where = f"prune.volumes.{name}.{key}" if name else f"prune.{key}"
                 found[where] = value if isinstance(value, int | str) else ", ".join(map(str, value))  # type: ignore[call-overload]
         return found
+
+    def _rate(self, path: Path, where: str, text: str) -> int | None:
+        try:
+            return rate(text)
+        except ArgumentTypeError as error:
+            self.problems.append(f"{path}: {where}: {error}")
+            return None
 
     def _is_compression(self, path: Path, where: str, text: str) -> bool:
         try:

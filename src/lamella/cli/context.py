@@ -15,7 +15,7 @@ from lamella.cli.places import config_place, this_host
 from lamella.cli.secret import FIRST, SECOND, given_source, secret_source
 from lamella.cli.terminal import can_confirm, confirm
 from lamella.crypto.slots import Secret
-from lamella.errors import Interrupted, Locked, RolledBack, UsageError
+from lamella.errors import Absent, Interrupted, Locked, NoRepository, RolledBack, StoreUnavailable, UsageError
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
@@ -24,7 +24,7 @@ from lamella.sources.keeping import Keeping, PoolLimits
 from lamella.sources.registry import open_kept_source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store
-from lamella.stores.wrap import RetryingStore
+from lamella.stores.wrap import LimitedStore, RetryingStore, TokenBucket
 
 
 class Context:
@@ -88,11 +88,38 @@ class Context:
 
     @contextmanager
     def store(self, *, create: bool = False, read_only: bool = False) -> Iterator[Store]:
-        """The store at REPO. Raises NoRepository, StoreError, UsageError."""
-        with closing(
-            RetryingStore(open_store(self.place, create=create, read_only=read_only, environment=self.env))
-        ) as store:
+        """The store at REPO, retried and limited. Raises NoRepository, StoreError, UsageError, Absent."""
+        with self._may_be_absent():
+            opened = open_store(self.place, create=create, read_only=read_only, environment=self.env)
+        with closing(RetryingStore(self._limited(opened))) as store:
             yield store
+
+    def _limited(self, store: Store) -> Store:
+        configured = None if self.settings is None else self.settings.limit_rate
+        rate = self.args.limit_rate or configured
+        return store if rate is None else LimitedStore(store, TokenBucket(rate))
+
+    @contextmanager
+    def _may_be_absent(self) -> Iterator[None]:
+        """With --if-available, a place that cannot be reached is Absent."""
+        try:
+            yield
+        except (NoRepository, StoreUnavailable) as error:
+            if not self.args.if_available:
+                raise
+            raise Absent(f"{self.place} is not available: {error.message}", obj=self.place) from error
+
+    def _require_marker(self, store: Store) -> None:
+        """Raises NoRepository; with --if-available Absent where nothing at all is, as below an empty mount point."""
+        nothing = False
+        try:
+            with self._may_be_absent():
+                nothing = self.args.if_available and next(iter(store.list("")), None) is None
+            read_marker(store)
+        except NoRepository as error:
+            if nothing and not isinstance(error, Absent):
+                raise Absent(f"{self.place} is not available: nothing is there", obj=self.place) from error
+            raise
 
     @contextmanager
     def repository(
@@ -106,7 +133,7 @@ class Context:
         """
         self.check_secret()  # a contradiction on the command line comes first
         with self.store(read_only=read_only) as store:
-            read_marker(store)
+            self._require_marker(store)
             secret = secret_source(self.args, self.env, self.settings, self.secret_names).read()
             with self._opened(store, secret, whole, exclusive) as repository:
                 for note in repository.catalogue.notes:

@@ -9,6 +9,7 @@ from lamella.errors import LamellaError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtp])(?:ib|b)?|b)?", re.IGNORECASE)
 _POWERS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
+MIN_RATE = 1024
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _CHUNKS = range(16, 23)
 
@@ -19,6 +20,14 @@ def size(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"not a size: {text!r}; write for example 64K, 20M or 1.5G")
     return int(float(match[1]) * (1 << _POWERS.get((match[2] or "").lower(), 0)))
+
+
+def rate(text: str) -> int:
+    """Bytes a second from `800K`, `5M` or `5M/s`. Raises ArgumentTypeError."""
+    found = size(text.strip().removesuffix("/s"))
+    if found < MIN_RATE:
+        raise argparse.ArgumentTypeError(f"not a rate: {text!r}; it is at least {MIN_RATE} bytes a second")
+    return found
 
 
 def chunk_log2(text: str) -> int:

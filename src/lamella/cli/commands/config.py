@@ -71,7 +71,7 @@ def _values(found: Configuration) -> list[tuple[str, str | int | float]]:
     for name, one in sorted(found.repositories.items()):
         rows += [
             (f"repositories.{name}.{key}", getattr(one, key))
-            for key in ("url", "keyfile", "passphrase_file", "passphrase_command")
+            for key in ("url", "keyfile", "passphrase_file", "passphrase_command", "limit_rate")
         ]
     rows += [("prune.zone", found.prune.zone)]
     rows += [(key, found.rules[key]) for key in sorted(found.rules)]

@@ -1,0 +1,304 @@
+"""A service that fails, lies, cuts answers off and forgets to answer: nothing is lost, and little is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from lamella.errors import (
+    LamellaError,
+    NoRepository,
+    StoreError,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+)
+from lamella.stores.base import Store
+from lamella.stores.s3 import S3Store
+from lamella.stores.wrap import Backoff, RetryingStore
+from lamella.trust import Sealed
+from tests.fault.world import Truth, backup, check_sound, fresh_host, host_at, init, short_rescue, volume
+from tests.s3_proxy import Answer, Fault, Proxy, Seen, cut, hang_up, lose_reply, proxied, say, status
+from tests.s3_services import CREDENTIALS, S3Service, moto
+
+T = TypeVar("T")
+FIRST = b"1" * 65536 + b"2" * 65536 + bytes(65536) + b"end"
+SECOND = b"1" * 65536 + b"X" * 65536 + b"Y" * 65536 + b"end"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[S3Service]:
+    """A running service."""
+    with moto() as found:
+        yield found
+
+
+@pytest.fixture
+def proxy(service: S3Service) -> Iterator[Proxy]:
+    """A proxy of the test's own before it."""
+    with proxied(service) as found:
+        yield found
+
+
+def store_at(proxy: Proxy, bucket: str | None = None) -> S3Store:
+    return proxy.through.store(bucket or proxy.service.new_bucket())
+
+
+def patient(store: Store, pauses: list[float] | None = None, attempts: int = 5) -> RetryingStore:
+    """Retrying, without really waiting."""
+    return RetryingStore(store, Backoff(attempts=attempts), sleep=(pauses if pauses is not None else []).append)
+
+
+TRANSIENT = {
+    "500": status(500),
+    "503": status(503, "SlowDown"),
+    "429": status(429, "TooManyRequests"),
+    "conflict": status(409, "ConditionalRequestConflict"),
+    "hang up": hang_up,
+    "nonsense": status(502, "<<<"),
+}
+
+
+@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
+@pytest.mark.parametrize("method", ["put", "get", "stat", "list", "delete"])
+def test_what_may_pass_is_tried_again_and_only_then(proxy: Proxy, method: str, fault: Fault) -> None:
+    store = store_at(proxy)
+    store.put("p/a", Sealed(b"content"))
+    calls: dict[str, Callable[[Store], object]] = {
+        "put": lambda one: one.put("p/b", Sealed(b"other")),
+        "get": lambda one: one.get("p/a"),
+        "stat": lambda one: one.stat("p/a"),
+        "list": lambda one: list(one.list("p/")),
+        "delete": lambda one: one.delete("p/a"),
+    }
+    proxy.faults = [("*", fault)]
+    with pytest.raises(StoreUnavailable):
+        calls[method](store)
+    pauses: list[float] = []
+    proxy.faults = [("*", fault), ("*", fault)]
+    proxy.forget()
+    calls[method](patient(store, pauses))
+    assert len(pauses) == 2
+    assert sum(proxy.count().values()) == 3 + (method == "put")  # a look whether the name is free
+    proxy.faults = [("*", fault)] * 5
+    with pytest.raises(StoreUnavailable):
+        calls[method](patient(store, pauses))
+    assert proxy.faults == []
+    store.close()
+
+
+REFUSED = {"AccessDenied": 403, "InvalidAccessKeyId": 403, "MethodNotAllowed": 405, "InvalidObjectState": 403}
+
+
+@pytest.mark.parametrize(("name", "code"), REFUSED.items())
+def test_what_is_refused_is_not_tried_again(proxy: Proxy, name: str, code: int) -> None:
+    store = store_at(proxy)
+    proxy.faults = [("GET", status(code, name))]
+    with pytest.raises(StoreRefused) as caught:
+        patient(store).get("p/a")
+    assert name in caught.value.message
+    assert caught.value.hint or name == "MethodNotAllowed"
+    assert proxy.count()["GET"] == 1
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("QuotaExceeded", 403), ("XMinioStorageFull", 507), ("InsufficientStorage", 507)]
+)
+def test_a_full_service_is_full(proxy: Proxy, name: str, code: int) -> None:
+    store = store_at(proxy)
+    proxy.faults = [("PUT", status(code, name))]
+    with pytest.raises(StoreFull):
+        store.put("p/a", Sealed(b"x"))
+    store.close()
+
+
+def test_a_bucket_that_is_gone_is_no_missing_object(proxy: Proxy) -> None:
+    store = store_at(proxy, "never-made")
+    for call in (lambda: store.get("a"), lambda: list(store.list("")), lambda: store.put("a", Sealed(b"x"))):
+        with pytest.raises(NoRepository):
+            call()
+    store.close()
+
+
+def test_an_answer_cut_off_is_never_taken_for_the_object(proxy: Proxy) -> None:
+    store = store_at(proxy)
+    content = bytes(range(256)) * 1000
+    store.put("p/a", Sealed(content))
+    for keep in (0, 1, len(content) - 1):
+        proxy.faults = [("GET", cut(keep))]
+        with pytest.raises(StoreUnavailable):
+            store.get("p/a")
+        proxy.faults = [("GET", cut(keep))]
+        assert patient(store).get("p/a") == content
+    store.close()
+
+
+def test_a_put_whose_answer_was_lost_finds_its_own_bytes(proxy: Proxy) -> None:
+    store = store_at(proxy)
+    proxy.faults = [("PUT", lose_reply)]
+    patient(store).put("p/a", Sealed(b"content"))
+    assert store.get("p/a") == b"content"
+    assert proxy.count()["PUT"] == 1
+    proxy.faults = [("DELETE", lose_reply)]
+    patient(store).delete("p/a")
+    store.close()
+
+
+def test_a_service_that_answers_with_another_range_is_not_believed(proxy: Proxy) -> None:
+    store = store_at(proxy)
+    content = bytes(range(200))
+    store.put("p/a", Sealed(content))
+    # Ignoring the range is allowed (RFC 9110), and costs time only.
+    proxy.dropped_headers = frozenset({"range"})
+    assert store.get("p/a", 10, 20) == content[10:30]
+    assert store.get("p/a", 190) == content[190:]
+    with pytest.raises(StoreError):
+        store.get("p/a", 190, 20)
+    proxy.dropped_headers = frozenset()
+    for text in ("bytes 11-30/200", "bytes x-y/z", "bytes 10-29/*", "pages 1-2/3"):
+        proxy.faults = [("GET", with_header("Content-Range", text))]
+        with pytest.raises(StoreUnavailable):
+            store.get("p/a", 10, 20)
+    store.close()
+
+
+def pass_on(seen: Seen, passed: Callable[[], Answer]) -> Answer:
+    """No fault."""
+    return passed()
+
+
+def with_header(name: str, value: str) -> Fault:
+    def fault(seen: Seen, passed: Callable[[], Answer]) -> Answer:
+        answer = passed()
+        answer.headers = [row for row in answer.headers if row[0].lower() != name.lower()] + [(name, value)]
+        return answer
+
+    return fault
+
+
+PAGE = b"""<?xml version="1.0"?><ListBucketResult><IsTruncated>true</IsTruncated>
+<NextContinuationToken>again</NextContinuationToken>%s</ListBucketResult>"""
+ROW = b"<Contents><Key>%s</Key><Size>1</Size></Contents>"
+
+
+def test_a_listing_that_goes_round_in_circles_ends(proxy: Proxy) -> None:
+    store = store_at(proxy)
+    proxy.faults = [("GET", say(PAGE % b""))] * 9
+    with pytest.raises(StoreUnavailable):
+        list(store.list(""))
+    assert len(proxy.faults) == 7
+    store.close()
+
+
+def test_a_listing_of_what_was_not_asked_for_is_not_believed(proxy: Proxy) -> None:
+    store = store_at(proxy)
+    proxy.faults = [("GET", say(PAGE % (ROW % b"elsewhere/lamella")))]
+    with pytest.raises(StoreUnavailable):
+        list(store.list(""))
+    store.close()
+
+
+def test_keys_that_are_no_names_are_left_out_up_to_a_limit(proxy: Proxy) -> None:
+    bucket = proxy.service.new_bucket()
+    store = store_at(proxy, bucket)
+    store.put("p/a", Sealed(b"x"))
+    for key in ("A B", "..", "p/../x", "p//x", ".x", "\u00e4", "p/", "a%2fb", "x?y"):
+        proxy.service.client.put_object(Bucket=bucket, Key=f"pre/fix/{key}", Body=b"1")
+    assert [entry.name for entry in store.list("")] == ["p/a"]
+    rows = b"".join(ROW % b"pre/fix/NO-%d" % number for number in range(1001))
+    page = (PAGE % rows).replace(b"true", b"false")
+    proxy.faults = [("GET", say(page))]
+    with pytest.raises(StoreRefused):
+        list(store.list(""))
+    store.close()
+
+
+def test_texts_of_the_service_are_shown_without_control_characters(proxy: Proxy) -> None:
+    store = store_at(proxy)
+    body = "<Error><Code>Odd</Code><Message>&#27;[2J\u202e\r\nroot# </Message></Error>"
+    proxy.faults = [("GET", lambda seen, passed: Answer(400, [("Content-Type", "application/xml")], body.encode()))]
+    with pytest.raises(StoreError) as caught:
+        store.get("p/a")
+    assert caught.value.message.isprintable()
+    store.close()
+
+
+def test_a_life_on_a_bad_service(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third request fails in one way or another; nothing is stored twice, and all is there."""
+    bucket = proxy.service.new_bucket()
+    store = patient(store_at(proxy, bucket), attempts=20)
+    truth = Truth()
+    faults = [hang_up, status(503, "SlowDown"), lose_reply, status(500), cut(3)]
+    proxy.faults = [("*", one) for fault in faults * 40 for one in (pass_on, pass_on, fault)]
+    planned = len(proxy.faults)
+    with short_rescue(monkeypatch):
+        init(store, host_at(tmp_path / "one"))
+        for content in (FIRST, SECOND):
+            truth.learn(backup(store, host_at(tmp_path / "one"), volume(content)), {"disk": content})
+        check_sound(store, host_at(tmp_path / "one"), truth, tmp_path)
+    assert planned - len(proxy.faults) > 60
+    proxy.faults = []
+    check_sound(store, fresh_host(tmp_path / "other"), truth, tmp_path)
+    packs = [entry for entry in store.list("p/")]
+    assert len(packs) == 2
+    store.close()
+
+
+class Ended(Exception):
+    """The process is gone."""
+
+
+class EndingStore(RetryingStore):
+    """Stops the program at one call, before or after it was made: what was put stays."""
+
+    def __init__(self, inner: Store, call: int, *, after: bool) -> None:
+        super().__init__(inner)
+        self._left = call
+        self._after = after
+
+    def _repeated(self, call: Callable[[], T]) -> T:
+        self._left -= 1
+        if self._left <= 0 and not (self._left == 0 and self._after):
+            raise Ended
+        result = call()
+        if self._left <= 0:
+            raise Ended
+        return result
+
+
+def test_a_run_ended_anywhere_is_followed_by_one_that_works(
+    service: S3Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = 0
+    with short_rescue(monkeypatch):
+        for call in range(1, 200, 3):
+            bucket = service.new_bucket()
+            host = host_at(tmp_path / f"host-{call}")
+            truth = Truth()
+            plain = service.store(bucket)
+            init(plain, host)
+            truth.learn(backup(plain, host, volume(FIRST)), {"disk": FIRST})
+            try:
+                backup(EndingStore(plain, call, after=call % 2 == 0), host, volume(SECOND))
+            except Ended:
+                ended += 1
+            else:
+                break
+            truth.learn(backup(plain, host, volume(SECOND)), {"disk": SECOND})
+            check_sound(plain, host, truth, tmp_path, others=(SECOND,))
+            check_sound(plain, fresh_host(tmp_path / f"fresh-{call}"), truth, tmp_path, others=(SECOND,))
+            plain.close()
+    assert ended > 3
+
+
+def test_nobody_listens() -> None:
+    store = S3Store.open("//bucket/x?endpoint=http://127.0.0.1:1", environment=CREDENTIALS)
+    with pytest.raises(StoreUnavailable):
+        store.get("a")
+    with pytest.raises(LamellaError):
+        S3Store.open("//bucket/x?endpoint=http://127.0.0.1:1", create=True, environment=CREDENTIALS)
+    store.close()

@@ -1,0 +1,137 @@
+"""The rate limit: whatever is asked for and whenever, no stretch of time lets more through than its share."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.errors import ObjectNotFound, StoreError
+from lamella.stores.memory import MemoryStore
+from lamella.stores.wrap import LimitedStore, TokenBucket
+from lamella.stores.wrap.limited import BURST_SECONDS, PIECE
+from lamella.testing.store_reading import outcomes
+from lamella.trust import Sealed
+from tests.counting_store import CountingStore
+
+RATE = 1000
+
+
+class FakeClock:
+    """Time that passes only when somebody sleeps or says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept = 0.0
+        self._mutex = threading.Lock()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        with self._mutex:
+            self.now += seconds
+            self.slept += seconds
+
+
+steps = st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 10)), min_size=1, max_size=30)
+
+
+@given(steps)
+def test_no_stretch_of_time_lets_through_more_than_its_share(steps: list[tuple[int, float]]) -> None:
+    clock = FakeClock()
+    bucket = TokenBucket(RATE, clock)
+    sent: list[tuple[float, int]] = []
+    for count, idle in steps:
+        clock.sleep(idle)
+        clock.sleep(bucket.book(count))
+        sent.append((clock.now, count))
+    for first in range(len(sent)):
+        for last in range(first, len(sent)):
+            # What goes at `first` was paid for before; from then on the rate holds, but for one second's worth.
+            through = sum(count for _, count in sent[first + 1 : last + 1])
+            assert through <= RATE * (sent[last][0] - sent[first][0] + BURST_SECONDS) + 1e-3
+
+
+@given(steps)
+def test_nobody_waits_longer_than_the_bytes_before_and_the_own_take(steps: list[tuple[int, float]]) -> None:
+    clock = FakeClock()
+    bucket = TokenBucket(RATE, clock)
+    owed = 0.0
+    for count, idle in steps:
+        clock.sleep(idle)
+        owed = max(0.0, owed - idle * RATE) + count
+        assert bucket.book(count) <= owed / RATE + 1e-6
+
+
+@given(steps)
+def test_what_stays_below_the_rate_never_waits(steps: list[tuple[int, float]]) -> None:
+    clock = FakeClock()
+    bucket = TokenBucket(RATE, clock)
+    for size, _ in steps:
+        count = size % (int(RATE * BURST_SECONDS) + 1)
+        clock.sleep(count / RATE)
+        assert bucket.book(count) <= 1e-9
+
+
+def test_threads_share_one_rate() -> None:
+    clock = FakeClock()
+    bucket = TokenBucket(RATE, clock)
+    waits = outcomes([lambda: bucket.book(500)] * 8)
+    assert sorted(waits) == pytest.approx([0, 0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0])  # type: ignore[type-var]
+
+
+def limited(rate: int) -> tuple[LimitedStore, CountingStore, FakeClock]:
+    clock = FakeClock()
+    counting = CountingStore(MemoryStore())
+    return LimitedStore(counting, TokenBucket(rate, clock), sleep=clock.sleep), counting, clock
+
+
+def test_bytes_in_both_directions_count() -> None:
+    store, _, clock = limited(RATE)
+    store.put("a", Sealed(bytes(3000)))
+    assert clock.slept == pytest.approx(2.0)
+    assert len(store.get("a")) == 3000
+    assert clock.slept == pytest.approx(5.0)
+    store.get("a", 100, 500)
+    assert clock.slept == pytest.approx(5.5)
+
+
+def test_a_listing_counts_and_asking_for_sizes_does_not() -> None:
+    store, _, clock = limited(RATE)
+    for number in range(20):
+        store.put(f"p/{number}", Sealed(b""))
+    store.stat("p/1")
+    store.delete("p/1")
+    assert clock.slept == 0
+    list(store.list("p/"))
+    assert clock.slept == pytest.approx(1.85)
+
+
+def test_a_large_object_is_read_piece_by_piece() -> None:
+    store, counting, clock = limited(PIECE)
+    content = bytes(range(256)) * (3 * PIECE // 256) + b"end"
+    counting.put("a", Sealed(content))
+    for offset, length in [(0, None), (5, None), (0, len(content)), (7, 2 * PIECE)]:
+        before = counting.count("get")
+        end = len(content) if length is None else offset + length
+        assert store.get("a", offset, length) == content[offset:end]
+        assert counting.count("get") - before == -(-(end - offset) // PIECE)
+    assert clock.slept > 10
+
+
+def test_errors_are_those_of_the_store_inside() -> None:
+    store, _, _ = limited(1 << 30)
+    with pytest.raises(ObjectNotFound):
+        store.get("nothing")
+    store.put("a", Sealed(b"x"))
+    for offset, length in [(0, 3 * PIECE), (2, None), (-1, 3 * PIECE)]:
+        with pytest.raises(StoreError):
+            store.get("a", offset, length)
+
+
+def test_a_rate_of_nothing_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match="rate"):
+        TokenBucket(0)
