@@ -27,7 +27,8 @@ from lamella.operations.session import Session
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
-from lamella.repository.tree import Run, Tree, TreeWriter
+from lamella.repository.tree import Run, Tree
+from lamella.repository.tree_writer import TreeWriter
 from lamella.sources.base import Consistency
 from lamella.sources.untracked import Untracked, UntrackedMoment
 from lamella.stores.base import Store

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from hypothesis import given
@@ -14,7 +14,8 @@ from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Shape, Slot, SlotValue
 from lamella.ids import ChunkId, VolumeId
-from lamella.repository.tree import Run, Tree, TreeReader, TreeWriter
+from lamella.repository.tree import Run, Tree, TreeReader
+from lamella.repository.tree_writer import Partial, TreeWriter
 from lamella.trust import Opened
 
 VOLUME = VolumeId(b"v" * 16)
@@ -172,6 +173,77 @@ def test_updating_equals_rebuilding(history: list[tuple[Step, list[SlotValue]]],
         if base is not None:
             check_changes(reader, base, tree, before, model.slots)
         base = tree
+
+
+def half_done(before: Sequence[SlotValue], after: Sequence[SlotValue], done: int, smaller: int) -> list[SlotValue]:
+    """The new slots up to `done`, then the old ones; nothing of them from where the sizes differ."""
+    rest = [*before[done:], *([Slot.HOLE] * len(after))][: len(after) - done]
+    return [*after[:done], *(slot if done + place < smaller else Slot.HOLE for place, slot in enumerate(rest))]
+
+
+@given(steps, st.lists(st.tuples(steps, st.lists(values, max_size=3)), max_size=1), st.sets(st.integers(0, 40)))
+def test_a_tree_is_half_done_at_any_change(
+    first: Step, second: list[tuple[Step, list[SlotValue]]], stops: set[int]
+) -> None:
+    """What is done by then is new, the rest as it was; the tree is canonical, and the writing goes on undisturbed."""
+    nodes, model = Nodes(), Model()
+    writer = TreeWriter(TreeReader(nodes.fetch), nodes.put)
+    seen: list[tuple[Partial, int]] = []
+    base: Tree | None = None
+    before: list[SlotValue] = []
+    all_steps: list[tuple[Step, list[SlotValue]]] = [(first, [ids(1)]), *second]
+    for number, (step, tail) in enumerate(all_steps, start=1):
+        shape, before = shape_of(step), list(model.slots)
+        changes: Iterable[Run] = merged(model.apply(step, tail))
+        if number == len(all_steps):
+            changes = stopping(writer, changes, stops, seen)
+        tree = Tree(shape, writer.update(shape, base, changes))
+        assert writer.partial() is None
+        assert tree.root == TreeWriter(TreeReader(nodes.fetch), nodes.put).update(shape, None, runs_of(model.slots))
+        base, earlier = tree, base
+    same = earlier is None or earlier.shape.size == shape.size
+    smaller = len(model.slots) if same else min(0 if earlier is None else earlier.shape.size, shape.size) >> LOG2
+    for partial, end in seen:
+        assert partial.done == end
+        slots = half_done(before, model.slots, end, smaller)
+        whole = TreeWriter(TreeReader(nodes.fetch), nodes.put).update(shape, None, runs_of(slots))
+        assert partial.root == whole
+        check_counts(nodes, Tree(shape, partial.root), slots)
+
+
+def stopping(
+    writer: TreeWriter, runs: Iterable[Run], stops: set[int], seen: list[tuple[Partial, int]]
+) -> Iterator[Run]:
+    """The changes; before some of them it is looked how far the tree has come."""
+    end = 0
+    for number, run in enumerate(runs):
+        if number in stops:
+            partial = writer.partial()
+            assert (partial is None) == (number == 0), "nothing is open before the first change is known"
+            if partial is not None:
+                seen.append((partial, end))
+        yield run
+        end = run.end
+
+
+def test_looking_how_far_a_large_tree_has_come_costs_one_path() -> None:
+    nodes = Nodes()
+    shape = Shape(VOLUME, (64**3) * SIZE, LOG2)
+    plain = TreeWriter(TreeReader(nodes.fetch), nodes.put)
+    everywhere = [Run(chunk, chunk + 1, ids(1)) for chunk in range(0, 64**3, 4096)]
+    base = Tree(shape, plain.update(shape, None, everywhere))
+    writer = TreeWriter(TreeReader(nodes.fetch), nodes.put)
+
+    def changes() -> Iterator[Run]:
+        for chunk in (0, 5000, 100_000):
+            yield Run(chunk, chunk + 1, ids(2))
+        nodes.fetched = nodes.put_count = 0
+        partial = writer.partial()
+        assert partial is not None and partial.done == 100_001
+        assert nodes.put_count == shape.depth and nodes.fetched == 0
+        yield Run(200_000, 200_001, ids(3))
+
+    writer.update(shape, base, changes())
 
 
 @given(steps, st.integers(0, 8999), values)

@@ -21,7 +21,8 @@ from lamella.operations.reading import RANGE, Act, Task
 from lamella.pipeline import ordered_map
 from lamella.repository.packer import Packer
 from lamella.repository.repository import Repository
-from lamella.repository.tree import Run, Tree, TreeWriter
+from lamella.repository.tree import Run, Tree
+from lamella.repository.tree_writer import TreeWriter
 from lamella.sources.base import FrozenVolume
 from lamella.trust import Opened
 

@@ -1,15 +1,14 @@
-"""Manifest trees: reading, comparing and path-copying them (FORMAT 6).
+"""Manifest trees: reading and comparing them (FORMAT 6).
 
-A tree is never held in memory: reading streams runs of slots, updating streams changes in and nodes out, both with one
-node a level at hand. The cost follows what is read or changed.
+A tree is never held in memory: reading streams runs of slots with one node a level at hand. The cost follows what is
+read or differs. `lamella.repository.tree_writer` makes trees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lamella.errors import IntegrityError
 from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
@@ -17,7 +16,6 @@ from lamella.ids import ChunkId
 from lamella.trust import Opened
 
 FetchNode = Callable[[Kind, ChunkId], Opened]
-PutNode = Callable[[Kind, bytes], ChunkId]
 
 
 class Run(NamedTuple):
@@ -150,181 +148,3 @@ class TreeReader:
             return list(self.node(shape, value, level, start).slots)
         step = FAN_OUT**level
         return [value if start + position * step < shape.chunks else Slot.HOLE for position in range(FAN_OUT)]
-
-
-class _Changes:
-    """Ascending, disjoint runs with one run of look-ahead."""
-
-    def __init__(self, runs: Iterable[Run]) -> None:
-        self._runs = iter(runs)
-        self._next: Run | None = None
-        self._end = 0
-        self._advance()
-
-    def _advance(self) -> None:
-        run = next(self._runs, None)
-        if run is not None and (run.first < self._end or run.first >= run.end):
-            raise ValueError("changes must ascend, not overlap and not be empty")
-        self._end = run.end if run is not None else self._end
-        self._next = run
-
-    def touches(self, first: int, end: int) -> bool:
-        """Whether the next change begins before `end` (it never ends before `first`)."""
-        while self._next is not None and self._next.end <= first:
-            self._advance()
-        return self._next is not None and self._next.first < end
-
-    def covering(self, first: int, end: int) -> Slot | None:
-        """The slot of the next change if it covers all of `[first, end)` and is not DATA."""
-        run = self._next
-        if run is None or isinstance(run.slot, bytes) or run.first > first or run.end < end:
-            return None
-        return run.slot
-
-    def at(self, chunk: int) -> SlotValue | None:
-        """The change of one chunk, None if it has none."""
-        if not self.touches(chunk, chunk + 1) or self._next is None:
-            return None
-        return self._next.slot
-
-    def finished(self, end: int) -> bool:
-        """Whether no change lies past `end`."""
-        while self._next is not None and self._next.end <= end:
-            self._advance()
-        return self._next is None
-
-
-class TreeWriter:
-    """Path-copies trees: unchanged children are shared with the base, changed ones are put."""
-
-    def __init__(self, reader: TreeReader, put: PutNode) -> None:
-        self._reader = reader
-        self._put = put
-
-    def update(self, shape: Shape, base: Tree | None, changes: Iterable[Run]) -> ChunkId:
-        """Build the tree that equals `base` except for `changes`; returns the root's id.
-
-        Chunks that neither the base nor a change names are HOLE. When the sizes differ, the caller has put everything
-        from the smaller end on into `changes`. Raises IntegrityError if the base cannot be read, ValueError for bad
-        changes.
-        """
-        if base is not None and (base.shape.volume_id, base.shape.chunk_log2) != (shape.volume_id, shape.chunk_log2):
-            raise ValueError("a base of another volume or chunk size")
-        writing = _Writing(self._reader, self._put, shape, base, _Changes(changes))
-        return writing.root()
-
-
-_Base = SlotValue | tuple[ChunkId, int]
-
-
-class _Writing:
-    def __init__(self, reader: TreeReader, put: PutNode, shape: Shape, base: Tree | None, changes: _Changes) -> None:
-        self._reader = reader
-        self._put = put
-        self._shape = shape
-        self._base = base
-        self._changes = changes
-        self._old_chunks = 0 if base is None else base.shape.chunks
-
-    def root(self) -> ChunkId:
-        level = self._shape.depth - 1
-        slot, _ = self._child(level, 0, self._base_at_top(level))
-        if not self._changes.finished(self._shape.chunks):
-            raise ValueError("changes past the end of the volume")
-        if isinstance(slot, bytes):
-            return slot
-        inside = [place * FAN_OUT**level < self._shape.chunks for place in range(FAN_OUT)]
-        slots: list[SlotValue] = [slot if used else Slot.HOLE for used in inside]
-        return self._store(level, 0, slots, 0)
-
-    def _base_at_top(self, level: int) -> _Base:
-        """What the base has at the place of the new root, which may be higher or lower than the base's own."""
-        if self._base is None:
-            return Slot.HOLE
-        own = self._base.shape.depth - 1
-        if own == level:
-            return self._base.root
-        if own < level:
-            return self._lifted_base(self._base, own)
-        slot: SlotValue = self._base.root
-        while own > level and isinstance(slot, bytes):
-            slot = self._reader.node(self._base.shape, slot, own, 0).slots[0]
-            own -= 1
-        return slot
-
-    def _lifted_base(self, base: Tree, own: int) -> _Base:
-        """A root that becomes a child: only roots may be uniform, so a uniform one becomes a plain slot."""
-        slots = self._reader.node(base.shape, base.root, own, 0).slots
-        inside = slots[: max(1, -(-self._old_chunks // FAN_OUT**own))]
-        if not isinstance(inside[0], bytes) and len(set(inside)) == 1:
-            return inside[0]
-        return base.root, own
-
-    def _child(self, level: int, start: int, old: _Base) -> tuple[SlotValue, int]:
-        """The new slot for the child at `level` and `start`, and how many more DATA chunks it has than the old one."""
-        end = min(start + FAN_OUT ** (level + 1), self._shape.chunks)
-        if (
-            not self._changes.touches(start, end)
-            and not isinstance(old, tuple)
-            and not self._resized(level, start, old)
-        ):
-            return old, 0
-        uniform = self._changes.covering(start, end)
-        if uniform is not None:
-            return uniform, -self._below(level, start, old)
-        return self._rewritten(level, start, old)
-
-    def _resized(self, level: int, start: int, old: SlotValue) -> bool:
-        """Whether the end of the volume moved within this child, so that it cannot be kept as it is."""
-        stop = start + FAN_OUT ** (level + 1)
-        shrunk = self._shape.chunks < min(stop, self._old_chunks)
-        return shrunk or (old == Slot.ZERO and self._old_chunks < min(stop, self._shape.chunks))
-
-    def _below(self, level: int, start: int, old: _Base) -> int:
-        """The number of DATA chunks below an old child."""
-        if self._base is None or isinstance(old, Slot):
-            return 0
-        id_, own = old if isinstance(old, tuple) else (old, level)
-        return self._reader.node(self._base.shape, id_, own, start).data_below
-
-    def _rewritten(self, level: int, start: int, old: _Base) -> tuple[SlotValue, int]:
-        olds, old_below = self._old_slots(level, start, old)
-        slots: list[SlotValue] = []
-        more = 0
-        step = FAN_OUT**level
-        for position, one in enumerate(olds):
-            slot, difference = self._slot(level, start + position * step, one)
-            slots.append(slot)
-            more += difference
-        if isinstance(old, bytes) and slots == olds:
-            return old, 0
-        inside = slots[: min(FAN_OUT, max(1, -(-(self._shape.chunks - start) // step)))]
-        if not isinstance(inside[0], bytes) and len(set(inside)) == 1:
-            return inside[0], -old_below
-        return self._store(level, start, slots, old_below + more), more
-
-    def _slot(self, level: int, begin: int, old: _Base) -> tuple[SlotValue, int]:
-        if begin >= self._shape.chunks:
-            return Slot.HOLE, -self._below(level - 1, begin, old) if level else -int(isinstance(old, bytes))
-        if level:
-            return self._child(level - 1, begin, old)
-        change = self._changes.at(begin)
-        slot = old if change is None else change
-        if isinstance(slot, tuple):
-            raise IntegrityError("a base whose root lies below its leaves")
-        return slot, int(isinstance(slot, bytes)) - int(isinstance(old, bytes))
-
-    def _old_slots(self, level: int, start: int, old: _Base) -> tuple[list[_Base], int]:
-        if isinstance(old, tuple):
-            root, own = old
-            child: _Base = root if own == level - 1 else old
-            return [child, *([Slot.HOLE] * (FAN_OUT - 1))], self._below(level, start, old)
-        if isinstance(old, Slot) or self._base is None:
-            step = FAN_OUT**level
-            return [old if start + place * step < self._old_chunks else Slot.HOLE for place in range(FAN_OUT)], 0
-        found = self._reader.node(self._base.shape, old, level, start)
-        return list(found.slots), found.data_below
-
-    def _store(self, level: int, start: int, slots: list[SlotValue], below: int) -> ChunkId:
-        made = Node(level, start, below, tuple(slots))
-        return self._put(made.kind, node.encode(made, self._shape))
