@@ -78,7 +78,9 @@ class Outbox:
             self._check()
 
     def _wait_for_oldest(self) -> None:
-        error = self._pending.popleft().exception()
+        # Only then is it taken away: a wait that Ctrl-C breaks off must not make the upload forgotten.
+        error = self._pending[0].exception()
+        self._pending.popleft()
         if error is not None and self._error is None:
             self._error = error
 

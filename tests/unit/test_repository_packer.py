@@ -7,6 +7,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ class Bench:
         return id_, self.packer.store_blob(Kind.CHUNK, id_, len(content), encode or (lambda: raw_body(content)))
 
     def finish(self) -> None:
-        self.packer.finish()
+        self.packer.flush()
         self.outbox.drain()
 
     def heads(self) -> list[Head]:
@@ -202,7 +203,7 @@ def test_a_node_is_stored_once_in_a_run_and_over_runs(bench: Bench) -> None:
     assert len(head.blobs) == 2
     later = bench.another()
     assert later.store_node(Kind.LEAF, b"a leaf") == first
-    later.finish()
+    later.flush()
     assert later.packs == []
 
 
@@ -276,7 +277,7 @@ def test_a_failed_first_encoding_leaves_no_pack(bench: Bench) -> None:
 def test_a_failed_upload_is_not_entered_in_the_map(bench: Bench) -> None:
     bench.store.fail("put", StoreFull("no space left"))
     id_, _ = bench.chunk(b"content")
-    bench.packer.finish()
+    bench.packer.flush()
     with pytest.raises(StoreFull):
         bench.outbox.drain()
     assert not bench.map.has(Kind.CHUNK, id_)
@@ -297,7 +298,7 @@ def test_the_node_another_writer_claims_to_have_is_stored_again(bench: Bench) ->
         assert stranger.another().store_node(Kind.LEAF, b"a leaf") == first
         packer = stranger.another()
         packer.store_node(Kind.LEAF, b"a leaf")
-        packer.finish()
+        packer.flush()
         stranger.outbox.drain()
         assert len(packer.packs) == 1
         assert len(stranger.map.find(Kind.LEAF, first)) == 2
@@ -324,3 +325,74 @@ def test_the_keys_of_the_tests_are_real(keys: Keys, tmp_path: Path) -> None:
     with small.opened(secret=ADMIN) as repo:
         assert repo.keys.root != keys.root
         assert repo.keys.prune_seed is not None
+
+
+# -- flushing in the middle of the work --------------------------------------------------------------------------------
+
+
+def test_flush_waits_for_what_a_worker_has_begun_and_for_nothing_else(bench: Bench) -> None:
+    """A blob that is being encoded belongs to the pack that flush closes; one that comes later goes into another."""
+    encoding, go_on, flushed = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly() -> bytes:
+        encoding.set()
+        assert go_on.wait(30)
+        return raw_body(b"slow")
+
+    with ThreadPoolExecutor(2) as threads:
+        slow = threads.submit(bench.chunk, b"slow", slowly)
+        assert encoding.wait(30)
+
+        def flush() -> None:
+            bench.finish()
+            flushed.set()
+
+        flushing = threads.submit(flush)
+        while bench.packer._open is not None:  # until flush has taken the pack away
+            pass
+        later, _ = bench.chunk(b"later")
+        assert not flushed.is_set()
+        go_on.set()
+        id_, _ = slow.result(timeout=30)
+        flushing.result(timeout=30)
+    assert bench.packer.arrived == bench.packer.packs and len(bench.packer.packs) == 1
+    assert bench.map.has(Kind.CHUNK, id_) and not bench.map.has(Kind.CHUNK, later)
+    bench.finish()
+    assert bench.map.has(Kind.CHUNK, later) and len(bench.packer.arrived) == 2
+
+
+def test_flush_takes_nodes_along(bench: Bench) -> None:
+    id_, _ = bench.chunk(b"content")
+    leaf = bench.packer.store_node(Kind.LEAF, b"a leaf")
+    bench.finish()
+    assert len(bench.packer.packs) == 1
+    assert bench.map.has(Kind.CHUNK, id_) and bench.map.has(Kind.LEAF, leaf)
+
+
+def test_what_the_store_refused_has_not_arrived(bench: Bench) -> None:
+    bench.store.fail("put", StoreFull("no space"), after=1)
+    bench.chunk(b"one")
+    bench.finish()
+    bench.chunk(b"two")
+    with pytest.raises(StoreFull):
+        bench.finish()
+    assert len(bench.packer.packs) == 2 and bench.packer.arrived == bench.packer.packs[:1]
+    bench.chunk(b"three")
+    with pytest.raises(StoreFull):  # nor does flushing again wait for what will never come
+        bench.packer.flush()
+    bench.store.assert_all_fired()
+
+
+def test_a_run_that_goes_on_for_a_broken_one_begins_with_small_packs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamella.repository.packer.RESUMED_TARGET", 1000)
+    monkeypatch.setattr("lamella.repository.packer.BULK_TARGET", 3000)
+    monkeypatch.setattr("lamella.repository.packer._RESUMED_STEP", 3)
+    bench.packer = Packer(bench.keys, DOMAIN, bench.store, bench.map, bench.outbox, resumed=True)
+    for number in range(60):
+        bench.chunk(b"%d" % number * 300)
+    sizes = [bench.packer.sizes[sha256] for sha256 in bench.packer.packs]
+    assert all(1000 <= size < 2000 for size in sizes[:3]), sizes
+    assert all(2000 <= size < 3000 for size in sizes[3:6]), sizes
+    assert len(sizes) > 8 and all(3000 <= size < 4500 for size in sizes[6:]), sizes

@@ -50,7 +50,7 @@ class Session:
     def settle(self) -> None:
         """Every pack is put and durable when this returns. Raises StoreError."""
         for packer in self._packers.values():
-            packer.finish()
+            packer.flush()
         self._outbox.drain()
         self._repo.store.sync()
         self._check_packs()

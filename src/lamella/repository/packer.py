@@ -24,11 +24,15 @@ from lamella.trust import Sealed
 
 INCREMENTAL_TARGET = 8 * 1024 * 1024
 BULK_TARGET = 16 * 1024 * 1024
+RESUMED_TARGET = 4 * 1024 * 1024
+"""Where a run was broken off once, the next one may be, too: what is lost then is less than a pack."""
 _BULK_AFTER = 4
+_RESUMED_STEP = 32
+"""Packs after which a run that goes on for a broken one makes them twice as large."""
 _NODES_AT_ONCE = 4 * 1024 * 1024
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _OpenPack:
     sealer: PackSealer
     blobs: list[SealedBlob] = field(default_factory=list)
@@ -45,14 +49,20 @@ class _OpenPack:
 class Packer:
     """The packs that one run writes into one domain. `store_blob` may be called from several threads."""
 
-    def __init__(self, keys: Keys, domain_id: DomainId, store: Store, blobs: BlobMap, outbox: Outbox) -> None:
+    def __init__(
+        self, keys: Keys, domain_id: DomainId, store: Store, blobs: BlobMap, outbox: Outbox, *, resumed: bool = False
+    ) -> None:
         self.domain_id = domain_id
+        self._resumed = resumed
         self._keys = keys
         self._domain = keys.domain(domain_id)
         self._store = store
         self._map = blobs
         self._outbox = outbox
         self._lock = threading.Lock()
+        self._handed_over = threading.Condition(self._lock)
+        self._held: set[_OpenPack] = set()
+        """Packs with blobs in them that the outbox does not have yet."""
         self._open: _OpenPack | None = None
         self._pending: set[ChunkId] = set()
         self._nodes: list[tuple[Kind, ChunkId, bytes]] = []
@@ -60,7 +70,9 @@ class Packer:
         # The map of a domain that was empty holds only what this run put: a small filter spares most of the look-ups.
         self._seen = bytearray(1 << 20) if blobs.empty(domain_id) else None
         self.packs: list[bytes] = []
-        """SHA-256 of every pack put, in order; complete after `finish`."""
+        """SHA-256 of every pack handed over to be put, in order; complete after `flush`."""
+        self.arrived: list[bytes] = []
+        """Those of them that the store has taken."""
         self.sizes: dict[bytes, int] = {}
         """Their lengths. Not asked from the map: another process may forget there what it did not see listed."""
         self.data_bytes = 0
@@ -109,6 +121,7 @@ class Packer:
         """The pack that takes the next blob, which the caller reserves at once; the lock is held."""
         if self._open is None or self._open.closed:
             self._open = _OpenPack(PackSealer(self._domain, new_salt()))
+            self._held.add(self._open)
         if self._open.full_of + 1 >= MAX_BLOBS:
             self._open.closed = True
         return self._open
@@ -132,6 +145,8 @@ class Packer:
 
     @property
     def _target(self) -> int:
+        if self._resumed:
+            return min(RESUMED_TARGET << len(self.packs) // _RESUMED_STEP, BULK_TARGET)
         return BULK_TARGET if len(self.packs) >= _BULK_AFTER else INCREMENTAL_TARGET
 
     def _put(self, pack: _OpenPack) -> None:
@@ -139,8 +154,15 @@ class Packer:
 
         The lock is not held: a full outbox waits for uploads, and these need the lock to finish.
         """
-        if not pack.blobs:
-            return
+        try:
+            if pack.blobs:
+                self._hand_over(pack)
+        finally:
+            with self._lock:
+                self._held.discard(pack)
+                self._handed_over.notify_all()
+
+    def _hand_over(self, pack: _OpenPack) -> None:
         content, header = build(self._keys, self.domain_id, pack.sealer, pack.blobs)
         placed: list[Blob] = []
         offset = header.blobs_start
@@ -159,6 +181,7 @@ class Packer:
         self._store.put(pack_name(sha256), content)
         self._map.add(sha256, self.domain_id, header, placed)
         with self._lock:
+            self.arrived.append(sha256)
             for blob in placed:
                 self._note_stored(blob.id)
                 self._pending.discard(blob.id)
@@ -195,12 +218,20 @@ class Packer:
             pack.blobs.append((kind, id_, sealed, len(content)))
         self._put(pack)
 
-    def finish(self) -> None:
-        """Put everything that is still open. No worker may be storing any more."""
+    def flush(self) -> None:
+        """Hand over everything that was stored until now; what comes later goes into other packs.
+
+        Workers may go on storing meanwhile. Call it from the thread that stores nodes. Raises StoreError.
+        """
         with self._lock:
             pack, self._open = self._open, None
-        if pack is not None and pack.closed:
-            pack = None  # it was put when it became full
+            held = self._held.copy()
+            if pack is not None and (pack.closed or pack.reserved):
+                pack.closed, pack = True, None  # the worker that comes last puts it
+            elif pack is not None:
+                held.discard(pack)
+            while held & self._held:
+                self._handed_over.wait()
         if pack is not None and pack.full_of + len(self._nodes) > MAX_BLOBS:
             self._put(pack)
             pack = None
