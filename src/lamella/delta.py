@@ -69,3 +69,15 @@ class Delta:
         changed = later.changed | (self.changed - later.zeroed)
         zeroed = later.zeroed | (self.zeroed - later.changed)
         return Delta.bounded(self.grain, self.base_size, later.size, changed, zeroed)
+
+    def spliced(self, chunk: int, later: Delta) -> Delta:
+        """This delta below `chunk` and `later` from there on, as one from this one's base size.
+
+        Raises ValueError for deltas of another grain, or to another size.
+        """
+        if (self.grain, self.size) != (later.grain, later.size):
+            raise ValueError("deltas of another grain, or to another size")
+        left, right = ChunkSet([(0, chunk)]), ChunkSet([(chunk, max(chunk, -(-self.size // self.grain)))])
+        changed = (self.changed & left) | (later.changed & right)
+        zeroed = (self.zeroed & left) | (later.zeroed & right)
+        return Delta.bounded(self.grain, self.base_size, self.size, changed, zeroed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -28,7 +28,7 @@ def default_workers() -> int:
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int = 2
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item, in order, computed by `workers` threads at most `ahead` rounds in advance.
 
     The first error ends the iteration and is raised here; nothing keeps running behind a closed iterator.
@@ -72,10 +72,15 @@ class Outbox:
 
     def drain(self) -> None:
         """Wait for every upload; raise the first error there was."""
+        self.wait()
+        with self._lock:
+            self._check()
+
+    def wait(self) -> None:
+        """Wait for every upload, whatever becomes of it."""
         with self._lock:
             while self._pending:
                 self._wait_for_oldest()
-            self._check()
 
     def _wait_for_oldest(self) -> None:
         # Only then is it taken away: a wait that Ctrl-C breaks off must not make the upload forgotten.

@@ -109,7 +109,7 @@ def test_closing_the_iterator_ends_the_threads() -> None:
     results = ordered_map(lambda item: item, Taken(1000), workers=3)
     assert next(results) == 0
     assert threads_of("lamella") != []
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert threads_of("lamella") == []
 
 

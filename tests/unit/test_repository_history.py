@@ -17,7 +17,7 @@ from lamella.errors import IntegrityError, Locked, RepositoryError, RolledBack
 from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, Head, parse_name
 from lamella.format.records import Confirm, RawRecord, Ref, raw
 from lamella.ids import SnapId, WriterId
-from lamella.operations.session import Confirmations
+from lamella.operations.confirmations import Confirmations
 from lamella.repository.catalogue import latest
 from lamella.repository.containers import build_commit
 from lamella.repository.history import Chain, History

@@ -8,15 +8,18 @@ from dataclasses import dataclass, field, replace
 
 from lamella.errors import UsageError
 from lamella.format.records import UNSIGNED, Volume
-from lamella.ids import DomainId, VolumeId
+from lamella.ids import NO_CHUNK, DomainId, VolumeId
 from lamella.operations.change_map import ChangeMap
 from lamella.operations.completeness import is_complete
+from lamella.operations.confirmations import Confirmations
+from lamella.operations.pacing import Pace
 from lamella.operations.selection import find_snapshot
-from lamella.operations.session import Confirmations
+from lamella.operations.unfinished import resume_point
 from lamella.repository.catalogue import Snapshot, VolumeState, latest
 from lamella.repository.intended import new_volume
 from lamella.repository.ledger import Ledger, LedgerEntry
 from lamella.repository.repository import Repository
+from lamella.repository.resume import ResumePoint
 from lamella.sources.base import Source
 from lamella.sources.registry import check_name, name_from
 
@@ -55,7 +58,8 @@ class BackupOptions:
 
     `reread_bytes` of what a change map calls unchanged are re-read, the least recently seen first. `before` and `after`
     are commands run around the freeze, each for at most `hook_seconds`; `around` is entered between them. `changes` is
-    another tool's map of what changed since the snapshot `changes_base`, for a single source.
+    another tool's map of what changed since the snapshot `changes_base`, for a single source. `pace` says how often a
+    long run leaves a point from which another can go on.
     """
 
     compression: str = "auto"
@@ -73,6 +77,7 @@ class BackupOptions:
     after: tuple[str, ...] = ()
     hook_seconds: float = 60.0
     around: Callable[[], AbstractContextManager[None]] = nullcontext
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(slots=True)
@@ -93,6 +98,8 @@ class PlanRow:
     """The kept moment of the base, if the run can be incremental."""
     record: Volume | None
     """A VOLUME record to publish; its chunk size is filled in when the size is known."""
+    resume: ResumePoint | None = None
+    """How far a run came that was broken off, if this one can go on from there."""
     source_bytes: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -121,7 +128,7 @@ class Planner:
         """One row for each source that opened. Raises UsageError for contradictions."""
         if self._options.changes is not None and len(requests) != 1:
             raise UsageError("a change map is of one source: name just that")
-        rows = [self._row(request) for request in requests if isinstance(request, Request)]
+        rows = [self._resumed(self._row(request)) for request in requests if isinstance(request, Request)]
         names = [row.volume for row in rows]
         identities = [row.request.source.identity for row in rows]
         if len(set(identities)) != len(rows):
@@ -143,6 +150,13 @@ class Planner:
             hint = f"leave the name out, or write {known.name}=SOURCE"
             raise UsageError(f"this source is already backed up as {shown}", obj=request.name, hint=hint)
         return self._known_row(request, known, None)
+
+    def _resumed(self, row: PlanRow) -> PlanRow:
+        """With the point from which the run can go on. Another tool's change map knows nothing of such points."""
+        if self._options.changes is None:
+            base_root = NO_CHUNK if row.base is None else row.base.added.root
+            row.resume = resume_point(self._repo, row.request.source, row.volume_id, row.domain_id, base_root)
+        return row
 
     def _by_identity(self, identity: bytes) -> VolumeState | None:
         found = [volume for volume in self._repo.catalogue.volumes.values() if volume.identity == identity]

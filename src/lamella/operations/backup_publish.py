@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lamella.clock import utc_text
@@ -35,6 +35,8 @@ class Saved:
     consistency: int = 0
     inner: list[RawRecord] = field(default_factory=list)
     """Inner records of its ADD_SNAP beyond the figures."""
+    goes_on: bool = False
+    """What a broken run had read of it was used."""
     ref: Ref | None = None
     """The snapshot, once it is published."""
 
@@ -44,18 +46,32 @@ def snapshot_name(now_ms: int) -> str:
     return f"{utc_text(now_ms)}-{base64.b32encode(os.urandom(5)).decode('ascii').lower()[:4]}"
 
 
+def attach(
+    session: Session, saved: Sequence[Saved], documents: Mapping[str, bytes], now: int
+) -> list[tuple[Document, ...]]:
+    """Put what goes with the trees, and wait until everything is durable; returns each one's documents.
+
+    Raises StoreError.
+    """
+    attached = [_extras(session, one, _documents_of(one, documents), now) for one in saved]
+    session.settle()
+    return attached
+
+
 def publish(
     repo: Repository,
     session: Session,
-    documents: Mapping[str, bytes],
-    saved: list[Saved],
-    results: list[VolumeResult],
+    saved: Sequence[Saved],
+    attached: Sequence[tuple[Document, ...]],
+    results: Sequence[VolumeResult],
+    *,
+    close: bool,
 ) -> str:
-    """Publish the saved volumes as one snapshot; returns its name. Raises StoreError, RolledBack."""
-    now = repo.clock()
-    name = snapshot_name(now)
-    attached = [_extras(session, one, _documents_of(one, documents), now) for one in saved]
-    session.settle()
+    """Publish the saved volumes as one snapshot; returns its name. Raises StoreError, RolledBack.
+
+    Without `close` the run's session stays open, for a volume that was not saved.
+    """
+    name = snapshot_name(repo.clock())
     records: list[RawRecord | Volume] = []
     snap_ids: list[SnapId] = []
     for one, its_documents in zip(saved, attached, strict=True):
@@ -64,7 +80,7 @@ def publish(
         snap_ids.append(SnapId(os.urandom(16)))
         records.append(raw(_add_snap(session, one, snap_ids[-1], name, its_documents)))
     records.append(raw(_run_record(name, saved, results)))
-    head = session.publish(records, snap_ids).head
+    head = session.publish(records, snap_ids, close=close).head
     for one, snap_id in zip(saved, snap_ids, strict=True):
         one.ref = Ref(head.writer, head.seq, snap_id)
     repo.blobs.set_complete(one.read.root for one in saved)
@@ -114,7 +130,7 @@ def _add_snap(session: Session, one: Saved, snap_id: SnapId, name: str, document
     )
 
 
-def _run_record(name: str, saved: list[Saved], results: list[VolumeResult]) -> Run:
+def _run_record(name: str, saved: Sequence[Saved], results: Sequence[VolumeResult]) -> Run:
     ids = {one.row.volume: one.shape.volume_id for one in saved}
     entries = tuple(
         RunVolume(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class VolumeResult:
-    """What became of one volume. Sizes in bytes."""
+    """What became of one volume. Sizes in bytes; `resumed_bytes` had been read by a run that was broken off."""
 
     volume: str
     driver: str
@@ -16,6 +16,7 @@ class VolumeResult:
     source_bytes: int = 0
     read_bytes: int = 0
     sampled_bytes: int = 0
+    resumed_bytes: int = 0
     changed_chunks: int = 0
     new_chunks: int = 0
     stored_bytes: int = 0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from lamella.errors import IntegrityError
 from lamella.events import Progress, Reporter
@@ -22,11 +23,13 @@ from lamella.pipeline import ordered_map
 from lamella.repository.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.repository.tree import Run, Tree
-from lamella.repository.tree_writer import TreeWriter
+from lamella.repository.tree_writer import Partial, TreeWriter
 from lamella.sources.base import FrozenVolume
 from lamella.trust import Opened
 
 CHECK_ONE_IN = 16
+_MARK_BYTES = 1 << 30
+"""So much may be read without a change before the tree is told that it was: what a stopped run loses at most."""
 _ZEROS: dict[int, bytes] = {}
 
 
@@ -47,15 +50,29 @@ class _Work(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """What became of a task: changed slots, and counts of its work."""
+    """What became of a task: changed slots, the slot of its last chunk if known, and counts of its work."""
 
     changes: list[Run]
     end: int
+    last: SlotValue | None
     read_bytes: int
     sampled_bytes: int
     changed: int
     new: int
     stored_bytes: int
+
+
+class Progressing(Protocol):
+    """Whom a reader tells how far it is."""
+
+    def due(self, read_bytes: int) -> bool:
+        """Count what was read; whether to call `record` as soon as that is possible."""
+
+    def record(self, partial: Partial | None) -> None:
+        """The tree as far as it has come, to be recorded durably. Raises StoreError, RolledBack, RepositoryError."""
+
+    def stopped(self, partial: Partial | None) -> None:
+        """The same, when the user or the system ends the run."""
 
 
 @dataclass(slots=True)
@@ -109,31 +126,52 @@ class VolumeReader:
         self._local = threading.local()
         self._nodes = repo.tree_reader(packer.domain_id)
 
-    def read(self, frozen: FrozenVolume, tasks: Iterable[Task], volume: str, reporter: Reporter) -> VolumeRead:
+    def read(
+        self, frozen: FrozenVolume, tasks: Iterable[Task], volume: str, reporter: Reporter, watch: Progressing
+    ) -> VolumeRead:
         """Do the tasks and put the changed chunks and nodes; chunks without a task stay as they are in the base.
 
         Raises SourceError if the source fails, MapRefuted, IntegrityError if the base cannot be read, StoreError.
         """
         result = VolumeRead(ChunkId(b""))
-
-        def work(item: _Work) -> _Answer:
-            return self._work(item, frozen)
-
-        def changes() -> Iterator[Run]:
-            items = (_Work(task, self._base_slots(task)) for task in tasks)
-            for answer in ordered_map(work, items, workers=self._workers):
-                yield from answer.changes
-                result.read_bytes += answer.read_bytes
-                result.sampled_bytes += answer.sampled_bytes
-                result.changed_chunks += answer.changed
-                result.new_chunks += answer.new
-                result.stored_bytes += answer.stored_bytes
-                done = min(answer.end << self._shape.chunk_log2, self._shape.size)
-                reporter(Progress("backup", volume, done, self._shape.size, result.stored_bytes))
-
         # Another reader for the tree: both walk the base, at different places.
         writer = TreeWriter(self._repo.tree_reader(self._packer.domain_id), self._packer.store_node)
-        result.root = writer.update(self._shape, self._base, changes())
+
+        def count(answer: _Answer) -> None:
+            result.read_bytes += answer.read_bytes
+            result.sampled_bytes += answer.sampled_bytes
+            result.changed_chunks += answer.changed
+            result.new_chunks += answer.new
+            result.stored_bytes += answer.stored_bytes
+            done = min(answer.end << self._shape.chunk_log2, self._shape.size)
+            reporter(Progress("backup", volume, done, self._shape.size, result.stored_bytes))
+
+        def changes(answers: Iterator[_Answer]) -> Iterator[Run]:
+            end = unchanged = 0
+            for answer in answers:
+                yield from answer.changes
+                end = max(end, answer.changes[-1].end if answer.changes else 0)
+                count(answer)
+                due = watch.due(answer.read_bytes)
+                unchanged = 0 if end == answer.end else unchanged + answer.read_bytes
+                if (due or unchanged >= _MARK_BYTES) and end < answer.end and answer.last is not None:
+                    # Nothing new, but it takes the tree to the end of what was read.
+                    yield Run(answer.end - 1, answer.end, answer.last)
+                    end, unchanged = answer.end, 0
+                if due:
+                    watch.record(writer.partial())
+
+        def watched(answers: Iterator[_Answer]) -> Iterator[Run]:
+            try:
+                yield from changes(answers)
+            except KeyboardInterrupt:
+                # It came while the tree waited for a change, as the main thread nearly always does: all is in order.
+                watch.stopped(writer.partial())
+                raise
+
+        items = (_Work(task, self._base_slots(task)) for task in tasks)
+        with closing(ordered_map(lambda item: self._work(item, frozen), items, workers=self._workers)) as answers:
+            result.root = writer.update(self._shape, self._base, watched(answers))
         return result
 
     def _base_slots(self, task: Task) -> tuple[SlotValue, ...] | None:
@@ -148,16 +186,18 @@ class VolumeReader:
     def _work(self, item: _Work, frozen: FrozenVolume) -> _Answer:
         task = item.task
         if task.act == Act.SET:
-            return _Answer([Run(task.first, task.end, task.slot)], task.end, 0, 0, 0, 0, 0)
+            return _Answer([Run(task.first, task.end, task.slot)], task.end, task.slot, 0, 0, 0, 0, 0)
         offset = task.first << self._shape.chunk_log2
         length = min(task.end << self._shape.chunk_log2, self._shape.size) - offset
         view = self._buffer(length)
         frozen.read_into(offset, view)
         if task.act in (Act.SAMPLE, Act.SAMPLE_ZERO):
             self._compare(item, view)
-            return _Answer([], task.end, length, length, 0, 0, 0)
+            whole = item.base is not None and len(item.base) == task.end - task.first
+            return _Answer([], task.end, item.base[-1] if item.base and whole else None, length, length, 0, 0, 0)
         changes: list[Run] = []
         new = stored = 0
+        slot: SlotValue | None = None
         for position, (part, slot) in enumerate(self._slots(task, view)):
             same = item.base is not None and position < len(item.base) and item.base[position] == slot
             if isinstance(slot, bytes) and not (same and self._kept(slot)):
@@ -166,7 +206,7 @@ class VolumeReader:
                 stored += sealed
             if not same:
                 changes.append(Run(task.first + position, task.first + position + 1, slot))
-        return _Answer(changes, task.end, length, 0, len(changes), new, stored)
+        return _Answer(changes, task.end, slot, length, 0, len(changes), new, stored)
 
     def _slots(self, task: Task, view: memoryview) -> Iterator[tuple[memoryview, SlotValue]]:
         """Each chunk of a task that was read, with the slot it makes."""

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 from lamella.errors import IntegrityError
 from lamella.format.container import Kind
-from lamella.ids import ChunkId
+from lamella.ids import ChunkId, DomainId
 from lamella.repository.catalogue import Snapshot
 from lamella.repository.repository import Repository
+from lamella.repository.tree import Tree
 
 _BATCH = 256
 
 
 def is_complete(repo: Repository, snapshot: Snapshot) -> bool:
-    """True if no chunk or node of the snapshot is missing from the map.
+    """True if no chunk or node of the snapshot is missing from the map. Raises StoreError."""
+    return tree_is_complete(repo, snapshot.added.domain_id, repo.tree(snapshot))
+
+
+def tree_is_complete(repo: Repository, domain_id: DomainId, tree: Tree) -> bool:
+    """True if no chunk or node of a tree is missing from the map.
 
     Usually known from the last run; after a lost cache or lost packs the tree is walked once, without reading data.
+    Raises StoreError.
     """
-    if repo.blobs.complete(snapshot.added.root):
+    if repo.blobs.complete(tree.root):
         return True
     try:
-        whole = _walk(repo, snapshot)
+        whole = _walk(repo, domain_id, tree)
     except IntegrityError:
         return False
     if whole:
-        repo.blobs.set_complete([snapshot.added.root])
+        repo.blobs.set_complete([tree.root])
     return whole
 
 
-def _walk(repo: Repository, snapshot: Snapshot) -> bool:
+def _walk(repo: Repository, domain_id: DomainId, tree: Tree) -> bool:
     batch: list[ChunkId] = []
-    for run in repo.tree_reader(snapshot.added.domain_id).runs(repo.tree(snapshot)):
+    for run in repo.tree_reader(domain_id).runs(tree):
         if isinstance(run.slot, bytes):
             batch.append(run.slot)
         if len(batch) >= _BATCH:

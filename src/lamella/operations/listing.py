@@ -10,9 +10,9 @@ from lamella.format.node import Shape
 from lamella.format.records import Ref
 from lamella.format.tracking import Refuted, Sampled
 from lamella.ids import VolumeId
+from lamella.operations.confirmations import Confirmations
 from lamella.operations.heads import fingerprint
 from lamella.operations.selection import Selected
-from lamella.operations.session import Confirmations
 from lamella.operations.verdicts import Verdicts
 from lamella.repository.catalogue import Snapshot, VolumeState
 from lamella.repository.repository import Repository

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -38,10 +39,12 @@ class Task(NamedTuple):
     slot: Slot = Slot.HOLE
 
 
-def everything(frozen: FrozenVolume, shape: Shape) -> Iterator[Task]:
-    """Read what is allocated; what is not is a hole."""
-    position = 0
-    for first, end in chunk_ranges(frozen.allocated(), shape.chunk_size):
+def everything(frozen: FrozenVolume, shape: Shape, position: int = 0) -> Iterator[Task]:
+    """Read what is allocated from chunk `position` on; what is not is a hole."""
+    for low, end in chunk_ranges(frozen.allocated(), shape.chunk_size):
+        first = max(low, position)
+        if end <= position:
+            continue
         if first > position:
             yield Task(position, first, Act.SET)
         yield from _cut(first, end, Act.READ, shape)
@@ -59,6 +62,14 @@ def changes(frozen: FrozenVolume, shape: Shape, delta: Delta, sample: ChunkSet) 
         _zeroed(frozen, shape, delta.zeroed),
     ]
     return heapq.merge(*streams)
+
+
+def resumed(frozen: FrozenVolume, shape: Shape, delta: Delta, sample: ChunkSet, done: int) -> Iterator[Task]:
+    """`changes` below chunk `done`, `everything` from there on."""
+    below = ChunkSet([(0, done)])
+    first = replace(delta, changed=delta.changed & below, zeroed=delta.zeroed & below)
+    yield from changes(frozen, shape, first, sample & below)
+    yield from everything(frozen, shape, done)
 
 
 def _zeroed(frozen: FrozenVolume, shape: Shape, zeroed: ChunkSet) -> Iterator[Task]:

@@ -1,7 +1,7 @@
 """Kept moments of sources: which are needed, and how the new one takes the place of the old (docs/decisions/0005).
 
-Order after a durable, confirmed commit: keep the new moment, write the ledger, drop what no ledger names. Killed
-anywhere in between, there is one moment too many, never one too few.
+Order after a durable, confirmed commit: keep the new moment, write the ledger, forget how far broken runs came, drop
+what nothing names. Killed anywhere in between, there is one moment too many, never one too few.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from lamella.repository.host import Host
 from lamella.repository.intervals import Intervals
 from lamella.repository.ledger import Ledger, LedgerEntry, needed_checkpoints
 from lamella.repository.repository import Repository
+from lamella.repository.resume import ResumeMemory
 from lamella.sources.base import Source
 
 
 def rotate(repo: Repository, saved: Saved) -> None:
-    """Make the frozen moment of a published volume the one its next delta starts from.
+    """Make the frozen moment of a published volume the one its next delta starts from; what broken runs kept can go.
 
     The source's lock is held. Raises SourceError, RepositoryError; then the next run compares everything.
     """
@@ -30,18 +31,19 @@ def rotate(repo: Repository, saved: Saved) -> None:
         shape, root = saved.shape, saved.read.root
         entry = LedgerEntry(saved.ref, root, shape.size, shape.chunk_log2, source.identity, source.driver, checkpoint)
         ledger.record(shape.volume_id, entry)
-    drop_unneeded(repo.host, source)
+    ResumeMemory(repo.memory, repo.keys).record(saved.shape.volume_id, [])
+    drop_unneeded(repo.host, source, in_use=checkpoint)
 
 
-def drop_unneeded(host: Host, source: Source) -> list[str]:
-    """Remove this host's moments of a source, and intervals, that no repository's ledger needs; returns the moments.
+def drop_unneeded(host: Host, source: Source, *, in_use: str = "") -> list[str]:
+    """Remove this host's moments of a source, and intervals, that no repository's ledger and no broken run needs.
 
-    The source's lock is held. Raises SourceError.
+    Returns the moments. `in_use` is the one that is being read. The source's lock is held. Raises SourceError.
     """
     if not source.tracks:
         return []
     # What an interval leads away from is not needed itself: the moment at the end of the intervals is.
-    needed = Intervals(host, source.identity).keep_only(needed_checkpoints(host, source.identity))
+    needed = Intervals(host, source.identity).keep_only(needed_checkpoints(host, source.identity)) | {in_use}
     dropped = [checkpoint for checkpoint in source.kept() if checkpoint not in needed]
     for checkpoint in dropped:
         source.drop(checkpoint)

@@ -1,34 +1,52 @@
 """One run's writing, in the order that makes it safe (FORMAT 1, order of writing).
 
 Packs go out while the run reads; `sync`; the commit; `sync`; then the packs are looked up again. Nothing is published
-once any write failed.
+once any write failed. A long run says now and then what it has stored and how far it is: SESSION (FORMAT 8).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from lamella.errors import RepositoryError, StoreError
-from lamella.format.records import Confirm, RawRecord, Ref, Volume, raw
-from lamella.ids import DomainId, SnapId, WriterId
+from lamella.format.known import Signed
+from lamella.format.records import Confirm, RawRecord, Ref, raw
+from lamella.format.sessions import Abandon, PartialRoot, SessionVolume
+from lamella.format.sessions import Session as SessionRecord
+from lamella.ids import DomainId, SnapId
+from lamella.operations.confirmations import Confirmations
+from lamella.operations.unfinished import Unfinished
 from lamella.pipeline import Outbox
-from lamella.repository.blobmap import pack_name
+from lamella.repository.blobmap import pack_hash, pack_name
 from lamella.repository.packer import Packer
 from lamella.repository.publish import Published
 from lamella.repository.repository import Repository
 
-_CONFIRMED = "confirmed.json"
+_LISTED_FROM = 32
+"""From so many packs on one listing is cheaper than asking for each."""
 
 
 class Session:
-    """Packs and records of one run. A context manager: leaving it stops the uploads."""
+    """Packs and records of one run, which may go on for others. A context manager: leaving it stops the uploads."""
 
-    def __init__(self, repo: Repository) -> None:
+    def __init__(self, repo: Repository, unfinished: Unfinished, name: str) -> None:
         self._repo = repo
+        self._unfinished = unfinished
+        self._name = name
+        self._open = unfinished.continued
+        self._pinned = dict.fromkeys(pack for session in unfinished.earlier for pack in session.packs)
+        # The continued session pins its own packs already; those of the others are taken over with the first SESSION.
+        self._named = {
+            pack
+            for session in unfinished.earlier
+            for pack in session.packs
+            if unfinished.continued and session.session_id == unfinished.session_id
+        }
         self._outbox = Outbox()
         self._packers: dict[DomainId, Packer] = {}
+        self._earlier: dict[DomainId, dict[bytes, int]] = {}
         self.commit_bytes = 0
 
     def __enter__(self) -> Self:
@@ -39,48 +57,106 @@ class Session:
     ) -> None:
         self._outbox.__exit__(kind, error, trace)
 
+    @property
+    def id(self) -> bytes:
+        """Names the session in SESSION and ABANDON."""
+        return self._unfinished.session_id
+
     def packer(self, domain_id: DomainId) -> Packer:
         """The packer of a domain."""
         if domain_id not in self._packers:
+            repo, resumed = self._repo, bool(self._unfinished.earlier)
             self._packers[domain_id] = Packer(
-                self._repo.keys, domain_id, self._repo.store, self._repo.blobs, self._outbox
+                repo.keys, domain_id, repo.store, repo.blobs, self._outbox, resumed=resumed
             )
+            self._earlier[domain_id] = self._earlier_packs(domain_id)
         return self._packers[domain_id]
 
-    def settle(self) -> None:
-        """Every pack is put and durable when this returns. Raises StoreError."""
+    def _earlier_packs(self, domain_id: DomainId) -> dict[bytes, int]:
+        """What unfinished runs stored in a domain and is still there, with sizes."""
+        if not self._pinned:
+            return {}
+        there = ((pack_hash(entry.name), entry.size) for entry in self._repo.blobs.packs(domain_id))
+        return {pack: size for pack, size in there if pack is not None and pack in self._pinned}
+
+    # -- durable before anything is said of it ------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Every pack begun is put and durable when this returns; workers may go on storing. Raises StoreError."""
         for packer in self._packers.values():
             packer.flush()
         self._outbox.drain()
         self._repo.store.sync()
+
+    def settle(self) -> None:
+        """Every pack of the session is put, durable, there, and as large as it was put. Raises StoreError."""
+        self.flush()
         self._check_packs()
+
+    def salvage(self) -> None:
+        """After an upload failed: what the store has taken is durable when this returns. Raises StoreError."""
+        self._outbox.wait()
+        self._repo.store.sync()
 
     def _check_packs(self) -> None:
-        """The packs of this run are there, as large as they were put."""
+        wanted = {pack: size for sizes in self._earlier.values() for pack, size in sizes.items()}
         for packer in self._packers.values():
-            for sha256 in packer.packs:
-                if self._repo.store.stat(pack_name(sha256)) != packer.sizes[sha256]:
-                    raise StoreError("a pack that was put has another size now", obj=pack_name(sha256))
+            wanted |= packer.sizes
+        found: dict[bytes | None, int] = {}
+        if len(wanted) >= _LISTED_FROM:
+            found = {pack_hash(entry.name): entry.size for entry in self._repo.store.list("p/")}
+        for pack, size in wanted.items():
+            # What a listing does not show yet may be there all the same.
+            if found.get(pack) != size and self._repo.store.stat(pack_name(pack)) != size:
+                raise StoreError("a pack that was put has another size now", obj=pack_name(pack))
 
-    def publish(self, records: Sequence[RawRecord | Volume], snapshots: Sequence[SnapId]) -> Published:
-        """Publish the run, look its packs up again, and remember that its snapshots are whole. Raises StoreError."""
+    # -- commits ------------------------------------------------------------------------------------------------------
+
+    def note(self, volumes: Sequence[SessionVolume], roots: Sequence[PartialRoot]) -> None:
+        """Say in a commit what is stored and how far the run is; all of it must be durable.
+
+        Raises StoreError, RolledBack, RepositoryError.
+        """
+        taken_over = [pack for pack in self._pinned if pack not in self._named and self._repo.blobs.length(pack)]
+        stored = [pack for packer in self._packers.values() for pack in packer.arrived if pack not in self._named]
+        packs = [*taken_over, *stored]
+        record = SessionRecord(self.id, self._name, tuple(volumes), tuple(packs), tuple(roots))
+        self.commit_bytes += self._repo.publish([raw(record)]).stored_bytes
+        self._named.update(packs)
+        self._open = True
+
+    def publish(
+        self, records: Sequence[RawRecord | Signed], snapshots: Sequence[SnapId], *, close: bool = True
+    ) -> Published:
+        """Publish the run, look its packs up again, and remember that its snapshots are whole. Raises StoreError.
+
+        With `close` the session pins nothing any more.
+        """
         confirmations = Confirmations(self._repo)
         earlier = confirmations.take()
-        news: list[RawRecord | Volume] = [raw(Confirm(tuple(earlier)))] if earlier else []
-        published = self._repo.publish([*news, *records])
-        self._note(lambda: confirmations.drop(earlier))
-        self.commit_bytes = published.stored_bytes
+        news: list[RawRecord | Signed] = [raw(Confirm(tuple(earlier)))] if earlier else []
+        closing = [*self._unfinished.closing, *([self.id] if self._open and close else [])]
+        published = self._repo.publish([*news, *records, *(raw(Abandon(session_id)) for session_id in closing)])
+        self._remember(lambda: confirmations.drop(earlier))
+        self.commit_bytes += published.stored_bytes
         self._check_packs()
         head = published.head
-        self._note(lambda: confirmations.add(Ref(head.writer, head.seq, snap_id) for snap_id in snapshots))
+        self._remember(lambda: confirmations.add(Ref(head.writer, head.seq, snap_id) for snap_id in snapshots))
         return published
 
-    def _note(self, write: Callable[[], None]) -> None:
+    def _remember(self, write: Callable[[], None]) -> None:
         """Write to the state directory. The snapshot is safe by now: failing here costs a later run some time."""
         try:
             write()
         except RepositoryError as error:
             self._repo.pins.unsaved = error.message
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    @property
+    def stored_packs(self) -> int:
+        """Packs of this process that the store has taken."""
+        return sum(len(packer.arrived) for packer in self._packers.values())
 
     @property
     def data_bytes(self) -> int:
@@ -93,46 +169,6 @@ class Session:
         return sum(packer.put_bytes for packer in self._packers.values()) - self.data_bytes + self.commit_bytes
 
     def packs(self, domain_id: DomainId) -> tuple[bytes, ...]:
-        """The packs this run wrote into a domain."""
+        """The packs that were written into a domain for this run and the unfinished ones before it."""
         packer = self._packers.get(domain_id)
-        return tuple(packer.packs) if packer is not None else ()
-
-
-class Confirmations:
-    """This host's snapshots whose packs were seen after publication, not yet said so in a commit."""
-
-    def __init__(self, repo: Repository) -> None:
-        self._memory = repo.memory
-        self._known = {snapshot.ref for snapshot in repo.catalogue.snapshots if snapshot.confirmed}
-        self._own = repo.own_writer
-
-    def waiting(self) -> list[Ref]:
-        """What is remembered; a damaged memory is a lost one."""
-        rows = self._memory.read(_CONFIRMED).get("snapshots")
-        refs: list[Ref] = []
-        for row in rows if isinstance(rows, list) else []:
-            try:
-                ref = Ref(WriterId(bytes.fromhex(row[0])), int(row[1]), SnapId(bytes.fromhex(row[2])))
-            except (ValueError, TypeError, LookupError, OverflowError):
-                continue
-            if (len(ref.writer), len(ref.snap_id)) == (16, 16) and 0 < ref.seq < 1 << 64:
-                refs.append(ref)
-        return refs
-
-    def take(self) -> list[Ref]:
-        """What the next commit should confirm: only the author's own word counts."""
-        return [ref for ref in self.waiting() if ref not in self._known and ref.writer == self._own]
-
-    def add(self, refs: Iterable[Ref]) -> None:
-        """Remember that these are whole."""
-        with self._memory.lock():
-            self._write({*self.waiting(), *refs})
-
-    def drop(self, refs: Iterable[Ref]) -> None:
-        """Forget these: a commit says it now."""
-        with self._memory.lock():
-            self._write({*self.waiting()} - {*refs})
-
-    def _write(self, refs: set[Ref]) -> None:
-        rows = [[ref.writer.hex(), ref.seq, ref.snap_id.hex()] for ref in sorted(refs)]
-        self._memory.write(_CONFIRMED, {"snapshots": rows})
+        return () if packer is None else (*self._earlier[domain_id], *packer.packs)

@@ -1,7 +1,7 @@
 """This host's own memory about repositories: writer key, pins, confirmations. Losing it costs time, never data.
 
 Layout below the state directory: `machine` (only where the system has no machine id) and `repo/<repo id>/` with
-`writer.json`, `pins.json`, `confirmed.json`, `ledger.json`, `places.json`, `lock`; the same in
+`writer.json`, `pins.json`, `confirmed.json`, `ledger.json`, `unfinished.json`, `places.json`, `lock`; the same in
 `repo/<repo id>-<place>/` for a place that is gone on with apart from the others; `sources/<hash>.lock`. Files are
 written beside and renamed, so a crash leaves the old state.
 """

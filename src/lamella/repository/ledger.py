@@ -9,13 +9,13 @@ import hmac
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lamella.crypto.derive import Keys, prf
 from lamella.format.records import Ref
 from lamella.ids import ChunkId, SnapId, VolumeId, WriterId
 from lamella.repository.host import Host, HostMemory
+from lamella.repository.resume import remembered_volumes, unfinished_moments
 
 _FILE = "ledger.json"
 
@@ -106,7 +106,7 @@ def _decode(fields: dict[str, Any]) -> LedgerEntry:
 
 
 def needed_checkpoints(host: Host, identity: bytes) -> set[str]:
-    """The checkpoints of a source that any repository's ledger on this host names, believed or not.
+    """The checkpoints of a source that any repository's ledger or broken run on this host names, believed or not.
 
     Entries are not authenticated here: keeping one too many is harmless, dropping a needed one costs a comparison.
     """
@@ -115,22 +115,15 @@ def needed_checkpoints(host: Host, identity: bytes) -> set[str]:
 
 def _named(host: Host) -> Iterator[tuple[str, str]]:
     for path in sorted((host.state_dir / "repo").glob("*/" + _FILE)):
-        for row in _volumes(path):
+        for row in remembered_volumes(path):
             fields = row.get("entry") if isinstance(row, dict) else None
             if isinstance(fields, dict):
                 yield str(fields.get("identity")), str(fields.get("checkpoint"))
-
-
-def _volumes(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        return list(content["volumes"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []
+    yield from unfinished_moments(host)
 
 
 def tracked_identities(host: Host) -> list[bytes]:
-    """The identities of all sources for which some repository's ledger on this host names a moment."""
+    """The identities of all sources of which some repository's ledger or broken run on this host names a moment."""
     found: set[bytes] = set()
     for identity, _ in _named(host):
         try:
