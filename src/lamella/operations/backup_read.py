@@ -107,9 +107,11 @@ class VolumeRun:
 
     def _rest(self, saved: Saved, point: ResumePoint) -> Delta | None:
         """What may have changed since the base where the broken run had not come to; None: read all of that."""
-        if saved.row.mode != INCREMENTAL or point.compared:
+        if saved.row.mode != INCREMENTAL:
             return None
         try:
+            if point.compared:
+                raise CheckpointLost("the run that was broken off compared everything")
             return self._delta(saved)
         except CheckpointLost as error:
             saved.row.mode = saved.result.mode = COMPARE
