@@ -24,7 +24,6 @@ from lamella.format.node import FAN_OUT, Shape
 from lamella.ids import CATALOGUE, ChunkId, DomainId, VolumeId
 from lamella.operations.backup import BackupOptions, Request, plan_backup
 from lamella.operations.session import Session
-from lamella.operations.unfinished import unfinished
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
@@ -161,7 +160,7 @@ def manifest(work: Path, gib: int) -> Place:
     def update(base: Tree | None, changes: Iterator[Run]) -> dict[str, Any]:
         with Repository.open(place.store(), place.secret, place.host) as repo:
             repo.refresh_map()
-            with Session(repo, unfinished(repo, ()), "bench") as session:
+            with Session(repo) as session:
                 writer = TreeWriter(repo.tree_reader(domain), session.packer(domain).store_node)
                 root.append(writer.update(shape, base, changes))
                 session.settle()

@@ -136,7 +136,7 @@ def test_a_packer_under_many_threads_with_few_ids(
         start = threading.Barrier(8)
         with ThreadPoolExecutor(8) as threads:
             failed = list(threads.map(lambda seed: hammer(packer, repo, seed, start), range(8)))
-        packer.flush()
+        packer.finish()
         outbox.drain()
         assert sum(failed) > 3 and len(packer.packs) > 5
         identify = packer.identify(Kind.CHUNK)

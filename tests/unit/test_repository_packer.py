@@ -50,7 +50,7 @@ class Bench:
         return id_, self.packer.store_blob(Kind.CHUNK, id_, len(content), encode or (lambda: raw_body(content)))
 
     def finish(self) -> None:
-        self.packer.flush()
+        self.packer.finish()
         self.outbox.drain()
 
     def heads(self) -> list[Head]:
@@ -203,7 +203,7 @@ def test_a_node_is_stored_once_in_a_run_and_over_runs(bench: Bench) -> None:
     assert len(head.blobs) == 2
     later = bench.another()
     assert later.store_node(Kind.LEAF, b"a leaf") == first
-    later.flush()
+    later.finish()
     assert later.packs == []
 
 
@@ -277,7 +277,7 @@ def test_a_failed_first_encoding_leaves_no_pack(bench: Bench) -> None:
 def test_a_failed_upload_is_not_entered_in_the_map(bench: Bench) -> None:
     bench.store.fail("put", StoreFull("no space left"))
     id_, _ = bench.chunk(b"content")
-    bench.packer.flush()
+    bench.packer.finish()
     with pytest.raises(StoreFull):
         bench.outbox.drain()
     assert not bench.map.has(Kind.CHUNK, id_)
@@ -298,7 +298,7 @@ def test_the_node_another_writer_claims_to_have_is_stored_again(bench: Bench) ->
         assert stranger.another().store_node(Kind.LEAF, b"a leaf") == first
         packer = stranger.another()
         packer.store_node(Kind.LEAF, b"a leaf")
-        packer.flush()
+        packer.finish()
         stranger.outbox.drain()
         assert len(packer.packs) == 1
         assert len(stranger.map.find(Kind.LEAF, first)) == 2
@@ -379,7 +379,7 @@ def test_what_the_store_refused_has_not_arrived(bench: Bench) -> None:
     assert len(bench.packer.packs) == 2 and bench.packer.arrived == bench.packer.packs[:1]
     bench.chunk(b"three")
     with pytest.raises(StoreFull):  # nor does flushing again wait for what will never come
-        bench.packer.flush()
+        bench.packer.finish()
     bench.store.assert_all_fired()
 
 

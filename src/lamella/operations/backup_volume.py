@@ -75,6 +75,20 @@ class Progressing(Protocol):
         """The same, when the user or the system ends the run."""
 
 
+class Unwatched:
+    """Nobody is told how far the reading is."""
+
+    def due(self, read_bytes: int) -> bool:
+        """Never."""
+        return False
+
+    def record(self, partial: Partial | None) -> None:
+        """Nothing to do."""
+
+    def stopped(self, partial: Partial | None) -> None:
+        """Nothing to do."""
+
+
 @dataclass(slots=True)
 class VolumeRead:
     """The manifest of a volume and the figures of reading it."""
@@ -127,13 +141,19 @@ class VolumeReader:
         self._nodes = repo.tree_reader(packer.domain_id)
 
     def read(
-        self, frozen: FrozenVolume, tasks: Iterable[Task], volume: str, reporter: Reporter, watch: Progressing
+        self,
+        frozen: FrozenVolume,
+        tasks: Iterable[Task],
+        volume: str,
+        reporter: Reporter,
+        watch: Progressing | None = None,
     ) -> VolumeRead:
         """Do the tasks and put the changed chunks and nodes; chunks without a task stay as they are in the base.
 
         Raises SourceError if the source fails, MapRefuted, IntegrityError if the base cannot be read, StoreError.
         """
         result = VolumeRead(ChunkId(b""))
+        watch = watch or Unwatched()
         # Another reader for the tree: both walk the base, at different places.
         writer = TreeWriter(self._repo.tree_reader(self._packer.domain_id), self._packer.store_node)
 

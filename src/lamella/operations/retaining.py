@@ -8,8 +8,8 @@ from datetime import UTC, tzinfo
 
 from lamella.errors import UsageError
 from lamella.format.records import Ref
+from lamella.operations.confirmations import Confirmations
 from lamella.operations.selection import Selected, find_volume
-from lamella.operations.session import Confirmations
 from lamella.repository.catalogue import Snapshot, latest
 from lamella.repository.repository import Repository
 from lamella.retention import Moment, Retention, Verdict, believed_time, judge

@@ -17,7 +17,7 @@ from lamella.format.sessions import Abandon, PartialRoot, SessionVolume
 from lamella.format.sessions import Session as SessionRecord
 from lamella.ids import DomainId, SnapId
 from lamella.operations.confirmations import Confirmations
-from lamella.operations.unfinished import Unfinished
+from lamella.operations.unfinished import Unfinished, nothing_unfinished
 from lamella.pipeline import Outbox
 from lamella.repository.blobmap import pack_hash, pack_name
 from lamella.repository.packer import Packer
@@ -29,9 +29,13 @@ _LISTED_FROM = 32
 
 
 class Session:
-    """Packs and records of one run, which may go on for others. A context manager: leaving it stops the uploads."""
+    """Packs and records of one run, which may go on for others. A context manager: leaving it stops the uploads.
 
-    def __init__(self, repo: Repository, unfinished: Unfinished, name: str) -> None:
+    `name` is what the snapshot may be called, for those who look at a run that was broken off.
+    """
+
+    def __init__(self, repo: Repository, unfinished: Unfinished | None = None, name: str = "") -> None:
+        unfinished = unfinished or nothing_unfinished()
         self._repo = repo
         self._unfinished = unfinished
         self._name = name
@@ -84,7 +88,7 @@ class Session:
     def flush(self) -> None:
         """Every pack begun is put and durable when this returns; workers may go on storing. Raises StoreError."""
         for packer in self._packers.values():
-            packer.flush()
+            packer.finish()
         self._outbox.drain()
         self._repo.store.sync()
 

@@ -33,6 +33,11 @@ class Unfinished:
     """Ids of those that pin nothing any more once this run is published."""
 
 
+def nothing_unfinished() -> Unfinished:
+    """A session of its own."""
+    return Unfinished(os.urandom(16), False, (), ())
+
+
 def unfinished(repo: Repository, volumes: Collection[VolumeId]) -> Unfinished:
     """What to go on with, for a run over `volumes`, whose sources' locks are held."""
     ours = [session for session in repo.catalogue.sessions if session.writer == repo.own_writer]

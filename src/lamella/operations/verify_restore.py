@@ -20,7 +20,8 @@ from lamella.operations.selection import Selected
 from lamella.operations.streaming import Piece, VolumeStream
 from lamella.pipeline import ordered_map
 from lamella.repository.repository import Repository
-from lamella.repository.tree import Run, TreeWriter
+from lamella.repository.tree import Run
+from lamella.repository.tree_writer import TreeWriter
 
 
 @dataclass(slots=True)

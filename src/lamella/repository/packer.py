@@ -70,7 +70,7 @@ class Packer:
         # The map of a domain that was empty holds only what this run put: a small filter spares most of the look-ups.
         self._seen = bytearray(1 << 20) if blobs.empty(domain_id) else None
         self.packs: list[bytes] = []
-        """SHA-256 of every pack handed over to be put, in order; complete after `flush`."""
+        """SHA-256 of every pack handed over to be put, in order; complete after `finish`."""
         self.arrived: list[bytes] = []
         """Those of them that the store has taken."""
         self.sizes: dict[bytes, int] = {}
@@ -218,7 +218,7 @@ class Packer:
             pack.blobs.append((kind, id_, sealed, len(content)))
         self._put(pack)
 
-    def flush(self) -> None:
+    def finish(self) -> None:
         """Hand over everything that was stored until now; what comes later goes into other packs.
 
         Workers may go on storing meanwhile. Call it from the thread that stores nodes. Raises StoreError.
