@@ -10,22 +10,25 @@ from pathlib import Path
 
 import pytest
 
+from lamella.chunkset import ChunkSet
 from lamella.errors import SourceError, StoreFull, StoreUnavailable
+from lamella.operations import sampling
 from lamella.operations.backup import BackupOptions
 from lamella.operations.monitor import monitor
 from lamella.operations.pacing import Pace
+from lamella.operations.sampling import Sample
 from lamella.testing.tracked_source import Killed, TrackedDisk, TrackedSource
 from tests.fault.resuming import OPTIONS, PACK, RANGE, CountingStore, World, small_steps
 from tests.fault.world import CHUNK, host_at
 
 TOTAL = 40 * CHUNK
-SAMPLED = TOTAL
-"""A sample is at least 64 chunks: of these small disks, everything that is not read anyway."""
+CHOOSE = sampling.choose
 
 
 @pytest.fixture(autouse=True)
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("lamella.operations.sampling.LEAST_CHUNKS", 0)
+    # What is sampled is chosen at random; these tests count reads.
+    monkeypatch.setattr(sampling, "choose", lambda *rest: Sample(ChunkSet(), 0))
     with small_steps():
         yield
 
@@ -393,7 +396,7 @@ def test_lost_packs(world: World) -> None:
 
 
 def test_a_map_that_lies_about_the_time_since(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.operations.sampling.LEAST_CHUNKS", 64)
+    monkeypatch.setattr(sampling, "choose", CHOOSE)
     interrupted(world, 7)
     for chunk in range(20):
         world.write(chunk)
@@ -408,7 +411,7 @@ def test_a_map_that_lies_about_the_time_since(world: World, monkeypatch: pytest.
 
 def test_a_map_found_lying_is_not_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lie is found out, everything is compared, and that run is broken off: the next one must not skip anything."""
-    monkeypatch.setattr("lamella.operations.sampling.LEAST_CHUNKS", 64)
+    monkeypatch.setattr(sampling, "choose", CHOOSE)
     world.row()
     for chunk in range(10, 40):
         world.write(chunk, seed=chunk)
