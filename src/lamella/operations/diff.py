@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lamella.errors import UsageError
+from lamella.format.node import Shape
 from lamella.operations.selection import Selected
 from lamella.repository.repository import Repository
 
@@ -31,10 +32,14 @@ def compare(repo: Repository, a: Selected, b: Selected) -> DiffResult:
     if (one.volume_id, one.chunk_log2, one.domain_id) != (other.volume_id, other.chunk_log2, other.domain_id):
         raise UsageError("only snapshots of one volume and chunk size can be compared", obj=f"{a.text} {b.text}")
     repo.refresh_map()
-    shape = repo.tree(b.snapshot).shape
-    ranges = list(_merged(_changes(repo, a, b)))
+    return summed(one.size, repo.tree(b.snapshot).shape, _changes(repo, a, b))
+
+
+def summed(size_a: int, shape: Shape, changes: Iterator[tuple[int, int, str]]) -> DiffResult:
+    """The difference made of ascending ranges of the second state, whose shape is given."""
+    ranges = list(_merged(changes))
     totals = {word: sum(length for _, length, kind in ranges if kind == word) for word in ("data", "zero")}
-    return DiffResult(one.size, shape.size, shape.chunk_size, totals["data"], totals["zero"], ranges)
+    return DiffResult(size_a, shape.size, shape.chunk_size, totals["data"], totals["zero"], ranges)
 
 
 def _changes(repo: Repository, a: Selected, b: Selected) -> Iterator[tuple[int, int, str]]:

@@ -1,4 +1,4 @@
-"""`lamella diff`: what differs between two snapshots of a volume."""
+"""`lamella diff`: what differs between two snapshots of a volume, or between a snapshot and the live source."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_new
-from lamella.cli.values import shown_bytes
-from lamella.errors import UsageError
+from lamella.cli.values import shown_bytes, workers
+from lamella.errors import NothingMatched, UsageError
 from lamella.operations.change_map import write_map
-from lamella.operations.diff import compare
-from lamella.operations.selection import select, split_selector
+from lamella.operations.diff import DiffResult, compare
+from lamella.operations.diff_source import SourceDiff, compare_source
+from lamella.operations.selection import Selected, select, split_selector
+from lamella.repository.repository import Repository
+from lamella.sources.registry import place_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,42 +24,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="VOLUME@A", help="the older state")
     parser.add_argument("--map", metavar="FILE", help="also write the changed ranges as a change map (lamella-map/1)")
     parser.add_argument("second", nargs="?", metavar="VOLUME@B", help="the newer state (default: the volume's latest)")
+    parser.add_argument("--live", action="store_true", help="compare with where the volume came from, as it is now")
+    parser.add_argument("--source", metavar="SOURCE", help="compare with this source as it is now")
+    parser.add_argument("--summary", action="store_true", help="print the totals without the ranges")
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
 
 
 def run(context: Context) -> int:
     """Do it."""
-    args, out = context.args, context.out
+    args = context.args
     volume, snapshot = split_selector(args.first)
     if snapshot is None:
         raise UsageError(
             f"{args.first} names no snapshot", obj=args.first, hint="write VOLUME@SNAPSHOT; see: lamella list"
         )
+    if sum(map(bool, (args.second, args.live, args.source))) > 1:
+        raise UsageError("VOLUME@B, --live and --source contradict each other", hint="leave one")
     with context.sound_repository() as repository:
-        a, b = select(repository, [args.first, args.second or volume])
-        result = compare(repository, a, b)
-    if args.map is not None:
+        if args.live or args.source:
+            a = select(repository, [args.first])[0]
+            found = _with_source(context, repository, a)
+            result, other = found.result, args.source or "the source"
+            fields = {"b": "", "source": args.source or "", "mode": found.mode, "reason": found.reason}
+            fields |= {"read_bytes": found.read_bytes}
+            how = f"{found.mode}, read {shown_bytes(found.read_bytes)}"
+            context.out.say(f"{how} ({found.reason})" if found.reason else how)
+        else:
+            a, b = select(repository, [args.first, args.second or volume])
+            result, other = compare(repository, a, b), b.text
+            fields = {"b": b.snapshot.name}
+    _write_map(args.map, result, a)
+    _print(context, a, other, result)
+    context.out.document({"volume": a.volume_name, "a": a.snapshot.name, **fields, **_figures(result)})
+    return 0
+
+
+def _with_source(context: Context, repository: Repository, one: Selected) -> SourceDiff:
+    args = context.args
+    place = args.source or place_of(one.volume.identity, context.host.machine)
+    if place is None:
+        hint = "name it: lamella diff VOLUME@SNAPSHOT --source SOURCE"
+        raise NothingMatched(f"the source of {one.volume_name} is not on this machine", obj=one.volume_name, hint=hint)
+    threads = args.workers or context.config.backup.workers
+    return compare_source(
+        repository,
+        one,
+        context.source(place),
+        lock_wait=args.lock_wait,
+        workers=threads,
+        reporter=context.out.report,
+    )
+
+
+def _write_map(place: str | None, result: DiffResult, a: Selected) -> None:
+    if place is not None:
         try:
-            write_new(Path(args.map), write_map(result, a.snapshot.name))
+            write_new(Path(place), write_map(result, a.snapshot.name))
         except FileExistsError as error:
-            raise exists(Path(args.map)) from error
-    out.line(f"{a.text} -> {b.text}")
+            raise exists(Path(place)) from error
+
+
+def _print(context: Context, a: Selected, other: str, result: DiffResult) -> None:
+    out = context.out
+    out.line(f"{a.text} -> {other}")
     if result.size_a != result.size_b:
         out.line(f"size {result.size_a} -> {result.size_b} bytes")
-    for offset, length, kind in result.ranges:
+    for offset, length, kind in () if context.args.summary else result.ranges:
         out.line(f"{kind:<4}  offset {offset}  length {length}")
     changed, zeroed = shown_bytes(result.changed_bytes), shown_bytes(result.zeroed_bytes)
     out.line(f"{changed} changed, {zeroed} zeroed, in chunks of {shown_bytes(result.chunk_size)}")
-    out.document(
-        {
-            "volume": b.volume_name,
-            "a": a.snapshot.name,
-            "b": b.snapshot.name,
-            "size_a": result.size_a,
-            "size_b": result.size_b,
-            "chunk_size": result.chunk_size,
-            "changed_bytes": result.changed_bytes,
-            "zeroed_bytes": result.zeroed_bytes,
-            "ranges": [{"offset": start, "length": length, "kind": kind} for start, length, kind in result.ranges],
-        }
-    )
-    return 0
+
+
+def _figures(result: DiffResult) -> dict[str, object]:
+    return {
+        "size_a": result.size_a,
+        "size_b": result.size_b,
+        "chunk_size": result.chunk_size,
+        "changed_bytes": result.changed_bytes,
+        "zeroed_bytes": result.zeroed_bytes,
+        "ranges": [{"offset": start, "length": length, "kind": kind} for start, length, kind in result.ranges],
+    }
