@@ -7,6 +7,7 @@ from typing import Any
 
 from lamella.clock import iso
 from lamella.format.node import Shape
+from lamella.format.origin import Origin
 from lamella.format.records import Ref
 from lamella.format.tracking import Refuted, Sampled
 from lamella.ids import VolumeId
@@ -134,6 +135,7 @@ def _snapshot(repo: Repository, selected: Selected) -> Row:
         "marked_removed": selected.snapshot.marked_removed,
         "writer": selected.snapshot.ref.writer.hex(),
         "identity": selected.volume.identity.decode("utf-8", "backslashreplace"),
+        "copied_from": "" if (origin := Origin.of(added)) is None else origin.copied.repo_id.hex(),
         "documents": [{"name": document.name, "size": document.size} for document in added.documents],
     }
     if figures is not None:

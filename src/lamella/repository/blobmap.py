@@ -293,6 +293,24 @@ class BlobMap:
         with self._cache.lock:
             return int(self._cache.connection.execute(query, tuple(sorted(domains or ()))).fetchone()[0])
 
+    def stored(self, domain_id: DomainId, first: int) -> list[tuple[ChunkId, int, int]]:
+        """A domain's blobs whose id begins with the byte `first`, by id: id, a number for the pack, sealed length."""
+        query = (
+            "SELECT b.id, b.pack, b.sealed FROM blobs b JOIN packs p ON p.number = b.pack"
+            " WHERE b.id >= ? AND b.id < ? AND p.domain = ? ORDER BY b.id"
+        )
+        low, high = bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * 25
+        with self._cache.lock:
+            rows = self._cache.connection.execute(query, (low, high, domain_id)).fetchall()
+        return [(ChunkId(id_), pack, sealed) for id_, pack, sealed in rows]
+
+    def bytes_of(self, packs: Iterable[int]) -> int:
+        """The size of packs by the numbers that `stored` gives."""
+        with self._cache.lock:
+            connection = self._cache.connection
+            query = "SELECT length FROM packs WHERE number = ?"
+            return sum(int(connection.execute(query, (pack,)).fetchone()[0]) for pack in packs)
+
     def troubled(self) -> list[tuple[str, str]]:
         """Packs whose head does not open: object name and reason. Opens those known from segments only."""
         self.open_hinted()

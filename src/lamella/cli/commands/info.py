@@ -1,4 +1,4 @@
-"""`lamella info`: the repository, a volume or a snapshot."""
+"""`lamella info`: the repository, a volume or a snapshot, and how much room they take."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import argparse
 
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
+from lamella.cli.values import shown_bytes
+from lamella.errors import UsageError
 from lamella.operations import listing
-from lamella.operations.selection import select
+from lamella.operations.selection import Selected, find_volume, select
+from lamella.operations.sizes import as_row, sizes_of, totals_of
+from lamella.repository.repository import Repository
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,26 +19,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = SECRETS
     parser.add_argument(
         "volume",
-        nargs="?",
+        nargs="*",
         metavar="VOLUME[@SNAPSHOT]",
         help="describe this snapshot (default: the volume's latest); without it, the repository",
     )
+    parser.add_argument(
+        "--sizes",
+        action="store_true",
+        help="add up what it takes, and what would be free without it; of several snapshots together",
+    )
+    parser.add_argument("--all", action="store_true", help="with --sizes: all snapshots of the volumes named")
 
 
 def run(context: Context) -> int:
     """Print it."""
-    out, text = context.out, context.args.volume
+    out, args = context.out, context.args
+    if (len(args.volume) > 1 or args.all) and not args.sizes:
+        raise UsageError("several snapshots are added up with --sizes only")
     with context.repository() as repository:
-        selected = None if text is None else select(repository, [text])[0]
-        facts = listing.describe(repository, selected)
+        selected = _selected(repository, args.volume, args.all)
+        if len(selected) > 1:
+            facts: listing.Row = {"snapshots": [one.text for one in selected]}
+        else:
+            facts = listing.describe(repository, selected[0] if selected else None)
+        if args.sizes:
+            facts["sizes"] = as_row(sizes_of(repository, selected) if args.volume else totals_of(repository))
         code = context.warn_of_problems(repository)
         problems = [problem.message for problem in repository.problems]
-    width = max(map(len, facts))
+    width = max(map(len, (*facts, *facts.get("sizes", ()))))
     for key, value in facts.items():
-        for line in _lines(value):
-            out.line(f"{key.replace('_', ' '):<{width}}  {line}")
+        for name, line in _named(key, value):
+            out.line(f"{name.replace('_', ' '):<{width}}  {line}")
     out.document({**facts, "problems": problems})
     return code
+
+
+def _selected(repository: Repository, texts: list[str], everything: bool) -> list[Selected]:
+    if not texts or not everything:
+        return select(repository, texts) if texts else []
+    volumes = [find_volume(repository, text) for text in texts]
+    shown = repository.catalogue.shown_names()
+    return [Selected(shown[volume.volume_id], volume, one) for volume in volumes for one in volume.snapshots]
+
+
+def _named(key: str, value: object) -> list[tuple[str, str]]:
+    """The lines of one fact; of the sizes each under its own name."""
+    if key == "sizes" and isinstance(value, dict):
+        return [(name, shown_bytes(one) if name.endswith("_bytes") else str(one)) for name, one in value.items()]
+    return [(key, line) for line in _lines(value)]
 
 
 def _lines(value: object) -> list[str]:
