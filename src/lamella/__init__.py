@@ -53,12 +53,16 @@ if TYPE_CHECKING:
         plan_backup,
     )
     from lamella.operations.change_map import ChangeMap, read_map, write_map
+    from lamella.operations.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
     from lamella.operations.diff import DiffResult, compare
+    from lamella.operations.diff_source import SourceDiff, compare_source
     from lamella.operations.findings import Finding, VerifyResult
     from lamella.operations.heads import fingerprint
+    from lamella.operations.mirror import MirrorResult
     from lamella.operations.monitor import MonitorResult, monitor
     from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
     from lamella.operations.selection import Selected, select
+    from lamella.operations.sizes import Sizes, Totals, sizes_of, totals_of
     from lamella.operations.verify import VerifyOptions, verify
     from lamella.repository.create import Created, SlotWanted
     from lamella.repository.host import Host, machine_name
@@ -71,6 +75,9 @@ __all__ = [
     "BackupResult",
     "ChangeMap",
     "CheckpointLost",
+    "CopyOptions",
+    "CopyPlan",
+    "CopyResult",
     "Created",
     "DiffResult",
     "Event",
@@ -82,6 +89,7 @@ __all__ = [
     "KeyRefused",
     "LamellaError",
     "Locked",
+    "MirrorResult",
     "MonitorResult",
     "NoRepository",
     "NothingMatched",
@@ -97,14 +105,17 @@ __all__ = [
     "RolledBack",
     "Secret",
     "Selected",
+    "Sizes",
     "SlotWanted",
     "Source",
     "SourceAtRisk",
+    "SourceDiff",
     "SourceError",
     "StoreError",
     "StoreFull",
     "StoreRefused",
     "StoreUnavailable",
+    "Totals",
     "UnknownFormat",
     "UsageError",
     "VerifyOptions",
@@ -112,20 +123,25 @@ __all__ = [
     "VolumeResult",
     "Warned",
     "compare",
+    "compare_source",
     "create_repository",
     "fingerprint",
     "key_file",
     "machine_name",
+    "mirror",
     "monitor",
     "open_repository",
     "passphrase",
     "plan_backup",
+    "plan_copy",
     "plan_restore",
     "read_document",
     "read_map",
     "recovery_key",
     "select",
+    "sizes_of",
     "source",
+    "totals_of",
     "verify",
     "write_map",
 ]
@@ -138,12 +154,16 @@ _HOMES = {
     "lamella.events": "Event Progress Reporter Warned",
     "lamella.operations.backup": "BackupOptions BackupPlan BackupResult FailedRequest Request VolumeResult plan_backup",
     "lamella.operations.change_map": "ChangeMap read_map write_map",
+    "lamella.operations.copy": "CopyOptions CopyPlan CopyResult plan_copy",
     "lamella.operations.diff": "DiffResult compare",
+    "lamella.operations.diff_source": "SourceDiff compare_source",
     "lamella.operations.findings": "Finding VerifyResult",
     "lamella.operations.heads": "fingerprint",
+    "lamella.operations.mirror": "MirrorResult",
     "lamella.operations.monitor": "MonitorResult monitor",
     "lamella.operations.restore": "RestoreOptions RestorePlan RestoreResult plan_restore read_document",
     "lamella.operations.selection": "Selected select",
+    "lamella.operations.sizes": "Sizes Totals sizes_of totals_of",
     "lamella.operations.verify": "VerifyOptions verify",
     "lamella.repository.create": "Created SlotWanted",
     "lamella.repository.host": "Host machine_name",
@@ -202,6 +222,23 @@ def create_repository(url: str, *, slots: Sequence[SlotWanted], host: Host) -> C
 
     with closing(RetryingStore(open_store(url, create=True))) as store:
         return create(store, host, slots, now_ms)
+
+
+def mirror(url: str, to: str, *, host: Host, reporter: Reporter | None = None, lock_wait: float = 0.0) -> MirrorResult:
+    """Bring everything that the repository at `url` has to the place `to`, byte for byte and without a key.
+
+    Raises NoRepository, RepositoryError, RolledBack, Locked, IntegrityError, StoreError, UsageError.
+    """
+    from lamella.events import silent
+    from lamella.operations.mirror import mirror as run
+    from lamella.stores.url import open_store
+    from lamella.stores.wrap import RetryingStore
+
+    with (
+        closing(RetryingStore(open_store(url, read_only=True))) as source,
+        closing(RetryingStore(open_store(to, create=True))) as target,
+    ):
+        return run(source, target, host, reporter=reporter or silent, lock_wait=lock_wait)
 
 
 def source(text: str, *, host: Host, driver: str | None = None, checkpoint_dir: Path | None = None) -> Source:
