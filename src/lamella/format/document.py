@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 from lamella.errors import IntegrityError
 from lamella.format.container import MAX_CONTENT
-from lamella.format.cursor import text, u8, u64
+from lamella.format.cursor import Cursor, text, u8, u64
+from lamella.format.node import MAX_CHUNK_LOG2, MIN_CHUNK_LOG2
 from lamella.ids import ChunkId, VolumeId
 from lamella.trust import Opened
 
 PART_MAGIC = b"LMLDOCU\x01"
 NOTE_MAGIC = b"LMLTREE\x01"
+MAX_NOTE = 8 + 16 + 24 + 8 + 8 + 1 + 1 + 255
+MAX_TIME_MS = 253_402_300_800_000
+"""The end of the year 9999: what cannot be shown is no time."""
 
 
 def parts(document: bytes) -> Iterator[bytes]:
@@ -44,6 +49,19 @@ class TreeNote:
         """The content."""
         head = NOTE_MAGIC + self.volume_id + self.root + u64(self.size) + u64(self.time_ms)
         return head + u8(self.chunk_log2) + text(self.name)
+
+    @classmethod
+    def decode(cls, content: Opened) -> Self:
+        """Read a note. Raises IntegrityError for what is none."""
+        cursor = Cursor(content, "a tree note")
+        if cursor.take(8) != NOTE_MAGIC:
+            cursor.fail("no tree note")
+        volume_id, root = VolumeId(cursor.take(16)), ChunkId(cursor.take(24))
+        size, time_ms, chunk_log2, name = cursor.uint(8), cursor.uint(8), cursor.uint(1), cursor.text()
+        cursor.end()
+        if not MIN_CHUNK_LOG2 <= chunk_log2 <= MAX_CHUNK_LOG2 or time_ms >= MAX_TIME_MS:
+            cursor.fail("a chunk size or time out of range")
+        return cls(volume_id, root, size, time_ms, chunk_log2, name)
 
 
 def note_root(content: Opened) -> ChunkId | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lamella.format.cursor import Cursor
 from lamella.format.deletion import Audited, Condemn, Reaped, Remove, Rescue, Retire
 from lamella.format.labels import Pin, Rename, Tag
+from lamella.format.lost import Lost
 from lamella.format.records import (
     AddSnap,
     Checkpoint,
@@ -22,7 +23,7 @@ from lamella.format.sessions import Abandon, Session
 Signed = Volume | File | FileGone | Tag | Rename | Pin | Remove | Condemn | Rescue | Reaped | Retire | Audited
 """Records that end in the prune key's signature, or in 64 zero bytes."""
 
-Known = Signed | Writer | AddSnap | Confirm | Session | Abandon | ForkSeen | Run | Checkpoint
+Known = Signed | Writer | AddSnap | Confirm | Session | Abandon | ForkSeen | Run | Lost | Checkpoint
 
 KINDS: tuple[type[Known], ...] = (
     Writer,
@@ -45,6 +46,7 @@ KINDS: tuple[type[Known], ...] = (
     Retire,
     Audited,
     Run,
+    Lost,
 )
 _BY_TYPE = {kind.TYPE: kind for kind in KINDS}
 

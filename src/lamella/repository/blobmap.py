@@ -286,6 +286,16 @@ class BlobMap:
             yield from (Entry(pack_name(name), length) for _, name, length in rows)
             after = rows[-1][0]
 
+    def small_documents(self, longest: int) -> list[tuple[DomainId, ChunkId]]:
+        """Documents and tree notes of at most `longest` bytes: domain and id."""
+        query = (
+            "SELECT DISTINCT p.domain, b.id FROM blobs b JOIN packs p ON p.number = b.pack"
+            " WHERE b.kind = ? AND b.content <= ? ORDER BY p.domain, b.id"
+        )
+        with self._cache.lock:
+            rows = self._cache.connection.execute(query, (Kind.DOCUMENT, longest)).fetchall()
+        return [(DomainId(domain), ChunkId(id_)) for domain, id_ in rows]
+
     def total_length(self, domains: set[DomainId] | None = None) -> int:
         """Bytes of the packs whose head opened; of these domains or all."""
         among = "" if domains is None else f" AND domain IN ({','.join('?' * len(domains))})"

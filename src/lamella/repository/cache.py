@@ -70,6 +70,11 @@ class Cache:
             row = self.connection.execute("SELECT content FROM commits WHERE name = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
 
+    def commit_names(self) -> list[str]:
+        """The names of all remembered commits."""
+        with self.lock:
+            return [row[0] for row in self.connection.execute("SELECT name FROM commits ORDER BY name").fetchall()]
+
     def remember_commits(self, objects: Iterable[tuple[str, bytes]]) -> None:
         """Keep commit objects."""
         with self.lock, self.connection:

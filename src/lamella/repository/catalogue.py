@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lamella.format.commit import Head
+from lamella.format.lost import Lost
 from lamella.format.origin import Origin
 from lamella.format.records import AddSnap, File, Ref, Run, Volume, Writer
 from lamella.ids import VolumeId, WriterId
@@ -29,6 +30,8 @@ class Snapshot:
     tags: tuple[str, ...] = ()
     pinned: str | None = None
     """Why no rule may remove it; None if it is not pinned."""
+    lost: Lost | None = None
+    """What a repair could not bring back; None if nothing is known to be lost."""
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
@@ -65,6 +65,7 @@ class Repository:
         self._problems: list[Problem] = []
         self.catalogue = Catalogue()
         self._map_is_fresh = False
+        self._may_be_lost = False
         self._held = ExitStack()
         self.exclusive = False
         """Nobody else reads or writes the repository: the store's kernel says so."""
@@ -86,17 +87,28 @@ class Repository:
         The lock is shared unless `exclusive` is wanted and the store can prove it (`Repository.exclusive` says so).
         Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError.
         """
-        unlocked = unlock(store, secret)
-        repository = cls(store, unlocked, host, clock)
+        repository = cls(store, unlock(store, secret), host, clock)
+        return repository._begun(lock_wait, whole=whole, exclusive=exclusive)
+
+    @classmethod
+    def open_damaged(
+        cls, store: Store, secret: Secret, host: Host, *, clock: Clock = now_ms, lock_wait: float = 0.0
+    ) -> Self:
+        """The same with the whole history, which may have been lost altogether: for repairs."""
+        repository = cls(store, unlock(store, secret), host, clock)
+        repository._may_be_lost = True
+        return repository._begun(lock_wait, whole=True)
+
+    def _begun(self, lock_wait: float, *, whole: bool, exclusive: bool = False) -> Self:
         try:
-            alone = exclusive and store.abilities.exclusive_lock
-            repository._held.enter_context(store.lock(exclusive=alone, wait_seconds=lock_wait))
-            repository.exclusive = alone
-            repository.reload(whole=whole)
+            alone = exclusive and self.store.abilities.exclusive_lock
+            self._held.enter_context(self.store.lock(exclusive=alone, wait_seconds=lock_wait))
+            self.exclusive = alone
+            self.reload(whole=whole)
         except BaseException:
-            repository.close()
+            self.close()
             raise
-        return repository
+        return self
 
     def reload(self, *, whole: bool = False) -> None:
         """Read the history again."""
@@ -104,7 +116,7 @@ class Repository:
         self.history = self._reader.read(self.pins, whole=whole)
         # Commits that are new to this process may refer to packs that are, too.
         self._map_is_fresh = self._map_is_fresh and self.history.heads == before
-        if not self.history.heads:
+        if not self.history.heads and not self._may_be_lost:
             raise IntegrityError("the repository lists no commit that opens: its history is lost", obj="w/")
         self.catalogue = state.build(self.keys, self.history)
         self.sightings.look(self.history.heads, self.clock())
@@ -112,6 +124,23 @@ class Repository:
         if not self.problems:
             self.pins.remember(self.history.heads)
             self._note_place(lambda: self.places.opened(self.store.url, self.history.heads))
+
+    def lock_exclusively(self, wait_seconds: float = 0.0) -> None:
+        """Exchange the shared lock for the exclusive one, and look at everything again. Raises Locked, StoreError.
+
+        In between others may have written; when it fails, no lock is held any more.
+        """
+        self._held.close()
+        self._held.enter_context(self.store.lock(exclusive=True, wait_seconds=wait_seconds))
+        self.exclusive = True
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Read the whole history and the listing of packs again, whatever was known. Raises StoreError."""
+        self._map_is_fresh = False
+        self.reload(whole=True)
+        with suppress(IntegrityError):  # no packs at all: the snapshots will show it
+            self.refresh_map()
 
     def close(self) -> None:
         """Release the lock and the cache."""

@@ -15,6 +15,7 @@ from lamella.format.commit import Entry
 from lamella.format.deletion import Audited, Condemn, Reaped, Remove, Rescue, Retire
 from lamella.format.known import Known, understood
 from lamella.format.labels import Pin, Rename, Tag
+from lamella.format.lost import Lost
 from lamella.format.records import OPTIONAL, AddSnap, Confirm, File, FileGone, Ref, Run, Volume, Writer
 from lamella.ids import SnapId, VolumeId, WriterId
 from lamella.repository.catalogue import Catalogue, Removal, Snapshot, VolumeState
@@ -64,6 +65,7 @@ class _Builder:
         self._removals()
         snapshots = self._snapshots()
         self._labels(snapshots)
+        self._losses(snapshots)
         self._name_volumes()
         for ref in sorted(snapshots):
             self._volume_of(snapshots[ref]).snapshots.append(snapshots[ref])
@@ -191,6 +193,20 @@ class _Builder:
             if standing:
                 last = self._order.last(standing, lambda pair: pair[0].place)
                 found[ref].pinned = "" if last is None else last[1].reason
+
+    def _losses(self, found: dict[Ref, Snapshot]) -> None:
+        """What the newest repairs said; where several know nothing of each other, all of it."""
+        said: dict[Ref, list[tuple[Row, Lost]]] = defaultdict(list)
+        for row, lost in self._of(Lost):
+            if lost.ref in found:
+                said[lost.ref].append((row, lost))
+        for ref, rows in said.items():
+            last = [
+                lost for row, lost in rows if not any(self._order.precedes(row.place, other.place) for other, _ in rows)
+            ]
+            ranges = sorted(one for lost in last for one in lost.ranges)
+            together = Lost.of(ref, ranges, {name for lost in last for name in lost.documents})
+            found[ref].lost = None if together.whole else last[0] if len(last) == 1 else together
 
     def _standing(self, rows: list[tuple[Row, _Label]]) -> list[tuple[Row, _Label]]:
         """The labels that were given and not taken away since, by the one who gave them or by the prune key.
