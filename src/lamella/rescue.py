@@ -201,7 +201,6 @@ def read_at(held: int, offset: int, size: int) -> bytes:  # Exactly size bytes o
     except OSError as error: raise Bad(error.strerror or "cannot be read") from None
     return data
 def pack_path(name: bytes) -> str: return f"p/{name[:1].hex()}/{name.hex()}"
-
 class Store:
     """The repository directory, read only: regular files below it, no symbolic link followed under its top."""
     def __init__(self, path: str) -> None:
@@ -493,12 +492,11 @@ Naming = NamedTuple("Naming", [("commit", Commit), ("order", int), ("signed", bo
 Snapshot = NamedTuple("Snapshot", [("commit", Commit), ("order", int), ("ref", bytes), ("tree", Tree),
                                    ("consistency", int), ("when", int), ("name", str),
                                    ("documents", "list[tuple[str, int, list[bytes]]]"), ("packs", "list[bytes]"),
-                                   ("unusable", str), ("copy", bool)])
+                                   ("unusable", str), ("inner", "list[int]")])
+Loss = NamedTuple("Loss", [("commit", Commit), ("order", int), ("lost", bool)])  # A LOST record
 def commit_path(writer: bytes, seq: int, sha: bytes) -> str: return f"w/{writer.hex()}/{seq:016x}-{sha.hex()}"
 def records_of(c: Cursor) -> "list[tuple[int, bytes]]":
-    records = []
-    while c.left(): records.append((c.number(2), c.take(c.number(4))))
-    return records
+    return [(c.number(2), c.take(c.number(4))) for _ in iter(c.left, 0)]
 def parse_snapshot(commit: Commit, order: int, c: Cursor, keep_packs: bool) -> Snapshot:
     snap_id, volume_id, domain_id = c.many(3, 16)
     log2, consistency, flags, size, root = c.number(1), c.number(1), c.number(2), c.number(8), c.take(ID)
@@ -509,8 +507,7 @@ def parse_snapshot(commit: Commit, order: int, c: Cursor, keep_packs: bool) -> S
     if domain_id == CATALOGUE or flags or not 16 <= log2 <= 22: raise Bad("ADD_SNAP with impossible values")
     unusable = f"needs feature {inner[0]:#06x}, which this reader does not know" if inner and inner[0] < 0x8000 else ""
     tree, ref = Tree(name, volume_id, domain_id, root, size, log2), commit.writer + u64(commit.seq) + snap_id
-    return Snapshot(commit, order, ref, tree, consistency, when, name, documents, packs, unusable, 0x8010 in inner)
-
+    return Snapshot(commit, order, ref, tree, consistency, when, name, documents, packs, unusable, inner)
 class History:  # All commits and the state they add up to [FORMAT 8]
     def __init__(self, repo: Repository, keep_packs: bool = False) -> None:
         self.repo, self.warn, self._keep, self._order = repo, repo.report.warn, keep_packs, 0
@@ -520,6 +517,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         self.namings: dict[bytes, list[Naming]] = collections.defaultdict(list)
         self.labels: dict[bytes, str] = {}
         self.runs: dict[tuple[bytes, str], int] = {}
+        self.losses: dict[bytes, list[Loss]] = collections.defaultdict(list)
         self.sets: dict[int, set[bytes]] = collections.defaultdict(set)  # by record type, what these records name
         self._start: dict[bytes, int] = {}  # writer -> the checkpoint its state was read from
         self.forked: set[bytes] = set()
@@ -582,7 +580,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
                 snapshot = parse_snapshot(commit, self._order, Cursor(value), self._keep)
                 self.snapshots.setdefault(snapshot.ref + snapshot.tree.root, snapshot)
             elif kind in (4, 0x0D, 0x10, 0x14, 0x15): self._set(commit, kind, value)
-            elif kind in (1, 0x8001): self._word(commit, kind, Cursor(value))
+            elif kind in (1, 0x8001, 0x8002): self._word(commit, kind, Cursor(value))
             elif kind < 0x8000 and not (0 < kind < 0x0E or 0x0F < kind < 0x16):
                 self.warn(f"{commit.path()}: a record of type {kind:#06x}, made by a newer version; ignored")
         except Bad as error: self.warn(f"{commit.path()}: record {kind:#06x}: {error}; ignored")
@@ -591,9 +589,9 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         framed = b"lamella/1 prune\0" + marker.r + head + struct.pack("<HI", kind, len(value)) + value[:-64]
         return any(value[-64:]) and self.repo.crypto.verify(marker.prune, value[-64:], framed)
     def _word(self, commit: Commit, kind: int, c: Cursor) -> None:
-        text = c.text()
-        if kind == 1: self.labels[commit.writer] = text
-        else: self.runs[commit.writer, text] = c.number(1)
+        if kind == 1: self.labels[commit.writer] = c.text()
+        elif kind == 0x8002: self.losses[c.take(40)].append(Loss(commit, self._order, any(c.take(c.left()))))
+        else: self.runs.update({(commit.writer, c.text()): c.number(1)})
     def _name(self, commit: Commit, kind: int, value: bytes) -> None:
         c, domain_id, label = Cursor(value), b"", ""
         volume_id = c.take(16)
@@ -717,7 +715,8 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             raise Problem(NO_MATCH, f"no volume {shown(volume)}; see list {' '.join(also)}")
         chosen = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())]
         live = [s for s in found[0] if s.ref not in self.sets[0x10]]
-        if wanted in ("", "latest"): chosen = live[-1:] if any(s.copy for s in live) else self.edge(live, True)
+        copied = any(0x8010 in s.inner for s in live)
+        if wanted in ("", "latest"): chosen = live[-1:] if copied else self.edge(live, True)
         elif not chosen: chosen = [s for s in found[0] if s.name.startswith(wanted)]
         if len(chosen) != 1:
             names = ", ".join(f"{shown(s.name)} ({s.ref[24:].hex()})" for s in chosen[:20])
@@ -729,7 +728,8 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         run = {None: "unstated", 0: "complete", 1: "incomplete"}
         def state(s: Snapshot) -> str:
             marks = (("unconfirmed", s.ref not in self.sets[4]), ("removed", s.ref in self.sets[0x10]),
-                     ("conflict", ids[s.ref[24:]] > 1), ("unusable", bool(s.unusable)))
+                     ("conflict", ids[s.ref[24:]] > 1), ("unusable", bool(s.unusable)), ("rebuilt", 0x8020 in s.inner),
+                     ("parts-lost", any(loss.lost for loss in self.edge(self.losses.get(s.ref, []), True))))
             said = run.get(self.runs.get((s.commit.writer, s.name)), "unknown")
             return ",".join([said] + [word for word, here in marks if here])
         return state

@@ -24,7 +24,7 @@ SHOWN_PACKS = [pack.hex() for pack in PACKS]
 
 def later_records() -> list[Json]:
     """Each with the fields it is made of; values as hexadecimal text."""
-    return [*_labels(), *_sessions(), *_deletion()]
+    return [*_labels(), *_sessions(), *_deletion(), *_losses()]
 
 
 def _row(type_: int, fields: Json, value: bytes, *, signed: bool | None = None) -> Json:
@@ -33,6 +33,20 @@ def _row(type_: int, fields: Json, value: bytes, *, signed: bool | None = None) 
         row["signed"] = signed
         value = prune_signed(1, 1, bytes(32), type_, value) if signed else value + bytes(64)
     return {**row, "value": value.hex()}
+
+
+def _losses() -> list[Json]:
+    ref = REF.hex()
+    some = REF + u64(3 * 65536) + u32(2) + u64(65536) + u64(65536) + u64(1 << 40) + u64(2 * 65536)
+    ranges = [[65536, 131072], [1 << 40, (1 << 40) + 131072]]
+    return [
+        _row(
+            0x8002,
+            {"ref": ref, "lost_bytes": 3 * 65536, "ranges": ranges, "documents": ["settings"]},
+            some + u16(1) + text("settings"),
+        ),
+        _row(0x8002, {"ref": ref, "lost_bytes": 0, "ranges": [], "documents": []}, REF + u64(0) + u32(0) + u16(0)),
+    ]
 
 
 def _labels() -> list[Json]:

@@ -20,6 +20,7 @@ from lamella.format import (
     keyslot,
     known,
     labels,
+    lost,
     marker,
     node,
     records,
@@ -188,6 +189,13 @@ ADD_SNAPS = st.builds(
 IDS, PACKS = exactly(16), few(exactly(32))
 BASES = st.builds(sessions.SessionVolume, VOLUMES, TEXT, REFS, CHUNK_IDS)
 PARTIAL = st.builds(sessions.PartialRoot, VOLUMES, DOMAINS, CHUNK_IDS, U64, st.integers(16, 22), U64)
+U40 = st.integers(0, 1 << 40)
+
+
+def lost_record(ref: records.Ref, pairs: list[tuple[int, int]], names: list[str]) -> lost.Lost:
+    return lost.Lost.of(ref, sorted((start, start + length) for start, length in pairs), names)
+
+
 RECORDS: dict[str, st.SearchStrategy[Any]] = {
     "TAG": st.builds(labels.Tag, REFS, st.booleans(), TEXT, SIGNATURES),
     "RENAME": st.builds(labels.Rename, VOLUMES, TEXT, SIGNATURES),
@@ -212,6 +220,7 @@ RECORDS: dict[str, st.SearchStrategy[Any]] = {
     "RUN": st.builds(
         records.Run, TEXT, st.booleans(), few(st.builds(records.RunVolume, VOLUMES, TEXT, st.booleans(), TEXT))
     ),
+    "LOST": st.builds(lost_record, REFS, few(st.tuples(U40, st.integers(1, 1 << 30))), few(TEXT)),
     "CHECKPOINT": st.builds(
         records.Checkpoint,
         few(st.tuples(U64, exactly(32))),

@@ -1,10 +1,10 @@
-"""From the fields of a record vector to the record: labels, sessions and deletion."""
+"""From the fields of a record vector to the record: labels, sessions, losses and deletion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lamella.format import deletion, known, labels, records, sessions
+from lamella.format import deletion, known, labels, lost, records, sessions
 from lamella.format.commit import Head
 from lamella.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
 from tests.golden.literal import Json
@@ -60,5 +60,11 @@ LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
     0x0012: lambda fields, sig: deletion.Rescue(bytes.fromhex(fields["batch"]), packs(fields["packs"]), sig),
     0x0013: batch(deletion.Reaped),
     0x0014: lambda fields, sig: deletion.Retire(head(fields["head"]), sig),
+    0x8002: lambda fields, _: lost.Lost(
+        ref(fields["ref"]),
+        fields["lost_bytes"],
+        tuple((start, end) for start, end in fields["ranges"]),
+        tuple(fields["documents"]),
+    ),
     0x0015: lambda fields, sig: deletion.Audited(head(fields["head"]), sig),
 }

@@ -23,7 +23,7 @@ COMMANDS = {
     "delete": "remove snapshots by name",
     "tag": "give snapshots tags, take them away, pin and unpin",
     "rename": "give a volume another name",
-    "check": "look at the repository's history, and accept it after a rollback",
+    "check": "look at the repository's history, accept it after a rollback, and repair damage",
     "key": "list, add, remove and change the keys that open the repository",
     "monitor": "give back the space that kept moments of sources hold, without a backup",
     "qubes": "back up and restore whole qubes of Qubes OS, data and settings",

@@ -39,6 +39,7 @@ class SecretNames:
 
 
 FIRST = SecretNames("LAMELLA_", "", "lamella.passphrase", "Passphrase of the repository: ")
+DONOR = SecretNames("LAMELLA_FROM_", "from_", "lamella.from-passphrase", "")
 SECOND = SecretNames("LAMELLA_TO_", "to_", "lamella.to-passphrase", "Passphrase of the repository to copy to: ")
 
 

@@ -140,6 +140,7 @@ class _Filling:
         self._shape = Shape(added.volume_id, added.size, added.chunk_log2)
         self._view = view
         self._keeps = False
+        self._zeros: Slot | None = None
 
     def fill(self, gap: Gap) -> bool:
         """Store what is missing if the donor has it."""
@@ -151,6 +152,14 @@ class _Filling:
                 return False
             self._depot.store(self._domain_id, Kind.CHUNK, gap.id, content)
             return True
+        return any(self._builds(gap, zeros) for zeros in (None, Slot.HOLE, Slot.ZERO))
+
+    def _builds(self, gap: Gap, zeros: Slot | None) -> bool:
+        """Whether the donor's content makes the missing node; `zeros` is what zeros count as, None: as the donor says.
+
+        A donor with another grid or another allocation cannot know which zeros had space behind them.
+        """
+        self._zeros = zeros
         # Twice: nothing is stored until the whole part is known to be the missing one.
         for keeps in (False, True):
             self._keeps = keeps
@@ -203,6 +212,8 @@ class _Filling:
         if content is None:
             raise _Unlike
         if is_zero(memoryview(content)):
+            if self._zeros is not None:
+                return _Part(self._zeros, 0)
             start = chunk << self._shape.chunk_log2
             unallocated = self._view.unallocated(start, start + len(content))
             return _Part(Slot.HOLE if unallocated else Slot.ZERO, 0)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from lamella.clock import iso
+from lamella.format.lost import Lost, was_rebuilt
 from lamella.format.node import Shape
 from lamella.format.origin import Origin
 from lamella.format.records import Ref
@@ -70,6 +71,7 @@ def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:
 def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str], waiting: set[Ref]) -> Row:
     name = found[0].name
     run = repo.catalogue.runs.get(name)
+    lost = sorted(shown[one.added.volume_id] for one in found if one.lost is not None)
     failed = [] if run is None else [{"volume": row.name, "reason": row.reason} for row in run.volumes if row.failed]
     return {
         "snapshot": name,
@@ -78,11 +80,22 @@ def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str]
         "pinned": sorted({snapshot.pinned for snapshot in found if snapshot.pinned is not None}),
         "marked_removed": any(snapshot.marked_removed for snapshot in found),
         "volumes": sorted(shown[snapshot.added.volume_id] for snapshot in found),
-        "result": "complete" if run is None or run.complete else "incomplete",
+        "result": "complete" if not lost and (run is None or run.complete) else "incomplete",
         "failed": failed,
         "confirmed": all(snapshot.confirmed or snapshot.ref in waiting for snapshot in found),
         "size": sum(snapshot.added.size for snapshot in found),
+        "lost": lost,
+        "rebuilt": any(was_rebuilt(snapshot.added) for snapshot in found),
         "map_refuted": any(Refuted.of(snapshot.added) is not None for snapshot in found),
+    }
+
+
+def _lost(lost: Lost) -> Row:
+    """What a repair said is gone."""
+    return {
+        "bytes": lost.lost_bytes,
+        "ranges": [{"start": start, "end": end} for start, end in lost.ranges],
+        "documents": list(lost.documents),
     }
 
 
@@ -146,6 +159,8 @@ def _snapshot(repo: Repository, selected: Selected) -> Row:
             "changed_chunks": figures.changed_chunks,
             "new_chunks": figures.new_chunks,
         }
+    row["rebuilt"] = was_rebuilt(added)
+    row["lost"] = None if selected.snapshot.lost is None else _lost(selected.snapshot.lost)
     sampled, refuted = Sampled.of(added), Refuted.of(added)
     row["sampled_bytes"] = 0 if sampled is None else sampled.sampled_bytes
     row["map_refuted"] = None if refuted is None else refuted._asdict()

@@ -14,6 +14,7 @@ from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFo
 from lamella.format import commit
 from lamella.format.commit import Head
 from lamella.format.container import Blob, Kind
+from lamella.format.records import File
 from lamella.ids import CATALOGUE, ChunkId, DomainId
 from lamella.operations.donors import Donors
 from lamella.operations.findings import DAMAGE, Finding
@@ -46,12 +47,24 @@ class ObjectRepair:
             if record is None:
                 self._result.did(LEFT, name, "no signed record says what it must be")
                 continue
+            if self._is_right(record):
+                continue
             content = self._file(name, record.sha256)
             if content is None:
                 hint = "; add one anew: lamella key add" if name.startswith("keys/") else ""
                 self._result.did(LEFT, name, f"nobody here has its bytes{hint}")
             else:
                 self._replace(name, partial(self._repo.store.put, name, Clear(content)))
+
+    def _is_right(self, record: File) -> bool:
+        store = self._repo.store
+        try:
+            if store.stat(record.name) != record.size:
+                return False
+            return hashlib.sha256(store.get(record.name)).digest() == record.sha256
+        except StoreError as error:
+            require_alive(self._repo.store, error)
+            return False
 
     def _file(self, name: str, sha256: bytes) -> bytes | None:
         own: dict[str, Callable[[], bytes]] = {README: readme_text, RESCUE: rescue_source}

@@ -1,9 +1,10 @@
-"""`lamella check`: the state of the repository's history."""
+"""`lamella check`: the state of the repository's history, and repairs."""
 
 from __future__ import annotations
 
 import argparse
 
+from lamella.cli import repairing
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.errors import RolledBack
@@ -12,12 +13,13 @@ from lamella.operations.heads import fingerprint
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.epilog = SECRETS
+    parser.epilog = f"{repairing.EPILOG}\n{SECRETS}"
     parser.add_argument(
         "--accept-rollback",
         action="store_true",
         help="take the present history as the right one: this host forgets what it saw before",
     )
+    repairing.add_arguments(parser)
     add_yes(parser)
     add_dry_run(parser)
 
@@ -25,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Say whether the history goes on from what this host saw; with --accept-rollback, go on from here."""
     args, out = context.args, context.out
+    if args.repair:
+        return repairing.run(context)
+    repairing.require_no_options(args)
     with context.repository(whole=True) as repository:
         problems = list(repository.problems)
         for problem in problems:

@@ -67,9 +67,11 @@ def _contents(row: Row) -> str:
     """The volumes, and what is special about the run."""
     names = ", ".join(one["volume"] for one in row["failed"])
     lost = f" (failed: {names})" if names else ""
+    gone = f" (INCOMPLETE, parts are lost: {', '.join(row['lost'])})" if row["lost"] else ""
+    rebuilt = " (rebuilt by a repair)" if row["rebuilt"] else ""
     refuted = " (a change map was wrong: all was compared)" if row["map_refuted"] else ""
     labels = [f"^{tag}" for tag in row["tags"]]
     labels += [f"pinned: {reason}" if reason else "pinned" for reason in row["pinned"]]
     labels += ["marked as removed"] if row["marked_removed"] else []
     marks = f" ({', '.join(labels)})" if labels else ""
-    return ", ".join(row["volumes"]) + marks + lost + refuted
+    return ", ".join(row["volumes"]) + marks + lost + gone + rebuilt + refuted
