@@ -329,6 +329,9 @@ class FakeQubesd:
         rows = [f"{prop} {_escaped(self._described(qube, prop))}\n" for prop in self._names(qube)]
         return "".join(rows)
 
+    def _admin_vm_property_List(self, qube: FakeQube, arg: str, payload: bytes) -> str:
+        return "".join(f"{prop}\n" for prop in self._names(qube))
+
     def _admin_vm_property_Get(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         if arg not in self._names(qube):
             raise Refusal("QubesNoSuchPropertyError", f"Invalid property {arg!r} of {qube.name}")
@@ -375,6 +378,9 @@ class FakeQubesd:
 
     def _admin_vm_tag_List(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         return "".join(f"{tag}\n" for tag in sorted(qube.tags))
+
+    def _admin_vm_tag_Get(self, qube: FakeQube, arg: str, payload: bytes) -> str:
+        return "1" if arg in qube.tags else "0"
 
     def _admin_vm_tag_Set(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         if arg.startswith("created-by-") and arg.removeprefix("created-by-") not in self.qubes:
@@ -480,6 +486,9 @@ class FakeQubesd:
 
     def _admin_vm_volume_Set_rw(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         return self._set_volume(qube, arg, "rw", payload == b"True")
+
+    def _admin_pool_List(self, qube: FakeQube, arg: str, payload: bytes) -> str:
+        return "".join(f"{name}\n" for name in self.pools)
 
     def _admin_pool_Info(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         return f"dir_path={self.pools[arg]}\ndriver={self.drivers[arg]}\nname={arg}\nrevisions_to_keep=1\n"
