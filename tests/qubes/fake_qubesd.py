@@ -88,6 +88,7 @@ class FakeQubesd:
         self.before_call: Callable[[str, str], None] = lambda method, dest: None
         """A test's way of doing something between two calls."""
         self.release = "4.3"
+        self.pool_size = 1 << 40
         self._lock = threading.RLock()
         self._servers: list[socket.socket] = []
 
@@ -491,7 +492,8 @@ class FakeQubesd:
         return "".join(f"{name}\n" for name in self.pools)
 
     def _admin_pool_Info(self, qube: FakeQube, arg: str, payload: bytes) -> str:
-        return f"dir_path={self.pools[arg]}\ndriver={self.drivers[arg]}\nname={arg}\nrevisions_to_keep=1\n"
+        config = f"dir_path={self.pools[arg]}\ndriver={self.drivers[arg]}\nname={arg}\nrevisions_to_keep=1\n"
+        return f"{config}size={self.pool_size}\nusage=0\n"
 
     def _internal_vm_volume_ImportBegin(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         volume = self._volume(qube, arg)

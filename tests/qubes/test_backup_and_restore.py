@@ -223,6 +223,18 @@ def test_damage_leaves_the_old_state_untouched(
     system.start("vault")
 
 
+def test_what_no_pool_can_hold_is_not_begun(store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd) -> None:
+    write(system, "vault", os.urandom(200_000))
+    back_up(store, host, admin, "vault")
+    write(system, "vault", b"newer")
+    system.pool_size = 100_000
+    result = restore(store, host, admin, ["vault"], OVERWRITE)["vault"]
+    assert (result.result, result.bytes_written) == ("failed", 0)
+    assert "needs" in result.error
+    assert not any(call.startswith("internal.") for call in system.calls)
+    system.start("vault")
+
+
 def test_a_kill_within_an_import_is_mended_by_the_next_restore(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
 ) -> None:

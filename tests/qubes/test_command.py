@@ -114,6 +114,19 @@ def test_one_qubes_exported_key_opens_that_qube_only(dom0: Lamella, system: Fake
     assert not (tmp_path / "no.img").exists()
 
 
+def test_one_qube_set_back_to_an_older_state_is_noticed(dom0: Lamella, system: FakeQubesd, tmp_path: Path) -> None:
+    """Each run is a commit: whoever hides the newest hides it for everybody who saw it, and is found out."""
+    dom0.ok("qubes", "backup", "vault")
+    write(system, "vault", b"newer")
+    dom0.ok("qubes", "backup", "vault")
+    (newest,) = sorted((tmp_path / "repository/w").glob("*/*"))[-1:]
+    newest.unlink()
+    done = dom0.run("qubes", "restore", "vault", "--overwrite", "-y")
+    assert done.code == 21
+    assert content(system, "vault")[:5] == b"newer"
+    assert not any("tag.Set" in call for call in system.calls)
+
+
 def test_paused_qubes_go_on(dom0: Lamella, system: FakeQubesd) -> None:
     system.start("work")
     done = dom0.json("qubes", "backup", "work", "--pause")

@@ -1,4 +1,4 @@
-"""The small qubesd against the client library of Qubes OS, where that is importable: the tests' server is a fair one."""
+"""The small qubesd against the client library of Qubes OS, where that is importable: a fair stand-in, so far."""
 
 from __future__ import annotations
 

@@ -59,6 +59,15 @@ def plan_restore(
     return RestorePlan(repo, selected, target, options or RestoreOptions())
 
 
+def data_bytes(repo: Repository, selected: Selected) -> int:
+    """What a restore writes at most: the chunks of a snapshot that hold data. Raises IntegrityError, StoreError."""
+    repo.refresh_map()
+    tree = repo.tree(selected.snapshot)
+    shape = tree.shape
+    root = repo.tree_reader(selected.snapshot.added.domain_id).node(shape, tree.root, shape.depth - 1, 0)
+    return min(root.data_below * shape.chunk_size, shape.size)
+
+
 class RestorePlan:
     """What a restore will do."""
 
@@ -71,12 +80,11 @@ class RestorePlan:
         self._domain_id = self._stream.domain_id
         self._target: Target = choose_target(path, overwrite=options.overwrite, in_place=options.in_place)
         shape = self._tree.shape
-        root = repo.tree_reader(self._domain_id).node(shape, self._tree.root, shape.depth - 1, 0)
         self.target = path
         self.volume = selected.volume_name
         self.snapshot = selected.snapshot.name
         self.size = shape.size
-        self.data_bytes = min(root.data_below * shape.chunk_size, shape.size)
+        self.data_bytes = data_bytes(repo, selected)
         self.in_place = options.in_place or path.is_block_device()
 
     def lines(self, shown: Callable[[int], str] = plain_bytes) -> list[str]:

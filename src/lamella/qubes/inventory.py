@@ -79,6 +79,12 @@ class Inventory:
             self._pools[name] = Pool(name, config.get("driver", ""), config)
         return self._pools[name]
 
+    def free_bytes(self, name: str) -> int | None:
+        """What a pool says is free now; None if it does not say."""
+        facts = facts_of(self._admin.lines("admin.pool.Info", arg=name))
+        size, usage = facts.get("size", ""), facts.get("usage", "")
+        return max(0, int(size) - int(usage)) if size.isdecimal() and usage.isdecimal() else None
+
     def state(self, qube: Qube) -> str:
         """The power state now, which may differ from the inventory's. Raises Refused if the qube is gone."""
         return power_state(self._admin, qube.name)

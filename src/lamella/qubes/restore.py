@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lamella.errors import IntegrityError, SourceError, UsageError
 from lamella.events import Reporter, Warned, silent
+from lamella.operations.restore import data_bytes
 from lamella.qubes.admin import Admin, Refused
 from lamella.qubes.imports import Imports
-from lamella.qubes.inventory import Inventory, power_state
+from lamella.qubes.inventory import Inventory, Volume, power_state
 from lamella.qubes.lineage import FEATURE, lineage, owner_of
 from lamella.qubes.names import check_label
 from lamella.qubes.restore_plan import Action, QubeRestore, RestoreWishes
@@ -145,6 +147,7 @@ class QubesRestore:
         if not self._wishes.data:
             return
         there = {volume.name: volume for volume in self._inventory.volumes(self._inventory.qube(row.name))}
+        self._check_space(row, there)
         for name, selected in row.saved.volumes.items():
             if name not in there or not there[name].save_on_stop:
                 result.notes.append(f"volume {name}: the qube has none that persists")
@@ -154,6 +157,18 @@ class QubesRestore:
             result.volumes.append(name)
             self._touched.add(row.name)
         self._continue_history(row)
+
+    def _check_space(self, row: QubeRestore, there: Mapping[str, Volume]) -> None:
+        """Raises SourceError if a pool says that it cannot hold what is to be written into it."""
+        needed: dict[str, int] = defaultdict(int)
+        for name, selected in row.saved.volumes.items():
+            if name in there:
+                needed[there[name].pool] += data_bytes(self._repo, selected)
+        for pool, size in needed.items():
+            free = self._inventory.free_bytes(pool)
+            if free is not None and size > free:
+                text = f"pool {pool} has {free} bytes free, {row.name} needs {size}"
+                raise SourceError(text, obj=pool, hint="free some space, or add to the pool")
 
     def _continue_history(self, row: QubeRestore) -> None:
         """Let the next backup go on where the saved one ended, unless the saved qube itself is still here."""
