@@ -76,7 +76,7 @@ class Link:
         self._failure: LamellaError | None = None
         self._stop = False
         self._patience = route.connect_seconds
-        self._heard = self._said = time.monotonic()
+        self._heard = self._said = self._ticked = time.monotonic()
         self._frames_seen = 0
         self._sending = threading.Lock()
         self._child = Child(route.argv, terminal=route.terminal, error=StoreUnavailable)
@@ -253,14 +253,16 @@ class Link:
             raise EOFError
         with self._mutex:
             since = min((call.begun for call in self._calls.values()), default=now)
-        if self._heard < self._said:
-            since = min(since, self._said)
+        if self._ticked > self._heard:
+            since = min(since, self._ticked)
         if now - max(self._heard, since) > self._patience:
             raise TimeoutError(f"no answer for {self._patience:g} seconds")
         if self._sink.frames != self._frames_seen:
             self._frames_seen, self._said = self._sink.frames, now
         elif now - self._said > frames.TICK_SECONDS:
             self._sink.frame_unless_busy(Kind.TICK)
+            if self._ticked <= self._heard:  # the first one that is not answered
+                self._ticked = now
 
     def _end_of_program(self) -> LamellaError:
         status = self._child.wait(_CAUSE_SECONDS)
