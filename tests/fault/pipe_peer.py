@@ -1,4 +1,4 @@
-"""A far side written by hand from docs/PIPE.md, which lies as it is told: `pipe_peer.py LIE`. Imports nothing of Lamella.
+"""A far side written by hand from docs/PIPE.md, which lies as told: `pipe_peer.py LIE`. Imports nothing of Lamella.
 
 It keeps objects in memory. `LIE` names one departure from the protocol or from the truth; `none` is an honest server.
 """
@@ -67,7 +67,8 @@ class Peer:
             if self.lie != "deaf":
                 say(TOCK, 0)
         elif kind == GET:
-            self.get(request, *struct.unpack_from("<QQ", payload), payload[16:])
+            offset, length = struct.unpack_from("<QQ", payload)
+            self.get(request, offset, length, payload[16:])
         elif kind == STAT:
             self.stat(request, payload)
         elif kind == LIST:
@@ -114,40 +115,33 @@ class Peer:
             say(ERROR, request, b"\x02gone\0")
             return
         content = content[offset:] if length == (1 << 64) - 1 else content[offset : offset + length]
-        if self.lie == "silent":
-            return
-        if self.lie == "never-ending-data":
-            while True:
-                say(DATA, request, bytes(MAX_DATA))
+        self.flood(request)
+        frames = {
+            "silent": [],
+            "large-frame": [(DATA, request, bytes(MAX_DATA + 1))],
+            "unknown-kind": [(99, request, b"")],
+            "other-request": [(DATA, request + 7, content)],
+            "late": [(DATA, request, content), (DONE, request, b""), (DATA, request, content)],
+            "short": [(DATA, request, content[:-1]), (DONE, request, b"")],
+        }
+        pieces = [(DATA, request, content[at : at + MAX_DATA]) for at in range(0, len(content), MAX_DATA)]
+        for frame in frames.get(self.lie, [*pieces, (DONE, request, b"")]):
+            say(*frame)
+
+    def flood(self, request: int) -> None:
+        """Answers of bytes that do not end, or not where they say."""
+        while self.lie == "never-ending-data":
+            say(DATA, request, bytes(MAX_DATA))
+        while self.lie == "empty-pieces":
+            say(DATA, request)
+        while self.lie == "ticking":
+            say(TOCK, 0)
+            time.sleep(0.01)
         if self.lie == "huge-frame":
             say(DATA, request, b"x", length=1 << 31)
-        elif self.lie == "large-frame":
-            say(DATA, request, bytes(MAX_DATA + 1))
-        elif self.lie == "unknown-kind":
-            say(99, request)
-        elif self.lie == "other-request":
-            say(DATA, request + 7, content)
-        elif self.lie == "late":
-            say(DATA, request, content)
-            say(DONE, request)
-            say(DATA, request, content)
-        elif self.lie == "cut":
-            say(DATA, request, content[:10], length=len(content))
+        if self.lie == "cut":
+            say(DATA, request, b"0123456789", length=10_000)
             sys.exit(3)
-        elif self.lie == "short":
-            say(DATA, request, content[:-1])
-            say(DONE, request)
-        elif self.lie == "empty-pieces":
-            while True:
-                say(DATA, request)
-        elif self.lie == "ticking":
-            while True:
-                say(TOCK, 0)
-                time.sleep(0.01)
-        else:
-            for at in range(0, len(content), MAX_DATA):
-                say(DATA, request, content[at : at + MAX_DATA])
-            say(DONE, request)
 
     def list(self, request: int, prefix: bytes) -> None:
         """The names, or what is told instead."""
