@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICE = ROOT / "qubes" / "lamella.Repo"
+SERVICE = ROOT / "src" / "lamella" / "qubes" / "storage_qube" / "lamella.Repo"
 
 _CLIENT = '''\
 #!{python}
