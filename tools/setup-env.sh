@@ -100,10 +100,13 @@ set_up_python() {
 }
 
 missing_packages() {
-    local mount_package=util-linux rpm_package=rpm-build program package
-    if [ "$(installer)" = apt-get ]; then mount_package=mount rpm_package=rpm; fi
+    local mount_package=util-linux rpm_package=rpm-build ssh_package=openssh-clients ip_package=iproute program package
+    if [ "$(installer)" = apt-get ]; then
+        mount_package=mount rpm_package=rpm ssh_package=openssh-client ip_package=iproute2
+    fi
     for pair in mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
-        losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio; do
+        losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio \
+        sshd:openssh-server ssh:$ssh_package ip:$ip_package; do
         program=${pair%%:*} package=${pair#*:}
         command -v "$program" >/dev/null || echo "$package"
     done | sort -u

@@ -82,6 +82,8 @@ class BlobMap:
         self._keys = keys
         self._store = store
         self._segments = Segments(cache, keys, store)
+        self.vanished = 0
+        """Packs that were known and then not listed any more, counted since the start of this process."""
         with cache.lock:
             cache.connection.execute(
                 "CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID"
@@ -125,6 +127,7 @@ class BlobMap:
             "SELECT p.number FROM packs p LEFT JOIN listed l ON p.name = l.name AND p.length = l.size"
             " WHERE l.name IS NULL"
         ).fetchall()
+        self.vanished += len(gone)
         if gone:
             connection.execute("DELETE FROM complete")
             connection.executemany("DELETE FROM blobs WHERE pack = ?", gone)

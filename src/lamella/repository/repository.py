@@ -10,7 +10,15 @@ from typing import Self
 from lamella.clock import Clock, now_ms
 from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
-from lamella.errors import IntegrityError, Locked, ObjectNotFound, RepositoryError, RolledBack, UnknownFormat
+from lamella.errors import (
+    IntegrityError,
+    Locked,
+    ObjectNotFound,
+    RepositoryError,
+    RolledBack,
+    StoreError,
+    UnknownFormat,
+)
 from lamella.format.commit import Entry
 from lamella.format.container import Kind
 from lamella.format.known import Signed
@@ -32,7 +40,7 @@ from lamella.repository.sightings import Sightings
 from lamella.repository.slots import Unlocked, unlock
 from lamella.repository.suspects import Suspects
 from lamella.repository.tree import Tree, TreeReader
-from lamella.stores.base import Store
+from lamella.stores.base import Held, Store
 from lamella.trust import Opened
 
 
@@ -67,6 +75,7 @@ class Repository:
         self._map_is_fresh = False
         self._may_be_lost = False
         self._held = ExitStack()
+        self._lock: Held | None = None
         self.exclusive = False
         """Nobody else reads or writes the repository: the store's kernel says so."""
 
@@ -102,7 +111,7 @@ class Repository:
     def _begun(self, lock_wait: float, *, whole: bool, exclusive: bool = False) -> Self:
         try:
             alone = exclusive and self.store.abilities.exclusive_lock
-            self._held.enter_context(self.store.lock(exclusive=alone, wait_seconds=lock_wait))
+            self._lock = self._held.enter_context(self.store.lock(exclusive=alone, wait_seconds=lock_wait))
             self.exclusive = alone
             self.reload(whole=whole)
         except BaseException:
@@ -223,10 +232,25 @@ class Repository:
             )
         self.require_sound_history()
         self.require_writable()
+        self._require_lock()
         publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
         published = publisher.publish(self.history, records, self.clock)
         self._note_place(lambda: self.places.wrote_there(self.store.url, [published.head]))
         return published
+
+    def _require_lock(self) -> None:
+        """Go on after the lock was lost for a while, if nothing was removed meanwhile. Raises StoreError otherwise."""
+        lock = self._lock
+        while lock is not None and lock.lost:
+            losses, before = lock.losses, self.blobs.vanished
+            self.blobs.refresh()
+            if self.exclusive or self.blobs.vanished != before:
+                raise StoreError(
+                    "the connection broke, and others changed the repository before it was back",
+                    obj=self.store.url,
+                    hint="run the command again: what is stored already is used",
+                )
+            lock.renew(losses)
 
     # -- contents -----------------------------------------------------------------------------------------------------
 

@@ -44,23 +44,33 @@ class Entry(NamedTuple):
 
 
 class Held:
-    """A lock that is held, as far as its holder can know: a lock behind a connection can be lost with it."""
+    """A lock that is held, as far as its holder can know: a lock behind a connection can be lost with it.
+
+    Others may have had it exclusively meanwhile. The holder then looks again at everything it relies on, and says so:
+    `seen = held.losses`, look, `held.renew(seen)`; a loss in between leaves it lost.
+    """
 
     def __init__(self) -> None:
-        self._lost = False
+        self._losses = 0
+        self._renewed = 0
+
+    @property
+    def losses(self) -> int:
+        """How often it was lost so far."""
+        return self._losses
 
     @property
     def lost(self) -> bool:
-        """Whether it was lost for a while, so that others may have had it exclusively since the holder last looked."""
-        return self._lost
+        """Whether it was lost since the holder last looked."""
+        return self._losses != self._renewed
 
     def lose(self) -> None:
-        """The store's part: the lock was lost, or is about to be taken again."""
-        self._lost = True
+        """The store's part."""
+        self._losses += 1
 
-    def renew(self) -> None:
-        """The holder's part, after looking again at everything it relies on (docs/CONCURRENCY.md)."""
-        self._lost = False
+    def renew(self, losses: int) -> None:
+        """The holder's part: everything was looked at again since `losses` was so high."""
+        self._renewed = losses
 
 
 def checked_name(name: str) -> str:

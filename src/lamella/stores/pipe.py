@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from lamella.errors import LamellaError, Locked, StoreError, StoreRefused
 from lamella.stores import frames
@@ -27,14 +26,19 @@ _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 
 
-@dataclass(slots=True)
-class _Lock:
-    """A lock that somebody holds: over which connection, as which request, and what its holder knows of it."""
+class _Lock(Held):
+    """A lock that somebody holds: over which connection, and as which request."""
 
-    exclusive: bool
-    link: Link
-    number: int
-    held: Held
+    def __init__(self, exclusive: bool, link: Link, number: int) -> None:
+        super().__init__()
+        self.exclusive = exclusive
+        self.link = link
+        self.number = number
+
+    @property
+    def lost(self) -> bool:
+        """Also while the connection is broken and nobody has asked for a new one."""
+        return super().lost or self.link.failed
 
 
 class PipeStore:
@@ -197,7 +201,7 @@ class PipeStore:
         """
         lock = self._acquired(exclusive, wait_seconds)
         try:
-            yield lock.held
+            yield lock
         finally:
             with self._mutex:
                 self._locks.remove(lock)
@@ -219,7 +223,7 @@ class PipeStore:
                 time.sleep(min(pause, left))
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
                 continue
-            lock = _Lock(exclusive, link, number, Held())
+            lock = _Lock(exclusive, link, number)
             with self._mutex:
                 self._locks.append(lock)
             return lock
@@ -227,7 +231,7 @@ class PipeStore:
     def _check_lock(self, name: str) -> None:
         """Raises StoreError if a lock was lost that this write relies on."""
         with self._mutex:
-            lost = [lock for lock in self._locks if lock.held.lost]
+            lost = [lock for lock in self._locks if lock.lost]
         if any(lock.exclusive for lock in lost) or (lost and name.startswith(_COMMITS)):
             raise StoreError(
                 "the connection broke, and with it the repository's lock was lost for a while",
@@ -252,6 +256,7 @@ class PipeStore:
         if not self._link.failed:
             return self._link
         with self._connecting:
+            self._require_open()
             if self._link.failed:
                 self._link.close()
                 self._link = self._reconnected()
@@ -261,7 +266,7 @@ class PipeStore:
         with self._mutex:
             locks = list(self._locks)
         for lock in locks:
-            lock.held.lose()
+            lock.lose()
         hello = self._hello._replace(create=False)
         link = Link(self._route, hello, self._url, self.waits)
         self.connections += 1

@@ -237,28 +237,31 @@ class Conversation:
         self._answer(request, work)
 
     def _lock(self, request: int, payload: bytes) -> None:
-        exclusive = payload == b"\x01"
+        """At once, so that what is asked next is done under the lock; it never waits for another holder."""
+        self._answer_now(request, lambda: self._locked(request, payload == b"\x01"))
 
-        def work() -> bytes:
-            lock = self._store.lock(exclusive=exclusive)
-            lock.__enter__()
-            with self._mutex:
-                self._locks[request] = lock
-            return b""
-
-        self._answer(request, work)
+    def _locked(self, request: int, exclusive: bool) -> None:
+        lock = self._store.lock(exclusive=exclusive)
+        lock.__enter__()
+        with self._mutex:
+            self._locks[request] = lock
 
     def _unlock(self, request: int, payload: bytes) -> None:
-        number = int.from_bytes(payload, "little")
+        self._answer_now(request, lambda: self._unlocked(int.from_bytes(payload, "little")))
 
-        def work() -> bytes:
-            with self._mutex:
-                lock = self._locks.pop(number, None)
-            if lock is not None:
-                lock.__exit__(None, None, None)
-            return b""
+    def _unlocked(self, number: int) -> None:
+        with self._mutex:
+            lock = self._locks.pop(number, None)
+        if lock is not None:
+            lock.__exit__(None, None, None)
 
-        self._answer(request, work)
+    def _answer_now(self, request: int, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except LamellaError as error:
+            self._sink.frame(Kind.ERROR, request, frames.encode_error(error))
+        else:
+            self._sink.frame(Kind.DONE, request)
 
     def _list(self, request: int, payload: bytes) -> None:
         self._listings.begin(request, _name(payload))
