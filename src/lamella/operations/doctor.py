@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.crypto.slots import Secret
-from lamella.errors import LamellaError, StoreRefused
+from lamella.errors import LamellaError
 from lamella.format.compression import zstd_provider
+from lamella.operations.probe import probe
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.stores.base import Store
-from lamella.trust import Clear
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +72,8 @@ def _destination(store: Store) -> Iterator[Check]:
         else "no reliable locks there: deletion will need a grace period"
     )
     yield Check("locks", True, text)
-    if store.abilities.write and store.abilities.delete:
-        yield _immutable(store)
-
-
-def _immutable(store: Store) -> Check:
-    """Names must not be replaceable (FORMAT 1): tried on an object of our own."""
-    name = f"tmp-probe-{os.urandom(8).hex()}"
-    try:
-        store.put(name, Clear(b"probe"))
-        try:
-            store.put(name, Clear(b"other"))
-        except StoreRefused:
-            return Check("immutable names", True, "an object cannot be replaced through this store")
-        finally:
-            store.delete(name)
-    except LamellaError as error:
-        return Check("immutable names", False, f"could not be tried: {error.message}")
-    return Check("immutable names", False, "an existing object was replaced: this destination loses data")
+    if store.abilities.write:
+        yield from (Check(*finding) for finding in probe(store))
 
 
 def _repository(host: Host, store: Store, secret: Secret) -> Iterator[Check]:

@@ -14,6 +14,7 @@ from lamella.format.known import understood
 from lamella.format.records import AddSnap
 from lamella.ids import ChunkId, DomainId
 from lamella.operations.findings import VerifyResult
+from lamella.operations.probe import PROBE
 from lamella.pipeline import ordered_map
 from lamella.repository.blobmap import pack_hash, pack_name
 from lamella.repository.containers import open_blob, open_head
@@ -24,7 +25,7 @@ from lamella.stores.base import Entry
 
 _MAX_FILE = 1 << 20
 _KEEP_EVERY = 64
-_APART = ("i/", "quarantine/")
+_APART = ("i/", "quarantine/", PROBE)
 """Caches, and what a repair moved aside: no part of any snapshot."""
 
 

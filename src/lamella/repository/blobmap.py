@@ -22,7 +22,7 @@ from lamella.ids import ChunkId, DomainId
 from lamella.pipeline import default_workers, ordered_map
 from lamella.repository.cache import Cache
 from lamella.repository.containers import Head, read_head
-from lamella.repository.reach import require_alive
+from lamella.repository.reach import reinstated, require_alive
 from lamella.repository.segments import WORTH_READING, Segments
 from lamella.stores.base import Entry, Store
 
@@ -149,8 +149,14 @@ class BlobMap:
 
     def _read_heads(self, rows: Sequence[tuple[bytes, int]]) -> None:
         def read(row: tuple[bytes, int]) -> tuple[bytes, int, Head | str | None]:
+            name = pack_name(row[0])
             try:
-                return row[0], row[1], read_head(self._store, self._keys, pack_name(row[0]), row[1])
+                try:
+                    return row[0], row[1], read_head(self._store, self._keys, name, row[1])
+                except (IntegrityError, UnknownFormat):
+                    if not reinstated(self._store, name):
+                        raise
+                    return row[0], row[1], read_head(self._store, self._keys, name, self._store.stat(name))
             except ObjectNotFound:
                 return row[0], row[1], None
             except (IntegrityError, UnknownFormat, StoreError) as error:

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Sequence
 
 from lamella.crypto.derive import Keys
-from lamella.errors import IntegrityError, StoreError
+from lamella.errors import IntegrityError, StoreError, StoreUnavailable
 from lamella.format.container import Kind
 from lamella.ids import ChunkId, DomainId
 from lamella.repository.blobmap import BlobMap, Place, pack_name
 from lamella.repository.containers import open_blob
-from lamella.repository.reach import require_alive
+from lamella.repository.reach import reinstated, require_alive
 from lamella.repository.suspects import Suspects
 from lamella.stores.base import Store
 from lamella.trust import Opened
@@ -33,6 +33,8 @@ class Contents:
         self._blobs = blobs
         self._suspects = suspects
         self._lock = threading.Lock()
+        self._looked_for: set[str] = set()
+        self._reinstated_names: set[str] = set()
         self.bad_places: list[tuple[str, str]] = []
         """Objects in which a blob could not be opened, with the reason; another place may have served."""
 
@@ -122,8 +124,29 @@ class Contents:
         raise IntegrityError(f"{kind.name.lower()} {id_.hex()[:16]} cannot be read: {trouble}", obj=id_.hex())
 
     def _at(self, domain_id: DomainId, place: Place, length: int | None) -> Opened:
-        sealed = self._store.get(pack_name(place.pack), place.blob.offset, place.blob.sealed_length)
-        return self._open(domain_id, place, sealed, length)
+        name = pack_name(place.pack)
+        try:
+            sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
+            return self._open(domain_id, place, sealed, length)
+        except (_Misplaced, StoreUnavailable):
+            raise
+        except (IntegrityError, StoreError):
+            if not self._reinstated(name):
+                raise
+            sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
+            return self._open(domain_id, place, sealed, length)
+
+    def _reinstated(self, name: str) -> bool:
+        """Whether the store has found the genuine version of a pack; asked once for each."""
+        with self._lock:
+            if name in self._looked_for:
+                return name in self._reinstated_names
+            self._looked_for.add(name)
+        found = reinstated(self._store, name)
+        if found:
+            with self._lock:
+                self._reinstated_names.add(name)
+        return found
 
     def _failed(self, place: Place, error: IntegrityError | StoreError) -> str:
         """Remember a place that failed, unless the store as a whole is out of reach; what to say about it."""

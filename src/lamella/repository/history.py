@@ -6,6 +6,7 @@ this host saw to what is there now is checked. Forked chains are read whole: the
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from lamella.repository.cache import Cache
 from lamella.repository.containers import open_commit
 from lamella.repository.order import Clock
 from lamella.repository.pins import Pins, Problem
-from lamella.repository.reach import require_alive
+from lamella.repository.reach import reinstated, require_alive
 from lamella.stores.base import Store
 from lamella.trust import Opened
 
@@ -179,6 +180,8 @@ class HistoryReader:
                 remembered = None
         try:
             content = self._store.get(head.name)
+            if hashlib.sha256(content).digest() != head.sha256 and reinstated(self._store, head.name):
+                content = self._store.get(head.name)
             body = open_commit(self._keys, head, content)
         except (IntegrityError, UnknownFormat, StoreError) as error:
             require_alive(self._store, error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
@@ -162,11 +162,14 @@ class S3Store:
 
     def reinstate(self, name: str, is_genuine: Judge) -> bool:
         """Read from an older version of `name` that `is_genuine` accepts, from now on; False if there is none."""
-        for row in self._client.versions(checked_name(name)):
-            part = self._client.read(name, 0, None, row.version)
-            if part is not None and is_genuine(part.content):
-                self._versions[name] = row.version
-                return True
+        try:
+            for row in self._client.versions(checked_name(name)):
+                part = self._client.read(name, 0, None, row.version)
+                if part is not None and is_genuine(part.content):
+                    self._versions[name] = row.version
+                    return True
+        except (StoreRefused, ObjectNotFound):
+            return False  # versions are none of this credential's business, or gone meanwhile
         return False
 
     def try_replacing(self, name: str, content: bytes) -> bool:
@@ -178,14 +181,14 @@ class S3Store:
         return self.get(name) == content
 
     def try_erasing(self, name: str) -> bool:
-        """Try to remove an object, first as such and then version by version; True if nothing of it is left."""
-        try:
-            self._client.delete(checked_name(name))
+        """Try to remove an object, version by version and as such; True if a reader does not find it any more."""
+        self._versions.pop(checked_name(name), None)
+        with suppress(StoreRefused):
             for row in self._client.versions(name):
                 self._client.delete(name, row.version)
-            return not self._client.versions(name) and not self._is_there(name)
-        except StoreRefused:
-            return False
+        with suppress(StoreRefused):
+            self._client.delete(name)
+        return not self._is_there(name)
 
     def _is_there(self, name: str) -> bool:
         try:

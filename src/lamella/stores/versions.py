@@ -35,7 +35,7 @@ class Replaceable(Protocol):
         """
 
     def try_erasing(self, name: str) -> bool:
-        """Try to remove an object with all its versions; True if nothing of it is left. Raises StoreError."""
+        """Try to remove an object with all its versions; True if a reader does not find it. Raises StoreError."""
 
 
 def reinstate(store: object, name: str, is_genuine: Judge) -> bool:
