@@ -39,7 +39,7 @@ SLOWEST_BYTES_PER_SECOND = 4096
 """An answer that comes slower than this on the whole is given up, so that a trickle cannot hold us for ever."""
 CONNECTIONS = 32
 PAGE = 1000
-_PIECE = 1 << 18
+_PIECE = 1 << 20
 _CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile: ?profile=NAME"
 
 
