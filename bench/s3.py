@@ -22,7 +22,7 @@ from lamella.trust import Sealed
 
 PACK = 16 * MIB
 PACKS = 32
-SHARE_PUT = 0.5
+SHARE_PUT = 0.3
 SHARE_GET = 0.2
 _KEY = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_REGION": "us-east-1"}
 

@@ -16,40 +16,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lamella.crypto.derive import Keys
-from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.format.container import Blob, Header, Kind, decode_header, object_length
 from lamella.ids import ChunkId, DomainId
-from lamella.pipeline import default_workers, ordered_map
 from lamella.repository.cache import Cache
-from lamella.repository.containers import Head, read_head
-from lamella.repository.reach import reinstated, require_alive
+from lamella.repository.containers import Head
+from lamella.repository.pack_heads import PREFIX as PREFIX
+from lamella.repository.pack_heads import pack_hash as pack_hash
+from lamella.repository.pack_heads import pack_name as pack_name
+from lamella.repository.pack_heads import read_heads
 from lamella.repository.segments import WORTH_READING, Segments
 from lamella.stores.base import Entry, Store
 
-PREFIX = "p/"
 Row = tuple[bytes, int, int, int, bytes, bytes, bytes, int]
 _HINTED = "header IS NULL AND trouble IS NULL"
 _LOOKUP = (
     "SELECT b.id, b.place, b.sealed, b.content, p.name, p.header, p.domain, p.own"
     " FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.kind = ? AND b.id IN ({}) ORDER BY p.own DESC, p.number"
 )
-
-
-def pack_name(sha256: bytes) -> str:
-    """The object name of a pack."""
-    text = sha256.hex()
-    return f"{PREFIX}{text[:2]}/{text}"
-
-
-def pack_hash(name: str) -> bytes | None:
-    """The hash in a pack's object name, None if it is not one."""
-    parts = name.split("/")
-    if len(parts) != 3 or parts[0] != "p" or len(parts[2]) != 64 or parts[1] != parts[2][:2]:
-        return None
-    try:
-        return bytes.fromhex(parts[2])
-    except ValueError:
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,22 +131,7 @@ class BlobMap:
             after = rows[-1][0]
 
     def _read_heads(self, rows: Sequence[tuple[bytes, int]]) -> None:
-        def read(row: tuple[bytes, int]) -> tuple[bytes, int, Head | str | None]:
-            name = pack_name(row[0])
-            try:
-                try:
-                    return row[0], row[1], read_head(self._store, self._keys, name, row[1])
-                except (IntegrityError, UnknownFormat):
-                    if not reinstated(self._store, name):
-                        raise
-                    return row[0], row[1], read_head(self._store, self._keys, name, self._store.stat(name))
-            except ObjectNotFound:
-                return row[0], row[1], None
-            except (IntegrityError, UnknownFormat, StoreError) as error:
-                require_alive(self._store, error)
-                return row[0], row[1], error.message
-
-        for sha256, size, head in ordered_map(read, rows, workers=default_workers(), ahead=4):
+        for sha256, size, head in read_heads(self._store, self._keys, rows):
             own = self._drop_hint(sha256)
             if isinstance(head, Head):
                 self._insert(sha256, head.domain_id, head.header, head.blobs, own=own)
