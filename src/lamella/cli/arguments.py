@@ -45,6 +45,8 @@ lamella.passphrase; else from the configuration; else the terminal is asked."""
 
 DEFAULTS: dict[str, Any] = {
     "repo": None,
+    "repos": [],
+    "repos_before": [],
     "json": False,
     "json_lines": False,
     "quiet": False,
@@ -106,7 +108,7 @@ def build() -> CommandParser:
         epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="store_true", default=argparse.SUPPRESS, help="print the version and end")
-    add_global(parser)
+    add_global(parser, repos="repos_before")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", fill=_filling(name))
@@ -121,7 +123,7 @@ def _filling(name: str) -> Callable[[CommandParser], None]:
     return fill
 
 
-def add_global(parser: argparse.ArgumentParser) -> None:
+def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None:
     """The options that every command has, before and after its name; unset ones leave what was set before."""
 
     def add(*names: str, **options: Any) -> None:  # noqa: ANN401
@@ -131,8 +133,10 @@ def add_global(parser: argparse.ArgumentParser) -> None:
     add(
         "-r",
         "--repo",
+        dest=repos,
+        action="append",
         metavar="REPO",
-        help="repository: a path, ssh://, s3://, qubes://, or a name from the configuration",
+        help="repository: a path, ssh://, s3://, qubes://, or a name from the configuration; for backup several times",
     )
     add("--keyfile", metavar="FILE", help="open the repository with this key file")
     add("--recovery-key-file", metavar="FILE", help="open the repository with the recovery key in this file")
@@ -174,9 +178,14 @@ def add_actions(parser: argparse.ArgumentParser, name: str) -> Callable[..., arg
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments; `command` is None where none is named. Raises UsageError; ends the process after --help."""
+    """The arguments; `command` is None where none is named. Raises UsageError; ends the process after --help.
+
+    `repos` are all repositories named, `repo` the last of them, which is the one of a command that works on one.
+    """
     namespace = argparse.Namespace(version=False, **DEFAULTS)
     args = build().parse_args(argv, namespace)
+    args.repos = list(dict.fromkeys((*args.repos_before, *args.repos)))
+    args.repo = ([*args.repos_before, *args.repos] or [None])[-1]
     if args.quiet and args.verbose:
         raise UsageError("--quiet and --verbose contradict each other")
     return args

@@ -40,6 +40,10 @@ class BackupSettings:
     after: str | None = None
     hook_seconds: float = 60.0
     checkpoint_dir: str | None = None
+    repositories: tuple[str, ...] = ()
+    """Where backups go if no repository is named: all of these."""
+    read_rate: int | None = None
+    """Bytes a second that are read of sources; None: as many as go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +194,22 @@ class _Reader:
                     self.problems.append(f"{path}: {where}: must be a number from 1 to {_MAX_WORKERS}")
                 elif self._is_new(path, where):
                     self.backup[key] = one
+            elif key == "repositories":
+                self._destinations(path, where, one)
+            elif key == "read_rate":
+                text = self._text(path, where, one)
+                if text is not None:
+                    self.backup[key] = self._rate(path, where, text)
             else:
                 self._hook_or_place(path, where, key, one)
+
+    def _destinations(self, path: Path, where: str, value: object) -> None:
+        if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
+            self.problems.append(f"{path}: {where}: must be a list of repositories, and not an empty one")
+        elif len(set(value)) != len(value):
+            self.problems.append(f"{path}: {where}: names a repository twice")
+        elif self._is_new(path, where):
+            self.backup["repositories"] = tuple(value)
 
     def _lvm(self, path: Path, value: object) -> None:
         for key, one in self._table(path, "lvm", value):

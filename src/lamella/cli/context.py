@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -60,6 +61,19 @@ class Context:
         """Where a repository named on the command line is, and what is configured for it."""
         settings = self.config.repositories.get(text) if configuration.is_name(text) else None
         return (text, None) if settings is None else (settings.url, settings)
+
+    @property
+    def destinations(self) -> list[str]:
+        """All repositories that a backup goes to, as they were named: by -r, LAMELLA_REPO or the configuration.
+
+        Raises UsageError if there is none.
+        """
+        named: str | None = self.env.get("LAMELLA_REPO")
+        if self.args.repos:
+            return list(self.args.repos)
+        if not named and self.config.backup.repositories:
+            return list(self.config.backup.repositories)
+        return [named or self.place]
 
     @property
     def place(self) -> str:
@@ -134,13 +148,16 @@ class Context:
         self.check_secret()  # a contradiction on the command line comes first
         with self.store(read_only=read_only) as store:
             self._require_marker(store)
-            secret = secret_source(self.args, self.env, self.settings, self.secret_names).read()
+            secret = self._secret()
             with self._opened(store, secret, whole, exclusive) as repository:
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
                 for lack in repository.older:
                     self.out.warn(f"an older copy: {lack.message}", store.url)
                 yield repository
+
+    def _secret(self) -> Secret:
+        return secret_source(self.args, self.env, self.settings, self.secret_names).read()
 
     def check_secret(self) -> None:
         """Raises UsageError if several sources of the secret are named."""
@@ -181,6 +198,27 @@ class Context:
             return
         if not confirm(question):
             raise Interrupted("not confirmed: nothing was done")
+
+
+class DestinationContext(Context):
+    """One of several repositories of a command; a secret that is named for all of them is read once."""
+
+    def __init__(self, first: Context, text: str, secrets: dict[str, Secret]) -> None:
+        super().__init__(first.args, first.env, first.out)
+        self.secret_names = replace(FIRST, prompt=f"Passphrase of {text}: ")
+        self._text = text
+        self._secrets = secrets
+        self.__dict__.update(config=first.config, host=first.host)
+
+    @cached_property
+    def _place(self) -> tuple[str, RepositorySettings | None]:
+        return self.named_place(self._text)
+
+    def _secret(self) -> Secret:
+        if given_source(self.args, self.env, None, self.secret_names) is None:
+            return super()._secret()
+        # A descriptor can be read only once.
+        return self._secrets.setdefault("", self._secrets.get("") or super()._secret())
 
 
 class SecondContext(Context):

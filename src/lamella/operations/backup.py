@@ -23,6 +23,7 @@ from lamella.operations.freezing import Hooks, clean, frozen_sources
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
+from lamella.stores.wrap import TokenBucket
 
 __all__ = [
     "BackupOptions",
@@ -118,7 +119,8 @@ def execute_together(plans: Sequence[BackupPlan], reporter: Reporter = silent) -
         warn = runs[0][1].warn
         clean(host, sources, warn)
         hooks = Hooks(options.before, options.after, options.hook_seconds, options.around)
-        with frozen_sources(sources, hooks, first.repo.clock, warn) as moments:
+        bucket = None if options.read_rate is None else TokenBucket(options.read_rate)
+        with frozen_sources(sources, hooks, first.repo.clock, warn, bucket=bucket) as moments:
             for outcome, run in runs:
                 with _outcome(outcome):
                     outcome.result = run.save(outcome.plan.rows, outcome.plan.failed, moments)

@@ -59,7 +59,7 @@ class BackupOptions:
     `reread_bytes` of what a change map calls unchanged are re-read, the least recently seen first. `before` and `after`
     are commands run around the freeze, each for at most `hook_seconds`; `around` is entered between them. `changes` is
     another tool's map of what changed since the snapshot `changes_base`, for a single source. `pace` says how often a
-    long run leaves a point from which another can go on.
+    long run leaves a point from which another can go on. At most `read_rate` bytes a second of the sources are read.
     """
 
     compression: str = "auto"
@@ -78,6 +78,7 @@ class BackupOptions:
     hook_seconds: float = 60.0
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     pace: Pace = field(default_factory=Pace)
+    read_rate: int | None = None
 
 
 @dataclass(slots=True)

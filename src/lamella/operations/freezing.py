@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from lamella.clock import Clock
 from lamella.errors import LamellaError, SourceError
+from lamella.operations.limited_volume import LimitedVolume
 from lamella.operations.rotation import drop_unneeded
 from lamella.repository.host import Host
 from lamella.sources.base import FrozenVolume, Source
 from lamella.spawn import run as run_command
+from lamella.stores.wrap import TokenBucket
 
 Warn = Callable[[str], None]
 
@@ -40,8 +42,13 @@ Moments = Mapping[bytes, Moment | SourceError]
 
 
 @contextmanager
-def frozen_sources(sources: Sequence[Source], hooks: Hooks, clock: Clock, warn: Warn) -> Iterator[Moments]:
-    """Freeze all sources; the moments end with the context. Raises LamellaError if `before` fails."""
+def frozen_sources(
+    sources: Sequence[Source], hooks: Hooks, clock: Clock, warn: Warn, *, bucket: TokenBucket | None = None
+) -> Iterator[Moments]:
+    """Freeze all sources; the moments end with the context. All that is read of them goes through `bucket`.
+
+    Raises LamellaError if `before` fails.
+    """
     moments: dict[bytes, Moment | SourceError] = {}
     with ExitStack() as held:
         with _around(hooks, warn):
@@ -51,7 +58,8 @@ def frozen_sources(sources: Sequence[Source], hooks: Hooks, clock: Clock, warn: 
                 except SourceError as error:
                     moments[source.identity] = error
                 else:
-                    moments[source.identity] = Moment(frozen, clock())
+                    limited = frozen if bucket is None else LimitedVolume(frozen, bucket)
+                    moments[source.identity] = Moment(limited, clock())
         yield moments
 
 

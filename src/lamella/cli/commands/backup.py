@@ -8,10 +8,12 @@ from pathlib import Path
 
 from lamella.allocator import keep_freed_memory
 from lamella.cli import after_backup
+from lamella.cli.after_backup import Pruned
 from lamella.cli.arguments import SECRETS, add_dry_run
-from lamella.cli.context import Context
+from lamella.cli.context import Context, DestinationContext
 from lamella.cli.files import read_file
-from lamella.cli.values import chunk_log2, seconds, shown_bytes, shown_seconds, size, workers
+from lamella.cli.output import Output
+from lamella.cli.values import chunk_log2, rate, seconds, shown_bytes, shown_seconds, size, workers
 from lamella.errors import LamellaError, NothingMatched, SourceError, UsageError
 from lamella.format.compression import check_setting
 from lamella.operations.backup import (
@@ -25,10 +27,12 @@ from lamella.operations.backup import (
 )
 from lamella.operations.backup_plan import MAX_DOCUMENT, PlanRow
 from lamella.operations.change_map import MAX_FILE, ChangeMap, read_map
+from lamella.operations.pacing import Pace
+from lamella.repository.repository import Repository
 from lamella.sources.registry import name_from, split_name
 from lamella.spawn import shell_words
 
-_INCOMPLETE = 3
+INCOMPLETE = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +91,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--changes-from", metavar="FILE", help="read only what this change map of another tool names")
     parser.add_argument("--changes-base", metavar="SNAPSHOT", help="the snapshot that the change map starts from")
+    parser.add_argument(
+        "--read-rate",
+        type=rate,
+        metavar="RATE",
+        help="read at most so many bytes a second, such as 50M, of the sources",
+    )
+    # For those who try out what a broken link costs: how much is read between two points to go on from.
+    parser.add_argument("--point-every", type=size, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     parser.add_argument(
         "--prune",
@@ -105,26 +117,52 @@ def _compression(text: str) -> str:
 
 def run(context: Context) -> int:
     """Do it."""
-    args, out = context.args, context.out
     keep_freed_memory()
     options = _options(context)
     requests = _requests(context)
+    places = context.destinations
+    if len(places) == 1:
+        return _run_to_one(DestinationContext(context, places[0], {}), requests, options)
+    from lamella.cli import several_destinations
+
+    return several_destinations.run(context, places, requests, options)
+
+
+def _run_to_one(context: Context, requests: list[Request | FailedRequest], options: BackupOptions) -> int:
+    args, out = context.args, context.out
     with context.sound_repository(read_only=args.dry_run) as repository:
-        if args.prune:
-            after_backup.check(context, repository)
-        plan = plan_backup(repository, requests, options)
+        plan = planned(context, repository, requests, options)
         if args.dry_run:
             return show_plan(context, plan)
-        for row in plan.rows:
-            out.say(_planned(row))
-        for failed in plan.failed:
-            out.say(f"{failed.name}: will be missing, {failed.message}")
-        out.expect("backup", sum(row.source_bytes for row in plan.rows))
+        say_plan(out, plan)
         result = plan.execute(out.report)
-    saved = [row.volume for row in result.volumes if row.result == "complete"]
-    pruned = after_backup.prune(context, saved) if args.prune and saved else None
+    pruned = pruned_after(context, result)
     code = report(context, result, None if pruned is None else {"prune": pruned.document})
     return code or (0 if pruned is None else pruned.exit_code)
+
+
+def planned(
+    context: Context, repository: Repository, requests: list[Request | FailedRequest], options: BackupOptions
+) -> BackupPlan:
+    """The plan for one repository. What would fail at its end fails here."""
+    if context.args.prune:
+        after_backup.check(context, repository)
+    return plan_backup(repository, requests, options)
+
+
+def say_plan(out: Output, plan: BackupPlan) -> None:
+    """Say beforehand what is going to be done."""
+    for row in plan.rows:
+        out.say(_planned(row))
+    for failed in plan.failed:
+        out.say(f"{failed.name}: will be missing, {failed.message}")
+    out.expect("backup", sum(row.source_bytes for row in plan.rows))
+
+
+def pruned_after(context: Context, result: BackupResult) -> Pruned | None:
+    """Remove what no rule keeps of the volumes that were saved, if that is wanted."""
+    saved = [row.volume for row in result.volumes if row.result == "complete"]
+    return after_backup.prune(context, saved) if context.args.prune and saved else None
 
 
 def _options(context: Context) -> BackupOptions:
@@ -144,6 +182,8 @@ def _options(context: Context) -> BackupOptions:
         before=_command(args.before or configured.before),
         after=_command(args.after or configured.after),
         hook_seconds=args.hook_timeout or configured.hook_seconds,
+        read_rate=args.read_rate or configured.read_rate,
+        pace=Pace() if args.point_every is None else Pace(bytes=args.point_every, least_bytes=1),
     )
 
 
@@ -194,15 +234,25 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
 
 
 def _planned(row: PlanRow) -> str:
-    return f"{row.volume}: {row.mode}, {row.reason}" if row.reason else f"{row.volume}: {row.mode} ({row.driver})"
+    text = f"{row.volume}: {row.mode}, {row.reason}" if row.reason else f"{row.volume}: {row.mode} ({row.driver})"
+    if row.resume is not None:
+        done = min(row.resume.done << row.resume.chunk_log2, row.resume.size)
+        text += f"; goes on after {shown_bytes(done)} of {shown_bytes(row.resume.size)}"
+    return text
 
 
 def show_plan(context: Context, plan: BackupPlan) -> int:
     """Say what would be done."""
+    context.out.document(plan_shown(context.out, plan))
+    return INCOMPLETE if plan.failed else 0
+
+
+def plan_shown(out: Output, plan: BackupPlan) -> dict[str, object]:
+    """The document of a plan, which is also said in lines."""
     for row in plan.rows:
-        context.out.line(f"would be backed up: {_planned(row)}")
+        out.line(f"would be backed up: {_planned(row)}")
     for failed in plan.failed:
-        context.out.line(f"{failed.name}: would fail: {failed.message}")
+        out.line(f"{failed.name}: would fail: {failed.message}")
     rows = [
         {
             "volume": row.volume,
@@ -215,19 +265,24 @@ def show_plan(context: Context, plan: BackupPlan) -> int:
         for row in plan.rows
     ]
     lost = [{"volume": one.name, "result": "failed", "error": one.message} for one in plan.failed]
-    context.out.document({"dry_run": True, "volumes": [*rows, *lost]})
-    return _INCOMPLETE if plan.failed else 0
+    return {"dry_run": True, "volumes": [*rows, *lost]}
 
 
 def report(context: Context, result: BackupResult, further: Mapping[str, object] | None = None) -> int:
     """Say what was done; `further` are more keys of the document."""
-    out = context.out
+    context.out.document({**result_shown(context.out, result), **(further or {})})
+    return 0 if result.complete else INCOMPLETE
+
+
+def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
+    """The document of a result, which is also said in lines."""
     for row in result.volumes:
         if row.result != "complete":
             out.warn(f"{row.volume} was not saved: {row.error}")
         else:
             figures = f"{shown_bytes(row.source_bytes)}, read {shown_bytes(row.read_bytes)}"
             figures += f" ({shown_bytes(row.sampled_bytes)} as a sample)" if row.sampled_bytes else ""
+            figures += f", {shown_bytes(row.resumed_bytes)} from the run before" if row.resumed_bytes else ""
             changed = f"{row.changed_chunks} chunks changed, stored {shown_bytes(row.stored_bytes)}"
             out.line(f"{row.volume}: {row.mode}: {figures}, {changed}")
     written = f"stored {shown_bytes(result.stored_bytes)} and {shown_bytes(result.metadata_bytes)} of metadata"
@@ -237,20 +292,16 @@ def report(context: Context, result: BackupResult, further: Mapping[str, object]
     else:
         out.line("nothing was saved, so there is no snapshot")
     out.line(f"fingerprint {result.fingerprint}")
-    out.document(
-        {
-            "snapshot": result.snapshot,
-            "result": "complete" if result.complete else "incomplete",
-            "seconds": result.seconds,
-            "metadata_bytes": result.metadata_bytes,
-            "stored_bytes": result.stored_bytes,
-            "fingerprint": result.fingerprint,
-            "warnings": result.warnings,
-            "volumes": [_row(row) for row in result.volumes],
-            **(further or {}),
-        }
-    )
-    return 0 if result.complete else _INCOMPLETE
+    return {
+        "snapshot": result.snapshot,
+        "result": "complete" if result.complete else "incomplete",
+        "seconds": result.seconds,
+        "metadata_bytes": result.metadata_bytes,
+        "stored_bytes": result.stored_bytes,
+        "fingerprint": result.fingerprint,
+        "warnings": result.warnings,
+        "volumes": [_row(row) for row in result.volumes],
+    }
 
 
 def _row(row: VolumeResult) -> dict[str, object]:

@@ -65,6 +65,8 @@ def _values(found: Configuration) -> list[tuple[str, str | int | float]]:
         ("default_repository", found.default_repository),
         ("backup.compression", found.backup.compression),
         ("backup.workers", found.backup.workers),
+        ("backup.repositories", ", ".join(found.backup.repositories) or None),
+        ("backup.read_rate", found.backup.read_rate),
         ("lvm.data_percent", found.lvm.data_percent),
         ("lvm.metadata_percent", found.lvm.metadata_percent),
     ]
