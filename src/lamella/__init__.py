@@ -48,8 +48,10 @@ if TYPE_CHECKING:
         BackupPlan,
         BackupResult,
         FailedRequest,
+        Outcome,
         Request,
         VolumeResult,
+        execute_together,
         plan_backup,
     )
     from lamella.operations.change_map import ChangeMap, read_map, write_map
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from lamella.operations.heads import fingerprint
     from lamella.operations.mirror import MirrorResult
     from lamella.operations.monitor import MonitorResult, monitor
+    from lamella.operations.pacing import Pace
     from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
     from lamella.operations.selection import Selected, select
     from lamella.operations.sizes import Sizes, Totals, sizes_of, totals_of
@@ -94,6 +97,8 @@ __all__ = [
     "NoRepository",
     "NothingMatched",
     "ObjectNotFound",
+    "Outcome",
+    "Pace",
     "Progress",
     "Reporter",
     "Repository",
@@ -125,6 +130,7 @@ __all__ = [
     "compare",
     "compare_source",
     "create_repository",
+    "execute_together",
     "fingerprint",
     "key_file",
     "machine_name",
@@ -152,7 +158,8 @@ _HOMES = {
     " NothingMatched ObjectNotFound RepositoryError RolledBack SourceAtRisk SourceError StoreError StoreFull"
     " StoreRefused StoreUnavailable UnknownFormat UsageError",
     "lamella.events": "Event Progress Reporter Warned",
-    "lamella.operations.backup": "BackupOptions BackupPlan BackupResult FailedRequest Request VolumeResult plan_backup",
+    "lamella.operations.backup": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Request VolumeResult"
+    " execute_together plan_backup",
     "lamella.operations.change_map": "ChangeMap read_map write_map",
     "lamella.operations.copy": "CopyOptions CopyPlan CopyResult plan_copy",
     "lamella.operations.diff": "DiffResult compare",
@@ -161,6 +168,7 @@ _HOMES = {
     "lamella.operations.heads": "fingerprint",
     "lamella.operations.mirror": "MirrorResult",
     "lamella.operations.monitor": "MonitorResult monitor",
+    "lamella.operations.pacing": "Pace",
     "lamella.operations.restore": "RestoreOptions RestorePlan RestoreResult plan_restore read_document",
     "lamella.operations.selection": "Selected select",
     "lamella.operations.sizes": "Sizes Totals sizes_of totals_of",

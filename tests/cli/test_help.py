@@ -75,7 +75,8 @@ def test_every_command_has_its_module() -> None:
 def test_options_of_every_command_are_prefilled() -> None:
     """An option that is not in the table would be missing from the arguments when nobody gives it."""
     (group,) = [group for group in build()._action_groups if group.title == "options of every command"]
-    assert {action.dest for action in group._group_actions} == set(DEFAULTS)
+    # Before and after the command -r is collected apart.
+    assert {action.dest for action in group._group_actions} | {"repos"} == set(DEFAULTS)
     assert all(action.default == argparse.SUPPRESS for action in group._group_actions)
 
 
@@ -83,6 +84,11 @@ def test_later_option_wins() -> None:
     assert parse(["-r", "one", "list", "-r", "two"]).repo == "two"
     assert parse(["-r", "one", "list"]).repo == "one"
     assert parse(["list"]).repo is None
+
+
+def test_repositories_are_collected() -> None:
+    assert parse(["-r", "one", "-r", "two", "backup", "x", "-r", "three", "-r", "one"]).repos == ["one", "two", "three"]
+    assert parse(["backup", "x"]).repos == []
 
 
 WRITING: dict[str, list[list[str]]] = {

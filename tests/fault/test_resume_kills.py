@@ -76,7 +76,7 @@ def test_a_power_cut_at_any_call_to_the_store(prepared: World, tmp_path: Path, a
                 check_goes_on(other)
         else:
             break
-    assert call > 40, "not even the SESSION commits were met"
+    assert call > 30, "not even the SESSION commits were met"
 
 
 @pytest.mark.parametrize("after", [False, True])

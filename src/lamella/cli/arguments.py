@@ -44,7 +44,6 @@ LAMELLA_PASSPHRASE_FD, --keyfile, --recovery-key-file or LAMELLA_RECOVERY_KEY_FI
 lamella.passphrase; else from the configuration; else the terminal is asked."""
 
 DEFAULTS: dict[str, Any] = {
-    "repo": None,
     "repos": [],
     "repos_before": [],
     "json": False,

@@ -52,10 +52,14 @@ class Context:
 
     @cached_property
     def _place(self) -> tuple[str, RepositorySettings | None]:
+        return self.named_place(self._named())
+
+    def _named(self) -> str:
+        """REPO as it was named."""
         text = self.args.repo or self.env.get("LAMELLA_REPO") or self.config.default_repository
         if not text:
             raise UsageError("no repository is named", hint="give -r REPO, or set LAMELLA_REPO")
-        return self.named_place(text)
+        return str(text)
 
     def named_place(self, text: str) -> tuple[str, RepositorySettings | None]:
         """Where a repository named on the command line is, and what is configured for it."""
@@ -68,12 +72,11 @@ class Context:
 
         Raises UsageError if there is none.
         """
-        named: str | None = self.env.get("LAMELLA_REPO")
         if self.args.repos:
             return list(self.args.repos)
-        if not named and self.config.backup.repositories:
+        if not self.env.get("LAMELLA_REPO") and self.config.backup.repositories:
             return list(self.config.backup.repositories)
-        return [named or self.place]
+        return [self._named()]
 
     @property
     def place(self) -> str:
