@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import socket
 import subprocess
 import sys
@@ -27,7 +28,7 @@ _SECONDS = 30
 
 def free_port() -> int:
     """A port of the range for these tests that nothing listens on."""
-    for port in PORTS:
+    for port in random.sample(PORTS, len(PORTS)):  # others may be looking, too
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

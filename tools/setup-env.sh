@@ -120,8 +120,18 @@ set_up_system() {
     install_packages $packages || say "not installed here: $packages; tests that need them are skipped"
 }
 
+# A second S3 service for the tests, from npm where there is one.
+set_up_s3rver() {
+    local place=$VENV/s3rver
+    [ -x "$place/node_modules/.bin/s3rver" ] && return
+    command -v npm >/dev/null && [ -d "$VENV" ] || return 0
+    say "installing s3rver into $place"
+    npm install --prefix "$place" --no-audit --no-fund --silent s3rver >/dev/null 2>&1 ||
+        say "not installed here: s3rver; tests that need it are skipped"
+}
+
 case ${1:-} in
 try | dev) set_up_python "$1" ;;
-system) set_up_system ;;
+system) set_up_system && set_up_s3rver ;;
 *) die "usage: tools/setup-env.sh try|dev|system" ;;
 esac

@@ -18,7 +18,7 @@ from lamella.stores.base import Store
 from lamella.stores.local import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store
-from lamella.stores.wrap import Backoff, ReadOnlyStore, RetryingStore
+from lamella.stores.wrap import Backoff, LimitedStore, ReadOnlyStore, RetryingStore, TokenBucket
 from lamella.testing.crash_store import CrashStore
 from lamella.testing.fault_store import FaultStore, Method
 from lamella.testing.quota_store import QuotaStore
@@ -93,11 +93,29 @@ class Roomy(Plain):
         return QuotaStore(self.inner(), limit_bytes=1 << 30)
 
 
+class Limited(Plain):
+    """Limited so far that nearly every call waits, on a clock that the waiting moves."""
+
+    def make_store(self) -> Store:
+        return limited(self.inner())
+
+
+def limited(inner: Store) -> Store:
+    """A limited store that never really waits."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        assert seconds > 0
+        now[0] += seconds
+
+    return LimitedStore(inner, TokenBucket(1000, lambda: now[0]), sleep=sleep)
+
+
 class Everything(Plain):
     """All wrappers around each other."""
 
     def make_store(self) -> Store:
-        return RetryingStore(QuotaStore(FaultStore(RetryingStore(self.inner())), limit_bytes=1 << 30))
+        return RetryingStore(QuotaStore(FaultStore(limited(RetryingStore(self.inner()))), limit_bytes=1 << 30))
 
 
 class ReadOnly(ReadOnlyStoreContract):
@@ -124,6 +142,12 @@ def _no_sleep(seconds: float) -> None:
 
 
 class TestMemory(InMemory, Plain): ...
+
+
+class TestLimitedMemory(InMemory, Limited): ...
+
+
+class TestLimitedLocal(InDirectory, Limited): ...
 
 
 class TestRetryingMemory(InMemory, Retrying): ...

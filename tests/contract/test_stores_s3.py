@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 
 import pytest
 
 from lamella.stores.base import Store
+from lamella.stores.frames import Hello
+from lamella.stores.link import Route
+from lamella.stores.pipe import PipeStore
 from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, RetryingStore
 from lamella.testing import store_contract
@@ -120,3 +124,20 @@ class TestReadOnlyS3(ReadOnly):
         bucket = self.service.new_bucket()
         _filled(self.service.store(bucket), objects).close()
         return self.service.store(bucket, read_only=True)
+
+
+@pytest.mark.long
+class TestS3BehindServe(InS3, Plain):
+    """As for a machine without a network: the bytes go through a pipe to a process that has one."""
+
+    @pytest.fixture(autouse=True)
+    def _credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in CREDENTIALS.items():
+            monkeypatch.setenv(name, value)
+
+    def inner(self) -> Store:
+        place = f"s3:{self.service.place(self.service.new_bucket())}"
+        route = Route((sys.executable, "-m", "lamella", "serve", place))
+        store = PipeStore(f"pipe:{place}", route, Hello(place, False, False, False))
+        self.opened.append(store)
+        return RetryingStore(store, Backoff(attempts=100, first_seconds=0), sleep=_no_sleep) if self.patient else store

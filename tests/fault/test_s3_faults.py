@@ -134,6 +134,11 @@ def test_an_answer_cut_off_is_never_taken_for_the_object(proxy: Proxy) -> None:
             store.get("p/a")
         proxy.faults = [("GET", cut(keep))]
         assert patient(store).get("p/a") == content
+    proxy.faults = [("GET", cut(100))]
+    with pytest.raises(StoreUnavailable):
+        list(store.list(""))
+    proxy.faults = [("GET", cut(100))]
+    assert [entry.name for entry in patient(store).list("")] == ["p/a"]
     store.close()
 
 
@@ -191,6 +196,21 @@ def test_a_listing_that_goes_round_in_circles_ends(proxy: Proxy) -> None:
     with pytest.raises(StoreUnavailable):
         list(store.list(""))
     assert len(proxy.faults) == 7
+    store.close()
+
+
+@pytest.mark.parametrize("code", [200, 403])
+@pytest.mark.parametrize("method", ["list", "get"])
+def test_an_answer_without_an_end_is_given_up(proxy: Proxy, method: str, code: int) -> None:
+    if (method, code) == ("get", 200):
+        pytest.skip("an object that is read only as far as it was asked for")
+    store = store_at(proxy)
+    proxy.faults = [("GET", lambda seen, passed: Answer(code, [], b"<x>" * (5 << 20)))]
+    with pytest.raises(StoreUnavailable, match="no end"):
+        store.get("p/a") if method == "get" else list(store.list(""))
+    # The connection is not used again with the rest of that answer in it.
+    store.put("p/a", Sealed(b"x"))
+    assert store.get("p/a") == b"x"
     store.close()
 
 

@@ -28,15 +28,12 @@ from botocore.exceptions import (
 )
 
 from lamella.errors import ObjectNotFound, StoreRefused, StoreUnavailable, UsageError
+from lamella.stores._s3_bounds import READ_SECONDS, SLOWEST_BYTES_PER_SECOND, BoundedSession
 from lamella.stores._s3_errors import answer_error, printable
 from lamella.stores._s3_place import S3Place
 
 CONNECT_SECONDS = 20
 """Time for a connection, and for each 16 KiB on their way out."""
-READ_SECONDS = 120
-"""Longest silence while an answer is awaited or read."""
-SLOWEST_BYTES_PER_SECOND = 4096
-"""An answer that comes slower than this on the whole is given up, so that a trickle cannot hold us for ever."""
 CONNECTIONS = 32
 PAGE = 1000
 _PIECE = 1 << 20
@@ -70,6 +67,8 @@ class S3Client:
         self._sends_condition = True
         try:
             self._client: Any = _client(place, environment)
+            endpoint = self._client._endpoint
+            endpoint.http_session = BoundedSession(endpoint.http_session, clock)
         except (BotoCoreError, ValueError) as error:
             raise UsageError(f"s3: cannot be used as configured: {printable(error)}") from error
 
