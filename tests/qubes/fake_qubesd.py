@@ -231,6 +231,8 @@ class FakeQubesd:
                 self.before_call(method, dest)
                 answer = b"0\0" + self._execute(method, arg, dest, payload).encode("utf-8")
         except Refusal as refusal:
+            if self.release == "4.2" and refusal.type == "ProtocolError":
+                return  # this release says nothing to what it does not know
             answer = b"2\0" + refusal.type.encode() + b"\0\0" + str(refusal).encode("utf-8") + b"\0"
         try:
             connection.sendall(answer)
@@ -255,7 +257,8 @@ class FakeQubesd:
 
     def _admin_vm_List(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         rows = sorted(self.qubes.values(), key=lambda one: one.name)
-        return "".join(f"{one.name} class={one.klass} state={_shown(one)} uuid={one.uuid}\n" for one in rows)
+        shown = {one.name: f" uuid={one.uuid}" if self.release == "4.3" else "" for one in rows}
+        return "".join(f"{one.name} class={one.klass} state={_shown(one)}{shown[one.name]}\n" for one in rows)
 
     def _admin_vm_CurrentState(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         return f"mem=0 mem_static_max=0 cputime=0 power_state={_shown(qube)}"

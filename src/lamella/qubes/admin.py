@@ -16,6 +16,8 @@ from lamella.errors import LamellaError, SourceError, UsageError
 
 SOCKET: Final = Path("/var/run/qubesd.sock")
 INTERNAL_SOCKET: Final = Path("/var/run/qubesd.internal.sock")
+NO_ANSWER: Final = ""
+"""Type of a refusal without a word: what release 4.2 gives to calls it does not know."""
 
 _MAX_REQUEST: Final = 65536
 _MAX_ANSWER: Final = 16 << 20
@@ -64,7 +66,7 @@ class Admin:
         if answer[:2] == b"0\0":
             return answer[2:]
         if answer[:2] != b"2\0":
-            raise SourceError(f"qubesd broke off {method} of {dest}: its log says why", obj=dest)
+            raise Refused(NO_ANSWER, f"{dest}: qubesd broke off {method}: its log says why", obj=dest)
         type_, _, rest = answer[2:].partition(b"\0")
         _, _, rest = rest.partition(b"\0")  # the trace
         words = [_decoded(word) for word in rest.split(b"\0")]

@@ -10,6 +10,7 @@ from lamella.qubes.admin import Admin, Refused
 HALTED = "Halted"
 PAUSED = "Paused"
 ADMIN_CLASS = "AdminVM"
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,9 @@ class Inventory:
     def __init__(self, admin: Admin) -> None:
         self._admin = admin
         self._pools: dict[str, Pool] = {}
-        self.qubes: dict[str, Qube] = {qube.name: qube for qube in map(_qube, admin.lines("admin.vm.List"))}
+        self.qubes: dict[str, Qube] = {
+            qube.name: qube for qube in (_qube(admin, line) for line in admin.lines("admin.vm.List"))
+        }
 
     def qube(self, name: str) -> Qube:
         """The qube of this name. Raises NothingMatched."""
@@ -122,11 +125,13 @@ def facts_of(lines: list[str]) -> dict[str, str]:
     return dict(line.partition("=")[::2] for line in lines)
 
 
-def _qube(line: str) -> Qube:
+def _qube(admin: Admin, line: str) -> Qube:
     name, _, rest = line.partition(" ")
     facts = facts_of(rest.split(" "))
     try:
-        return Qube(name, facts["class"], facts["state"], facts["uuid"])
+        # Release 4.2 does not list it. dom0 has none that tells one system from another.
+        uuid = facts["uuid"] if "uuid" in facts else property_of(admin, name, "uuid") or _NO_UUID
+        return Qube(name, facts["class"], facts["state"], uuid)
     except KeyError as error:
         raise SourceError(f"qubesd lists a qube without {error.args[0]}: {line[:80]!r}", obj=name) from error
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from lamella.errors import IntegrityError, SourceError, UsageError
 from lamella.qubes import names
-from lamella.qubes.admin import Admin, Refused
+from lamella.qubes.admin import NO_ANSWER, Admin, Refused
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, facts_of
 
 DOCUMENT: Final = "settings.json"
@@ -20,7 +20,7 @@ DOCUMENT: Final = "settings.json"
 
 _SCHEMA: Final = "lamella-qube/1"
 _MAX_NOTES: Final = 256_000
-_UNKNOWN_CALL: Final = frozenset({"ProtocolError", "PermissionDenied"})
+_UNKNOWN_CALL: Final = frozenset({"ProtocolError", "PermissionDenied", NO_ANSWER})
 
 
 @dataclass(frozen=True, slots=True)
