@@ -15,9 +15,9 @@ STATUS = "0 819200 thin-pool 6 113/1024 19/6400 - rw discard_passdown queue_if_n
 
 def volume(**other: object) -> LogicalVolume:
     fields: dict[str, object] = {
-        "vg": "vg", "vg_uuid": "V", "vg_free": 3 << 20, "name": "pool", "uuid": "P", "size": 1, "attributes": "twi",
-        "kind": "thin-pool", "pool": "", "pool_uuid": "", "thin_id": -1, "transaction": 6, "discards": "passdown",
-        "tags": frozenset(), "suspended": False, "made_ms": 0,
+        "vg": "vg", "vg_uuid": "V", "vg_free": 3 << 20, "extent": 4 << 20, "name": "pool", "uuid": "P", "size": 1,
+        "attributes": "twi", "kind": "thin-pool", "pool": "", "pool_uuid": "", "thin_id": -1, "transaction": 6,
+        "data_percent": 0.0, "discards": "passdown", "tags": frozenset(), "suspended": False, "made_ms": 0,
     }  # fmt: skip
     return LogicalVolume(**{**fields, **other})  # type: ignore[arg-type]
 

@@ -21,6 +21,8 @@ from lamella.operations.streaming import Piece, VolumeStream
 from lamella.pipeline import default_workers, ordered_map
 from lamella.repository.repository import Repository
 from lamella.repository.tree import Run
+from lamella.sources.keeping import PoolLimits
+from lamella.sources.old_state import OldState
 from lamella.sources.target import Target, choose_target
 
 
@@ -31,6 +33,9 @@ class RestoreOptions:
     workers: int | None = None
     overwrite: bool = False
     in_place: bool = False
+    pool: str | None = None
+    """The thin pool of a new thin volume."""
+    pool_limits: PoolLimits | None = None
 
 
 @dataclass(slots=True)
@@ -78,20 +83,27 @@ class RestorePlan:
         self._stream = VolumeStream(repo, selected)
         self._tree = self._stream.tree
         self._domain_id = self._stream.domain_id
-        self._target: Target = choose_target(path, overwrite=options.overwrite, in_place=options.in_place)
+        self._target: Target = choose_target(
+            path,
+            overwrite=options.overwrite,
+            in_place=options.in_place,
+            pool=options.pool,
+            limits=options.pool_limits,
+        )
         shape = self._tree.shape
         self.target = path
         self.volume = selected.volume_name
         self.snapshot = selected.snapshot.name
         self.size = shape.size
         self.data_bytes = data_bytes(repo, selected)
-        self.in_place = options.in_place or path.is_block_device()
+        self.in_place = self._target.old_state == OldState.LOST
+        self.replaces = self._target.old_state != OldState.NONE
 
     def lines(self, shown: Callable[[int], str] = plain_bytes) -> list[str]:
         """The plan for people; `shown` writes a number of bytes."""
         if self.in_place:
             how = f"{self.target} is overwritten in place; its old state is lost, and mixed if this is interrupted"
-        elif self.target.exists():
+        elif self.replaces:
             how = f"{self.target} is replaced once the restored volume has been compared"
         else:
             how = f"{self.target} is created"

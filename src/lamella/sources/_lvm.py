@@ -24,8 +24,8 @@ _SYS: Final = Path("/sys/dev/block")
 _NAME: Final = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}")
 _MAX_REPORT: Final = 64 << 20
 _COLUMNS: Final = (
-    "vg_name,vg_uuid,vg_free,lv_name,lv_uuid,lv_size,lv_attr,segtype,pool_lv,pool_lv_uuid,thin_id,transaction_id,"
-    "discards,lv_tags,lv_suspended,lv_time"
+    "vg_name,vg_uuid,vg_free,vg_extent_size,lv_name,lv_uuid,lv_size,lv_attr,segtype,pool_lv,pool_lv_uuid,thin_id,transaction_id,"
+    "data_percent,discards,lv_tags,lv_suspended,lv_time"
 )
 
 
@@ -36,6 +36,7 @@ class LogicalVolume:
     vg: str
     vg_uuid: str
     vg_free: int
+    extent: int
     name: str
     uuid: str
     size: int
@@ -48,6 +49,8 @@ class LogicalVolume:
     """Within its pool; -1 for what is no thin volume."""
     transaction: int
     """Of the pool when the thin volume was made, or now, for a pool; -1 for everything else."""
+    data_percent: float
+    """Share of it that is mapped, as far as it is active; 0 else."""
     discards: str
     tags: frozenset[str]
     suspended: bool
@@ -57,6 +60,11 @@ class LogicalVolume:
     def text(self) -> str:
         """`VG/LV`."""
         return f"{self.vg}/{self.name}"
+
+    @property
+    def mapped_bytes(self) -> int:
+        """About how much of it is mapped, as far as it is active."""
+        return int(self.size * self.data_percent / 100)
 
     @property
     def writable(self) -> bool:
@@ -86,6 +94,7 @@ def _row(row: dict[str, Any]) -> LogicalVolume:
         vg=row["vg_name"],
         vg_uuid=row["vg_uuid"],
         vg_free=int(row["vg_free"]),
+        extent=int(row["vg_extent_size"]),
         name=row["lv_name"],
         uuid=row["lv_uuid"],
         size=int(row["lv_size"]),
@@ -95,6 +104,7 @@ def _row(row: dict[str, Any]) -> LogicalVolume:
         pool_uuid=row["pool_lv_uuid"],
         thin_id=int(row["thin_id"] or -1),
         transaction=int(row["transaction_id"] or -1),
+        data_percent=float(row["data_percent"] or 0),
         discards=row["discards"],
         tags=frozenset(filter(None, row["lv_tags"].split(","))),
         suspended=row["lv_suspended"] == "suspended",

@@ -116,6 +116,12 @@ def owner_in(row: LogicalVolume) -> str:
     return found[2] if found and row.kind == "thin" and f"{TAG}:owner={found[2]}" in row.tags else ""
 
 
+def volume_in(row: LogicalVolume) -> str:
+    """The beginning of the name of a snapshot of ours: that of its volume, cut if it was too long."""
+    found = _SNAPSHOT.fullmatch(row.name)
+    return found[1] if found else row.name
+
+
 def source_in(row: LogicalVolume) -> str:
     """The 16 hexadecimal digits of its source, from its tags."""
     start = f"{TAG}:source="

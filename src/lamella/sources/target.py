@@ -11,18 +11,19 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
 from lamella.errors import Locked, SourceError, UsageError
-from lamella.sources._zeroing import Zeroing, zero_range
+from lamella.sources._open_target import OpenTarget, in_use, refuse_used
 from lamella.sources.block_use import uses_of_device, uses_of_file
+from lamella.sources.keeping import PoolLimits
+from lamella.sources.old_state import OldState
 
 PARTIAL_SUFFIX: Final = ".lamella-partial"
 """Ends the name of a file whose restore is not complete."""
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -36,6 +37,10 @@ class Target(Protocol):
     @property
     def working_path(self) -> Path:
         """Where the bytes are until `finish`; this is what `abandon` leaves behind."""
+
+    @property
+    def old_state(self) -> OldState:
+        """What becomes of what is there."""
 
     @property
     def starts_zeroed(self) -> bool:
@@ -80,113 +85,37 @@ class Target(Protocol):
         """Close, leave what there is, and return where it lies. Does nothing after `finish`."""
 
 
-def choose_target(path: Path, *, overwrite: bool, in_place: bool) -> Target:
-    """Return the target that fits what is at `path`. Raises UsageError for a device without `overwrite`."""
+def choose_target(
+    path: Path, *, overwrite: bool, in_place: bool, pool: str | None = None, limits: PoolLimits | None = None
+) -> Target:
+    """Return the target that fits what is at `path`, or `lvm:VG/LV`, which may be a new volume in the thin pool `pool`.
+
+    Raises UsageError for a device without `overwrite`, and for a pool where none is needed; SourceError if LVM cannot
+    be asked.
+    """
+    if str(path).startswith("lvm:"):
+        from lamella.sources.lvm_target import choose_thin
+
+        return choose_thin(str(path), overwrite=overwrite, in_place=in_place, pool=pool, limits=limits)
+    if pool is not None:
+        raise UsageError("a pool is for a new thin volume only", obj=pool, hint="write --to lvm:VG/LV")
     if path.is_block_device():
         if not overwrite:
             raise UsageError(f"{path} is a device and would be overwritten", obj=str(path), hint="add --overwrite")
-        return BlockDevice(path)
+        return _device(path)
     return InPlaceFile(path) if in_place else NewFile(path, overwrite=overwrite)
 
 
-class _Opened:
-    """What all targets share: one descriptor, used by offset only."""
+def _device(path: Path) -> Target:
+    from lamella.sources import _lvm, lvm_target  # most targets are files
 
-    starts_zeroed = False
-
-    def __init__(self, path: Path) -> None:
-        self._given = path
-        self._fd = -1
-        self._size = 0
-        self.path = path
-        self.working_path = path
-        self.tail_bytes = 0
-
-    def write(self, offset: int, content: bytes | bytearray | memoryview) -> None:
-        view = memoryview(content).cast("B")
-        self._check_range(offset, offset + len(view))
-        with self._translated("write", offset):
-            while view:
-                count = os.pwrite(self._fd, view, offset)
-                view, offset = view[count:], offset + count
-
-    def zero(self, start: int, end: int) -> None:
-        self._zero(start, end, Zeroing.KEEP_SPACE)
-
-    def punch(self, start: int, end: int) -> None:
-        self._zero(start, end, Zeroing.GIVE_BACK)
-
-    def settle(self) -> None:
-        with self._translated("flush"):
-            os.fsync(self._fd)
-        with suppress(OSError):  # some file systems have nothing but memory
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        self._check_range(offset, offset + len(buffer))
-        done = 0
-        with self._translated("read back", offset):
-            while done < len(buffer):
-                count = os.preadv(self._fd, [buffer[done:]], offset + done)
-                if count == 0:
-                    raise SourceError(f"{self.working_path} ends before offset {offset + done}", obj=str(self.path))
-                done += count
-
-    def stored(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        position = start
-        while position < end:
-            try:
-                begin = min(os.lseek(self._fd, position, os.SEEK_DATA), end)
-                position = min(os.lseek(self._fd, begin, os.SEEK_HOLE), end) if begin < end else end
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # lseek(2): no data beyond this offset
-                    return
-                begin, position = position, end
-            if begin < position:
-                yield begin, position
-
-    def abandon(self) -> Path:
-        self._close()
-        return self.working_path
-
-    def _zero(self, start: int, end: int, how: Zeroing) -> None:
-        self._check_range(start, end)
-        with self._translated("clear", start):
-            zero_range(self._fd, start, end, how)
-
-    def _check_range(self, start: int, end: int) -> None:
-        if self._fd < 0:
-            raise ValueError("the target is not open")
-        if not 0 <= start <= end <= self._size:
-            raise ValueError(f"[{start}, {end}) is not inside a volume of {self._size} bytes")
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    @contextmanager
-    def _opening(self) -> Iterator[None]:
-        """Close again if anything fails before the target is ready."""
-        try:
-            with self._translated("prepare"):
-                yield
-        except BaseException:
-            self._close()
-            raise
-
-    @contextmanager
-    def _translated(self, act: str, offset: int | None = None) -> Iterator[None]:
-        try:
-            yield
-        except OSError as reason:
-            where = "" if offset is None else f" at or after offset {offset}"
-            hint = "free some space there and restore again" if reason.errno in _FULL else ""
-            message = f"cannot {act} {self.working_path}{where}: {reason.strerror or reason}"
-            raise SourceError(message, obj=str(self.path), hint=hint) from reason
+    try:
+        return lvm_target.ThinDevice(path) if _lvm.is_thin(path) else BlockDevice(path)
+    except SourceError:  # whoever may not ask LVM can still write the device
+        return BlockDevice(path)
 
 
-class NewFile(_Opened):
+class NewFile(OpenTarget):
     """A file written beside its final name, and renamed when it is complete."""
 
     starts_zeroed = True
@@ -194,6 +123,7 @@ class NewFile(_Opened):
     def __init__(self, path: Path, *, overwrite: bool) -> None:
         super().__init__(path)
         self._overwrite = overwrite
+        self.old_state = OldState.REPLACED if path.exists() else OldState.NONE
 
     def prepare(self, size: int, needed_bytes: int) -> None:
         with self._opening():
@@ -228,7 +158,7 @@ class NewFile(_Opened):
         self._close()
 
 
-class InPlaceFile(_Opened):
+class InPlaceFile(OpenTarget):
     """An existing file, overwritten where it lies: its old state is lost, and stays a mixture if the restore fails."""
 
     def prepare(self, size: int, needed_bytes: int) -> None:
@@ -237,7 +167,7 @@ class InPlaceFile(_Opened):
             old = _existing_file(self.path)
             if old is None:
                 raise UsageError(f"{self.path} does not exist", obj=str(self.path), hint="leave out --in-place")
-            _refuse_used(self.path, uses_of_file(self.path))
+            refuse_used(self.path, uses_of_file(self.path))
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             _lock(self._fd, self.path)
             own_bytes = os.fstat(self._fd).st_blocks * 512  # stat(2): counted in 512 bytes everywhere
@@ -252,7 +182,7 @@ class InPlaceFile(_Opened):
         self._close()
 
 
-class BlockDevice(_Opened):
+class BlockDevice(OpenTarget):
     """A block device that nobody uses, at least as large as the volume; what lies behind the volume stays as it is."""
 
     def prepare(self, size: int, needed_bytes: int) -> None:
@@ -261,7 +191,7 @@ class BlockDevice(_Opened):
             found = self.path.stat()
             if not stat.S_ISBLK(found.st_mode):
                 raise UsageError(f"{self.path} is not a block device", obj=str(self.path))
-            _refuse_used(self.path, uses_of_device(found.st_rdev))
+            refuse_used(self.path, uses_of_device(found.st_rdev))
             self._fd = self._open_exclusively()
             device_size = os.lseek(self._fd, 0, os.SEEK_END)
             if device_size < size:
@@ -287,7 +217,7 @@ class BlockDevice(_Opened):
         except OSError as reason:
             if reason.errno != errno.EBUSY:
                 raise
-            raise _in_use(self.path, "the kernel holds it") from reason
+            raise in_use(self.path, "the kernel holds it") from reason
 
 
 def _resolved(path: Path) -> Path:
@@ -380,12 +310,3 @@ def _sync_directory(directory: Path) -> None:
 
 def _exists(path: Path) -> UsageError:
     return UsageError(f"{path} exists already", obj=str(path), hint="add --overwrite, or choose another name")
-
-
-def _refuse_used(path: Path, uses: list[str]) -> None:
-    if uses:
-        raise _in_use(path, "; ".join(uses))
-
-
-def _in_use(path: Path, how: str) -> UsageError:
-    return UsageError(f"{path} is in use: {how}", obj=str(path), hint="unmount or detach it first")

@@ -15,6 +15,7 @@ from lamella.crypto.slots import Secret
 from lamella.errors import LamellaError, NoRepository, SourceError, UsageError
 from lamella.operations.doctor import Check, examine
 from lamella.operations.doctor_checkpoints import FOREIGN, CheckpointExamination, Judged
+from lamella.operations.doctor_lvm import PoolExamination
 from lamella.repository.slots import read_marker
 from lamella.stores.base import Store
 
@@ -76,15 +77,35 @@ def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[Judged], l
     examination = CheckpointExamination(context.host, more, None if configured is None else Path(configured))
     removed: list[Judged] = []
     failed: list[Check] = []
+    found: list[Judged] = []
     try:
         if args.owner is not None:
             removed, failed = examination.remove_owned_by(args.owner)
         elif args.fix:
             removed, failed = examination.remove_leftovers(args.lock_wait)
         checks += [*failed, examination.check()]
-        return removed, examination.judged()
+        found = examination.judged()
     except SourceError as error:
         checks.append(Check("checkpoints", False, error.message))
+    in_pools = _in_pools(context, checks)
+    return removed + in_pools[0], found + in_pools[1]
+
+
+def _in_pools(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
+    """The same for thin pools."""
+    args = context.args
+    examination = PoolExamination(context.host, context.keeping)
+    removed: list[Judged] = []
+    failed: list[Check] = []
+    try:
+        if args.owner is not None:
+            removed, failed = examination.remove_owned_by(args.owner, args.lock_wait)
+        elif args.fix:
+            removed, failed = examination.mend(args.lock_wait)
+        checks += [*failed, *examination.checks()]
+        return removed, examination.judged()
+    except SourceError as error:
+        checks.append(Check("thin pools", False, error.message))
         return removed, []
 
 

@@ -27,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        type=Path,
+        type=_target,
         metavar="TARGET",
-        help="file or block device to write; a file gets its name only when it was compared",
+        help="file, block device or lvm:VG/LV to write; a file or volume gets its name only when it was compared",
     )
+    parser.add_argument("--pool", metavar="POOL", help="thin pool for a new lvm:VG/LV, if the group has several")
     parser.add_argument("--document", metavar="NAME", help="restore this document instead of the volume")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at TARGET")
     parser.add_argument(
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     add_yes(parser)
     add_dry_run(parser)
+
+
+def _target(text: str) -> Path:
+    path = Path(text)
+    # `./lvm:x` is a file, and loses its first part by becoming a path.
+    return path.absolute() if str(path).startswith("lvm:") and not text.startswith("lvm:") else path
 
 
 def run(context: Context) -> int:
@@ -67,7 +74,13 @@ def run(context: Context) -> int:
 def _volume(context: Context, repository: Repository, selected: Selected) -> int:
     args, out = context.args, context.out
     configured = context.config.backup.workers
-    options = RestoreOptions(args.workers or configured, overwrite=args.overwrite, in_place=args.in_place)
+    options = RestoreOptions(
+        args.workers or configured,
+        overwrite=args.overwrite,
+        in_place=args.in_place,
+        pool=args.pool,
+        pool_limits=context.keeping.limits,
+    )
     plan = plan_restore(repository, selected, args.to, options)
     for line in plan.lines(shown_bytes):
         if args.dry_run:
@@ -77,7 +90,7 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
     if args.dry_run:
         out.document({"dry_run": True, **_facts(plan)})
         return 0
-    if plan.in_place or args.to.exists():
+    if plan.replaces:
         context.confirm(f"Replace the content of {args.to}?")
     try:
         result = plan.execute(out.report)
