@@ -16,7 +16,7 @@ from tests.guest.lvm import EXTENT, Pool, ThinChanges, ThinVolume
 
 class TestThin(SourceContract):
     sizes = (EXTENT, GRAIN, GRAIN + EXTENT, 3 * MIB + 12 * KIB)
-    small_sizes = (EXTENT, GRAIN + EXTENT, MIB)
+    small_sizes = (EXTENT, GRAIN + EXTENT)
 
     @pytest.fixture(autouse=True)
     def _volume(self, pool: Pool) -> None:

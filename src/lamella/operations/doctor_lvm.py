@@ -5,6 +5,7 @@ Only what Lamella made is ever changed: volumes with its name and tags, and rese
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
@@ -100,7 +101,8 @@ class PoolExamination:
             failed.append(Check("snapshots", False, f"{one.file.path}: {error.message}"))
 
     def _rows(self) -> list[LogicalVolume]:
-        return _lvm.report() if shutil.which("lvs") and Path("/dev/mapper/control").exists() else []
+        fit = os.geteuid() == 0 and Path("/dev/mapper/control").exists() and shutil.which("lvs")
+        return _lvm.report() if fit else []
 
     def _pool(self, pool: LogicalVolume) -> Check:
         try:

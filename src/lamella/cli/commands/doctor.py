@@ -73,7 +73,7 @@ def run(context: Context) -> int:
 def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
     """What was removed, and what is there afterwards; adds to the checks what is to be said of it."""
     args, configured = context.args, context.config.backup.checkpoint_dir
-    more = [Path(text) for text in args.source]
+    more = [Path(text) for text in args.source if not text.startswith("lvm:")]
     examination = CheckpointExamination(context.host, more, None if configured is None else Path(configured))
     removed: list[Judged] = []
     failed: list[Check] = []
