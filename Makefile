@@ -2,6 +2,7 @@
 # make test    everything the tests need, then all rules and all tests
 # make check   the rules alone: style, sizes, types, direction of imports
 # make format  rewrite the source in the one layout `check` accepts
+# make test-lvm  the tests of thin volumes, most of them in a guest machine (LAMELLA_GUEST_CYCLES=1000: a long fuzz)
 # make bench   speeds and sizes beside other programs (BENCH_ARGS=...)
 # make fuzz    the long searches
 # make clean   remove everything that was made here
@@ -19,13 +20,17 @@ export PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := test
-.PHONY: try test check rules format bench fuzz clean env-try env-dev system
+.PHONY: try test test-lvm check rules format bench fuzz clean env-try env-dev system
 
 try: env-try
 	@$(BIN)/python tools/try.py $(TRY_ARGS)
 
 test: env-dev system rules
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-lvm: env-dev system
+	@$(BIN)/python -m pytest tests/unit/test_lvm_words.py tests/unit/test_thin_xml.py tests/property/test_thin_xml.py \
+		tests/guest $(PYTEST_ARGS)
 
 check: env-dev rules
 

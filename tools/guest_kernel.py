@@ -67,8 +67,10 @@ def main() -> int:
 def unpacked_package(place: Path) -> Path:
     """Download the kernel package that Debian's meta package stands for, and unpack it."""
     place.chmod(0o755)
-    said = _run("apt-cache", "depends", META_PACKAGE)
-    names = [line.split()[1] for line in said.splitlines() if line.strip().startswith("Depends: linux-image-")]
+    names = kernel_packages()
+    if not names and os.geteuid() == 0:
+        _run("apt-get", "update", "-q", "-o", "DPkg::Lock::Timeout=120")
+        names = kernel_packages()
     if not names:
         raise SystemExit(f"guest kernel: no package {META_PACKAGE} is known; run apt-get update")
     _run("apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", names[0], cwd=place)
@@ -76,6 +78,13 @@ def unpacked_package(place: Path) -> Path:
     tree = place / "tree"
     _run("dpkg-deb", "-x", str(package), str(tree))
     return tree
+
+
+def kernel_packages() -> list[str]:
+    """The package that the meta package stands for, as far as the lists of packages say."""
+    done = subprocess.run(["apt-cache", "depends", META_PACKAGE], capture_output=True, text=True, check=False)
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    return [line.split()[1] for line in lines if line.startswith("Depends: linux-image-")]
 
 
 def initrd_files(tree: Path) -> dict[str, tuple[int, bytes]]:
@@ -89,7 +98,10 @@ def initrd_files(tree: Path) -> dict[str, tuple[int, bytes]]:
         files[directory] = (stat.S_IFDIR | 0o755, b"")
     busybox = shutil.which("busybox")
     assert busybox is not None
-    files["bin/busybox"] = (stat.S_IFREG | 0o755, Path(busybox).read_bytes())
+    program = Path(busybox).read_bytes()
+    if b"/ld-linux" in program[:4096]:
+        raise SystemExit("guest kernel: busybox needs libraries; install busybox-static instead")
+    files["bin/busybox"] = (stat.S_IFREG | 0o755, program)
     files["bin/sh"] = (stat.S_IFLNK | 0o777, b"busybox")
     files["init"] = (stat.S_IFREG | 0o755, INIT.encode())
     order = load_order((modules / "modules.dep").read_text())

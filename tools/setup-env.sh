@@ -101,12 +101,15 @@ set_up_python() {
 
 missing_packages() {
     local mount_package=util-linux rpm_package=rpm-build ssh_package=openssh-clients ip_package=iproute program package
+    local thin_package=device-mapper-persistent-data guest=''
     if [ "$(installer)" = apt-get ]; then
         mount_package=mount rpm_package=rpm ssh_package=openssh-client ip_package=iproute2
+        thin_package=thin-provisioning-tools
+        guest='qemu-system-x86_64:qemu-system-x86 busybox:busybox-static depmod:kmod'
     fi
     for pair in mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
         losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio \
-        sshd:openssh-server ssh:$ssh_package ip:$ip_package; do
+        sshd:openssh-server ssh:$ssh_package ip:$ip_package lvs:lvm2 thin_delta:$thin_package $guest; do
         program=${pair%%:*} package=${pair#*:}
         command -v "$program" >/dev/null || echo "$package"
     done | sort -u
@@ -115,9 +118,12 @@ missing_packages() {
 set_up_system() {
     local packages
     packages=$(missing_packages | xargs)
-    [ -n "$packages" ] || return 0
-    # shellcheck disable=SC2086 # one word a package
-    install_packages $packages || say "not installed here: $packages; tests that need them are skipped"
+    if [ -n "$packages" ]; then
+        # shellcheck disable=SC2086 # one word a package
+        install_packages $packages || say "not installed here: $packages; tests that need them are skipped"
+    fi
+    # The kernel that tests/guest boots; what is there already is kept.
+    "$PYTHON" tools/guest_kernel.py || say "there is no kernel for the guest; tests of LVM are skipped"
 }
 
 # A second S3 service for the tests, from npm where there is one.
