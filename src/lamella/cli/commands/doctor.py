@@ -26,12 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
         "Without REPO only this machine is examined, without a secret nothing inside the repository. Checkpoints are\n"
-        "listed beside the sources of which this host keeps a moment, and beside SOURCE.\n\n" + SECRETS
+        "listed beside the sources of which this host keeps a moment, and beside SOURCE; as root also all thin pools\n"
+        "of LVM, with the snapshots of Lamella in them, reservations of their metadata, and restores that did not\n"
+        "end.\n\n" + SECRETS
     )
     parser.add_argument(
         "source", nargs="*", metavar="SOURCE", help="path of an image whose checkpoints are looked at too"
     )
-    parser.add_argument("--fix", action="store_true", help="remove checkpoints that killed runs of this host left")
+    parser.add_argument("--fix", action="store_true", help="remove what killed runs of this host left")
     parser.add_argument(
         "--owner", type=_owner, metavar="ID", help="with --fix: remove the checkpoints of this owner instead"
     )
