@@ -186,6 +186,5 @@ def shared_pool() -> Iterator[Pool]:
 @pytest.fixture
 def pool(shared_pool: Pool) -> Iterator[Pool]:
     """The pool, empty before and after."""
-    shared_pool.clean()
     yield shared_pool
     shared_pool.clean()

@@ -6,12 +6,30 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from lamella.sources.base import Source
-from lamella.testing.source_changes import SIZE
+from lamella.testing.source_changes import CHANGES, SIZE
 from lamella.testing.source_contract import SourceContract
 from lamella.testing.source_reading import GRAIN, KIB, MIB
 from tests.guest.lvm import EXTENT, Pool, ThinChanges, ThinVolume
+
+TELLING = (
+    "nothing",
+    "one byte",
+    "all of it with the same bytes",
+    "shrunk within a chunk",
+    "grown by data after a hole",
+    "shrunk then filled again",
+    "made anew under its name",
+    "replaced by zeros",
+)
+
+
+def some(*names: str) -> list[ParameterSet]:
+    """All changes as parameters; those not named are for the long run."""
+    assert set(names) <= set(CHANGES)
+    return [pytest.param(name, marks=[] if name in names else [pytest.mark.long]) for name in CHANGES]
 
 
 class TestThin(SourceContract):
@@ -22,6 +40,21 @@ class TestThin(SourceContract):
     def _volume(self, pool: Pool) -> None:
         self.here = pool
         self.mine = pool.volume()
+
+    # The names that are left to the long run do to a thin volume what others do already.
+    @pytest.mark.parametrize("name", some("all of it", "shrunk to nothing", "made anew under its name"))
+    def test_a_frozen_volume_does_not_change(self, name: str) -> None:
+        super().test_a_frozen_volume_does_not_change(name)
+
+    @pytest.mark.parametrize("name", some(*TELLING))
+    def test_nothing_outside_a_delta_changed(self, name: str) -> None:
+        super().test_nothing_outside_a_delta_changed(name)
+
+    @pytest.mark.parametrize(
+        "seed", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)]
+    )
+    def test_random_changes(self, seed: int) -> None:
+        super().test_random_changes(seed)
 
     def volume(self) -> ThinVolume:
         return self.mine

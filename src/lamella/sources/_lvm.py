@@ -149,9 +149,18 @@ def node_of(vg: str, lv: str) -> Path:
 
 def kernel_uuid(rdev: int) -> str:
     """The UUID that device-mapper gives the device with this number; empty for other devices."""
+    return _of_device(rdev, "uuid")
+
+
+def kernel_name(rdev: int) -> str:
+    """The name that device-mapper gives the device with this number; empty for other devices."""
+    return _of_device(rdev, "name")
+
+
+def _of_device(rdev: int, what: str) -> str:
     try:
-        return (_SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "dm" / "uuid").read_text("ascii").strip()
-    except OSError:
+        return (_SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "dm" / what).read_text("utf-8").strip()
+    except (OSError, ValueError):
         return ""
 
 
@@ -164,13 +173,12 @@ def names_at(path: Path) -> tuple[str, str] | None:
     """Volume group and name of the logical volume whose device is at a path, as the kernel says; None for others."""
     try:
         rdev = path.stat().st_rdev if path.is_block_device() else 0
-        if not kernel_uuid(rdev).startswith("LVM-"):
-            return None
-        name = (_SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "dm" / "name").read_text("utf-8").strip()
-    except (OSError, ValueError):
+    except OSError:
+        return None
+    if not kernel_uuid(rdev).startswith("LVM-"):
         return None
     # A single dash is the border; no name begins or ends with one that is not doubled.
-    parts = re.split(r"(?<!-)-(?!-)", name.replace("--", "\0"))
+    parts = re.split(r"(?<!-)-(?!-)", kernel_name(rdev).replace("--", "\0"))
     if len(parts) != 2:
         return None
     vg, lv = (part.replace("\0", "-") for part in parts)

@@ -87,6 +87,12 @@ class ThinDevice(BlockDevice):
         """Give back every block of the volume, and write zeros where a block is only in part the volume's."""
         with self._opening():
             rdev = os.fstat(self._fd).st_rdev
+            if len(_lvm.table_of(_lvm.kernel_name(rdev))) > _WORDS_WITHOUT_ORIGIN:
+                raise UsageError(
+                    f"{self._given} has an external origin, which would show where nothing is written",
+                    obj=str(self._given),
+                    hint="restore into a new volume",
+                )
             queue = _SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity"
             block = int(queue.read_text("ascii"))
             # Without discards the zeros are written: the same to read, only larger.
@@ -248,12 +254,6 @@ class ReplacedThin(_Beside):
         if row is None:
             raise SourceError(f"{self._vg}/{self._partial} was made and is not there", obj=self._text)
         _resize(row, size)
-        if len(_lvm.table_of(_lvm.device_name(self._vg, self._partial))) > _WORDS_WITHOUT_ORIGIN:
-            raise UsageError(
-                f"{self._text} has an external origin, which would show where nothing is written",
-                obj=self._text,
-                hint="restore into a new volume",
-            )
 
     def _give_name(self) -> None:
         row = _lvm.volume_named(_lvm.report(self._vg), self._lv)
@@ -270,9 +270,8 @@ class ReplacedThin(_Beside):
 
 
 def _refuse_open(volume: LogicalVolume) -> None:
-    """Raise UsageError if anything has the volume open; what exactly is told where it is written in place."""
-    rows = _lvm.report(volume.vg)
-    row = _lvm.volume_named(rows, volume.name)
+    """Raise UsageError if anything has the volume open now."""
+    row = _lvm.volume_named(_lvm.report(volume.vg), volume.name)
     if row is not None and row.open:
         raise in_use(_lvm.node_of(volume.vg, volume.name), "its device is open")
 

@@ -33,7 +33,8 @@ TAG: Final = "lamella"
 """On every logical volume that Lamella makes."""
 
 _SNAPSHOT: Final = re.compile(r"(.+)\+lam([0-9a-f]{8})x([1-9][0-9]{0,15})")
-_LONGEST_DEVICE_NAME: Final = 127  # Linux, dm-ioctl.h: DM_NAME_LEN with its zero
+_LONGEST_DEVICE_NAME: Final = 126  # dm-ioctl.h: DM_NAME_LEN is 128 with its zero; lvm2 allows one less
+_UUID_LENGTH: Final = len("LVM-") + 64
 _EXTERNAL: Final = f"{TAG}:external="
 
 
@@ -267,7 +268,9 @@ class ThinSource:
 
     def _next_name(self, rows: list[LogicalVolume]) -> str:
         ending = f"+lam{self._keeping.owner}x"
-        number = 1 + max((_number(row.name) for row in rows if ending in row.name and owner_in(row)), default=0)
+        # Whatever has such a name, ours or not: it is taken.
+        taken = (_number(row.name) for row in rows if ending in row.name and _SNAPSHOT.fullmatch(row.name))
+        number = 1 + max(taken, default=0)
         ending += str(number)
         start = self._lv
         while len(_lvm.device_name(self._vg, start + ending)) > _LONGEST_DEVICE_NAME and len(start) > 1:
@@ -298,7 +301,8 @@ class ThinSource:
             return ""
         major, _, minor = words[5].partition(":")
         uuid = _lvm.kernel_uuid(os.makedev(int(major), int(minor)))
-        return uuid or "unknown"
+        # Without the ending of the layer, which is another one when the origin itself is active.
+        return uuid[:_UUID_LENGTH] or "unknown"
 
     def _thaw(self, name: str) -> None:
         """Remove the snapshot, or let it be without a device if it was kept. Raises SourceError."""
