@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from random import Random
 
@@ -55,6 +56,12 @@ class TestThin(SourceContract):
     )
     def test_random_changes(self, seed: int) -> None:
         super().test_random_changes(seed)
+
+    def bytes_read(self) -> int:
+        """From the pool's data. What processes read counts for whoever started them, and LVM reads its own records."""
+        device = Path("/dev/mapper/vg-pool_tdata").stat().st_rdev
+        stat = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text("ascii")
+        return int(stat.split()[2]) * 512  # Linux: block/stat.rst, sectors read
 
     def volume(self) -> ThinVolume:
         return self.mine

@@ -69,6 +69,10 @@ class SourceContract(SourceReading):
         """Return how many chunks a delta may hold at most after `touched` chunks of a volume were written."""
         return touched
 
+    def bytes_read(self) -> int:
+        """Return a count that grows with every byte of data that is read: those this process got by reading calls."""
+        return _bytes_read()
+
     def base(self, source: Source) -> str:
         """Keep the present moment of a source; return its checkpoint."""
         with source.freeze() as frozen:
@@ -226,9 +230,9 @@ class SourceContract(SourceReading):
         checkpoint = self.base(self.source_of(volume))
         volume.write(0, pattern(SIZE // 2, 8))
         with self.source_of(volume).freeze() as frozen:
-            before = _bytes_read()
+            before = self.bytes_read()
             frozen.delta_since(checkpoint, GRAIN)
-            assert _bytes_read() - before < READ_FOR_A_DELTA
+            assert self.bytes_read() - before < READ_FOR_A_DELTA
 
     def test_several_bases_of_one_volume(self) -> None:
         volume = self.filled(pattern(SIZE, 0))
