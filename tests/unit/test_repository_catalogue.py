@@ -252,7 +252,7 @@ def test_snapshots_are_in_the_order_of_their_moments(one: Repository) -> None:
     assert [shot.name for shot in latest(state.snapshots)] == ["snap-0003"]
 
 
-def test_what_only_a_checkpoint_carries_cannot_be_ordered(small: Small, one: Repository, two: Repository) -> None:
+def test_checkpoints_carry_the_order_of_what_they_carry(small: Small, one: Repository, two: Repository) -> None:
     one.publish([raw(snapshot_record(1))])
     two.reload()
     two.publish([raw(snapshot_record(2))])
@@ -260,7 +260,8 @@ def test_what_only_a_checkpoint_carries_cannot_be_ordered(small: Small, one: Rep
         two.publish([])
     with small.opened("three") as repo:
         shots = {shot.name: shot for shot in repo.catalogue.snapshots}
-        assert before(shots["snap-0001"], shots["snap-0002"]) is None
+        assert before(shots["snap-0001"], shots["snap-0002"]) is True
+        assert before(shots["snap-0002"], shots["snap-0001"]) is False
         repo.reload(whole=True)
         shots = {shot.name: shot for shot in repo.catalogue.snapshots}
         assert before(shots["snap-0001"], shots["snap-0002"]) is True

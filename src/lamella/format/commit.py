@@ -17,7 +17,7 @@ from lamella.trust import Opened
 
 PREFIX = "w/"
 MAX_SEEN = 4096
-CHECKPOINT_EVERY = 64
+CHECKPOINT_EVERY = 24
 _NAME = re.compile(r"w/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{64})")
 
 

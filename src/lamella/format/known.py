@@ -18,12 +18,13 @@ from lamella.format.records import (
     Volume,
     Writer,
 )
+from lamella.format.seen import Seen
 from lamella.format.sessions import Abandon, Session
 
 Signed = Volume | File | FileGone | Tag | Rename | Pin | Remove | Condemn | Rescue | Reaped | Retire | Audited
 """Records that end in the prune key's signature, or in 64 zero bytes."""
 
-Known = Signed | Writer | AddSnap | Confirm | Session | Abandon | ForkSeen | Run | Lost | Checkpoint
+Known = Signed | Writer | AddSnap | Confirm | Session | Abandon | ForkSeen | Run | Lost | Checkpoint | Seen
 
 KINDS: tuple[type[Known], ...] = (
     Writer,
@@ -47,6 +48,7 @@ KINDS: tuple[type[Known], ...] = (
     Audited,
     Run,
     Lost,
+    Seen,
 )
 _BY_TYPE = {kind.TYPE: kind for kind in KINDS}
 

@@ -10,9 +10,8 @@ from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFo
 from lamella.events import Progress, Reporter
 from lamella.format import commit, container, keyslot, marker
 from lamella.format.container import Kind
-from lamella.format.known import understood
-from lamella.format.records import AddSnap
 from lamella.ids import ChunkId, DomainId
+from lamella.operations.auditing import audit
 from lamella.operations.findings import VerifyResult
 from lamella.operations.probe import PROBE
 from lamella.pipeline import ordered_map
@@ -54,29 +53,9 @@ def check_stored_commits(repo: Repository, result: VerifyResult) -> None:
 
 
 def check_checkpoints(repo: Repository, result: VerifyResult) -> None:
-    """Each newest checkpoint against the commits before it: what it leaves out would be forgotten by later readers."""
-    for chain in repo.history.chains.values():
-        head = chain.head
-        if chain.carried is None or head is None or not chain.whole:
-            continue
-        name = f"checkpoint in commit {chain.checkpoint[0]} of writer {chain.writer.hex()[:8]}"
-        try:
-            carried = {_essence(entry) for entry in repo.checkpoint_entries(chain)}
-        except (IntegrityError, ObjectNotFound) as error:
-            result.damage("commit", name, error.message)
-            continue
-        earlier = {_essence(entry) for entry in chain.entries if entry.seq < chain.checkpoint[0]}
-        if carried != earlier:
-            wrong = len(carried ^ earlier)
-            result.damage("commit", name, f"{wrong} records differ between it and the commits before it")
-
-
-def _essence(entry: commit.Entry) -> tuple[int, int, bytes]:
-    """An entry without what checkpoints may drop: the packs of confirmed snapshots."""
-    record = entry.record
-    known = understood(record) if record.type == AddSnap.TYPE else None
-    value = known.without_packs().encode_value() if isinstance(known, AddSnap) else record.value
-    return entry.seq, record.type, value
+    """Each newest checkpoint against what came before it: what it leaves out would be forgotten by later readers."""
+    for problem in audit(repo).problems:
+        result.damage("commit", "w/", problem.message)
 
 
 def check_files(repo: Repository, result: VerifyResult) -> None:

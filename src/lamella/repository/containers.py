@@ -53,8 +53,12 @@ def build(keys: Keys, domain_id: DomainId, sealer: PackSealer, blobs: Sequence[S
 def build_single(
     keys: Keys, domain_id: DomainId, contents: Sequence[tuple[Kind, bytes]]
 ) -> tuple[Sealed, list[ChunkId]]:
-    """A container of a few uncompressed contents under a fresh salt, and their ids. Equal contents are stored once."""
+    """A container of a few contents under a fresh salt, and their ids. Equal contents are stored once.
+
+    They are compressed with zlib: every reader has it, and what is in the catalogue is not much.
+    """
     domain = keys.domain(domain_id)
+    encoder = compression.Encoder("portable")
     sealer = PackSealer(domain, new_salt())
     blobs: list[SealedBlob] = []
     ids: list[ChunkId] = []
@@ -62,7 +66,7 @@ def build_single(
         id_ = identifier(domain, kind)(content)
         ids.append(id_)
         if sealer.reserve(kind, id_):
-            blobs.append((kind, id_, sealer.seal(kind, id_, raw_body(content)), len(content)))
+            blobs.append((kind, id_, sealer.seal(kind, id_, encoder.encode(content)), len(content)))
     return build(keys, domain_id, sealer, blobs)[0], ids
 
 

@@ -18,7 +18,8 @@ from lamella.format import commit, keyslot, marker
 from lamella.format.records import File
 from lamella.ids import RepoId
 from lamella.repository.cache import Cache
-from lamella.repository.history import History, HistoryReader
+from lamella.repository.chains import HistoryReader
+from lamella.repository.history import History
 from lamella.repository.host import Host
 from lamella.repository.pins import Pins
 from lamella.repository.publish import Publisher

@@ -7,7 +7,7 @@ lost and another process of this host are then all the same case.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lamella.clock import Clock
@@ -18,37 +18,27 @@ from lamella.format.commit import (
     CHECKPOINT_EVERY,
     MAX_SEEN,
     PREFIX,
-    SEGMENT_HEAD,
     Body,
-    Entry,
     Head,
-    decode_entries,
     parse_name,
 )
-from lamella.format.container import Kind
-from lamella.format.known import Signed, understood
+from lamella.format.known import Signed
 from lamella.format.records import (
-    AddSnap,
     Checkpoint,
-    Confirm,
     ForkSeen,
     RawRecord,
-    Ref,
-    SegmentPlace,
     Writer,
     prune_signed_message,
     raw,
 )
-from lamella.ids import CATALOGUE
-from lamella.repository.blobmap import pack_name
-from lamella.repository.containers import build_commit, build_single
-from lamella.repository.history import Chain, History, HistoryReader
+from lamella.repository.chains import HistoryReader
+from lamella.repository.checkpointing import make_checkpoint
+from lamella.repository.compaction import Ended
+from lamella.repository.containers import build_commit
+from lamella.repository.history import Chain, History
 from lamella.repository.host import HostMemory, WriterKey
 from lamella.repository.pins import Pins
 from lamella.stores.base import Store
-
-_SEGMENT_ENTRIES = 1000
-_SEGMENT_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +59,18 @@ class Publisher:
         self._pins = pins
         self._reader = reader
 
-    def publish(self, history: History, records: Sequence[RawRecord | Signed], clock: Clock) -> Published:
+    def publish(
+        self,
+        history: History,
+        records: Sequence[RawRecord | Signed],
+        clock: Clock,
+        ended: Callable[[], Ended] = Ended,
+    ) -> Published:
         """Append one commit carrying `records` to the own chain; durable when this returns.
 
-        `Signed` values are signed with the prune key if the secret had it. Raises RolledBack if the own
-        chain turns out to be forked or to have gone backwards, StoreError.
+        `Signed` values are signed with the prune key if the secret had it. `ended` says what a checkpoint may leave out
+        and is asked only when one is due. Raises RolledBack if the own chain turns out to be forked or to have gone
+        backwards, StoreError.
         """
         with self._memory.lock():
             key, chain, news = self._own_chain(history)
@@ -83,7 +80,7 @@ class Publisher:
             rows = [*news, *(self._signed(record, key, seq, prev) for record in records)]
             stored = 0
             if seq - chain.checkpoint[0] >= CHECKPOINT_EVERY:
-                checkpoint, stored = self._checkpoint(chain)
+                checkpoint, stored = make_checkpoint(self._store, self._keys, chain, ended())
                 rows.append(raw(checkpoint))
             seen = self._seen(history, chain, complete=head is None or any(row.type == Checkpoint.TYPE for row in rows))
             body = Body(key.id, seq, prev, now, chain.checkpoint, seen, tuple(rows))
@@ -100,7 +97,7 @@ class Publisher:
         key = self._memory.writer_key()
         known = None if key is None else history.chains.get(key.id)
         if key is not None and not (known is not None and known.forked_at):
-            chain, fresh = self._reader.read_own(key.id, self._pins)
+            chain, fresh = self._reader.read_own(key.id, self._pins, history.audits.get(key.id, ()))
             if chain.forked_at or any(problem.key not in self._pins.accepted for problem in fresh.problems):
                 raise RolledBack("this host's own history changed while it was used", hint="run: lamella check")
             history.chains[key.id] = chain
@@ -150,68 +147,3 @@ class Publisher:
                 obj=made.name,
                 hint="both snapshots are kept; accept with: lamella check --accept-rollback",
             )
-
-    def _checkpoint(self, chain: Chain) -> tuple[Checkpoint, int]:
-        """The chain's state up to now; entries beyond what a tail should hold go into catalogue segments first."""
-        carried = chain.carried
-        earlier = () if carried is None else carried.earlier
-        if chain.checkpoint[0]:
-            earlier = (*earlier, chain.checkpoint)
-        if chain.lacking and chain.whole:
-            carried = None  # it cannot be read, but all that it says is known: write everything anew
-        segments = list(carried.segments) if carried is not None else []
-        tail = self._tail(chain, carried)
-        stored = 0
-        while len(tail) > _SEGMENT_ENTRIES or sum(len(row) for row in tail) > _SEGMENT_BYTES:
-            content, tail = _cut(tail)
-            place, size = self._put_segment(content)
-            segments.append(place)
-            stored += size
-        if stored:
-            self._store.sync()
-        return Checkpoint(earlier, tuple(segments), b"".join(tail)), stored
-
-    def _tail(self, chain: Chain, carried: Checkpoint | None) -> list[bytes]:
-        """Entries that are in no segment yet; the packs of confirmed snapshots are dropped."""
-        after = 0
-        entries: list[Entry] = []
-        if carried is not None:
-            entries = list(decode_entries(carried.entries, "a checkpoint"))
-            after = chain.checkpoint[0]
-        entries += [entry for entry in chain.entries if entry.seq >= max(after, 1)]
-        confirmed = _confirmed(chain)
-        return [_slimmed(chain, entry, confirmed).encode() for entry in entries]
-
-    def _put_segment(self, content: bytes) -> tuple[SegmentPlace, int]:
-        sealed, ids = build_single(self._keys, CATALOGUE, [(Kind.SEGMENT, content)])
-        sha256 = hashlib.sha256(sealed).digest()
-        self._store.put(pack_name(sha256), sealed)
-        return SegmentPlace(ids[0], sha256), len(sealed)
-
-
-def _cut(tail: list[bytes]) -> tuple[bytes, list[bytes]]:
-    """One segment's content, and what is left."""
-    taken = size = 0
-    while taken < min(len(tail), _SEGMENT_ENTRIES) and (not taken or size + len(tail[taken]) <= _SEGMENT_BYTES):
-        size += len(tail[taken])
-        taken += 1
-    return SEGMENT_HEAD + b"".join(tail[:taken]), tail[taken:]
-
-
-def _confirmed(chain: Chain) -> set[Ref]:
-    found: set[Ref] = set()
-    for entry in chain.entries:
-        if entry.record.type == Confirm.TYPE:
-            known = understood(entry.record)
-            if isinstance(known, Confirm):
-                found |= set(known.refs)
-    return found
-
-
-def _slimmed(chain: Chain, entry: Entry, confirmed: set[Ref]) -> Entry:
-    if entry.record.type != AddSnap.TYPE:
-        return entry
-    known = understood(entry.record)
-    if not isinstance(known, AddSnap) or Ref(chain.writer, entry.seq, known.snap_id) not in confirmed:
-        return entry
-    return entry._replace(record=raw(known.without_packs()))

@@ -20,18 +20,21 @@ from lamella.errors import (
     UnknownFormat,
 )
 from lamella.format.commit import Entry
-from lamella.format.container import Kind
+from lamella.format.commit import Head as CommitHead
+from lamella.format.container import MAX_OBJECT, Kind
 from lamella.format.known import Signed
 from lamella.format.node import Shape
 from lamella.format.records import RawRecord, SegmentPlace
 from lamella.ids import CATALOGUE, ChunkId, DomainId, RepoId, WriterId
 from lamella.repository import state
-from lamella.repository.blobmap import BlobMap, Place, pack_name
+from lamella.repository.blobmap import BlobMap, pack_name
 from lamella.repository.cache import Cache
 from lamella.repository.catalogue import Catalogue, Snapshot
-from lamella.repository.containers import read_head
+from lamella.repository.chains import HistoryReader
+from lamella.repository.compaction import Ended
+from lamella.repository.containers import open_whole
 from lamella.repository.contents import Contents
-from lamella.repository.history import Chain, History, HistoryReader
+from lamella.repository.history import Chain, History
 from lamella.repository.host import Host
 from lamella.repository.pins import Pins, Problem
 from lamella.repository.places import Places, judge, suffix
@@ -39,6 +42,7 @@ from lamella.repository.publish import Published, Publisher
 from lamella.repository.sightings import Sightings
 from lamella.repository.slots import Unlocked, unlock
 from lamella.repository.suspects import Suspects
+from lamella.repository.tombstones import ended
 from lamella.repository.tree import Tree, TreeReader
 from lamella.stores.base import Held, Store
 from lamella.trust import Opened
@@ -192,6 +196,10 @@ class Repository:
             hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
             raise Locked(f"this place is a mirror made by copy --mirror{age}", obj=self.store.url, hint=hint)
 
+    def ancestors(self, head: CommitHead) -> list[CommitHead]:
+        """The commits in the store that lead to this one without a gap, oldest first. Raises StoreError."""
+        return self._reader.ancestors(head)
+
     def accept_history(self) -> list[Problem]:
         """Take the history that is here as the right one, at this place; returns what was accepted.
 
@@ -234,7 +242,7 @@ class Repository:
         self.require_writable()
         self._require_lock()
         publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
-        published = publisher.publish(self.history, records, self.clock)
+        published = publisher.publish(self.history, records, self.clock, self._ended)
         self._note_place(lambda: self.places.wrote_there(self.store.url, [published.head]))
         return published
 
@@ -251,6 +259,9 @@ class Repository:
                     hint="run the command again: what is stored already is used",
                 )
             lock.renew(losses)
+
+    def _ended(self) -> Ended:
+        return ended(self.store, self._reader, self.history, self.catalogue, self.own_writer)
 
     # -- contents -----------------------------------------------------------------------------------------------------
 
@@ -280,14 +291,16 @@ class Repository:
         return TreeReader(fetch)
 
     def _segment(self, place: SegmentPlace) -> Opened:
-        """A catalogue segment: at its hinted pack, else wherever the map finds it."""
+        """A catalogue segment: at its hinted pack, fetched whole, else wherever the map finds it."""
         name = pack_name(place.pack)
         try:
-            head = read_head(self.store, self.keys, name, self.store.stat(name))
-            for blob in head.blobs:
-                if blob.id == place.id and head.domain_id == CATALOGUE:
-                    where = Place(place.pack, head.header, CATALOGUE, blob, own=False)
-                    return self.contents.open_at(where)
+            size = self.store.stat(name)
+            if size > MAX_OBJECT:
+                raise IntegrityError("a container of impossible size", obj=name)
+            head, contents = open_whole(self.keys, name, self.store.get(name, 0, size))
+            for blob, content in zip(head.blobs, contents, strict=True):
+                if (blob.kind, blob.id) == (Kind.SEGMENT, place.id) and head.domain_id == CATALOGUE:
+                    return content
         except (IntegrityError, ObjectNotFound, UnknownFormat):
             pass
         self.blobs.refresh()

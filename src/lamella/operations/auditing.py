@@ -1,0 +1,151 @@
+"""Auditing checkpoints, so that the commits before them are needed no more (FORMAT 8, AUDITED).
+
+A checkpoint passes if it repeats everything before it that is in force, adds nothing, and says truly what its commits
+had seen. What one leaves out stays what it is, since the commits before an unaudited checkpoint are read; it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from lamella.errors import IntegrityError, ObjectNotFound
+from lamella.format.commit import Entry, Head
+from lamella.format.deletion import Audited
+from lamella.format.known import understood
+from lamella.format.records import Ref
+from lamella.format.seen import Seen
+from lamella.repository.chains import clocks_of
+from lamella.repository.compaction import (
+    AUDITS_KEPT,
+    Ended,
+    InForce,
+    begins_of,
+    differences,
+    differing_clocks,
+)
+from lamella.repository.history import Chain
+from lamella.repository.pins import Problem
+from lamella.repository.repository import Repository
+
+
+@dataclass(slots=True)
+class Audit:
+    """What became of the newest checkpoints of all chains."""
+
+    passed: list[Head] = field(default_factory=list)
+    """Commits whose checkpoints say what the commits before them say, and are not named AUDITED yet."""
+    problems: list[Problem] = field(default_factory=list)
+    """Checkpoints that do not. Nothing may be deleted that rests on them; readers are told (exit code 21)."""
+    waiting: list[str] = field(default_factory=list)
+    """Why a checkpoint was not judged yet."""
+
+
+def audit(repo: Repository, remove_delay_ms: int = 0) -> Audit:
+    """Judge the newest checkpoint of every chain; reads the whole history if it was not read yet.
+
+    A checkpoint that already lacks a snapshot whose removal this host first saw less than `remove_delay_ms` ago has to
+    wait. Raises StoreError.
+    """
+    if not repo.history.whole:
+        repo.reload(whole=True)
+    result = Audit()
+    for chain in repo.history.chains.values():
+        seq, sha256 = chain.checkpoint
+        head = Head(chain.writer, seq, sha256)
+        if seq == 0 or head == chain.begin:
+            continue
+        where = f"the checkpoint in commit {seq} of writer {chain.writer.hex()[:8]}"
+        trouble = _trouble(repo, chain)
+        if trouble:
+            result.waiting.append(f"{where}: {trouble}")
+            continue
+        try:
+            wrong = _wrong(repo, chain, _ended(repo, frozenset(repo.catalogue.removed)))
+        except (IntegrityError, ObjectNotFound) as error:
+            wrong = f"cannot be read: {error.message}"
+        if wrong:
+            result.problems.append(Problem(f"checkpoint:{chain.writer.hex()}:{seq}:{sha256.hex()}", f"{where} {wrong}"))
+        elif remove_delay_ms and _wrong(repo, chain, _ended(repo, _old_enough(repo, remove_delay_ms))):
+            result.waiting.append(f"{where} lacks what was removed only lately")
+        else:
+            result.passed.append(head)
+    return result
+
+
+def publish_audits(repo: Repository, passed: Collection[Head]) -> None:
+    """Say of these checkpoints that chains may begin with them. Needs the prune key. Raises RolledBack, StoreError."""
+    if passed:
+        repo.publish([Audited(head) for head in sorted(passed)])
+
+
+def reapable_commits(repo: Repository) -> list[Head]:
+    """Commits that no reader needs, in the order in which they are to be deleted: each writer's oldest first.
+
+    These are the ones before the second newest audited checkpoint of a chain that never forked, as far as each is named
+    by the one after it. Reads the whole history if it was not read yet. Raises StoreError.
+    """
+    if not repo.history.whole:
+        repo.reload(whole=True)
+    found: list[Head] = []
+    for chain in repo.history.chains.values():
+        audits = [head for head in repo.history.audits.get(chain.writer, []) if chain.begin and head <= chain.begin]
+        if chain.forked_at or _trouble(repo, chain) or len(audits) < AUDITS_KEPT:
+            continue
+        found += repo.ancestors(audits[-AUDITS_KEPT])
+    return found
+
+
+def _trouble(repo: Repository, chain: Chain) -> str:
+    """Why nothing can be said about a chain now; empty if it is whole and sound."""
+    name = chain.writer.hex()
+    if chain.forked_at:
+        return "its chain forked"
+    if chain.lacking:
+        return chain.lacking
+    if not chain.whole or any(name in problem.key for problem in repo.history.problems):
+        return "the history before it is not whole"
+    if any(obj.startswith(f"w/{name}/") for obj, _ in repo.history.damaged):
+        return "a commit of its chain is damaged"
+    return ""
+
+
+def _ended(repo: Repository, removed: frozenset[Ref]) -> Ended:
+    """Tombstones of what no chain carries any more may be gone: without them the history says the same."""
+    catalogue = repo.catalogue
+    buried = frozenset(ref for ref, removal in catalogue.removed.items() if removal.added is None)
+    return Ended(removed, begins_of(repo.history), frozenset(one.ref for one in catalogue.snapshots), buried)
+
+
+def _old_enough(repo: Repository, delay_ms: int) -> frozenset[Ref]:
+    now = repo.clock()
+    found: set[Ref] = set()
+    for ref, removal in repo.catalogue.removed.items():
+        sights = [repo.sightings.of(*commit) for commit in removal.commits]
+        if any(sight is None or sight.first_ms + delay_ms <= now for sight in sights):
+            found.add(ref)
+    return frozenset(found)
+
+
+def _wrong(repo: Repository, chain: Chain, ended: Ended) -> str:
+    """What is wrong with the newest checkpoint; empty if nothing is. Raises IntegrityError, ObjectNotFound."""
+    seq = chain.checkpoint[0]
+    carried: list[Entry] = []
+    facts: list[tuple[int, Seen]] = []
+    for entry in repo.checkpoint_entries(chain):
+        if entry.record.type != Seen.TYPE:
+            carried.append(entry)
+        elif isinstance(fact := understood(entry.record), Seen):
+            facts.append((entry.seq, fact))
+    every = [entry for entry in chain.entries if entry.seq < seq]
+    kept = InForce(chain.writer, every, ended).kept()
+    lacking, invented = differences(carried, kept, every)
+    if lacking:
+        return f"leaves out {lacking} records that are in force"
+    if invented:
+        return f"has {invented} records that no commit before it has"
+    seqs = sorted({entry.seq for entry in carried})
+    clocks = repo.history.clocks
+    true = {one: clocks.get((chain.writer, one)) for one in seqs}
+    differ = differing_clocks(seqs, clocks_of(chain.writer, seqs, facts), true)
+    return f"says of {differ} commits that they had seen what they had not" if differ else ""

@@ -1,0 +1,378 @@
+"""Reading chains of commits, and comparing them with what this host saw before (FORMAT 8, 9).
+
+A chain is read from its newest checkpoint, or from the pinned commit if that is older, so that every step from what
+this host saw to what is there now is checked. Read whole it begins with its newest audited checkpoint, else with its
+first commit. Forked chains are read whole: the union of their branches counts. What lies before an audited checkpoint
+says nothing any more, whether it is there or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+
+from lamella.crypto.derive import Keys
+from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.format.commit import PREFIX, Entry, Head, decode_entries, decode_segment, parse_name
+from lamella.format.container import MAX_OBJECT
+from lamella.format.deletion import Audited
+from lamella.format.known import understood
+from lamella.format.records import Checkpoint, SegmentPlace
+from lamella.format.seen import Seen
+from lamella.ids import WriterId
+from lamella.repository.cache import Cache
+from lamella.repository.containers import open_commit
+from lamella.repository.history import Chain, Commit, History
+from lamella.repository.order import Clock
+from lamella.repository.pins import Pins, Problem
+from lamella.repository.reach import reinstated, require_alive
+from lamella.repository.signed import prune_signed
+from lamella.stores.base import Store
+from lamella.trust import Opened
+
+_OPENED_KEPT = 1024
+ReadSegment = Callable[[SegmentPlace], Opened]
+Names = dict[int, list[Head]]
+"""The commits of one writer that are listed, by seq."""
+
+
+class HistoryReader:
+    """Reads w/ of one repository."""
+
+    def __init__(self, store: Store, keys: Keys, cache: Cache, read_segment: ReadSegment) -> None:
+        self._store = store
+        self._keys = keys
+        self._cache = cache
+        self._read_segment = read_segment
+        # A run reads its history several times; what verified under its hash need not be verified again.
+        self._opened: dict[Head, Commit] = {}
+
+    def read(self, pins: Pins, *, whole: bool = False) -> History:
+        """All chains. Damage and gaps become `damaged` and `problems`, never exceptions; a store that fails raises."""
+        names = self._names("")
+        read = {writer: self._chain(writer, names[writer], pins, False, ()) for writer in sorted(names)}
+        # Where a chain may begin is said in other chains, or in its own.
+        audits = self._audits(names, (chain for _, chain in read.values()))
+        for writer in sorted(names):
+            if whole or writer in audits:
+                read[writer] = self._chain(writer, names[writer], pins, whole, audits.get(writer, ()))
+        history = History()
+        history.audits = audits
+        for writer, (attempt, chain) in read.items():
+            history.chains[writer] = chain
+            history.problems += attempt.problems
+            history.damaged += attempt.damaged
+        history.unbacked = list(_unbacked(history))
+        for writer, (seq, sha256) in sorted(pins.heads.items()):
+            if writer not in history.chains:
+                text = f"the chain of writer {writer.hex()[:8]} is gone; commit {seq} was seen before"
+                history.problems.append(Problem(f"gone:{writer.hex()}:{seq}:{sha256.hex()}", text))
+        return history
+
+    def _audits(self, names: dict[WriterId, Names], chains: Iterable[Chain]) -> dict[WriterId, list[Head]]:
+        """What prune-signed AUDITED records name, by writer, ascending by seq."""
+        found: dict[WriterId, set[Head]] = defaultdict(set)
+        for chain in chains:
+            entries = self._salvaged(names[chain.writer]) if chain.lacking else chain.entries
+            for entry in entries:
+                if entry.record.type != Audited.TYPE or not prune_signed(self._keys, chain.writer, entry):
+                    continue
+                with suppress(IntegrityError):
+                    known = understood(entry.record)
+                    if isinstance(known, Audited):
+                        found[known.head.writer].add(known.head)
+        return {writer: sorted(heads) for writer, heads in found.items()}
+
+    def _salvaged(self, names: Names) -> Iterator[Entry]:
+        """The records of every commit and checkpoint of a chain that can be read, however they hang together."""
+        for seq in sorted(names):
+            for head in names[seq]:
+                commit = self.load(History(), head)
+                if commit is None:
+                    continue
+                for record in commit.body.records:
+                    yield Entry(seq, commit.body.prev, commit.body.time_ms, record)
+                if commit.checkpoint is not None:
+                    with suppress(IntegrityError, ObjectNotFound):
+                        yield from list(self.checkpoint_entries(commit.checkpoint, head.name))
+
+    def read_own(self, writer: WriterId, pins: Pins, audits: Sequence[Head] = ()) -> tuple[Chain, History]:
+        """One chain as it is now; it may begin with one of these audited checkpoints."""
+        names = self._names(writer.hex() + "/")
+        attempt, chain = self._chain(writer, names.get(writer, {}), pins, False, audits)
+        return chain, attempt
+
+    def _names(self, below: str) -> dict[WriterId, Names]:
+        names: dict[WriterId, Names] = defaultdict(lambda: defaultdict(list))
+        for entry in self._store.list(PREFIX + below):
+            head = parse_name(entry.name)
+            if head is not None and head.seq > 0 and entry.size <= MAX_OBJECT + 96:
+                names[head.writer][head.seq].append(head)
+        return names
+
+    def _chain(
+        self, writer: WriterId, names: Names, pins: Pins, whole: bool, audits: Sequence[Head]
+    ) -> tuple[History, Chain]:
+        """A chain, and what is wrong with it. An audited checkpoint that cannot be read gives way to the one before."""
+        for begin in [*(head for head in reversed(audits) if head in names.get(head.seq, [])), None]:
+            if whole and begin is not None and not self._has_checkpoint(begin):
+                continue
+            attempt, chain = self._from(writer, names, pins, whole, begin)
+            if begin is None or not chain.lacking or chain.checkpoint[0] > begin.seq:
+                break
+        _compare_with_pin(attempt, chain, pins)
+        return attempt, chain
+
+    def _has_checkpoint(self, head: Head) -> bool:
+        commit = self.load(History(), head)
+        return commit is not None and commit.checkpoint is not None
+
+    def _from(
+        self, writer: WriterId, names: Names, pins: Pins, whole: bool, begin: Head | None
+    ) -> tuple[History, Chain]:
+        first = 1 if begin is None else begin.seq
+        present = {seq: heads for seq, heads in names.items() if seq >= first}
+        whole = whole or any(len(heads) > 1 for heads in present.values())
+        attempt = History()
+        chain = _Reading(self, attempt, writer, present, begin).chain(first if whole else None, pins)
+        newest = chain.checkpoint[0]
+        if chain.lacking and newest > first and all(seq in present for seq in range(first, newest)):
+            # The checkpoint only repeats what is said before it, and that is there.
+            lacking, attempt = chain.lacking, History()
+            chain = _Reading(self, attempt, writer, present, begin).chain(first, pins)
+            attempt.damaged.append((Head(writer, *chain.checkpoint).name, lacking))
+            chain.lacking = chain.lacking or lacking
+        return attempt, chain
+
+    def ancestors(self, head: Head) -> list[Head]:
+        """The commits before this one that are listed, each named by the one after it; oldest first."""
+        names = self._names(head.writer.hex() + "/").get(head.writer, {})
+        found: list[Head] = []
+        commit = self.load(History(), head)
+        while commit is not None:
+            before = Head(head.writer, commit.head.seq - 1, commit.body.prev)
+            if before not in names.get(before.seq, []):
+                break
+            found.append(before)
+            commit = self.load(History(), before)
+        return found[::-1]
+
+    def load(self, history: History, head: Head) -> Commit | None:
+        """One commit, from the cache or the store; None, and a line in `damaged`, if it does not open."""
+        opened = self._opened.get(head)
+        if opened is None:
+            opened = self._load(history, head)
+            if opened is not None and len(self._opened) < _OPENED_KEPT:
+                self._opened[head] = opened
+        return opened
+
+    def _load(self, history: History, head: Head) -> Commit | None:
+        remembered = self._cache.commit(head.name)
+        if remembered is not None:
+            try:
+                return Commit(head, open_commit(self._keys, head, remembered))
+            except IntegrityError:
+                remembered = None
+        try:
+            content = self._store.get(head.name)
+            if hashlib.sha256(content).digest() != head.sha256 and reinstated(self._store, head.name):
+                content = self._store.get(head.name)
+            body = open_commit(self._keys, head, content)
+        except (IntegrityError, UnknownFormat, StoreError) as error:
+            require_alive(self._store, error)
+            history.damaged.append((head.name, error.message))
+            return None
+        self._cache.remember_commits([(head.name, content)])
+        return Commit(head, body)
+
+    def checkpoint_parts(self, checkpoint: Checkpoint, name: str) -> Iterator[tuple[SegmentPlace | None, list[Entry]]]:
+        """What a checkpoint carries, by segment; last what it holds itself. Raises IntegrityError, StoreError."""
+        for place in checkpoint.segments:
+            yield place, list(decode_segment(self._read_segment(place), name))
+        yield None, list(decode_entries(checkpoint.entries, name))
+
+    def checkpoint_entries(self, checkpoint: Checkpoint, name: str) -> Iterator[Entry]:
+        """All entries a checkpoint carries, segments first. Raises IntegrityError, StoreError."""
+        for _, entries in self.checkpoint_parts(checkpoint, name):
+            yield from entries
+
+
+class _Reading:
+    """The state of reading one chain."""
+
+    def __init__(
+        self, reader: HistoryReader, history: History, writer: WriterId, names: Names, begin: Head | None
+    ) -> None:
+        self._reader = reader
+        self._history = history
+        self._names = names
+        self._first = 1 if begin is None else begin.seq
+        self._chain = Chain(writer, begin=begin)
+        self._loaded: dict[int, list[Commit]] = {}
+        self._base = 0
+
+    def chain(self, start: int | None, pins: Pins) -> Chain:
+        """Read it from `start`; None: from its newest checkpoint."""
+        chain = self._chain
+        top = self._newest()
+        if top is None:
+            return chain
+        base = max(self._first, top.head.seq if top.checkpoint is not None else top.body.checkpoint[0])
+        if start is None:
+            # Without its checkpoint a chain is read from wherever its commits begin.
+            start = base if any(commit.checkpoint is not None for commit in self._load(base)) else self._first
+        pinned = pins.heads.get(chain.writer, (0, b""))[0]
+        # The pinned commit may be older than the checkpoint: then the steps in between are read and checked too.
+        first = max(self._first, min(start, pinned) if 0 < pinned <= top.head.seq else start)
+        for seq in sorted(self._names):  # not every number up to the newest: a commit may have any
+            if first <= seq <= top.head.seq:
+                self._load(seq)
+        chain.commits = [commit for seq in sorted(self._loaded) for commit in self._loaded[seq]]
+        chain.whole = first == self._first
+        self._check_links(first)
+        self._collect(self._first if chain.whole else base)
+        self._clocks()
+        return chain
+
+    def _newest(self) -> Commit | None:
+        for seq in sorted(self._names, reverse=True):
+            commits = self._load(seq)
+            if commits:
+                return commits[0]
+        return None
+
+    def _load(self, seq: int) -> list[Commit]:
+        if seq not in self._loaded:
+            found = (self._reader.load(self._history, head) for head in sorted(self._names.get(seq, [])))
+            self._loaded[seq] = [commit for commit in found if commit is not None]
+        return self._loaded[seq]
+
+    def _problem(self, kind: str, seq: int | str, text: str) -> None:
+        writer = self._chain.writer.hex()
+        self._history.problems.append(Problem(f"{kind}:{writer}:{seq}", f"writer {writer[:8]}: {text}"))
+
+    def _check_links(self, first: int) -> None:
+        chain = self._chain
+        there = sorted(seq for seq in self._names if seq < first or self._loaded.get(seq))
+        for before, seq in zip([self._first - 1, *there], there, strict=False):
+            if seq == before + 2:
+                self._problem("missing", before + 1, f"commit {before + 1} is missing or damaged")
+            elif seq > before + 1:
+                self._problem("missing", f"{before + 1}-{seq - 1}", f"commits {before + 1} to {seq - 1} are missing")
+        for seq in there:
+            commits = self._loaded.get(seq, [])
+            self._check_step(seq, commits, {commit.head.sha256 for commit in self._loaded.get(seq - 1, [])})
+            if len(commits) > 1 and not chain.forked_at:
+                chain.forked_at = seq
+                self._problem("fork", seq, f"the history forks at commit {seq}: its state was used in two places")
+        # Without a fork only the newest commit is a head: what is left before a gap is not.
+        followed = {commit.body.prev for commit in chain.commits}
+        newest = chain.commits if chain.forked_at else chain.commits[-1:]
+        chain.heads = [commit.head for commit in newest if commit.head.sha256 not in followed]
+
+    def _check_step(self, seq: int, commits: list[Commit], previous: set[bytes]) -> None:
+        """Commits follow one of the previous number; behind a gap nothing can be compared."""
+        for commit in commits:
+            if previous and commit.body.prev not in previous:
+                self._problem("broken", seq, f"commit {seq} does not follow the one before it")
+
+    def _clocks(self) -> None:
+        chain = self._chain
+        carried = max(chain.carried_clocks.items(), default=(0, {}))[1]
+        for commit in chain.commits:
+            clock: dict[WriterId, int] = dict(chain.clocks.get(commit.body.prev, {}))
+            if commit.head.seq == self._base:
+                clock |= {writer: max(seq, clock.get(writer, 0)) for writer, seq in carried.items()}
+            for head in commit.body.seen:
+                clock[head.writer] = max(head.seq, clock.get(head.writer, 0))
+            clock[chain.writer] = commit.head.seq
+            chain.clocks[commit.head.sha256] = clock
+
+    def _collect(self, base: int) -> None:
+        chain = self._chain
+        self._base = base
+        for commit in chain.commits:
+            carried = commit.checkpoint
+            if carried is not None:
+                chain.checkpoint, chain.carried = (commit.head.seq, commit.head.sha256), carried
+            if commit.head.seq < base:
+                continue
+            if commit.head.seq == base and base > 1:
+                self._from_checkpoint(carried, commit)
+            chain.entries += [
+                Entry(commit.head.seq, commit.body.prev, commit.body.time_ms, record)
+                for record in commit.body.records
+                if record.type != Checkpoint.TYPE
+            ]
+
+    def _from_checkpoint(self, carried: Checkpoint | None, commit: Commit) -> None:
+        if carried is None:
+            if self._chain.begin is not None:
+                self._lack(commit, "it is not there")
+            return
+        chain = self._chain
+        facts: list[tuple[int, Seen]] = []
+        try:
+            for place, entries in self._reader.checkpoint_parts(carried, commit.head.name):
+                if place is not None:
+                    chain.carried_parts.append((place, entries))
+                for entry in entries:
+                    if entry.record.type != Seen.TYPE:
+                        chain.entries.append(entry)
+                    elif isinstance(fact := understood(entry.record), Seen):
+                        facts.append((entry.seq, fact))
+        except (IntegrityError, ObjectNotFound) as error:
+            self._lack(commit, error.message)
+        chain.carried_clocks = clocks_of(chain.writer, sorted({entry.seq for entry in chain.entries}), facts)
+
+    def _lack(self, commit: Commit, why: str) -> None:
+        self._chain.lacking = f"the checkpoint in commit {commit.head.seq}: {why}"
+        self._problem("segment", commit.head.seq, self._chain.lacking)
+
+
+def clocks_of(writer: WriterId, seqs: Iterable[int], facts: Iterable[tuple[int, Seen]]) -> dict[int, Clock]:
+    """What the commits `seqs` (ascending) of a writer had seen, by the SEEN entries of its checkpoint.
+
+    Commits before the first SEEN are left out: what they had seen is not known.
+    """
+    found: dict[int, Clock] = {}
+    left = sorted(facts, key=lambda fact: fact[0])
+    seen: dict[WriterId, int] = {}
+    begun = False
+    for seq in seqs:
+        while left and left[0][0] <= seq:
+            for other, upto in left.pop(0)[1].heads:
+                seen[other] = max(upto, seen.get(other, 0))
+            begun = True
+        if begun:
+            found[seq] = {**seen, writer: seq}
+    return found
+
+
+def _unbacked(history: History) -> Iterator[str]:
+    for chain in history.chains.values():
+        for commit in chain.commits:
+            for head in commit.body.seen:
+                other = history.chains.get(head.writer)
+                newest = 0 if other is None or other.head is None else other.head.seq
+                if newest < head.seq:
+                    saw = f"writer {chain.writer.hex()[:8]} saw commit {head.seq} of writer {head.writer.hex()[:8]}"
+                    yield f"{saw}, whose newest commit here is {newest}: history is missing"
+
+
+def _compare_with_pin(history: History, chain: Chain, pins: Pins) -> None:
+    pinned = pins.heads.get(chain.writer)
+    if pinned is None or (chain.begin is not None and pinned[0] < chain.begin.seq):
+        return  # before an audited checkpoint the prune key's word takes the place of the commits
+    # The commit that was seen is part of the key: what was accepted once must not hide the next time.
+    seq, sha256 = pinned
+    writer = chain.writer.hex()
+    newest = chain.head.seq if chain.head is not None else 0
+    if newest < seq:
+        text = f"writer {writer[:8]}: the newest commit is {newest}, but {seq} was seen before: an older state is shown"
+        history.problems.append(Problem(f"back:{writer}:{seq}:{sha256.hex()}:{newest}", text))
+    elif not any(commit.head.sha256 == sha256 for commit in chain.commits):
+        text = f"writer {writer[:8]}: commit {seq} is not the one that was seen before"
+        history.problems.append(Problem(f"other:{writer}:{seq}:{sha256.hex()}", text))

@@ -1,0 +1,75 @@
+"""When the record of a removal may itself go (FORMAT 8): once nobody can meet the snapshot again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lamella.errors import IntegrityError, StoreError
+from lamella.format.commit import Head
+from lamella.format.known import understood
+from lamella.format.records import AddSnap, Ref
+from lamella.ids import WriterId
+from lamella.repository.catalogue import Catalogue
+from lamella.repository.chains import HistoryReader
+from lamella.repository.compaction import AUDITS_KEPT, Ended, begins_of
+from lamella.repository.history import History
+from lamella.repository.reach import require_alive
+from lamella.stores.base import Store
+
+
+def ended(store: Store, reader: HistoryReader, history: History, catalogue: Catalogue, own: WriterId | None) -> Ended:
+    """What checkpoints made now may leave out. Raises StoreError only if the store is gone."""
+    return Ended(
+        frozenset(catalogue.removed),
+        begins_of(history) if history.whole else {},
+        frozenset(snapshot.ref for snapshot in catalogue.snapshots),
+        buried(store, reader, history, catalogue, own),
+    )
+
+
+def buried(
+    store: Store, reader: HistoryReader, history: History, catalogue: Catalogue, own: WriterId | None
+) -> frozenset[Ref]:
+    """The removed snapshots whose tombstones, where this writer published them, may go.
+
+    Their author's two newest audited checkpoints lack them, and everybody who still writes has seen the newer one.
+    """
+    mine = {ref for ref, removal in catalogue.removed.items() if any(by == own for by, _ in removal.commits)}
+    found: set[Ref] = set()
+    for author in {ref.writer for ref in mine}:
+        audits = history.audits.get(author, [])[-AUDITS_KEPT:]
+        if len(audits) < AUDITS_KEPT or not _seen_by_all(history, catalogue, audits[-1]):
+            continue
+        refs = {ref for ref in mine if ref.writer == author and ref.seq < audits[0].seq}
+        carried = _carried(store, reader, audits)
+        if carried is not None:
+            found |= refs - carried
+    return frozenset(found)
+
+
+def _seen_by_all(history: History, catalogue: Catalogue, head: Head) -> bool:
+    for chain in history.chains.values():
+        if chain.writer in catalogue.retired or chain.writer == head.writer:
+            continue
+        if not chain.heads or any(chain.clocks[end.sha256].get(head.writer, 0) < head.seq for end in chain.heads):
+            return False
+    return True
+
+
+def _carried(store: Store, reader: HistoryReader, heads: Iterable[Head]) -> set[Ref] | None:
+    """The snapshots in these checkpoints; None if one cannot be read."""
+    found: set[Ref] = set()
+    for head in heads:
+        commit = reader.load(History(), head)
+        checkpoint = None if commit is None else commit.checkpoint
+        if checkpoint is None:
+            return None
+        try:
+            for entry in reader.checkpoint_entries(checkpoint, head.name):
+                known = understood(entry.record) if entry.record.type == AddSnap.TYPE else None
+                if isinstance(known, AddSnap):
+                    found.add(Ref(head.writer, entry.seq, known.snap_id))
+        except (IntegrityError, StoreError) as error:
+            require_alive(store, error)
+            return None
+    return found
