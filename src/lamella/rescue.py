@@ -3,7 +3,7 @@
 
 Copy it out of the repository into an empty directory, compare its SHA-256 with the recovery sheet, then run
 ``python3 -I -S COPY list --repo REPOSITORY``. It only reads the repository, and believes nothing that does not verify.
-Written from docs/FORMAT.md alone; [FORMAT n] names its sections. Kept dense: it has to stay one file below 1000 lines.
+Written from docs/FORMAT.md alone; [FORMAT n] names its sections. Kept dense: it has to stay one file below 1100 lines.
 """
 
 import sys
@@ -488,6 +488,8 @@ class Commit:
 # A VOLUME (domain_id set) or RENAME record.
 Naming = NamedTuple("Naming", [("commit", Commit), ("order", int), ("signed", bool), ("name", str),
                                ("domain_id", bytes), ("label", str)])
+# A TAG record.
+Tagging = NamedTuple("Tagging", [("commit", Commit), ("order", int), ("signed", bool), ("removed", bool)])
 # An ADD_SNAP record; ref = writer_id || seq || snap_id.
 Snapshot = NamedTuple("Snapshot", [("commit", Commit), ("order", int), ("ref", bytes), ("tree", Tree),
                                    ("consistency", int), ("when", int), ("name", str),
@@ -516,14 +518,17 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         self.snapshots: dict[bytes, Snapshot] = {}  # by ref and root
         self.namings: dict[bytes, list[Naming]] = collections.defaultdict(list)
         self.labels: dict[bytes, str] = {}
+        self.taggings: dict[tuple[bytes, str], list[Tagging]] = collections.defaultdict(list)  # by ref and tag
         self.runs: dict[tuple[bytes, str], int] = {}
         self.losses: dict[bytes, list[Loss]] = collections.defaultdict(list)
         self.sets: dict[int, set[bytes]] = collections.defaultdict(set)  # by record type, what these records name
         self._start: dict[bytes, int] = {}  # writer -> the checkpoint its state was read from
+        self._audited: set[bytes] = set()  # names of checkpoint commits that the prune key vouches for
+        self.marked: set[bytes] = set()  # snapshots that a REMOVE without its signature names
         self.forked: set[bytes] = set()
         self.absent: set[str] = set()  # objects that are known to be missing
     def load(self) -> "History":
-        store, report = self.repo.store, self.repo.report
+        store, report, read = self.repo.store, self.repo.report, []
         for writer in store.matching("w", "[0-9a-f]{32}", report):
             for name in store.matching(f"w/{writer}", "[0-9a-f]{16}-[0-9a-f]{64}", report):
                 try: commit, records = self.read(f"w/{writer}/{name}")
@@ -532,12 +537,31 @@ class History:  # All commits and the state they add up to [FORMAT 8]
                     continue
                 self.commits[commit.sha] = commit
                 self.chains[commit.writer].append(commit)
+                read.append((commit, records))
+        self._audits(read)
+        for commit, records in read:
+            if commit.seq >= self._start.get(commit.writer, 0):
                 for kind, value in records: self.take(commit, kind, value)
+            else: self.chains[commit.writer].remove(self.commits.pop(commit.sha))
         for writer_id in self.chains: self._link(writer_id)
         for entry in sorted({entry for commit in self.commits.values() for entry in commit.seen}):
             covered = entry[0] in self.sets[0x14] or entry[1] < self._start.get(entry[0], 0)
             if entry[2] not in self.commits and not covered: self._lacks(commit_path(*entry))
         return self
+    def _audits(self, read: "list[tuple[Commit, list[tuple[int, bytes]]]]") -> None:
+        """Where chains begin: at the newest audited checkpoint that is here. Commits before it say nothing any more."""
+        found = [(commit, value) for commit, records in read for kind, value in records if kind == 0x15]
+        for chain in self.chains.values():
+            for commit in sorted((c for c in chain if c.has_checkpoint), key=Commit.name, reverse=True):
+                with contextlib.suppress(Bad):
+                    found += [(author, value) for author, kind, value in self._entries(commit) if kind == 0x15]
+                    break
+        signed = [value for author, value in found if len(value) == 120 and self._signed(author, 0x15, value)]
+        self._audited = {value[:56] for value in signed}
+        for name in self._audited:
+            begin = self.commits.get(name[24:])
+            if begin is not None and begin.has_checkpoint and begin.name() == name:
+                self._start[begin.writer] = max(begin.seq, self._start.get(begin.writer, 0))
     def read(self, path: str) -> "tuple[Commit, list[tuple[int, bytes]]]":
         """A commit, checked from its name to its body, and its records."""
         _, folder, name = path.split("/")
@@ -579,6 +603,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             elif kind == 3:
                 snapshot = parse_snapshot(commit, self._order, Cursor(value), self._keep)
                 self.snapshots.setdefault(snapshot.ref + snapshot.tree.root, snapshot)
+            elif kind == 5: self._tag(commit, Cursor(value), self._signed(commit, 5, value))
             elif kind in (4, 0x0D, 0x10, 0x14, 0x15): self._set(commit, kind, value)
             elif kind in (1, 0x8001, 0x8002): self._word(commit, kind, Cursor(value))
             elif kind < 0x8000 and not (0 < kind < 0x0E or 0x0F < kind < 0x16):
@@ -604,13 +629,27 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         c.end()
         signed = self._signed(commit, kind, value)
         self.namings[volume_id].append(Naming(commit, self._order, signed, name, domain_id, label))
+    def _tag(self, commit: Commit, c: Cursor, signed: bool) -> None:
+        ref, op, text, _ = c.take(40), c.number(1), c.text(), c.take(64)
+        c.end()
+        if op not in (1, 2): raise Bad("an unknown operation")
+        self.taggings[ref, text].append(Tagging(commit, self._order, signed, op == 2))
+    def tags(self, s: Snapshot) -> "list[str]":
+        """Tags that were given and not taken away since, by who gave them or with the prune key's signature."""
+        def stands(t: Tagging, rows: "list[Tagging]") -> bool:
+            ends = (g for g in rows if g.removed and (g.signed or g.commit.writer == t.commit.writer))
+            return not t.removed and not any(self._earlier(t, g) for g in ends)
+        mine = ((text, rows) for (ref, text), rows in self.taggings.items() if ref == s.ref)
+        return sorted(text for text, rows in mine if any(stands(t, rows) for t in rows))
     def _set(self, commit: Commit, kind: int, value: bytes) -> None:
         c = Cursor(value)
         if kind in (4, 0x10): names = c.many(c.number(4), 40)  # CONFIRM, REMOVE: refs
         else: names = [c.take({0x0D: 24, 0x14: 16, 0x15: 56}[kind])]  # FORK_SEEN, RETIRE, AUDITED
         if kind == 4: names = [ref for ref in names if ref[:16] == commit.writer]
         if kind < 0x10 or self._signed(commit, kind, value): self.sets[kind].update(names)
-        else: self.warn(f"{commit.path()}: record {kind:#06x} without a valid signature; ignored")
+        else:
+            if kind == 0x10: self.marked.update(names)
+            self.warn(f"{commit.path()}: record {kind:#06x} without a valid signature; ignored")
     def _link(self, writer: bytes) -> None:  # Joins a writer's commits; finds forks and gaps
         chain = self.chains[writer]
         chain.sort(key=lambda commit: (commit.seq, commit.sha))
@@ -636,18 +675,23 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         return before is not None or commit.seq == 1
     def _bridge(self, chain: "list[Commit]", gap: Commit) -> None:
         """Takes the records before a gap from the newest readable checkpoint after it."""
-        for commit in reversed([c for c in chain if c.has_checkpoint and c.seq >= gap.seq]):
+        after = [c for c in chain if c.has_checkpoint and c.seq >= gap.seq]
+        for commit in sorted(after, key=lambda c: (c is gap and c.name() in self._audited, c.seq), reverse=True):
             try: self._checkpoint(commit, set() if commit.writer in self.forked else {c.seq for c in chain})
             except Bad as error:
                 self.warn(f"{commit.path()}: checkpoint: {error}", history=True)
                 continue
             self._start[commit.writer] = commit.seq
-            if commit.name() not in self.sets[0x15]:
+            if commit.name() not in self._audited:
                 self.warn(f"writer {commit.writer.hex()} was read from its checkpoint {commit.seq}; its history before "
                           f"commit {gap.seq} was not checked", "note")
             return
         self._lacks(commit_path(gap.writer, gap.seq - 1, gap.prev))
     def _checkpoint(self, commit: Commit, present: "set[int]") -> None:
+        for author, kind, record in self._entries(commit):
+            if author.seq not in present: self.take(author, kind, record)
+    def _entries(self, commit: Commit) -> "list[tuple[Commit, int, bytes]]":
+        """The records that a checkpoint carries, each with its commit and, from SEEN, what that one knew."""
         c, blobs, entries = Cursor(dict(self.read(commit.path())[1])[0x0C]), Blobs(self.repo, CATALOGUE), b""
         c.many(c.number(4), 40)
         segments = c.many(c.number(4), ID + 32)
@@ -659,11 +703,17 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             content = blobs.read(SEGMENT, segment[:ID], 8, PART_MAX)
             if content[:8] != b"\x01" + bytes(7): raise Bad("unknown version of a segment")
             entries += content[8:]
-        c = Cursor(entries + c.take(c.left()))
+        c, found = Cursor(entries + c.take(c.left())), []
+        known: dict[bytes, int] = {}
         while c.left():
             author = Commit(commit.writer, c.number(8), b"", c)
             kind, record = c.number(2), c.take(c.number(4))
-            if author.seq not in present: self.take(author, kind, record)
+            if kind == 0x8003:
+                for writer, seq in struct.iter_unpack("<16sQ", record[2 : 2 + 24 * (len(record) // 24)]):
+                    known[writer] = max(seq, known.get(writer, 0))
+            author.known = dict(known)
+            found.append((author, kind, record))
+        return found
     def before(self, a: Commit, b: Commit) -> bool:  # Whether a is before b by chain and `seen` order
         if a.writer != b.writer: return b.known.get(a.writer, 0) >= a.seq
         if a.seq >= b.seq or a.writer not in self.forked: return a.seq < b.seq
@@ -697,10 +747,11 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             if record not in applies: self.warn(f"{record.commit.path()}: names a volume of another writer; ignored")
         volume, last = self.edge([r for r in applies if r.domain_id], newest=True), self.edge(applies, newest=True)
         return (last[0].name if last else volume_id.hex()), (volume[0] if volume else None)
-    def volumes(self) -> "dict[bytes, tuple[str, Naming | None, list[Snapshot]]]":
+    def volumes(self, removed: bool = False) -> "dict[bytes, tuple[str, Naming | None, list[Snapshot]]]":
         """volume_id -> unique name as shown, VOLUME record, snapshots by time."""
         held: dict[bytes, list[Snapshot]] = {volume_id: [] for volume_id in self.namings}
-        for s in self.snapshots.values(): held.setdefault(s.tree.volume_id, []).append(s)
+        for s in self.snapshots.values():
+            if removed or s.ref not in self.sets[0x10]: held.setdefault(s.tree.volume_id, []).append(s)
         named = {volume_id: self.naming(volume_id) for volume_id in held}
         count = collections.Counter(name for name, _ in named.values())
         for snapshots in held.values(): snapshots.sort(key=lambda s: (s.when, s.name, s.ref))
@@ -708,7 +759,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
                 for v, (name, record) in sorted(named.items(), key=lambda item: item[1][0])}
     def select(self, word: str) -> Snapshot:  # The snapshot that VOLUME[@SNAPSHOT] names
         volume, _, wanted = word.partition("@")
-        rows = [(v, name, s) for v, (name, _, s) in self.volumes().items()]
+        rows = [(v, name, s) for v, (name, _, s) in self.volumes(removed=True).items()]
         found = [s for v, name, s in rows if volume in (name, v.hex())]
         if len(found) != 1:
             also = [shown(name) for _, name, _ in rows if name.rpartition("~")[0] == volume]
@@ -717,21 +768,23 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         live = [s for s in found[0] if s.ref not in self.sets[0x10]]
         copied = any(0x8010 in s.inner for s in live)
         if wanted in ("", "latest"): chosen = live[-1:] if copied else self.edge(live, True)
-        elif not chosen: chosen = [s for s in found[0] if s.name.startswith(wanted)]
+        elif wanted[0] == "^": chosen = [s for s in live if wanted[1:] in self.tags(s)]
+        elif not chosen: chosen = [s for s in live if s.name.startswith(wanted)]
         if len(chosen) != 1:
             names = ", ".join(f"{shown(s.name)} ({s.ref[24:].hex()})" for s in chosen[:20])
             raise Problem(NO_MATCH, f"{shown(word)}: " + (f"choose one of {names}" if chosen else "no such snapshot"))
         if not chosen[0].unusable: return chosen[0]
         raise Problem(FAILED, f"{shown(chosen[0].name)} {chosen[0].unusable}")
     def states(self) -> "Callable[[Snapshot], str]":
-        ids = collections.Counter(s.ref[24:] for s in self.snapshots.values())
+        ids = collections.Counter(s.ref[24:] for s in self.snapshots.values() if s.ref not in self.sets[0x10])
         run = {None: "unstated", 0: "complete", 1: "incomplete"}
         def state(s: Snapshot) -> str:
             marks = (("unconfirmed", s.ref not in self.sets[4]), ("removed", s.ref in self.sets[0x10]),
+                     ("marked-removed", s.ref in self.marked),
                      ("conflict", ids[s.ref[24:]] > 1), ("unusable", bool(s.unusable)), ("rebuilt", 0x8020 in s.inner),
                      ("parts-lost", any(loss.lost for loss in self.edge(self.losses.get(s.ref, []), True))))
             said = run.get(self.runs.get((s.commit.writer, s.name)), "unknown")
-            return ",".join([said] + [word for word, here in marks if here])
+            return ",".join([said] + [word for word, here in marks if here] + ["^" + shown(t) for t in self.tags(s)])
         return state
 # ---- trees and restore [FORMAT 6] ------------------------------------------------------------------------------------
 class Walk:
@@ -907,7 +960,7 @@ def run_list(session: Session) -> int:
         for c in history.heads() if args.command == "info" else []:
             print(f"writer {c.writer.hex()} {shown(history.labels.get(c.writer, ''))}: commit {c.seq} of {utc(c.when)}")
         state = history.states()
-        for volume_id, (name, record, snapshots) in history.volumes().items():
+        for volume_id, (name, record, snapshots) in history.volumes(removed=args.command == "info").items():
             if args.volume not in (None, name, volume_id.hex()): continue
             for s in snapshots:
                 label = record.label if record and record.domain_id == s.tree.domain_id else s.tree.domain_id.hex()

@@ -24,6 +24,7 @@ from lamella.format import (
     marker,
     node,
     records,
+    seen,
     sessions,
 )
 from lamella.format.container import Kind
@@ -207,6 +208,7 @@ RECORDS: dict[str, st.SearchStrategy[Any]] = {
     "RESCUE": st.builds(deletion.Rescue, IDS, PACKS, SIGNATURES),
     "REAPED": st.builds(deletion.Reaped, IDS, PACKS, few(HEADS), SIGNATURES),
     "RETIRE": st.builds(deletion.Retire, HEADS, SIGNATURES),
+    "SEEN": st.builds(seen.Seen, few(st.tuples(WRITERS, U64))),
     "AUDITED": st.builds(deletion.Audited, HEADS, SIGNATURES),
     "WRITER": st.builds(records.Writer, TEXT, TEXT),
     "VOLUME": st.builds(

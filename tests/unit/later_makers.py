@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lamella.format import deletion, known, labels, lost, records, sessions
+from lamella.format import deletion, known, labels, lost, records, seen, sessions
 from lamella.format.commit import Head
 from lamella.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
 from tests.golden.literal import Json
@@ -66,5 +66,6 @@ LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
         tuple((start, end) for start, end in fields["ranges"]),
         tuple(fields["documents"]),
     ),
+    0x8003: lambda fields, _: seen.Seen(tuple((WriterId(bytes.fromhex(id_)), seq) for id_, seq in fields["heads"])),
     0x0015: lambda fields, sig: deletion.Audited(head(fields["head"]), sig),
 }

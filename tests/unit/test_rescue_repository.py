@@ -397,11 +397,85 @@ def test_removals_count_only_when_signed(bench: Bench) -> None:
     writer.commit(chain, rw.record(0x10, target + bytes(64)))
     bench.save(writer)
     assert bench.restore("disk") == small_content(2)
-    assert "without a valid signature" in bench.run("list").err
+    listed = bench.run("list")
+    assert "marked-removed" in listed.out and "without a valid signature" in listed.err
     writer.commit(chain, writer.prune_sign(chain, 0x10, target))
     bench.save(writer)
     assert bench.restore("disk") == small_content(1)
-    assert "removed" in bench.run("list").out
+    assert "20261102" not in bench.run("list").out
+    result = bench.restore("disk@20261102")
+    assert isinstance(result, Result) and result.code == 4
+    # Who knows its whole name may try: what is still there is not hidden for ever.
+    assert "removed" in bench.run("info").out
+    assert bench.restore("disk@20261102T000000Z-0002") == small_content(2)
+
+
+def tag(chain: rw.Chain, seq: int, snap: int, op: int, word: str) -> bytes:
+    return rw.ref(chain, seq, bytes([snap]) * 16) + bytes([op]) + rw.text(word)
+
+
+def test_tags_select_and_are_taken_away_by_their_giver_or_the_prune_key(bench: Bench) -> None:
+    writer, chain = simple()
+    bob = fresh(BOB)
+    writer.commit(chain, rw.volume_record(VOLUME, DOMAIN, "disk") + one_chunk(writer, chain, 1).record())
+    writer.commit(chain, one_chunk(writer, chain, 2).record() + rw.record(5, tag(chain, 1, 1, 1, "old") + bytes(64)))
+    seen = [chain.writer + struct.pack("<Q", 2) + chain.prev]
+    writer.commit(bob, rw.record(5, tag(chain, 1, 1, 2, "old") + bytes(64)), seen)  # not its own
+    bench.save(writer)
+    assert "^old" in bench.run("list").out
+    assert bench.restore("disk@^old") == small_content(1)
+    result = bench.restore("disk@^ol")
+    assert isinstance(result, Result) and result.code == 4
+    writer.commit(bob, writer.prune_sign(bob, 5, tag(chain, 1, 1, 2, "old")))
+    bench.save(writer)
+    assert "^old" not in bench.run("list").out
+    writer.commit(chain, rw.record(5, tag(chain, 1, 1, 1, "new") + bytes(64)))
+    writer.commit(chain, rw.record(5, tag(chain, 1, 1, 2, "new") + bytes(64)))
+    bench.save(writer)
+    assert "^new" not in bench.run("list").out
+
+
+def test_what_lies_before_an_audited_checkpoint_says_nothing(bench: Bench) -> None:
+    """It was removed, and its tombstone is gone, too: an old commit that turns up again must not bring it back."""
+    writer, chain = simple()
+    writer.commit(chain, rw.volume_record(VOLUME, DOMAIN, "disk") + one_chunk(writer, chain, 1).record())
+    kept = rw.volume_record(VOLUME, DOMAIN, "disk")
+    value = struct.pack("<II", 0, 0) + struct.pack("<Q32sQ", 1, bytes(32), 5) + kept
+    writer.commit(chain, rw.record(12, value), checkpoint=True)
+    writer.commit(chain, one_chunk(writer, chain, 3).record())
+    bench.save(writer)
+    assert "20261101" in bench.run("list").out
+    auditor = fresh(BOB)
+    named = chain.writer + struct.pack("<Q", 2) + chain.checkpoint[8:]
+    writer.commit(auditor, rw.record(0x15, named + bytes(64)))
+    bench.save(writer)
+    assert "20261101" in bench.run("list").out  # not signed
+    writer.commit(auditor, writer.prune_sign(auditor, 0x15, named))
+    bench.save(writer)
+    result = bench.run("list")
+    assert result.code == 0 and "20261101" not in result.out and "20261103" in result.out, result
+    assert bench.restore("disk") == small_content(3)
+
+
+def test_checkpoints_say_what_their_commits_had_seen(bench: Bench) -> None:
+    """With SEEN the latest is known although the commits that say so are gone."""
+    writer, chain = simple()
+    bob = fresh(BOB)
+    writer.commit(chain, rw.volume_record(VOLUME, DOMAIN, "disk") + one_chunk(writer, chain, 1).record())
+    seen = chain.writer + struct.pack("<Q", 1) + chain.prev
+    later = one_chunk(writer, bob, 2).record()
+    sha = writer.commit(bob, later, [seen])
+    said = rw.record(0x8003, struct.pack("<H", 1) + seen[:24])
+    head = struct.pack("<Q32sQ", 1, bytes(32), 5)
+    for entries, code in ((head + later, 4), (head + said + head + later, 0)):
+        other = fresh(BOB)
+        other.seq, other.prev = 1, sha
+        copy = rw.Writer(objects=dict(writer.objects))
+        copy.commit(other, rw.record(12, struct.pack("<II", 0, 0) + entries), checkpoint=True)
+        del copy.objects[f"w/{bob.writer.hex()}/{1:016x}-{sha.hex()}"]
+        bench.save(copy)
+        result = bench.restore("disk")
+        assert (0 if isinstance(result, bytes) else result.code) == code, result
 
 
 def test_another_writers_volume_record_does_not_apply(bench: Bench) -> None:

@@ -16,14 +16,23 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from lamella.crypto.slots import MIN_WRITTEN_LOG_N, key_file, passphrase, recovery_key, recovery_text
+from lamella.format.deletion import Remove
 from lamella.format.keyslot import SlotType
+from lamella.format.known import Signed
+from lamella.format.labels import Pin, Rename, Tag
+from lamella.format.records import RawRecord, raw
+from lamella.format.sessions import Session
+from lamella.operations.auditing import audit, publish_audits, reapable_commits
 from lamella.operations.backup import BackupOptions
+from lamella.repository import publish
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.host import Host
+from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.scripted_source import ScriptedSource
 from tests.fault.damage import sparse
@@ -43,6 +52,7 @@ class Golden:
     store: MemoryStore = field(default_factory=MemoryStore)
     snapshots: dict[str, dict[str, object]] = field(default_factory=dict)
     documents: dict[str, dict[str, str]] = field(default_factory=dict)
+    tags: dict[str, list[str]] = field(default_factory=dict)
 
     def host(self, machine: str) -> Host:
         return host_at(self.place / machine, machine)
@@ -78,6 +88,7 @@ class Golden:
             "recovery": recovery_text(type(SECRET)(SlotType.RECOVERY, RECOVERY_BYTES)),
             "snapshots": self.snapshots,
             "documents": self.documents,
+            "tags": self.tags,
         }
         (HERE / f"{name}.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n", "utf-8")
         with tarfile.open(HERE / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -111,7 +122,48 @@ def blake_ids(golden: Golden) -> None:
     golden.save("one", BackupOptions(workers=1), ScriptedSource("empty", b""))
 
 
-RECIPES: dict[str, Callable[[Golden], None]] = {"hmac-ids": hmac_ids, "blake-ids": blake_ids}
+def compacted(golden: Golden) -> None:
+    """Tags, a pin, a name, removals, an open session; audited checkpoints, and a log that begins with them."""
+    golden.init(1)
+    options = BackupOptions(chunk_log2=16, workers=1)
+    for number in range(8):
+        golden.save(
+            "one", options, ScriptedSource("disk", b"%d" % number * 70000), ScriptedSource("old name", b"x" * 99)
+        )
+    golden.save("two", options, ScriptedSource("other", b"o" * 70000))
+    names = [text.partition("@")[2] for text in golden.snapshots if text.startswith("disk")]
+
+    def say(machine: str, *records: Signed | RawRecord) -> None:
+        with Repository.open(golden.store, SECRET, golden.host(machine)) as repo:
+            repo.publish(records)
+
+    with Repository.open(golden.store, SECRET, golden.host("one")) as repo:
+        shots = {(repo.catalogue.volumes[one.added.volume_id].name, one.name): one for one in repo.catalogue.snapshots}
+    first, gone = shots["disk", names[0]].ref, [shots["disk", name].ref for name in names[1:6]]
+    say("one", Tag(first, False, "vor dem Umzug"), Tag(first, False, "taken away"), Pin(first, False, "for ever"))
+    say("two", Tag(first, True, "taken away"), Rename(shots["old name", names[0]].added.volume_id, "new name"))
+    say("two", Remove(tuple(gone)))
+    session = Session(b"session of golde", "20251122T000000Z-open", (), (b"p" * 32,))
+    say("two", raw(session))
+    for number in range(24):
+        with mock.patch.object(publish, "CHECKPOINT_EVERY", 4):
+            say("one" if number % 2 else "two")
+        if number % 4 == 3:
+            with Repository.open(golden.store, SECRET, golden.host("two"), whole=True) as repo:
+                publish_audits(repo, audit(repo).passed)
+                for head in reapable_commits(repo):
+                    golden.store.delete(head.name)
+    for text in list(golden.snapshots):
+        volume, _, name = text.partition("@")
+        facts = golden.snapshots.pop(text)
+        documents = golden.documents.pop(text)
+        if volume != "disk" or name not in names[1:6]:
+            shown = text.replace("old name@", "new name@")
+            golden.snapshots[shown], golden.documents[shown] = facts, documents
+    golden.tags = {f"disk@{names[0]}": ["vor dem Umzug"]}
+
+
+RECIPES: dict[str, Callable[[Golden], None]] = {"hmac-ids": hmac_ids, "blake-ids": blake_ids, "compacted": compacted}
 
 
 def main(names: list[str]) -> None:

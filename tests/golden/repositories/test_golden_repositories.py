@@ -90,7 +90,7 @@ def digest(path: Path) -> str:
 
 
 def test_they_are_there_and_small() -> None:
-    assert NAMES == ["blake-ids", "hmac-ids"]
+    assert NAMES == ["blake-ids", "compacted", "hmac-ids"]
     assert sum(path.stat().st_size for path in HERE.iterdir() if path.is_file()) < 200 * 1024
 
 
@@ -112,6 +112,28 @@ def test_lamella_restores_every_snapshot(golden: Golden, kind: str) -> None:
         result = verified(repo)
         assert not result.findings and not result.unrestorable
     store.close()
+
+
+def test_both_readers_know_the_tags_and_hide_what_was_removed(golden: Golden) -> None:
+    tags = golden.expected.get("tags", {})
+    store = LocalStore.open(golden.repo, read_only=True)
+    with Repository.open(store, golden.secrets()["writer's key file"], fresh_host(golden.scratch / "host")) as repo:
+        assert {one.text: list(one.snapshot.tags) for one in select(repo, []) if one.snapshot.tags} == tags
+        assert repo.problems == []
+        sessions, removed = len(repo.catalogue.sessions), len(repo.catalogue.removed)
+        heads = {chain.writer: chain.begin for chain in repo.history.chains.values()}
+    store.close()
+    listed = golden.rescue("key file", "list").splitlines()
+    assert sum("T" in line.split()[1] and "Z-" in line for line in listed[2:]) == len(golden.expected["snapshots"])
+    for text, words in tags.items():
+        volume = text.partition("@")[0]
+        assert all(any(f"^{word}" in line for line in listed) for word in words)
+        target = golden.scratch / "tagged.img"
+        golden.rescue("key file", "restore", f"{volume}@^{words[0]}", "--to", str(target))
+        assert digest(target) == golden.expected["snapshots"][text]["sha256"]
+    if tags:  # the one that was compacted
+        assert (sessions, removed) == (1, 0)
+        assert all(heads.values())
 
 
 @pytest.mark.parametrize("kind", ["key file", "passphrase", "recovery key"])
