@@ -71,7 +71,7 @@ DAMAGED = [[], {"rows": 7}, {"rows": [[1], ["zz", 1, 2, 3, 4], None]}, {"known":
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_memory_is_a_lost_one(memory: HostMemory, content: Any) -> None:  # noqa: ANN401
     memory.write("other.json", {})
-    (memory.directory / "sightings.json").write_text(json.dumps(content))
+    (memory.directory / "looks.json").write_text(json.dumps(content))
     sightings = Sightings(memory)
     sightings.look([head(ONE, 1)], 100)
     sightings.look([head(ONE, 2)], 200)
@@ -83,9 +83,9 @@ def test_the_memory_is_bounded(memory: HostMemory) -> None:
     sightings._rows = []
     sightings.look([head(ONE, 1)], 1)
     rows = [[ONE.hex(), seq, seq, seq, 0] for seq in range(2, 5001)]
-    memory.write("sightings.json", {"looked_ms": 1, "known": {ONE.hex(): 5000}, "rows": rows})
+    memory.write("looks.json", {"looked_ms": 1, "known": {ONE.hex(): 5000}, "rows": rows})
     sightings.look([head(ONE, 5001)], 6000)
-    assert len(json.loads((memory.directory / "sightings.json").read_text())["rows"]) == 4096
+    assert len(json.loads((memory.directory / "looks.json").read_text())["rows"]) == 4096
     assert sightings.of(ONE, 2) is None
     assert sightings.of(ONE, 5001) is not None
 

@@ -64,6 +64,7 @@ def report(context: Context, result: PruneResult) -> dict[str, Any]:
         "condemned_until": iso(result.condemned_until_ms) if result.condemned_until_ms else "",
         "repacked_bytes": result.repacked_bytes,
         "deleted_packs": result.deleted_packs,
+        "deleted_commits": result.deleted_commits,
         "live_bytes": result.live_bytes,
         "dead_bytes": result.dead_bytes,
         "waiting": list(result.waiting),

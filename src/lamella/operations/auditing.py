@@ -28,6 +28,8 @@ from lamella.repository.history import Chain
 from lamella.repository.pins import Problem
 from lamella.repository.repository import Repository
 
+_AT_ONCE = 1000
+
 
 @dataclass(slots=True)
 class Audit:
@@ -94,6 +96,24 @@ def reapable_commits(repo: Repository) -> list[Head]:
             continue
         found += repo.ancestors(audits[-AUDITS_KEPT])
     return found
+
+
+def compact_log(repo: Repository, remove_delay_ms: int, *, delete: bool) -> tuple[int, list[Problem]]:
+    """Audit, say so, and delete the commits that no reader needs any more if `delete`, which takes the exclusive lock.
+
+    Returns how many commits were deleted, and what is wrong with checkpoints. Raises RolledBack, StoreError.
+    """
+    found = audit(repo, remove_delay_ms)
+    publish_audits(repo, found.passed)
+    if found.passed:
+        repo.reload(whole=True)
+    heads = reapable_commits(repo) if delete else []
+    for start in range(0, len(heads), _AT_ONCE):
+        for head in heads[start : start + _AT_ONCE]:
+            repo.store.delete(head.name)
+        # The oldest first and durable in steps: what a power cut leaves is never before a gap.
+        repo.store.sync()
+    return len(heads), found.problems
 
 
 def _trouble(repo: Repository, chain: Chain) -> str:

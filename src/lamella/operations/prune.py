@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 
-from lamella.errors import IntegrityError, RepositoryError, StoreFull
+from lamella.errors import IntegrityError, RepositoryError, RolledBack, StoreFull
 from lamella.events import Reporter, Warned, silent
 from lamella.format.deletion import Reaped, Remove
 from lamella.format.records import Ref
+from lamella.operations.auditing import compact_log
 from lamella.operations.prune_judge import Judged, judge
 from lamella.operations.prune_options import DAY_MS, HOUR_MS, PruneOptions, PruneResult
 from lamella.operations.prune_rewrite import Rewriting
@@ -95,6 +96,7 @@ class Pruning:
         if self.result.blocked:
             return
         self._remove(removals)
+        self._compact(delete=repo.store.abilities.delete and repo.exclusive)
         if not repo.store.abilities.delete:
             self.result.notes.append("this destination lets us delete nothing: whoever may must prune it there")
             return
@@ -102,6 +104,11 @@ class Pruning:
             self.result.notes.append("the destination has no lock that would let packs be deleted at once")
             return
         self._collect()
+
+    def _compact(self, *, delete: bool) -> None:
+        """Let chains begin with audited checkpoints. What a checkpoint left out is live all the same, and is told."""
+        self.result.deleted_commits, wrong = compact_log(self._repo, self._options.remove_delay_ms, delete=delete)
+        self.result.blocked += [RolledBack(problem.message, obj=self._repo.store.url) for problem in wrong]
 
     def _remove(self, removals: Sequence[Ref]) -> None:
         present = {snapshot.ref for snapshot in self._repo.catalogue.snapshots}

@@ -47,6 +47,8 @@ class PruneResult:
     repacked_bytes: int = 0
     """Needed bytes that were rewritten."""
     deleted_packs: int = 0
+    deleted_commits: int = 0
+    """Commits that an audited checkpoint repeats."""
     live_bytes: int = 0
     """Needed bytes left."""
     dead_bytes: int = 0

@@ -162,10 +162,10 @@ def _mark_sessions(view: View, walk: Walk, held: Roots) -> None:
 
 
 def _mark_catalogue(repo: Repository, view: View) -> None:
-    """The segments of every checkpoint of every chain."""
+    """The segments of every checkpoint of every chain, and of the audited ones before its beginning."""
     for chain in repo.history.chains.values():
         carried = [commit.checkpoint for commit in chain.commits]
-        for checkpoint in (*carried, chain.carried):
+        for checkpoint in (*carried, chain.carried, *repo.audited_checkpoints(chain.writer)):
             if isinstance(checkpoint, Checkpoint):
                 view.live.add(place.id for place in checkpoint.segments)
     view.closed.add(CATALOGUE)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from lamella.format.records import Run, RunVolume
 from lamella.operations.findings import VerifyResult
 from lamella.operations.selection import Selected
+from lamella.repository.catalogue import Snapshot
 from lamella.repository.repository import Repository
 
 
@@ -37,6 +38,11 @@ def check_runs(repo: Repository, selected: Sequence[Selected], result: VerifyRes
     return lacking
 
 
+def _is_audited(repo: Repository, snapshot: Snapshot) -> bool:
+    chain = repo.history.chains.get(snapshot.ref.writer)
+    return chain is not None and chain.begin is not None and snapshot.ref.seq < chain.begin.seq
+
+
 def _newest(runs: Iterable[Run]) -> list[tuple[Run, RunVolume]]:
     """For each volume a run ever intended, the newest run that did. Names of runs begin with their UTC second."""
     newest: dict[str, tuple[Run, RunVolume]] = {}
@@ -50,6 +56,8 @@ def _is_there(repo: Repository, run: Run, row: RunVolume) -> bool:
     """Whether the snapshot a run says it saved is listed, or was removed on purpose."""
     if not repo.history.whole:
         return True  # what was removed long ago is in no checkpoint any more
+    if any(_is_audited(repo, one) for one in repo.catalogue.snapshots if one.name == run.name):
+        return True  # nor in the audited checkpoint with which the chain begins
     removed = [one.added for one in repo.catalogue.removed.values() if one.added is not None]
     known = {(added.volume_id, added.name) for added in removed}
     known |= {(one.added.volume_id, one.name) for one in repo.catalogue.snapshots}

@@ -24,14 +24,14 @@ from lamella.format.commit import Head as CommitHead
 from lamella.format.container import MAX_OBJECT, Kind
 from lamella.format.known import Signed
 from lamella.format.node import Shape
-from lamella.format.records import RawRecord, SegmentPlace
+from lamella.format.records import Checkpoint, RawRecord, SegmentPlace
 from lamella.ids import CATALOGUE, ChunkId, DomainId, RepoId, WriterId
 from lamella.repository import state
 from lamella.repository.blobmap import BlobMap, pack_name
 from lamella.repository.cache import Cache
 from lamella.repository.catalogue import Catalogue, Snapshot
 from lamella.repository.chains import HistoryReader
-from lamella.repository.compaction import Ended
+from lamella.repository.compaction import AUDITS_KEPT, Ended
 from lamella.repository.containers import open_whole
 from lamella.repository.contents import Contents
 from lamella.repository.history import Chain, History
@@ -195,6 +195,12 @@ class Repository:
             age = f" and lacks {len(self.older)} chains' newest commits" if self.older else ""
             hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
             raise Locked(f"this place is a mirror made by copy --mirror{age}", obj=self.store.url, hint=hint)
+
+    def audited_checkpoints(self, writer: WriterId) -> list[Checkpoint]:
+        """The newest audited checkpoints of a chain: it begins with the last one that can be read."""
+        found = [self._reader.load(History(), head) for head in self.history.audits.get(writer, [])[-AUDITS_KEPT:]]
+        carried = [commit.checkpoint for commit in found if commit is not None]
+        return [checkpoint for checkpoint in carried if checkpoint is not None]
 
     def ancestors(self, head: CommitHead) -> list[CommitHead]:
         """The commits in the store that lead to this one without a gap, oldest first. Raises StoreError."""

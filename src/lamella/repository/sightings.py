@@ -16,7 +16,7 @@ from lamella.format.commit import Head
 from lamella.ids import WriterId
 from lamella.repository.host import HostMemory
 
-_FILE = "sightings.json"
+_FILE = "looks.json"
 _ROWS = 4096
 
 
