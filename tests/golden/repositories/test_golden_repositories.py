@@ -91,7 +91,7 @@ def digest(path: Path) -> str:
 
 def test_they_are_there_and_small() -> None:
     assert NAMES == ["blake-ids", "compacted", "hmac-ids"]
-    assert sum(path.stat().st_size for path in HERE.iterdir() if path.is_file()) < 200 * 1024
+    assert sum(path.stat().st_size for path in HERE.iterdir() if path.is_file()) < 256 * 1024
 
 
 @pytest.mark.parametrize("kind", ["key file", "writer's key file", "passphrase", "recovery key"])
@@ -124,7 +124,7 @@ def test_both_readers_know_the_tags_and_hide_what_was_removed(golden: Golden) ->
         heads = {chain.writer: chain.begin for chain in repo.history.chains.values()}
     store.close()
     listed = golden.rescue("key file", "list").splitlines()
-    assert sum("T" in line.split()[1] and "Z-" in line for line in listed[2:]) == len(golden.expected["snapshots"])
+    assert len(listed) - 2 == len(golden.expected["snapshots"])
     for text, words in tags.items():
         volume = text.partition("@")[0]
         assert all(any(f"^{word}" in line for line in listed) for word in words)
