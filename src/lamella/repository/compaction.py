@@ -14,6 +14,7 @@ from lamella.format.commit import Entry
 from lamella.format.deletion import Audited, Remove
 from lamella.format.known import Known, understood
 from lamella.format.labels import Pin, Tag
+from lamella.format.lost import Lost
 from lamella.format.records import UNSIGNED, AddSnap, Confirm, RawRecord, Ref, Run, raw
 from lamella.format.sessions import Abandon, Session
 from lamella.ids import WriterId
@@ -100,7 +101,7 @@ class InForce:
         return raw(Confirm(refs)) if refs else None
 
     def _label(self, entry: Entry, known: Known) -> RawRecord | None:
-        assert isinstance(known, Tag | Pin)
+        assert isinstance(known, Tag | Pin | Lost)
         return None if self._ended.is_gone(known.ref) else entry.record
 
     def _run(self, entry: Entry, known: Known) -> RawRecord | None:
@@ -130,6 +131,7 @@ _RULES: dict[int, _Rule] = {
     Confirm.TYPE: InForce._confirm,
     Tag.TYPE: InForce._label,
     Pin.TYPE: InForce._label,
+    Lost.TYPE: InForce._label,
     Run.TYPE: InForce._run,
     Session.TYPE: InForce._session,
     Abandon.TYPE: InForce._session,
