@@ -96,7 +96,7 @@ def _deletion() -> list[Json]:
         _row(20, {"head": HEAD.hex()}, HEAD, signed=True),
         _row(21, {"head": HEAD.hex()}, HEAD, signed=True),
         _row(
-            0x8002,
+            0x8003,
             {"heads": [[WRITER.hex(), 7], [HEAD[:16].hex(), 0x1_0000_0001]]},
             u16(2) + WRITER + u64(7) + HEAD[:24],
         ),
