@@ -64,15 +64,18 @@ if TYPE_CHECKING:
     from lamella.operations.monitor import MonitorResult, monitor
     from lamella.operations.pacing import Pace
     from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
+    from lamella.operations.retaining import Policy, RetentionPlan, plan_retention
     from lamella.operations.selection import Selected, select
     from lamella.operations.sizes import Sizes, Totals, sizes_of, totals_of
     from lamella.operations.verify import VerifyOptions, verify
     from lamella.repository.create import Created, SlotWanted
     from lamella.repository.host import Host, machine_name
     from lamella.repository.repository import Repository
+    from lamella.retention import Age, Retention, Thinning
     from lamella.sources.base import Source
 
 __all__ = [
+    "Age",
     "BackupOptions",
     "BackupPlan",
     "BackupResult",
@@ -99,6 +102,7 @@ __all__ = [
     "ObjectNotFound",
     "Outcome",
     "Pace",
+    "Policy",
     "Progress",
     "Reporter",
     "Repository",
@@ -107,6 +111,8 @@ __all__ = [
     "RestoreOptions",
     "RestorePlan",
     "RestoreResult",
+    "Retention",
+    "RetentionPlan",
     "RolledBack",
     "Secret",
     "Selected",
@@ -120,6 +126,7 @@ __all__ = [
     "StoreFull",
     "StoreRefused",
     "StoreUnavailable",
+    "Thinning",
     "Totals",
     "UnknownFormat",
     "UsageError",
@@ -141,6 +148,7 @@ __all__ = [
     "plan_backup",
     "plan_copy",
     "plan_restore",
+    "plan_retention",
     "read_document",
     "read_map",
     "recovery_key",
@@ -170,12 +178,14 @@ _HOMES = {
     "lamella.operations.monitor": "MonitorResult monitor",
     "lamella.operations.pacing": "Pace",
     "lamella.operations.restore": "RestoreOptions RestorePlan RestoreResult plan_restore read_document",
+    "lamella.operations.retaining": "Policy RetentionPlan plan_retention",
     "lamella.operations.selection": "Selected select",
     "lamella.operations.sizes": "Sizes Totals sizes_of totals_of",
     "lamella.operations.verify": "VerifyOptions verify",
     "lamella.repository.create": "Created SlotWanted",
     "lamella.repository.host": "Host machine_name",
     "lamella.repository.repository": "Repository",
+    "lamella.retention": "Age Retention Thinning",
     "lamella.sources.base": "Source",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
