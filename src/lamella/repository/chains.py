@@ -33,6 +33,7 @@ from lamella.stores.base import Store
 from lamella.trust import Opened
 
 _OPENED_KEPT = 1024
+_SEGMENTS_KEPT = 16
 ReadSegment = Callable[[SegmentPlace], Opened]
 Names = dict[int, list[Head]]
 """The commits of one writer that are listed, by seq."""
@@ -48,6 +49,7 @@ class HistoryReader:
         self._read_segment = read_segment
         # A run reads its history several times; what verified under its hash need not be verified again.
         self._opened: dict[Head, Commit] = {}
+        self._segments: dict[bytes, Opened] = {}
 
     def read(self, pins: Pins, *, whole: bool = False) -> History:
         """All chains. Damage and gaps become `damaged` and `problems`, never exceptions; a store that fails raises."""
@@ -190,8 +192,18 @@ class HistoryReader:
     def checkpoint_parts(self, checkpoint: Checkpoint, name: str) -> Iterator[tuple[SegmentPlace | None, list[Entry]]]:
         """What a checkpoint carries, by segment; last what it holds itself. Raises IntegrityError, StoreError."""
         for place in checkpoint.segments:
-            yield place, list(decode_segment(self._read_segment(place), name))
+            yield place, list(decode_segment(self._segment(place), name))
         yield None, list(decode_entries(checkpoint.entries, name))
+
+    def _segment(self, place: SegmentPlace) -> Opened:
+        """A segment's content; a few are kept, because chains are read again before each publication."""
+        found = self._segments.get(place.id)
+        if found is None:
+            found = self._read_segment(place)
+            if len(self._segments) >= _SEGMENTS_KEPT:
+                self._segments.clear()
+            self._segments[place.id] = found
+        return found
 
     def checkpoint_entries(self, checkpoint: Checkpoint, name: str) -> Iterator[Entry]:
         """All entries a checkpoint carries, segments first. Raises IntegrityError, StoreError."""
