@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,16 @@ def test_backup_prunes_afterwards_by_the_configuration(three: Lamella, image: Pa
     assert [row["volume"] for row in done["prune"]["removed"]] == ["disk", "disk"]
     assert names(three, "disk")[1] == done["snapshot"]
     assert (len(names(three, "disk")), len(names(three, "other"))) == (2, 3)
+
+
+def test_nothing_is_removed_while_others_use_the_repository(three: Lamella, place: Path) -> None:
+    first, *_ = names(three, "disk")
+    with (place / "lamella").open("rb") as marker:
+        fcntl.flock(marker, fcntl.LOCK_SH)  # as a backup or a restore holds it
+        assert three.json("prune", "--keep-last", "1", "-n")["removed"]
+        refused(three.run("prune", "--keep-last", "1"), 11, "try again later")
+        refused(three.run("delete", f"disk@{first}", "-y"), 11, "try again later")
+    assert len(names(three, "disk")) == 3
 
 
 # -- delete ------------------------------------------------------------------------------------------------------------
