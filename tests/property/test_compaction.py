@@ -21,14 +21,15 @@ from lamella.format.commit import Entry, parse_name
 from lamella.format.deletion import Remove
 from lamella.format.known import Signed
 from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.records import Checkpoint, Confirm, RawRecord, Ref, Run, RunVolume, Volume, raw
+from lamella.format.origin import Origin, Place
+from lamella.format.records import NO_REF, Checkpoint, Confirm, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.format.seen import Seen
 from lamella.format.sessions import Abandon, Session
-from lamella.ids import DomainId, SnapId, VolumeId
+from lamella.ids import DomainId, RepoId, SnapId, VolumeId
 from lamella.operations.auditing import audit, publish_audits, reapable_commits
 from lamella.repository import checkpointing, publish
 from lamella.repository.catalogue import Catalogue, Snapshot, before, latest
-from lamella.repository.compaction import InForce
+from lamella.repository.compaction import COPIES_REMEMBERED_MS, InForce
 from lamella.repository.containers import open_commit
 from lamella.repository.history import Chain, Commit, History
 from lamella.repository.repository import Repository
@@ -230,6 +231,27 @@ def test_a_tombstone_stays_while_somebody_has_not_seen_the_audit() -> None:
         settle(life, 4)
         with life.small.opened("new") as repo:
             assert repo.catalogue.removed == {}
+
+
+def test_a_removed_copy_is_remembered_so_that_it_is_not_copied_again() -> None:
+    with world(2, 100_000) as life:
+        for old in (False, True):
+            with life.small.opened("two", WRITER) as repo:
+                place = Place(RepoId(b"r" * 16), NO_REF)
+                time_ms = 1_800_000_000_000 - old * 2 * COPIES_REMEMBERED_MS
+                added = replace(
+                    snapshot_record(len(life.refs), time_ms=time_ms), inner=(Origin(place, place).encode(),)
+                )
+                head = repo.publish([raw(added)]).head
+                life.refs.append(Ref(head.writer, head.seq, added.snap_id))
+        with life.small.opened() as repo:
+            repo.publish([Remove(tuple(life.refs[:1])), Remove(tuple(life.refs[1:]))])
+        settle(life)
+        with life.small.opened("new", whole=True) as repo:
+            assert repo.catalogue.snapshots == []
+            assert list(repo.catalogue.removed) == life.refs[:1]
+            assert repo.catalogue.removed[life.refs[0]].added is not None
+            assert audit(repo).problems == []
 
 
 class Forgetful(InForce):

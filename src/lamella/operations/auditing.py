@@ -18,6 +18,7 @@ from lamella.format.seen import Seen
 from lamella.repository.chains import clocks_of
 from lamella.repository.compaction import (
     AUDITS_KEPT,
+    COPIES_REMEMBERED_MS,
     Ended,
     InForce,
     begins_of,
@@ -29,6 +30,7 @@ from lamella.repository.pins import Problem
 from lamella.repository.repository import Repository
 
 _AT_ONCE = 1000
+_MONTH_MS = 30 * 86_400_000
 
 
 @dataclass(slots=True)
@@ -134,7 +136,8 @@ def _ended(repo: Repository, removed: frozenset[Ref]) -> Ended:
     """Tombstones of what no chain carries any more may be gone: without them the history says the same."""
     catalogue = repo.catalogue
     buried = frozenset(ref for ref, removal in catalogue.removed.items() if removal.added is None)
-    return Ended(removed, begins_of(repo.history), frozenset(one.ref for one in catalogue.snapshots), buried)
+    live = frozenset(one.ref for one in catalogue.snapshots)
+    return Ended(removed, begins_of(repo.history), live, buried, repo.clock() - COPIES_REMEMBERED_MS + _MONTH_MS)
 
 
 def _old_enough(repo: Repository, delay_ms: int) -> frozenset[Ref]:

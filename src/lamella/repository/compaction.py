@@ -15,6 +15,7 @@ from lamella.format.deletion import Audited, Remove
 from lamella.format.known import Known, understood
 from lamella.format.labels import Pin, Tag
 from lamella.format.lost import Lost
+from lamella.format.origin import Origin
 from lamella.format.records import UNSIGNED, AddSnap, Confirm, RawRecord, Ref, Run, raw
 from lamella.format.sessions import Abandon, Session
 from lamella.ids import WriterId
@@ -22,6 +23,8 @@ from lamella.repository.history import Chain, History
 from lamella.repository.open_sessions import open_sessions
 from lamella.repository.order import Clock
 
+COPIES_REMEMBERED_MS = 400 * 86_400_000
+"""How long removed copies are remembered, from their moment; an auditor allows for a month less."""
 AUDITS_KEPT = 2
 """Audited checkpoints of a chain that stay named: if the newer one cannot be read, it begins with the older one."""
 
@@ -38,6 +41,8 @@ class Ended:
     """Those that are there."""
     buried: Collection[Ref] = frozenset()
     """Those whose tombstones may go, too."""
+    forget_ms: int = 0
+    """Removed copies of moments since then are remembered, so that `copy` does not bring them back."""
 
     def is_gone(self, ref: Ref) -> bool:
         """Whether nothing that is said about a snapshot matters any more."""
@@ -92,7 +97,8 @@ class InForce:
         assert isinstance(known, AddSnap)
         ref = Ref(self._writer, entry.seq, known.snap_id)
         if self._ended.is_gone(ref):
-            return None
+            remembered = known.time_ms >= self._ended.forget_ms and Origin.of(known) is not None
+            return raw(known.without_packs()) if remembered else None
         return raw(known.without_packs()) if known.packs and ref in self._confirmed else entry.record
 
     def _confirm(self, entry: Entry, known: Known) -> RawRecord | None:

@@ -267,7 +267,7 @@ class Repository:
             lock.renew(losses)
 
     def _ended(self) -> Ended:
-        return ended(self.store, self._reader, self.history, self.catalogue, self.own_writer)
+        return ended(self.store, self._reader, self.history, self.catalogue, self.own_writer, self.clock())
 
     # -- contents -----------------------------------------------------------------------------------------------------
 

@@ -11,19 +11,22 @@ from lamella.format.records import AddSnap, Ref
 from lamella.ids import WriterId
 from lamella.repository.catalogue import Catalogue
 from lamella.repository.chains import HistoryReader
-from lamella.repository.compaction import AUDITS_KEPT, Ended, begins_of
+from lamella.repository.compaction import AUDITS_KEPT, COPIES_REMEMBERED_MS, Ended, begins_of
 from lamella.repository.history import History
 from lamella.repository.reach import require_alive
 from lamella.stores.base import Store
 
 
-def ended(store: Store, reader: HistoryReader, history: History, catalogue: Catalogue, own: WriterId | None) -> Ended:
+def ended(
+    store: Store, reader: HistoryReader, history: History, catalogue: Catalogue, own: WriterId | None, now_ms: int
+) -> Ended:
     """What checkpoints made now may leave out. Raises StoreError only if the store is gone."""
     return Ended(
         frozenset(catalogue.removed),
         begins_of(history) if history.whole else {},
         frozenset(snapshot.ref for snapshot in catalogue.snapshots),
         buried(store, reader, history, catalogue, own),
+        now_ms - COPIES_REMEMBERED_MS,
     )
 
 
