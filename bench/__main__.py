@@ -1,4 +1,4 @@
-"""`python -m bench [image|scale|tracking|s3]`: see docs/bench.md."""
+"""`python -m bench [image|scale|tracking|s3|copies]`: see docs/bench.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import images, report, s3, scale, sparse, tracking
+from bench import copies, images, report, s3, scale, sparse, tracking
 from bench.journey import Journey
 from bench.measure import MIB, BenchError, Series, pin
 
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
-    parser.add_argument("mode", nargs="?", choices=("image", "scale", "tracking", "s3"), default="image",
+    parser.add_argument("mode", nargs="?", choices=("image", "scale", "tracking", "s3", "copies"), default="image",
                         help="image: beside others; scale: simulated; tracking: --dir on Btrfs or XFS;"
-                        " s3: the S3 store")  # fmt: skip
+                        " s3: the S3 store; copies: second copies")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
     parser.add_argument("--size", type=int, default=1536, metavar="MIB", help="real data in the image (default 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors to use (default 2, as zstd -T2 does)")
@@ -94,12 +94,19 @@ def _tracking(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], 
     return series, list(tracking.targets(series, load.data_bytes))
 
 
+def _copies(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    load = images.make(work, args.size * MIB)
+    print(f"image: {load.size / MIB:.0f} MiB, {load.data_bytes / MIB:.0f} MiB allocated, {load.made_by}")
+    series = copies.measure(work, load, args.repeats)
+    return series, [*copies.targets(series), *report.memory_targets(series)]
+
+
 def _s3(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
     series = s3.measure(args.repeats)
     return series, list(s3.targets(series))
 
 
-_MODES = {"image": _image, "scale": _scale, "tracking": _tracking, "s3": _s3}
+_MODES = {"image": _image, "scale": _scale, "tracking": _tracking, "s3": _s3, "copies": _copies}
 
 
 def _write(path: Path, series: Mapping[str, Series], targets: Sequence[report.Target]) -> None:

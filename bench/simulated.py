@@ -21,8 +21,11 @@ from lamella.clock import now_ms
 from lamella.crypto.slots import Secret, key_file
 from lamella.extents import Extent
 from lamella.format.node import FAN_OUT, Shape
-from lamella.ids import CATALOGUE, ChunkId, DomainId, VolumeId
+from lamella.format.records import NO_REF, AddSnap, RawRecord, raw
+from lamella.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId
 from lamella.operations.backup import BackupOptions, Request, plan_backup
+from lamella.operations.diff import compare
+from lamella.operations.selection import select
 from lamella.operations.session import Session
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.host import Host, machine_name
@@ -171,7 +174,28 @@ def manifest(work: Path, gib: int) -> Place:
     place.timed("build", lambda: update(None, every))
     one = Run(shape.chunks // 3, shape.chunks // 3 + 1, ChunkId(chance.randbytes(24)))
     place.timed("one chunk", lambda: update(Tree(shape, root[0]), iter([one])))
+    places = sorted(chance.sample(range(shape.chunks), 100))
+    hundred = (Run(number, number + 1, ChunkId(chance.randbytes(24))) for number in places)
+    update(Tree(shape, root[0]), hundred)
+    with Repository.open(place.store(), place.secret, place.host) as repo:
+        repo.publish([_snapshot(shape, domain, root[0], 1), _snapshot(shape, domain, root[-1], 2)])
+    place.timed("difference of 100 chunks", lambda: _difference(place))
     return place
+
+
+def _snapshot(shape: Shape, domain: DomainId, root: ChunkId, number: int) -> RawRecord:
+    """A record that makes a snapshot of a tree."""
+    name, snap_id = f"snapshot-{number}", SnapId(bytes(15) + bytes([number]))
+    return raw(AddSnap(snap_id, shape.volume_id, domain, shape.chunk_log2, 1, shape.size, root, number, NO_REF, name))
+
+
+def _difference(place: Place) -> dict[str, Any]:
+    """`lamella diff`, from opening the repository on."""
+    with Repository.open(place.store(), place.secret, place.host) as repo:
+        one, other = select(repo, [])
+        result = compare(repo, one, other)
+    assert len(result.ranges) == 100
+    return {"changed_bytes": result.changed_bytes}
 
 
 def bulk(work: Path, gib: int) -> Place:
