@@ -21,6 +21,7 @@ from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.crash_store import ALL_CALLS, WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
 from lamella.testing.scripted_source import ScriptedSource
+from lamella.testing.tracked_source import TrackedDisk
 from lamella.trust import Clear
 from tests.fault.copies import OPTIONS, Pair, copy, letters, same_trees
 from tests.fault.world import (
@@ -136,6 +137,27 @@ def test_a_backup_goes_on_from_the_copy(tmp_path: Path) -> None:
     back = copy(pair.target, pair.source, pair.host)
     assert (back.count(State.COPIED), back.read_bytes) == (1, len(letters("X")))
     check_sound(pair.source, pair.host, truth, tmp_path)
+
+
+def test_a_kept_moment_serves_the_copy_too(tmp_path: Path) -> None:
+    pair = Pair.make(tmp_path)
+    disk = TrackedDisk("disk", bytearray(letters("abcdefgh")))
+    contents = [bytes(disk.content)]
+    backup(pair.source, pair.host, disk.source())
+    pair.copy()
+    for store in (pair.target, pair.source, pair.target):
+        disk.content[3 * len(letters("a"))] ^= 1 + len(contents)
+        contents.append(bytes(disk.content))
+        (row,) = backup(store, pair.host, disk.source()).volumes
+        assert (row.mode, row.changed_chunks) == ("incremental", 1)
+        assert row.read_bytes - row.sampled_bytes == len(letters("a"))
+    # An older snapshot that is copied later does not take the newer moment's place.
+    pair.copy()
+    disk.content[0] ^= 1
+    assert backup(pair.target, pair.host, disk.source()).volumes[0].changed_chunks == 1
+    with Repository.open(pair.target, SECRET, pair.host) as repo:
+        found = [restored(repo, one, tmp_path / "out.img") for one in select(repo, [])]
+    assert sorted(found) == sorted([*contents, bytes(disk.content)])
 
 
 def test_two_histories_of_one_source_meet_in_one_volume(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from lamella.errors import Locked, NoRepository, RepositoryError, RolledBack
 from lamella.format.commit import parse_name
 from lamella.operations.mirror import MirrorResult, mirror, plan_mirror
+from lamella.operations.prune import plan_prune
 from lamella.operations.selection import select
 from lamella.pipeline import Outbox
 from lamella.repository.blobmap import pack_hash
@@ -272,6 +273,32 @@ def rewrite(store: MemoryStore, life: Life) -> None:
         outbox.drain()
     for name in old:
         store.delete(name)
+
+
+def test_a_prune_waits_for_the_mirror_and_the_mirror_keeps_what_it_had(life: Life) -> None:
+    tried: list[int] = []
+
+    def happens(store: MemoryStore, call: int) -> None:
+        try:
+            Repository.open(store, SECRET, life.host, exclusive=True).close()
+        except Locked:
+            tried.append(call)
+
+    source = Changing(life.store.objects(), happens)
+    target = At("/mirror")
+    mirror(source, target, life.host, workers=1)
+    assert tried == list(range(3, source.calls + 1))  # the marker is read before the lock is taken
+    before = target.objects()
+    with Repository.open(life.store, SECRET, life.host, exclusive=True) as repo:
+        gone = select(repo, [])[-1]
+        assert plan_prune(repo, [gone.snapshot.ref]).execute().deleted_packs
+    del life.truth.volumes[gone.text]
+    assert life.mirror(target).extra_objects > 0
+    assert before.items() < target.objects().items()
+    check_sound(target, life.host, life.truth, life.place)
+    check_rescue(target.objects(), life.truth, life.place)
+    with Repository.open(target, SECRET, life.host, exclusive=True) as repo, pytest.raises(Locked, match="mirror"):
+        plan_prune(repo, [])
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------

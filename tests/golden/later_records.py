@@ -49,6 +49,23 @@ def _losses() -> list[Json]:
     ]
 
 
+def origins() -> list[Json]:
+    """ORIGIN, an inner record of ADD_SNAP: made directly from the first one, and over another repository."""
+    first, other = (
+        (fixed("repo a", 16), REF),
+        (fixed("repo b", 16), fixed("other writer", 16) + u64(9) + fixed("copy", 16)),
+    )
+    return [
+        {
+            "first": {"repo_id": first[0].hex(), "ref": first[1].hex()},
+            "copied": {"repo_id": made[0].hex(), "ref": made[1].hex()},
+            "type": 0x8010,
+            "value": b"".join((*first, *made)).hex(),
+        }
+        for made in (first, other)
+    ]
+
+
 def _labels() -> list[Json]:
     ref = REF.hex()
     renamed = {"volume_id": VOLUME.hex(), "name": "vm: wurzel"}

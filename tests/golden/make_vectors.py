@@ -10,7 +10,7 @@ import json
 import unicodedata
 from pathlib import Path
 
-from tests.golden.later_records import later_records
+from tests.golden.later_records import later_records, origins
 from tests.golden.literal import (
     CATALOGUE,
     DATA_ROOT,
@@ -284,6 +284,7 @@ def commit_vectors() -> Json:
         "checkpoint_entries": entries,
         "late_checkpoint": late_checkpoint(),
         "later_records": later_records(),
+        "origins": origins(),
         "heads": {"rows": [head.hex() for head in heads], "fingerprint": fingerprint(root_of(1), heads)},
     }  # fmt: skip
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 from lamella.crypto import chunk_id, seal, sign, slots
 from lamella.crypto.derive import DomainKeys, Keys
 from lamella.errors import IntegrityError, UnknownFormat
-from lamella.format import commit, compression, container, document, keyslot, known, marker, node, records
+from lamella.format import commit, compression, container, document, keyslot, known, marker, node, origin, records
 from lamella.format.container import Kind
 from lamella.format.cursor import Cursor
-from lamella.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
+from lamella.ids import ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
 from lamella.trust import Opened
 from tests.golden import make_vectors
 from tests.unit.later_makers import LATER_MAKERS
@@ -290,6 +291,23 @@ def test_figures_and_unknown_inner_records() -> None:
     assert snap.figures == records.Figures(*row["fields"]["figures"])
     assert snap.usable
     assert snap.inner[0] == records.Figures(*row["fields"]["figures"]).encode()
+
+
+@pytest.mark.parametrize("row", VECTORS["origins"], ids=["direct", "over another"])
+def test_origin(row: Json) -> None:
+    snap = add_snap(next(one for one in RECORDS if one["type"] == records.AddSnap.TYPE)["fields"], b"")
+    first, copied = (
+        origin.Place(RepoId(unhex(place["repo_id"])), records.Ref.decode(Cursor(unhex(place["ref"]), "a ref")))
+        for place in (row["first"], row["copied"])
+    )
+    made = origin.Origin(first, copied)
+    assert made.encode() == records.RawRecord(row["type"], unhex(row["value"]))
+    copy = replace(snap, inner=(*snap.inner, made.encode()))
+    assert copy.usable and origin.Origin.of(copy) == made
+    assert origin.Origin.of(replace(copy, inner=(made.encode()._replace(value=unhex(row["value"])[:-1]),))) is None
+    elsewhere = RepoId(bytes(16))
+    assert origin.first_place(elsewhere, copied.ref, copy) == first
+    assert origin.first_place(elsewhere, copied.ref, snap) == origin.Place(elsewhere, copied.ref)
 
 
 @pytest.mark.parametrize("row", VECTORS["commits"], ids=["first", "second"])

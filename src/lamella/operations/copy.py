@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from lamella.errors import IntegrityError, SourceError
+from lamella.errors import IntegrityError, RepositoryError, SourceError
 from lamella.events import Event, Progress, Reporter, Warned, silent
 from lamella.format import compression
 from lamella.format.labels import Tag
@@ -18,6 +18,7 @@ from lamella.format.node import Shape
 from lamella.format.origin import Origin, Place
 from lamella.operations.backup_volume import VolumeReader
 from lamella.operations.completeness import is_complete
+from lamella.operations.copy_moments import carry_moment
 from lamella.operations.copy_plan import CopyPlanner, CopyRow, State, by_run, choose, require_two
 from lamella.operations.copy_publish import Copied, CopyPublisher, copy_documents
 from lamella.operations.copy_volume import SnapshotVolume
@@ -234,6 +235,12 @@ class _Copying:
             raise ValueError("a copy that was not published")
         row = one.row
         row.there, row.state = one.there, State.COPIED
+        try:
+            carry_moment(self._source, row.snapshot, self._target, one.there)
+        except RepositoryError as error:
+            self._reporter(
+                Warned(f"{row.selected.text}: the next backup there must compare everything: {error.message}")
+            )
         place = next(n for n, snapshot in enumerate(row.selected.volume.snapshots) if snapshot.ref == row.snapshot.ref)
         self._copies_of(row)[place] = one.there
 

@@ -46,10 +46,11 @@ def require_prune_key(may_sign: bool, url: str) -> None:
 def plan_prune(repo: Repository, removals: Sequence[Ref], options: PruneOptions | None = None) -> PrunePlan:
     """Decide what to remove; `execute` does it and gives back the space.
 
-    Raises RepositoryError if the secret may not delete or a snapshot is unknown, RolledBack.
+    Raises RepositoryError if the secret may not delete or a snapshot is unknown, RolledBack, Locked at a mirror.
     """
     require_prune_key(repo.keys.prune_seed is not None, repo.store.url)
     repo.require_sound_history()
+    repo.require_writable()
     known = {snapshot.ref for snapshot in repo.catalogue.snapshots}
     strange = [ref for ref in removals if ref not in known and ref not in repo.catalogue.removed]
     if strange:
