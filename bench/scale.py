@@ -42,4 +42,5 @@ def _targets(series: Mapping[str, Series]) -> Iterator[Target]:
         yield Target(f"{title}: metadata of one changed chunk", size(written), "20 KB", written < 20_000)
         yield Target(f"{title}: one changed chunk", f"{one.cpu:.2f} CPU s", "1 CPU s", one.cpu < 1)
     found = series["16 TiB manifest/lamella, difference of 100 chunks"]
-    yield Target("16 TiB: difference of 100 chunks", f"{found.wall:.3f} s", "0.2 s", found.wall < 0.2)
+    text = f"{found.cpu:.3f} CPU s ({found.wall:.3f} s by the clock)"
+    yield Target("16 TiB: difference of 100 chunks", text, "0.2 CPU s", found.cpu < 0.2)
