@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from lamella.errors import Locked, NoRepository, RepositoryError, RolledBack
 from lamella.format.commit import parse_name
+from lamella.format.deletion import Remove
 from lamella.operations.mirror import MirrorResult, mirror, plan_mirror
 from lamella.operations.prune import plan_prune
 from lamella.operations.selection import select
@@ -21,8 +24,11 @@ from lamella.repository.containers import raw_body
 from lamella.repository.host import Host
 from lamella.repository.packer import Packer
 from lamella.repository.repository import Repository
-from lamella.stores.base import Entry, Store
+from lamella.stores.base import Entry, Held, Store
+from lamella.stores.frames import Hello
+from lamella.stores.link import Route
 from lamella.stores.memory import MemoryStore
+from lamella.stores.pipe import PipeStore
 from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
 from lamella.trust import Clear
 from tests.fault.copies import copy, letters
@@ -299,6 +305,67 @@ def test_a_prune_waits_for_the_mirror_and_the_mirror_keeps_what_it_had(life: Lif
     check_rescue(target.objects(), life.truth, life.place)
     with Repository.open(target, SECRET, life.host, exclusive=True) as repo, pytest.raises(Locked, match="mirror"):
         plan_prune(repo, [])
+
+
+class Slipping(Changing):
+    """A store whose lock is lost with its connection, at one call."""
+
+    @contextmanager
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> Iterator[Held]:
+        self.held = Held()
+        yield self.held
+
+
+def test_a_lock_that_was_lost_means_looking_at_everything_again(life: Life) -> None:
+    """Meanwhile somebody removed a snapshot, with packs that were not copied yet."""
+    begun = life.store.objects()
+    rounds = []
+    for when in range(3, 100):
+        store = MemoryStore(begun)
+        pruned: list[str] = []
+
+        def happens(slipping: MemoryStore, call: int, when: int = when, pruned: list[str] = pruned) -> None:
+            if call == when and isinstance(slipping, Slipping):
+                slipping.held.lose()
+                with Repository.open(slipping, SECRET, fresh_host(life.place / "collector")) as repo:
+                    gone = select(repo, [])[0]
+                    repo.publish([Remove((gone.snapshot.ref,))])
+                    pruned.append(gone.text)
+                rewrite(slipping, life)
+
+        source = Slipping(store.objects(), happens)
+        target = At("/mirror")
+        result = mirror(source, target, fresh_host(life.place / "courier"), workers=1)
+        if not pruned:
+            break
+        rounds.append(result.rounds)
+        if any(name not in begun for name in target.objects() if name.startswith("w/")):
+            truth = Truth({text: content for text, content in life.truth.volumes.items() if text not in pruned})
+            check_sound(target, fresh_host(life.place / "reader"), truth, life.place)
+        else:
+            assert_only_sound(target, life)
+    assert len(rounds) > 10 and max(rounds) > 1
+
+
+@pytest.mark.parametrize("way", ["to", "from"])
+def test_over_a_pipe(life: Life, way: str) -> None:
+    """The serving side checks what it can by itself; a mirror's order must suit it."""
+    place = life.place / "served"
+    argv = (sys.executable, "-m", "lamella", "serve", str(place))
+    with closing(PipeStore(f"pipe:{place}", Route(argv), Hello(str(place), True, False, True))) as served:
+        if way == "to":
+            life.mirror(served)
+            life.save("abXd")
+            assert life.mirror(served).copied_objects > 0
+        else:
+            for name, content in life.store.objects().items():
+                served.put(name, Clear(content))
+            served.sync()
+            target = At("/mirror")
+            mirror(served, target, life.host, workers=2)
+            assert target.objects() == life.store.objects()
+        found = {entry.name: served.get(entry.name) for entry in served.list("")}
+    assert found == life.store.objects()
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------

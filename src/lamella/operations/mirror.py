@@ -25,7 +25,7 @@ from lamella.pipeline import default_workers, ordered_map
 from lamella.repository.host import Host
 from lamella.repository.places import Places
 from lamella.repository.slots import read_marker
-from lamella.stores.base import Entry, Store
+from lamella.stores.base import Entry, Held, Store
 from lamella.trust import Clear
 
 _SETTLED_ROUNDS = 3
@@ -88,13 +88,15 @@ def mirror(
         raise UsageError("both places are the same", obj=source.url)
     mark = read_marker(source)
     with ExitStack() as held:
-        held.enter_context(source.lock(exclusive=False, wait_seconds=lock_wait))
+        locks = [held.enter_context(source.lock(exclusive=False, wait_seconds=lock_wait))]
         fresh = not _has_marker(target)
         # Until there is a marker nobody else may begin a repository there.
-        held.enter_context(target.lock(exclusive=fresh, wait_seconds=lock_wait))
+        locks.append(held.enter_context(target.lock(exclusive=fresh, wait_seconds=lock_wait)))
         if _has_marker(target):
             _require_same(mark, target)
-        result = _Mirroring(source, target, mark, Places(host.memory(mark.repo_id)), reporter, workers).run()
+        mirroring = _Mirroring(source, target, mark, Places(host.memory(mark.repo_id)), reporter, workers)
+        mirroring.locks = [lock for lock in locks if lock is not None]
+        result = mirroring.run()
     result.seconds = round(time.monotonic() - started, 3)
     return result
 
@@ -143,6 +145,8 @@ class _Mirroring:
         self._bad: set[str] = set()
         self._signed: set[Head] = set()
         self._vanished = False
+        self.locks: list[Held] = []
+        """Those that can be lost."""
 
     def run(self) -> MirrorResult:
         there = Objects.listed(self._target)
@@ -171,6 +175,7 @@ class _Mirroring:
     def _round(self, there: Objects, *, settled: bool) -> bool:
         """Copy what is missing; False if the source changed in a way that asks for another round."""
         self._vanished = False
+        losses = [lock.losses for lock in self.locks]
         commits = Listing.of(self._source, "w/")
         here = Objects.listed(self._source, commits)
         require_one_history(here, there)
@@ -180,6 +185,10 @@ class _Mirroring:
         self._copy([entry for entry in here.entries() if self._comes_first(entry, there)], there)
         if self._vanished or (settled and Listing.of(self._source, "w/") != commits):
             return False
+        if losses != [lock.losses for lock in self.locks]:
+            return False  # somebody may have had the place alone meanwhile: look at everything again
+        for lock, seen in zip(self.locks, losses, strict=True):
+            lock.renew(seen)
         for layer in _layers(entry for entry in commits.entries if self._lacks(entry, there)):
             self._copy(layer, there)
         if self._vanished:
