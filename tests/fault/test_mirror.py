@@ -311,7 +311,7 @@ class Slipping(Changing):
     """A store whose lock is lost with its connection, at one call."""
 
     @contextmanager
-    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> Iterator[Held]:
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> Iterator[Held]:  # type: ignore[override]
         self.held = Held()
         yield self.held
 
