@@ -213,6 +213,27 @@ def test_a_lost_segment_is_written_again(keys: Keys) -> None:
     assert len(world.segments()) == 1
 
 
+def test_a_segment_goes_when_most_of_its_packs_are_gone(keys: Keys) -> None:
+    world = World(keys)
+    machine = world.machine_that_writes()
+    other = world.machine()
+    other.map.refresh()
+    (name,) = world.segments()
+    packs = sorted({pack for pack, _ in world.chunks.values()})
+    for upto in (len(packs) // 2, len(packs)):
+        gone = [pack for pack in packs[:upto] if pack_name(pack) in world.memory.objects()]
+        for pack in gone:
+            world.memory.delete(pack_name(pack))
+        assert world.segments() == [name]
+        for one in (machine, other):
+            one.map.refresh()
+        dropped = machine.map.drop_stale_segments()
+        assert dropped == (upto == len(packs))
+    assert world.segments() == []
+    assert machine.map.drop_stale_segments() == 0
+    assert other.map.drop_stale_segments() == 1
+
+
 # -- what may be wrong with them ---------------------------------------------------------------------------------------
 
 

@@ -211,6 +211,7 @@ class Pruning:
             repo.store.delete(one.head.name)
         repo.store.sync()
         repo.blobs.forget(packs)
+        repo.blobs.drop_stale_segments()
         heads = tuple(sorted(repo.history.heads))
         repo.publish([Reaped(os.urandom(16), tuple(packs), heads)])
         size = sum(one.use.length for one in judged)

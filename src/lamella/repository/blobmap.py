@@ -173,6 +173,10 @@ class BlobMap:
         """Write index segments if many packs have none; returns the bytes put. Raises StoreError."""
         return self._segments.write()
 
+    def drop_stale_segments(self) -> int:
+        """Delete index segments most of whose packs are gone; returns how many. Raises StoreError."""
+        return self._segments.drop_stale()
+
     def mark_own(self, packs: Iterable[bytes]) -> None:
         """Remember that these packs were written by this host's writer."""
         with self._cache.lock, self._cache.connection as connection:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lamella.errors import RepositoryError
 
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE commits (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE packs (
@@ -27,7 +27,7 @@ CREATE TABLE blobs (
     content INTEGER NOT NULL, PRIMARY KEY (id, kind, pack)
 ) WITHOUT ROWID;
 CREATE INDEX blobs_by_pack ON blobs (pack);
-CREATE TABLE segments (number INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE);
+CREATE TABLE segments (number INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, packs INTEGER NOT NULL);
 CREATE TABLE covered (pack BLOB PRIMARY KEY, segment INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE complete (root BLOB PRIMARY KEY) WITHOUT ROWID;
 """

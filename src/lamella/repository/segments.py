@@ -89,17 +89,20 @@ class Segments:
         with self._cache.lock, self._cache.connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             number = self._remember(entry.name)
+            named = 0
             for content in contents:
                 try:
                     for row in segment.decode(content, entry.name):
                         self._enter_pack(number, domain_id, row)
+                        named += 1
                 except (IntegrityError, UnknownFormat):
                     continue
+            connection.execute("UPDATE segments SET packs = ? WHERE number = ?", (named, number))
 
-    def _remember(self, name: str) -> int:
+    def _remember(self, name: str, packs: int = 0) -> int:
         connection = self._cache.connection
         sha256 = segment_hash(name)
-        connection.execute("INSERT OR IGNORE INTO segments (name) VALUES (?)", (sha256,))
+        connection.execute("INSERT OR IGNORE INTO segments (name, packs) VALUES (?, ?)", (sha256, packs))
         return int(connection.execute("SELECT number FROM segments WHERE name = ?", (sha256,)).fetchone()[0])
 
     def _enter_pack(self, number: int, domain_id: DomainId, row: Covered) -> None:
@@ -154,11 +157,29 @@ class Segments:
             self._store.put(segment_name(sha256), sealed)
             stored += len(sealed)
             with self._cache.lock, self._cache.connection as connection:
-                number = self._remember(segment_name(sha256))
+                number = self._remember(segment_name(sha256), len(rows))
                 connection.executemany(
                     "INSERT OR IGNORE INTO covered VALUES (?, ?)", ((row.pack, number) for row in rows)
                 )
         return stored
+
+    def drop_stale(self) -> int:
+        """Delete the segments known here most of whose packs are gone or named elsewhere; returns how many.
+
+        What names a few packs that are gone does no harm, and saves requests for the rest. Raises StoreError.
+        """
+        query = (
+            "SELECT s.number, s.name FROM segments s WHERE 2 * (SELECT COUNT(*) FROM covered c"
+            " JOIN packs p ON p.name = c.pack WHERE c.segment = s.number) < s.packs ORDER BY s.number"
+        )
+        with self._cache.lock:
+            stale = self._cache.connection.execute(query).fetchall()
+        for _, sha256 in stale:
+            self._store.delete(segment_name(sha256))
+        with self._cache.lock, self._cache.connection as connection:
+            connection.executemany("DELETE FROM covered WHERE segment = ?", ((number,) for number, _ in stale))
+            connection.executemany("DELETE FROM segments WHERE number = ?", ((number,) for number, _ in stale))
+        return len(stale)
 
     def _full(self, domain_id: DomainId) -> Iterator[list[Covered]]:
         """The domain's packs without a segment, in portions that make one each."""
