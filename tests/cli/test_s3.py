@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.program import Lamella
+from tests.cli.program import COMMAND, SECONDS, Lamella, environment
 from tests.s3_services import CREDENTIALS, S3Service, moto
 
 MIB = 1 << 20
@@ -132,3 +135,25 @@ def test_a_rate_limit_holds_for_s3(lamella: Lamella, image: Path) -> None:
     lamella.ok("--limit-rate", "500M", "init")
     lamella.ok("backup", "--limit-rate", "500M/s", image)
     assert lamella.run("--limit-rate", "12", "list").code == 2
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["no answer", "half an answer"])
+def test_ctrl_c_ends_a_call_that_waits(lamella: Lamella, answered: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        place = f"s3://bucket/x?endpoint=http://127.0.0.1:{hole.getsockname()[1]}"
+        process = subprocess.Popen(
+            [*COMMAND, *lamella.options, "-r", place, "list"],
+            env=environment(lamella.env),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        connection, _ = hole.accept()
+        with connection:
+            connection.recv(1)
+            if answered:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 64\r\n\r\nhalf")
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, said
+    assert "interrupted" in said

@@ -123,10 +123,14 @@ def test_what_a_thief_lays_over_objects_is_seen_through(
     laid = 0
     for row in thief.list_object_versions(Bucket=BUCKET)["Versions"]:
         name = row["Key"].removeprefix("lamella/")
-        if name.startswith(("p/", "w/")):
+        if name.startswith(("p/", "w/", "keys/")):
             thief.put_object(Bucket=BUCKET, Key=row["Key"], Body=os.urandom(row["Size"] + (laid % 2)))
             laid += 1
-    assert laid >= 3
+    assert laid >= 4
+    # Two markers over the genuine one: another repository's, and none.
+    genuine = thief.get_object(Bucket=BUCKET, Key="lamella/lamella")["Body"].read()
+    for marker in (genuine[:16] + os.urandom(48), b"nothing of the kind"):
+        thief.put_object(Bucket=BUCKET, Key="lamella/lamella", Body=marker)
     # The host itself, with its cache, and a machine that never saw the repository.
     for number, env in enumerate(({}, _fresh(tmp_path))):
         out = tmp_path / f"out-{number}.img"
