@@ -29,7 +29,7 @@ from lamella.repository.history import Chain
 from lamella.repository.pins import Problem
 from lamella.repository.repository import Repository
 
-_AT_ONCE = 1000
+_AT_ONCE = 64
 _MONTH_MS = 30 * 86_400_000
 
 
