@@ -170,6 +170,7 @@ class _Mending:
         found = self._result.found
         with Depot(self._repo, dry=self._options.dry) as depot:
             emptied = self._objects.salvage(found, depot)
+            self._objects.catalogue_segments(depot)
             depot.settle()
             self._again()
             gaps = self._gaps()

@@ -36,7 +36,9 @@ class ObjectRepair:
         self._repo = repo
         self._donors = donors
         self._result = result
-        self._moves = may_set_aside(repo.store)
+        abilities = repo.store.abilities
+        # A dry run has opened the store for reading only; it is about the run that will not.
+        self._moves = may_set_aside(repo.store) or (result.dry and abilities.exclusive_lock and not abilities.immutable)
 
     # -- clear files --------------------------------------------------------------------------------------------------
 
@@ -180,6 +182,18 @@ class ObjectRepair:
         self._result.did(BACK, name, f"from {other.store.url}")
         if not self._result.dry:
             self._repo.store.put(name, Sealed(content))
+
+    def catalogue_segments(self, depot: Depot) -> None:
+        """What checkpoints refer to and no pack has, from a copy. Without one the next checkpoint says it all anew."""
+        for chain in self._repo.history.chains.values():
+            for place in chain.carried.segments if chain.carried is not None else ():
+                try:
+                    self._repo.contents.get(CATALOGUE, Kind.SEGMENT, place.id)
+                except IntegrityError:
+                    content = self._donors.by_id(CATALOGUE, Kind.SEGMENT, place.id)
+                    if content is not None:
+                        depot.store(CATALOGUE, Kind.SEGMENT, place.id, content)
+                        self._result.did(STORED, pack_name(place.pack), "a catalogue segment")
 
     def salvage(self, findings: Iterable[Finding], depot: Depot) -> list[str]:
         """Store what still opens in bad packs and lies nowhere else; returns the packs that were gone through."""
