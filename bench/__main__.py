@@ -1,4 +1,4 @@
-"""`python -m bench [image|scale|tracking|s3|copies]`: see docs/bench.md."""
+"""`python -m bench [image|scale|tracking|s3|copies|health]`: see docs/bench.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import copies, images, report, s3, scale, sparse, tracking
+from bench import copies, health, images, report, s3, scale, sparse, tracking
 from bench.journey import Journey
 from bench.measure import MIB, BenchError, Series, pin
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
-    parser.add_argument("mode", nargs="?", choices=("image", "scale", "tracking", "s3", "copies"), default="image",
+    parser.add_argument("mode", nargs="?", choices=("image", "scale", "tracking", "s3", "copies", "health"), default="image",
                         help="image: beside others; scale: simulated; tracking: --dir on Btrfs or XFS;"
                         " s3: the S3 store; copies: second copies")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
@@ -106,7 +106,19 @@ def _s3(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[r
     return series, list(s3.targets(series))
 
 
-_MODES = {"image": _image, "scale": _scale, "tracking": _tracking, "s3": _s3, "copies": _copies}
+def _health(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    series = health.measure(work, args.repeats)
+    return series, list(health.targets(series))
+
+
+_MODES = {
+    "image": _image,
+    "scale": _scale,
+    "tracking": _tracking,
+    "s3": _s3,
+    "copies": _copies,
+    "health": _health,
+}
 
 
 def _write(path: Path, series: Mapping[str, Series], targets: Sequence[report.Target]) -> None:

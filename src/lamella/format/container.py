@@ -39,6 +39,7 @@ class Kind(IntEnum):
     SEGMENT = 7
 
 
+_IN_DIRECTORIES = frozenset(int(kind) for kind in Kind if kind != Kind.DIRECTORY)
 _MAX_CONTENT_OF = {Kind.CHUNK: MAX_CHUNK, Kind.LEAF: MAX_NODE, Kind.INNER: MAX_NODE}
 
 
@@ -146,7 +147,7 @@ def decode_entries(cursor: Cursor, count: int, offset: int, name: str) -> list[B
 
 def _entry(cursor: Cursor, offset: int, name: str) -> Blob:
     id_, clen, kind_number, rlen = cursor.take(24), cursor.uint(3), cursor.uint(1), cursor.uint(4)
-    if kind_number not in set(Kind) or kind_number == Kind.DIRECTORY:
+    if kind_number not in _IN_DIRECTORIES:
         raise UnknownFormat(f"a directory with unknown kind {kind_number}", obj=name)
     kind = Kind(kind_number)
     if rlen > max_content(kind) or not BODY_HEAD + TAG <= clen <= BODY_HEAD + TAG + rlen:

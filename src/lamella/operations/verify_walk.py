@@ -136,7 +136,7 @@ class Walk:
         spare: _Chunk | None = None
         for number, chunk in enumerate(self._data(tree.shape, self._runs(one, tree)), 1):
             chosen = chosen or chunk.read
-            if not self._random.randrange(number):
+            if self._percent and not chosen and not self._random.randrange(number):
                 spare = chunk
             batch.append(chunk)
             if len(batch) == _BATCH:

@@ -144,7 +144,7 @@ class Repository:
         In between others may have written; when it fails, no lock is held any more.
         """
         self._held.close()
-        self._held.enter_context(self.store.lock(exclusive=True, wait_seconds=wait_seconds))
+        self._lock = self._held.enter_context(self.store.lock(exclusive=True, wait_seconds=wait_seconds))
         self.exclusive = True
         self.look_again()
 
