@@ -151,6 +151,8 @@ def _print(context: Context, result: RepairResult) -> None:
         out.line(f"remaining {finding.severity}: {finding.obj}: {finding.message}")
     for note in result.notes:
         out.say(note)
+    if result.gone and not result.dry:
+        out.say("what is left of such a volume: restore.py writes it to FILE.lamella-partial and names the lost bytes")
     for problem in result.problems:
         out.warn(problem)
     if result.problems:
