@@ -149,6 +149,12 @@ def _print(context: Context, result: RepairResult) -> None:
             out.line(line)
     for finding in () if result.dry else result.remaining:
         out.line(f"remaining {finding.severity}: {finding.obj}: {finding.message}")
+    _advise(context, result)
+    out.line(_summary(result))
+
+
+def _advise(context: Context, result: RepairResult) -> None:
+    out = context.out
     for note in result.notes:
         out.say(note)
     if result.gone and not result.dry:
@@ -157,7 +163,6 @@ def _print(context: Context, result: RepairResult) -> None:
         out.warn(problem)
     if result.problems:
         out.say("accept this history and go on with: lamella check --repair --accept-rollback")
-    out.line(_summary(result))
 
 
 def _action_line(action: Action, result: RepairResult) -> str:
