@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
-    parser.add_argument("mode", nargs="?", choices=("image", "scale", "tracking", "s3", "copies", "health"), default="image",
+    modes = ("image", "scale", "tracking", "s3", "copies", "health")
+    parser.add_argument("mode", nargs="?", choices=modes, default="image",
                         help="image: beside others; scale: simulated; tracking: --dir on Btrfs or XFS;"
                         " s3: the S3 store; copies: second copies")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
