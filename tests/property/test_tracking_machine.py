@@ -1,5 +1,5 @@
-"""Any life of a tracked volume: changed, resized, monitored, backed up to two repositories, killed anywhere, with the
-host's memory lost, copied, edited and rolled back.
+"""Any life of a tracked volume: changed, resized, monitored, backed up to two repositories, killed and stopped anywhere
+and gone on with, with the host's memory lost, copied, edited and rolled back.
 
 Every snapshot must restore to the bytes of its moment. What the host remembers may cost a comparison, never bytes.
 """
@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,8 +19,10 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from lamella.operations import reading
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.monitor import monitor
+from lamella.operations.pacing import Pace
 from lamella.operations.selection import select
 from lamella.repository import host as host_module
 from lamella.repository import intervals as intervals_module
@@ -45,6 +47,8 @@ lives = st.lists(
     st.tuples(st.lists(edits, max_size=3), st.sampled_from((0, 1, MONITOR, MONITOR))), min_size=1, max_size=6
 )
 COPY = "copy of the other"
+PACE = Pace(bytes=CHUNK, seconds=1e9, least_bytes=1)
+"""A point to go on from after every range that is read."""
 FIELDS: dict[str, Callable[[Any], Any]] = {
     "seq": lambda value: value + 1,
     "root": lambda value: value[::-1] if value[::-1] != value else "00" * 24,
@@ -57,6 +61,20 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
 
 # A moment of other bytes is what a ledger must be kept from naming.
 fields = st.sampled_from([*sorted(FIELDS), COPY, "checkpoint", "checkpoint", "checkpoint"])
+
+
+@contextmanager
+def stopped_at(disk: TrackedDisk, read: int) -> Iterator[None]:
+    """Ctrl-C while the disk is read for the n-th time."""
+    last, real = disk.log["read_into"] + read, TrackedDisk.counted
+
+    def counted(self: TrackedDisk, method: str) -> AbstractContextManager[None]:
+        if method == "read_into" and self.log[method] + 1 >= last:
+            raise KeyboardInterrupt
+        return real(self, method)
+
+    with patch.object(TrackedDisk, "counted", counted):
+        yield
 
 
 class StateKill:
@@ -89,6 +107,8 @@ class Tracking(RuleBasedStateMachine):
         self.host = host_at(self.place)
         self.stores = [MemoryStore(), MemoryStore()]
         self.disk = TrackedDisk("disk", bytearray())
+        self.patches = ExitStack()
+        self.patches.enter_context(patch.object(reading, "RANGE", 2 * CHUNK))
         self.truth: dict[tuple[int, str], bytes] = {}
         self.sure: list[bool | None] = [False, False]
         self.monitored = [False, False]
@@ -101,6 +121,7 @@ class Tracking(RuleBasedStateMachine):
             for number in (0, 1):
                 self.check(number)
         finally:
+            self.patches.close()
             shutil.rmtree(self.place)
 
     # -- the volume ------------------------------------------------------------------------------------------------
@@ -125,7 +146,7 @@ class Tracking(RuleBasedStateMachine):
 
     def run(self, number: int, store: Store | None = None) -> BackupResult:
         with Repository.open(store or self.stores[number], SECRET, self.host) as repo:
-            options = BackupOptions(chunk_log2=LOG2[number], workers=1)
+            options = BackupOptions(chunk_log2=LOG2[number], workers=1, pace=PACE)
             result = plan_backup(repo, [Request("disk", self.disk.source())], options).execute()
         assert (result.complete, result.warnings) == (True, []), result
         return result
@@ -145,6 +166,7 @@ class Tracking(RuleBasedStateMachine):
         result = self.run(number)
         row = result.volumes[0]
         event(f"{row.mode}{' over intervals' if self.monitored[number] else ''}, {self.sure[number]}")
+        event(f"{row.mode}, {'gone on with' if row.resumed_bytes else 'from the start'}")
         if known and self.sure[number] is not None:
             assert row.mode == ("incremental" if self.sure[number] else "compare"), row
         if row.mode != "incremental":
@@ -162,13 +184,16 @@ class Tracking(RuleBasedStateMachine):
 
     @rule(
         edits=st.lists(edits, max_size=3),
-        where=st.sampled_from(["source", "source", "state", "store"]),
+        where=st.sampled_from(["source", "source", "state", "store", "stop", "stop"]),
         number=runs,
         call=st.integers(1, 40),
         after=st.booleans(),
     )
     def kill(self, edits: list[Edit], where: str, number: int | None, call: int, after: bool) -> None:
         """A run that is killed before or after some call to the source, to the store, or some durable write."""
+        self.break_off(edits, where, number, call, after)
+
+    def break_off(self, edits: list[Edit], where: str, number: int | None, call: int, after: bool) -> None:
         self.change(edits)
         if where == "state":
             with StateKill(call % 6 + 1, after).armed():
@@ -176,10 +201,33 @@ class Tracking(RuleBasedStateMachine):
         elif where == "store" and number is not None:
             point = CrashPoint(call, after)
             self.attempt(number, CrashStore(self.stores[number].objects(), point, counted=ALL_CALLS))
+        elif where == "stop":
+            with stopped_at(self.disk, call % 8 + 1):
+                self.attempt(number, None)
         else:
             self.disk.revive()
             self.disk.faults.kill_at, self.disk.faults.kill_after = call % 16 + 1, after
             self.attempt(number, None)
+
+    @rule(
+        number=which,
+        breaks=st.lists(
+            st.tuples(st.lists(edits, max_size=3), st.sampled_from(["stop", "source", "store"]), st.integers(1, 40)),
+            min_size=1,
+            max_size=3,
+        ),
+        monitored=st.booleans(),
+    )
+    def break_off_and_go_on(self, number: int, breaks: list[tuple[list[Edit], str, int]], monitored: bool) -> None:
+        """Broken off again and again, with changes in between, until it comes to its end."""
+        self.change([("resize", MOST, 0), ("write", 0, MOST)])
+        for edits, where, call in breaks:
+            self.break_off(edits, where, number, call, False)
+            if monitored:
+                monitor(self.host, self.disk.source())
+        self.monitored[number] = self.monitored[number] or monitored
+        self.change(breaks[0][0])
+        self.backup(number)
 
     def attempt(self, number: int | None, store: CrashStore | None) -> None:
         """A run that may be killed: nothing is certain afterwards but the snapshots."""
@@ -190,6 +238,8 @@ class Tracking(RuleBasedStateMachine):
                 self.run(number, store)
         except (Killed, PowerCut):
             event("killed")
+        except KeyboardInterrupt:
+            event("stopped")
         self.disk.revive()
         if number is None:
             self.sure = [None if one else one for one in self.sure]
@@ -329,10 +379,12 @@ class Tracking(RuleBasedStateMachine):
 
     def nothing_left_over(self) -> None:
         """Every moment that is left is the base of a ledger, or what an interval leads to."""
-        memory = [*(self.host.state_dir / "repo").glob("*/ledger.json"), *self.links()]
+        repositories = self.host.state_dir / "repo"
+        memory = [*repositories.glob("*/ledger.json"), *repositories.glob("*/unfinished.json"), *self.links()]
         named = {word for path in memory for word in _texts(json.loads(path.read_text()))}
         assert set(self.disk.moments) <= named, (self.disk.moments.keys(), named)
-        assert len(self.disk.moments) <= 2
+        # One for each repository, and what a broken run to the other one had read and was reading.
+        assert len(self.disk.moments) <= 4
 
     @invariant()
     def the_process_is_alive(self) -> None:
