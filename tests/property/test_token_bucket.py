@@ -114,12 +114,20 @@ def test_a_large_object_is_read_piece_by_piece() -> None:
     store, counting, clock = limited(PIECE)
     content = bytes(range(256)) * (3 * PIECE // 256) + b"end"
     counting.put("a", Sealed(content))
-    for offset, length in [(0, None), (5, None), (0, len(content)), (7, 2 * PIECE)]:
-        before = counting.count("get")
-        end = len(content) if length is None else offset + length
-        assert store.get("a", offset, length) == content[offset:end]
-        assert counting.count("get") - before == -(-(end - offset) // PIECE)
-    assert clock.slept > 10
+    for offset, length in [(0, len(content)), (7, 2 * PIECE), (5, PIECE + 1), (5, PIECE)]:
+        before, slept = counting.count("get"), clock.slept
+        assert store.get("a", offset, length) == content[offset : offset + length]
+        assert counting.count("get") - before == -(-length // PIECE)
+        assert clock.slept - slept == pytest.approx(length / PIECE, abs=BURST_SECONDS)
+
+
+def test_a_whole_object_is_read_with_one_request() -> None:
+    store, counting, clock = limited(PIECE)
+    counting.put("a", Sealed(bytes(3 * PIECE)))
+    counting.calls.clear()
+    assert store.get("a", 5) == bytes(3 * PIECE - 5)
+    assert counting.calls == [("get", "a")]
+    assert clock.slept == pytest.approx(2.0, abs=1e-3)
 
 
 def test_errors_are_those_of_the_store_inside() -> None:

@@ -12,7 +12,7 @@ from lamella.trust import Clear, Sealed
 
 BURST_SECONDS = 1.0
 PIECE = 1 << 20
-"""Reads of more than this are made piece by piece, so that the limit holds within an object too."""
+"""Reads of more than this are made piece by piece, so that the limit holds within them, too."""
 LISTED_BYTES = 150
 """What one listed object costs on the line, about."""
 
@@ -45,7 +45,8 @@ class TokenBucket:
 class LimitedStore(Wrapper):
     """A store whose puts, gets and listings together move at most so many bytes a second, whatever their threads.
 
-    A put waits before it sends, since its bytes then go at the line's speed; a get waits after each mebibyte.
+    A put waits before it sends, since its bytes then go at the line's speed; a get waits after each mebibyte, one of a
+    whole object after that: asking for its size first would cost a request for every small one.
     """
 
     def __init__(self, inner: Store, bucket: TokenBucket, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -59,26 +60,17 @@ class LimitedStore(Wrapper):
         self._inner.put(name, content)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return exactly the bytes asked for, piece by piece."""
-        if length is not None and length <= PIECE:
+        """Return exactly the bytes asked for; where it is said how many, piece by piece."""
+        if length is None or length <= PIECE:
             return self._got(name, offset, length)
-        missing = length if length is not None else self._inner.stat(name) - offset
-        if missing <= PIECE:
-            return self._got(name, offset, length)
-        pieces = [
-            self._got(name, start, min(PIECE, offset + missing - start)) for start in self._starts(offset, missing)
-        ]
-        return b"".join(pieces)
+        starts = range(offset, offset + length, PIECE)
+        return b"".join(self._got(name, start, min(PIECE, offset + length - start)) for start in starts)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects below `prefix`; each counts as some bytes."""
         for entry in self._inner.list(prefix):
             self._spend(LISTED_BYTES)
             yield entry
-
-    @staticmethod
-    def _starts(offset: int, length: int) -> range:
-        return range(offset, offset + length, PIECE)
 
     def _got(self, name: str, offset: int, length: int | None) -> bytes:
         content = self._inner.get(name, offset, length)
