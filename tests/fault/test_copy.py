@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import NothingMatched, UsageError
+from lamella.format.container import Kind
 from lamella.format.deletion import Remove
 from lamella.format.labels import Tag
 from lamella.format.origin import Origin, Place
@@ -289,6 +291,28 @@ def test_what_the_target_lost_is_not_built_on(tmp_path: Path) -> None:
     with Repository.open(other, SECRET, fresh_host(tmp_path / "stranger")) as repo:
         (one,) = select(repo, [f"disk@{newest_name}"])
         assert restored(repo, one, tmp_path / "out.img") == letters("abe")
+
+
+def test_chunks_that_the_target_lost_are_not_built_on_though_its_nodes_are_there(tmp_path: Path) -> None:
+    pair = Pair.make(tmp_path)
+    content = random.Random(7).randbytes(20 << 20)
+    pair.save(content)
+    pair.copy()
+    packs = {name: len(content) for name, content in pair.target.objects().items() if name.startswith("p/")}
+    with Repository.open(pair.target, SECRET, pair.host) as repo:
+        repo.refresh_map()
+        nodes = {
+            place.pack.hex()
+            for one in select(repo, [])
+            for place in repo.blobs.find(Kind.INNER, one.snapshot.added.root)
+        }
+    (lost, *_) = (name for name in packs if name[5:] not in nodes)
+    pair.target.delete(lost)
+    name = pair.save(content[:-1] + b"x")
+    pair.copy(f"disk@{name}")
+    with Repository.open(pair.target, SECRET, fresh_host(tmp_path / "stranger")) as repo:
+        (one,) = select(repo, [f"disk@{name}"])
+        assert restored(repo, one, tmp_path / "out.img") == content[:-1] + b"x"
 
 
 def test_a_false_copy_by_another_writer_is_not_built_on(tmp_path: Path) -> None:

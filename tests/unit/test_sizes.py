@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from lamella.format.deletion import Remove
 from lamella.operations.selection import Selected, select
 from lamella.operations.sizes import Sizes, sizes_of, totals_of
+from lamella.pipeline import Outbox
+from lamella.repository.containers import raw_body
+from lamella.repository.packer import Packer
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import CHUNK, OPTIONS, Small, image
 
@@ -106,3 +110,21 @@ def test_what_is_freed_is_what_lies_in_packs_of_its_own(small: Small, tmp_path: 
         # What is removed already is nobody's any more.
         assert totals_of(repo).unneeded_bytes == unneeded + unique > unneeded
         assert check(repo, [first, third]).freed_bytes == made[0] + made[2]
+
+
+def test_further_copies_of_a_blob_are_nobodys(small: Small, tmp_path: Path) -> None:
+    small.backup(image(tmp_path / "disk.img", "abcd"))
+    with small.opened() as repo, Outbox() as outbox:
+        (one,) = select(repo, [])
+        before, unneeded = check(repo, [one]), totals_of(repo).unneeded_bytes
+        domain_id = one.snapshot.added.domain_id
+        packer = Packer(repo.keys, domain_id, small.store, repo.blobs, outbox)
+        for entry in list(repo.blobs.packs(domain_id)):
+            for blob in repo.blobs.directory(bytes.fromhex(entry.name[5:])).blobs:  # type: ignore[union-attr]
+                content = repo.contents.get(domain_id, blob.kind, blob.id)
+                packer.store_blob(blob.kind, blob.id, len(content), functools.partial(raw_body, content))
+        packer.finish()
+        outbox.drain()
+        after = check(repo, [one])
+        assert (after.stored_bytes, after.unique_bytes) == (before.stored_bytes, before.unique_bytes)
+        assert totals_of(repo).unneeded_bytes > unneeded
