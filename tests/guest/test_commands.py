@@ -238,8 +238,16 @@ def uuid(text: str) -> str:
     return run("lvs", "--noheadings", "-o", "lv_uuid", text).strip()
 
 
-@pytest.mark.parametrize("how", ["--overwrite", "--in-place"])
-@pytest.mark.parametrize("size", [4 * MIB, 8 * MIB, 12 * MIB + 4096])
+@pytest.mark.parametrize(
+    ("how", "size"),
+    [
+        ("--overwrite", 4 * MIB),
+        ("--in-place", 12 * MIB + 4096),
+        pytest.param("--overwrite", 12 * MIB + 4096, marks=pytest.mark.long),
+        pytest.param("--in-place", 4 * MIB, marks=pytest.mark.long),
+        pytest.param("--overwrite", 8 * MIB, marks=pytest.mark.long),
+    ],
+)
 def test_an_existing_volume_keeps_its_name_and_uuid_and_gets_the_size(
     lamella: Lamella, volume: ThinVolume, pool: Pool, how: str, size: int
 ) -> None:
