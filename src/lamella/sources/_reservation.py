@@ -56,11 +56,15 @@ class Reservations:
 
     def stale(self) -> bool:
         """Whether a killed run of this owner left a reservation. Raises CheckpointLost if one is in use."""
+        if self._path is None or not self._path.exists():
+            return False
         with self._record(0.0) as record:
             return record.is_ours(pool_status(self._pool).held)
 
     def mend(self) -> bool:
         """Release what a killed run of this owner left; returns whether there was any. Raises like `stale`."""
+        if self._path is None or not self._path.exists():
+            return False
         with self._record(0.0) as record:
             if not record.is_ours(pool_status(self._pool).held):
                 return False
