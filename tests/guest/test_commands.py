@@ -343,7 +343,9 @@ def test_doctor_lists_pools_and_snapshots_and_mends_what_is_ours(
     other.fill(pattern(MIB, 3))
     for one in (volume, other):
         backup(lamella, f"lvm:{one.text}")
-    first, second = sorted(name for name in pool.volumes() if "+lam" in name)
+    snapshots = [name for name in pool.volumes() if "+lam" in name]
+    (first,) = [name for name in snapshots if name.startswith(volume.name)]
+    (second,) = [name for name in snapshots if name.startswith(other.name)]
     owner = owner_in(first)
     tags = dict.fromkeys(pool.volumes()[first].split(","))
     words = [word for tag in tags for word in ("--addtag", tag)]
