@@ -293,12 +293,14 @@ def test_a_restore_that_is_broken_off_leaves_the_volume_as_it_was(
     lamella: Lamella, volume: ThinVolume, pool: Pool
 ) -> None:
     """A damaged repository stops it half way; what is left says what it is, and the next attempt removes it."""
+    volume.write(MIB, os.urandom(MIB))
     backup(lamella, f"vm=lvm:{volume.text}", "--chunk-size", "64K")
     place = Path(lamella.env["LAMELLA_REPO"])
     packs = sorted((path for path in place.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     whole = packs[-1].read_bytes()
     packs[-1].chmod(0o600)
-    packs[-1].write_bytes(whole[:200_000] + bytes(100) + whole[200_100:])
+    middle = len(whole) // 2
+    packs[-1].write_bytes(whole[:middle] + bytes(100) + whole[middle + 100 :])
     shutil.rmtree(os.environ["LAMELLA_CACHE_DIR"], ignore_errors=True)
     volume.write(0, b"later")
     before, identity = volume.content(), uuid(volume.text)

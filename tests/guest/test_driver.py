@@ -323,7 +323,8 @@ def test_a_pool_above_a_limit_is_refused_and_left_as_it_is(volume: ThinVolume, p
 def test_a_pool_out_of_space_is_refused_and_left_as_it_is(pool: Pool) -> None:
     small = Pool("vg", "small")
     sizes = ["-L", "8M", "--chunksize", f"{BLOCK}b", "--poolmetadatasize", "2M", "--poolmetadataspare", "n"]
-    run("lvcreate", "-q", "--type", "thin-pool", *sizes, "--errorwhenfull", "y", "-n", "small", "vg")
+    run("lvcreate", "-q", "--type", "thin-pool", *sizes, "-n", "small", "vg")
+    run("lvchange", "-q", "--errorwhenfull", "y", "vg/small")
     try:
         volume = ThinVolume(small, "vm-full-private")
         run("lvcreate", "-q", "--type", "thin", "-V", "16M", "-n", volume.name, "--thinpool", small.text)
