@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import copies, health, images, report, s3, scale, sparse, tracking
+from bench import copies, health, images, pipe, report, s3, scale, sparse, tracking
 from bench.journey import Journey
 from bench.measure import MIB, BenchError, Series, pin
 
@@ -112,6 +112,11 @@ def _health(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], li
     return series, list(health.targets(series))
 
 
+def _pipe(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    series = pipe.measure(work, args.repeats, args.size)
+    return series, list(pipe.targets(series, args.size))
+
+
 _MODES = {
     "image": _image,
     "scale": _scale,
@@ -119,6 +124,7 @@ _MODES = {
     "s3": _s3,
     "copies": _copies,
     "health": _health,
+    "pipe": _pipe,
 }
 
 

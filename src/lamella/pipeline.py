@@ -49,26 +49,33 @@ def ordered_map(
 class Outbox:
     """Uploads that go on beside the workers, at most `depth` at a time; a full outbox makes the sender wait.
 
+    With `room`, several are only on their way together if they have no more bytes than that.
+
     Each upload on its way holds a pack in memory. On a local disk a second one gains nothing (measured).
 
     An upload that fails is raised by the next `submit` or by `drain`, and by every later one: nothing may be believed
     stored then.
     """
 
-    def __init__(self, depth: int = 1) -> None:
+    def __init__(self, depth: int = 1, room: int | None = None) -> None:
         self._pool = ThreadPoolExecutor(depth, thread_name_prefix="lamella-put")
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[tuple[Future[None], int]] = deque()
         self._depth = depth
+        self._room = room
         self._error: BaseException | None = None
         self._lock = threading.Lock()
 
-    def submit(self, upload: Callable[[], None]) -> None:
-        """Start an upload, waiting first while `depth` of them are unfinished."""
+    def submit(self, upload: Callable[[], None], size: int = 0) -> None:
+        """Start an upload of so many bytes, waiting first while too many of them are unfinished."""
         with self._lock:
-            while self._pending and (len(self._pending) >= self._depth or self._pending[0].done()):
+            while self._pending and (self._is_full(size) or self._pending[0][0].done()):
                 self._wait_for_oldest()
             self._check()
-            self._pending.append(self._pool.submit(upload))
+            self._pending.append((self._pool.submit(upload), size))
+
+    def _is_full(self, size: int) -> bool:
+        held = sum(pending for _, pending in self._pending)
+        return len(self._pending) >= self._depth or (self._room is not None and held + size > self._room)
 
     def drain(self) -> None:
         """Wait for every upload; raise the first error there was."""
@@ -84,7 +91,7 @@ class Outbox:
 
     def _wait_for_oldest(self) -> None:
         # Only then is it taken away: a wait that Ctrl-C breaks off must not make the upload forgotten.
-        error = self._pending[0].exception()
+        error = self._pending[0][0].exception()
         self._pending.popleft()
         if error is not None and self._error is None:
             self._error = error

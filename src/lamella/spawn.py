@@ -220,6 +220,10 @@ class Child:
         """The end of what it wrote to standard error, as one printable line."""
         return _printable(self._stderr.decode("utf-8", "replace"))
 
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._program.terminate()
+
     def kill(self) -> None:
         """Kill it; its pipes end by that."""
         self._program.kill()

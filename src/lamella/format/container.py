@@ -40,6 +40,8 @@ class Kind(IntEnum):
 
 
 _IN_DIRECTORIES = frozenset(int(kind) for kind in Kind if kind != Kind.DIRECTORY)
+NODES = frozenset({Kind.LEAF, Kind.INNER})
+"""Kinds of which manifest trees are made."""
 _MAX_CONTENT_OF = {Kind.CHUNK: MAX_CHUNK, Kind.LEAF: MAX_NODE, Kind.INNER: MAX_NODE}
 
 

@@ -50,6 +50,7 @@ def plan_backup(
     compression.Encoder(options.compression)
     repo.require_sound_history()
     repo.refresh_map()
+    repo.contents.keeps_nodes = repo.store.abilities.distant
     return BackupPlan(repo, list(requests), options)
 
 

@@ -18,12 +18,14 @@ from lamella.format.sessions import Session as SessionRecord
 from lamella.ids import DomainId, SnapId
 from lamella.operations.confirmations import Confirmations
 from lamella.operations.unfinished import Unfinished, nothing_unfinished
-from lamella.pipeline import Outbox
+from lamella.pipeline import Outbox, ordered_map
 from lamella.repository.blobmap import pack_hash, pack_name
 from lamella.repository.packer import Packer
 from lamella.repository.publish import Published
 from lamella.repository.repository import Repository
 
+_DISTANT_UPLOADS = 16
+_DISTANT_BYTES = 48 << 20
 _LISTED_FROM = 32
 """From so many packs on one listing is cheaper than asking for each."""
 
@@ -48,7 +50,9 @@ class Session:
             for pack in session.packs
             if unfinished.continued and session.session_id == unfinished.session_id
         }
-        self._outbox = Outbox()
+        # A distant store takes the next packs while the answer for the last one is on its way.
+        distant = repo.store.abilities.distant
+        self._outbox = Outbox(_DISTANT_UPLOADS, _DISTANT_BYTES) if distant else Outbox()
         self._packers: dict[DomainId, Packer] = {}
         self._earlier: dict[DomainId, dict[bytes, int]] = {}
         self.commit_bytes = 0
@@ -109,10 +113,15 @@ class Session:
         found: dict[bytes | None, int] = {}
         if len(wanted) >= _LISTED_FROM:
             found = {pack_hash(entry.name): entry.size for entry in self._repo.store.list("p/")}
-        for pack, size in wanted.items():
-            # What a listing does not show yet may be there all the same.
-            if found.get(pack) != size and self._repo.store.stat(pack_name(pack)) != size:
+        # What a listing does not show yet may be there all the same.
+        unlisted = [pack for pack, size in wanted.items() if found.get(pack) != size]
+        workers = min(len(unlisted), _LISTED_FROM) if self._repo.store.abilities.distant else 1
+        for pack, size in zip(unlisted, ordered_map(self._size, unlisted, workers=max(1, workers)), strict=True):
+            if size != wanted[pack]:
                 raise StoreError("a pack that was put has another size now", obj=pack_name(pack))
+
+    def _size(self, pack: bytes) -> int:
+        return self._repo.store.stat(pack_name(pack))
 
     # -- commits ------------------------------------------------------------------------------------------------------
 

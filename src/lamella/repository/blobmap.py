@@ -61,7 +61,7 @@ class BlobMap:
     """The map of one repository. Thread-safe."""
 
     def __init__(self, cache: Cache, keys: Keys, store: Store) -> None:
-        self._cache = cache
+        self._cache = self.cache = cache
         self._keys = keys
         self._store = store
         self._segments = Segments(cache, keys, store)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from lamella.errors import RepositoryError
 
-_VERSION = 3
+_VERSION = 4
+_NODES_KEPT = 50_000
 _SCHEMA = """
 CREATE TABLE commits (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE packs (
@@ -29,6 +30,8 @@ CREATE TABLE blobs (
 CREATE INDEX blobs_by_pack ON blobs (pack);
 CREATE TABLE segments (number INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, packs INTEGER NOT NULL);
 CREATE TABLE covered (pack BLOB PRIMARY KEY, segment INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE nodes (number INTEGER PRIMARY KEY, pack BLOB NOT NULL, place INTEGER NOT NULL, sealed BLOB NOT NULL);
+CREATE UNIQUE INDEX nodes_by_place ON nodes (pack, place);
 CREATE TABLE complete (root BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 
@@ -69,6 +72,21 @@ class Cache:
         with self.lock:
             row = self.connection.execute("SELECT content FROM commits WHERE name = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
+
+    def node(self, pack: bytes, offset: int) -> bytes | None:
+        """A remembered sealed node at its place in a pack, not yet checked."""
+        with self.lock:
+            query = "SELECT sealed FROM nodes WHERE pack = ? AND place = ?"
+            row = self.connection.execute(query, (pack, offset)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def remember_nodes(self, rows: Iterable[tuple[bytes, int, bytes]]) -> None:
+        """Keep sealed nodes: pack, offset, bytes. The oldest make room."""
+        with self.lock, self.connection:
+            self.connection.executemany("INSERT OR IGNORE INTO nodes (pack, place, sealed) VALUES (?, ?, ?)", rows)
+            self.connection.execute(
+                "DELETE FROM nodes WHERE number <= (SELECT MAX(number) FROM nodes) - ?", (_NODES_KEPT,)
+            )
 
     def commit_names(self) -> list[str]:
         """The names of all remembered commits."""

@@ -23,6 +23,7 @@ from lamella.format.records import Checkpoint, SegmentPlace
 from lamella.format.seen import Seen
 from lamella.ids import WriterId
 from lamella.repository.cache import Cache
+from lamella.repository.commits_ahead import fetch_ahead
 from lamella.repository.containers import open_commit
 from lamella.repository.history import Chain, Commit, History
 from lamella.repository.order import Clock
@@ -54,6 +55,7 @@ class HistoryReader:
     def read(self, pins: Pins, *, whole: bool = False) -> History:
         """All chains. Damage and gaps become `damaged` and `problems`, never exceptions; a store that fails raises."""
         names = self._names("")
+        fetch_ahead(self._store, self._cache, names.values())
         read = {writer: self._chain(writer, names[writer], pins, False, ()) for writer in sorted(names)}
         # Where a chain may begin is said in other chains, or in its own.
         audits = self._audits(names, (chain for _, chain in read.values()))
@@ -160,6 +162,10 @@ class HistoryReader:
             found.append(before)
             commit = self.load(History(), before)
         return found[::-1]
+
+    def remember(self, head: Head, content: bytes) -> None:
+        """Keep a commit that this process has published: it need not be fetched."""
+        self._cache.remember_commits([(head.name, content)])
 
     def load(self, history: History, head: Head) -> Commit | None:
         """One commit, from the cache or the store; None, and a line in `damaged`, if it does not open."""

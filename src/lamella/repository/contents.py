@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from lamella.crypto.derive import Keys
 from lamella.errors import IntegrityError, StoreError, StoreUnavailable
-from lamella.format.container import Kind
+from lamella.format.container import NODES, Kind
 from lamella.ids import ChunkId, DomainId
 from lamella.repository.blobmap import BlobMap, Place, pack_name
 from lamella.repository.containers import open_blob
@@ -35,6 +36,8 @@ class Contents:
         self._lock = threading.Lock()
         self._looked_for: set[str] = set()
         self._reinstated_names: set[str] = set()
+        self.keeps_nodes = False
+        """Nodes this host has seen sealed are not fetched again: for backups to distant stores, never to verify."""
         self.bad_places: list[tuple[str, str]] = []
         """Objects in which a blob could not be opened, with the reason; another place may have served."""
 
@@ -124,17 +127,29 @@ class Contents:
         raise IntegrityError(f"{kind.name.lower()} {id_.hex()[:16]} cannot be read: {trouble}", obj=id_.hex())
 
     def _at(self, domain_id: DomainId, place: Place, length: int | None) -> Opened:
+        if not (self.keeps_nodes and place.blob.kind in NODES):
+            return self._opened(domain_id, place, length)[0]
+        kept = self._blobs.cache.node(place.pack, place.blob.offset)
+        if kept is not None:
+            with suppress(IntegrityError):
+                return self._open(domain_id, place, kept, length)
+        opened, sealed = self._opened(domain_id, place, length)
+        self._blobs.cache.remember_nodes([(place.pack, place.blob.offset, sealed)])
+        return opened
+
+    def _opened(self, domain_id: DomainId, place: Place, length: int | None) -> tuple[Opened, bytes]:
+        """The content at a place of the store, and its sealed bytes."""
         name = pack_name(place.pack)
         try:
             sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
-            return self._open(domain_id, place, sealed, length)
+            return self._open(domain_id, place, sealed, length), sealed
         except (_Misplaced, StoreUnavailable):
             raise
         except (IntegrityError, StoreError):
             if not self._reinstated(name):
                 raise
             sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
-            return self._open(domain_id, place, sealed, length)
+            return self._open(domain_id, place, sealed, length), sealed
 
     def _reinstated(self, name: str) -> bool:
         """Whether the store has found the genuine version of a pack; asked once for each."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
-from lamella.format.container import MAX_BLOBS, Blob, Header, Kind, aligned
+from lamella.format.container import MAX_BLOBS, NODES, Blob, Header, Kind, aligned
 from lamella.ids import ChunkId, DomainId
 from lamella.pipeline import Outbox
 from lamella.repository.blobmap import BlobMap, pack_name
@@ -175,11 +175,15 @@ class Packer:
             self.packs.append(sha256)
             self.sizes[sha256] = len(content)
             self.put_bytes += len(content)
-        self._outbox.submit(lambda: self._upload(sha256, content, header, placed))
+        self._outbox.submit(lambda: self._upload(sha256, content, header, placed), len(content))
 
     def _upload(self, sha256: bytes, content: Sealed, header: Header, placed: list[Blob]) -> None:
         self._store.put(pack_name(sha256), content)
         self._map.add(sha256, self.domain_id, header, placed)
+        if self._store.abilities.distant:
+            nodes = [blob for blob in placed if blob.kind in NODES]
+            rows = ((sha256, blob.offset, content[blob.offset : blob.offset + blob.sealed_length]) for blob in nodes)
+            self._map.cache.remember_nodes(rows)
         with self._lock:
             self.arrived.append(sha256)
             for blob in placed:

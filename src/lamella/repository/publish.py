@@ -38,7 +38,7 @@ from lamella.repository.containers import build_commit
 from lamella.repository.history import Chain, History
 from lamella.repository.host import HostMemory, WriterKey
 from lamella.repository.pins import Pins
-from lamella.stores.base import Store
+from lamella.stores.base import Store, put_durable
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ class Publisher:
             body = Body(key.id, seq, prev, now, chain.checkpoint, seen, tuple(rows))
             content = build_commit(self._keys, key.seed, key.public, body)
             made = Head(key.id, seq, hashlib.sha256(content).digest())
-            self._store.put(made.name, content)
-            self._store.sync()
+            put_durable(self._store, made.name, content)
+            self._reader.remember(made, content)
             self._check_alone(made)
             self._pins.remember([made])
         return Published(made, stored + len(content))

@@ -34,6 +34,8 @@ class Abilities:
     """`put` is allowed."""
     immutable: bool = False
     """The far side enforces that this client can neither replace nor remove an existing object."""
+    distant: bool = False
+    """Waiting for an answer costs more than the answer: worth asking several things at once, and nothing twice."""
 
 
 class Entry(NamedTuple):
@@ -78,6 +80,16 @@ def checked_name(name: str) -> str:
     if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise StoreRefused(f"not a valid object name: {name[:300]!r}", obj=name[:300])
     return name
+
+
+def put_durable(store: Store, name: str, content: Sealed | Clear) -> None:
+    """`put`, then `sync`; with one wait where the store can do so. Raises as they do."""
+    at_once = getattr(store, "put_durable", None)
+    if at_once is not None:
+        at_once(name, content)
+    else:
+        store.put(name, content)
+        store.sync()
 
 
 class Store(Protocol):

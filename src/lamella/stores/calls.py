@@ -20,6 +20,7 @@ class Call:
     def __init__(self, obj: str, *, data_bytes: int = 0, listing: bool = False) -> None:
         self.obj = obj
         self.number = 0
+        self.round = 0
         self.begun = time.monotonic()
         self.abandoned = False
         self._changed = threading.Condition()

@@ -42,6 +42,11 @@ CREDIT = 4
 """Pages of a listing that may be on their way at once."""
 PAGE_BYTES = PIECE - MAX_NAME - 9
 
+SMALL_BYTES = 4096
+"""An object of at most so many bytes is small ..."""
+SMALL_OBJECTS = 32
+"""... and so many of them are sent at once: as many as there may be key slots (FORMAT 3)."""
+
 TICK_SECONDS = 20.0
 """Whoever said nothing for so long says TICK."""
 SILENCE_SECONDS = 60.0
@@ -68,6 +73,7 @@ class Kind:
     UNLOCK = 12
     TICK = 13
     KEEP = 14
+    SMALL = 15
     DONE = 32
     DATA = 33
     PAGE = 34
@@ -91,6 +97,7 @@ CLIENT_LIMITS = {
     Kind.UNLOCK: 4,
     Kind.TICK: 0,
     Kind.KEEP: 8 + MAX_NAME,
+    Kind.SMALL: MAX_NAME,
 }
 SERVER_LIMITS = {Kind.DONE: _TEXT, Kind.DATA: PIECE, Kind.PAGE: PIECE, Kind.ERROR: _TEXT, Kind.TOCK: 0}
 
@@ -98,7 +105,7 @@ GET = struct.Struct("<QQ")
 """Offset and length; a length of TO_THE_END has no other meaning."""
 TO_THE_END = (1 << 64) - 1
 PUT = struct.Struct("<IB")
-"""Size of the object, and whether it must be durable when it is acknowledged."""
+"""Size of the object, and whether it must be durable when it is acknowledged; a LIST sent behind waits for that."""
 SIZE = struct.Struct("<Q")
 
 _ERRORS: dict[int, type[LamellaError]] = {
@@ -202,6 +209,28 @@ def decode_page(payload: bytes) -> list[Entry]:
         entries.append(Entry(name, SIZE.unpack_from(payload, end)[0]))
         position = end + SIZE.size
     return entries
+
+
+def encode_small(name: str, content: bytes) -> bytes:
+    """One object of the answer to SMALL."""
+    encoded = name.encode("ascii")
+    return struct.pack("<BH", len(encoded), len(content)) + encoded + content
+
+
+def decode_small(payload: bytes) -> dict[str, bytes]:
+    """All objects of an answer to SMALL. Raises ProtocolError."""
+    objects: dict[str, bytes] = {}
+    position = 0
+    while position < len(payload):
+        if position + 3 > len(payload):
+            raise ProtocolError("objects that end inside a head")
+        name_bytes, size = struct.unpack_from("<BH", payload, position)
+        start = position + 3 + name_bytes
+        if start + size > len(payload):
+            raise ProtocolError("objects that end inside one")
+        objects[payload[position + 3 : start].decode("ascii", "replace")] = payload[start : start + size]
+        position = start + size
+    return objects
 
 
 def as_sealed(content: memoryview) -> Sealed:

@@ -39,34 +39,35 @@ class Route:
     """What the program says where trying again makes no sense."""
     connect_seconds: float = 60.0
     """Until the greeting is answered."""
+    distant: bool = False
+    """As `Abilities.distant`; and the program is ended at once when the store is closed."""
 
 
 class Waits:
-    """Counts how often somebody began to wait while nobody else did: what latency costs."""
+    """Counts the round trips that follow one another: those of requests sent after an earlier answer was there."""
 
     def __init__(self) -> None:
         self.rounds = 0
-        self._waiting = 0
-        self._mutex = threading.Lock()
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Around one wait."""
-        with self._mutex:
-            self.rounds += not self._waiting
-            self._waiting += 1
-        try:
-            yield
-        finally:
-            with self._mutex:
-                self._waiting -= 1
+    def sent(self, call: Call) -> None:
+        """A request is on its way."""
+        call.round = self.rounds + 1
+
+    def answered(self, call: Call) -> None:
+        """Somebody goes on with an answer."""
+        self.rounds = max(self.rounds, call.round)
 
 
 class Link:
     """A connection. It ends at the first thing that is wrong, and every request on its way fails with it."""
 
-    def __init__(self, route: Route, hello: Hello, obj: str, waits: Waits) -> None:
-        """Connect and greet. Raises what the server reports; StoreUnavailable, StoreError."""
+    def __init__(
+        self, route: Route, hello: Hello, obj: str, waits: Waits, ahead: Callable[[Link], None] = lambda link: None
+    ) -> None:
+        """Connect and greet; `ahead` sends what shall travel with the greeting.
+
+        Raises what the server reports; StoreUnavailable, StoreError.
+        """
         self._obj = obj
         self._route = route
         self._waits = waits
@@ -89,6 +90,7 @@ class Link:
         try:
             self._written(lambda: self._sink.raw(route.boot + frames.CLIENT_MAGIC))
             call = self.ask(Kind.HELLO, hello.encode(), Call(obj))
+            ahead(self)
             self.abilities: Abilities = self._welcome(call)
         except BaseException:
             self.close()
@@ -135,17 +137,17 @@ class Link:
 
     def answer(self, call: Call) -> bytes:
         """Wait for the answer to a call. Raises what the far side reports, StoreUnavailable, StoreError."""
-        with self._waits.one(), self._judged(call):
+        with self._judged(call):
             return call.result()
 
     def data(self, call: Call) -> bytes:
         """Wait for the answer to a call and return the bytes that came with it. Raises as `answer` does."""
-        with self._waits.one(), self._judged(call):
+        with self._judged(call):
             return call.data()
 
     def page(self, call: Call) -> list[Entry] | None:
         """Wait for the next page of a listing, None after the last one. Raises as `answer` does."""
-        with self._waits.one(), self._judged(call):
+        with self._judged(call):
             page = call.page()
         if page is not None:
             self._written(lambda: self._sink.frame(Kind.MORE, call.number))
@@ -167,6 +169,8 @@ class Link:
             if not call.answered:
                 self._fail(error)
             raise
+        finally:
+            self._waits.answered(call)
 
     def _register(self, call: Call) -> None:
         with self._mutex:
@@ -174,6 +178,7 @@ class Link:
                 raise self._reason()
             self._number = call.number = self._number + 1
             self._calls[call.number] = call
+        self._waits.sent(call)
 
     def _written(self, write: Callable[[], None]) -> None:
         try:
@@ -297,6 +302,8 @@ class Link:
             self._child.kill()
             self._sink.shut(_END_SECONDS)
         self._child.close_stdin()
+        if self._route.distant:
+            self._child.terminate()
         if not self._reader.join(_END_SECONDS):
             self._child.kill()
             self._reader.join(_END_SECONDS)

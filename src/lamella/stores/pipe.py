@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from lamella.errors import LamellaError, Locked, StoreError, StoreRefused
 from lamella.stores import frames
+from lamella.stores.ahead import Ahead
 from lamella.stores.base import Abilities, Entry, Held, checked_name
 from lamella.stores.calls import Call
 from lamella.stores.frames import Hello, Kind
@@ -22,6 +24,10 @@ from lamella.stores.requests import checked_prefix
 from lamella.trust import Clear, Sealed
 
 _COMMITS = "w/"
+_OPENING = ("", "keys/")
+"""Where the small objects lie that whoever opens a repository reads first: marker and key slots (FORMAT 1)."""
+_LISTED = ("w/", "p/")
+"""What whoever takes the shared lock lists next."""
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 
@@ -57,8 +63,9 @@ class PipeStore:
         self._unsynced: dict[str, tuple[Link, int | None]] = {}
         self.waits = Waits()
         self.connections = 1
-        self._link = Link(route, hello, url, self.waits)
-        self._abilities = self._link.abilities
+        self._ahead = Ahead()
+        self._link = Link(route, hello, url, self.waits, lambda link: self._ahead.ask_small(link, *_OPENING))
+        self._abilities = replace(self._link.abilities, distant=route.distant)
 
     @property
     def url(self) -> str:
@@ -85,7 +92,13 @@ class PipeStore:
         self._settle_elsewhere()
         before = dict(self._unsynced)
         self._put(name, content, durable=True)
-        self._forget_unsynced({**before, name: self._unsynced[name]})
+        if name in self._unsynced:  # another thread's sync may have settled it already
+            self._forget_unsynced({**before, name: self._unsynced[name]})
+
+    def _look_behind(self, link: Link, name: str) -> None:
+        """Whoever publishes a commit looks at its chain next: the server lists it when the commit is durable."""
+        if name.startswith(_COMMITS):
+            self._ahead.ask_listings(link, name.rpartition("/")[0] + "/")
 
     def _put(self, name: str, content: Sealed | Clear, *, durable: bool) -> None:
         checked_name(name)
@@ -93,7 +106,11 @@ class PipeStore:
             raise StoreRefused(f"an object of more than {frames.MAX_OBJECT} bytes", obj=name)
         link = self._connected()
         self._check_lock(name)
-        link.answer(link.send(name, content, Call(name), durable=durable))
+        self._ahead.forget()
+        call = link.send(name, content, Call(name), durable=durable)
+        if durable:
+            self._look_behind(link, name)
+        link.answer(call)
         self._unsynced[name] = link, len(content)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -104,6 +121,9 @@ class PipeStore:
         wanted = frames.TO_THE_END if length is None else length
         room = frames.MAX_OBJECT if length is None else min(length, frames.MAX_OBJECT)
         link = self._connected()
+        small = self._ahead.small(link, name)
+        if small is not None and (length is None or offset + length <= len(small)) and offset <= len(small):
+            return small[offset:] if length is None else small[offset : offset + length]
         request = frames.GET.pack(offset, wanted) + name.encode("ascii")
         content = link.data(link.ask(Kind.GET, request, Call(name, data_bytes=room)))
         if length is not None and len(content) != length:
@@ -113,6 +133,9 @@ class PipeStore:
     def stat(self, name: str) -> int:
         """Return the object's size in bytes. Raises ObjectNotFound."""
         link = self._connected()
+        small = self._ahead.small(link, checked_name(name))
+        if small is not None:
+            return len(small)
         answer = link.answer(link.ask(Kind.STAT, checked_name(name).encode("ascii"), Call(name)))
         if len(answer) != frames.SIZE.size:
             raise StoreError("the far side did not say how large the object is", obj=name)
@@ -127,7 +150,13 @@ class PipeStore:
 
     def _listed(self, prefix: str) -> Iterator[Entry]:
         link = self._connected()
-        call = link.ask(Kind.LIST, prefix.encode("ascii"), Call(prefix, listing=True))
+        small = self._ahead.entries(link, prefix)
+        if small is not None:
+            yield from small
+            return
+        call = self._ahead.listing(link, prefix)
+        if call is None:
+            call = link.ask(Kind.LIST, prefix.encode("ascii"), Call(prefix, listing=True))
         try:
             while (page := link.page(call)) is not None:
                 for entry in page:
@@ -142,6 +171,7 @@ class PipeStore:
         checked_name(name)
         link = self._connected()
         self._check_lock(name)
+        self._ahead.forget()
         link.answer(link.ask(Kind.DELETE, name.encode("ascii"), Call(name)))
         self._unsynced[name] = link, None
 
@@ -206,8 +236,10 @@ class PipeStore:
             with self._mutex:
                 self._locks.remove(lock)
             if not lock.link.failed and not self._closed:
-                with suppress(LamellaError):  # the server releases it with the connection
-                    lock.link.answer(lock.link.ask(Kind.UNLOCK, lock.number.to_bytes(4, "little"), Call(self._url)))
+                with suppress(LamellaError):  # the end of the connection releases it, too
+                    call = lock.link.ask(Kind.UNLOCK, lock.number.to_bytes(4, "little"), Call(self._url))
+                    if not self._route.distant:  # nobody there can come sooner than the request
+                        lock.link.answer(call)
 
     def _acquired(self, exclusive: bool, wait_seconds: float) -> _Lock:
         deadline = time.monotonic() + wait_seconds
@@ -215,8 +247,10 @@ class PipeStore:
         while True:
             link = self._connected()
             try:
-                number = _lock_over(link, exclusive, self._url)
+                ahead = None if exclusive else lambda link: self._ahead.ask_listings(link, *_LISTED)
+                number = _lock_over(link, exclusive, self._url, ahead)
             except Locked:
+                self._ahead.forget()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise
@@ -271,7 +305,7 @@ class PipeStore:
         link = Link(self._route, hello, self._url, self.waits)
         self.connections += 1
         try:
-            if link.abilities != self._abilities:
+            if replace(link.abilities, distant=self._route.distant) != self._abilities:
                 raise StoreError("the far side offers something else than before the connection broke", obj=self._url)
             for lock in locks:
                 lock.number, lock.link = _lock_over(link, lock.exclusive, self._url), link
@@ -281,7 +315,10 @@ class PipeStore:
         return link
 
 
-def _lock_over(link: Link, exclusive: bool, url: str) -> int:
+def _lock_over(link: Link, exclusive: bool, url: str, ahead: Callable[[Link], None] | None = None) -> int:
+    """Take the lock over a connection; `ahead` asks for what may come with the answer. Raises Locked, StoreError."""
     call = link.ask(Kind.LOCK, b"\x01" if exclusive else b"\x00", Call(url))
+    if ahead is not None:
+        ahead(link)
     link.answer(call)
     return call.number

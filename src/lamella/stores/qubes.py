@@ -51,7 +51,8 @@ def open_qubes_ssh(place: str, /, *, create: bool, read_only: bool) -> PipeStore
     host, path = ssh.parse(f"//{where}")
     options = (word for name, value in ssh.OPTIONS.items() for word in ("-o", f"{name}={value}"))
     argv = ("ssh", "-T", "-x", "-a", "-o", "BatchMode=yes", *options, *host.words(), bundle.COMMAND)
-    route = Route(_call(qube, _words(argv)), bundle.boot(), False, (*ssh.REFUSALS, *_REFUSALS), ssh.CONNECT_SECONDS)
+    refusals = (*ssh.REFUSALS, *_REFUSALS)
+    route = Route(_call(qube, _words(argv)), bundle.boot(), False, refusals, ssh.CONNECT_SECONDS, distant=True)
     return PipeStore(url, route, Hello(path, create, read_only, True))
 
 

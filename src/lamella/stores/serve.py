@@ -12,16 +12,18 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from lamella.errors import LamellaError, StoreError
+from lamella.errors import LamellaError, ObjectNotFound, StoreError
 from lamella.pipeline import Crew
 from lamella.stores import frames
+from lamella.stores.base import Entry
 from lamella.stores.frames import Kind, ProtocolError
 from lamella.stores.framing import FrameSink, FrameSource
+from lamella.stores.received import MARKER
 from lamella.stores.requests import range_end
 from lamella.stores.serve_listings import Listings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from lamella.stores.guarded import GuardedStore
@@ -118,6 +120,9 @@ class Conversation:
         self._mutex = threading.Lock()
         self._stored = threading.Condition(self._mutex)
         self._held_bytes = 0
+        # Listings that wait until the durable puts sent before them are done; None when there are none of those.
+        self._behind: list[Callable[[], None]] | None = None
+        self._durable = 0
         self._listings = Listings(store, sink, self._crew)
         self._locks: dict[int, AbstractContextManager[object]] = {}
         self._receiving: tuple[int, str, bool, memoryview, int] | None = None
@@ -133,6 +138,7 @@ class Conversation:
             Kind.LOCK: self._lock,
             Kind.UNLOCK: self._unlock,
             Kind.KEEP: self._keep,
+            Kind.SMALL: self._small,
         }
 
     def run(self) -> None:
@@ -208,6 +214,32 @@ class Conversation:
         name = _name(payload)
         self._answer(request, lambda: frames.SIZE.pack(self._store.stat(name)))
 
+    def _small(self, request: int, payload: bytes) -> None:
+        """All objects below a prefix, if they are few and small; nothing otherwise."""
+        prefix = _name(payload)
+
+        def work() -> bytes:
+            names: list[str] = []
+            for entry in self._below(prefix):
+                if entry.size > frames.SMALL_BYTES or len(names) >= frames.SMALL_OBJECTS:
+                    return b""
+                names.append(entry.name)
+            content = b"".join(frames.encode_small(name, self._store.get(name)) for name in names)
+            for at in range(0, len(content), frames.PIECE):
+                self._sink.frame(Kind.DATA, request, content[at : at + frames.PIECE])
+            return b""
+
+        self._answer(request, work)
+
+    def _below(self, prefix: str) -> Iterator[Entry]:
+        if prefix:
+            return self._store.list(prefix)
+        # At the top only the marker is asked for, which needs no listing of everything.
+        try:
+            return iter([Entry(MARKER, self._store.stat(MARKER))])
+        except ObjectNotFound:
+            return iter(())
+
     def _keep(self, request: int, payload: bytes) -> None:
         (size,) = frames.SIZE.unpack_from(_whole(payload, frames.SIZE.size))
         name = _name(payload[frames.SIZE.size :])
@@ -264,7 +296,12 @@ class Conversation:
             self._sink.frame(Kind.DONE, request)
 
     def _list(self, request: int, payload: bytes) -> None:
-        self._listings.begin(request, _name(payload))
+        prefix = _name(payload)
+        with self._mutex:
+            if self._behind is not None:
+                self._behind.append(lambda: self._listings.begin(request, prefix))
+                return
+        self._listings.begin(request, prefix)
 
     # -- receiving ----------------------------------------------------------------------------------------------------
 
@@ -293,6 +330,10 @@ class Conversation:
         request, name, durable, content, size = self._receiving
         self._receiving = None
         self._make_room(size)
+        if durable:
+            with self._mutex:
+                self._durable += 1
+                self._behind = [] if self._behind is None else self._behind
 
         def work() -> bytes:
             self._store.put(name, frames.as_sealed(content))
@@ -304,6 +345,12 @@ class Conversation:
             with self._mutex:
                 self._held_bytes -= size
                 self._stored.notify_all()
+                self._durable -= durable
+                waiting: list[Callable[[], None]] = []
+                if durable and not self._durable:
+                    waiting, self._behind = self._behind or [], None
+            for begin in waiting:
+                begin()
 
         self._answer(request, work, after)
 

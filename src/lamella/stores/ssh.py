@@ -59,7 +59,7 @@ def open_ssh(place: str, /, *, create: bool, read_only: bool) -> PipeStore:
     host, path = parse(place)
     # The last argument is what the login shell there sees: one fixed line, nothing of the user's.
     argv = ("ssh", "-T", "-x", "-a", *_configuration(), *host.words(), bundle.COMMAND)
-    route = Route(argv, bundle.boot(), True, REFUSALS, CONNECT_SECONDS)
+    route = Route(argv, bundle.boot(), True, REFUSALS, CONNECT_SECONDS, distant=True)
     return PipeStore(f"ssh:{place}", route, Hello(path, create, read_only, True))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lamella.errors import StoreError
-from lamella.stores.base import Entry, Store
+from lamella.stores.base import Entry, Store, put_durable
 from lamella.stores.versions import Judge, reinstate
 from lamella.stores.wrap.wrapper import Wrapper
 from lamella.trust import Clear, Sealed
@@ -55,6 +55,10 @@ class RetryingStore(Wrapper):
     def put(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, all or nothing."""
         self._repeated(lambda: self._inner.put(name, content))
+
+    def put_durable(self, name: str, content: Sealed | Clear) -> None:
+        """Store an object, durable on return."""
+        self._repeated(lambda: put_durable(self._inner, name, content))
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return exactly the bytes asked for."""
