@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
-    modes = ("image", "scale", "tracking", "s3", "copies", "health")
+    modes = ("image", "scale", "tracking", "s3", "copies", "health", "pipe")
     parser.add_argument("mode", nargs="?", choices=modes, default="image",
                         help="image: beside others; scale: simulated; tracking: --dir on Btrfs or XFS;"
-                        " s3: the S3 store; copies: second copies")  # fmt: skip
+                        " s3: the S3 store; pipe: ssh and local pipes; copies: second copies")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
     parser.add_argument("--size", type=int, default=1536, metavar="MIB", help="real data in the image (default 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors to use (default 2, as zstd -T2 does)")
