@@ -137,3 +137,23 @@ def test_deltas_that_do_not_meet_are_refused() -> None:
         first.then(Delta.everything(GRAIN, 11, 12))
     with pytest.raises(ValueError, match="grain"):
         first.then(Delta.everything(2 * GRAIN, 12, 12))
+
+
+@given(
+    st.integers(0, 30), st.integers(0, 30), st.sets(st.integers(0, 29)), st.sets(st.integers(0, 29)), st.integers(0, 31)
+)
+def test_spliced_is_one_below_and_the_other_from_there_on(
+    before: int, after: int, changed: set[int], later: set[int], place: int
+) -> None:
+    """From one's base size: where that differs from the size now, everything from the smaller end on has changed."""
+    grain = 65536
+
+    def delta(base: int, chunks: set[int]) -> Delta:
+        return Delta.bounded(grain, base * grain, after * grain, ChunkSet((one, one + 1) for one in chunks), ChunkSet())
+
+    whole = delta(before, changed).spliced(place, delta(after, later))
+    assert (whole.base_size, whole.size) == (before * grain, after * grain)
+    wanted = {one for one in changed if one < place} | {one for one in later if one >= place}
+    if before != after:
+        wanted |= set(range(min(before, after), after))
+    assert {chunk for chunk in range(40) if chunk in whole.changed} == {one for one in wanted if one < after}
