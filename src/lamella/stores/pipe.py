@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from lamella.errors import LamellaError, Locked, StoreError, StoreRefused
+from lamella.errors import LamellaError, Locked, StoreError, StoreRefused, StoreUnavailable
 from lamella.stores import frames
 from lamella.stores.ahead import Ahead
 from lamella.stores.base import Abilities, Entry, Held, checked_name
@@ -104,14 +104,30 @@ class PipeStore:
         checked_name(name)
         if len(content) > frames.MAX_OBJECT:
             raise StoreRefused(f"an object of more than {frames.MAX_OBJECT} bytes", obj=name)
-        link = self._connected()
-        self._check_lock(name)
-        self._ahead.forget()
-        call = link.send(name, content, Call(name), durable=durable)
+        call = Call(name)
+        link = self._announced(name, content, call, durable)
         if durable:
             self._look_behind(link, name)
         link.answer(call)
         self._unsynced[name] = link, len(content)
+
+    def _announced(self, name: str, content: Sealed | Clear, call: Call, durable: bool) -> Link:
+        """Send an object; returns the connection it went over.
+
+        A connection that broke while other objects were still being sent has nothing of this one: it goes over the
+        next, and whoever counts attempts need not count this.
+        """
+        while True:
+            link = self._connected()
+            self._check_lock(name)
+            self._ahead.forget()
+            try:
+                link.send(name, content, call, durable=durable)
+            except StoreUnavailable:
+                if call.number:
+                    raise
+                continue
+            return link
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return exactly `length` bytes from `offset` (all from there when None). Raises ObjectNotFound, StoreError."""
