@@ -17,6 +17,17 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def both_clocks() -> tuple[float, float]:
+    """Seconds since the machine was started, sleep included, and since 1970: for `seconds_since`."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_REALTIME)
+
+
+def seconds_since(before: tuple[float, float], now: tuple[float, float]) -> float:
+    """The larger of both clocks' differences; without end if one of them went back."""
+    differences = [later - earlier for later, earlier in zip(now, before, strict=True)]
+    return float("inf") if min(differences) < 0 else max(differences)
+
+
 def utc_text(ms: int) -> str:
     """Return a moment as used in names: `20261122T184501Z`, fractions cut off. Raises ValueError after year 9999."""
     return _moment(ms).strftime("%Y%m%dT%H%M%SZ")

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, multiple, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, precondition, rule
 
 from lamella.operations.backup import BackupOptions, Request, plan_backup
 from lamella.operations.diff import compare
+from lamella.operations.prune import PruneOptions, plan_prune
 from lamella.operations.restore import RestoreOptions, plan_restore
 from lamella.operations.selection import Selected, select
 from lamella.operations.verify import VerifyOptions, verify
@@ -197,6 +198,17 @@ class Life(RuleBasedStateMachine):
     @rule(one=kept, workers=st.integers(1, 3), in_place=st.booleans())
     def restore(self, one: Kept, workers: int, in_place: bool) -> None:
         self.restore_and_compare(one, RestoreOptions(workers=workers, overwrite=True, in_place=in_place))
+
+    @rule(one=consumes(kept), repack=st.booleans(), unused=st.sampled_from([0.0, 5.0, 30.0]))
+    def prune(self, one: Kept, repack: bool, unused: float) -> None:
+        with self.small.opened(exclusive=True) as repo:
+            refs = [row.snapshot.ref for row in self.selected(repo, one)]
+            result = plan_prune(repo, refs, PruneOptions(repack=repack, max_unused=unused)).execute()
+        assert (result.removed, result.blocked) == (refs, [])
+        assert not repack or result.dead_bytes * 100 <= unused * result.live_bytes
+        if one == [other for other in self.snapshots if other.volume == one.volume][-1]:
+            self.last.pop(one.volume)  # its chunks may be gone
+        self.snapshots.remove(one)
 
     @rule(one=kept, other=kept)
     def diff(self, one: Kept, other: Kept) -> None:

@@ -52,10 +52,17 @@ class Small:
 
     @contextmanager
     def opened(
-        self, host: str = "one", secret: Secret = ADMIN, store: Store | None = None, *, whole: bool = False
+        self,
+        host: str = "one",
+        secret: Secret = ADMIN,
+        store: Store | None = None,
+        *,
+        whole: bool = False,
+        exclusive: bool = False,
     ) -> Iterator[Repository]:
         """The repository as a host sees it."""
-        with Repository.open(store or self.store, secret, self.host(host), clock=tick, whole=whole) as repo:
+        place, owner = store or self.store, self.host(host)
+        with Repository.open(place, secret, owner, clock=tick, whole=whole, exclusive=exclusive) as repo:
             yield repo
 
     def source(self, path: Path, host: str = "one") -> FileSource:

@@ -131,3 +131,17 @@ def test_default_chunk_sizes() -> None:
     gib, tib = 1 << 30, 1 << 40
     limits = [(0, 17), (64 * gib, 17), (64 * gib + 1, 18), (tib, 18), (tib + 1, 20), (8 * tib, 20), (8 * tib + 1, 21)]
     assert [(size, node.default_chunk_log2(size)) for size, _ in limits] == limits
+
+
+def test_a_full_leaf_is_read_as_decode_reads_it() -> None:
+    shape = Shape(VolumeId(bytes(range(16))), 100 << 16, 16)
+    ids = [ChunkId(bytes([number]) * 24) for number in range(64)]
+    content = Opened(node.encode(Node(0, 0, 64, tuple(ids)), shape))
+    assert node.full_leaf(content, shape, 0) == list(node.decode(content, shape, 0, 0).slots) == ids
+    for other in range(len(content) + 1):
+        changed = content[:other] + bytes(b ^ 1 for b in content[other : other + 1]) + content[other + 1 :]
+        if other < 56:
+            assert node.full_leaf(Opened(changed), shape, 0) is None
+        assert node.full_leaf(Opened(content[:other]), shape, 0) is None or other == len(content)
+    assert node.full_leaf(content, shape, 64) is None, "another place"
+    assert node.full_leaf(content, Shape(shape.volume_id, 63 << 16, 16), 0) is None, "past the end"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lamella.crypto.slots import Secret
-from lamella.errors import RepositoryError
+from lamella.errors import Locked, RepositoryError, StoreFull
 from lamella.format.container import Kind
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
@@ -19,7 +19,9 @@ from lamella.operations.restore import RestoreOptions, plan_restore
 from lamella.operations.selection import select
 from lamella.operations.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
-from lamella.stores.base import Store
+from lamella.stores.base import Abilities, Store
+from lamella.testing.fault_store import FaultStore
+from lamella.testing.quota_store import QuotaStore
 from lamella.testing.scripted_source import ScriptedSource
 from tests.unit.small_repository import ADMIN, CHUNK, WRITER, Small, tick
 
@@ -170,8 +172,6 @@ def test_no_data_is_read_and_cost_follows_what_is_removed(world: Pruned) -> None
     first = world.backup(content)
     for number in range(3):
         world.backup(content[: 199 * CHUNK] + noise(20 + number, 1))
-    from lamella.testing.fault_store import FaultStore
-
     read: list[int] = []
 
     class Counting(FaultStore):
@@ -219,3 +219,68 @@ def test_missing_history_keeps_everything(world: Pruned) -> None:
         plan_prune(repo, [], None).execute()
     assert getattr(raised.value, "exit_code", 0) == 21
     assert world.small.store.objects() == before and first
+
+
+def test_prune_and_backup_keep_each_other_out(world: Pruned) -> None:
+    world.backup(noise(21, 3))
+    with world.small.opened(), pytest.raises(Locked):
+        world.prune()
+    with world.alone(), pytest.raises(Locked), world.small.opened():
+        pass
+    with world.small.opened() as repo, pytest.raises(Locked):
+        plan_prune(repo, []).execute()
+
+
+def test_where_nothing_may_be_deleted_it_is_left_to_others(world: Pruned) -> None:
+    class AppendOnly(FaultStore):
+        @property
+        def abilities(self) -> Abilities:
+            return Abilities(exclusive_lock=True, delete=False, write=True, immutable=True)
+
+    first = world.backup(noise(22, 20))
+    before = set(world.packs())
+    world.backup(noise(23, 20))
+    result = world.prune(first, store=AppendOnly(world.small.store))
+    assert len(result.removed) == 1 and result.condemned_bytes > 20 * CHUNK and not result.blocked
+    assert (result.freed_bytes, result.deleted_packs, before <= set(world.packs())) == (0, 0, True)
+    assert world.prune().deleted_packs == len(before), "whoever may deletes"
+    world.check()
+
+
+def test_a_removal_may_count_only_days_after_it_was_first_seen(world: Pruned) -> None:
+    first = world.backup(noise(24, 20))
+    world.backup(noise(25, 20))
+    patient = PruneOptions(remove_delay_ms=60_000)
+    result = world.prune(first, options=patient)
+    assert result.deleted_packs == 0 and "kept until" in result.notes[0]
+    for _ in range(60):
+        tick()
+    assert world.prune(options=patient).deleted_packs == 1
+    world.check()
+
+
+def test_a_full_disk_is_no_obstacle(world: Pruned) -> None:
+    content = noise(26, 60)
+    first, second = world.backup(content), world.backup(noise(27, 30))
+    world.backup(content[: 10 * CHUNK] + noise(28, 50))
+    used = sum(map(len, world.small.store.objects().values()))
+    quota = QuotaStore(world.small.store, used)
+    with pytest.raises(StoreFull):
+        world.prune(first, second, store=quota)
+    world.check()
+    quota.limit_bytes = used + 4096
+    result = world.prune(first, second, store=quota)
+    assert result.deleted_packs == 2 and result.repacked_bytes > 0, "what was dead made room for copies"
+    world.check()
+
+
+def test_without_room_for_copies_nothing_is_rewritten_and_nothing_left(world: Pruned) -> None:
+    content = noise(29, 60)
+    first = world.backup(content)
+    world.backup(content[: 10 * CHUNK] + noise(30, 50))
+    used = sum(map(len, world.small.store.objects().values()))
+    before = set(world.packs())
+    result = world.prune(first, store=QuotaStore(world.small.store, used + 4096))
+    assert result.repacked_bytes == 0 and "not rewritten" in result.notes[0]
+    assert set(world.packs()) == before, "what was copied is taken back"
+    world.check()

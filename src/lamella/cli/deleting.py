@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from lamella.cli.context import Context
-from lamella.cli.values import percent, shown_bytes
+from lamella.cli.values import age, percent, shown_bytes
 from lamella.clock import iso
 from lamella.format.records import Ref
+from lamella.ids import WriterId
 from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
 from lamella.repository.repository import Repository
 
@@ -24,12 +25,39 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
         help=f"rewrite packs until at most so much is unneeded (default {PruneOptions().max_unused:g}%% of what is)",
     )
     parser.add_argument("--no-repack", action="store_true", help="delete only packs of which nothing is needed")
+    parser.add_argument(
+        "--remove-delay",
+        type=age,
+        metavar="AGE",
+        help="a removal by another host counts so long after this one first saw it, e.g. 14d (default: at once)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=age,
+        metavar="AGE",
+        help="where the destination has no lock: how long condemned packs stay at least (default 1d)",
+    )
+    parser.add_argument(
+        "--retire",
+        type=_writer_id,
+        action="append",
+        default=[],
+        metavar="WRITER",
+        help="do not wait for this writer, silent for 30 days, any more (its 32 digits, as a prune that waits says)",
+    )
 
 
 def options(args: argparse.Namespace) -> PruneOptions:
     """How far to go, from the options."""
     unused = PruneOptions().max_unused if args.max_unused is None else args.max_unused
-    return PruneOptions(repack=not args.no_repack, max_unused=unused)
+    grace = PruneOptions().grace_ms if args.grace is None else args.grace
+    return PruneOptions(
+        repack=not args.no_repack,
+        max_unused=unused,
+        grace_ms=grace,
+        remove_delay_ms=args.remove_delay or 0,
+        retire=tuple(args.retire),
+    )
 
 
 @contextmanager
@@ -76,3 +104,14 @@ def report(context: Context, result: PruneResult) -> dict[str, Any]:
 def exit_code(result: PruneResult) -> int:
     """0, or the largest of what kept something from being deleted."""
     return max((error.exit_code for error in result.blocked), default=0)
+
+
+def _writer_id(text: str) -> WriterId:
+    """The id of a writer. Raises ArgumentTypeError."""
+    try:
+        number = bytes.fromhex(text)
+    except ValueError:
+        number = b""
+    if len(number) != 16:
+        raise argparse.ArgumentTypeError(f"not a writer: {text!r}; it has 32 hex digits")
+    return WriterId(number)

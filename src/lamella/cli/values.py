@@ -46,6 +46,15 @@ def percent(text: str) -> float:
     return number
 
 
+def age(text: str) -> int:
+    """A length of time in whole hours or more (`12h`, `14d`, `2w`), in milliseconds. Raises ArgumentTypeError."""
+    units = {"h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
+    number, unit = text[:-1], units.get(text[-1:])
+    if unit is None or not number.isdecimal() or len(number) > 6:
+        raise argparse.ArgumentTypeError(f"not a length of time: {text!r}; write for example 12h, 14d or 2w")
+    return int(number) * unit
+
+
 def seconds(text: str) -> float:
     """A time of 0 seconds or more. Raises ArgumentTypeError."""
     number = _number(text)

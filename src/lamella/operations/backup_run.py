@@ -58,6 +58,7 @@ class BackupRun:
         with Session(self._repo, unfinished(self._repo, [row.volume_id for row in rows]), name) as session:
             recorder = Recorder(self._repo, session, self._options.pace, rows, self.warn)
             try:
+                recorder.announce()
                 saved = self._read(rows, moments, session, recorder, results)
                 attached = attach(session, saved, self._options.documents, self._repo.clock()) if saved else []
             except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from lamella.errors import IntegrityError
+from lamella.errors import IntegrityError, StoreError
 from lamella.events import Progress, Reporter
 from lamella.format.compression import Encoder, decode
 from lamella.format.container import Kind
@@ -20,7 +20,9 @@ from lamella.format.node import Shape, Slot, SlotValue
 from lamella.ids import ChunkId
 from lamella.operations.reading import RANGE, Act, Task
 from lamella.pipeline import ordered_map
+from lamella.repository.blobmap import Place
 from lamella.repository.packer import Packer
+from lamella.repository.reach import require_alive
 from lamella.repository.repository import Repository
 from lamella.repository.tree import Run, Tree
 from lamella.repository.tree_writer import Partial, TreeWriter
@@ -265,13 +267,19 @@ class VolumeReader:
 
     def _trusted(self, id_: ChunkId, part: memoryview) -> bool:
         """Whether a stored copy may be relied on: own packs are; in others the blob is opened and compared first."""
-        places = self._repo.blobs.find(Kind.CHUNK, id_)
-        if any(place.own and place.domain_id == self._packer.domain_id for place in places):
-            return True
-        if not places:
-            return False
+        blobs, domain_id = self._repo.blobs, self._packer.domain_id
+        for place in blobs.reusable(Kind.CHUNK, id_):
+            if place.domain_id == domain_id and (place.own or self._opens(place, part)):
+                blobs.relied.add(place.pack)
+                return True
+        return False
+
+    def _opens(self, place: Place, part: memoryview) -> bool:
         try:
-            return self._repo.contents.get(self._packer.domain_id, Kind.CHUNK, id_, len(part)) == bytes(part)
+            return self._repo.contents.open_at(place) == bytes(part)
+        except StoreError as error:
+            require_alive(self._repo.store, error)
+            return False
         except IntegrityError:
             return False
 

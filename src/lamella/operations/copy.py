@@ -127,6 +127,7 @@ class _Copying:
         while wanted:
             done: list[Copied] = []
             with Session(self._target) as session:
+                session.announce()
                 while wanted and session.data_bytes < _COMMIT_AFTER:
                     one = self._copied(session, wanted.pop(0), result)
                     done += [one] if one is not None else []

@@ -33,8 +33,9 @@ _READ = 8 * 1024 * 1024
 class Rewriting:
     """One batch. `copied_bytes` counts sealed bytes of needed blobs, `put_bytes` the new packs."""
 
-    def __init__(self, repo: Repository, reporter: Reporter) -> None:
+    def __init__(self, repo: Repository, reporter: Reporter, *, twins: bool = True) -> None:
         self._repo = repo
+        self._use_twins = twins
         self._reporter = reporter
         self._outbox = Outbox()
         self._packers: dict[DomainId, Packer] = {}
@@ -128,6 +129,8 @@ class Rewriting:
     def _in_twins(self, one: Judged) -> set[ChunkId]:
         """What verified twins of a pack hold."""
         held: set[ChunkId] = set()
+        if not self._use_twins:
+            return held
         for pack in set(one.use.twins) - self._going:
             if pack not in self._twins:
                 self._twins[pack] = self._verified(pack, one.head.domain_id)

@@ -25,16 +25,16 @@ from lamella.repository.tree import Tree
 
 SESSION_KEPT_MS = 7 * 86_400_000
 """How long after its last commit an unfinished run still holds what it relies on."""
-_SIGHTINGS = "sightings.json"
+_FIRST_SEEN = "first_seen.json"
 
 
-class Sightings:
+class FirstSeen:
     """When this host first saw something: the only clock that nobody else can set."""
 
     def __init__(self, memory: HostMemory, clock: Clock) -> None:
         self._memory = memory
         self._now = clock()
-        rows = memory.read(_SIGHTINGS)
+        rows = memory.read(_FIRST_SEEN)
         self._rows: dict[str, dict[str, int]] = {kind: _numbers(rows.get(kind)) for kind in rows}
 
     def age_ms(self, kind: str, name: bytes) -> int:
@@ -49,7 +49,7 @@ class Sightings:
         """Keep the sightings of these, forget the others. Raises RepositoryError."""
         wanted = {name.hex() for name in still_there}
         self._rows[kind] = {name: when for name, when in self._rows.get(kind, {}).items() if name in wanted}
-        self._memory.write(_SIGHTINGS, dict(self._rows))
+        self._memory.write(_FIRST_SEEN, dict(self._rows))
 
 
 def _numbers(rows: Any) -> dict[str, int]:  # noqa: ANN401 - as it was read
@@ -172,9 +172,13 @@ def _mark_catalogue(repo: Repository, view: View) -> None:
 
 
 def lost_chunks(repo: Repository, view: View, missing: Collection[bytes]) -> None:
-    """Needed ids lie nowhere: find out whose they are, and open those domains again."""
+    """Needed ids lie nowhere: find out whose they are, and open those domains again.
+
+    What a repair said to be lost (LOST) holds nothing up: nobody expects it back.
+    """
     wanted = set(missing)
-    for domain_id, roots in _all_roots(repo.catalogue, ()).items():
+    known_lost = {snapshot.ref for snapshot in repo.catalogue.snapshots if snapshot.lost is not None}
+    for domain_id, roots in roots_by_domain(repo.catalogue, known_lost).items():
         walk = Walk(repo.contents, domain_id)
         if domain_id in view.closed and any(wanted & set(ids) for _, ids in walk.referenced(roots)):
             view.closed.discard(domain_id)

@@ -80,6 +80,10 @@ class Recorder:
         self._fresh.pop(volume_id, None)
         self._remember(volume_id, [])
 
+    def announce(self) -> None:
+        """Say what the run builds on before it looks what is stored. Raises StoreError, RolledBack, RepositoryError."""
+        self._session.announce(self._volumes, list(self._said.values()))
+
     # -- commits ------------------------------------------------------------------------------------------------------
 
     def record(self) -> None:

@@ -17,6 +17,7 @@ from lamella.format.sessions import Abandon, PartialRoot, SessionVolume
 from lamella.format.sessions import Session as SessionRecord
 from lamella.ids import DomainId, SnapId
 from lamella.operations.confirmations import Confirmations
+from lamella.operations.reliance import Reliance
 from lamella.operations.unfinished import Unfinished, nothing_unfinished
 from lamella.pipeline import Outbox, ordered_map
 from lamella.repository.blobmap import pack_hash, pack_name
@@ -56,6 +57,7 @@ class Session:
         self._packers: dict[DomainId, Packer] = {}
         self._earlier: dict[DomainId, dict[bytes, int]] = {}
         self.commit_bytes = 0
+        self._reliance = Reliance(repo)
 
     def __enter__(self) -> Self:
         return self
@@ -123,6 +125,11 @@ class Session:
     def _size(self, pack: bytes) -> int:
         return self._repo.store.stat(pack_name(pack))
 
+    @property
+    def own_packs(self) -> list[bytes]:
+        """Everything that was written for this run."""
+        return [pack for domain_id in self._packers for pack in self.packs(domain_id)]
+
     # -- commits ------------------------------------------------------------------------------------------------------
 
     def note(self, volumes: Sequence[SessionVolume], roots: Sequence[PartialRoot]) -> None:
@@ -134,9 +141,21 @@ class Session:
         stored = [pack for packer in self._packers.values() for pack in packer.arrived if pack not in self._named]
         packs = [*taken_over, *stored]
         record = SessionRecord(self.id, self._name, tuple(volumes), tuple(packs), tuple(roots))
+        self._reliance.renew(self)
         self.commit_bytes += self._repo.publish([raw(record)]).stored_bytes
         self._named.update(packs)
         self._open = True
+
+    def announce(self, volumes: Sequence[SessionVolume] = (), roots: Sequence[PartialRoot] = ()) -> None:
+        """Where packs may be deleted meanwhile: say what the run shares from before it looks what there is.
+
+        Does nothing where the store's lock keeps everything in place. Raises StoreError, RolledBack, RepositoryError.
+        """
+        if not self._repo.store.abilities.exclusive_lock:
+            self.note(volumes, roots)
+            self._repo.reload()
+            self._repo.refresh_map(again=True)
+            self._reliance.require_standing(volumes)
 
     def publish(
         self, records: Sequence[RawRecord | Signed], snapshots: Sequence[SnapId], *, close: bool = True
@@ -149,6 +168,7 @@ class Session:
         earlier = confirmations.take()
         news: list[RawRecord | Signed] = [raw(Confirm(tuple(earlier)))] if earlier else []
         closing = [*self._unfinished.closing, *([self.id] if self._open and close else [])]
+        self._reliance.renew(self)
         published = self._repo.publish([*news, *records, *(raw(Abandon(session_id)) for session_id in closing)])
         self._remember(lambda: confirmations.drop(earlier))
         self.commit_bytes += published.stored_bytes

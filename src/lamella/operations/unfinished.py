@@ -81,6 +81,8 @@ def resume_point(
         for session in repo.catalogue.sessions
         for partial in session.partial_roots
         if session.writer == repo.own_writer and partial[:2] == (volume_id, domain_id)
+        # What is condemned is not relied on, also if it was one's own.
+        if not repo.blobs.condemned.intersection(session.packs)
     }
     found = [
         point

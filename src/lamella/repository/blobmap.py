@@ -11,7 +11,7 @@ what that says takes the place of the hint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,6 +67,10 @@ class BlobMap:
         self._segments = Segments(cache, keys, store)
         self.vanished = 0
         """Packs that were known and then not listed any more, counted since the start of this process."""
+        self.condemned: frozenset[bytes] = frozenset()
+        """Packs that nothing new may rely on (lamella.repository.condemned)."""
+        self.relied: set[bytes] = set()
+        """Packs in which something to be stored was found and therefore not stored again."""
         with cache.lock:
             cache.connection.execute(
                 "CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID"
@@ -74,10 +78,11 @@ class BlobMap:
 
     # -- agreeing with the store --------------------------------------------------------------------------------------
 
-    def refresh(self, own_packs: Iterable[bytes] = ()) -> int:
+    def refresh(self, own_packs: Iterable[bytes] = (), reaped: Collection[bytes] = ()) -> int:
         """Agree with the store's listing; returns the number of packs listed.
 
-        `own_packs` are packs known to be written by this host's writer. Raises StoreError.
+        `own_packs` are packs known to be written by this host's writer, `reaped` those that a collector said it
+        deleted: trees stay complete without them. Raises StoreError.
         """
         listed = 0
         with self._cache.lock, self._cache.connection as connection:
@@ -85,7 +90,7 @@ class BlobMap:
             for rows in _batches(self._listing()):
                 listed += len(rows)
                 connection.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
-            self._forget_missing()
+            self._forget_missing(reaped)
             new = connection.execute(
                 "SELECT COUNT(*) FROM listed l LEFT JOIN packs p ON p.name = l.name WHERE p.name IS NULL"
             ).fetchone()[0]
@@ -101,20 +106,21 @@ class BlobMap:
             if sha256 is not None:
                 yield sha256, entry.size
 
-    def _forget_missing(self) -> None:
+    def _forget_missing(self, reaped: Collection[bytes]) -> None:
         connection = self._cache.connection
         # What did not open may open now: repaired, or readable again.
         connection.execute("DELETE FROM packs WHERE trouble IS NOT NULL")
         # A changed size means that the object is not the one whose head was read: forget it, too.
         gone = connection.execute(
-            "SELECT p.number FROM packs p LEFT JOIN listed l ON p.name = l.name AND p.length = l.size"
+            "SELECT p.number, p.name FROM packs p LEFT JOIN listed l ON p.name = l.name AND p.length = l.size"
             " WHERE l.name IS NULL"
         ).fetchall()
-        self.vanished += len(gone)
-        if gone:
+        if any(name not in reaped for _, name in gone):
             connection.execute("DELETE FROM complete")
-            connection.executemany("DELETE FROM blobs WHERE pack = ?", gone)
-            connection.executemany("DELETE FROM packs WHERE number = ?", gone)
+        self.vanished += len(gone)
+        numbers = [(number,) for number, _ in gone]
+        connection.executemany("DELETE FROM blobs WHERE pack = ?", numbers)
+        connection.executemany("DELETE FROM packs WHERE number = ?", numbers)
 
     def _read_new_heads(self) -> None:
         query = (
@@ -241,6 +247,10 @@ class BlobMap:
         query = _LOOKUP.format(",".join("?" * len(ids)))
         with self._cache.lock:
             return self._cache.connection.execute(query, (kind, *ids)).fetchall()
+
+    def reusable(self, kind: Kind, id_: ChunkId) -> list[Place]:
+        """The places of a blob that something new may rely on, own packs first."""
+        return [place for place in self.find(kind, id_) if place.pack not in self.condemned]
 
     def has(self, kind: Kind, id_: ChunkId) -> bool:
         """Whether any place of a blob is known."""

@@ -5,7 +5,8 @@ A pack may be relied on by new snapshots only if every batch that condemned it r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from lamella.crypto.derive import Keys
@@ -13,6 +14,7 @@ from lamella.errors import IntegrityError
 from lamella.format.commit import Head
 from lamella.format.deletion import Condemn, Reaped, Rescue
 from lamella.format.known import understood
+from lamella.format.sessions import Session
 from lamella.ids import WriterId
 from lamella.repository.history import Chain
 from lamella.repository.signed import prune_signed
@@ -29,6 +31,8 @@ class Batch:
     seq: int
     packs: frozenset[bytes]
     heads: tuple[Head, ...]
+    written: frozenset[bytes] = frozenset()
+    """Packs into which the same batch copied what is needed of the condemned ones."""
     rescued: set[bytes] = field(default_factory=set)
     reaped: set[bytes] = field(default_factory=set)
 
@@ -52,7 +56,7 @@ class Condemned:
         return frozenset().union(*(batch.packs - batch.rescued for batch in self.batches.values()))
 
 
-def condemned(keys: Keys, chains: Iterable[Chain]) -> Condemned:
+def condemned(keys: Keys, chains: Collection[Chain]) -> Condemned:
     """Add up the signed records of all chains and branches. Unsigned and malformed ones count for nothing."""
     result = Condemned()
     rescues: list[Rescue] = []
@@ -68,6 +72,8 @@ def condemned(keys: Keys, chains: Iterable[Chain]) -> Condemned:
         else:
             # Nobody makes an id twice on purpose: the packs of both are condemned.
             result.batches[known.batch].packs |= frozenset(known.packs)
+    for batch in result.batches.values():
+        batch.written = _written(chains, batch)
     for rescue in rescues:
         if rescue.batch in result.batches:
             result.batches[rescue.batch].rescued |= set(rescue.packs)
@@ -76,6 +82,19 @@ def condemned(keys: Keys, chains: Iterable[Chain]) -> Condemned:
         if reaped.batch in result.batches:
             result.batches[reaped.batch].reaped |= set(reaped.packs)
     return result
+
+
+def _written(chains: Iterable[Chain], batch: Batch) -> frozenset[bytes]:
+    """A SESSION under the batch's id, in the commit of its CONDEMN, names the new packs."""
+    found: set[bytes] = set()
+    for chain in chains:
+        for entry in chain.entries if chain.writer == batch.writer else ():
+            if entry.seq == batch.seq and entry.record.type == Session.TYPE:
+                with suppress(IntegrityError):
+                    known = understood(entry.record)
+                    if isinstance(known, Session) and known.session_id == batch.batch:
+                        found |= set(known.packs)
+    return frozenset(found)
 
 
 def _signed(keys: Keys, chains: Iterable[Chain]) -> Iterator[tuple[WriterId, int, Condemn | Rescue]]:

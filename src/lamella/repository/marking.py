@@ -82,17 +82,28 @@ class Walk:
                 continue
             kind = Kind.INNER if level else Kind.LEAF
             yield kind, list(fresh)
-            below = self._below(tree.shape, kind, level, fresh)
-            self._visited.update(fresh)
             if level:
+                below = self._below(tree.shape, level, fresh)
                 starts = range(0, len(below), _NODES_AT_ONCE)
                 pending += [(level - 1, below[start : start + _NODES_AT_ONCE]) for start in starts]
             else:
-                yield Kind.CHUNK, [id_ for id_, _ in below]
+                yield Kind.CHUNK, self._chunks(tree.shape, fresh)
+            self._visited.update(fresh)
 
-    def _below(self, shape: Shape, kind: Kind, level: int, places: dict[ChunkId, int]) -> list[tuple[ChunkId, int]]:
-        """The DATA slots of these nodes, each with its first chunk."""
-        contents = self._contents.get_many(self._domain_id, kind, [(id_, None) for id_ in places])
+    def _chunks(self, shape: Shape, places: dict[ChunkId, int]) -> list[ChunkId]:
+        """The chunks of these leaves."""
+        contents = self._contents.get_many(self._domain_id, Kind.LEAF, [(id_, None) for id_ in places])
+        chunks: list[ChunkId] = []
+        for id_, first in places.items():
+            full = node.full_leaf(contents[id_], shape, first)
+            if full is None:
+                full = [one for one in node.decode(contents[id_], shape, 0, first).slots if isinstance(one, bytes)]
+            chunks += full
+        return chunks
+
+    def _below(self, shape: Shape, level: int, places: dict[ChunkId, int]) -> list[tuple[ChunkId, int]]:
+        """The DATA slots of these inner nodes, each with its first chunk."""
+        contents = self._contents.get_many(self._domain_id, Kind.INNER, [(id_, None) for id_ in places])
         step = FAN_OUT**level
         below: list[tuple[ChunkId, int]] = []
         for id_, first in places.items():

@@ -212,7 +212,11 @@ class Packer:
 
     def _stored_by_us(self, kind: Kind, id_: ChunkId) -> bool:
         """Whether a pack of this host's writer has it. Another writer's pack may list what it does not hold."""
-        return any(place.own and place.domain_id == self.domain_id for place in self._map.find(kind, id_))
+        for place in self._map.reusable(kind, id_):
+            if place.own and place.domain_id == self.domain_id:
+                self._map.relied.add(place.pack)
+                return True
+        return False
 
     def _put_nodes(self, pack: _OpenPack) -> None:
         nodes, self._nodes, self._nodes_size = self._nodes, [], 0

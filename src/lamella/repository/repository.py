@@ -32,6 +32,7 @@ from lamella.repository.cache import Cache
 from lamella.repository.catalogue import Catalogue, Snapshot
 from lamella.repository.chains import HistoryReader
 from lamella.repository.compaction import AUDITS_KEPT, Ended
+from lamella.repository.condemned import Condemned, condemned
 from lamella.repository.containers import open_whole
 from lamella.repository.contents import Contents
 from lamella.repository.history import Chain, History
@@ -80,6 +81,7 @@ class Repository:
         self._may_be_lost = False
         self._held = ExitStack()
         self._lock: Held | None = None
+        self.condemned = Condemned()
         self.exclusive = False
         """Nobody else reads or writes the repository: the store's kernel says so."""
 
@@ -132,6 +134,8 @@ class Repository:
         if not self.history.heads and not self._may_be_lost:
             raise IntegrityError("the repository lists no commit that opens: its history is lost", obj="w/")
         self.catalogue = state.build(self.keys, self.history)
+        self.condemned = condemned(self.keys, list(self.history.chains.values()))
+        self.blobs.condemned = self.condemned.packs
         self.sightings.look(self.history.heads, self.clock())
         self._problems, self.older = judge(self.place, self.history)
         if not self.problems:
@@ -247,6 +251,10 @@ class Repository:
         self.require_sound_history()
         self.require_writable()
         self._require_lock()
+        if self.own_writer in self.catalogue.retired:
+            # Whoever retired this host took its silence for the end: it comes back as another writer.
+            with self.memory.lock():
+                self.memory.new_writer_key()
         publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
         published = publisher.publish(self.history, records, self.clock, self._ended)
         self._note_place(lambda: self.places.wrote_there(self.store.url, [published.head]))
@@ -271,14 +279,14 @@ class Repository:
 
     # -- contents -----------------------------------------------------------------------------------------------------
 
-    def refresh_map(self) -> None:
+    def refresh_map(self, *, again: bool = False) -> None:
         """Make the blob map agree with the store, once. Raises IntegrityError if all packs are gone, StoreError."""
-        if self._map_is_fresh:
+        if self._map_is_fresh and not again:
             return
         own = self.own_writer
         published = (pack for shot in self.catalogue.snapshots if shot.ref.writer == own for pack in shot.added.packs)
         begun = (pack for session in self.catalogue.sessions if session.writer == own for pack in session.packs)
-        listed = self.blobs.refresh([*published, *begun])
+        listed = self.blobs.refresh([*published, *begun], self.condemned.reaped)
         if not listed and self.catalogue.snapshots:
             raise IntegrityError("the repository lists no packs although it has snapshots", obj="p/")
         self._map_is_fresh = True

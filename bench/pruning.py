@@ -1,0 +1,148 @@
+"""Pruning at scale, each scenario in a process of its own: invented tiny chunks, in as many packs as there would be.
+
+python -m bench.pruning mark|prune|wide FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from bench.simulated import GIB, TIB, Place
+from lamella.format.container import Kind
+from lamella.format.node import Shape
+from lamella.format.records import NO_REF, AddSnap, Ref, raw
+from lamella.ids import ChunkId, DomainId, SnapId, VolumeId
+from lamella.operations.prune import PruneOptions, plan_prune
+from lamella.operations.session import Session
+from lamella.repository.marking import LiveIds, Roots, Walk, roots_by_domain
+from lamella.repository.repository import Repository
+from lamella.repository.tree import Run, Tree
+from lamella.repository.tree_writer import TreeWriter
+from lamella.repository.usage import Usage
+from lamella.testing.fault_store import FaultStore
+
+DOMAIN = DomainId(b"bench-prune-bulk")
+CHUNKS_A_PACK = 64
+_BODY = b"\x00\x10\x00\x00\x00" + bytes(16)
+_RUN = 16
+
+
+class Counting(FaultStore):
+    """Counts the bytes that are read of packs."""
+
+    read_bytes = 0
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes asked for."""
+        content = super().get(name, offset, length)
+        self.read_bytes += len(content) if name.startswith("p/") else 0
+        return content
+
+
+def grow(place: Place, shape: Shape, snapshots: int, changed: int) -> None:
+    """A volume without holes, then snapshots that each change so many chunks, in runs of 16."""
+    chance = random.Random(5)
+    with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
+        repo.refresh_map()
+        root: ChunkId | None = None
+        for number in range(snapshots):
+            ranges = [(0, shape.chunks)]
+            if root is not None:
+                starts = sorted(chance.sample(range(0, shape.chunks - _RUN, _RUN), changed // _RUN))
+                ranges = [(start, start + _RUN) for start in starts]
+            with Session(repo) as session:
+                writer = TreeWriter(repo.tree_reader(DOMAIN), session.packer(DOMAIN).store_node)
+                base = None if root is None else Tree(shape, root)
+                root = writer.update(shape, base, _stored(session, ranges, chance))
+                session.settle()
+                packs, name = session.packs(DOMAIN), f"s{number:03}"
+                moment = 1_800_000_000_000 + number
+                head = (SnapId(os.urandom(16)), shape.volume_id, DOMAIN, shape.chunk_log2, 1, shape.size)
+                added = AddSnap(*head, root, moment, NO_REF, name, (), packs)
+                session.publish([raw(added)], [added.snap_id])
+            repo.reload()
+
+
+def _stored(session: Session, ranges: list[tuple[int, int]], chance: random.Random) -> Iterator[Run]:
+    packer = session.packer(DOMAIN)
+    for start, end in ranges:
+        for chunk in range(start, end):
+            id_ = ChunkId(chance.randbytes(24))
+            packer.store_blob(Kind.CHUNK, id_, 16, lambda: _BODY)
+            if chunk % CHUNKS_A_PACK == CHUNKS_A_PACK - 1:
+                packer.finish()
+            yield Run(chunk, chunk + 1, id_)
+
+
+def prune(work: Path) -> Place:
+    """30 of 60 snapshots of 200 GiB in chunks of 256 KiB, 1 % of them changed by each: no pack is rewritten."""
+    place = Place.make(work, in_memory=True)
+    shape = Shape(VolumeId(bytes(16)), 200 * GIB, 18)
+    grow(place, shape, 60, shape.chunks // 100)
+    with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
+        names = sorted(repo.catalogue.snapshots, key=lambda snapshot: snapshot.name)
+        refs: list[Ref] = [snapshot.ref for snapshot in names[::2]]
+
+    def work_() -> dict[str, Any]:
+        store = Counting(place.store())
+        with Repository.open(store, place.secret, place.host, exclusive=True) as repo:
+            result = plan_prune(repo, refs, PruneOptions(repack=False)).execute()
+        facts = {"deleted_packs": result.deleted_packs, "read_bytes": store.read_bytes}
+        return facts | {"freed_bytes": result.freed_bytes, "removed": len(result.removed)}
+
+    place.timed("prune 30 of 60", work_)
+    return place
+
+
+def mark(work: Path) -> Place:
+    """1 TiB without a hole in chunks of 1 MiB: the mark, and the count of every pack against it."""
+    place = Place.make(work, in_memory=True)
+    grow(place, Shape(VolumeId(bytes(16)), TIB, 20), 1, 0)
+    with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
+        repo.refresh_map()
+        with LiveIds(place.host.cache_dir) as live:
+            (roots,) = roots_by_domain(repo.catalogue).values()
+            place.timed("mark", lambda: _marked(repo, roots, live))
+            place.timed("count", lambda: {"missing": len(Usage(repo.cache, live).missing)})
+    return place
+
+
+def wide(work: Path) -> Place:
+    """16 TiB without a hole in chunks of 1 MiB, their ids invented, no packs of data: what memory the mark needs."""
+    place = Place.make(work, in_memory=False)
+    shape = Shape(VolumeId(bytes(16)), 16 * TIB, 20)
+    chance = random.Random(5)
+    with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
+        repo.refresh_map()
+        with Session(repo) as session:
+            every = (Run(number, number + 1, ChunkId(chance.randbytes(24))) for number in range(shape.chunks))
+            writer = TreeWriter(repo.tree_reader(DOMAIN), session.packer(DOMAIN).store_node)
+            root = writer.update(shape, None, every)
+            session.settle()
+        with LiveIds(place.host.cache_dir) as live:
+            place.timed("mark", lambda: _marked(repo, Roots([Tree(shape, root)]), live))
+            place.timed("count", lambda: {"missing": len(Usage(repo.cache, live).missing)})
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    place.steps["mark"]["facts"]["memory_bytes"] = most
+    return place
+
+
+def _marked(repo: Repository, roots: Roots, live: LiveIds) -> dict[str, Any]:
+    for _, ids in Walk(repo.contents, DOMAIN).referenced(roots):
+        live.add(ids)
+    return {"ids": live.added}
+
+
+SCENARIOS: dict[str, Callable[[Path], Place]] = {"prune": prune, "mark": mark, "wide": wide}
+
+
+if __name__ == "__main__":
+    print(json.dumps(SCENARIOS[sys.argv[1]](Path(sys.argv[2])).steps))

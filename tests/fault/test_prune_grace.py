@@ -1,0 +1,274 @@
+"""Pruning a store without a lock, with the real programs: what the model proves is what they do."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lamella.errors import RepositoryError
+from lamella.format.container import Kind
+from lamella.format.records import Ref
+from lamella.operations import backup_run
+from lamella.operations.backup import BackupOptions, Request, plan_backup
+from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune_rewrite import Rewriting
+from lamella.operations.selection import select
+from lamella.repository.repository import Repository
+from lamella.stores.memory import MemoryStore
+from lamella.testing.scripted_source import ScriptedSource
+from tests.fault.lockless import LocklessStore, Turned
+from tests.fault.world import CHUNK, SECRET, SMALL_RESCUE, Truth, check_rescue, check_sound, fresh_host, host_at, init
+from tests.fault.world import short_rescue as short
+
+OPTIONS = BackupOptions(chunk_log2=16, workers=1, domain="shared")
+
+
+@dataclass
+class Fleet:
+    """Hosts that share one repository without a lock."""
+
+    place: Path
+    store: LocklessStore = field(default_factory=lambda: LocklessStore(MemoryStore()))
+    clock: Turned = field(default_factory=Turned)
+    truth: Truth = field(default_factory=Truth)
+
+    def opened(self, host: str) -> Repository:
+        return Repository.open(self.store, SECRET, host_at(self.place / host, host), clock=self.clock, exclusive=True)
+
+    def backup(self, host: str, content: bytes, during: Callable[[], object] | None = None) -> str:
+        """A run of a host's one volume; `during` happens when it has read everything and not yet published."""
+        name = f"disk-{host}"
+        source = ScriptedSource(name, content)
+        with self.opened(host) as repo:
+            plan = plan_backup(repo, [Request(name, source)], OPTIONS)
+            if during is not None:
+                self._between(during)
+            result = plan.execute()
+        self.truth.learn(result, {name: content})
+        return f"{name}@{result.snapshot}"
+
+    @staticmethod
+    def _between(during: Callable[[], object]) -> None:
+        module = vars(backup_run)
+        inner = module["attach"]
+
+        def attached(*arguments: object) -> object:
+            module["attach"] = inner
+            during()
+            return inner(*arguments)
+
+        module["attach"] = attached
+
+    def prune(self, host: str, *names: str, options: PruneOptions | None = None) -> PruneResult:
+        with self.opened(host) as repo:
+            refs: list[Ref] = [one.snapshot.ref for one in select(repo, list(names))] if names else []
+            result = plan_prune(repo, refs, options).execute()
+        for name in names:
+            self.truth.volumes.pop(name, None)
+        return result
+
+    def packs(self) -> set[str]:
+        return {name for name in self.store.memory.objects() if name.startswith("p/")}
+
+    def check(self) -> None:
+        check_sound(self.store, fresh_host(self.place / "fresh"), self.truth, self.place)
+        check_rescue(self.store.memory.objects(), self.truth, self.place)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    fleet = Fleet(tmp_path)
+    with short(monkeypatch):
+        init(fleet.store, host_at(tmp_path / "a", "a"))
+    assert SMALL_RESCUE
+    return fleet
+
+
+def noise(seed: int, chunks: int) -> bytes:
+    return random.Random(seed).randbytes(chunks * CHUNK)
+
+
+def test_condemned_packs_go_after_the_grace_time_and_not_before(fleet: Fleet) -> None:
+    old = fleet.backup("a", noise(1, 20))
+    first = fleet.packs()
+    fleet.backup("a", noise(2, 20))
+    result = fleet.prune("a", old)
+    assert (result.freed_bytes, result.deleted_packs, fleet.packs() >= first) == (0, 0, True)
+    assert result.condemned_bytes > 20 * CHUNK and result.condemned_until_ms > fleet.clock.now
+    fleet.clock.days(0.9)
+    assert fleet.prune("a").deleted_packs == 0
+    fleet.clock.days(0.2)
+    result = fleet.prune("a")
+    assert result.deleted_packs == len(first) and not first & fleet.packs()
+    assert (result.condemned_bytes, result.condemned_until_ms, result.waiting) == (0, 0, [])
+    fleet.check()
+    assert fleet.prune("a").deleted_packs == 0
+
+
+def test_every_writer_must_have_written_since(fleet: Fleet) -> None:
+    old = fleet.backup("a", noise(3, 20))
+    fleet.backup("b", noise(4, 3))
+    fleet.backup("a", noise(5, 20))
+    fleet.prune("a", old)
+    fleet.clock.days(3)
+    result = fleet.prune("a")
+    assert result.deleted_packs == 0 and "box-b" in result.waiting[0]
+    fleet.backup("b", noise(6, 3))
+    result = fleet.prune("a")
+    assert result.deleted_packs > 0 and not result.waiting
+    fleet.check()
+
+
+def test_a_silent_writer_may_be_given_up_after_thirty_days(fleet: Fleet) -> None:
+    old = fleet.backup("a", noise(7, 20))
+    fleet.backup("b", noise(8, 3))
+    fleet.backup("a", noise(9, 20))
+    fleet.prune("a", old)
+    with fleet.opened("b") as repo:
+        silent = repo.own_writer
+    assert silent is not None
+    with pytest.raises(RepositoryError, match="within 30 days"):
+        fleet.prune("a", options=PruneOptions(retire=(silent,)))
+    fleet.clock.days(31)
+    assert fleet.prune("a", options=PruneOptions(retire=(silent,))).deleted_packs > 0
+    fleet.check()
+    fleet.backup("b", noise(10, 3))
+    with fleet.opened("b") as repo:
+        assert repo.own_writer != silent, "who was given up comes back as another"
+    fleet.check()
+
+
+def test_what_is_condemned_is_not_used_again(fleet: Fleet) -> None:
+    content = noise(11, 20)
+    old = fleet.backup("a", content)
+    fleet.backup("a", noise(12, 20))
+    fleet.prune("a", old)
+    before = fleet.packs()
+    fleet.backup("b", content)
+    stored = sum(len(fleet.store.memory.objects()[name]) for name in fleet.packs() - before)
+    assert stored > 20 * CHUNK, "nothing was found in what is condemned"
+    fleet.clock.days(2)
+    result = fleet.prune("a")
+    assert (result.deleted_packs, result.condemned_bytes) == (0, 0), "needed again: rescued, not deleted"
+    fleet.check()
+
+
+def test_a_run_that_found_what_is_condemned_meanwhile_stores_it_anew(fleet: Fleet) -> None:
+    content = noise(13, 20)
+    old = fleet.backup("a", content)
+    fleet.backup("a", noise(14, 20))
+    fleet.backup("b", noise(15, 1))
+    before = fleet.packs()
+    fleet.backup("b", content, during=lambda: fleet.prune("a", old))
+    stored = sum(len(fleet.store.memory.objects()[name]) for name in fleet.packs() - before)
+    assert stored > 20 * CHUNK, "all of it was found, condemned, and stored anew before it was published"
+    fleet.check()
+    fleet.clock.days(2)
+    fleet.backup("a", noise(16, 20))
+    fleet.prune("a")
+    fleet.check()
+
+
+def test_a_running_backup_holds_everything_up(fleet: Fleet) -> None:
+    content = noise(17, 20)
+    old = fleet.backup("a", content)
+    fleet.backup("a", noise(18, 20))
+    fleet.backup("b", noise(19, 1))
+
+    def days_pass() -> None:
+        fleet.prune("a", old)
+        fleet.clock.days(3)
+        result = fleet.prune("a")
+        assert result.deleted_packs == 0 and any("open" in reason for reason in result.waiting)
+
+    fleet.backup("b", content, during=days_pass)
+    fleet.check()
+    fleet.prune("a")
+    fleet.check()
+
+
+def test_a_second_collector_and_a_lagging_listing(fleet: Fleet) -> None:
+    content = noise(20, 20)
+    old = fleet.backup("a", content)
+    fleet.backup("b", noise(21, 20))
+    fleet.backup("a", noise(22, 20))
+    fleet.prune("a", old)
+    fleet.prune("b")
+    fleet.store.lag()
+    fleet.store.shown = None
+    fleet.clock.days(2)
+    for host in ("a", "b", "a", "b"):
+        fleet.prune(host)
+        fleet.check()
+    assert fleet.prune("a").condemned_bytes == 0
+
+
+def test_a_stale_listing_never_makes_a_collector_delete_what_is_new(fleet: Fleet) -> None:
+    """The collector condemned the pack; the writer used it again because of a rescue; the collector's view lags."""
+    content = noise(23, 20)
+    old = fleet.backup("a", content)
+    fleet.backup("a", noise(24, 20))
+    fleet.prune("a", old)
+    fleet.clock.days(2)
+    fleet.store.lag()
+    shown = fleet.store.shown
+    fleet.store.shown = None
+    fleet.backup("b", content)
+    fleet.store.shown = shown
+    result = fleet.prune("a")
+    assert result.deleted_packs > 0, "the writer did not use the condemned pack, so it may go"
+    fleet.store.shown = None
+    fleet.check()
+    fleet.prune("a")
+    fleet.check()
+
+
+def test_rewriting_ends_in_a_condemnation(fleet: Fleet) -> None:
+    content = noise(25, 60)
+    old = fleet.backup("a", content)
+    fleet.backup("a", content[: 10 * CHUNK] + noise(26, 50))
+    before = fleet.packs()
+    result = fleet.prune("a", old)
+    assert result.repacked_bytes > 10 * CHUNK and fleet.packs() > before
+    fleet.clock.days(2)
+    result = fleet.prune("a")
+    assert result.deleted_packs == 1 and result.freed_bytes > 59 * CHUNK
+    fleet.check()
+    again = fleet.prune("a")
+    assert (again.deleted_packs, again.repacked_bytes, again.condemned_bytes) == (0, 0, 0)
+
+
+def test_a_copy_that_was_lost_rescues_the_old_pack(fleet: Fleet) -> None:
+    content = noise(27, 60)
+    old = fleet.backup("a", content)
+    fleet.backup("a", content[: 10 * CHUNK] + noise(28, 50))
+    before = fleet.packs()
+    fleet.prune("a", old)
+    for name in fleet.packs() - before:
+        fleet.store.delete(name)
+    fleet.clock.days(2)
+    result = fleet.prune("a")
+    assert result.deleted_packs == 0
+    fleet.check()
+
+
+def test_packs_of_a_run_that_nobody_heard_of_are_left_alone_for_a_week(fleet: Fleet) -> None:
+    fleet.backup("a", noise(29, 5))
+    with fleet.opened("a") as repo:
+        repo.refresh_map()
+        domain_id = repo.catalogue.snapshots[0].added.domain_id
+        rewriting = Rewriting(repo, lambda event: None)
+        packer = rewriting._packer(domain_id)
+        body = b"\x00" + (7).to_bytes(4, "little") + b"unknown"
+        packer.store_blob(Kind.CHUNK, packer.identify(Kind.CHUNK)(b"unknown"), 7, lambda: body)
+        rewriting.run([])
+    assert fleet.prune("a").condemned_bytes == 0
+    fleet.clock.days(8)
+    assert fleet.prune("a").condemned_bytes > 0
+    fleet.clock.days(2)
+    assert fleet.prune("a").deleted_packs == 1
+    fleet.check()
