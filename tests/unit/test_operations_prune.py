@@ -13,6 +13,7 @@ import pytest
 from lamella.crypto.slots import Secret
 from lamella.errors import Locked, RepositoryError, StoreFull
 from lamella.format.container import Kind
+from lamella.format.records import AddSnap, RawRecord
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
 from lamella.operations.restore import RestoreOptions, plan_restore
@@ -219,6 +220,44 @@ def test_missing_history_keeps_everything(world: Pruned) -> None:
         plan_prune(repo, [], None).execute()
     assert getattr(raised.value, "exit_code", 0) == 21
     assert world.small.store.objects() == before and first
+
+
+def test_a_record_that_cannot_be_read_keeps_everything(world: Pruned) -> None:
+    one = world.backup(b"a" * CHUNK)
+    world.backup(b"b" * CHUNK)
+    with world.small.opened() as repo:
+        repo.publish([RawRecord(AddSnap.TYPE, b"not a snapshot")])
+    packs = world.packs()
+    with world.alone() as repo:
+        refs = [one.snapshot.ref for one in select(repo, [one])]
+        result = plan_prune(repo, refs).execute()
+    assert [error.exit_code for error in result.blocked] == [20]
+    assert (result.removed, world.packs()) == ([], packs)
+
+
+def test_what_a_writer_saw_and_is_lost_can_be_accepted(world: Pruned) -> None:
+    """Another host's chain goes back: who saw more of it holds deletion up until somebody says that it is lost."""
+    world.backup(b"a" * CHUNK)
+    one = world.backup(b"b" * CHUNK)
+    with world.small.opened("two") as repo:
+        repo.publish([])
+        repo.publish([])
+        other = repo.own_writer
+    assert other is not None
+    world.backup(b"c" * CHUNK)  # has seen both
+    for name in [entry.name for entry in world.small.store.list(f"w/{other.hex()}/")]:
+        world.small.store.delete(name)
+    with world.alone() as repo:
+        repo.accept_history()
+        repo.reload(whole=True)
+        refs = [found.snapshot.ref for found in select(repo, [one])]
+        assert plan_prune(repo, refs).execute().blocked
+        writer = repo.unbacked[0].split()[1]
+        assert repo.accept_seen("00000000") == []
+        assert repo.accept_seen(writer)
+        assert not plan_prune(repo, refs).execute().blocked
+    del world.kept[one]
+    world.check()
 
 
 def test_prune_and_backup_keep_each_other_out(world: Pruned) -> None:

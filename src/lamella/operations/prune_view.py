@@ -65,8 +65,11 @@ def history_troubles(repo: Repository) -> Iterator[IntegrityError]:
         yield RolledBack(problem.message, obj=repo.store.url, hint=hint)
     for name, reason in repo.history.damaged:
         yield IntegrityError(f"a commit cannot be read: {reason}", obj=name, hint="look with: lamella verify")
-    for text in repo.history.unbacked:
-        yield RolledBack(text, obj=repo.store.url, hint=hint)
+    for text in repo.unbacked:
+        accepting = f"if that history is lost for good: lamella check --accept-seen {text.split()[1]}"
+        yield RolledBack(text, obj=repo.store.url, hint=accepting)
+    for text in repo.catalogue.malformed:
+        yield IntegrityError(f"a record cannot be read, and nobody knows what it needs: {text}", obj="w/")
     for chain in repo.history.chains.values():
         if chain.head is None:
             text = f"no commit of writer {chain.writer.hex()[:8]} can be read"

@@ -80,6 +80,8 @@ class Catalogue:
     """Writers that are gone, with the commits their chains end with."""
     notes: list[str] = field(default_factory=list)
     """Oddities worth telling: records that were not applied, conflicts, unknown records."""
+    malformed: list[str] = field(default_factory=list)
+    """Records that cannot be read although they must be understood: a snapshot may be meant by any of them."""
     read_only: bool = False
     """A required record of a later version was met."""
 

@@ -229,6 +229,18 @@ class Repository:
         self.place, self.older = self.places.get(url), []
         return accepted
 
+    @property
+    def unbacked(self) -> list[str]:
+        """What writers say they saw of other chains, is not here, and was not yet accepted as lost."""
+        return [text for text in self.history.unbacked if _seen_key(text) not in self.pins.accepted]
+
+    def accept_seen(self, writer: str) -> list[str]:
+        """Take what this writer (the first 8 digits) saw and is not here as lost; returns what was accepted."""
+        accepted = [text for text in self.unbacked if text.startswith(f"writer {writer[:8]} saw ")]
+        self.pins.accepted |= {_seen_key(text) for text in accepted}
+        self.pins.save()
+        return accepted
+
     def _note_place(self, write: Callable[[], None]) -> None:
         """Write to the state directory; failing there must not stand between anybody and a restore."""
         try:
@@ -319,3 +331,7 @@ class Repository:
             pass
         self.blobs.refresh()
         return self.contents.get(CATALOGUE, Kind.SEGMENT, place.id)
+
+
+def _seen_key(text: str) -> str:
+    return f"seen:{text}"

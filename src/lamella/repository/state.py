@@ -84,7 +84,10 @@ class _Builder:
             try:
                 known = understood(entry.record)
             except IntegrityError as error:
-                self._result.notes.append(f"{where}: {error.message}")
+                text = f"{where}: {error.message}"
+                self._result.notes.append(text)
+                if entry.record.type < OPTIONAL:
+                    self._result.malformed.append(text)
                 continue
             if known is not None:
                 self._rows[type(known)].append(Row(place, entry, known))

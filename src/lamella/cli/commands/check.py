@@ -7,8 +7,9 @@ import argparse
 from lamella.cli import repairing
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
-from lamella.errors import RolledBack
+from lamella.errors import NothingMatched, RolledBack
 from lamella.operations.heads import fingerprint
+from lamella.repository.repository import Repository
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accept-rollback",
         action="store_true",
         help="take the present history as the right one: this host forgets what it saw before",
+    )
+    parser.add_argument(
+        "--accept-seen",
+        metavar="WRITER",
+        help="take what this writer saw of others, and is not here, as lost for good: deletion goes on without it",
     )
     repairing.add_arguments(parser)
     add_yes(parser)
@@ -39,6 +45,7 @@ def run(context: Context) -> int:
         if accepts:
             context.confirm("Take this history as the right one?")
             repository.accept_history()
+        _accept_seen(context, repository)
         heads, marks = len(repository.history.heads), fingerprint(repository)
         notes = list(repository.catalogue.notes)
     for note in notes:
@@ -57,3 +64,14 @@ def run(context: Context) -> int:
     rows = [{"key": problem.key, "message": problem.message} for problem in problems]
     out.document({"problems": rows, "accepted": accepts, "notes": notes, "fingerprint": marks})
     return RolledBack.exit_code if problems and not args.accept_rollback else 0
+
+
+def _accept_seen(context: Context, repository: Repository) -> None:
+    writer = context.args.accept_seen
+    if writer is None or context.args.dry_run:
+        return
+    accepted = repository.accept_seen(writer)
+    if not accepted:
+        raise NothingMatched(f"writer {writer} saw nothing that is missing", obj=writer)
+    for text in accepted:
+        context.out.line(f"taken as lost: {text}")
