@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -149,6 +149,7 @@ class ThinInPlace(_Thin):
             _lvm.change("lvchange", "--activate", "y", "--ignoreactivationskip", self._text)
         try:
             self._refuse_without_room(needed_bytes - self._volume.mapped_bytes)
+            self._give_back_behind(size)
             _resize(self._volume, size)
             super().prepare(size, needed_bytes)
             # What was given back may be held by snapshots.
@@ -157,6 +158,16 @@ class ThinInPlace(_Thin):
             self.abandon()
             raise
         self.path = self.working_path = self._named(self._lv)
+
+    def _give_back_behind(self, size: int) -> None:
+        """Discard what a smaller volume will not reach any more: reducing the LV alone leaves its blocks mapped."""
+        with suppress(OSError), self._named(self._lv).open("rb+", buffering=0) as device:
+            rdev = os.fstat(device.fileno()).st_rdev
+            queue = _SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity"
+            block = int(queue.read_text("ascii"))
+            start = -(-size // block) * block if block else self._volume.size
+            if start < self._volume.size:
+                fcntl.ioctl(device.fileno(), _BLKDISCARD, struct.pack("=QQ", start, self._volume.size - start))
 
     def finish(self) -> None:
         super().finish()
