@@ -85,7 +85,7 @@ def test_packs_of_an_open_session_are_the_writers_own(repo: Repository, monkeypa
     repo.reload()
     marked: list[list[bytes]] = []
 
-    def refresh(packs: list[bytes]) -> int:
+    def refresh(packs: list[bytes], reaped: object) -> int:
         marked.append(packs)
         return 1
 
