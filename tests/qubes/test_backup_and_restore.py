@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import IntegrityError, NothingMatched, UsageError
+from lamella.operations.backup import BackupOptions, Request, plan_backup
 from lamella.operations.selection import select
 from lamella.qubes.admin import Admin
 from lamella.qubes.dom0 import differences, lay_out
+from lamella.qubes.inventory import Inventory
 from lamella.qubes.restore_plan import Action, RestoreWishes
-from lamella.qubes.settings import QubeSettings, decode_settings
+from lamella.qubes.settings import DOCUMENT, QubeSettings, decode_settings, read_settings
 from lamella.qubes.settings_apply import IN_PROGRESS
+from lamella.qubes.sources import SettingsSource, volume_identity
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
@@ -370,6 +373,20 @@ def test_settings_with_anything_odd_are_refused(bad: QubeSettings) -> None:
     document = json.dumps({"schema": "lamella-qube/1", **asdict(bad)}).encode()
     with pytest.raises(IntegrityError):
         decode_settings(document, "a test")
+
+
+def test_settings_of_another_qube_are_refused(store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd) -> None:
+    """Whoever holds the keys could put one qube's settings where another's belong; names and keys are then right."""
+    back_up(store, host, admin, "work", "vault")
+    with Repository.open(store, SECRET, host) as repo:
+        inventory = Inventory(admin)
+        work, vault = inventory.qube("work"), inventory.qube("vault")
+        document = {DOCUMENT: read_settings(admin, inventory, vault).encode()}
+        source = SettingsSource(volume_identity(work.uuid, "settings"), "work:settings")
+        request = Request("work:settings", source, f"qube {work.uuid}", document, follows=True)
+        plan_backup(repo, [request], BackupOptions(workers=1)).execute()
+    with pytest.raises(IntegrityError, match="another qube"):
+        planned(store, host, admin, ["work"], OVERWRITE)
 
 
 def test_settings_survive_being_written_down() -> None:
