@@ -259,7 +259,9 @@ def test_an_existing_volume_keeps_its_name_and_uuid_and_gets_the_size(
     lamella.ok("restore", "vm", "--to", f"lvm:{volume.text}", how, "-y")
     assert volume.content() == wanted
     assert uuid(volume.text) == before
-    assert mapped(volume.text) == [*range(16), *range(96, 112)]
+    # The kernel gives back whole blocks only: one that was in part behind the old end stays.
+    last = {size // GRAIN} if size % GRAIN else set()
+    assert set(mapped(volume.text)) - last == {*range(16), *range(96, 112)}
     assert pool.volumes()[volume.name] == ""
     assert set(pool.volumes()) - {volume.name} == moments, "kept snapshots stay"
     volume.write(20 * GRAIN, b"x")

@@ -160,7 +160,10 @@ class ThinInPlace(_Thin):
         self.path = self.working_path = self._named(self._lv)
 
     def _give_back_behind(self, size: int) -> None:
-        """Discard what a smaller volume will not reach any more: reducing the LV alone leaves its blocks mapped."""
+        """Discard what a smaller volume will not reach any more: reducing the LV alone leaves its blocks mapped.
+
+        The kernel takes whole blocks: one at the old end that is only in part the volume's stays.
+        """
         with suppress(OSError), self._named(self._lv).open("rb+", buffering=0) as device:
             rdev = os.fstat(device.fileno()).st_rdev
             queue = _SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity"
