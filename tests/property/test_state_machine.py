@@ -207,7 +207,7 @@ class Life(RuleBasedStateMachine):
         assert (result.removed, result.blocked) == (refs, [])
         assert not repack or result.dead_bytes * 100 <= unused * result.live_bytes
         if one == [other for other in self.snapshots if other.volume == one.volume][-1]:
-            self.last.pop(one.volume)  # its chunks may be gone
+            self.last.pop(one.volume, None)  # its chunks may be gone
         self.snapshots.remove(one)
 
     @rule(one=kept, other=kept)

@@ -299,7 +299,9 @@ class Planner:
         for snapshot in order:
             if snapshot.conflict or not snapshot.added.usable:
                 continue
-            if snapshot.confirmed or snapshot.ref in self._waiting or self._packs_present(snapshot):
+            whole = snapshot.confirmed or snapshot.ref in self._waiting or self._packs_present(snapshot)
+            # A prune may have rewritten what it needs into other packs.
+            if whole or is_complete(self._repo, snapshot):
                 return snapshot
             notes.append(f"snapshot {snapshot.name} of {volume.name} lacks packs: it is not used as a base")
         return None
