@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lamella.clock import now_ms
-from lamella.errors import LamellaError, RepositoryError, SourceError
+from lamella.errors import IntegrityError, LamellaError, RepositoryError, SourceError
+from lamella.format.node import Shape
 from lamella.format.records import NO_REF
 from lamella.format.sessions import PartialRoot, SessionVolume
 from lamella.ids import NO_CHUNK, VolumeId
@@ -21,6 +22,7 @@ from lamella.operations.rotation import drop_unneeded
 from lamella.operations.session import Session
 from lamella.repository.repository import Repository
 from lamella.repository.resume import ResumeMemory, ResumePoint
+from lamella.repository.tree import Tree
 from lamella.repository.tree_writer import Partial
 
 
@@ -101,7 +103,22 @@ class Recorder:
     def stopped(self) -> None:
         """The user or the system ends the run: say once more how far it is, if that is worth a commit."""
         if self._read_bytes >= self._pace.least_bytes:
-            self._quietly(self.record)
+            self._quietly(self._record_what_is_whole)
+
+    def _record_what_is_whole(self) -> None:
+        """The interruption came between any two steps: a root counts only if all its nodes can be read again."""
+        self._session.flush()
+        self._fresh = {volume_id: one for volume_id, one in self._fresh.items() if self._is_whole(one[1])}
+        self.record()
+
+    def _is_whole(self, root: PartialRoot) -> bool:
+        tree = Tree(Shape(root.volume_id, root.size, root.chunk_log2), root.root)
+        try:
+            for _ in self._repo.tree_reader(root.domain_id).runs(tree):
+                pass
+        except IntegrityError:
+            return False
+        return True
 
     def broken(self) -> None:
         """The store failed: if it still takes a commit, what it has taken until then is pinned. Nothing is raised."""
