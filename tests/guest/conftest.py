@@ -88,6 +88,8 @@ class Playback:
         *lines, self._rest = (self._rest + content).split(b"\n")
         for line in lines:
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=json.loads(line))
+            if isinstance(report.longrepr, list):  # where a test was skipped: a tuple, which JSON has not
+                report.longrepr = tuple(report.longrepr)
             self._reports.setdefault(report.nodeid, []).append(report)
 
 
