@@ -49,7 +49,10 @@ def test_the_next_run_goes_on(top: Path, tmp_path: Path, number: signal.Signals)
         if event["event"] == "progress" and event["done_bytes"] >= 20 * MIB:
             process.send_signal(number)
             break
-    process.communicate(timeout=SECONDS)
+    try:
+        process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
     assert process.returncode == (130 if number == signal.SIGTERM else -number)
     with image.open("r+b") as file:  # the machine goes on
         file.write(b"changed meanwhile")

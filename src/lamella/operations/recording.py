@@ -49,6 +49,8 @@ class Recorder:
         """What was noted since."""
         self._read_bytes = 0
         self._last = pace.now()
+        self._broken_off = False
+        """A step of recording did not end: packs may be in nobody's hands, so nothing more is said of this run."""
 
     # -- while a volume is read ---------------------------------------------------------------------------------------
 
@@ -90,6 +92,7 @@ class Recorder:
 
     def record(self) -> None:
         """Say how far the run is, durably. Raises StoreError, RolledBack, RepositoryError."""
+        self._broken_off = True
         self._session.flush()
         news = self._keep_moments()
         roots = {**self._said, **{volume_id: root for volume_id, (_, root) in self._fresh.items()}}
@@ -99,10 +102,14 @@ class Recorder:
             self._settle(saved, root, news.get(root.volume_id))
         self._fresh.clear()
         self._read_bytes, self._last = 0, self._pace.now()
+        self._broken_off = False
 
     def stopped(self) -> None:
-        """The user or the system ends the run: say once more how far it is, if that is worth a commit."""
-        if self._read_bytes >= self._pace.least_bytes:
+        """The user or the system ends the run: say once more how far it is, if that is worth a commit.
+
+        If it came while that was being said, the last commit counts: what was in the hands of the main thread is torn.
+        """
+        if self._read_bytes >= self._pace.least_bytes and not self._broken_off:
             self._quietly(self._record_what_is_whole)
 
     def _record_what_is_whole(self) -> None:

@@ -232,14 +232,16 @@ class Packer:
         Workers may go on storing meanwhile. Call it from the thread that stores nodes. Raises StoreError.
         """
         with self._lock:
-            pack, self._open = self._open, None
-            held = self._held.copy()
-            if pack is not None and (pack.closed or pack.reserved):
-                pack.closed, pack = True, None  # the worker that comes last puts it
-            elif pack is not None:
-                held.discard(pack)
-            while held & self._held:
+            begun = self._held.copy()
+            while (begun & self._held) - {self._open}:
                 self._handed_over.wait()
+            # Taken only now: a wait that Ctrl-C breaks off must not leave a pack that nobody will put.
+            pack, self._open = self._open, None
+            if pack is not None and (pack.closed or pack.reserved):
+                pack.closed = True  # the worker that comes last puts it
+                while pack in self._held:
+                    self._handed_over.wait()
+                pack = None
         if pack is not None and pack.full_of + len(self._nodes) > MAX_BLOBS:
             self._put(pack)
             pack = None
