@@ -29,6 +29,8 @@ _PIECE = 1 << 16
 _GRACE_SECONDS = 30.0
 _SECRETS = frozenset({"LAMELLA_PASSPHRASE", "LAMELLA_TO_PASSPHRASE"})
 _PIPE_BYTES = 1 << 20
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+"""Signals by which this process may be asked to end; the last by itself, a moment after one of the others."""
 
 
 def run(
@@ -119,7 +121,7 @@ def _signals_later() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in _ENDING}
     taken = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
     for number in taken:
         signal.signal(number, lambda found, _: came.append(found))

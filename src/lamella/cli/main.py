@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
+from lamella.cli import signals
 from lamella.cli.arguments import COMMANDS, build, load, parse
 from lamella.errors import Interrupted, LamellaError, UsageError
 
@@ -30,7 +29,7 @@ def _guarded(argv: Sequence[str]) -> int:
     for name in _SECRET_VARIABLES:
         os.environ.pop(name, None)  # no program that is started from here inherits a secret
     _take_streams()
-    _take_signals()
+    signals.take()
     try:
         code = main(argv, env)
     except KeyboardInterrupt:
@@ -63,17 +62,6 @@ def _take_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-
-
-def _take_signals() -> None:
-    """Being asked to end is the same as Ctrl-C: everything is put in order on the way out."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and means it
-            signal.signal(number, stop)
 
 
 def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
