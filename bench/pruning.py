@@ -1,6 +1,6 @@
 """Pruning at scale, each scenario in a process of its own: invented tiny chunks, in as many packs as there would be.
 
-python -m bench.pruning mark|prune|wide FOLDER
+python -m bench.pruning mark|prune|churned|wide FOLDER
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.simulated import GIB, TIB, Place
 from lamella.format.container import Kind
-from lamella.format.node import Shape
+from lamella.format.node import Shape, default_chunk_log2
 from lamella.format.records import NO_REF, AddSnap, Ref, raw
 from lamella.ids import ChunkId, DomainId, SnapId, VolumeId
 from lamella.operations.prune import PruneOptions, plan_prune
@@ -33,6 +33,7 @@ DOMAIN = DomainId(b"bench-prune-bulk")
 CHUNKS_A_PACK = 64
 _BODY = b"\x00\x10\x00\x00\x00" + bytes(16)
 _RUN = 16
+_HELD = 24 << 20
 
 
 class Counting(FaultStore):
@@ -47,17 +48,17 @@ class Counting(FaultStore):
         return content
 
 
-def grow(place: Place, shape: Shape, snapshots: int, changed: int) -> None:
-    """A volume without holes, then snapshots that each change so many chunks, in runs of 16."""
+Ranges = list[tuple[int, int]]
+
+
+def grow(place: Place, shape: Shape, snapshots: int, first: Ranges, changes: Callable[[random.Random], Ranges]) -> None:
+    """A volume with data in the ranges of chunks of `first`, then snapshots that each write some ranges anew."""
     chance = random.Random(5)
     with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
         repo.refresh_map()
         root: ChunkId | None = None
         for number in range(snapshots):
-            ranges = [(0, shape.chunks)]
-            if root is not None:
-                starts = sorted(chance.sample(range(0, shape.chunks - _RUN, _RUN), changed // _RUN))
-                ranges = [(start, start + _RUN) for start in starts]
+            ranges = first if root is None else changes(chance)
             with Session(repo) as session:
                 writer = TreeWriter(repo.tree_reader(DOMAIN), session.packer(DOMAIN).store_node)
                 base = None if root is None else Tree(shape, root)
@@ -71,7 +72,7 @@ def grow(place: Place, shape: Shape, snapshots: int, changed: int) -> None:
             repo.reload()
 
 
-def _stored(session: Session, ranges: list[tuple[int, int]], chance: random.Random) -> Iterator[Run]:
+def _stored(session: Session, ranges: Ranges, chance: random.Random) -> Iterator[Run]:
     packer = session.packer(DOMAIN)
     for start, end in ranges:
         for chunk in range(start, end):
@@ -83,10 +84,31 @@ def _stored(session: Session, ranges: list[tuple[int, int]], chance: random.Rand
 
 
 def prune(work: Path) -> Place:
-    """30 of 60 snapshots of 200 GiB in chunks of 256 KiB, 1 % of them changed by each: no pack is rewritten."""
-    place = Place.make(work, in_memory=True)
+    """30 of 60 snapshots of a 200 GiB volume that holds 24 MiB, each of ten scattered writes: no pack is rewritten."""
+    shape = Shape(VolumeId(bytes(16)), 200 * GIB, default_chunk_log2(200 * GIB))
+    step = shape.chunks * shape.chunk_size // _HELD
+    first = [(chunk, chunk + 1) for chunk in range(0, shape.chunks, step)]
+
+    def changes(chance: random.Random) -> Ranges:
+        return [(chunk, chunk + 1) for chunk in sorted(chance.sample(range(shape.chunks), 10))]
+
+    return _pruned(work, shape, first, changes)
+
+
+def churned(work: Path) -> Place:
+    """The same of 200 GiB without a hole in chunks of 256 KiB, 1 % of them written anew by each, in runs of 16."""
     shape = Shape(VolumeId(bytes(16)), 200 * GIB, 18)
-    grow(place, shape, 60, shape.chunks // 100)
+
+    def changes(chance: random.Random) -> Ranges:
+        starts = sorted(chance.sample(range(0, shape.chunks - _RUN, _RUN), shape.chunks // 100 // _RUN))
+        return [(start, start + _RUN) for start in starts]
+
+    return _pruned(work, shape, [(0, shape.chunks)], changes)
+
+
+def _pruned(work: Path, shape: Shape, first: Ranges, changes: Callable[[random.Random], Ranges]) -> Place:
+    place = Place.make(work, in_memory=True)
+    grow(place, shape, 60, first, changes)
     with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
         names = sorted(repo.catalogue.snapshots, key=lambda snapshot: snapshot.name)
         refs: list[Ref] = [snapshot.ref for snapshot in names[::2]]
@@ -105,7 +127,8 @@ def prune(work: Path) -> Place:
 def mark(work: Path) -> Place:
     """1 TiB without a hole in chunks of 1 MiB: the mark, and the count of every pack against it."""
     place = Place.make(work, in_memory=True)
-    grow(place, Shape(VolumeId(bytes(16)), TIB, 20), 1, 0)
+    shape = Shape(VolumeId(bytes(16)), TIB, 20)
+    grow(place, shape, 1, [(0, shape.chunks)], lambda chance: [])
     with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
         repo.refresh_map()
         with LiveIds(place.host.cache_dir) as live:
@@ -141,7 +164,12 @@ def _marked(repo: Repository, roots: Roots, live: LiveIds) -> dict[str, Any]:
     return {"ids": live.added}
 
 
-SCENARIOS: dict[str, Callable[[Path], Place]] = {"prune": prune, "mark": mark, "wide": wide}
+SCENARIOS: dict[str, Callable[[Path], Place]] = {
+    "prune": prune,
+    "churned": churned,
+    "mark": mark,
+    "wide": wide,
+}
 
 
 if __name__ == "__main__":
