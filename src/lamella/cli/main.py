@@ -31,10 +31,11 @@ def _guarded(argv: Sequence[str]) -> int:
     _take_streams()
     signals.take()
     try:
-        code = main(argv, env)
+        return _flushed(main(argv, env))
     except KeyboardInterrupt:
-        code = Interrupted.exit_code
-    return _flushed(code)
+        return Interrupted.exit_code
+    finally:
+        signals.leave()
 
 
 def _flushed(code: int) -> int:

@@ -27,6 +27,14 @@ def take() -> None:
             signal.signal(number, _stop)
 
 
+def leave() -> None:
+    """The work is done, its result told: the interpreter's own end may be cut short."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in (*_ENDING, signal.SIGALRM):
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     place = _place_in_locking(frame)
     if place is None or place in _seen:
