@@ -1,6 +1,6 @@
 """Every command that takes long, asked to end at a moment chosen at random: it ends, and does all its work afterwards.
 
-The short form draws a few moments. By hand: LAMELLA_MOMENTS=200 pytest --timeout 0 tests/cli/test_interrupted_anywhere.py
+The short form draws a few moments. By hand, at length: LAMELLA_MOMENTS=200 pytest --timeout 0 FILE
 """
 
 from __future__ import annotations
