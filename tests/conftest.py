@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ settings.register_profile(
     "long", max_examples=5000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Shells start what runs in the background with Ctrl-C ignored, and every program under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _PLACES = {
     "HOME": "home",
