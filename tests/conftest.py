@@ -19,8 +19,10 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-# Shells start what runs in the background with Ctrl-C ignored, and every program under test would inherit that.
+# Shells start what runs in the background with Ctrl-C ignored, nohup ignores the end of the terminal, and every program
+# under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _PLACES = {
     "HOME": "home",

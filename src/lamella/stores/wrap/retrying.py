@@ -21,8 +21,8 @@ T = TypeVar("T")
 class Backoff:
     """How often and how patiently a call is tried again. Times in seconds, for one call."""
 
-    attempts: int = 5
-    """Tries in all, the first included; at least 1."""
+    attempts: int = 10
+    """Tries in all, the first included; at least 1. So many that it is the budget which ends them."""
     first_seconds: float = 0.5
     """Longest pause before the second try; doubled for each further one."""
     longest_seconds: float = 30.0
