@@ -20,9 +20,10 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Shells start what runs in the background with Ctrl-C ignored, nohup ignores the end of the terminal, and every program
-# under test would inherit that.
+# under test would inherit that. A handler is not inherited, so the tests themselves can go on without a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 _PLACES = {
     "HOME": "home",

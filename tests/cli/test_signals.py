@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -83,7 +84,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize(
-    "wait", ["stuck.join(600)", "threading.Event().wait()", "threading.Lock().acquire() and stuck.join(600)"]
+    "wait", ["stuck.join(600)", "threading.Event().wait()", "lock = threading.Lock(); lock.acquire(); lock.acquire()"]
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_main_thread_that_is_blocked_is_interrupted(wait: str, number: signal.Signals) -> None:
@@ -98,3 +99,46 @@ def test_a_main_thread_that_is_blocked_is_interrupted(wait: str, number: signal.
             assert process.communicate(timeout=SECONDS)[0] == "interrupted\n"
         finally:
             process.kill()
+
+
+LATE = """
+import signal, sys, time
+from lamella.cli import signals
+from lamella.spawn import run_unbroken
+
+signals.take()
+signal.setitimer(signal.ITIMER_REAL, 0.05)  # an interruption that was put off
+try:
+    run_unbroken(["sh", "-c", f"sleep 0.3; echo done > {sys.argv[1]}"], timeout_seconds=60)
+except KeyboardInterrupt:
+    print(open(sys.argv[1]).read())
+"""
+
+
+def test_an_interruption_that_was_put_off_waits_for_an_unbroken_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, str(tmp_path / "made")],
+        env=environment({}),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
+
+
+ENDED = """
+import signal, time
+from lamella.cli import signals
+
+signals.take()
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+signals.leave()
+time.sleep(0.2)
+"""
+
+
+def test_what_was_put_off_does_not_come_after_the_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED], env=environment({}), capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr

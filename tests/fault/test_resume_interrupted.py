@@ -25,6 +25,7 @@ from lamella.operations import sampling
 from lamella.operations.backup import BackupOptions
 from lamella.operations.pacing import Pace
 from lamella.operations.sampling import Sample
+from lamella.operations.session import Session
 from lamella.pipeline import Outbox
 from lamella.repository.containers import raw_body
 from lamella.repository.packer import Packer
@@ -38,7 +39,7 @@ CHUNKS = 40
 SECONDS = 120
 PILE_UP_SECONDS = 0.05
 """Meanwhile the workers come to wait behind the call, and the main thread behind them."""
-OPTIONS = BackupOptions(chunk_log2=16, workers=3, pace=Pace(bytes=RANGE, seconds=1e9, least_bytes=1))
+PACE = Pace(bytes=RANGE, seconds=1e9, least_bytes=1)
 
 
 class InterruptingStore(Wrapper):
@@ -137,8 +138,34 @@ def test_while_a_flush_waits_for_a_pack_of_a_worker(tmp_path: Path) -> None:
         assert len(packer.arrived) == 3 and not packer._held
 
 
+def test_while_it_is_said_how_far_the_run_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit before that one counts: what was in the main thread's hands is torn, so nothing more is said."""
+    world = World.make(tmp_path / "world", CHUNKS)
+    flush = Session.flush
+    said: list[set[str]] = []
+
+    def interrupted(session: Session) -> None:
+        said.append({name for name in world.memory.objects() if name.startswith("w/")})
+        if len(said) == 3:
+            raise KeyboardInterrupt
+        flush(session)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Session, "flush", interrupted)
+        world.run(options=BackupOptions(chunk_log2=16, workers=1, pace=PACE))
+    assert said[-1] == {name for name in world.memory.objects() if name.startswith("w/")}
+    world.disk.revive()
+    (session,) = world.sessions()
+    assert world.row().resumed_bytes == session.partial_roots[0].done << 16 > 0
+    world.check()
+    world.check_nothing_left()
+
+
+# With three workers the main thread waits for packs of theirs, with one it puts packs itself and waits for room.
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("after", [False, True])
-def test_at_any_call_to_the_store(tmp_path: Path, after: bool) -> None:
+def test_at_any_call_to_the_store(tmp_path: Path, after: bool, workers: int) -> None:
+    options = BackupOptions(chunk_log2=16, workers=workers, pace=PACE)
     fresh = World.make(tmp_path / "fresh", CHUNKS)
     call = points = 0
     while True:
@@ -147,7 +174,7 @@ def test_at_any_call_to_the_store(tmp_path: Path, after: bool) -> None:
         with ctrl_c() as taken:
             store = InterruptingStore(world.memory.connect(), call, taken, after=after)
             try:
-                world.run(store, options=OPTIONS)
+                world.run(store, options=options)
             except KeyboardInterrupt:
                 assert taken.is_set()
             else:

@@ -16,7 +16,7 @@ _MKFS = {
     "btrfs": ["mkfs.btrfs", "--quiet", "--force"],
     "xfs": ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
 }
-_SECONDS = 250
+_SECONDS = 60
 DEFAULT_SIZE = 512 << 20
 """Bytes; XFS takes no less than 300 MiB. The file behind it is sparse."""
 

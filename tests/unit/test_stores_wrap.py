@@ -94,6 +94,37 @@ def test_pauses_double_up_to_the_longest() -> None:
         assert trial.pauses == pytest.approx([factor * seconds for seconds in (1, 2, 4, 5, 5)], rel=1e-5)
 
 
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 0.999999])
+def test_by_default_it_is_the_time_that_ends_the_tries(jitter: float) -> None:
+    trial = Trial(jitter=jitter)
+    trial.faults.fail("stat", StoreUnavailable("the link is down"), times=100)
+    with pytest.raises(StoreUnavailable):
+        trial.store.stat("p/x")
+    assert 60 < 120 - 30 < sum(trial.pauses) <= 120
+
+
+def test_after_a_call_in_vain_the_next_ones_are_given_up_sooner() -> None:
+    """A disk with bad places: the first costs all the patience, each further one a few seconds, until one is read."""
+    trial = Trial()
+
+    def fails(times: int) -> float:
+        """Pauses, in seconds, of a call that fails so many times and is given up."""
+        trial.pauses.clear()
+        trial.faults.fail("get", AWAY, times=times)
+        with pytest.raises(StoreUnavailable):
+            trial.call("get")
+        trial.faults.assert_all_fired()
+        return sum(trial.pauses)
+
+    assert 90 < fails(9) <= 120
+    assert fails(5) < 8
+    trial.call("get")  # works at once, which says nothing about bad places
+    assert fails(5) < 8
+    trial.faults.fail("get", AWAY, times=2)
+    trial.call("get")
+    assert 90 < fails(9) <= 120
+
+
 def test_the_budget_ends_the_trying() -> None:
     trial = Trial(Backoff(attempts=100, first_seconds=1, longest_seconds=4, budget_seconds=10))
     trial.faults.fail("get", AWAY, times=4)

@@ -227,7 +227,7 @@ class Packer:
         self._put(pack)
 
     def finish(self) -> None:
-        """Hand over everything that was stored until now; what comes later goes into other packs.
+        """Hand over everything that was stored until now; what comes meanwhile may go along.
 
         Workers may go on storing meanwhile. Call it from the thread that stores nodes. Raises StoreError.
         """

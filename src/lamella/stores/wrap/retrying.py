@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Backoff:
     """How often and how patiently a call is tried again. Times in seconds, for one call."""
 
-    attempts: int = 10
+    attempts: int = 16
     """Tries in all, the first included; at least 1. So many that it is the budget which ends them."""
     first_seconds: float = 0.5
     """Longest pause before the second try; doubled for each further one."""
@@ -29,6 +29,11 @@ class Backoff:
     """No pause is longer than this."""
     budget_seconds: float = 120.0
     """No further try once the pauses of the call would add up to more."""
+    attempts_after_failure: int = 5
+    """Tries in all of a call after one that was never answered, until one works again that had failed.
+
+    A dead link ends a run at the first such call; a disk with many bad places must not cost the whole budget at each.
+    """
 
 
 class RetryingStore(Wrapper):
@@ -51,6 +56,7 @@ class RetryingStore(Wrapper):
         self._backoff = backoff or Backoff()
         self._sleep = sleep
         self._jitter = jitter
+        self._in_vain = False
 
     def put(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, all or nothing."""
@@ -76,6 +82,7 @@ class RetryingStore(Wrapper):
         """
         pauses = self._pauses()
         seen: set[str] = set()
+        tried = False
         while True:
             try:
                 for entry in self._inner.list(prefix):
@@ -84,7 +91,9 @@ class RetryingStore(Wrapper):
                         yield entry
             except StoreError as error:
                 self._pause_or_raise(error, pauses)
+                tried = True
             else:
+                self._in_vain = self._in_vain and not tried
                 return
 
     def delete(self, name: str) -> None:
@@ -101,15 +110,21 @@ class RetryingStore(Wrapper):
 
     def _repeated(self, call: Callable[[], T]) -> T:
         pauses = self._pauses()
+        tried = False
         while True:
             try:
-                return call()
+                result = call()
             except StoreError as error:
                 self._pause_or_raise(error, pauses)
+                tried = True
+            else:
+                self._in_vain = self._in_vain and not tried
+                return result
 
     def _pause_or_raise(self, error: StoreError, pauses: Iterator[float]) -> None:
         seconds = next(pauses, None) if error.retryable else None
         if seconds is None:
+            self._in_vain = self._in_vain or error.retryable
             raise error
         self._sleep(seconds)
 
@@ -117,7 +132,10 @@ class RetryingStore(Wrapper):
         """Yield the pause before each further try, until attempts or budget are used up."""
         spent = 0.0
         longest = self._backoff.first_seconds
-        for _ in range(self._backoff.attempts - 1):
+        attempts = self._backoff.attempts
+        if self._in_vain:
+            attempts = min(attempts, self._backoff.attempts_after_failure)
+        for _ in range(attempts - 1):
             # Between half and all of it: never a storm of immediate repeats, never in step with other clients.
             seconds = min(longest, self._backoff.longest_seconds) * (0.5 + self._jitter() / 2)
             spent += seconds
