@@ -21,19 +21,22 @@ T = TypeVar("T")
 class Backoff:
     """How often and how patiently a call is tried again. Times in seconds, for one call."""
 
-    attempts: int = 16
-    """Tries in all, the first included; at least 1. So many that it is the budget which ends them."""
+    attempts: int = 5
+    """Tries in all, the first included; at least 1."""
     first_seconds: float = 0.5
     """Longest pause before the second try; doubled for each further one."""
     longest_seconds: float = 30.0
     """No pause is longer than this."""
     budget_seconds: float = 120.0
     """No further try once the pauses of the call would add up to more."""
-    attempts_after_failure: int = 5
-    """Tries in all of a call after one that was never answered, until one works again that had failed.
+    hasty_attempts: int | None = None
+    """The same as long as the store has never answered, and after a call that was given up, until one works again that
+    had failed: a place that is not there is told of soon, and a disk with many bad places does not cost the whole
+    budget at each. None: no difference."""
 
-    A dead link ends a run at the first such call; a disk with many bad places must not cost the whole budget at each.
-    """
+
+PATIENT = Backoff(attempts=16, hasty_attempts=5)
+"""Two minutes for a link that was there; some seconds for what never was."""
 
 
 class RetryingStore(Wrapper):
@@ -53,10 +56,11 @@ class RetryingStore(Wrapper):
         jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__(inner)
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff or PATIENT
         self._sleep = sleep
         self._jitter = jitter
-        self._in_vain = False
+        self._answered = False
+        self._hasty = True
 
     def put(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, all or nothing."""
@@ -93,7 +97,7 @@ class RetryingStore(Wrapper):
                 self._pause_or_raise(error, pauses)
                 tried = True
             else:
-                self._in_vain = self._in_vain and not tried
+                self._works(tried)
                 return
 
     def delete(self, name: str) -> None:
@@ -118,23 +122,29 @@ class RetryingStore(Wrapper):
                 self._pause_or_raise(error, pauses)
                 tried = True
             else:
-                self._in_vain = self._in_vain and not tried
+                self._works(tried)
                 return result
 
     def _pause_or_raise(self, error: StoreError, pauses: Iterator[float]) -> None:
         seconds = next(pauses, None) if error.retryable else None
         if seconds is None:
-            self._in_vain = self._in_vain or error.retryable
+            if error.retryable:
+                self._hasty = True
+            else:
+                self._works(tried=False)  # a refusal is an answer, too
             raise error
         self._sleep(seconds)
+
+    def _works(self, tried: bool) -> None:
+        """The store has answered a call, after failures if `tried`."""
+        if tried or not self._answered:
+            self._answered, self._hasty = True, False
 
     def _pauses(self) -> Iterator[float]:
         """Yield the pause before each further try, until attempts or budget are used up."""
         spent = 0.0
         longest = self._backoff.first_seconds
-        attempts = self._backoff.attempts
-        if self._in_vain:
-            attempts = min(attempts, self._backoff.attempts_after_failure)
+        attempts = (self._backoff.hasty_attempts if self._hasty else None) or self._backoff.attempts
         for _ in range(attempts - 1):
             # Between half and all of it: never a storm of immediate repeats, never in step with other clients.
             seconds = min(longest, self._backoff.longest_seconds) * (0.5 + self._jitter() / 2)
