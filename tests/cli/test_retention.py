@@ -125,6 +125,55 @@ def test_a_person_is_asked(three: Lamella) -> None:
     assert len(names(three, "disk")) == 3
 
 
+def test_while_a_person_thinks_others_go_on(three: Lamella, image: Path) -> None:
+    """A pin given meanwhile holds, a backup made meanwhile stays, and what it pushes out was not agreed to."""
+    first, second, third = names(three, "disk")
+    with Terminal([*three.options, "prune", "--keep-last", "1", "disk"], three.env) as terminal:
+        terminal.expect("Remove 2 snapshots, and keep 1? [y/N]")
+        three.ok("tag", f"disk@{first}", "--pin", "trial")
+        three.ok("backup", image)
+        terminal.type("y")
+        assert terminal.end() == 0, terminal.seen
+    assert names(three, "disk")[:2] == [first, third]
+    assert len(names(three, "disk")) == 3
+    assert len(names(three, "other")) == 3
+    assert three.json("verify", "--level", "full")["findings"] == []
+    assert second not in names(three, "disk")
+
+
+def test_a_repository_in_use_when_the_answer_comes_is_said(three: Lamella, place: Path) -> None:
+    with Terminal([*three.options, "prune", "--keep-last", "1"], three.env) as terminal:
+        terminal.expect("[y/N]")
+        with (place / "lamella").open("rb") as marker:
+            fcntl.flock(marker, fcntl.LOCK_SH)
+            terminal.type("y")
+            assert terminal.end() == 11
+    assert "--lock-wait" in terminal.seen
+    assert len(names(three, "disk")) == 3
+
+
+@pytest.mark.parametrize(("meanwhile", "code"), [("pin", 2), ("new", 0)])
+def test_what_is_deleted_is_looked_at_again_after_the_answer(
+    three: Lamella, image: Path, meanwhile: str, code: int
+) -> None:
+    before = names(three, "disk")
+    words = ["disk", "--all-snapshots", "--yes-last"] if meanwhile == "new" else [f"disk@{before[0]}"]
+    with Terminal([*three.options, "delete", *words], three.env) as terminal:
+        terminal.expect("This cannot be undone. [y/N]")
+        if meanwhile == "pin":
+            three.ok("tag", f"disk@{before[0]}", "--pin", "trial")
+        else:
+            three.ok("backup", image)
+        terminal.type("y")
+        assert terminal.end() == code, terminal.seen
+    left = names(three, "disk")
+    if meanwhile == "pin":
+        assert left == before
+    else:
+        assert len(left) == 1
+        assert left[0] not in before
+
+
 def test_tags_and_pins_keep(three: Lamella) -> None:
     first, second, third = names(three, "disk")
     three.ok("tag", f"disk@{first}", "release")

@@ -168,11 +168,13 @@ class Context:
 
     def _opened(self, store: Store, secret: Secret, whole: bool, exclusive: bool) -> Repository:
         wait = self.args.lock_wait
-        try:
+        with _locking(store):
             return Repository.open(store, secret, self.host, lock_wait=wait, whole=whole, exclusive=exclusive)
-        except Locked as error:
-            error.obj, error.hint = store.url, "try again later, or wait with --lock-wait SECONDS"
-            raise
+
+    def lock_exclusively(self, repository: Repository) -> None:
+        """Exchange the shared lock for the exclusive one. Raises Locked, StoreError."""
+        with _locking(repository.store):
+            repository.lock_exclusively(self.args.lock_wait)
 
     @contextmanager
     def sound_repository(self, *, read_only: bool = True) -> Iterator[Repository]:
@@ -195,12 +197,25 @@ class Context:
             return RolledBack.exit_code
         return 0
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is a person to ask, and neither --yes nor --json is given."""
+        return not (self.args.yes or self.args.json) and can_confirm()
+
     def confirm(self, question: str) -> None:
-        """Ask, where there is a person to ask and neither --yes nor --json is given. Raises Interrupted for a no."""
-        if self.args.yes or self.args.json or not can_confirm():
-            return
-        if not confirm(question):
+        """Ask if there is anybody to ask. Raises Interrupted for a no."""
+        if self.asks and not confirm(question):
             raise Interrupted("not confirmed: nothing was done")
+
+
+@contextmanager
+def _locking(store: Store) -> Iterator[None]:
+    """Say of a lock that others hold where it is, and what can be done."""
+    try:
+        yield
+    except Locked as error:
+        error.obj, error.hint = store.url, "try again later, or wait with --lock-wait SECONDS"
+        raise
 
 
 class DestinationContext(Context):

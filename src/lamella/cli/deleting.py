@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,12 +61,37 @@ def options(args: argparse.Namespace) -> PruneOptions:
 
 
 @contextmanager
-def opened(context: Context, *, read_only: bool) -> Iterator[Repository]:
-    """The repository with its whole history, which must be sound, and to itself, unless nothing is written."""
-    with context.repository(read_only=read_only, whole=True, exclusive=not read_only) as repository:
+def opened(context: Context, *, read_only: bool, shared: bool = False) -> Iterator[Repository]:
+    """The repository with its whole history, which must be sound, and alone: unless nothing is written, or `shared`."""
+    exclusive = not (read_only or shared)
+    with context.repository(read_only=read_only, whole=True, exclusive=exclusive) as repository:
         if not read_only:
             repository.require_sound_history()
         yield repository
+
+
+def agreed(
+    context: Context,
+    repository: Repository,
+    question: str,
+    refs: Sequence[Ref],
+    again: Callable[[], Sequence[Ref]],
+) -> list[Ref]:
+    """Ask whether these snapshots may go; those that may, with the repository alone from here on where that can be had.
+
+    While a person thinks, others go on: what came to be needed meanwhile stays, and nothing goes that was not shown.
+    Raises Interrupted for a no, Locked, RolledBack.
+    """
+    if refs:
+        context.confirm(question)
+    if repository.exclusive:
+        return list(refs)
+    if repository.store.abilities.exclusive_lock:
+        context.lock_exclusively(repository)
+    else:
+        repository.reload(whole=True)
+    repository.require_sound_history()
+    return [ref for ref in again() if ref in set(refs)]
 
 
 def carry_out(context: Context, repository: Repository, refs: Sequence[Ref], how: PruneOptions) -> PruneResult:

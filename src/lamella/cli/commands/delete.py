@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from lamella.cli import deleting
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.terminal import can_confirm
 from lamella.errors import NothingMatched, UsageError
+from lamella.format.records import Ref
 from lamella.operations.prune import require_prune_key
 from lamella.operations.removal import mark_removed, require_not_last, require_unpinned
 from lamella.operations.selection import Selected, find_volume, select, split_selector
@@ -39,12 +41,9 @@ def run(context: Context) -> int:
     _check(args)
     if not (args.yes or args.dry_run or args.mark) and (args.json or not can_confirm()):
         raise UsageError("nobody can be asked to confirm this", hint="add --yes to remove without asking")
-    with deleting.opened(context, read_only=args.dry_run) as repository:
-        chosen = _chosen(repository, args.volume, every=args.all_snapshots)
-        require_unpinned(chosen)
+    with deleting.opened(context, read_only=args.dry_run, shared=args.mark or context.asks) as repository:
+        chosen = _chosen(repository, args)
         if not args.mark:
-            if not args.yes_last:
-                require_not_last(repository, chosen)
             require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
         rows = [{"snapshot": one.snapshot.name, "volume": one.volume_name} for one in chosen]
         word = "marked as removed" if args.mark else "removed"
@@ -53,13 +52,14 @@ def run(context: Context) -> int:
         if args.dry_run:
             out.document({"dry_run": True, "removed": rows, "freed_bytes": 0, "condemned_bytes": 0})
             return context.warn_of_problems(repository)
-        refs = [one.snapshot.ref for one in chosen]
+        refs = _refs(chosen)
         if args.mark:
             mark_removed(repository, refs)
             out.document({"marked": rows, "removed": [], "freed_bytes": 0, "condemned_bytes": 0})
             return 0
         count = f"{len(chosen)} snapshot{'' if len(chosen) == 1 else 's'}"
-        context.confirm(f"Remove {count}? This cannot be undone.")
+        question = f"Remove {count}? This cannot be undone."
+        refs = deleting.agreed(context, repository, question, refs, lambda: _refs(_chosen(repository, args)))
         result = deleting.carry_out(context, repository, refs, deleting.options(args))
     out.document({"removed": rows, **deleting.report(context, result)})
     return deleting.exit_code(result)
@@ -75,7 +75,20 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"{name} names a volume and no snapshot: nothing was removed", obj=name, hint=hint)
 
 
-def _chosen(repository: Repository, texts: list[str], *, every: bool) -> list[Selected]:
+def _refs(chosen: Sequence[Selected]) -> list[Ref]:
+    return [one.snapshot.ref for one in chosen]
+
+
+def _chosen(repository: Repository, args: argparse.Namespace) -> list[Selected]:
+    """What is named and may go. Raises NothingMatched, UsageError."""
+    chosen = _named(repository, args.volume, every=args.all_snapshots)
+    require_unpinned(chosen)
+    if not (args.mark or args.yes_last):
+        require_not_last(repository, chosen)
+    return chosen
+
+
+def _named(repository: Repository, texts: list[str], *, every: bool) -> list[Selected]:
     """What is named, each once. Raises NothingMatched."""
     if not every:
         return list({one.snapshot.ref: one for one in select(repository, texts)}.values())

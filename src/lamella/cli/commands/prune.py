@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lamella.cli import deleting
@@ -43,16 +44,16 @@ def run(context: Context) -> int:
 def prune(context: Context, policy: Policy, volumes: Sequence[str]) -> int:
     """Judge, show, ask, remove."""
     args, out = context.args, context.out
-    with deleting.opened(context, read_only=args.dry_run) as repository:
-        plan = plan_retention(repository, policy, volumes, spare_last=not args.yes_last)
+    with deleting.opened(context, read_only=args.dry_run, shared=context.asks) as repository:
+        judged = partial(plan_retention, repository, policy, volumes, spare_last=not args.yes_last)
+        plan = judged()
         show(context, plan, everything=args.dry_run)
         if args.dry_run:
             out.document({"dry_run": True, **document(plan), "freed_bytes": 0, "condemned_bytes": 0})
             return context.warn_of_problems(repository)
         require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
-        if plan.removed:
-            context.confirm(_question(plan))
-        result = deleting.carry_out(context, repository, plan.refs, deleting.options(args))
+        refs = deleting.agreed(context, repository, _question(plan), plan.refs, lambda: judged().refs)
+        result = deleting.carry_out(context, repository, refs, deleting.options(args))
     out.document({**document(plan), **deleting.report(context, result)})
     return deleting.exit_code(result)
 
