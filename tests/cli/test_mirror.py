@@ -10,7 +10,8 @@ from tests.cli.program import Lamella
 
 
 def tree(place: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    objects = (path for path in place.rglob("*") if path.is_file() and path.parent != place / "tmp")
+    return {str(path.relative_to(place)): path.read_bytes() for path in objects}
 
 
 def change(image: Path) -> None:

@@ -158,8 +158,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(store: LocalStore, mon
 
 
 @pytest.fixture
-def synced(place: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths given to fsync, below the root, in order."""
+def synced(place: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths given to fsync, below the root, in order; room is kept back before."""
+    store.sync()
     paths: list[str] = []
     fsync = os.fsync
 
@@ -197,6 +198,81 @@ def test_names_that_others_may_not_have_synced_are_synced_too(
     store.delete("p/gone")
     store.sync()
     assert synced == ["p", "."]
+
+
+class Full:
+    """Writing files fails until there is no reserve any more: as on a disk without a free block."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reserve = place / "tmp" / "reserve"
+        self.errno = errno.ENOSPC
+        self._write = os.write
+        monkeypatch.setattr(os, "write", self._full)
+
+    def _full(self, descriptor: int, content: bytes) -> int:
+        if self.reserve.exists():
+            raise OSError(self.errno, os.strerror(self.errno))
+        return self._write(descriptor, content)
+
+
+@pytest.fixture
+def full(place: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Full:
+    store.sync()
+    return Full(place, monkeypatch)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_what_is_kept_back_is_given_up_for_small_writes_under_the_exclusive_lock(
+    store: LocalStore, full: Full, number: int
+) -> None:
+    assert full.reserve.stat().st_size == 1 << 20
+    full.errno = number
+    with pytest.raises(StoreFull):
+        store.put("w/x", Sealed(b"small"))
+    with store.lock(exclusive=False), pytest.raises(StoreFull):
+        store.put("w/x", Sealed(b"small"))
+    with store.lock(exclusive=True):
+        with pytest.raises(StoreFull):
+            store.put("p/x", Sealed(bytes((1 << 18) + 1)))
+        assert full.reserve.exists()
+        store.put("w/x", Sealed(bytes(1 << 18)))
+        assert not full.reserve.exists()
+        store.sync()
+        assert full.reserve.stat().st_size == 1 << 20, "as soon as there is room"
+    with pytest.raises(StoreFull):
+        store.put("w/y", Sealed(b"small"))
+    assert [path.name for path in full.reserve.parent.iterdir()] == ["reserve"]
+    assert set(listed(store)) == {"w/x"}
+    assert store.sweep(0) == 0
+
+
+def test_nothing_is_given_up_for_other_failures(store: LocalStore, full: Full) -> None:
+    full.errno = errno.EIO
+    with store.lock(exclusive=True), pytest.raises(StoreUnavailable):
+        store.put("w/x", Sealed(b"small"))
+    assert full.reserve.exists()
+
+
+def test_nothing_is_kept_back_where_it_does_not_fit_or_may_not_be(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"of somebody else")
+    store = LocalStore.open(place, create=True)
+    (place / "tmp").mkdir()
+    (place / "tmp" / "reserve").symlink_to(outside)
+    store.sync()
+    assert stat.S_ISREG((place / "tmp" / "reserve").lstat().st_mode)
+    assert outside.read_bytes() == b"of somebody else"
+
+    (place / "tmp" / "reserve").unlink()
+    monkeypatch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    LocalStore.open(place).sync()
+    assert not list((place / "tmp").iterdir())
+    monkeypatch.undo()
+
+    LocalStore.open(place, read_only=True).sync()
+    assert not list((place / "tmp").iterdir())
 
 
 def test_after_a_failed_sync_no_later_one_succeeds(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

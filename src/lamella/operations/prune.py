@@ -79,16 +79,39 @@ def _prune(repo: Repository, removals: Sequence[Ref], options: PruneOptions, rep
         # Not even room for a commit: what a run left that broke off on the full disk goes first.
         AlonePruning(repo, replace(options, repack=False), reporter, result).run(surveyor)
         _remove(repo, removals, result)
+    if repo.exclusive and _may_delete(repo):
+        _collect(repo, options, reporter, result, surveyor)
+        return result
     _compact(repo, options, result)
-    if not repo.store.abilities.delete or repo.store.abilities.immutable:
+    if not _may_delete(repo):
         _left_to_others(surveyor, result)
-    elif repo.exclusive:
-        AlonePruning(repo, options, reporter, result).run(surveyor)
     elif repo.store.abilities.exclusive_lock:
         raise Locked("packs are deleted under the exclusive lock only", obj=repo.store.url)
     else:
         GracePruning(repo, options, reporter, result).run(surveyor)
     return result
+
+
+def _may_delete(repo: Repository) -> bool:
+    return repo.store.abilities.delete and not repo.store.abilities.immutable
+
+
+def _collect(
+    repo: Repository, options: PruneOptions, reporter: Reporter, result: PruneResult, surveyor: Surveyor
+) -> None:
+    """Shorten the log, then give back what nothing needs; the other way round where there is no room to begin with."""
+    full = not _compacted(repo, options, result)
+    AlonePruning(repo, options, reporter, result).run(surveyor)
+    if full and not _compacted(repo, options, result):
+        result.notes.append("the log of commits was not shortened: no space is left for it")
+
+
+def _compacted(repo: Repository, options: PruneOptions, result: PruneResult) -> bool:
+    try:
+        _compact(repo, options, result)
+    except StoreFull:
+        return False
+    return True
 
 
 def _remove(repo: Repository, removals: Sequence[Ref], result: PruneResult) -> None:

@@ -23,6 +23,7 @@ MODULES = (
     "stores._flock",
     "stores._listing",
     "stores._mounts",
+    "stores._reserve",
     "stores.local",
     "stores.received",
     "stores.guarded",

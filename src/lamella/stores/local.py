@@ -31,6 +31,7 @@ from lamella.stores._directory import (
 from lamella.stores._flock import MARKER, held
 from lamella.stores._listing import TEMPORARY, Walk
 from lamella.stores._mounts import LOCKING_FILE_SYSTEMS, file_system_of
+from lamella.stores._reserve import give_up_reserve, keep_reserve
 from lamella.stores.base import Abilities, Entry, checked_name
 from lamella.stores.requests import checked_prefix, range_end
 from lamella.trust import Clear, Sealed
@@ -59,6 +60,8 @@ class LocalStore:
         self._rename_lock = threading.Lock()
         self._sync_failed = False
         self._swept = False
+        self._alone = False
+        self._reserved = False
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = False, read_only: bool = False) -> LocalStore:
@@ -102,7 +105,13 @@ class LocalStore:
         """
         above, leaf = self._writable(name)
         with self._translated(name):
-            self._publish(above, leaf, name, content)
+            try:
+                self._publish(above, leaf, name, content)
+            except OSError as error:
+                if not (self._alone and give_up_reserve(self._root, error, len(content))):
+                    raise
+                self._reserved = False
+                self._publish(above, leaf, name, content)
             self._mark_dirty(above)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -160,6 +169,7 @@ class LocalStore:
                     self._swept = True
                     self.sweep(_UNFINISHED_KEPT_SECONDS)
                 self._sync_dirty()
+                self._keep_reserve()
             except (OSError, StoreError) as error:
                 self._sync_failed = True
                 raise StoreError(f"sync failed, earlier writes may be lost: {error}", obj=self.url) from error
@@ -173,6 +183,8 @@ class LocalStore:
         with ExitStack() as stack:
             with self._translated(MARKER):
                 stack.enter_context(held(self._root, exclusive=exclusive, wait_seconds=wait_seconds))
+            self._alone = exclusive
+            stack.callback(self._not_alone)
             yield
 
     def sweep(self, older_than_seconds: float) -> int:
@@ -199,6 +211,13 @@ class LocalStore:
         root, self._open_root = self._open_root, None
         if root is not None:
             os.close(root)
+
+    def _not_alone(self) -> None:
+        self._alone = False
+
+    def _keep_reserve(self) -> None:
+        if not self._reserved and self._abilities.delete:
+            self._reserved = keep_reserve(self._root)
 
     def _publish(self, above: Parts, leaf: str, name: str, content: bytes) -> None:
         temporary = os.urandom(16).hex()
