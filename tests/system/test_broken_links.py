@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import random
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -76,6 +79,35 @@ def test_what_was_acknowledged_is_not_sent_again(link: BadLink, tmp_path: Path) 
     assert all(retrying.get(name) == content for name, content in objects.items())
     # At most the one object on its way is sent again at each cut; a connection costs some kilobytes of its own.
     assert link.passed < total + 5 * (MIB // 2) + 6 * 40_000
+    retrying.close()
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["stored", "lost"])
+def test_what_arrived_without_an_acknowledgement_is_not_sent_again(link: BadLink, tmp_path: Path, lost: bool) -> None:
+    """The link breaks while the answer is on its way back; the object may be lost with the server all the same."""
+    store = _open(link, tmp_path / "repo")
+    ((name, content),) = _objects(1, 4 * MIB).items()
+    link.delay = 1.0
+    before = link.passed
+
+    def cut() -> None:
+        while not (tmp_path / "repo" / name).exists():
+            time.sleep(0.01)
+        link.delay = 0.0
+        link.cut()
+        if lost:
+            (tmp_path / "repo" / name).unlink()
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    retrying = _retrying(store)
+    retrying.put(name, Sealed(content))
+    cutter.join()
+    sent = link.passed - before
+    assert (sent > 2 * len(content)) if lost else (sent < len(content) + MIB), sent
+    assert retrying.get(name) == content
+    retrying.sync()
+    assert (link.cuts, store.connections) == (1, 2)
     retrying.close()
 
 
@@ -178,6 +210,38 @@ def test_a_backup_over_a_link_that_breaks_again_and_again(lamella: Lamella, link
     lamella.ok("backup", image)
     assert link.cuts == 5
     assert lamella.json("verify", "--level", "full")["findings"] == []
+
+
+@pytest.mark.parametrize(
+    ("size", "cuts"),
+    [(256 * MIB, 3), pytest.param(2048 * MIB, 20, marks=pytest.mark.long)],
+    ids=["256 MiB cut 3 times", "2 GiB cut 20 times"],
+)
+def test_less_than_a_twentieth_is_sent_twice(
+    lamella: Lamella, link: BadLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, cuts: int
+) -> None:
+    monkeypatch.setattr("tests.cli.program.SECONDS", 600)
+    image, chance = tmp_path / "disk.img", random.Random(size)
+    with image.open("wb") as file:
+        for _ in range(size // MIB):
+            file.write(os.urandom(MIB))
+    places = sorted(chance.randrange(size) for _ in range(cuts))
+    before = link.passed
+
+    def again() -> None:
+        link.cut_after = before + places.pop(0) if places else None
+
+    link.on_cut = again
+    again()
+    lamella.ok("backup", image)
+    assert link.cuts == cuts
+    stored = sum(path.stat().st_size for path in (tmp_path / "repo" / "p").rglob("?" * 64))
+    twice = (link.passed - before) / stored - 1
+    sent = (link.passed - before) / MIB
+    print(f"{size >> 20} MiB, {cuts} cuts: {sent:.1f} MiB sent for {stored / MIB:.1f} stored, {twice:.1%} twice")
+    assert twice < 0.05
+    lamella.ok("restore", "disk", "--to", tmp_path / "out")
+    assert filecmp.cmp(image, tmp_path / "out", shallow=False)
 
 
 def test_a_pack_that_vanished_while_the_link_was_down_fails_the_run(

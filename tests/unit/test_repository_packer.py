@@ -383,16 +383,21 @@ def test_what_the_store_refused_has_not_arrived(bench: Bench) -> None:
     bench.store.assert_all_fired()
 
 
-def test_a_run_that_goes_on_for_a_broken_one_begins_with_small_packs(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_what_broke_packs_are_small_and_grow_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamella.repository.packer.RESUMED_TARGET", 1000)
     monkeypatch.setattr("lamella.repository.packer.BULK_TARGET", 3000)
     monkeypatch.setattr("lamella.repository.packer._RESUMED_STEP", 3)
-    bench.packer = Packer(bench.keys, DOMAIN, bench.store, bench.map, bench.outbox, resumed=True)
+    bench.packer = Packer(bench.keys, DOMAIN, bench.store, bench.map, bench.outbox, breaks=lambda: breaks)
+    breaks = 1
     for number in range(60):
         bench.chunk(b"%d" % number * 300)
     sizes = [bench.packer.sizes[sha256] for sha256 in bench.packer.packs]
+    before = len(sizes)
+    breaks = 2
+    for number in range(60):
+        bench.chunk(b"%d" % (number + 100) * 150)
+    later = [bench.packer.sizes[sha256] for sha256 in bench.packer.packs][before + 1 :]
+    assert [size // 1000 for size in later[:5]] in ([1, 1, 2, 2, 2], [1, 1, 1, 2, 2]), later
     assert all(1000 <= size < 2000 for size in sizes[:3]), sizes
     assert all(2000 <= size < 3000 for size in sizes[3:6]), sizes
     assert len(sizes) > 8 and all(3000 <= size < 4500 for size in sizes[6:]), sizes

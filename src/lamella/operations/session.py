@@ -75,12 +75,16 @@ class Session:
     def packer(self, domain_id: DomainId) -> Packer:
         """The packer of a domain."""
         if domain_id not in self._packers:
-            repo, resumed = self._repo, bool(self._unfinished.earlier)
+            repo = self._repo
             self._packers[domain_id] = Packer(
-                repo.keys, domain_id, repo.store, repo.blobs, self._outbox, resumed=resumed
+                repo.keys, domain_id, repo.store, repo.blobs, self._outbox, breaks=self._breaks
             )
             self._earlier[domain_id] = self._earlier_packs(domain_id)
         return self._packers[domain_id]
+
+    def _breaks(self) -> int:
+        """How often this run was broken off: the unfinished ones before it, and connections that were lost since."""
+        return len(self._unfinished.earlier) + self._repo.losses
 
     def _earlier_packs(self, domain_id: DomainId) -> dict[bytes, int]:
         """What unfinished runs stored in a domain and is still there, with sizes."""

@@ -25,10 +25,10 @@ from lamella.trust import Sealed
 INCREMENTAL_TARGET = 8 * 1024 * 1024
 BULK_TARGET = 16 * 1024 * 1024
 RESUMED_TARGET = 4 * 1024 * 1024
-"""Where a run was broken off once, the next one may be, too: what is lost then is less than a pack."""
+"""What was broken off once, a run or a connection, may be again: what is lost then is less than a pack."""
 _BULK_AFTER = 4
 _RESUMED_STEP = 32
-"""Packs after which a run that goes on for a broken one makes them twice as large."""
+"""Packs after which they may be twice as large again."""
 _NODES_AT_ONCE = 4 * 1024 * 1024
 
 
@@ -50,10 +50,20 @@ class Packer:
     """The packs that one run writes into one domain. `store_blob` may be called from several threads."""
 
     def __init__(
-        self, keys: Keys, domain_id: DomainId, store: Store, blobs: BlobMap, outbox: Outbox, *, resumed: bool = False
+        self,
+        keys: Keys,
+        domain_id: DomainId,
+        store: Store,
+        blobs: BlobMap,
+        outbox: Outbox,
+        *,
+        breaks: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`breaks` says how often this work was broken off so far."""
         self.domain_id = domain_id
-        self._resumed = resumed
+        self._breaks = breaks
+        self._broken = 0
+        self._calm_since = 0
         self._keys = keys
         self._domain = keys.domain(domain_id)
         self._store = store
@@ -145,8 +155,11 @@ class Packer:
 
     @property
     def _target(self) -> int:
-        if self._resumed:
-            return min(RESUMED_TARGET << len(self.packs) // _RESUMED_STEP, BULK_TARGET)
+        broken = self._breaks()
+        if broken != self._broken:
+            self._broken, self._calm_since = broken, len(self.packs)
+        if broken:
+            return min(RESUMED_TARGET << (len(self.packs) - self._calm_since) // _RESUMED_STEP, BULK_TARGET)
         return BULK_TARGET if len(self.packs) >= _BULK_AFTER else INCREMENTAL_TARGET
 
     def _put(self, pack: _OpenPack) -> None:

@@ -142,6 +142,11 @@ class Repository:
             self.pins.remember(self.history.heads)
             self._note_place(lambda: self.places.opened(self.store.url, self.history.heads))
 
+    @property
+    def losses(self) -> int:
+        """How often the connection to the store was lost, and with it the lock, since this lock is held."""
+        return 0 if self._lock is None else self._lock.losses
+
     def lock_exclusively(self, wait_seconds: float = 0.0) -> None:
         """Exchange the shared lock for the exclusive one, and look at everything again. Raises Locked, StoreError.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from lamella.errors import LamellaError, Locked, StoreError, StoreRefused, StoreUnavailable
+from lamella.errors import LamellaError, Locked, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable
 from lamella.stores import frames
 from lamella.stores.ahead import Ahead
 from lamella.stores.base import Abilities, Entry, Held, checked_name
@@ -24,6 +24,9 @@ from lamella.stores.requests import checked_prefix
 from lamella.trust import Clear, Sealed
 
 _COMMITS = "w/"
+_PACKS = "p/"
+_STILL_STORING_SECONDS = (0.0, 0.2, 0.4, 0.8)
+"""A server that lost its client stores what it has received before it ends: how long to wait before looks at it."""
 _OPENING = ("", "keys/")
 """Where the small objects lie that whoever opens a repository reads first: marker and key slots (FORMAT 1)."""
 _LISTED = ("w/", "p/")
@@ -61,6 +64,8 @@ class PipeStore:
         self._locks: list[_Lock] = []
         # What is not yet known to be durable: the connection that put it, and its size (None: it was removed).
         self._unsynced: dict[str, tuple[Link, int | None]] = {}
+        # Sent to the end before a connection broke, and not acknowledged: it may have arrived.
+        self._doubtful: set[str] = set()
         self.waits = Waits()
         self.connections = 1
         self._ahead = Ahead()
@@ -104,12 +109,34 @@ class PipeStore:
         checked_name(name)
         if len(content) > frames.MAX_OBJECT:
             raise StoreRefused(f"an object of more than {frames.MAX_OBJECT} bytes", obj=name)
+        if name in self._doubtful and not durable and self._has_arrived(name, len(content)):
+            return
         call = Call(name)
         link = self._announced(name, content, call, durable)
         if durable:
             self._look_behind(link, name)
-        link.answer(call)
+        try:
+            link.answer(call)
+        except StoreUnavailable:
+            self._doubtful.add(name)
+            raise
         self._unsynced[name] = link, len(content)
+
+    def _has_arrived(self, name: str, size: int) -> bool:
+        """Whether what was sent over a connection that broke was stored all the same: it need not be sent again."""
+        if not name.startswith(_PACKS):  # any other name may have been taken by other bytes
+            return False
+        for pause in _STILL_STORING_SECONDS:
+            time.sleep(pause)
+            link = self._connected()
+            self._check_lock(name)
+            with suppress(ObjectNotFound):
+                link.answer(link.ask(Kind.KEEP, frames.SIZE.pack(size) + name.encode("ascii"), Call(name)))
+                self._unsynced[name] = link, size
+                self._doubtful.discard(name)
+                return True
+        self._doubtful.discard(name)
+        return False
 
     def _announced(self, name: str, content: Sealed | Clear, call: Call, durable: bool) -> Link:
         """Send an object; returns the connection it went over.
