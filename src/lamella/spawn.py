@@ -371,8 +371,9 @@ def _environment() -> dict[str, str]:
 
 
 def _printable(text: str) -> str:
-    """One line that cannot move the cursor or colour a terminal."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text).strip()
+    """One line that cannot move the cursor or colour a terminal; what were several are told apart by semicolons."""
+    shown = "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
+    return "; ".join(" ".join(line.split()) for line in shown.split("\n") if line.strip())
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -49,13 +49,13 @@ def test_the_locale_is_c_and_the_passphrase_is_not_inherited(monkeypatch: pytest
 def test_failure_tells_the_status_and_one_printable_line() -> None:
     with pytest.raises(SourceError) as caught:
         run(["sh", "-c", r"printf 'bad \033[31mthing\nhappened' >&2; exit 7"], timeout_seconds=20, error=SourceError)
-    assert caught.value.message == "sh ended with status 7: bad ?[31mthing happened"
+    assert caught.value.message == "sh ended with status 7: bad ?[31mthing; happened"
 
 
 def test_of_a_long_complaint_the_start_is_told() -> None:
     with pytest.raises(LamellaError) as caught:
         run(["sh", "-c", "echo why >&2; head -c 300000 /dev/zero | tr '\\0' e >&2; exit 1"], timeout_seconds=20)
-    assert caught.value.message.startswith("sh ended with status 1: why eee")
+    assert caught.value.message.startswith("sh ended with status 1: why; eee")
     assert len(caught.value.message) < 5000
 
 
