@@ -256,6 +256,34 @@ def test_a_copy_that_was_lost_rescues_the_old_pack(fleet: Fleet) -> None:
     fleet.check()
 
 
+def test_a_copy_that_another_writer_made_is_nothing_to_rely_on(fleet: Fleet) -> None:
+    """Two collectors that each rely on what the other one condemns would delete both: a batch relies on its own."""
+    content = noise(30, 60)
+    shared = content[: 10 * CHUNK]
+    fleet.backup("a", noise(32, 1))  # which makes their domain
+    earlier = fleet.store.memory.objects()
+    old = fleet.backup("a", content)
+    first = fleet.packs()
+    # A listing that lags: the other writer does not find these chunks.
+    fleet.store.shown = earlier
+    fleet.backup("b", shared)
+    fleet.store.shown = None
+    assert sum(fleet.store.stat(name) for name in fleet.packs() - first) > 10 * CHUNK, "a twin"
+    fleet.backup("a", shared + noise(31, 50))
+    before = fleet.packs()
+    result = fleet.prune("a", old)
+    assert result.repacked_bytes >= 10 * CHUNK, "there is a twin, and it is copied all the same"
+    copies = fleet.packs() - before
+    assert copies
+    for name in copies:
+        fleet.store.delete(name)
+    fleet.clock.days(2)
+    fleet.backup("b", shared)
+    result = fleet.prune("a")
+    assert result.deleted_packs == 0, "the other writer's copy does not count"
+    fleet.check()
+
+
 def test_packs_of_a_run_that_nobody_heard_of_are_left_alone_for_a_week(fleet: Fleet) -> None:
     fleet.backup("a", noise(29, 5))
     with fleet.opened("a") as repo:
