@@ -11,7 +11,7 @@ import pytest
 
 import lamella
 from lamella.errors import NoRepository, UsageError
-from lamella.stores.url import SCHEMES, open_store
+from lamella.stores.url import SCHEMES, below, open_store
 from lamella.trust import Sealed
 
 
@@ -78,3 +78,20 @@ def test_no_store_is_imported_before_it_is_used() -> None:
     )
     assert "lamella.stores.url" in loaded.stdout.split()
     assert modules.isdisjoint(loaded.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("repo", "found"),
+    [
+        ("/srv/backup", "/srv/backup/laptop"),
+        ("/srv/backup//", "/srv/backup/laptop"),
+        ("/", "/laptop"),
+        ("/srv/what?", "/srv/what?/laptop"),
+        ("s3://bucket", "s3://bucket/laptop"),
+        ("s3://bucket/place/", "s3://bucket/place/laptop"),
+        ("S3://bucket/place?region=x&append-only=yes", "S3://bucket/place/laptop?region=x&append-only=yes"),
+        ("s3://bucket/?endpoint=http://h:1/", "s3://bucket/laptop?endpoint=http://h:1/"),
+    ],
+)
+def test_a_place_below(repo: str, found: str) -> None:
+    assert below(repo, "laptop") == found

@@ -21,6 +21,8 @@ SCHEMES: dict[str, str] = {
 WITH_ENVIRONMENT = frozenset({"s3"})
 """Schemes whose factory also takes `environment`, the variables of the caller."""
 
+_WITH_OPTIONS = frozenset({"s3"})
+
 
 class StoreFactory(Protocol):
     """Opens a store at a place; see `open_store` for the arguments and errors."""
@@ -45,6 +47,13 @@ def open_store(
     if scheme in WITH_ENVIRONMENT:
         factory = partial(cast("Callable[..., Store]", factory), environment=environment or {})
     return factory(place, create=create, read_only=read_only)
+
+
+def below(repo: str, name: str) -> str:
+    """The place `name` below the one that `repo` names; options that end a URL stay at its end. Raises UsageError."""
+    scheme, _ = _split(repo)
+    place, question, options = repo.partition("?") if scheme in _WITH_OPTIONS else (repo, "", "")
+    return f"{place.rstrip('/')}/{name}{question}{options}"
 
 
 def _split(repo: str) -> tuple[str, str]:

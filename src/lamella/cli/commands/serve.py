@@ -11,7 +11,7 @@ from lamella.errors import UsageError
 from lamella.stores.frames import Hello
 from lamella.stores.guarded import GuardedStore
 from lamella.stores.serve import Server
-from lamella.stores.url import open_store
+from lamella.stores.url import below, open_store
 
 _FAILED = 1
 _PREFIX = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -47,7 +47,7 @@ def run(context: Context) -> int:
         raise UsageError("--append-only and --read-only contradict each other")
 
     def opened(hello: Hello) -> GuardedStore:
-        place = f"{args.place.rstrip('/')}/{args.prefix}" if args.prefix else args.place
+        place = below(args.place, args.prefix) if args.prefix else args.place
         read_only = args.read_only or hello.read_only
         create = not read_only and (hello.create or bool(args.prefix))
         store = open_store(place, create=create, read_only=read_only, environment=context.env)
