@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,10 @@ from lamella.operations.backup_result import VolumeResult
 from lamella.qubes.admin import Admin
 from lamella.repository.host import Host
 from lamella.stores.memory import MemoryStore
+from tests.cli.program import Lamella
 from tests.qubes.conftest import populate
 from tests.qubes.fake_qubesd import FakeQubesd
-from tests.qubes.system import back_up, content, restore, write
+from tests.qubes.system import back_up, content, essence, restore, write
 from tests.system import loop_fs
 
 MIB = 1 << 20
@@ -67,3 +71,79 @@ def test_a_running_qube_costs_what_it_changed(
     assert content(system, "job") == before
     row = saved(store, host, admin, "job")["job:private"]
     assert row.new_chunks == 0
+
+
+SLOTS = 40 * MIB // 4096
+
+
+@pytest.fixture
+def dom0(system: FakeQubesd, tmp_path: Path) -> Lamella:
+    """The command as dom0 runs it, and an empty repository."""
+    (tmp_path / "key").write_bytes(os.urandom(32))
+    places = {
+        "LAMELLA_REPO": str(tmp_path / "repository"),
+        "LAMELLA_QUBESD_SOCKET": str(system.place),
+        "LAMELLA_STATE_DIR": str(tmp_path / "state"),
+        "LAMELLA_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    lamella = Lamella(places, ["--keyfile", str(tmp_path / "key")])
+    lamella.ok("init", "-q")
+    return lamella
+
+
+@contextmanager
+def writing(image: Path) -> Iterator[None]:
+    """A qube that writes numbers into slots of its volume, one after the other, without an end."""
+    over = threading.Event()
+
+    def writes() -> None:
+        with image.open("r+b", buffering=0) as file:
+            for number in itertools.count(1):
+                if over.is_set():
+                    return
+                os.pwrite(file.fileno(), number.to_bytes(8, "little"), number * 7919 % SLOTS * 4096)
+
+    writer = threading.Thread(target=writes)
+    writer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        writer.join()
+
+
+def assert_a_moment(image: bytes) -> None:
+    """No number is there without those written before it."""
+    found = {int.from_bytes(image[at : at + 8], "little") for at in range(0, SLOTS * 4096, 4096)} - {0}
+    assert found, "it was written while the backup ran"
+    assert found == set(range(max(1, max(found) - SLOTS + 1), max(found) + 1))
+
+
+def test_five_qubes_live_while_one_writes_one_renamed_one_deleted(dom0: Lamella, system: FakeQubesd) -> None:
+    write(system, "tpl", os.urandom(MIB), volume="root")
+    write(system, "vault", os.urandom(MIB))
+    write(system, "own", os.urandom(MIB), volume="root", offset=5 * MIB)
+    for name in ("work", "vault", "own"):
+        system.start(name)
+    with writing(system.live("work", "private")):
+        dom0.ok("qubes", "backup", "tpl", "work", "vault", "own", "disp1")
+        system.rename("vault", "safe")
+        five = ("tpl", "work", "safe", "own", "disp1")
+        done = dom0.json("qubes", "backup", *five)
+    assert done["result"] == "complete"
+    rows = {row["volume"]: row for row in done["volumes"]}
+    assert (rows["safe:private"]["mode"], rows["safe:private"]["new_chunks"]) == ("incremental", 0)
+    for name in ("work", "safe", "own"):
+        system.stop(name)
+    before = {name: essence(system.qubes[name]) for name in five}
+    kept = {(name, volume): content(system, name, volume) for name, volume in (("tpl", "root"), ("own", "root"))}
+    safe = content(system, "safe")
+    system.remove("disp1")
+    for name in ("work", "safe", "own"):
+        system.remove(name)
+    dom0.ok("qubes", "restore", "work", "safe", "own", "disp1")
+    dom0.ok("qubes", "restore", "tpl", "--overwrite", "-y")
+    assert {name: essence(system.qubes[name]) for name in five} == before
+    assert {place: content(system, *place) for place in kept} == kept
+    assert content(system, "safe") == safe
+    assert_a_moment(content(system, "work"))
