@@ -61,6 +61,39 @@ def test_another_machine_restores(lamella: Lamella, image: Path, tmp_path: Path)
     assert out.read_bytes() == image.read_bytes()
 
 
+def test_space_comes_back_without_a_lock(
+    lamella: Lamella, service: S3Service, bucket: str, image: Path, tmp_path: Path
+) -> None:
+    """Condemned, waited for every writer, looked at again, deleted."""
+    elsewhere = {"LAMELLA_STATE_DIR": str(tmp_path / "other-state"), "LAMELLA_CACHE_DIR": str(tmp_path / "other-cache")}
+    other = image.with_name("other.img")
+    other.write_bytes(os.urandom(MIB))
+    lamella.ok("init")
+    lamella.ok("backup", other, env=elsewhere)
+    lamella.ok("backup", image)
+    image.write_bytes(os.urandom(2 * MIB))
+    lamella.ok("backup", image)
+
+    def packs() -> set[str]:
+        rows = service.client.list_objects_v2(Bucket=bucket, Prefix="hosts/one/p/").get("Contents", [])
+        return {row["Key"] for row in rows}
+
+    before = packs()
+    first = lamella.json("prune", "--keep-last", "1", "--grace", "0h")
+    assert len(first["removed"]) == 1
+    assert first["freed_bytes"] == 0 and first["condemned_bytes"] > MIB
+    assert packs() == before
+    held = lamella.json("prune", "--keep-last", "1", "--grace", "0h")
+    assert packs() >= before and any("has not written since" in line for line in held["waiting"])
+    lamella.ok("backup", other, env=elsewhere)
+    last = lamella.json("prune", "--keep-last", "1", "--grace", "0h")
+    assert last["freed_bytes"] > MIB and last["deleted_packs"] >= 1
+    assert before - packs()
+    assert lamella.json("verify", "--level", "full")["findings"] == []
+    lamella.ok("restore", "disk", "--to", tmp_path / "out.img")
+    assert (tmp_path / "out.img").read_bytes() == image.read_bytes()
+
+
 def test_only_names_of_the_format_are_in_the_bucket(lamella: Lamella, service: S3Service, bucket: str) -> None:
     lamella.ok("init")
     keys = [row["Key"] for row in service.client.list_objects_v2(Bucket=bucket)["Contents"]]
