@@ -25,7 +25,7 @@ from lamella.trust import Clear, Sealed
 
 _COMMITS = "w/"
 _PACKS = "p/"
-_STILL_STORING_SECONDS = (0.0, 0.2, 0.4, 0.8)
+_STILL_STORING_SECONDS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2)
 """A server that lost its client stores what it has received before it ends: how long to wait before looks at it."""
 _OPENING = ("", "keys/")
 """Where the small objects lie that whoever opens a repository reads first: marker and key slots (FORMAT 1)."""
