@@ -111,6 +111,22 @@ def test_what_arrived_without_an_acknowledgement_is_not_sent_again(link: BadLink
     retrying.close()
 
 
+def test_a_server_that_says_why_it_failed_is_not_asked_whether_it_stored(
+    link: BadLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _open(link, tmp_path / "repo")
+    ((name, content),) = _objects(1, 1000).items()
+    (tmp_path / "repo").rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreUnavailable):
+        store.put(name, Sealed(content))
+    assert not store._link.failed
+    (tmp_path / "elsewhere").rename(tmp_path / "repo")
+    monkeypatch.setattr(PipeStore, "_has_arrived", lambda *_: pytest.fail("it was asked"))
+    store.put(name, Sealed(content))
+    assert store.get(name) == content
+    store.close()
+
+
 def test_sync_after_a_cut_covers_what_was_put_before_it(link: BadLink, tmp_path: Path) -> None:
     """The server that took the objects is gone, perhaps with them: their presence is checked, not assumed."""
     store = _open(link, tmp_path / "repo")

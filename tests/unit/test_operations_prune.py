@@ -14,11 +14,13 @@ from lamella.crypto.slots import Secret
 from lamella.errors import Locked, RepositoryError, StoreFull
 from lamella.format.container import Kind
 from lamella.format.records import AddSnap, RawRecord
+from lamella.operations import prune
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
 from lamella.operations.restore import RestoreOptions, plan_restore
 from lamella.operations.selection import select
 from lamella.operations.verify import VerifyOptions, verify
+from lamella.repository.pins import Problem
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Store
 from lamella.testing.fault_store import FaultStore
@@ -157,6 +159,29 @@ def test_what_a_killed_run_left_goes_at_once(world: Pruned) -> None:
     result = world.prune()
     assert result.freed_bytes > 30 * CHUNK
     assert {name for name in before if name.startswith("p/")} == set(world.packs())
+    world.check()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_without_room_to_shorten_the_log_space_comes_back_first(
+    world: Pruned, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    inner, said = prune.compact_log, []
+
+    def compact(repo: Repository, remove_delay_ms: int, *, delete: bool) -> tuple[int, list[Problem]]:
+        said.append(len(world.packs()))
+        if len(said) <= times:
+            raise StoreFull("no space left")
+        return inner(repo, remove_delay_ms, delete=delete)
+
+    monkeypatch.setattr(prune, "compact_log", compact)
+    first = world.backup(noise(40, 20))
+    world.backup(noise(41, 20))
+    result = world.prune(first)
+    assert result.deleted_packs >= 1 and len(said) == 2
+    assert said[1] < said[0], "what nothing needs went before the second try"
+    assert any("not shortened" in note for note in result.notes) == (times == 2)
+    assert not result.blocked
     world.check()
 
 

@@ -82,10 +82,10 @@ def agreed(
     While a person thinks, others go on: what came to be needed meanwhile stays, and nothing goes that was not shown.
     Raises Interrupted for a no, Locked, RolledBack.
     """
+    if not context.asks:
+        return list(refs)
     if refs:
         context.confirm(question)
-    if repository.exclusive:
-        return list(refs)
     if repository.store.abilities.exclusive_lock:
         context.lock_exclusively(repository)
     else:

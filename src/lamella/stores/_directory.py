@@ -19,7 +19,7 @@ DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 COMPARED_AT_ONCE = 1 << 20
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
     errno.EROFS,
     errno.EACCES,
@@ -35,7 +35,7 @@ _REFUSED = {
 def store_error(error: OSError, obj: str, *, absent: bool) -> StoreError:
     """Return what `error` means for a caller of the store; `absent`: a missing file means a missing object."""
     text = error.strerror or str(error)
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return StoreFull(f"no space left: {text}", obj=obj)
     if absent and error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return ObjectNotFound("no such object", obj=obj)

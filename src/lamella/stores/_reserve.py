@@ -6,11 +6,10 @@ the exclusive lock only, since a backup would just use it up; it is made again a
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
-from lamella.stores._directory import opened_directory, write_whole
+from lamella.stores._directory import FULL, opened_directory, write_whole
 from lamella.stores._listing import TEMPORARY
 
 NAME = "reserve"
@@ -20,7 +19,6 @@ MOST = SIZE // 4
 """The largest object it is given up for, in bytes."""
 
 _FREE = 4 * SIZE
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def keep_reserve(root: int) -> bool:
@@ -38,7 +36,7 @@ def keep_reserve(root: int) -> bool:
             try:
                 write_whole(descriptor, os.urandom(SIZE))
                 os.rename(unfinished, NAME, src_dir_fd=directory, dst_dir_fd=directory)
-            except OSError:
+            except BaseException:
                 os.unlink(unfinished, dir_fd=directory)
                 raise
             finally:
@@ -50,7 +48,7 @@ def keep_reserve(root: int) -> bool:
 
 def give_up_reserve(root: int, error: OSError, size: int) -> bool:
     """Whether a write of `size` bytes that failed with `error` may be tried again: there was room kept back."""
-    if error.errno not in _FULL or size > MOST:
+    if error.errno not in FULL or size > MOST:
         return False
     try:
         with opened_directory(root, (TEMPORARY,)) as directory:

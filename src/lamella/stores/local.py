@@ -183,8 +183,9 @@ class LocalStore:
         with ExitStack() as stack:
             with self._translated(MARKER):
                 stack.enter_context(held(self._root, exclusive=exclusive, wait_seconds=wait_seconds))
-            self._alone = exclusive
-            stack.callback(self._not_alone)
+            if exclusive:
+                self._alone = True
+                stack.callback(self._not_alone)
             yield
 
     def sweep(self, older_than_seconds: float) -> int:

@@ -26,7 +26,7 @@ from lamella.trust import Clear, Sealed
 _COMMITS = "w/"
 _PACKS = "p/"
 _STILL_STORING_SECONDS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2)
-"""A server that lost its client stores what it has received before it ends: how long to wait before looks at it."""
+"""A server that lost its client stores what it has received before it ends: pauses before each look for it."""
 _OPENING = ("", "keys/")
 """Where the small objects lie that whoever opens a repository reads first: marker and key slots (FORMAT 1)."""
 _LISTED = ("w/", "p/")
@@ -109,7 +109,7 @@ class PipeStore:
         checked_name(name)
         if len(content) > frames.MAX_OBJECT:
             raise StoreRefused(f"an object of more than {frames.MAX_OBJECT} bytes", obj=name)
-        if name in self._doubtful and not durable and self._has_arrived(name, len(content)):
+        if name in self._doubtful and self._has_arrived(name, len(content)):
             return
         call = Call(name)
         link = self._announced(name, content, call, durable)
@@ -118,14 +118,14 @@ class PipeStore:
         try:
             link.answer(call)
         except StoreUnavailable:
-            self._doubtful.add(name)
+            # Other names may be taken by other bytes; and a server that says why it failed has not stored it.
+            if link.failed and not durable and name.startswith(_PACKS):
+                self._doubtful.add(name)
             raise
         self._unsynced[name] = link, len(content)
 
     def _has_arrived(self, name: str, size: int) -> bool:
         """Whether what was sent over a connection that broke was stored all the same: it need not be sent again."""
-        if not name.startswith(_PACKS):  # any other name may have been taken by other bytes
-            return False
         for pause in _STILL_STORING_SECONDS:
             time.sleep(pause)
             link = self._connected()
