@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import Locked, ObjectNotFound, StoreError, StoreUnavailable
+from lamella.stores.calls import Call
+from lamella.stores.link import Link
 from lamella.stores.local import LocalStore
 from lamella.stores.pipe import PipeStore
 from lamella.stores.url import open_store
@@ -116,11 +118,15 @@ def test_a_server_that_says_why_it_failed_is_not_asked_whether_it_stored(
 ) -> None:
     store = _open(link, tmp_path / "repo")
     ((name, content),) = _objects(1, 1000).items()
-    (tmp_path / "repo").rename(tmp_path / "elsewhere")
-    with pytest.raises(StoreUnavailable):
-        store.put(name, Sealed(content))
+
+    def failing(_: Link, call: Call) -> bytes:
+        raise StoreUnavailable("the disk failed", obj=call.obj)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Link, "answer", failing)
+        with pytest.raises(StoreUnavailable):
+            store.put(name, Sealed(content))
     assert not store._link.failed
-    (tmp_path / "elsewhere").rename(tmp_path / "repo")
     monkeypatch.setattr(PipeStore, "_has_arrived", lambda *_: pytest.fail("it was asked"))
     store.put(name, Sealed(content))
     assert store.get(name) == content

@@ -14,7 +14,7 @@ from lamella.crypto.slots import Secret
 from lamella.errors import Locked, RepositoryError, StoreFull
 from lamella.format.container import Kind
 from lamella.format.records import AddSnap, RawRecord
-from lamella.operations import prune
+from lamella.operations.auditing import compact_log
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
 from lamella.operations.restore import RestoreOptions, plan_restore
@@ -166,15 +166,15 @@ def test_what_a_killed_run_left_goes_at_once(world: Pruned) -> None:
 def test_without_room_to_shorten_the_log_space_comes_back_first(
     world: Pruned, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    inner, said = prune.compact_log, []
+    said: list[int] = []
 
     def compact(repo: Repository, remove_delay_ms: int, *, delete: bool) -> tuple[int, list[Problem]]:
         said.append(len(world.packs()))
         if len(said) <= times:
             raise StoreFull("no space left")
-        return inner(repo, remove_delay_ms, delete=delete)
+        return compact_log(repo, remove_delay_ms, delete=delete)
 
-    monkeypatch.setattr(prune, "compact_log", compact)
+    monkeypatch.setattr("lamella.operations.prune.compact_log", compact)
     first = world.backup(noise(40, 20))
     world.backup(noise(41, 20))
     result = world.prune(first)
