@@ -116,7 +116,7 @@ def read_range(descriptor: int, offset: int, length: int, name: str) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def write_whole(descriptor: int, content: bytes) -> None:
+def write_whole(descriptor: int, content: bytes | memoryview) -> None:
     """Write all of `content` and wait until it is on the device. Raises OSError."""
     rest = memoryview(content)
     while rest:
@@ -124,7 +124,7 @@ def write_whole(descriptor: int, content: bytes) -> None:
     os.fsync(descriptor)
 
 
-def holds_exactly(descriptor: int, size: int, content: bytes) -> bool:
+def holds_exactly(descriptor: int, size: int, content: bytes | memoryview) -> bool:
     """Whether a file of `size` bytes holds `content`, compared a mebibyte at a time. Raises OSError."""
     if size != len(content):
         return False

@@ -18,6 +18,7 @@ MODULES = (
     "trust",
     "pipeline",
     "stores.base",
+    "stores.buffers",
     "stores.requests",
     "stores._directory",
     "stores._flock",

@@ -6,11 +6,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from lamella.errors import ObjectNotFound, StoreFull, StoreRefused
+from lamella.stores import frames
 from lamella.stores.base import Abilities, checked_name
 from lamella.stores.received import MARKER, Received
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from lamella.stores.base import Entry, Held, Store
@@ -53,25 +54,36 @@ class GuardedStore:
 
     def put(self, name: str, content: Sealed | Clear) -> None:
         """Store an object. Raises StoreRefused where it does not belong under its name, StoreFull over the quota."""
+        self._put(name, content, lambda: self._inner.put(name, content))
+
+    def put_view(self, name: str, content: memoryview) -> None:
+        """`put` of what was just received; without a copy of it, where the store inside can do that."""
+        put_view = getattr(self._inner, "put_view", None)
+        if put_view is None:
+            self.put(name, frames.as_sealed(content))
+        else:
+            self._put(name, content, lambda: put_view(name, content))
+
+    def _put(self, name: str, content: bytes | memoryview, put: Callable[[], None]) -> None:
         checked_name(name)
         if self._received is not None and self._inner.abilities.write:
             self._received.check(name, content)
         if self._quota_bytes is None:
-            self._inner.put(name, content)
+            put()
         else:
-            self._put_counted(name, content)
+            self._put_counted(name, len(content), put)
 
-    def _put_counted(self, name: str, content: Sealed | Clear) -> None:
+    def _put_counted(self, name: str, size: int, put: Callable[[], None]) -> None:
         with self._counting:
             if self._puts % _RECOUNT_AFTER == 0:
                 self._used_bytes = sum(entry.size for entry in self._inner.list(""))
             self._puts += 1
-            more = 0 if self._has(name) else len(content)
+            more = 0 if self._has(name) else size
             if more and self._quota_bytes is not None and self._used_bytes + more > self._quota_bytes:
                 raise StoreFull("no space left: the quota of this destination is used up", obj=name)
             self._used_bytes += more
         try:
-            self._inner.put(name, content)
+            put()
         except BaseException:
             with self._counting:
                 self._used_bytes -= more

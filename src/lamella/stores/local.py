@@ -103,6 +103,13 @@ class LocalStore:
         Raises StoreRefused for an existing name with other bytes or a directory that may not be written, StoreFull,
         StoreUnavailable.
         """
+        self._put(name, content)
+
+    def put_view(self, name: str, content: memoryview) -> None:
+        """`put` of what a server received for a client: which kind of bytes it is was for that side to judge."""
+        self._put(name, content)
+
+    def _put(self, name: str, content: bytes | memoryview) -> None:
         above, leaf = self._writable(name)
         with self._translated(name):
             try:
@@ -220,7 +227,7 @@ class LocalStore:
         if not self._reserved and self._abilities.delete:
             self._reserved = keep_reserve(self._root)
 
-    def _publish(self, above: Parts, leaf: str, name: str, content: bytes) -> None:
+    def _publish(self, above: Parts, leaf: str, name: str, content: bytes | memoryview) -> None:
         temporary = os.urandom(16).hex()
         with opened_directory(self._root, (TEMPORARY,), create=True) as unfinished:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -235,7 +242,7 @@ class LocalStore:
             finally:
                 self._discarded(unfinished, temporary)
 
-    def _link(self, source: FileName, target: FileName, name: str, content: bytes) -> None:
+    def _link(self, source: FileName, target: FileName, name: str, content: bytes | memoryview) -> None:
         """Give the finished file its name, or find the name taken by the same bytes, else raise StoreRefused."""
         try:
             os.link(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0], follow_symlinks=False)
@@ -246,7 +253,7 @@ class LocalStore:
                 raise
             self._rename(source, target, name, content)
 
-    def _rename(self, source: FileName, target: FileName, name: str, content: bytes) -> None:
+    def _rename(self, source: FileName, target: FileName, name: str, content: bytes | memoryview) -> None:
         """Do the same without hard links. Only threads of this process are kept from replacing each other's object."""
         with self._rename_lock:
             try:
@@ -255,7 +262,7 @@ class LocalStore:
                 os.rename(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0])
 
     @staticmethod
-    def _check_equal(target: FileName, name: str, content: bytes) -> None:
+    def _check_equal(target: FileName, name: str, content: bytes | memoryview) -> None:
         directory, leaf = target
         if is_link(directory, leaf):
             raise StoreRefused("a symbolic link has this name", obj=name)

@@ -31,7 +31,7 @@ class Received:
         self._store = store
         self._root: bytes | None = None
 
-    def check(self, name: str, content: bytes) -> None:
+    def check(self, name: str, content: bytes | memoryview) -> None:
         """Raises StoreRefused for an object whose bytes do not belong under its name; StoreError."""
         if name.split("/", 1)[0] not in _HASHED_PLACES:
             return
@@ -43,7 +43,7 @@ class Received:
         if digest[:8] != slot[1] if slot is not None else hashed is not None and digest != hashed[4]:
             raise StoreRefused("the object's bytes do not hash to its name", obj=name)
         if hashed is not None and hashed[2]:
-            self._check_commit(name, content, bytes.fromhex(hashed[2]), int(hashed[3], 16))
+            self._check_commit(name, bytes(content), bytes.fromhex(hashed[2]), int(hashed[3], 16))
 
     def _check_commit(self, name: str, content: bytes, writer: bytes, seq: int) -> None:
         public, signature = content[-_TRAILER:-64], content[-64:]

@@ -16,6 +16,7 @@ from lamella.errors import LamellaError, ObjectNotFound, StoreError
 from lamella.pipeline import Crew
 from lamella.stores import frames
 from lamella.stores.base import Entry
+from lamella.stores.buffers import Buffers
 from lamella.stores.frames import Kind, ProtocolError
 from lamella.stores.framing import FrameSink, FrameSource
 from lamella.stores.received import MARKER
@@ -120,6 +121,7 @@ class Conversation:
         self._mutex = threading.Lock()
         self._stored = threading.Condition(self._mutex)
         self._held_bytes = 0
+        self._buffers = Buffers()
         # Listings that wait until the durable puts sent before them are done; None when there are none of those.
         self._behind: list[Callable[[], None]] | None = None
         self._durable = 0
@@ -310,7 +312,7 @@ class Conversation:
         name = _name(payload[frames.PUT.size :])
         if self._receiving is not None or size > frames.MAX_OBJECT:
             raise ProtocolError("an object that is too large, or two at once")
-        self._receiving = request, name, bool(durable), memoryview(bytearray(size)), 0
+        self._receiving = request, name, bool(durable), self._buffers.take(size), 0
         if not size:
             self._received()
 
@@ -336,12 +338,13 @@ class Conversation:
                 self._behind = [] if self._behind is None else self._behind
 
         def work() -> bytes:
-            self._store.put(name, frames.as_sealed(content))
+            self._store.put_view(name, content)
             if durable:
                 self._store.sync()
             return b""
 
         def after() -> None:
+            self._buffers.give(content)
             with self._mutex:
                 self._held_bytes -= size
                 self._stored.notify_all()
