@@ -1,4 +1,4 @@
-"""A small qubesd: the real wire protocol on real sockets, and pools of real files in the layouts of file-reflink.
+"""A small qubesd: the real wire protocol on real sockets, and pools in the layouts of the real ones (layouts.py).
 
 It keeps to what the real one was seen to do, refusals included: references that do not hold, starts of qubes that are
 being restored, imports into running ones. What a test does to a qube (start, write, stop) goes through methods here.
@@ -6,16 +6,15 @@ being restored, imports into running ones. What a test does to a qube (start, wr
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import socket
-import subprocess
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.qubes.layouts import FakeVolume, Files, Layout, Refusal
 
 DEFAULTS: dict[str, tuple[str, str]] = {
     "autostart": ("bool", "False"), "backup_timestamp": ("int", ""), "debug": ("bool", "False"),
@@ -32,26 +31,6 @@ VOLUMES = {
     "DispVM": {"root": False, "private": False, "volatile": False},
 }
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
-
-
-class Refusal(Exception):
-    """An exception of qubesd's: its class name and text go to the client."""
-
-    def __init__(self, type_: str, text: str) -> None:
-        super().__init__(text)
-        self.type = type_
-
-
-@dataclass
-class FakeVolume:
-    name: str
-    pool: str
-    vid: str
-    size: int
-    save_on_stop: bool
-    revisions_to_keep: int = 1
-    rw: bool = True
-    revisions: int = 0
 
 
 @dataclass
@@ -73,14 +52,15 @@ class FakeQube:
 
 
 class FakeQubesd:
-    """One system. `directory` holds the sockets; `pools` are directories on a file system with reflinks, or plain."""
+    """One system. `directory` holds the sockets; a pool that is given as a directory holds files."""
 
-    def __init__(self, directory: Path, pools: dict[str, Path], *, volume_size: int = 4 << 20) -> None:
+    def __init__(self, directory: Path, pools: Mapping[str, Path | Layout], *, volume_size: int = 4 << 20) -> None:
         self.directory = directory
-        self.pools = pools
+        self.pools: dict[str, Layout] = {
+            name: Files(pool) if isinstance(pool, Path) else pool for name, pool in pools.items()
+        }
         self.default_pool = next(iter(pools))
         self.volume_size = volume_size
-        self.drivers = dict.fromkeys(pools, "file-reflink")
         self.qubes = {"dom0": FakeQube("dom0", "AdminVM", "black", uuid=str(uuid.UUID(int=0)))}
         self.labels = {"red": "0xcc0000", "green": "0x73d216", "black": "0x000000", "blue": "0x3465a4"}
         self.globals: dict[str, tuple[str, str]] = {"default_netvm": ("vm", "sys-net"), "clockvm": ("vm", "")}
@@ -101,40 +81,29 @@ class FakeQubesd:
 
     def path(self, name: str, volume: str, suffix: str = "") -> Path:
         found = self.qubes[name].volumes[volume]
-        return self.pools[found.pool] / f"{found.vid}{suffix}.img"
+        return self.pools[found.pool].path(found.vid, suffix)
 
     def live(self, name: str, volume: str) -> Path:
-        dirty = self.path(name, volume, "-dirty")
-        return dirty if dirty.exists() else self.path(name, volume)
+        found = self.qubes[name].volumes[volume]
+        return self.pools[found.pool].live(found.vid)
 
     def start(self, name: str) -> None:
         qube = self.qubes[name]
         if "backup-restore-in-progress" in qube.tags:
             raise Refusal("QubesVMError", "Qube is being restored")
         for volume in qube.volumes.values():
-            if volume.save_on_stop:
-                self.path(name, volume.name, "-import").unlink(missing_ok=True)
-                precache = self.path(name, volume.name, "-precache")
-                if not precache.exists():
-                    self._clone(self.path(name, volume.name), precache)
-                precache.rename(self.path(name, volume.name, "-dirty"))
-            elif volume.name == "volatile":
-                self.path(name, volume.name, "-dirty").write_bytes(b"")
+            self.pools[volume.pool].start(volume)
         qube.state = "Running"
 
     def stop(self, name: str) -> None:
         qube = self.qubes[name]
         for volume in qube.volumes.values():
-            dirty = self.path(name, volume.name, "-dirty")
-            if volume.save_on_stop and dirty.exists():
-                self._commit(name, volume, dirty)
-            else:
-                dirty.unlink(missing_ok=True)
+            self.pools[volume.pool].stop(volume)
         qube.state = "Halted"
 
     def remove(self, name: str) -> None:
         for volume in self.qubes.pop(name).volumes.values():
-            shutil.rmtree((self.pools[volume.pool] / volume.vid).parent, ignore_errors=True)
+            self.pools[volume.pool].remove(volume)
 
     def rename(self, name: str, new: str) -> None:
         """The same qube under another name; its files move along."""
@@ -151,32 +120,17 @@ class FakeQubesd:
         self._relocate(self.qubes[name].volumes[volume], pool, name)
 
     def resize(self, name: str, volume: str, size: int) -> None:
-        self.qubes[name].volumes[volume].size = size
-        os.truncate(self.live(name, volume), size)
-        if self.live(name, volume) != self.path(name, volume):
-            os.truncate(self.path(name, volume), size)
+        found = self.qubes[name].volumes[volume]
+        found.size = size
+        self.pools[found.pool].resize(found, size)
 
     def _relocate(self, volume: FakeVolume, pool: str, name: str) -> None:
-        kind = volume.vid.split("/")[0]
-        old, directory = self.pools[volume.pool] / volume.vid, self.pools[pool] / kind / name
-        if directory == old.parent:
+        old, before = self.pools[volume.pool], volume.vid
+        vid = self.pools[pool].vid(_kind(self.qubes[name].klass), name, volume.name)
+        if (pool, vid) == (volume.pool, before):
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        for path in sorted(old.parent.glob(f"{volume.name}*")):
-            shutil.copyfile(path, directory / path.name)
-            path.unlink()
-        volume.pool, volume.vid = pool, f"{kind}/{name}/{volume.name}"
-
-    def _commit(self, name: str, volume: FakeVolume, dirty: Path) -> None:
-        clean = self.path(name, volume.name)
-        if volume.revisions_to_keep > 0:
-            volume.revisions += 1
-            clean.rename(clean.with_name(f"{clean.name}.{volume.revisions}@2026-01-01T00:00:00Z"))
-        dirty.rename(clean)
-
-    @staticmethod
-    def _clone(source: Path, target: Path) -> None:
-        subprocess.run(["cp", "--reflink=auto", "--sparse=always", source, target], check=True)
+        volume.pool, volume.vid = pool, vid
+        self.pools[pool].take(volume, old, before)
 
     # -- the wire -----------------------------------------------------------------------------------------------------
 
@@ -282,15 +236,12 @@ class FakeQubesd:
             if klass == "DispVM" and self._value(self.qubes[template], "template_for_dispvms") != "True":
                 raise Refusal("QubesValueError", "template for DispVM needs to have template_for_dispvms set")
         qube = FakeQube(name, klass, label, template)
-        kind = "vm-templates" if klass == "TemplateVM" else "appvms"
+        pool = self.pools[self.default_pool]
         for volume, saved in VOLUMES[klass].items():
-            made = FakeVolume(volume, self.default_pool, f"{kind}/{name}/{volume}", self.volume_size, saved)
+            vid = pool.vid(_kind(klass), name, volume)
+            made = FakeVolume(volume, self.default_pool, vid, self.volume_size, saved)
             qube.volumes[volume] = made
-            if saved:
-                path = self.pools[made.pool] / f"{made.vid}.img"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    file.truncate(made.size)
+            pool.create(made)
         self.qubes[name] = qube
         return qube
 
@@ -475,7 +426,7 @@ class FakeQubesd:
         one = self._volume(qube, arg)
         facts = {
             "pool": one.pool, "vid": one.vid, "size": one.size, "usage": 0, "rw": one.rw, "source": "",
-            "path": self.pools[one.pool] / f"{one.vid}.img", "save_on_stop": one.save_on_stop,
+            "path": self.pools[one.pool].path(one.vid), "save_on_stop": one.save_on_stop,
             "snap_on_start": not one.save_on_stop and one.name != "volatile",
             "revisions_to_keep": one.revisions_to_keep, "ephemeral": False,
         }  # fmt: skip
@@ -495,8 +446,10 @@ class FakeQubesd:
         return "".join(f"{name}\n" for name in self.pools)
 
     def _admin_pool_Info(self, qube: FakeQube, arg: str, payload: bytes) -> str:
-        config = f"dir_path={self.pools[arg]}\ndriver={self.drivers[arg]}\nname={arg}\nrevisions_to_keep=1\n"
-        return f"{config}size={self.pool_size}\nusage=0\n"
+        pool = self.pools[arg]
+        rows = {**pool.config(), "driver": pool.driver, "name": arg, "revisions_to_keep": "1"}
+        rows |= {"size": str(self.pool_size), "usage": "0"}
+        return "".join(f"{name}={value}\n" for name, value in rows.items())
 
     def _internal_vm_volume_ImportBegin(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         volume = self._volume(qube, arg)
@@ -505,22 +458,21 @@ class FakeQubesd:
         if arg in qube.importing:
             raise Refusal("StoragePoolException", "Import operation in progress")
         size = int(payload) if payload else volume.size
-        path = self.path(qube.name, arg, "-import")
-        with path.open("wb") as file:
-            file.truncate(size)
+        path = self.pools[volume.pool].import_begin(volume, size)
         qube.importing.add(arg)
         return f"{size} {path}"
 
     def _internal_vm_volume_ImportEnd(self, qube: FakeQube, arg: str, payload: bytes) -> str:
-        volume, path = self._volume(qube, arg), self.path(qube.name, arg, "-import")
+        volume = self._volume(qube, arg)
         qube.importing.discard(arg)
+        self.pools[volume.pool].import_end(volume, success=payload == b"ok")
         if payload != b"ok":
-            path.unlink(missing_ok=True)
             raise Refusal("QubesException", f"Data import failed: {payload.decode('ascii').partition(chr(10))[2]}")
-        volume.size = path.stat().st_size
-        self._commit(qube.name, volume, path)
-        self.path(qube.name, arg, "-precache").unlink(missing_ok=True)
         return ""
+
+
+def _kind(klass: str) -> str:
+    return "vm-templates" if klass == "TemplateVM" else "appvms"
 
 
 def _shown(qube: FakeQube) -> str:

@@ -30,6 +30,7 @@ def write(system: FakeQubesd, name: str, content: bytes, *, volume: str = "priva
     """What the qube writes: to its live volume."""
     with system.live(name, volume).open("r+b") as file:
         os.pwrite(file.fileno(), content, offset)
+        os.fsync(file.fileno())
 
 
 def content(system: FakeQubesd, name: str, volume: str = "private") -> bytes:

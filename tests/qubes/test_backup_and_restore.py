@@ -22,7 +22,8 @@ from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from tests.fault.world import SECRET, restored
-from tests.qubes.fake_qubesd import FakeQubesd, Refusal
+from tests.qubes.fake_qubesd import FakeQubesd
+from tests.qubes.layouts import Files, Refusal
 from tests.qubes.system import FEW_WORKERS, back_up, content, essence, planned, restore, write
 
 ALL = ("tpl", "sys-net", "work", "vault", "own", "dvm", "disp1")
@@ -75,8 +76,7 @@ def test_a_running_qube_is_saved_as_it_is_now_and_as_it_was(
 def test_a_new_name_and_another_pool_keep_the_history(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd, tmp_path: Path
 ) -> None:
-    system.pools["second"] = tmp_path / "second"
-    system.drivers["second"] = "file-reflink"
+    system.pools["second"] = Files(tmp_path / "second")
     write(system, "work", os.urandom(300_000))
     back_up(store, host, admin, "work")
     system.rename("work", "job")

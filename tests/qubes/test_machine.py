@@ -17,7 +17,8 @@ from lamella.qubes.settings_apply import IN_PROGRESS
 from lamella.stores.memory import MemoryStore
 from tests.fault.world import host_at, init
 from tests.qubes.conftest import populate
-from tests.qubes.fake_qubesd import FakeQubesd, Refusal
+from tests.qubes.fake_qubesd import FakeQubesd
+from tests.qubes.layouts import Refusal
 from tests.qubes.system import back_up, content, essence, restore, write
 
 NAMES = st.sampled_from(["work", "vault", "own"])
