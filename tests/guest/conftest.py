@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.guest.lvm import Pool
 
 pytest.register_assert_rewrite("lamella.testing.source_contract", "lamella.testing.source_reading", "tests.guest.lvm")
+pytest.register_assert_rewrite("tests.qubes.stories")
 
 HERE = Path(__file__).parent
 INSIDE = "LAMELLA_GUEST" in os.environ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -92,8 +93,8 @@ class ThinVolumes:
 
     def _names(self, vid: str) -> list[str]:
         """Of a volume, its revisions and what stands beside it; what others keep in the pool is not the driver's."""
-        leaf = _leaf(vid)
-        return [name for name in self._pool.volumes() if name == leaf or name.startswith(f"{leaf}-")]
+        own = re.compile(re.escape(_leaf(vid)) + r"(-snap|-import|-[0-9]+-back)?")
+        return [name for name in self._pool.volumes() if own.fullmatch(name)]
 
 
 def _leaf(vid: str) -> str:

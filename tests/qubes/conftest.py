@@ -13,6 +13,8 @@ from lamella.stores.memory import MemoryStore
 from tests.fault.world import host_at, init
 from tests.qubes.fake_qubesd import FakeQubesd
 
+pytest.register_assert_rewrite("tests.qubes.stories")
+
 
 @pytest.fixture
 def system(tmp_path: Path) -> Iterator[FakeQubesd]:

@@ -1,7 +1,8 @@
-"""A TCP link of our own that is slow, or breaks: kernels without `tc netem` have none to offer."""
+"""A TCP link of our own that is slow, loses packets, or breaks: kernels without `tc netem` have none to offer."""
 
 from __future__ import annotations
 
+import random
 import selectors
 import socket
 import threading
@@ -12,6 +13,8 @@ from contextlib import contextmanager, suppress
 
 _PIECE = 1 << 16
 _BACKLOG = 8 << 20
+_RESEND_SECONDS = 0.2
+"""What a lost packet costs where nothing after it tells of the loss: the least time TCP waits (Linux, TCP_RTO_MIN)."""
 
 
 class _Way:
@@ -31,6 +34,10 @@ class BadLink:
         self.delay = delay
         self.passed = 0
         """Bytes that went towards the target."""
+        self.loss = 0.0
+        """How likely each piece of up to 64 KiB is lost and sent again, and what follows it waits."""
+        self.lost = 0
+        self._chance = random.Random(1)
         self.cut_after: int | None = None
         """Cut everything once so many bytes have passed; then None again."""
         self.on_cut: Callable[[], None] = lambda: None
@@ -119,7 +126,13 @@ class BadLink:
         piece = way.source.recv(_PIECE)
         if not piece:
             raise ConnectionResetError
-        way.late.append((time.monotonic() + self.delay, piece))
+        due = time.monotonic() + self.delay
+        pause = _RESEND_SECONDS
+        while self._chance.random() < self.loss:
+            self.lost += 1
+            due += pause
+            pause *= 2
+        way.late.append((due, piece))
         way.waiting += len(piece)
         if way.target.getpeername() == self._target:
             self.passed += len(piece)

@@ -16,6 +16,7 @@ from lamella.clock import now_ms
 from lamella.crypto.slots import Secret
 from lamella.format.keyslot import SlotType
 from lamella.operations.backup import Request, plan_backup
+from lamella.operations.selection import select
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
@@ -24,7 +25,8 @@ from lamella.sources.registry import open_source
 from lamella.stores.pipe import PipeStore
 from lamella.stores.url import open_store
 from lamella.stores.wrap import RetryingStore
-from tests.system.bad_link import bad_link
+from tests.fault.world import restored
+from tests.system.bad_link import BadLink, bad_link
 from tests.system.ssh_server import SshServer, ssh_server
 
 MIB = 1 << 20
@@ -34,14 +36,26 @@ SECRET = Secret(SlotType.KEYFILE, bytes(range(32)))
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SshServer]:
-    """A running sshd behind a slow link, whose `ssh` is first on the PATH."""
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SshServer, BadLink]]:
+    """A running sshd, whose `ssh` is first on the PATH, and the slow link that leads to it."""
     with ssh_server() as running, bad_link((running.address, running.port), delay=0.1) as link:
         monkeypatch.setenv("PATH", f"{running.bin}:{os.environ['PATH']}")
         key = (running.place / "host.pub").read_text()
         (running.place / "known").write_text(f"[127.0.0.1]:{link.port} {key}")
         running.port = link.port
-        yield running
+        yield running, link
+
+
+@pytest.fixture
+def server(ends: tuple[SshServer, BadLink]) -> SshServer:
+    """The server behind the link."""
+    return ends[0]
+
+
+@pytest.fixture
+def link(ends: tuple[SshServer, BadLink]) -> BadLink:
+    """The link."""
+    return ends[1]
 
 
 class Place:
@@ -90,6 +104,21 @@ def test_an_incremental_backup_of_thirty_small_volumes(server: SshServer, tmp_pa
     place.backup()
     place.change()
     assert place.backup() + SSH_ROUND_TRIPS < 20
+
+
+def test_thirty_small_volumes_over_a_link_that_loses_packets(server: SshServer, link: BadLink, tmp_path: Path) -> None:
+    """Slowly, over one connection; nothing is lost but time."""
+    link.delay, link.loss = 0.025, 0.1
+    place = Place(server, tmp_path, 30)
+    place.backup()
+    place.change()
+    place.backup()
+    with closing(open_store(place.url)) as store, Repository.open(store, SECRET, place.host) as repo:
+        for image in place.images[::3]:
+            (newest, *_) = select(repo, [image.stem])
+            assert restored(repo, newest, tmp_path / "out.img") == image.read_bytes()
+    assert link.lost > 50
+    assert link.cuts == 0
 
 
 def test_another_host_fetches_many_commits_at_once(server: SshServer, tmp_path: Path) -> None:
