@@ -328,6 +328,24 @@ def test_an_older_release_that_knows_less(store: MemoryStore, host: Host, admin:
 # -- dom0 -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_label_whose_colour_qubesd_does_not_tell_costs_nothing_else(
+    store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
+) -> None:
+    def break_off(method: str, dest: str) -> None:
+        if method == "admin.label.Get":
+            raise Refusal("ProtocolError", "broken off")
+
+    system.before_call = break_off
+    assert back_up(store, host, admin, "work").complete
+    before = essence(system.qubes["work"])
+    system.remove("work")
+    del system.labels["mine"]
+    done = restore(store, host, admin, ["work"])["work"]
+    assert done.result == "restored"
+    assert "it got the label red instead of mine" in done.notes
+    assert essence(system.qubes["work"]) == before | {"label": "red"}
+
+
 def test_dom0_is_laid_out_beside(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd, tmp_path: Path
 ) -> None:

@@ -114,7 +114,7 @@ class QubesRestore:
         known = set(self._admin.lines("admin.label.List"))
         for row in self._rows:
             label, color = check_label(row.settings.label), row.settings.label_color
-            if label in known or not self._wishes.settings:
+            if label in known or not color or not self._wishes.settings:
                 continue
             try:
                 self._admin.call("admin.label.Create", arg=label, payload=color.encode("utf-8"))

@@ -40,6 +40,7 @@ class QubeSettings:
     klass: str
     label: str = ""
     label_color: str = ""
+    """Empty if qubesd did not say: releases were seen that break off when they are asked for a new label's."""
     properties: dict[str, Property] = field(default_factory=dict)
     defaults: dict[str, str] = field(default_factory=dict)
     """What the other properties were; information, never restored."""
@@ -73,7 +74,7 @@ def read_settings(admin: Admin, inventory: Inventory, qube: Qube) -> QubeSetting
         uuid=qube.uuid,
         klass=qube.klass,
         label=label,
-        label_color=admin.text("admin.label.Get", arg=label) if label else "",
+        label_color=_if_known(admin, "admin.label.Get", arg=label) or "" if label else "",
         properties=properties,
         defaults=defaults,
         tags=tuple(admin.lines("admin.vm.tag.List", qube.name)),
@@ -197,10 +198,10 @@ def _devices(admin: Admin, name: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _if_known(admin: Admin, method: str, name: str) -> str | None:
-    """The answer to a call that not every release has; None where it is unknown."""
+def _if_known(admin: Admin, method: str, name: str = "dom0", arg: str = "") -> str | None:
+    """The answer to a call that not every release has, or answers; None where it is unknown."""
     try:
-        return admin.text(method, name)
+        return admin.text(method, name, arg)
     except Refused as error:
         if error.type in _UNKNOWN_CALL:
             return None
