@@ -14,6 +14,7 @@ from lamella.testing.image_files import mounted
 from tests.cli.program import Lamella
 from tests.features import require
 from tests.system import loop_fs
+from tests.system.ssh_server import ssh_server
 
 MIB = 1 << 20
 
@@ -49,12 +50,25 @@ def fill(place: Path) -> None:
     (place / "more").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("kind", ["tmpfs", "xfs", "btrfs"])
-def test_a_full_disk_can_be_pruned(kind: str, tmp_path: Path) -> None:
+@contextmanager
+def reached(place: Path, how: str) -> Iterator[dict[str, str]]:
+    """The environment of a client of a repository at this place."""
+    if how == "directory":
+        yield {"LAMELLA_REPO": str(place)}
+        return
+    with ssh_server() as server:
+        path = f"{server.bin}:{os.environ['PATH']}"
+        yield {"LAMELLA_REPO": f"ssh://127.0.0.1:{server.port}{place}", "PATH": path}
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [("tmpfs", "directory"), ("xfs", "directory"), ("btrfs", "directory"), ("tmpfs", "ssh")]
+)
+def test_a_full_disk_can_be_pruned(kind: str, how: str, tmp_path: Path) -> None:
     keyfile, image = tmp_path / "key", tmp_path / "disk.img"
     keyfile.write_bytes(os.urandom(32))
-    with disk_of(kind, tmp_path) as disk:
-        lamella = Lamella({"LAMELLA_REPO": str(disk / "R")}, ["--keyfile", str(keyfile)])
+    with disk_of(kind, tmp_path) as disk, reached(disk / "R", how) as environment:
+        lamella = Lamella(environment, ["--keyfile", str(keyfile)])
         lamella.ok("init")
         # More than once: what is given up has to be there again.
         for _ in range(2):
