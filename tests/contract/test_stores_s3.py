@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 
 import pytest
 
@@ -15,6 +16,7 @@ from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, RetryingStore
 from lamella.testing import store_contract
 from lamella.testing.store_contract import VALID_NAMES
+from lamella.trust import Sealed
 from tests.contract.test_stores import Everything, Flaky, Plain, ReadOnly, _filled, _no_sleep
 from tests.features import require
 from tests.s3_proxy import proxied
@@ -141,3 +143,21 @@ class TestS3BehindServe(InS3, Plain):
         store = PipeStore(f"pipe:{place}", route, Hello(place, False, False, False))
         self.opened.append(store)
         return RetryingStore(store, Backoff(attempts=100, first_seconds=0), sleep=_no_sleep) if self.patient else store
+
+
+def test_two_clients_below_prefixes_of_one_bucket(enforcing: S3Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees what lies below its own prefix and nothing else; the options of the place hold for both."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    bucket = enforcing.new_bucket()
+    place = f"s3:{enforcing.place(bucket, 'all')}"
+    for prefix in ("one", "two"):
+        route = Route((sys.executable, "-m", "lamella", "serve", "--prefix", prefix, place))
+        with closing(PipeStore("pipe:s3", route, Hello("", False, False, False))) as store:
+            assert list(store.list("")) == []
+            store.put("x/object", Sealed(prefix.encode()))
+            store.sync()
+            assert [entry.name for entry in store.list("")] == ["x/object"]
+    with closing(open_store(f"s3:{enforcing.place(bucket, '')}", environment=CREDENTIALS)) as store:
+        assert sorted(entry.name for entry in store.list("")) == ["all/one/x/object", "all/two/x/object"]
+        assert store.get("all/two/x/object") == b"two"
