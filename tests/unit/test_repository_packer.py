@@ -115,6 +115,18 @@ def test_packs_end_at_their_target_which_grows_for_bulk(bench: Bench) -> None:
     assert sum(len(head.blobs) for head in bench.heads()) == 60
 
 
+def test_packs_stay_small_where_a_domain_has_something(bench: Bench) -> None:
+    bench.chunk(os.urandom(MIB))
+    bench.finish()
+    bench.packer = later = bench.another()
+    for _ in range(7 * 9):
+        bench.chunk(os.urandom(MIB))
+    bench.finish()
+    lengths = [bench.memory.stat(pack_name(sha256)) for sha256 in later.packs]
+    assert len(lengths) >= 7
+    assert all(INCREMENTAL_TARGET <= length < INCREMENTAL_TARGET + 2 * MIB for length in lengths[:-1])
+
+
 def test_salts_are_never_used_twice(bench: Bench) -> None:
     for _ in range(8):
         bench.chunk(os.urandom(MIB))  # exactly full: the next blob would open another pack

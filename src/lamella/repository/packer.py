@@ -24,6 +24,8 @@ from lamella.trust import Sealed
 
 INCREMENTAL_TARGET = 8 * 1024 * 1024
 BULK_TARGET = 16 * 1024 * 1024
+"""For the first that a domain gets. What comes later, or is written again by a prune, goes sooner and in parts: smaller
+packs keep less of it, or make less of it be written again (docs/decisions/0035)."""
 RESUMED_TARGET = 4 * 1024 * 1024
 """What was broken off once, a run or a connection, may be again: what is lost then is less than a pack."""
 _BULK_AFTER = 4
@@ -78,7 +80,8 @@ class Packer:
         self._nodes: list[tuple[Kind, ChunkId, bytes]] = []
         self._nodes_size = 0
         # The map of a domain that was empty holds only what this run put: a small filter spares most of the look-ups.
-        self._seen = bytearray(1 << 20) if blobs.empty(domain_id) else None
+        self._first = blobs.empty(domain_id)
+        self._seen = bytearray(1 << 20) if self._first else None
         self.packs: list[bytes] = []
         """SHA-256 of every pack handed over to be put, in order; complete after `finish`."""
         self.arrived: list[bytes] = []
@@ -160,7 +163,7 @@ class Packer:
             self._broken, self._calm_since = broken, len(self.packs)
         if broken:
             return min(RESUMED_TARGET << (len(self.packs) - self._calm_since) // _RESUMED_STEP, BULK_TARGET)
-        return BULK_TARGET if len(self.packs) >= _BULK_AFTER else INCREMENTAL_TARGET
+        return BULK_TARGET if self._first and len(self.packs) >= _BULK_AFTER else INCREMENTAL_TARGET
 
     def _put(self, pack: _OpenPack) -> None:
         """Seal the directory of a pack that nobody else touches any more, and hand it to the outbox.
