@@ -128,7 +128,7 @@ def test_sixty_days_keep_the_bounds(tmp_path: Path) -> None:
     ids=["default", "at most 5 % unused"],
 )
 def test_two_years(tmp_path: Path, options: PruneOptions, most_unused: float, most_traffic: float) -> None:
-    churn = Churn(tmp_path, 12_800, 8000)
+    churn = Churn(tmp_path, 12_800, 32_000)
     lived(churn, 730, options)
     assert churn.worst <= most_unused
     assert churn.rewritten <= most_traffic * churn.written
