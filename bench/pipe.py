@@ -62,8 +62,9 @@ def measure(work: Path, repeats: int, size: int) -> dict[str, Series]:
             with closing(PipeStore("pipe:", route, Hello(str(place), True, False, True))) as store:
                 timed("pipe/put", lambda store=store: _put(store, objects))  # type: ignore[misc]
                 timed("pipe/get", lambda store=store: _got(store, objects))  # type: ignore[misc]
-            file = emptied(work / "file")
-            timed("ssh/cat", lambda: _sent([*ssh, f"cat > {file}"], objects))  # noqa: B023
+            for key, more in (("ssh/cat", ""), ("ssh/cat, sync", f" && sync {work}/file")):
+                command = f"cat > {emptied(work / 'file')}{more}"
+                timed(key, lambda: _sent([*ssh, command], objects))  # noqa: B023
             place = emptied(work / f"ssh-{number}")
             with closing(open_store(f"ssh://127.0.0.1:{server.port}{place}", create=True)) as far:
                 timed("ssh/put", lambda store=far: _put(store, objects))  # type: ignore[misc]
