@@ -24,6 +24,14 @@ def test_two_at_a_time_never_share() -> None:
     assert one.obj is not other.obj
 
 
+def test_memory_beyond_a_packs_is_not_kept() -> None:
+    buffers = Buffers()
+    large = buffers.take(72 * MIB)
+    memory = large.obj
+    buffers.give(large)
+    assert buffers.take(MIB).obj is not memory
+
+
 def test_small_ones_do_not_take_large_memory_away_and_few_are_kept() -> None:
     buffers = Buffers()
     many = [buffers.take(MIB) for _ in range(20)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 
 _KEPT = 4
-_LEAST_BYTES = 1 << 20
+_LEAST_BYTES, _MOST_BYTES = 1 << 20, 24 << 20
+"""Between them lie all packs. What is larger is rare, and a client must not make a server keep it."""
 
 
 class Buffers:
-    """Some buffers that are free. Any thread may take and give back."""
+    """A few buffers that are free, together 96 MiB at most. Any thread may take and give back."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -27,6 +28,6 @@ class Buffers:
     def give(self, view: memoryview) -> None:
         """Have the memory of a view from `take` back; nobody may look at the view any more."""
         buffer = view.obj
-        if isinstance(buffer, bytearray) and len(buffer) >= _LEAST_BYTES:
+        if isinstance(buffer, bytearray) and _LEAST_BYTES <= len(buffer) <= _MOST_BYTES:
             with self._mutex:
                 self._free = [buffer, *self._free][:_KEPT]

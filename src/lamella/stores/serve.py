@@ -1,7 +1,8 @@
 """The far side of a pipe: one client, one store, no keys (docs/PIPE.md).
 
 One thread reads requests; a small crew answers them, so that a slow disk and a slow link work at the same time. What
-the server holds in memory is bounded: one object being received, some received and not yet stored, a few being read.
+the server holds in memory is bounded: one object being received, some received and not yet stored, a few being read,
+and a few buffers that wait for the next.
 """
 
 from __future__ import annotations
