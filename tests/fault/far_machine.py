@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from lamella.errors import StoreUnavailable
-from lamella.stores.base import Abilities, Entry, Held
+from lamella.stores.base import Entry, Held
 from lamella.stores.frames import Hello
 from lamella.stores.guarded import GuardedStore
 from lamella.stores.link import Route
 from lamella.stores.memory import MemoryStore
 from lamella.stores.pipe import PipeStore
 from lamella.stores.serve import Server
+from lamella.stores.wrap.wrapper import Wrapper
 from lamella.testing.crash_store import CrashPoint, CrashStore, PowerCut
 from lamella.trust import Clear, Sealed
 
@@ -107,10 +108,11 @@ class FarMachine:
             Server(fd, fd, lambda hello: GuardedStore(_Powered(self, store))).run()
 
 
-class _Powered:
+class _Powered(Wrapper):
     """The store as long as there is power."""
 
     def __init__(self, machine: FarMachine, store: CrashStore) -> None:
+        super().__init__(store)
         self._machine = machine
         self._store = store
 
@@ -120,14 +122,6 @@ class _Powered:
         except PowerCut:
             self._machine.cut(self._store)
             raise StoreUnavailable("there is no power") from None
-
-    @property
-    def url(self) -> str:
-        return self._store.url
-
-    @property
-    def abilities(self) -> Abilities:
-        return self._store.abilities
 
     def put(self, name: str, content: Sealed | Clear) -> None:
         self._through(lambda: self._store.put(name, content))

@@ -14,6 +14,7 @@ from lamella.operations.selection import select
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
+from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.testing.crash_store import ALL_CALLS, WRITING_CALLS, CrashPoint, CrashStore, PowerCut, crash_points
 from lamella.testing.crash_store import surviving_subsets as subsets
@@ -49,7 +50,7 @@ class Story:
     def host(self) -> Host:
         return host_at(self.place)
 
-    def live(self, store: CrashStore) -> None:
+    def live(self, store: Store) -> None:
         """init, backup, backup with a change, restore."""
         init(store, self.host)
         self.initialised = True

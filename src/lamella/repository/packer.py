@@ -79,8 +79,8 @@ class Packer:
         self._pending: set[ChunkId] = set()
         self._nodes: list[tuple[Kind, ChunkId, bytes]] = []
         self._nodes_size = 0
-        # The map of a domain that was empty holds only what this run put: a small filter spares most of the look-ups.
         self._first = blobs.empty(domain_id)
+        # The map of a domain that was empty holds only what this run put: a small filter spares most of the look-ups.
         self._seen = bytearray(1 << 20) if self._first else None
         self.packs: list[bytes] = []
         """SHA-256 of every pack handed over to be put, in order; complete after `finish`."""
