@@ -1,4 +1,4 @@
-"""Records about deletion (FORMAT 8): each counts only with the prune key's signature."""
+"""Records about deletion and lost history (FORMAT 8): each counts only with the prune key's signature."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from lamella.format.commit import Head
 from lamella.format.cursor import Cursor, u32, u64
-from lamella.format.records import UNSIGNED, Ref
+from lamella.format.records import UNSIGNED, AddSnap, Ref
 from lamella.ids import WriterId
 
 
@@ -26,6 +26,39 @@ class Remove:
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
         return cls(tuple(Ref.decode(cursor) for _ in range(cursor.count(4, 40))), cursor.take(64))
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLast(Remove):
+    """REMOVE_LAST: as REMOVE, by somebody who said that no whole snapshot need be left: REVIVE brings none back."""
+
+    TYPE: ClassVar[int] = 0x0018
+
+
+@dataclass(frozen=True, slots=True)
+class Revive:
+    """REVIVE: a removed snapshot is published anew, because its volume was left without a whole one.
+
+    `removed` names the snapshot that was removed; `added` is the new one, whose author is the publisher of this record.
+    """
+
+    TYPE: ClassVar[int] = 0x0017
+    removed: Ref
+    added: AddSnap
+    signature: bytes = UNSIGNED
+
+    def encode_value(self) -> bytes:
+        return self.removed.encode() + self.added.encode_value() + self.signature
+
+    @classmethod
+    def decode(cls, cursor: Cursor) -> Self:
+        removed, rest = Ref.decode(cursor), cursor.rest()
+        if len(rest) < 64:
+            cursor.fail("too short for its signature")
+        inner = Cursor(rest[:-64], cls.__name__)
+        added = AddSnap.decode(inner)
+        inner.end()
+        return cls(removed, added, rest[-64:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +124,13 @@ class Audited(Retire):
     """AUDITED: the CHECKPOINT in this commit says what the commits before it say; a chain may begin there."""
 
     TYPE: ClassVar[int] = 0x0015
+
+
+@dataclass(frozen=True, slots=True)
+class Forgo(Retire):
+    """FORGO: this commit, and those missing right before it, are given up: nobody waits for them any more."""
+
+    TYPE: ClassVar[int] = 0x0016
 
 
 def _packs(packs: Sequence[bytes]) -> bytes:

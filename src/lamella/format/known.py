@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lamella.format.cursor import Cursor
-from lamella.format.deletion import Audited, Condemn, Reaped, Remove, Rescue, Retire
+from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, RemoveLast, Rescue, Retire, Revive
 from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.lost import Lost
+from lamella.format.lost import Bad, Lost
 from lamella.format.records import (
     AddSnap,
     Checkpoint,
@@ -21,10 +21,27 @@ from lamella.format.records import (
 from lamella.format.seen import Seen
 from lamella.format.sessions import Abandon, Session
 
-Signed = Volume | File | FileGone | Tag | Rename | Pin | Remove | Condemn | Rescue | Reaped | Retire | Audited
+Signed = (
+    Volume
+    | File
+    | FileGone
+    | Tag
+    | Rename
+    | Pin
+    | Remove
+    | Condemn
+    | Rescue
+    | Reaped
+    | Retire
+    | Audited
+    | Forgo
+    | Revive
+    | RemoveLast
+    | Lost
+)
 """Records that end in the prune key's signature, or in 64 zero bytes."""
 
-Known = Signed | Writer | AddSnap | Confirm | Session | Abandon | ForkSeen | Run | Lost | Checkpoint | Seen
+Known = Signed | Writer | AddSnap | Confirm | Session | Abandon | ForkSeen | Run | Checkpoint | Seen | Bad
 
 KINDS: tuple[type[Known], ...] = (
     Writer,
@@ -46,9 +63,13 @@ KINDS: tuple[type[Known], ...] = (
     Reaped,
     Retire,
     Audited,
+    Forgo,
+    Revive,
+    RemoveLast,
     Run,
     Lost,
     Seen,
+    Bad,
 )
 _BY_TYPE = {kind.TYPE: kind for kind in KINDS}
 

@@ -1,16 +1,21 @@
-"""What repairs say in the repository (FORMAT 8): what of a snapshot is lost, and which snapshots were rebuilt."""
+"""What repairs and verifications say in the repository (FORMAT 8): what of a snapshot is lost, which snapshots were
+rebuilt, and at which addresses a blob did not open."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
-from lamella.format.cursor import Cursor, text, u16, u32, u64
-from lamella.format.records import AddSnap, RawRecord, Ref
+from lamella.format.container import Kind
+from lamella.format.cursor import Cursor, text, u8, u16, u32, u64
+from lamella.format.records import UNSIGNED, AddSnap, RawRecord, Ref
+from lamella.ids import ChunkId
 
 REBUILT = 0x8020
 MAX_RANGES = 4096
+MAX_BAD = 4096
+"""Addresses in one BAD record."""
 
 Range = tuple[int, int]
 """First byte and the byte after the last one."""
@@ -28,6 +33,7 @@ class Lost:
     lost_bytes: int
     ranges: tuple[Range, ...] = ()
     documents: tuple[str, ...] = ()
+    signature: bytes = UNSIGNED
 
     @classmethod
     def of(cls, ref: Ref, ranges: Iterable[Range], documents: Iterable[str] = ()) -> Self:
@@ -45,7 +51,7 @@ class Lost:
         ranges = b"".join(u64(start) + u64(end - start) for start, end in self.ranges)
         names = b"".join(text(name) for name in self.documents)
         head = self.ref.encode() + u64(self.lost_bytes) + u32(len(self.ranges))
-        return head + ranges + u16(len(self.documents)) + names
+        return head + ranges + u16(len(self.documents)) + names + self.signature
 
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
@@ -59,7 +65,42 @@ class Lost:
         names = tuple(cursor.text() for _ in range(cursor.count(2, 1)))
         if len(ranges) > MAX_RANGES or (total == 0) != (not ranges) or total > sum(b - a for a, b in ranges):
             cursor.fail("impossible sums")
-        return cls(ref, total, tuple(ranges), names)
+        return cls(ref, total, tuple(ranges), names, cursor.take(64))
+
+
+class Address(NamedTuple):
+    """Where a blob did not open. Kind DIRECTORY with an id of zeros: the head of the pack itself did not."""
+
+    pack: bytes
+    kind: Kind
+    id: ChunkId
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """BAD: a verification could not open these blobs. A place to look at again, never a verdict (FORMAT 8, BAD)."""
+
+    TYPE: ClassVar[int] = 0x8004
+    addresses: tuple[Address, ...]
+
+    def encode_value(self) -> bytes:
+        return u32(len(self.addresses)) + b"".join(one.pack + u8(one.kind) + one.id for one in self.addresses)
+
+    @classmethod
+    def decode(cls, cursor: Cursor) -> Self:
+        count = cursor.count(4, 57)
+        if not 0 < count <= MAX_BAD:
+            cursor.fail("an impossible number of addresses")
+        return cls(tuple(_address(cursor) for _ in range(count)))
+
+
+def _address(cursor: Cursor) -> Address:
+    pack, kind, id_ = cursor.take(32), cursor.uint(1), ChunkId(cursor.take(24))
+    if kind not in (Kind.DIRECTORY, Kind.CHUNK, Kind.LEAF, Kind.INNER, Kind.DOCUMENT, Kind.SEGMENT):
+        cursor.fail("a kind of blob that no pack has")
+    if (kind == Kind.DIRECTORY) != (id_ == bytes(24)):
+        cursor.fail("a directory with an id, or a blob without")
+    return Address(pack, Kind(kind), id_)
 
 
 def join(ranges: Iterable[Range]) -> list[Range]:

@@ -16,10 +16,14 @@ _FILE = "pins.json"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A way in which the history is not what it should be. `key` names it for ever, so that it can be accepted once."""
+    """A way in which the history is not what it should be. `key` names it for ever, so that it can be accepted once.
+
+    `lacks` is the commit that is known and cannot be read, where the problem is that one: FORGO can give it up.
+    """
 
     key: str
     message: str
+    lacks: Head | None = None
 
 
 class Pins:
