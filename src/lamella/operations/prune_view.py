@@ -59,20 +59,13 @@ def _numbers(rows: Any) -> dict[str, int]:  # noqa: ANN401 - as it was read
 
 def history_troubles(repo: Repository) -> Iterator[IntegrityError]:
     """Why the history as a whole may not be relied on."""
-    hint = "look with: lamella verify; accept a changed history with: lamella check --accept-rollback"
     for problem in repo.problems:
-        yield RolledBack(problem.message, obj=repo.store.url, hint=hint)
-    for name, reason in repo.history.damaged:
-        yield IntegrityError(f"a commit cannot be read: {reason}", obj=name, hint="look with: lamella verify")
-    for text in repo.unbacked:
-        accepting = f"if that history is lost for good: lamella check --accept-seen {text.split()[1]}"
-        yield RolledBack(text, obj=repo.store.url, hint=accepting)
+        yield RolledBack(problem.message, obj=repo.store.url, hint=problem.remedy)
+    for text in repo.catalogue.unread.values():
+        hint = "upgrade lamella: what that writer says from there on is not known to this version"
+        yield IntegrityError(text, obj=repo.store.url, hint=hint)
     for text in repo.catalogue.malformed:
         yield IntegrityError(f"a record cannot be read, and nobody knows what it needs: {text}", obj="w/")
-    for chain in repo.history.chains.values():
-        if chain.head is None:
-            text = f"no commit of writer {chain.writer.hex()[:8]} can be read"
-            yield IntegrityError(text, obj=f"w/{chain.writer.hex()}", hint="look with: lamella verify")
 
 
 @dataclass(slots=True)
