@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, NoReturn
 FAILED, USAGE, NO_MATCH, NO_REPOSITORY, WRONG_KEY, DAMAGE, HISTORY, INTERRUPTED = 1, 2, 4, 10, 12, 20, 21, 130
 KIB, MIB, OBJECT_MAX, HEAD_READ, PART_MAX = 1 << 10, 1 << 20, 64 << 20, 32 << 10, 8 << 20
-HEADER, TRAILER, TAG, ID, ALIGN, FANOUT, NODE_HEADER, DEPTH_MAX = 72, 96, 16, 24, 16, 64, 56, 10
+HEADER, TRAILER, TAG, ID, ALIGN, FANOUT, NODE_HEADER, DEPTH_MAX = 72, 128, 16, 24, 16, 64, 56, 10
 INVALID_NAMES, SLOTS_MAX, SCRYPT_SLOTS, SCRYPT_WORK = 1000, 32, 8, 8 << 22
 HOLE, ZERO, DATA, CATALOGUE = 0, 1, 2, bytes(16)
 CHUNK, LEAF, INNER, DOCUMENT, COMMIT, SEGMENT = 1, 2, 3, 5, 6, 7
@@ -296,15 +296,15 @@ class Keys:
         return domain_id if hmac.compare_digest(prf(self._hdr, b"mac" + salt + domain_id)[:8], hint[16:]) else None
 # A blob in a pack: offset from the start of the object, gap = zero bytes before it.
 Entry = NamedTuple("Entry", [("ident", bytes), ("kind", int), ("clen", int), ("rlen", int), ("at", int), ("gap", int)])
-class Container:  # Header and keys of one pack or commit [FORMAT 5]
-    def __init__(self, crypto: Crypto, domain: Domain, header: bytes) -> None:
+class Container:  # Header and keys of one pack or commit (bound: a commit's writer_id || seq) [FORMAT 5]
+    def __init__(self, crypto: Crypto, domain: Domain, header: bytes, bound: bytes = b"") -> None:
         if len(header) < HEADER or header[:8] != b"LMLPACK\x01": raise Bad("not a pack")
         if header[8] not in (1, 2) or header[9] != 1 or any(header[10:12]): raise Bad("unknown cipher or flags")
         self.dir_len = int.from_bytes(header[12:16], "little")
         if self.dir_len < 81 or (self.dir_len - 49) % 32 or self.dir_len > 49 + 32 * 0xFFFF:
             raise Bad("impossible length of the directory")
         self._crypto, self._domain, self._aead = crypto, domain, header[8]
-        self._aad = header[:12] + domain.additional
+        self._aad = header[:12] + domain.additional + bound
         self._key = prf(domain.enc, b"pack" + header[8:9] + header[16:48])
     def _body(self, kind: int, ident: bytes, sealed: bytes, rlen: int) -> "tuple[int, bytes]":
         body = self._crypto.open(self._aead, prf(self._key, bytes([kind]) + ident), self._aad, sealed)
@@ -566,13 +566,14 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         """A commit, checked from its name to its body, and its records."""
         _, folder, name = path.split("/")
         writer, seq, sha = bytes.fromhex(folder), int(name[:16], 16), bytes.fromhex(name[17:])
-        data, marker = self.repo.store.read(path, OBJECT_MAX), self.repo.keys.marker
-        box, public, signature = data[:-TRAILER], data[-TRAILER:-64], data[-64:]
+        data, marker = self.repo.store.read(path, OBJECT_MAX + TRAILER), self.repo.keys.marker
+        box, public, inner, signature = data[:-TRAILER], data[-TRAILER:-96], data[-96:-64], data[-64:]
         if hashlib.sha256(data).digest() != sha: raise Bad("does not match its name")
+        if hashlib.sha256(box).digest() != inner: raise Bad("its trailer is another one's")
         if hashlib.sha256(public).digest()[:16] != writer or public == marker.prune: raise Bad("is not the writer's")
-        message = b"lamella/1 commit\0" + marker.r + writer + u64(seq) + hashlib.sha256(box).digest()
+        message = b"lamella/1 commit\0" + marker.r + writer + u64(seq) + inner
         if not self.repo.crypto.verify(public, signature, message): raise Bad("its signature is wrong")
-        c = Cursor(self._body(box))
+        c = Cursor(self._body(box, writer + u64(seq)))
         c.expect(b"\x01" + bytes(7), "unknown version of a commit")
         c.expect(writer + u64(seq), "names another writer or number inside")
         commit = Commit(writer, seq, sha, c)
@@ -584,8 +585,8 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         records = records_of(c)
         commit.has_checkpoint = any(kind == 0x0C for kind, _ in records)
         return commit, records
-    def _body(self, box: bytes) -> bytes:
-        container = Container(self.repo.crypto, self.repo.keys.domain(CATALOGUE), box)
+    def _body(self, box: bytes, bound: bytes) -> bytes:
+        container = Container(self.repo.crypto, self.repo.keys.domain(CATALOGUE), box, bound)
         if self.repo.keys.hint(box) != CATALOGUE: raise Bad("is not in the catalogue domain")
         entries, end, body = container.directory(box, (COMMIT,)), HEADER + container.dir_len, b""
         if sum(entry.rlen for entry in entries) > OBJECT_MAX: raise Bad("longer than 64 MiB")

@@ -156,12 +156,13 @@ def test_bytes_that_are_not_what_their_name_says_are_never_copied(life: Life) ->
         assert target.objects() == objects
 
 
-def test_a_commit_that_its_writer_did_not_sign_is_not_copied(life: Life) -> None:
+@pytest.mark.parametrize("at", [-1, -70, -130])
+def test_a_commit_that_its_writer_did_not_sign_is_not_copied(life: Life, at: int) -> None:
     """Its name may well be the hash of its bytes: without the signature it is somebody's junk."""
     name, content = next((name, content) for name, content in life.store.objects().items() if name.startswith("w/"))
     head = parse_name(name)
     assert head is not None
-    forged = content[:-1] + bytes([content[-1] ^ 1])
+    forged = bytes([*content[:at], content[at] ^ 1, *content[len(content) + at + 1 :]])
     junk = head._replace(seq=99, sha256=hashlib.sha256(forged).digest()).name
     life.store.put(junk, Clear(forged))
     target = At("/mirror")

@@ -1,4 +1,4 @@
-"""Vectors of records beyond those of the two commits: labels, sessions and deletion (FORMAT 8)."""
+"""Vectors of records beyond those of the two commits: labels, sessions, deletion and damage (FORMAT 8)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ HEAD = fixed("other writer", 16) + u64(0x1_0000_0001) + fixed("other head", 32)
 SHOWN_PACKS = [pack.hex() for pack in PACKS]
 
 
-def later_records() -> list[Json]:
-    """Each with the fields it is made of; values as hexadecimal text."""
-    return [*_labels(), *_sessions(), *_deletion(), *_losses()]
+def later_records(added: tuple[Json, bytes]) -> list[Json]:
+    """Each with the fields it is made of; values as hexadecimal text. `added` is an ADD_SNAP: fields and value."""
+    return [*_labels(), *_sessions(), *_deletion(), *_last_resorts(added), *_losses(), _bad()]
 
 
 def _row(type_: int, fields: Json, value: bytes, *, signed: bool | None = None) -> Json:
@@ -44,8 +44,32 @@ def _losses() -> list[Json]:
             0x8002,
             {"ref": ref, "lost_bytes": 3 * 65536, "ranges": ranges, "documents": ["settings"]},
             some + u16(1) + text("settings"),
+            signed=False,
         ),
-        _row(0x8002, {"ref": ref, "lost_bytes": 0, "ranges": [], "documents": []}, REF + u64(0) + u32(0) + u16(0)),
+        _row(
+            0x8002,
+            {"ref": ref, "lost_bytes": 0, "ranges": [], "documents": []},
+            REF + u64(0) + u32(0) + u16(0),
+            signed=True,
+        ),
+    ]
+
+
+def _bad() -> Json:
+    """A chunk of one pack, and the head of another."""
+    addresses = [(PACKS[0], 1, fixed("bad chunk", 24)), (PACKS[1], 0, bytes(24))]
+    shown = [[pack.hex(), kind, id_.hex()] for pack, kind, id_ in addresses]
+    value = u32(2) + b"".join(pack + u8(kind) + id_ for pack, kind, id_ in addresses)
+    return _row(0x8004, {"addresses": shown}, value)
+
+
+def _last_resorts(added: tuple[Json, bytes]) -> list[Json]:
+    """A commit given up, a snapshot published anew, a removal that nothing takes back."""
+    fields, value = added
+    return [
+        _row(0x0016, {"head": HEAD.hex()}, HEAD, signed=True),
+        _row(0x0017, {"removed": REF.hex(), "added": fields}, REF + value, signed=True),
+        _row(0x0018, {"refs": [REF.hex()]}, u32(1) + REF, signed=True),
     ]
 
 

@@ -172,15 +172,15 @@ def blob_key(k_pack: bytes, kind: int, id_: bytes) -> bytes:
 class Pack:
     """What the blobs of one container share."""
 
-    def __init__(self, id_alg: int, domain: bytes, aead: int, label: str) -> None:
-        self.id_alg, self.domain, self.aead = id_alg, domain, aead
+    def __init__(self, id_alg: int, domain: bytes, aead: int, label: str, bound: bytes = b"") -> None:
+        self.id_alg, self.domain, self.aead, self.bound = id_alg, domain, aead, bound
         self.salt = fixed(f"salt of {label}", 32)
         self.k_pack = pack_key(id_alg, domain, aead, self.salt)
 
     def seal(self, kind: int, id_: bytes, plaintext: bytes) -> bytes:
         key = blob_key(self.k_pack, kind, id_)
         cipher = AESGCM(key) if self.aead == 1 else ChaCha20Poly1305(key)
-        additional = self.header(0)[:12] + root_of(self.id_alg) + self.domain
+        additional = self.header(0)[:12] + root_of(self.id_alg) + self.domain + self.bound
         return cipher.encrypt(bytes(12), plaintext, additional)
 
     def header(self, dir_len: int) -> bytes:
@@ -248,9 +248,11 @@ def prune_signed(id_alg: int, seq: int, prev: bytes, kind: int, value: bytes) ->
 
 def commit(id_alg: int, seq: int, content: bytes) -> tuple[bytes, str]:
     """(object, name)"""
-    container, _ = Pack(id_alg, CATALOGUE, 1, f"commit {seq}").container([(6, content, body(0, content, content))])
-    covered = b"lamella/1 commit" + b"\0" + root_of(id_alg) + WRITER + u64(seq) + hashlib.sha256(container).digest()
-    made = container + public(WRITER_SEED) + signature(WRITER_SEED, covered)
+    pack = Pack(id_alg, CATALOGUE, 1, f"commit {seq}", WRITER + u64(seq))
+    container, _ = pack.container([(6, content, body(0, content, content))])
+    sha256 = hashlib.sha256(container).digest()
+    covered = b"lamella/1 commit" + b"\0" + root_of(id_alg) + WRITER + u64(seq) + sha256
+    made = container + public(WRITER_SEED) + sha256 + signature(WRITER_SEED, covered)
     return made, f"w/{WRITER.hex()}/{seq:016x}-{hashlib.sha256(made).hexdigest()}"
 
 

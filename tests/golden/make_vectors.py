@@ -283,7 +283,7 @@ def commit_vectors() -> Json:
         "segment": segment,
         "checkpoint_entries": entries,
         "late_checkpoint": late_checkpoint(),
-        "later_records": later_records(),
+        "later_records": later_records(add_snap()),
         "origins": origins(),
         "heads": {"rows": [head.hex() for head in heads], "fingerprint": fingerprint(root_of(1), heads)},
     }  # fmt: skip

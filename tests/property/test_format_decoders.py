@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -193,8 +194,14 @@ PARTIAL = st.builds(sessions.PartialRoot, VOLUMES, DOMAINS, CHUNK_IDS, U64, st.i
 U40 = st.integers(0, 1 << 40)
 
 
-def lost_record(ref: records.Ref, pairs: list[tuple[int, int]], names: list[str]) -> lost.Lost:
-    return lost.Lost.of(ref, sorted((start, start + length) for start, length in pairs), names)
+def lost_record(ref: records.Ref, pairs: list[tuple[int, int]], names: list[str], signature: bytes) -> lost.Lost:
+    made = lost.Lost.of(ref, sorted((start, start + length) for start, length in pairs), names)
+    return replace(made, signature=signature)
+
+
+PACK_KINDS = st.sampled_from([Kind.CHUNK, Kind.LEAF, Kind.INNER, Kind.DOCUMENT, Kind.SEGMENT])
+BAD_HEADS = st.builds(lost.Address, exactly(32), st.just(Kind.DIRECTORY), st.just(ChunkId(bytes(24))))
+ADDRESSES = st.builds(lost.Address, exactly(32), PACK_KINDS, exactly(24).filter(any).map(ChunkId)) | BAD_HEADS
 
 
 RECORDS: dict[str, st.SearchStrategy[Any]] = {
@@ -210,6 +217,9 @@ RECORDS: dict[str, st.SearchStrategy[Any]] = {
     "RETIRE": st.builds(deletion.Retire, HEADS, SIGNATURES),
     "SEEN": st.builds(seen.Seen, few(st.tuples(WRITERS, U64))),
     "AUDITED": st.builds(deletion.Audited, HEADS, SIGNATURES),
+    "FORGO": st.builds(deletion.Forgo, HEADS, SIGNATURES),
+    "REVIVE": st.builds(deletion.Revive, REFS, ADD_SNAPS, SIGNATURES),
+    "REMOVE_LAST": st.builds(deletion.RemoveLast, few(REFS), SIGNATURES),
     "WRITER": st.builds(records.Writer, TEXT, TEXT),
     "VOLUME": st.builds(
         records.Volume, VOLUMES, DOMAINS, st.integers(16, 22), TEXT, TEXT, st.binary(max_size=40), SIGNATURES
@@ -222,7 +232,8 @@ RECORDS: dict[str, st.SearchStrategy[Any]] = {
     "RUN": st.builds(
         records.Run, TEXT, st.booleans(), few(st.builds(records.RunVolume, VOLUMES, TEXT, st.booleans(), TEXT))
     ),
-    "LOST": st.builds(lost_record, REFS, few(st.tuples(U40, st.integers(1, 1 << 30))), few(TEXT)),
+    "LOST": st.builds(lost_record, REFS, few(st.tuples(U40, st.integers(1, 1 << 30))), few(TEXT), SIGNATURES),
+    "BAD": st.builds(lost.Bad, st.lists(ADDRESSES, min_size=1, max_size=3).map(tuple)),
     "CHECKPOINT": st.builds(
         records.Checkpoint,
         few(st.tuples(U64, exactly(32))),

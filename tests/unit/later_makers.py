@@ -1,10 +1,10 @@
-"""From the fields of a record vector to the record: labels, sessions, losses and deletion."""
+"""From the fields of a record vector to the record: snapshots, labels, sessions, losses and deletion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lamella.format import deletion, known, labels, lost, records, seen, sessions
+from lamella.format import container, deletion, known, labels, lost, records, seen, sessions
 from lamella.format.commit import Head
 from lamella.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
 from tests.golden.literal import Json
@@ -13,6 +13,19 @@ from tests.golden.literal import Json
 def ref(text: str) -> records.Ref:
     raw = bytes.fromhex(text)
     return records.Ref(WriterId(raw[:16]), int.from_bytes(raw[16:24], "little"), SnapId(raw[24:]))
+
+
+def add_snap(fields: Json) -> records.AddSnap:
+    documents = tuple(
+        records.Document(row["name"], row["size"], tuple(ChunkId(bytes.fromhex(part)) for part in row["parts"]))
+        for row in fields["documents"]
+    )
+    return records.AddSnap(
+        SnapId(bytes.fromhex(fields["snap_id"])), VolumeId(bytes.fromhex(fields["volume_id"])),
+        DomainId(bytes.fromhex(fields["domain_id"])), fields["chunk_log2"], fields["consistency"], fields["size"],
+        ChunkId(bytes.fromhex(fields["root"])), fields["time_ms"], ref(fields["parent"]), fields["name"], documents,
+        packs(fields["packs"]), tuple(records.RawRecord(kind, bytes.fromhex(value)) for kind, value in fields["inner"]),
+    )  # fmt: skip
 
 
 def head(text: str) -> Head:
@@ -60,11 +73,21 @@ LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
     0x0012: lambda fields, sig: deletion.Rescue(bytes.fromhex(fields["batch"]), packs(fields["packs"]), sig),
     0x0013: batch(deletion.Reaped),
     0x0014: lambda fields, sig: deletion.Retire(head(fields["head"]), sig),
-    0x8002: lambda fields, _: lost.Lost(
+    0x0016: lambda fields, sig: deletion.Forgo(head(fields["head"]), sig),
+    0x0017: lambda fields, sig: deletion.Revive(ref(fields["removed"]), add_snap(fields["added"]), sig),
+    0x0018: lambda fields, sig: deletion.RemoveLast(tuple(ref(text) for text in fields["refs"]), sig),
+    0x8002: lambda fields, sig: lost.Lost(
         ref(fields["ref"]),
         fields["lost_bytes"],
         tuple((start, end) for start, end in fields["ranges"]),
         tuple(fields["documents"]),
+        sig,
+    ),
+    0x8004: lambda fields, _: lost.Bad(
+        tuple(
+            lost.Address(bytes.fromhex(pack), container.Kind(kind), ChunkId(bytes.fromhex(id_)))
+            for pack, kind, id_ in fields["addresses"]
+        )
     ),
     0x8003: lambda fields, _: seen.Seen(tuple((WriterId(bytes.fromhex(id_)), seq) for id_, seq in fields["heads"])),
     0x0015: lambda fields, sig: deletion.Audited(head(fields["head"]), sig),

@@ -134,17 +134,18 @@ class Writer:
     def blob(self, domain: bytes, kind: int, content: bytes, codec: int = RAW) -> Blob:
         return Blob(kind, self.blob_id(domain, kind, content), encode(codec, content))
 
-    def container(self, domain: bytes, blobs: list[Blob]) -> bytes:
+    def container(self, domain: bytes, blobs: list[Blob], bound: bytes = b"") -> bytes:
         self.salt_number += 1
         salt = hashlib.sha256(b"salt%d" % self.salt_number).digest()
         hdr = self.derive(b"hdr", b"")
         hint = xor(domain, prf(hdr, b"hint" + salt)[:16]) + prf(hdr, b"mac" + salt + domain)[:8]
         fixed = b"LMLPACK\x01" + bytes([self.aead, 1, 0, 0])
+        additional = fixed + self.r + domain + bound
         pack_key = prf(self.domain_keys(domain)[0], b"pack" + bytes([self.aead]) + salt)
         cipher = AESGCM if self.aead == 1 else ChaCha20Poly1305
 
         def seal(kind: int, ident: bytes, body: bytes) -> bytes:
-            return cipher(prf(pack_key, bytes([kind]) + ident)).encrypt(bytes(12), body, fixed + self.r + domain)
+            return cipher(prf(pack_key, bytes([kind]) + ident)).encrypt(bytes(12), body, additional)
 
         content = struct.pack("<BBH", 1, 0, len(blobs))
         for b in blobs:
@@ -208,17 +209,21 @@ class Writer:
         body = b"\x01" + bytes(7) + chain.writer + struct.pack("<Q", chain.seq) + chain.prev
         body += struct.pack("<Q", 1_700_000_000_000 + chain.seq) + chain.checkpoint
         body += struct.pack("<I", len(seen)) + b"".join(seen) + records
-        box = self.container(bytes(16), [self.blob(bytes(16), 6, body, ZLIB)])
+        box = self.commit_box(chain, self.blob(bytes(16), 6, body, ZLIB))
         sha = self.put_commit(chain, box)
         chain.prev = sha
         if checkpoint:
             chain.checkpoint = struct.pack("<Q", chain.seq) + sha
         return sha
 
+    def commit_box(self, chain: Chain, body: Blob) -> bytes:
+        """The container of the commit that the chain has arrived at."""
+        return self.container(bytes(16), [body], chain.writer + struct.pack("<Q", chain.seq))
+
     def put_commit(self, chain: Chain, box: bytes, key: Ed25519PrivateKey | None = None) -> bytes:
-        message = b"lamella/1 commit\0" + self.r + chain.writer + struct.pack("<Q", chain.seq)
-        signature = (key or chain.key).sign(message + hashlib.sha256(box).digest())
-        data = box + public_of(chain.key) + signature
+        inner = hashlib.sha256(box).digest()
+        message = b"lamella/1 commit\0" + self.r + chain.writer + struct.pack("<Q", chain.seq) + inner
+        data = box + public_of(chain.key) + inner + (key or chain.key).sign(message)
         sha = hashlib.sha256(data).digest()
         self.objects[f"w/{chain.writer.hex()}/{chain.seq:016x}-{sha.hex()}"] = data
         return sha

@@ -55,6 +55,21 @@ CHANGES: dict[str, Callable[[int], tuple[PackOpener, Blob]]] = {
 
 
 @both
+def test_what_is_bound_to_a_place_opens_nowhere_else(aead: int) -> None:
+    sealer = PackSealer(domain(), SALT, aead, b"here")
+    sealed, made = sealer.seal(Kind.CHUNK, ID, BODY), sealer.seal_directory(b"abcd")
+    header = Header(aead, len(made), SALT, bytes(24))
+    there = PackOpener(domain(), header, "w/name", b"here")
+    assert there.body(blob(), sealed) == BODY
+    assert there.directory(header.encode() + made, header) == b"abcd"
+    for bound in (b"", b"her", b"here\0"):
+        with pytest.raises(IntegrityError):
+            PackOpener(domain(), header, "w/name", bound).body(blob(), sealed)
+        with pytest.raises(IntegrityError):
+            PackOpener(domain(), header, "w/name", bound).directory(header.encode() + made, header)
+
+
+@both
 @pytest.mark.parametrize("change", CHANGES)
 def test_nothing_opens_elsewhere(change: str, aead: int) -> None:
     sealed = PackSealer(domain(), SALT, aead).seal(Kind.CHUNK, ID, BODY)

@@ -21,7 +21,7 @@ from lamella.format.cursor import Cursor
 from lamella.ids import ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
 from lamella.trust import Opened
 from tests.golden import make_vectors
-from tests.unit.later_makers import LATER_MAKERS
+from tests.unit.later_makers import LATER_MAKERS, add_snap
 
 Json = dict[str, Any]
 VECTORS: Json = json.loads(Path(make_vectors.TARGET).read_text(encoding="utf-8"))
@@ -216,19 +216,6 @@ def volume(fields: Json, signature: bytes) -> records.Volume:
     )  # fmt: skip
 
 
-def add_snap(fields: Json, signature: bytes) -> records.AddSnap:
-    documents = tuple(
-        records.Document(row["name"], row["size"], tuple(ChunkId(unhex(part)) for part in row["parts"]))
-        for row in fields["documents"]
-    )
-    return records.AddSnap(
-        SnapId(unhex(fields["snap_id"])), VolumeId(unhex(fields["volume_id"])), DomainId(unhex(fields["domain_id"])),
-        fields["chunk_log2"], fields["consistency"], fields["size"], ChunkId(unhex(fields["root"])), fields["time_ms"],
-        ref(fields["parent"]), fields["name"], documents, tuple(unhex(pack) for pack in fields["packs"]),
-        tuple(records.RawRecord(kind, unhex(value)) for kind, value in fields["inner"]),
-    )  # fmt: skip
-
-
 def run(fields: Json, signature: bytes) -> records.Run:
     rows = [
         records.RunVolume(VolumeId(unhex(id_)), name, bool(failed), why) for id_, name, failed, why in fields["volumes"]
@@ -250,7 +237,7 @@ def fork_seen(fields: Json, signature: bytes) -> records.ForkSeen:
 MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
     0x0001: lambda fields, _: records.Writer(fields["label"], fields["machine"]),
     0x0002: volume,
-    0x0003: add_snap,
+    0x0003: lambda fields, _: add_snap(fields),
     0x0004: lambda fields, _: records.Confirm(tuple(ref(row) for row in fields["refs"])),
     0x0008: lambda fields, sig: records.File(fields["name"], fields["size"], unhex(fields["sha256"]), sig),
     0x0009: lambda fields, sig: records.FileGone(fields["name"], fields["size"], unhex(fields["sha256"]), sig),
@@ -287,7 +274,7 @@ def test_record(row: Json) -> None:
 
 def test_figures_and_unknown_inner_records() -> None:
     row = next(row for row in RECORDS if row["type"] == records.AddSnap.TYPE)
-    snap = add_snap(row["fields"], b"")
+    snap = add_snap(row["fields"])
     assert snap.figures == records.Figures(*row["fields"]["figures"])
     assert snap.usable
     assert snap.inner[0] == records.Figures(*row["fields"]["figures"]).encode()
@@ -295,7 +282,7 @@ def test_figures_and_unknown_inner_records() -> None:
 
 @pytest.mark.parametrize("row", VECTORS["origins"], ids=["direct", "over another"])
 def test_origin(row: Json) -> None:
-    snap = add_snap(next(one for one in RECORDS if one["type"] == records.AddSnap.TYPE)["fields"], b"")
+    snap = add_snap(next(one for one in RECORDS if one["type"] == records.AddSnap.TYPE)["fields"])
     first, copied = (
         origin.Place(RepoId(unhex(place["repo_id"])), records.Ref.decode(Cursor(unhex(place["ref"]), "a ref")))
         for place in (row["first"], row["copied"])
@@ -318,10 +305,11 @@ def test_commit(row: Json) -> None:
     inside, trailer = commit.split_trailer(unhex(row["bytes"]), head)
     assert trailer.public.hex() == row["public"]
     assert commit.writer_id(trailer.public) == head.writer
-    message = commit.signed_message(mark(1).root, head.writer, head.seq, inside)
+    assert trailer.container == hashlib.sha256(inside).digest()
+    message = commit.signed_message(mark(1).root, head.writer, head.seq, trailer.container)
     assert sign.verified(trailer.public, trailer.signature, message)
     assert sign.sign(SEEDS["writer_seed"], message) == trailer.signature
-    encoded = body_of(inside)
+    encoded = body_of(inside, head.writer + head.seq.to_bytes(8, "little"))
     raws = tuple(records.RawRecord(made["type"], unhex(made["value"])) for made in row["records"])
     seen = tuple(commit.Head(ref(made[:80]).writer, ref(made[:80]).seq, unhex(made[48:])) for made in row["seen"])
     expected = commit.Body(
@@ -332,10 +320,10 @@ def test_commit(row: Json) -> None:
     assert list(commit.parts(encoded)) == [encoded]
 
 
-def body_of(inside: bytes) -> bytes:
+def body_of(inside: bytes, bound: bytes) -> bytes:
     header = container.decode_header(inside, "w")
     domain = keys(1).domain(DomainId(bytes(16)))
-    opener = seal.PackOpener(domain, header, "w")
+    opener = seal.PackOpener(domain, header, "w", bound)
     blobs = container.decode_directory(opener.directory(inside, header), header, "w")
     container.check_padding(inside, header, blobs, "w")
     assert [blob.kind for blob in blobs] == [Kind.COMMIT]

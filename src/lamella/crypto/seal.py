@@ -50,10 +50,10 @@ class _Cipher:
 
     __slots__ = ("_aad", "_aead", "_key")
 
-    def __init__(self, keys: DomainKeys, header: Header) -> None:
+    def __init__(self, keys: DomainKeys, header: Header, bound: bytes) -> None:
         self._aead = _CIPHERS[header.aead]
         self._key = prf(keys.enc, b"pack" + u8(header.aead) + header.salt)
-        self._aad = header.bound_part + keys.root + keys.domain_id
+        self._aad = header.bound_part + keys.root + keys.domain_id + bound
 
     def seal(self, kind: Kind, id_: bytes, body: bytes) -> Sealed:
         return Sealed(self._aead(prf(self._key, u8(kind) + id_)).encrypt(_NONCE, body, self._aad))
@@ -69,10 +69,13 @@ class _Cipher:
 
 
 class PackSealer:
-    """Seals the blobs of one container. Not thread-safe for `reserve`: its owner holds a lock there."""
+    """Seals the blobs of one container. Not thread-safe for `reserve`: its owner holds a lock there.
 
-    def __init__(self, keys: DomainKeys, salt: bytes, aead: int = AES_256_GCM) -> None:
-        self._cipher = _Cipher(keys, Header(aead, 0, salt, bytes(24)))
+    `bound` ends the additional data: who opens the container must say the same (a commit's writer and number).
+    """
+
+    def __init__(self, keys: DomainKeys, salt: bytes, aead: int = AES_256_GCM, bound: bytes = b"") -> None:
+        self._cipher = _Cipher(keys, Header(aead, 0, salt, bytes(24)), bound)
         self._reserved: set[tuple[Kind, ChunkId]] = set()
         self.aead = aead
         self.salt = salt
@@ -96,12 +99,12 @@ class PackSealer:
 
 
 class PackOpener:
-    """Opens the directory and blobs of one container."""
+    """Opens the directory and blobs of one container, made with the same `bound`."""
 
     __slots__ = ("_cipher", "_name")
 
-    def __init__(self, keys: DomainKeys, header: Header, name: str) -> None:
-        self._cipher = _Cipher(keys, header)
+    def __init__(self, keys: DomainKeys, header: Header, name: str, bound: bytes = b"") -> None:
+        self._cipher = _Cipher(keys, header, bound)
         self._name = name
 
     def directory(self, head: bytes, header: Header) -> Opened:

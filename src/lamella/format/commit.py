@@ -86,20 +86,29 @@ def parts(body: bytes) -> Iterator[bytes]:
 
 
 class Trailer(NamedTuple):
-    """The 96 bytes after a commit's container."""
+    """The 128 bytes after a commit's container; `container` is the container's SHA-256."""
 
     public: bytes
+    container: bytes
     signature: bytes
 
 
+def trailer_of(content: bytes) -> Trailer:
+    """What the end of an object says as a commit's trailer; nothing of it is checked."""
+    end = content[-TRAILER_SIZE:]
+    return Trailer(end[:32], end[32:64], end[64:])
+
+
 def split_trailer(content: bytes, head: Head) -> tuple[bytes, Trailer]:
-    """(container, trailer), with the object's hash and the writer id checked. Raises IntegrityError."""
+    """(container, trailer), with both hashes and the writer id checked. Raises IntegrityError."""
     if len(content) <= TRAILER_SIZE or hashlib.sha256(content).digest() != head.sha256:
         raise IntegrityError("a commit that does not match its name", obj=head.name)
-    container, trailer = content[:-TRAILER_SIZE], content[-TRAILER_SIZE:]
-    if writer_id(trailer[:32]) != head.writer:
+    container, trailer = content[:-TRAILER_SIZE], trailer_of(content)
+    if writer_id(trailer.public) != head.writer:
         raise IntegrityError("a commit with another writer's key", obj=head.name)
-    return container, Trailer(trailer[:32], trailer[32:])
+    if hashlib.sha256(container).digest() != trailer.container:
+        raise IntegrityError("a commit whose trailer is another one's", obj=head.name)
+    return container, trailer
 
 
 def writer_id(public: bytes) -> WriterId:
@@ -108,8 +117,13 @@ def writer_id(public: bytes) -> WriterId:
 
 
 def signed_message(root: bytes, writer: WriterId, seq: int, container: bytes) -> bytes:
-    """What a commit's signature covers."""
-    return b"lamella/1 commit\0" + root + writer + u64(seq) + hashlib.sha256(container).digest()
+    """What a commit's signature covers; `container` is the container's SHA-256."""
+    return b"lamella/1 commit\0" + root + bound(writer, seq) + container
+
+
+def bound(writer: WriterId, seq: int) -> bytes:
+    """The end of the additional data of a commit's directory and blobs: a copy under another number opens nothing."""
+    return writer + u64(seq)
 
 
 def fingerprint_message(root: bytes, heads: Iterable[Head]) -> bytes:

@@ -74,6 +74,11 @@ KINDS: tuple[type[Known], ...] = (
 _BY_TYPE = {kind.TYPE: kind for kind in KINDS}
 
 
+def is_known(record: RawRecord) -> bool:
+    """Whether this version knows the type of a record, however malformed the record may be."""
+    return record.type in _BY_TYPE
+
+
 def understood(record: RawRecord) -> Known | None:
     """The record's meaning; None for a type this version does not know. Raises IntegrityError when malformed."""
     kind = _BY_TYPE.get(record.type)

@@ -15,7 +15,7 @@ from lamella.format.deletion import Audited
 from lamella.format.known import understood
 from lamella.format.records import Ref
 from lamella.format.seen import Seen
-from lamella.repository.chains import clocks_of
+from lamella.repository.chains import said_clocks
 from lamella.repository.compaction import (
     AUDITS_KEPT,
     COPIES_REMEMBERED_MS,
@@ -170,5 +170,5 @@ def _wrong(repo: Repository, chain: Chain, ended: Ended) -> str:
     seqs = sorted({entry.seq for entry in carried})
     clocks = repo.history.clocks
     true = {one: clocks.get((chain.writer, one)) for one in seqs}
-    differ = differing_clocks(seqs, clocks_of(chain.writer, seqs, facts), true)
+    differ = differing_clocks(seqs, said_clocks(chain.writer, seqs, facts), true)
     return f"says of {differ} commits that they had seen what they had not" if differ else ""

@@ -151,7 +151,8 @@ def _is_what_it_says(name: str, part: str, content: bytes, mark: marker.Marker) 
         digest = hashlib.sha256(content).hexdigest()
         return name.rpartition("/")[2] == (digest[:8] if part == "keys" else digest)
     try:
-        sealed, trailer = split_trailer(content, head)
+        _, trailer = split_trailer(content, head)
     except IntegrityError:
         return False
-    return verified(trailer.public, trailer.signature, signed_message(mark.root, head.writer, head.seq, sealed))
+    message = signed_message(mark.root, head.writer, head.seq, trailer.container)
+    return verified(trailer.public, trailer.signature, message)

@@ -132,7 +132,7 @@ class _Mending:
 
     def _lacks_history(self) -> bool:
         history = self._repo.history
-        lacks = bool(history.problems or history.damaged or history.unbacked)
+        lacks = bool(history.problems or history.damaged)
         return lacks or not history.heads or self._options.rebuild
 
     def _may_publish(self, what: str) -> bool:

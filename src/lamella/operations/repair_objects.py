@@ -138,14 +138,14 @@ class ObjectRepair:
         This host's cache does not bring back what its user accepted as gone; a copy named for this repair does.
         """
         history = self._repo.history
-        lost = not history.heads or bool(history.unbacked)
+        lost = not history.heads or any(problem.kind == "seen" for problem in history.problems)
         listed = {entry.name for entry in self._repo.store.list(commit.PREFIX)}
         copied = [entry.name for other in self._donors.twins() for entry in other.store.list(commit.PREFIX)]
         for names, problems in ((self._repo.cache.commit_names(), self._repo.problems), (copied, history.problems)):
-            lacking = {problem.key.split(":")[1] for problem in problems}
+            lacking = {problem.writer for problem in problems}
             for name in {*names} - listed:
                 head = commit.parse_name(name)
-                if head is not None and (lost or head.writer.hex() in lacking):
+                if head is not None and (lost or head.writer in lacking):
                     yield name
 
     def _commit(self, head: Head) -> bytes | None:

@@ -91,7 +91,10 @@ class Catalogue:
     malformed: list[str] = field(default_factory=list)
     """Records that cannot be read although they must be understood: a snapshot may be meant by any of them."""
     read_only: bool = False
-    """A required record of a later version was met."""
+    """A required record of a later version was met that the prune key signed: nobody may publish."""
+    unread: dict[WriterId, str] = field(default_factory=dict)
+    """Writers of which a required record of a later version is known, with the text that says where: from that commit
+    on their records are not read."""
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -122,15 +125,21 @@ def before(one: Snapshot, other: Snapshot) -> bool | None:
 
 
 def latest(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
-    """The snapshots that are before no other one: usually one.
+    """The snapshots that are before no other one: usually one, and none only if there is no snapshot.
 
-    The place of a copy in its chain says when it was copied: with a copy among them the newest moment is the latest.
+    The place of a copy in its chain says when it was copied: with a copy among them, and where each is before another
+    one because a writer lied about what it had seen, the newest moment is the latest.
     """
     rows = list(snapshots)
     if any(Origin.of(one.added) is not None for one in rows):
-        return [max(rows, key=lambda one: (one.added.time_ms, one.name, one.ref))]
+        return [_newest_moment(rows)]
     newest: dict[WriterId, int] = {}
     for row in rows:
         newest[row.ref.writer] = max(row.ref.seq, newest.get(row.ref.writer, 0))
     ends = [row for row in rows if row.ref.seq == newest[row.ref.writer]]
-    return [one for one in ends if not any(before(one, other) for other in rows if other is not one)]
+    found = [one for one in ends if not any(before(one, other) for other in rows if other is not one)]
+    return found or [_newest_moment(ends)] if rows else []
+
+
+def _newest_moment(snapshots: Iterable[Snapshot]) -> Snapshot:
+    return max(snapshots, key=lambda one: (one.added.time_ms, one.name, one.ref))

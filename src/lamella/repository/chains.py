@@ -8,36 +8,36 @@ says nothing any more, whether it is there or not.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from lamella.crypto.derive import Keys
-from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
-from lamella.format.commit import PREFIX, Entry, Head, decode_entries, decode_segment, parse_name
-from lamella.format.container import MAX_OBJECT
-from lamella.format.deletion import Audited
+from lamella.errors import IntegrityError, ObjectNotFound
+from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, Entry, Head, decode_entries, decode_segment, parse_name
+from lamella.format.container import MAX_OBJECT, TRAILER_SIZE
+from lamella.format.deletion import Audited, Forgo
 from lamella.format.known import understood
 from lamella.format.records import Checkpoint, SegmentPlace
 from lamella.format.seen import Seen
 from lamella.ids import WriterId
 from lamella.repository.cache import Cache
-from lamella.repository.commits_ahead import fetch_ahead
-from lamella.repository.containers import open_commit
-from lamella.repository.history import Chain, Commit, History
+from lamella.repository.commits import CommitReader
+from lamella.repository.history import Chain, Commit, Gap, History, clocks_of
+from lamella.repository.missing import Judge
 from lamella.repository.order import Clock
 from lamella.repository.pins import Pins, Problem
-from lamella.repository.reach import reinstated, require_alive
 from lamella.repository.signed import prune_signed
 from lamella.stores.base import Store
 from lamella.trust import Opened
 
-_OPENED_KEPT = 1024
 _SEGMENTS_KEPT = 16
+_LOOKS = 4
 ReadSegment = Callable[[SegmentPlace], Opened]
 Names = dict[int, list[Head]]
 """The commits of one writer that are listed, by seq."""
+Named = dict[WriterId, list[Head]]
+"""Commits that records name, by their writer, ascending by seq."""
 
 
 class HistoryReader:
@@ -46,48 +46,65 @@ class HistoryReader:
     def __init__(self, store: Store, keys: Keys, cache: Cache, read_segment: ReadSegment) -> None:
         self._store = store
         self._keys = keys
-        self._cache = cache
         self._read_segment = read_segment
         # A run reads its history several times; what verified under its hash need not be verified again.
-        self._opened: dict[Head, Commit] = {}
+        self._commits = CommitReader(store, keys, cache)
         self._segments: dict[bytes, Opened] = {}
 
-    def read(self, pins: Pins, *, whole: bool = False) -> History:
-        """All chains. Damage and gaps become `damaged` and `problems`, never exceptions; a store that fails raises."""
+    def read(self, pins: Pins, *, whole: bool = False, stored: bool = False) -> History:
+        """All chains. Damage and gaps become `damaged` and `problems`, never exceptions; a store that fails raises.
+
+        `stored`: from now on each commit is read from the store once, whatever the cache has.
+        """
+        self._commits.stored |= stored
         names = self._names("")
-        fetch_ahead(self._store, self._cache, names.values())
+        history = self._read(names, pins, whole)
+        for _ in range(_LOOKS):
+            if not any(problem.lacks and problem.key not in pins.accepted for problem in history.problems):
+                break
+            # Backups went on while w/ was listed: who was listed late may have seen what others were listed without.
+            before, names = names, self._names("")
+            if names == before:
+                break
+            history = self._read(names, pins, whole)
+        return history
+
+    def _read(self, names: dict[WriterId, Names], pins: Pins, whole: bool) -> History:
+        newest = (some[seq] for some in names.values() for seq in sorted(some)[-CHECKPOINT_EVERY:])
+        self._commits.ahead(head for heads in newest for head in heads)
         read = {writer: self._chain(writer, names[writer], pins, False, ()) for writer in sorted(names)}
         # Where a chain may begin is said in other chains, or in its own.
-        audits = self._audits(names, (chain for _, chain in read.values()))
-        for writer in sorted(names):
-            if whole or writer in audits:
-                read[writer] = self._chain(writer, names[writer], pins, whole, audits.get(writer, ()))
         history = History()
-        history.audits = audits
+        history.audits, history.forgone = self._named(names, [chain for _, chain in read.values()])
+        for writer in sorted(names):
+            audits = history.audits.get(writer, [])
+            if whole:
+                begin = audits[-1].seq if audits else 1
+                self._commits.ahead(head for seq, heads in names[writer].items() if seq >= begin for head in heads)
+            if whole or audits:
+                read[writer] = self._chain(writer, names[writer], pins, whole, audits)
         for writer, (attempt, chain) in read.items():
             history.chains[writer] = chain
             history.problems += attempt.problems
             history.damaged += attempt.damaged
-        history.unbacked = list(_unbacked(history))
-        for writer, (seq, sha256) in sorted(pins.heads.items()):
-            if writer not in history.chains:
-                text = f"the chain of writer {writer.hex()[:8]} is gone; commit {seq} was seen before"
-                history.problems.append(Problem(f"gone:{writer.hex()}:{seq}:{sha256.hex()}", text))
+            history.unreadable += attempt.unreadable
+        Judge(history, pins, self._commits.speaks_of).judge()
         return history
 
-    def _audits(self, names: dict[WriterId, Names], chains: Iterable[Chain]) -> dict[WriterId, list[Head]]:
-        """What prune-signed AUDITED records name, by writer, ascending by seq."""
-        found: dict[WriterId, set[Head]] = defaultdict(set)
+    def _named(self, names: dict[WriterId, Names], chains: Iterable[Chain]) -> tuple[Named, Named]:
+        """What prune-signed AUDITED and FORGO records name."""
+        found: dict[int, dict[WriterId, set[Head]]] = {Audited.TYPE: defaultdict(set), Forgo.TYPE: defaultdict(set)}
         for chain in chains:
             entries = self._salvaged(names[chain.writer]) if chain.lacking else chain.entries
             for entry in entries:
-                if entry.record.type != Audited.TYPE or not prune_signed(self._keys, chain.writer, entry):
+                if entry.record.type not in found or not prune_signed(self._keys, chain.writer, entry):
                     continue
                 with suppress(IntegrityError):
                     known = understood(entry.record)
-                    if isinstance(known, Audited):
-                        found[known.head.writer].add(known.head)
-        return {writer: sorted(heads) for writer, heads in found.items()}
+                    if isinstance(known, Audited | Forgo):
+                        found[entry.record.type][known.head.writer].add(known.head)
+        audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
+        return audits, forgone
 
     def _salvaged(self, names: Names) -> Iterator[Entry]:
         """The records of every commit and checkpoint of a chain that can be read, however they hang together."""
@@ -102,17 +119,21 @@ class HistoryReader:
                     with suppress(IntegrityError, ObjectNotFound):
                         yield from list(self.checkpoint_entries(commit.checkpoint, head.name))
 
-    def read_own(self, writer: WriterId, pins: Pins, audits: Sequence[Head] = ()) -> tuple[Chain, History]:
-        """One chain as it is now; it may begin with one of these audited checkpoints."""
+    def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
+        """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""
         names = self._names(writer.hex() + "/")
+        audits = history.audits.get(writer, [])
         attempt, chain = self._chain(writer, names.get(writer, {}), pins, False, audits)
+        attempt.audits, attempt.forgone = history.audits, history.forgone
+        attempt.chains[writer] = chain
+        Judge(attempt, pins, self._commits.speaks_of).chains()
         return chain, attempt
 
     def _names(self, below: str) -> dict[WriterId, Names]:
         names: dict[WriterId, Names] = defaultdict(lambda: defaultdict(list))
         for entry in self._store.list(PREFIX + below):
             head = parse_name(entry.name)
-            if head is not None and head.seq > 0 and entry.size <= MAX_OBJECT + 96:
+            if head is not None and head.seq > 0 and entry.size <= MAX_OBJECT + TRAILER_SIZE:
                 names[head.writer][head.seq].append(head)
         return names
 
@@ -124,9 +145,9 @@ class HistoryReader:
             if whole and begin is not None and not self._has_checkpoint(begin):
                 continue
             attempt, chain = self._from(writer, names, pins, whole, begin)
-            if begin is None or not chain.lacking or chain.checkpoint[0] > begin.seq:
+            lost = any(one.head == begin for one in attempt.unreadable)
+            if begin is None or not (lost or (chain.lacking and chain.checkpoint[0] <= begin.seq)):
                 break
-        _compare_with_pin(attempt, chain, pins)
         return attempt, chain
 
     def _has_checkpoint(self, head: Head) -> bool:
@@ -165,35 +186,11 @@ class HistoryReader:
 
     def remember(self, head: Head, content: bytes) -> None:
         """Keep a commit that this process has published: it need not be fetched."""
-        self._cache.remember_commits([(head.name, content)])
+        self._commits.remember(head, content)
 
     def load(self, history: History, head: Head) -> Commit | None:
-        """One commit, from the cache or the store; None, and a line in `damaged`, if it does not open."""
-        opened = self._opened.get(head)
-        if opened is None:
-            opened = self._load(history, head)
-            if opened is not None and len(self._opened) < _OPENED_KEPT:
-                self._opened[head] = opened
-        return opened
-
-    def _load(self, history: History, head: Head) -> Commit | None:
-        remembered = self._cache.commit(head.name)
-        if remembered is not None:
-            try:
-                return Commit(head, open_commit(self._keys, head, remembered))
-            except IntegrityError:
-                remembered = None
-        try:
-            content = self._store.get(head.name)
-            if hashlib.sha256(content).digest() != head.sha256 and reinstated(self._store, head.name):
-                content = self._store.get(head.name)
-            body = open_commit(self._keys, head, content)
-        except (IntegrityError, UnknownFormat, StoreError) as error:
-            require_alive(self._store, error)
-            history.damaged.append((head.name, error.message))
-            return None
-        self._cache.remember_commits([(head.name, content)])
-        return Commit(head, body)
+        """One commit, from the cache or the store; None, and a row in `unreadable`, if it does not open."""
+        return self._commits.load(history, head)
 
     def checkpoint_parts(self, checkpoint: Checkpoint, name: str) -> Iterator[tuple[SegmentPlace | None, list[Entry]]]:
         """What a checkpoint carries, by segment; last what it holds itself. Raises IntegrityError, StoreError."""
@@ -229,7 +226,6 @@ class _Reading:
         self._first = 1 if begin is None else begin.seq
         self._chain = Chain(writer, begin=begin)
         self._loaded: dict[int, list[Commit]] = {}
-        self._base = 0
 
     def chain(self, start: int | None, pins: Pins) -> Chain:
         """Read it from `start`; None: from its newest checkpoint."""
@@ -251,7 +247,8 @@ class _Reading:
         chain.whole = first == self._first
         self._check_links(first)
         self._collect(self._first if chain.whole else base)
-        self._clocks()
+        self._fill_gaps()
+        chain.clocks = clocks_of(chain)
         return chain
 
     def _newest(self) -> Commit | None:
@@ -275,10 +272,9 @@ class _Reading:
         chain = self._chain
         there = sorted(seq for seq in self._names if seq < first or self._loaded.get(seq))
         for before, seq in zip([self._first - 1, *there], there, strict=False):
-            if seq == before + 2:
-                self._problem("missing", before + 1, f"commit {before + 1} is missing or damaged")
-            elif seq > before + 1:
-                self._problem("missing", f"{before + 1}-{seq - 1}", f"commits {before + 1} to {seq - 1} are missing")
+            if seq > before + 1:
+                named = {Head(chain.writer, seq - 1, one.body.prev) for one in self._loaded.get(seq, [])}
+                chain.gaps.append(Gap(before + 1, seq - 1, tuple(sorted(named))))
         for seq in there:
             commits = self._loaded.get(seq, [])
             self._check_step(seq, commits, {commit.head.sha256 for commit in self._loaded.get(seq - 1, [])})
@@ -296,21 +292,9 @@ class _Reading:
             if previous and commit.body.prev not in previous:
                 self._problem("broken", seq, f"commit {seq} does not follow the one before it")
 
-    def _clocks(self) -> None:
-        chain = self._chain
-        carried = max(chain.carried_clocks.items(), default=(0, {}))[1]
-        for commit in chain.commits:
-            clock: dict[WriterId, int] = dict(chain.clocks.get(commit.body.prev, {}))
-            if commit.head.seq == self._base:
-                clock |= {writer: max(seq, clock.get(writer, 0)) for writer, seq in carried.items()}
-            for head in commit.body.seen:
-                clock[head.writer] = max(head.seq, clock.get(head.writer, 0))
-            clock[chain.writer] = commit.head.seq
-            chain.clocks[commit.head.sha256] = clock
-
     def _collect(self, base: int) -> None:
         chain = self._chain
-        self._base = base
+        chain.base = base
         for commit in chain.commits:
             carried = commit.checkpoint
             if carried is not None:
@@ -325,10 +309,31 @@ class _Reading:
                 if record.type != Checkpoint.TYPE
             ]
 
+    def _fill_gaps(self) -> None:
+        """Of commits that are missing before the newest checkpoint, what it repeats: their writer's own word.
+
+        Who reads from that checkpoint knows these records too, and everybody must know the same.
+        """
+        chain = self._chain
+        gaps = [gap for gap in chain.gaps if chain.base < gap.last < chain.checkpoint[0]]
+        if chain.carried is None or not gaps or chain.forked_at:
+            return
+        name = Head(chain.writer, *chain.checkpoint).name
+        try:
+            entries = list(self._reader.checkpoint_entries(chain.carried, name))
+        except (IntegrityError, ObjectNotFound) as error:
+            self._lack(chain.checkpoint[0], error.message)
+            return
+        filled = [entry for entry in entries if any(gap.first <= entry.seq <= gap.last for gap in gaps)]
+        filled = [entry for entry in filled if entry.record.type != Seen.TYPE]
+        chain.entries = sorted([*chain.entries, *filled], key=lambda entry: entry.seq)
+        facts = [(entry.seq, fact) for entry in entries if isinstance(fact := _seen(entry), Seen)]
+        chain.carried_clocks |= said_clocks(chain.writer, sorted({entry.seq for entry in filled}), facts)
+
     def _from_checkpoint(self, carried: Checkpoint | None, commit: Commit) -> None:
         if carried is None:
             if self._chain.begin is not None:
-                self._lack(commit, "it is not there")
+                self._lack(commit.head.seq, "it is not there")
             return
         chain = self._chain
         facts: list[tuple[int, Seen]] = []
@@ -342,15 +347,20 @@ class _Reading:
                     elif isinstance(fact := understood(entry.record), Seen):
                         facts.append((entry.seq, fact))
         except (IntegrityError, ObjectNotFound) as error:
-            self._lack(commit, error.message)
-        chain.carried_clocks = clocks_of(chain.writer, sorted({entry.seq for entry in chain.entries}), facts)
+            self._lack(commit.head.seq, error.message)
+        chain.carried_clocks = said_clocks(chain.writer, sorted({entry.seq for entry in chain.entries}), facts)
 
-    def _lack(self, commit: Commit, why: str) -> None:
-        self._chain.lacking = f"the checkpoint in commit {commit.head.seq}: {why}"
-        self._problem("segment", commit.head.seq, self._chain.lacking)
+    def _lack(self, seq: int, why: str) -> None:
+        self._chain.lacking = f"the checkpoint in commit {seq}: {why}"
+        self._problem("segment", seq, self._chain.lacking)
 
 
-def clocks_of(writer: WriterId, seqs: Iterable[int], facts: Iterable[tuple[int, Seen]]) -> dict[int, Clock]:
+def _seen(entry: Entry) -> Seen | None:
+    known = understood(entry.record) if entry.record.type == Seen.TYPE else None
+    return known if isinstance(known, Seen) else None
+
+
+def said_clocks(writer: WriterId, seqs: Iterable[int], facts: Iterable[tuple[int, Seen]]) -> dict[int, Clock]:
     """What the commits `seqs` (ascending) of a writer had seen, by the SEEN entries of its checkpoint.
 
     Commits before the first SEEN are left out: what they had seen is not known.
@@ -367,30 +377,3 @@ def clocks_of(writer: WriterId, seqs: Iterable[int], facts: Iterable[tuple[int, 
         if begun:
             found[seq] = {**seen, writer: seq}
     return found
-
-
-def _unbacked(history: History) -> Iterator[str]:
-    for chain in history.chains.values():
-        for commit in chain.commits:
-            for head in commit.body.seen:
-                other = history.chains.get(head.writer)
-                newest = 0 if other is None or other.head is None else other.head.seq
-                if newest < head.seq:
-                    saw = f"writer {chain.writer.hex()[:8]} saw commit {head.seq} of writer {head.writer.hex()[:8]}"
-                    yield f"{saw}, whose newest commit here is {newest}: history is missing"
-
-
-def _compare_with_pin(history: History, chain: Chain, pins: Pins) -> None:
-    pinned = pins.heads.get(chain.writer)
-    if pinned is None or (chain.begin is not None and pinned[0] < chain.begin.seq):
-        return  # before an audited checkpoint the prune key's word takes the place of the commits
-    # The commit that was seen is part of the key: what was accepted once must not hide the next time.
-    seq, sha256 = pinned
-    writer = chain.writer.hex()
-    newest = chain.head.seq if chain.head is not None else 0
-    if newest < seq:
-        text = f"writer {writer[:8]}: the newest commit is {newest}, but {seq} was seen before: an older state is shown"
-        history.problems.append(Problem(f"back:{writer}:{seq}:{sha256.hex()}:{newest}", text))
-    elif not any(commit.head.sha256 == sha256 for commit in chain.commits):
-        text = f"writer {writer[:8]}: commit {seq} is not the one that was seen before"
-        history.problems.append(Problem(f"other:{writer}:{seq}:{sha256.hex()}", text))

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 
 from lamella.errors import StoreError
-from lamella.format.commit import CHECKPOINT_EVERY, Head
+from lamella.format.commit import Head
 from lamella.pipeline import ordered_map
-from lamella.repository.cache import Cache
 from lamella.stores.base import Store
 
 _AT_ONCE = 8
 
 
-def fetch_ahead(store: Store, cache: Cache, chains: Iterable[Mapping[int, list[Head]]]) -> None:
-    """Put the newest commits of each chain into the cache, unless they are there or the store is near.
+def fetch_ahead(store: Store, heads: Iterable[Head]) -> Iterator[tuple[Head, bytes]]:
+    """These commits as the store gives them; nothing is checked.
 
-    What fails is left out: whoever needs it asks again, and says what is wrong. Nothing is checked here.
+    What fails is left out: whoever needs it asks again, and says what is wrong.
     """
-    if not store.abilities.distant:
-        return
-    newest = (head for chain in chains for seq in sorted(chain)[-CHECKPOINT_EVERY:] for head in chain[seq])
-    missing = [head for head in newest if cache.commit(head.name) is None]
+    wanted = list(heads)
 
-    def fetched(head: Head) -> None:
+    def fetched(head: Head) -> tuple[Head, bytes] | None:
         try:
-            cache.remember_commits([(head.name, store.get(head.name))])
+            return head, store.get(head.name)
         except StoreError:
-            return
+            return None
 
-    deque(ordered_map(fetched, missing, workers=min(_AT_ONCE, max(1, len(missing)))), maxlen=0)
+    for found in ordered_map(fetched, wanted, workers=min(_AT_ONCE, max(1, len(wanted)))):
+        if found is not None:
+            yield found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ def build(keys: Keys, domain_id: DomainId, sealer: PackSealer, blobs: Sequence[S
 
 
 def build_single(
-    keys: Keys, domain_id: DomainId, contents: Sequence[tuple[Kind, bytes]]
+    keys: Keys, domain_id: DomainId, contents: Sequence[tuple[Kind, bytes]], bound: bytes = b""
 ) -> tuple[Sealed, list[ChunkId]]:
     """A container of a few contents under a fresh salt, and their ids. Equal contents are stored once.
 
@@ -59,7 +60,7 @@ def build_single(
     """
     domain = keys.domain(domain_id)
     encoder = compression.Encoder("portable")
-    sealer = PackSealer(domain, new_salt())
+    sealer = PackSealer(domain, new_salt(), bound=bound)
     blobs: list[SealedBlob] = []
     ids: list[ChunkId] = []
     for kind, content in contents:
@@ -70,7 +71,7 @@ def build_single(
     return build(keys, domain_id, sealer, blobs)[0], ids
 
 
-def open_head(keys: Keys, name: str, head: bytes) -> Head:
+def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> Head:
     """Open the head of a container from its first bytes (header and directory must be inside).
 
     Raises IntegrityError.
@@ -79,7 +80,7 @@ def open_head(keys: Keys, name: str, head: bytes) -> Head:
     domain_id = keys.domain_of(header.salt, header.hint)
     if domain_id is None:
         raise IntegrityError("a container that does not belong to this repository", obj=name)
-    content = PackOpener(keys.domain(domain_id), header, name).directory(head, header)
+    content = PackOpener(keys.domain(domain_id), header, name, bound).directory(head, header)
     return Head(name, domain_id, header, container.decode_directory(content, header, name))
 
 
@@ -107,24 +108,29 @@ def read_head(store: Store, keys: Keys, name: str, size: int) -> Head:
 
 
 def open_blob(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes, name: str) -> Opened:
-    """The content of a blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4).
+    """The content of a pack's blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4).
 
     Raises IntegrityError.
     """
-    body = PackOpener(domain, header, name).body(blob, sealed)
+    return _content(PackOpener(domain, header, name), domain, blob, sealed, name)
+
+
+def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes, name: str) -> Opened:
+    body = opener.body(blob, sealed)
     content = compression.decode(body, blob.content_length, name)
     if identifier(domain, blob.kind)(content) != blob.id:
         raise IntegrityError("a blob whose content is not what its id says", obj=name)
     return content
 
 
-def open_whole(keys: Keys, name: str, content: bytes) -> tuple[Head, list[Opened]]:
+def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tuple[Head, list[Opened]]:
     """Open a complete container held in memory, padding included, and all its blobs. Raises IntegrityError."""
-    head = open_head(keys, name, content)
+    head = open_head(keys, name, content, bound)
     container.check_padding(content, head.header, head.blobs, name)
     domain = keys.domain(head.domain_id)
+    opener = PackOpener(domain, head.header, name, bound)
     opened = [
-        open_blob(domain, head.header, blob, content[blob.offset : blob.offset + blob.sealed_length], name)
+        _content(opener, domain, blob, content[blob.offset : blob.offset + blob.sealed_length], name)
         for blob in head.blobs
     ]
     return head, opened
@@ -133,10 +139,10 @@ def open_whole(keys: Keys, name: str, content: bytes) -> tuple[Head, list[Opened
 def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:
     """Open a commit object: hash, writer, signature, container, body. Raises IntegrityError, UnknownFormat."""
     sealed, trailer = commit.split_trailer(content, head)
-    message = commit.signed_message(keys.root, head.writer, head.seq, sealed)
+    message = commit.signed_message(keys.root, head.writer, head.seq, trailer.container)
     if trailer.public == keys.marker.prune_public or not verified(trailer.public, trailer.signature, message):
         raise IntegrityError("a commit whose signature does not verify", obj=head.name)
-    opened, contents = open_whole(keys, head.name, sealed)
+    opened, contents = open_whole(keys, head.name, sealed, commit.bound(head.writer, head.seq))
     if opened.domain_id != CATALOGUE or any(blob.kind != Kind.COMMIT for blob in opened.blobs):
         raise IntegrityError("a commit made of the wrong kinds", obj=head.name)
     return commit.decode_body(b"".join(contents), head)
@@ -145,6 +151,7 @@ def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:
 def build_commit(keys: Keys, seed: bytes, public: bytes, body: commit.Body) -> Sealed:
     """The commit object for a body."""
     contents = [(Kind.COMMIT, part) for part in commit.parts(body.encode())]
-    sealed, _ = build_single(keys, CATALOGUE, contents)
-    message = commit.signed_message(keys.root, body.writer, body.seq, sealed)
-    return Sealed(sealed + public + sign(seed, message))
+    sealed, _ = build_single(keys, CATALOGUE, contents, commit.bound(body.writer, body.seq))
+    container_hash = hashlib.sha256(sealed).digest()
+    message = commit.signed_message(keys.root, body.writer, body.seq, container_hash)
+    return Sealed(sealed + public + container_hash + sign(seed, message))

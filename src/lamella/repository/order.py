@@ -38,13 +38,13 @@ class Order:
         return self._clocks.get((other.writer, other.seq), {}).get(one.writer, 0) >= one.seq
 
     def last(self, rows: Iterable[_Row], place: Callable[[_Row], Place]) -> _Row | None:
-        """The row that no other one comes after; of several the smaller writer's."""
+        """The row that no other one comes after; of several, and of a circle, the smaller writer's."""
         known = list(rows)
         ends = [row for row in known if not any(self.precedes(place(row), place(other)) for other in known)]
-        return min(ends, key=place, default=None)
+        return min(ends or known, key=place, default=None)
 
     def first(self, rows: Iterable[_Row], place: Callable[[_Row], Place]) -> _Row | None:
-        """The row that comes after no other one; of several the smaller writer's."""
+        """The row that comes after no other one; of several, and of a circle, the smaller writer's."""
         known = list(rows)
         starts = [row for row in known if not any(self.precedes(place(other), place(row)) for other in known)]
-        return min(starts, key=place, default=None)
+        return min(starts or known, key=place, default=None)

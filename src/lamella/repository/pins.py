@@ -25,6 +25,32 @@ class Problem:
     message: str
     lacks: Head | None = None
 
+    @property
+    def kind(self) -> str:
+        """unreadable, missing, seen, gone, back, other, fork, broken, segment."""
+        return self.key.partition(":")[0]
+
+    @property
+    def is_lack(self) -> bool:
+        """Whether a part of the history is missing, and nothing contradicts what is there."""
+        return self.kind in ("unreadable", "missing", "seen")
+
+    @property
+    def writer(self) -> WriterId:
+        """Whose chain it is about."""
+        return WriterId(bytes.fromhex(self.key.split(":")[1]))
+
+    @property
+    def remedy(self) -> str:
+        """What can be done about it, as a command."""
+        give_up = "" if self.lacks is None else f"lamella check --give-up {self.lacks.name}"
+        if not self.is_lack:
+            accept = "accept with: lamella check --accept-rollback"
+            return f"{accept}, or for every host: {give_up}" if give_up else accept
+        if not give_up:
+            return "look with: lamella check"
+        return f"mend it with: lamella check --repair; if nobody has that commit any more: {give_up}"
+
 
 class Pins:
     """The heads this host saw, and the problems its user accepted."""

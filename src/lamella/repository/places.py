@@ -103,20 +103,19 @@ def judge(place: Place, history: History) -> tuple[list[Problem], list[Problem]]
     """What is wrong with the history that a place shows, and in what a mirror is merely older than another place.
 
     What `history` was compared with are the pins, which know every place. A mirror may lack commits that were seen
-    elsewhere, but none that were seen or brought there.
+    elsewhere, also by writers, but none that were seen or brought there.
     """
     problems: list[Problem] = []
     older: list[Problem] = []
-    told: set[str] = set()
+    told: set[WriterId] = set()
     for problem in history.problems:
-        kind, writer, *_ = problem.key.split(":")
-        lacks = kind in ("back", "gone")
-        told |= {writer} if lacks else set()
-        merely = place.mirror and lacks and _lacking(place, history, WriterId(bytes.fromhex(writer))) is None
+        told |= {problem.writer} if problem.kind in ("back", "gone") else set()
+        lags = place.mirror and problem.kind in ("back", "gone", "seen")
+        merely = lags and _lacking(place, history, problem.writer) is None
         (older if merely else problems).append(problem)
-    for writer_id in sorted(place.heads):
-        found = _lacking(place, history, writer_id)
-        if found is not None and writer_id.hex() not in told:
+    for writer in sorted(place.heads):
+        found = _lacking(place, history, writer)
+        if found is not None and writer not in told:
             problems.append(found)
     return problems, older
 
@@ -126,10 +125,10 @@ def _lacking(place: Place, history: History, writer: WriterId) -> Problem | None
     seq, sha256 = place.heads.get(writer, (0, b""))
     chain = history.chains.get(writer)
     newest = 0 if chain is None or chain.head is None else chain.head.seq
-    if newest >= seq:
+    if newest >= seq or any(newest < head.seq and seq <= head.seq for head in history.forgone.get(writer, ())):
         return None
     text = f"writer {writer.hex()[:8]}: the newest commit is {newest}, but {seq} was at this place before"
-    return Problem(f"back:{writer.hex()}:{seq}:{sha256.hex()}:{newest}", text)
+    return Problem(f"back:{writer.hex()}:{seq}:{sha256.hex()}:{newest}", text, Head(writer, seq, sha256))
 
 
 def suffix(url: str) -> str:

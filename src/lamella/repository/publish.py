@@ -1,13 +1,14 @@
 """Appending commits to this host's own chain (FORMAT 8), under the host's lock.
 
 The own head is always read from the repository, never from memory: an old state directory, a commit whose reply was
-lost and another process of this host are then all the same case.
+lost and another process of this host are then all the same case. Where a later own commit is known than the one that
+can be read, this host goes on under a new id: a number that was used may come back.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from lamella.clock import Clock
@@ -65,15 +66,17 @@ class Publisher:
         records: Sequence[RawRecord | Signed],
         clock: Clock,
         ended: Callable[[], Ended] = Ended,
+        *,
+        despite: Collection[str] = (),
     ) -> Published:
         """Append one commit carrying `records` to the own chain; durable when this returns.
 
         `Signed` values are signed with the prune key if the secret had it. `ended` says what a checkpoint may leave out
-        and is asked only when one is due. Raises RolledBack if the own chain turns out to be forked or to have gone
-        backwards, StoreError.
+        and is asked only when one is due. Problems with the keys `despite` are no obstacle. Raises RolledBack if the
+        own chain turns out to be forked or to have gone backwards, StoreError.
         """
         with self._memory.lock():
-            key, chain, news = self._own_chain(history)
+            key, chain, news = self._own_chain(history, {*despite, *self._pins.accepted})
             head = chain.head
             seq, prev = (head.seq + 1, head.sha256) if head is not None else (1, bytes(32))
             now = clock()
@@ -92,20 +95,23 @@ class Publisher:
             self._pins.remember([made])
         return Published(made, stored + len(content))
 
-    def _own_chain(self, history: History) -> tuple[WriterKey, Chain, list[RawRecord]]:
+    def _own_chain(self, history: History, accepted: Collection[str]) -> tuple[WriterKey, Chain, list[RawRecord]]:
         """This host's key, its chain as it is now, and the records a chain must begin with."""
         key = self._memory.writer_key()
         known = None if key is None else history.chains.get(key.id)
         if key is not None and not (known is not None and known.forked_at):
-            chain, fresh = self._reader.read_own(key.id, self._pins, history.audits.get(key.id, ()))
-            if chain.forked_at or any(problem.key not in self._pins.accepted for problem in fresh.problems):
+            chain, fresh = self._reader.read_own(key.id, self._pins, history)
+            if chain.forked_at or any(problem.key not in accepted for problem in fresh.problems):
                 raise RolledBack("this host's own history changed while it was used", hint="run: lamella check")
-            history.chains[key.id] = chain
-            return key, chain, [] if chain.heads else self._first_records(None)
+            newest = 0 if chain.head is None else chain.head.seq
+            if newest >= max(history.known.get(key.id, 0), fresh.known.get(key.id, 0)):
+                history.chains[key.id] = chain
+                return key, chain, [] if chain.heads else self._first_records(None)
         key = self._memory.new_writer_key()
         chain = Chain(key.id)
         history.chains[key.id] = chain
-        return key, chain, self._first_records(known)
+        forked = known if known is not None and known.forked_at else None
+        return key, chain, self._first_records(forked)
 
     def _first_records(self, forked: Chain | None) -> list[RawRecord]:
         host = self._memory.host

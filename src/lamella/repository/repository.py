@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,7 @@ from lamella.errors import (
 from lamella.format.commit import Entry
 from lamella.format.commit import Head as CommitHead
 from lamella.format.container import MAX_OBJECT, Kind
+from lamella.format.deletion import Forgo
 from lamella.format.known import Signed
 from lamella.format.node import Shape
 from lamella.format.records import Checkpoint, RawRecord, SegmentPlace
@@ -95,15 +96,16 @@ class Repository:
         clock: Clock = now_ms,
         lock_wait: float = 0.0,
         whole: bool = False,
+        stored: bool = False,
         exclusive: bool = False,
     ) -> Self:
-        """Unlock, take the lock and read the history (all of it with `whole`).
+        """Unlock, take the lock and read the history: all of it with `whole`, from the store itself with `stored`.
 
         The lock is shared unless `exclusive` is wanted and the store can prove it (`Repository.exclusive` says so).
         Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError.
         """
         repository = cls(store, unlock(store, secret), host, clock)
-        return repository._begun(lock_wait, whole=whole, exclusive=exclusive)
+        return repository._begun(lock_wait, whole=whole, stored=stored, exclusive=exclusive)
 
     @classmethod
     def open_damaged(
@@ -114,25 +116,31 @@ class Repository:
         repository._may_be_lost = True
         return repository._begun(lock_wait, whole=True)
 
-    def _begun(self, lock_wait: float, *, whole: bool, exclusive: bool = False) -> Self:
+    def _begun(self, lock_wait: float, *, whole: bool, stored: bool = False, exclusive: bool = False) -> Self:
         try:
             alone = exclusive and self.store.abilities.exclusive_lock
             self._lock = self._held.enter_context(self.store.lock(exclusive=alone, wait_seconds=lock_wait))
             self.exclusive = alone
-            self.reload(whole=whole)
+            self.reload(whole=whole, stored=stored)
         except BaseException:
             self.close()
             raise
         return self
 
-    def reload(self, *, whole: bool = False) -> None:
-        """Read the history again."""
+    def reload(self, *, whole: bool = False, stored: bool = False) -> None:
+        """Read the history again.
+
+        With `stored` each commit is read from the store once in this process, now and from now on: the cache shows what
+        may have rotted since.
+        """
         before = self.history.heads
-        self.history = self._reader.read(self.pins, whole=whole)
+        self.history = self._reader.read(self.pins, whole=whole, stored=stored)
         # Commits that are new to this process may refer to packs that are, too.
         self._map_is_fresh = self._map_is_fresh and self.history.heads == before
         if not self.history.heads and not self._may_be_lost:
-            raise IntegrityError("the repository lists no commit that opens: its history is lost", obj="w/")
+            error = RolledBack if self.history.problems else IntegrityError
+            hint = "bring back what is still somewhere with: lamella check --repair"
+            raise error("the repository lists no commit that opens: its history is lost", obj="w/", hint=hint)
         self.catalogue = state.build(self.keys, self.history)
         self.condemned = condemned(self.keys, list(self.history.chains.values()))
         self.blobs.condemned = self.condemned.packs
@@ -181,16 +189,26 @@ class Repository:
 
     @property
     def problems(self) -> list[Problem]:
-        """What is wrong with the history and not yet accepted by the user."""
-        return [problem for problem in self._problems if problem.key not in self.pins.accepted]
+        """What is wrong with the history and not yet accepted by the user; what lacks the same commit is told once."""
+        found: dict[object, Problem] = {}
+        for problem in self._problems:
+            if problem.key not in self.pins.accepted:
+                found.setdefault(problem.lacks or problem.key, problem)
+        return list(found.values())
+
+    @property
+    def lacking(self) -> set[CommitHead]:
+        """The commits that are known and cannot be read, accepted or not."""
+        return {problem.lacks for problem in [*self._problems, *self.older] if problem.lacks is not None}
 
     def require_sound_history(self) -> None:
-        """Raises RolledBack naming the first problem, with the command that accepts it."""
-        problems = self.problems
+        """Raises RolledBack naming the first problem, with the command that ends it."""
+        self._require_none(self.problems)
+
+    def _require_none(self, problems: Sequence[Problem]) -> None:
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            hint = "look with: lamella list; accept with: lamella check --accept-rollback"
-            raise RolledBack(problems[0].message + more, obj=self.store.url, hint=hint)
+            raise RolledBack(problems[0].message + more, obj=self.store.url, hint=problems[0].remedy)
 
     def checkpoint_entries(self, chain: Chain) -> list[Entry]:
         """What the newest checkpoint of a chain carries. Raises IntegrityError, StoreError."""
@@ -224,6 +242,7 @@ class Repository:
         """
         accepted = [*self.problems, *self.older]
         url = self.store.url
+        own, memory = self.own_writer, self.memory
         if self.place.mirror or (not self.places.known(url) and self.places.elsewhere(url)):
             self.memory = self.host.memory(self.repo_id, suffix(url))
             self.pins, self.sightings = Pins(self.memory), Sightings(self.memory)
@@ -232,19 +251,35 @@ class Repository:
             self.places.accepted(url, self.history.heads, own=False)
         self.pins.accept(self.history.heads, self._problems)
         self.place, self.older = self.places.get(url), []
+        if own is not None and memory is self.memory and self._is_behind(own):
+            # Later the pins do not tell any more that this host used more numbers than are here.
+            with memory.lock():
+                memory.new_writer_key()
         return accepted
 
-    @property
-    def unbacked(self) -> list[str]:
-        """What writers say they saw of other chains, is not here, and was not yet accepted as lost."""
-        return [text for text in self.history.unbacked if _seen_key(text) not in self.pins.accepted]
+    def _is_behind(self, writer: WriterId) -> bool:
+        """Whether a commit of this writer is known that is newer than all that are here."""
+        chain = self.history.chains.get(writer)
+        newest = 0 if chain is None or chain.head is None else chain.head.seq
+        return newest < self.history.known.get(writer, 0)
 
     def accept_seen(self, writer: str) -> list[str]:
         """Take what this writer (the first 8 digits) saw and is not here as lost; returns what was accepted."""
-        accepted = [text for text in self.unbacked if text.startswith(f"writer {writer[:8]} saw ")]
-        self.pins.accepted |= {_seen_key(text) for text in accepted}
+        rows = [problem for problem in self._problems if problem.kind == "seen"]
+        rows = [problem for problem in rows if problem.key.rpartition(":")[2].startswith(writer[:8])]
+        accepted = [problem for problem in rows if problem.key not in self.pins.accepted]
+        self.pins.accepted |= {problem.key for problem in accepted}
         self.pins.save()
-        return accepted
+        return [problem.message for problem in accepted]
+
+    def give_up(self, heads: Sequence[CommitHead]) -> Published:
+        """Publish that nobody waits for these commits any more: they are excused for every host. Needs the prune key.
+
+        Other commits may be missing, too. Raises RolledBack for any other problem, and as `publish`.
+        """
+        self._require_may_publish([problem for problem in self.problems if problem.lacks is None])
+        despite = {problem.key for problem in self._problems if problem.lacks is not None}
+        return self._publish([Forgo(head) for head in heads], despite)
 
     def _note_place(self, write: Callable[[], None]) -> None:
         """Write to the state directory; failing there must not stand between anybody and a restore."""
@@ -261,19 +296,26 @@ class Repository:
 
     def publish(self, records: Sequence[RawRecord | Signed]) -> Published:
         """Append one durable commit. Raises RolledBack, Locked at a mirror, RepositoryError, StoreError."""
-        if self.catalogue.read_only or not self.keys.marker.writable:
+        self._require_may_publish(self.problems)
+        return self._publish(records)
+
+    def _require_may_publish(self, problems: Sequence[Problem]) -> None:
+        newer = self.catalogue.read_only or self.own_writer in self.catalogue.unread
+        if newer or not self.keys.marker.writable:
             raise RepositoryError(
                 "a newer version of lamella wrote here: this version may only read", obj=self.store.url
             )
-        self.require_sound_history()
+        self._require_none(problems)
         self.require_writable()
         self._require_lock()
+
+    def _publish(self, records: Sequence[RawRecord | Signed], despite: Collection[str] = ()) -> Published:
         if self.own_writer in self.catalogue.retired:
             # Whoever retired this host took its silence for the end: it comes back as another writer.
             with self.memory.lock():
                 self.memory.new_writer_key()
         publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
-        published = publisher.publish(self.history, records, self.clock, self._ended)
+        published = publisher.publish(self.history, records, self.clock, self._ended, despite=despite)
         self._note_place(lambda: self.places.wrote_there(self.store.url, [published.head]))
         return published
 
@@ -336,7 +378,3 @@ class Repository:
             pass
         self.blobs.refresh()
         return self.contents.get(CATALOGUE, Kind.SEGMENT, place.id)
-
-
-def _seen_key(text: str) -> str:
-    return f"seen:{text}"

@@ -13,7 +13,7 @@ from lamella.crypto.derive import Keys
 from lamella.errors import IntegrityError
 from lamella.format.commit import Entry
 from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, RemoveLast, Rescue, Retire, Revive
-from lamella.format.known import Known, understood
+from lamella.format.known import Known, is_known, understood
 from lamella.format.labels import Pin, Rename, Tag
 from lamella.format.lost import Bad, Lost
 from lamella.format.records import OPTIONAL, AddSnap, Confirm, File, FileGone, Ref, Run, Volume, Writer
@@ -59,7 +59,7 @@ class _Builder:
     def build(self) -> Catalogue:
         for writer in sorted(self._history.chains):
             self._read(self._history.chains[writer])
-        self._result.notes += self._history.unbacked
+        self._result.notes += self._history.notes
         self._files()
         self._writers()
         self._removals()
@@ -79,7 +79,10 @@ class _Builder:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def _read(self, chain: Chain) -> None:
+        end = self._end(chain)
         for position, entry in enumerate(chain.entries):
+            if end and entry.seq >= end:
+                continue
             place = Place(chain.writer, entry.seq, position)
             where = f"commit {entry.seq} of writer {chain.writer.hex()[:8]}"
             try:
@@ -92,9 +95,17 @@ class _Builder:
                 continue
             if known is not None:
                 self._rows[type(known)].append(Row(place, entry, known))
-            elif entry.record.type < OPTIONAL:
-                self._result.read_only = True
-                self._result.notes.append(f"{where} has a record of a later version (type {entry.record.type:#06x})")
+
+    def _end(self, chain: Chain) -> int:
+        """The commit from which on a chain is not read: it has a required record of a later version. 0: none has."""
+        later = [entry for entry in chain.entries if entry.record.type < OPTIONAL and not is_known(entry.record)]
+        for entry in later:
+            where = f"commit {entry.seq} of writer {chain.writer.hex()[:8]}"
+            self._result.read_only |= prune_signed(self._keys, chain.writer, entry)
+            text = f"{where} has a record of a later version (type {entry.record.type:#06x})"
+            self._result.notes.append(text)
+            self._result.unread.setdefault(chain.writer, text)
+        return min((entry.seq for entry in later), default=0)
 
     def _of(self, kind: type[_Kind]) -> list[tuple[Row, _Kind]]:
         """The records of exactly this kind."""
