@@ -93,8 +93,7 @@ class Contents:
 
     def open_at(self, place: Place) -> Opened:
         """The content at one place and no other. Raises IntegrityError, StoreError."""
-        sealed = self._store.get(pack_name(place.pack), place.blob.offset, place.blob.sealed_length)
-        return self._open(place.domain_id, place, sealed, None)
+        return self._opened(place.domain_id, place, None)[0]
 
     def _open(self, domain_id: DomainId, place: Place, sealed: bytes, length: int | None) -> Opened:
         name = pack_name(place.pack)
