@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "levels: structure compares every reference with the listing of the repository; sample also reads a share of\n"
         "the chunks, or with --budget the packs unread for the longest time; full reads every pack of the volumes;\n"
         "restore fetches and compares every byte as a restore does, without a target; source compares with the live\n"
-        "source, whose differences are reported and are no damage. `lamella list` shows each volume's last verdict.\n\n"
+        "source, whose differences are reported and are no damage. Places that do not open are recorded for the other\n"
+        "hosts of the repository, and every level but structure reads the known ones again. `lamella list` shows each\n"
+        "volume's verdict: damage until a look that had to see it finds none, else the deepest look.\n\n"
     ) + SECRETS
     parser.add_argument(
         "volume",
