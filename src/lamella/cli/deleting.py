@@ -64,7 +64,7 @@ def options(args: argparse.Namespace) -> PruneOptions:
 def opened(context: Context, *, read_only: bool, shared: bool = False) -> Iterator[Repository]:
     """The repository with its whole history, which must be sound, and alone: unless nothing is written, or `shared`."""
     exclusive = not (read_only or shared)
-    with context.repository(read_only=read_only, whole=True, exclusive=exclusive) as repository:
+    with context.repository(read_only=read_only, whole=True, stored=True, exclusive=exclusive) as repository:
         if not read_only:
             repository.require_sound_history()
         yield repository
