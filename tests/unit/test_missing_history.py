@@ -20,9 +20,11 @@ from lamella.ids import DomainId, VolumeId, WriterId
 from lamella.operations.auditing import audit, publish_audits
 from lamella.operations.prune_view import history_troubles
 from lamella.operations.selection import doubts, find_volume
+from lamella.repository import order as orders
 from lamella.repository.catalogue import latest
 from lamella.repository.containers import build_commit
-from lamella.repository.order import Order, Place
+from lamella.repository.order import Order
+from lamella.repository.places import Place, judge
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Entry
 from lamella.trust import Sealed
@@ -417,8 +419,8 @@ def test_counted_clocks_never_exceed_what_is_there() -> None:
 def test_of_a_circle_somebody_is_first_and_last() -> None:
     one, two = WriterId(b"1" * 16), WriterId(b"2" * 16)
     order = Order({(one, 1): {two: 1, one: 1}, (two, 1): {one: 1, two: 1}})
-    places = [Place(two, 1, 0), Place(one, 1, 0)]
-    assert order.first(places, lambda row: row) == order.last(places, lambda row: row) == Place(one, 1, 0)
+    places = [orders.Place(two, 1, 0), orders.Place(one, 1, 0)]
+    assert order.first(places, lambda row: row) == order.last(places, lambda row: row) == orders.Place(one, 1, 0)
     assert order.last([], lambda row: row) is None
 
 
@@ -456,3 +458,25 @@ def test_who_signed_with_the_prune_key_may_have_done_anything(small: Small) -> N
     change(small, made[-1], flip)
     with small.opened("fresh") as repo:
         assert doubts(repo, find_volume(repo, "v")) == repo.problems != []
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mirror_may_lack_what_writers_saw_elsewhere(small: Small) -> None:
+    with small.opened("two", WRITER) as two:
+        made = snaps(two, [1, 2])
+    with small.opened() as one:
+        one.publish([EMPTY])  # has seen both
+    small.store.delete(made[1].name)
+    with small.opened("fresh") as repo:
+        history = repo.history
+    assert [problem.kind for problem in history.problems] == ["seen"]
+    assert judge(Place(), history) == (history.problems, [])
+    assert judge(Place(mirror=True), history) == ([], history.problems)
+    there = Place(mirror=True, heads={made[1].writer: (made[1].seq, made[1].sha256)})
+    problems, older = judge(there, history)
+    assert ({problem.lacks for problem in problems}, older) == ({made[1]}, [])
+    history.forgone = {made[1].writer: [made[1]]}
+    history.problems = []
+    assert judge(there, history) == ([], [])
