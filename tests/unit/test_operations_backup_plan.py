@@ -176,7 +176,7 @@ def test_a_name_two_volumes_share_cannot_be_adopted(small: Small, tmp_path: Path
     with small.opened() as one, small.opened("two") as two:
         for repo, host in ((one, "one"), (two, "two")):
             # Planned and executed apart: neither sees the other's commit before it publishes.
-            repo.reload = lambda *, whole=False: None  # type: ignore[method-assign]
+            repo.reload = lambda *, whole=False, stored=False: None  # type: ignore[method-assign]
             plan_backup(repo, [Request(None, small.source(image(tmp_path / "disk.img", "a"), host))], OPTIONS).execute()
     other = moved(tmp_path, "b")
     with small.opened() as repo:

@@ -12,7 +12,8 @@ from unittest import mock
 import pytest
 
 from lamella.crypto.slots import Secret
-from lamella.errors import Locked, RepositoryError, StoreFull
+from lamella.errors import Locked, RepositoryError, RolledBack, StoreFull
+from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.records import AddSnap, RawRecord
 from lamella.ids import ChunkId
@@ -335,11 +336,16 @@ def test_what_a_writer_saw_and_is_lost_can_be_accepted(world: Pruned) -> None:
     for name in [entry.name for entry in world.small.store.list(f"w/{other.hex()}/")]:
         world.small.store.delete(name)
     with world.alone() as repo:
-        repo.accept_history()
+        assert [problem.kind for problem in repo.problems] == ["gone"]  # the same commit is told once
+        repo.pins.heads.pop(other)  # as a host that never saw it
         repo.reload(whole=True)
+        (problem,) = repo.problems
+        assert problem.lacks is not None
+        assert (problem.kind, problem.writer, problem.lacks) == ("seen", other, Head(other, 2, problem.lacks.sha256))
         refs = [found.snapshot.ref for found in select(repo, [one])]
-        assert plan_prune(repo, refs).execute().blocked
-        writer = repo.unbacked[0].split()[1]
+        with pytest.raises(RolledBack):
+            plan_prune(repo, refs)
+        writer = problem.message.split()[1]
         assert repo.accept_seen("00000000") == []
         assert repo.accept_seen(writer)
         assert not plan_prune(repo, refs).execute().blocked

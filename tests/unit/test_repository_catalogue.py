@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lamella.crypto.sign import sign
 from lamella.errors import RepositoryError
-from lamella.format.records import Confirm, File, FileGone, RawRecord, Ref, Volume, raw
+from lamella.format.records import Confirm, File, FileGone, RawRecord, Ref, Volume, prune_signed_message, raw
 from lamella.ids import DomainId, SnapId, VolumeId
+from lamella.operations.prune_view import history_troubles
 from lamella.repository.catalogue import before, latest
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import WRITER, Small, snapshot_record
@@ -166,17 +168,38 @@ def test_a_signed_file_replaces_and_a_signed_end_removes(one: Repository) -> Non
 # -- records that are not understood -----------------------------------------------------------------------------------
 
 
-def test_a_required_record_of_a_later_version_makes_it_read_only(small: Small, one: Repository) -> None:
-    one.publish([raw(snapshot_record(1)), UNKNOWN_REQUIRED])
-    for repo in (one,):
+def test_a_required_record_of_a_later_version_ends_the_reading_of_its_chain(small: Small, one: Repository) -> None:
+    one.publish([raw(snapshot_record(1))])
+    head = one.publish([raw(snapshot_record(2)), UNKNOWN_REQUIRED]).head
+    one.publish([raw(snapshot_record(3))])
+    one.reload()
+    assert not one.catalogue.read_only
+    assert [shot.name for shot in one.catalogue.snapshots] == ["snap-0001"]
+    text = f"commit {head.seq} of writer {head.writer.hex()[:8]} has a record of a later version (type 0x0123)"
+    assert one.catalogue.unread == {head.writer: text} and text in one.catalogue.notes
+    with pytest.raises(RepositoryError, match="may only read"):
+        one.publish([raw(snapshot_record(4))])
+    (trouble,) = history_troubles(one)
+    assert trouble.message == text and "upgrade" in trouble.hint
+    with small.opened("two") as repo:  # another writer goes on
+        repo.publish([raw(snapshot_record(5))])
         repo.reload()
-        assert repo.catalogue.read_only
-        assert len(repo.catalogue.snapshots) == 1
-        assert any("later version" in note for note in repo.catalogue.notes)
-        with pytest.raises(RepositoryError, match="may only read"):
-            repo.publish([raw(snapshot_record(2))])
-    with small.opened("two") as repo, pytest.raises(RepositoryError):
-        repo.publish([])
+        assert sorted(shot.name for shot in repo.catalogue.snapshots) == ["snap-0001", "snap-0005"]
+
+
+def test_a_record_of_a_later_version_that_the_prune_key_signed_stops_all_publication(
+    small: Small, one: Repository
+) -> None:
+    chain = one.history.chains[one.own_writer]  # type: ignore[index]
+    assert chain.head is not None and one.keys.prune_seed is not None
+    plain = RawRecord(UNKNOWN_REQUIRED.type, b"later" + bytes(64))
+    message = prune_signed_message(one.keys.root, chain.writer, chain.head.seq + 1, chain.head.sha256, plain)
+    one.publish([RawRecord(plain.type, b"later" + sign(one.keys.prune_seed, message))])
+    for host in ("one", "two"):
+        with small.opened(host) as repo:
+            assert repo.catalogue.read_only
+            with pytest.raises(RepositoryError, match="may only read"):
+                repo.publish([raw(snapshot_record(2))])
 
 
 def test_an_optional_record_of_a_later_version_is_passed_over(one: Repository) -> None:

@@ -347,7 +347,8 @@ def test_a_damaged_commit_is_named_and_the_others_are_read(small: Small) -> None
     small.store.put(made[1], Sealed(bytes(content)))
     with small.opened("three") as repo:
         assert [name for name, _ in repo.history.damaged] == [made[1]]
-        assert kinds(repo) == ["missing"]
+        assert kinds(repo) == ["unreadable"]
+        assert [problem.lacks.name for problem in repo.problems if problem.lacks is not None] == [made[1]]
         assert len(names(repo)) == 2
 
 

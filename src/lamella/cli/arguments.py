@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
-from lamella.cli.values import rate, seconds
+from lamella.cli.values import fingerprint, rate, seconds
 from lamella.errors import UsageError
 
 COMMANDS = {
@@ -56,6 +56,7 @@ DEFAULTS: dict[str, Any] = {
     "if_available": False,
     "keyfile": None,
     "recovery_key_file": None,
+    "expect": None,
 }
 
 
@@ -145,6 +146,12 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
         metavar="RATE",
         type=rate,
         help="move at most so many bytes a second, such as 5M, to and from REPO",
+    )
+    add(
+        "--expect",
+        metavar="FINGERPRINT",
+        type=fingerprint,
+        help="end with 21 unless REPO has this head fingerprint, as check and info show it: it is in that very state",
     )
     add("--if-available", action="store_true", help="end with 75 if the disk, host or bucket of REPO is not there")
     add("--json", action="store_true", help="print the result as one JSON document")

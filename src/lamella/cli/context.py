@@ -17,6 +17,7 @@ from lamella.cli.secret import FIRST, SECOND, given_source, secret_source
 from lamella.cli.terminal import can_confirm, confirm
 from lamella.crypto.slots import Secret
 from lamella.errors import Absent, Interrupted, Locked, NoRepository, RolledBack, StoreUnavailable, UsageError
+from lamella.operations.heads import require_fingerprint
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
@@ -140,19 +141,21 @@ class Context:
 
     @contextmanager
     def repository(
-        self, *, read_only: bool = True, whole: bool = False, exclusive: bool = False
+        self, *, read_only: bool = True, whole: bool = False, stored: bool = False, exclusive: bool = False
     ) -> Iterator[Repository]:
         """The open repository. A missing one is reported before a secret is asked for.
 
-        `exclusive`: nobody else may use it meanwhile, where the destination can promise that.
+        `exclusive`: nobody else may use it meanwhile, where the destination can promise that. `whole` and `stored` as
+        for `Repository.open`.
 
-        Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError, UsageError.
+        Raises NoRepository, KeyRefused, Locked, IntegrityError, RolledBack, StoreError, UsageError.
         """
         self.check_secret()  # a contradiction on the command line comes first
         with self.store(read_only=read_only) as store:
             self._require_marker(store)
             secret = self._secret()
-            with self._opened(store, secret, whole, exclusive) as repository:
+            with self._opened(store, secret, whole, stored, exclusive) as repository:
+                self.require_expected(repository)
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
                 for lack in repository.older:
@@ -166,10 +169,16 @@ class Context:
         """Raises UsageError if several sources of the secret are named."""
         given_source(self.args, self.env, self.settings, self.secret_names)
 
-    def _opened(self, store: Store, secret: Secret, whole: bool, exclusive: bool) -> Repository:
+    def _opened(self, store: Store, secret: Secret, whole: bool, stored: bool, exclusive: bool) -> Repository:
         wait = self.args.lock_wait
         with _locking(store):
-            return Repository.open(store, secret, self.host, lock_wait=wait, whole=whole, exclusive=exclusive)
+            return Repository.open(
+                store, secret, self.host, lock_wait=wait, whole=whole, stored=stored, exclusive=exclusive
+            )
+
+    def require_expected(self, repository: Repository) -> None:
+        """Raises RolledBack unless the repository is in the state that --expect names."""
+        require_fingerprint(repository, self.args.expect)
 
     def lock_exclusively(self, repository: Repository) -> None:
         """Exchange the shared lock for the exclusive one. Raises Locked, StoreError."""
@@ -191,11 +200,8 @@ class Context:
     def warn_of_problems(self, repository: Repository) -> int:
         """Say what is wrong with the history. Returns the exit code of a command that did its work all the same."""
         for problem in repository.problems:
-            self.out.warn(problem.message)
-        if repository.problems:
-            self.out.say("accept this history with: lamella check --accept-rollback")
-            return RolledBack.exit_code
-        return 0
+            self.out.warn(f"{problem.message}; {problem.remedy}")
+        return RolledBack.exit_code if repository.problems else 0
 
     @property
     def asks(self) -> bool:
@@ -248,6 +254,9 @@ class SecondContext(Context):
 
     def __init__(self, first: Context) -> None:
         super().__init__(first.args, first.env, first.out)
+
+    def require_expected(self, repository: Repository) -> None:
+        """--expect is about the first one."""
 
     @cached_property
     def _place(self) -> tuple[str, RepositorySettings | None]:

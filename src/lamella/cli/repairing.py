@@ -116,6 +116,7 @@ def _repository(context: Context) -> Iterator[Repository]:
         read_marker(store)
         secret = secret_source(context.args, context.env, context.settings, context.secret_names).read()
         with Repository.open_damaged(store, secret, context.host, lock_wait=context.args.lock_wait) as repository:
+            context.require_expected(repository)
             yield repository
 
 

@@ -71,6 +71,14 @@ def seconds(text: str) -> float:
     return number
 
 
+def fingerprint(text: str) -> str:
+    """A head fingerprint in its usual form; case, dashes and blanks do not matter. Raises ArgumentTypeError."""
+    digits = re.sub(r"[\s-]", "", text).upper()
+    if not re.fullmatch("[A-Z2-7]{16}", digits):
+        raise argparse.ArgumentTypeError(f"not a head fingerprint: {text!r}; it has 16 letters and digits")
+    return "-".join(digits[start : start + 4] for start in range(0, 16, 4))
+
+
 def workers(text: str) -> int:
     """A number of threads from 1 to 64. Raises ArgumentTypeError."""
     if not text.isdecimal() or not 1 <= int(text) <= 64:

@@ -26,6 +26,7 @@ from lamella.repository.compaction import (
     differing_clocks,
 )
 from lamella.repository.history import Chain
+from lamella.repository.order import Clock
 from lamella.repository.pins import Problem
 from lamella.repository.repository import Repository
 
@@ -125,7 +126,7 @@ def _trouble(repo: Repository, chain: Chain) -> str:
         return "its chain forked"
     if chain.lacking:
         return chain.lacking
-    if not chain.whole or any(name in problem.key for problem in repo.history.problems):
+    if not chain.whole or any(problem.writer == chain.writer for problem in repo.history.problems):
         return "the history before it is not whole"
     if any(obj.startswith(f"w/{name}/") for obj, _ in repo.history.damaged):
         return "a commit of its chain is damaged"
@@ -168,7 +169,15 @@ def _wrong(repo: Repository, chain: Chain, ended: Ended) -> str:
     if invented:
         return f"has {invented} records that no commit before it has"
     seqs = sorted({entry.seq for entry in carried})
-    clocks = repo.history.clocks
-    true = {one: clocks.get((chain.writer, one)) for one in seqs}
-    differ = differing_clocks(seqs, said_clocks(chain.writer, seqs, facts), true)
+    clocks = repo.history.said_clocks
+    said = said_clocks(chain.writer, seqs, facts)
+    true = {one: _allowing(chain, one, clocks.get((chain.writer, one)), said.get(one)) for one in seqs}
+    differ = differing_clocks(seqs, said, true)
     return f"says of {differ} commits that they had seen what they had not" if differ else ""
+
+
+def _allowing(chain: Chain, seq: int, true: Clock | None, said: Clock | None) -> Clock | None:
+    """What a commit had seen; behind a gap that is given up also what its writer says: the missing ones had seen it."""
+    if true is None or said is None or not any(gap.last < seq for gap in chain.gaps):
+        return true
+    return {writer: max(true.get(writer, 0), said.get(writer, 0)) for writer in {*true, *said}}

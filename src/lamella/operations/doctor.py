@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.crypto.slots import Secret
-from lamella.errors import LamellaError
+from lamella.errors import LamellaError, RolledBack
 from lamella.format.compression import zstd_provider
+from lamella.operations.heads import require_fingerprint
 from lamella.operations.probe import probe
 from lamella.repository.host import Host
 from lamella.repository.repository import Repository
@@ -25,10 +26,12 @@ class Check:
     name: str
     ok: bool
     message: str
+    exit_code: int = 1
+    """What to end with if it is not ok."""
 
 
-def examine(host: Host, store: Store | None, secret: Secret | None) -> list[Check]:
-    """Look at the host, the destination and, with a secret, the repository.
+def examine(host: Host, store: Store | None, secret: Secret | None, expected: str | None = None) -> list[Check]:
+    """Look at the host, the destination and, with a secret, the repository, which may be expected in a certain state.
 
     Changes nothing but its own probe object.
     """
@@ -36,7 +39,7 @@ def examine(host: Host, store: Store | None, secret: Secret | None) -> list[Chec
     if store is not None:
         checks += _destination(store)
     if store is not None and secret is not None:
-        checks += _repository(host, store, secret)
+        checks += _repository(host, store, secret, expected)
     return checks
 
 
@@ -76,15 +79,19 @@ def _destination(store: Store) -> Iterator[Check]:
         yield from (Check(*finding) for finding in probe(store))
 
 
-def _repository(host: Host, store: Store, secret: Secret) -> Iterator[Check]:
+def _repository(host: Host, store: Store, secret: Secret, expected: str | None) -> Iterator[Check]:
     try:
-        with Repository.open(store, secret, host) as repo:
+        with Repository.open(store, secret, host, stored=True) as repo:
+            require_fingerprint(repo, expected)
             role = "a writer's" if repo.keys.prune_seed is None else "an admin's"
             yield Check("secret", True, f"the secret opens {role} slot")
-            problems = repo.problems
-            text = problems[0].message if problems else "nothing is missing, nothing went backwards"
-            yield Check("history", not problems, text)
+            for problem in repo.problems:
+                yield Check("history", False, f"{problem.message}; {problem.remedy}", RolledBack.exit_code)
+            if not repo.problems:
+                yield Check("history", True, "nothing is missing, nothing went backwards")
             for note in repo.catalogue.notes:
-                yield Check("history", False, note)
+                yield Check("history", note in repo.history.notes, note)
+    except RolledBack as error:
+        yield Check("history", False, error.message, error.exit_code)
     except LamellaError as error:
         yield Check("secret", False, error.message)

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lamella.errors import NothingMatched, UsageError
+from lamella.errors import IntegrityError, NothingMatched, UsageError
+from lamella.format.known import understood
+from lamella.format.records import AddSnap, Volume
+from lamella.ids import VolumeId, WriterId
 from lamella.repository.catalogue import Snapshot, VolumeState, latest
+from lamella.repository.pins import Problem
 from lamella.repository.repository import Repository
+from lamella.repository.signed import prune_signed
 
 LATEST = "latest"
 TAG = "^"
@@ -118,3 +123,28 @@ def select(repo: Repository, selectors: Sequence[str]) -> list[Selected]:
         snapshot = find_snapshot(repo, volume, snapshot_text)
         chosen.append(Selected(repo.catalogue.shown_names()[volume.volume_id], volume, snapshot))
     return chosen
+
+
+def doubts(repo: Repository, volume: VolumeState) -> list[Problem]:
+    """The problems with the history because of which it may not be known which snapshots a volume has.
+
+    Where a part is missing of the chain of a writer that never touched the volume, nothing of the volume is missing.
+    """
+    id_ = volume.volume_id
+    return [one for one in repo.problems if not one.is_lack or _may_own(repo, one.writer, id_)]
+
+
+def _may_own(repo: Repository, writer: WriterId, volume_id: VolumeId) -> bool:
+    """Whether a writer published anything of the volume, or anything with the prune key, as far as that is known."""
+    chain = repo.history.chains.get(writer)
+    if chain is None:
+        return True
+    for entry in chain.entries:
+        try:
+            known = understood(entry.record) if entry.record.type in (Volume.TYPE, AddSnap.TYPE) else None
+        except IntegrityError:
+            return True
+        of_it = isinstance(known, Volume | AddSnap) and known.volume_id == volume_id
+        if of_it or prune_signed(repo.keys, writer, entry):
+            return True
+    return False

@@ -94,8 +94,7 @@ def verify(
 
 def _objects(repo: Repository, result: VerifyResult, reporter: Reporter) -> None:
     """What every level looks at: history, clear files, names, and the heads of packs."""
-    if not repo.history.whole:
-        repo.reload(whole=True)
+    repo.reload(whole=True, stored=True)
     check_history(repo, result)
     check_checkpoints(repo, result)
     check_files(repo, result)

@@ -30,7 +30,7 @@ class Judge:
         """Judge a history of which every chain was read. Chains of which nothing could be read are none."""
         self.chains()
         history = self._history
-        history.problems += [*self._unseen(), *self._gone()]
+        history.problems += [*self._gone(), *self._unseen()]
         history.chains = {writer: chain for writer, chain in history.chains.items() if chain.commits}
 
     def chains(self) -> None:

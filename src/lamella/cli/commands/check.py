@@ -7,8 +7,10 @@ import argparse
 from lamella.cli import repairing
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
-from lamella.errors import NothingMatched, RolledBack
+from lamella.errors import NothingMatched, RepositoryError, RolledBack, UsageError
+from lamella.format.commit import Head, parse_name
 from lamella.operations.heads import fingerprint
+from lamella.repository.pins import Problem
 from lamella.repository.repository import Repository
 
 
@@ -25,6 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WRITER",
         help="take what this writer saw of others, and is not here, as lost for good: deletion goes on without it",
     )
+    parser.add_argument(
+        "--give-up",
+        action="append",
+        default=[],
+        metavar="OBJECT",
+        help="say for every host that this commit, named as a problem names it, is gone for good, with what it said; "
+        "needs an admin's secret",
+    )
     repairing.add_arguments(parser)
     add_yes(parser)
     add_dry_run(parser)
@@ -32,14 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Say whether the history goes on from what this host saw; with --accept-rollback, go on from here."""
-    args, out = context.args, context.out
+    args = context.args
+    if args.give_up and (args.repair or args.accept_rollback or args.accept_seen):
+        raise UsageError("--give-up goes with none of --repair, --accept-rollback and --accept-seen")
     if args.repair:
         return repairing.run(context)
     repairing.require_no_options(args)
-    with context.repository(whole=True) as repository:
+    return _give_up(context) if args.give_up else _look(context)
+
+
+def _look(context: Context) -> int:
+    args, out = context.args, context.out
+    with context.repository(whole=True, stored=True) as repository:
         problems = list(repository.problems)
         for problem in problems:
-            out.line(f"problem: {problem.message}")
+            out.line(f"problem: {problem.message}; {problem.remedy}")
         mirror = repository.place.mirror
         accepts = args.accept_rollback and (bool(problems) or mirror) and not args.dry_run
         if accepts:
@@ -58,12 +75,45 @@ def run(context: Context) -> int:
         out.line(f"the history is sound: {heads} chain{'' if heads == 1 else 's'}, nothing this host saw is missing")
     elif args.accept_rollback:
         out.line("would accept this history")
-    else:
-        out.say("accept this history with: lamella check --accept-rollback")
     out.line(f"fingerprint {marks}")
-    rows = [{"key": problem.key, "message": problem.message} for problem in problems]
+    rows = [_row(problem) for problem in problems]
     out.document({"problems": rows, "accepted": accepts, "notes": notes, "fingerprint": marks})
     return RolledBack.exit_code if problems and not args.accept_rollback else 0
+
+
+def _row(problem: Problem) -> dict[str, str]:
+    obj = "" if problem.lacks is None else problem.lacks.name
+    return {"key": problem.key, "message": problem.message, "object": obj, "remedy": problem.remedy}
+
+
+def _give_up(context: Context) -> int:
+    """Say for every host that these commits are gone for good."""
+    args, out = context.args, context.out
+    with context.repository(read_only=args.dry_run, whole=True, stored=True) as repository:
+        if repository.keys.prune_seed is None:
+            raise RepositoryError(
+                "this secret may add backups but not give up any: nothing was done",
+                obj=repository.store.url,
+                hint="use an admin's passphrase, key file or recovery key",
+            )
+        heads = sorted({_lacking(repository, text) for text in args.give_up})
+        if not args.dry_run:
+            context.confirm(f"Give up {len(heads)} commit{'' if len(heads) == 1 else 's'} for every host?")
+            repository.give_up(heads)
+            repository.reload(whole=True)
+        for head in heads:
+            out.line(f"{'would be ' if args.dry_run else ''}given up: {head.name}")
+        code = context.warn_of_problems(repository)
+        rows = [_row(problem) for problem in repository.problems]
+    out.document({"given_up": [head.name for head in heads], "dry_run": args.dry_run, "problems": rows})
+    return code
+
+
+def _lacking(repository: Repository, text: str) -> Head:
+    head = parse_name(text)
+    if head is None or head not in repository.lacking:
+        raise NothingMatched(f"{text} is not known to be missing: nothing is given up", obj=text)
+    return head
 
 
 def _accept_seen(context: Context, repository: Repository) -> None:

@@ -19,8 +19,6 @@ from lamella.operations.doctor_lvm import PoolExamination
 from lamella.repository.slots import read_marker
 from lamella.stores.base import Store
 
-_FAILED = 1
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
@@ -69,7 +67,7 @@ def run(context: Context) -> int:
             "removed": [_row(one, now) for one in removed],
         }
     )
-    return 0 if sound else _FAILED
+    return max((check.exit_code for check in checks if not check.ok), default=0)
 
 
 def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
@@ -142,7 +140,7 @@ def _checks(context: Context) -> list[Check]:
     given_source(context.args, context.env, context.settings)
     try:
         with context.store() as store:
-            return examine(context.host, store, _secret(context, store))
+            return examine(context.host, store, _secret(context, store), context.args.expect)
     except NoRepository as error:
         text = f"{context.place}: {error.message}"
         return [*examine(context.host, None, None), Check("repository", False, text)]

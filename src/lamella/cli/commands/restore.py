@@ -10,9 +10,10 @@ from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
 from lamella.cli.values import shown_bytes, shown_seconds, workers
-from lamella.errors import Interrupted, LamellaError, SourceAtRisk, SourceError
+from lamella.clock import iso
+from lamella.errors import Interrupted, LamellaError, NothingMatched, RolledBack, SourceAtRisk, SourceError
 from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
-from lamella.operations.selection import Selected, select
+from lamella.operations.selection import Selected, doubts, select, split_selector
 from lamella.repository.repository import Repository
 
 
@@ -53,22 +54,54 @@ def _target(text: str) -> Path:
 def run(context: Context) -> int:
     """Do it."""
     keep_freed_memory()
-    args = context.args
+    args, out = context.args, context.out
     replaces = args.overwrite or (args.in_place and args.document is None)
     if args.to.exists() and not args.to.is_block_device() and not replaces:
         error = exists(args.to)
         error.hint = "add --overwrite to replace it"
         raise error
     try:
-        with context.sound_repository() as repository:
-            selected = select(repository, [args.volume])[0]
-            if args.document is not None:
-                return _document(context, repository, selected)
-            return _volume(context, repository, selected)
+        with context.repository() as repository:
+            selected = _selected(repository, args.volume)
+            code = context.warn_of_problems(repository)
+            out.say(f"restoring {_shown(repository, selected)}")
+            restored = _volume if args.document is None else _document
+            return restored(context, repository, selected) or code
     except SourceAtRisk:
         raise
     except SourceError as error:  # here it is the target, and nothing else was saved
         raise LamellaError(error.message, obj=error.obj, hint=error.hint) from error
+
+
+def _selected(repository: Repository, text: str) -> Selected:
+    """What is to be restored. Raises NothingMatched; RolledBack where a newer one, or the one meant, may be missing.
+
+    Which one a full name means is no question, whatever else is missing.
+    """
+    try:
+        selected = select(repository, [text])[0]
+    except NothingMatched as error:
+        if not repository.problems:
+            raise
+        problem, place = repository.problems[0], repository.store.url
+        raise RolledBack(f"{error.message}; {problem.message}", obj=place, hint=problem.remedy) from error
+    doubtful = doubts(repository, selected.volume)
+    if doubtful and split_selector(text)[1] != selected.snapshot.name:
+        hint = f"to restore it all the same, name it in full: {selected.text}; {doubtful[0].remedy}"
+        raise RolledBack(doubtful[0].message, obj=repository.store.url, hint=hint)
+    return selected
+
+
+def _shown(repository: Repository, selected: Selected) -> str:
+    """The snapshot with its moment and its writer, for a person to see whether it is the one that was meant."""
+    ref = selected.snapshot.ref
+    writer = repository.catalogue.writers.get(ref.writer)
+    by = writer.label if writer is not None and writer.label else ref.writer.hex()[:8]
+    try:
+        moment = iso(selected.snapshot.added.time_ms)
+    except ValueError:
+        moment = "a time beyond the calendar"
+    return f"{selected.text}, of {moment}, written by {by}"
 
 
 def _volume(context: Context, repository: Repository, selected: Selected) -> int:

@@ -84,9 +84,9 @@ def run(context: Context) -> int:
             "seconds": result.seconds,
         }
     )
-    if result.damaged:
-        return IntegrityError.exit_code
-    return code or (SourceError.exit_code if result.incomplete else 0)
+    if code or not result.damaged:
+        return code or (SourceError.exit_code if result.incomplete else 0)
+    return IntegrityError.exit_code
 
 
 def _options(context: Context) -> VerifyOptions:
