@@ -537,7 +537,6 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         self._named: set[Head] = set()  # commits that others name
         self._gaps: set[Head] = set()  # those that the next commit of their chain names and does not follow
         self._places: dict[tuple[bytes, int], set[bytes]] = collections.defaultdict(set)  # the commits of a number
-        self._newest: dict[bytes, int] = {}
         self.marked: set[bytes] = set()  # snapshots that a REMOVE without its signature names
         self.forked: set[bytes] = set()
         self.missing: set[Head] = set()  # commits that are known, and not here or not readable
@@ -568,7 +567,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             return self.open(head, data)
         except Bad as error:
             proofs = {b""} if isinstance(error, Withheld) else self._proofs(head, data)
-            self._unopened[head] = proofs if head.seq else set(), str(error)
+            self._unopened[head] = proofs, str(error)
             return None
     def _proofs(self, head: Head, data: bytes) -> "set[bytes]":
         proofs = set() if self._faults(head, data) else {data[-96:-64]}
@@ -579,8 +578,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         return proofs
     def _note(self, commit: Commit, checkpoints: "list[bytes]") -> None:  # A commit that counts, and those it names
         self._places[commit.writer, commit.seq].add(commit.sha)
-        self._newest[commit.writer] = max(commit.seq, self._newest.get(commit.writer, 0))
-        self._named |= {*commit.seen, commit.before(), head_of(commit.writer + commit.newest)}
+        self._named |= {*commit.seen, head_of(commit.writer + commit.newest)}
         for c in map(Cursor, checkpoints):
             with contextlib.suppress(Bad):
                 self._named |= {head_of(commit.writer + earlier) for earlier in c.many(c.number(4), 40)}
@@ -588,7 +586,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         """What is known and not here [FORMAT 8]: history is missing, unless FORGO excuses it."""
         self._named |= {head_of(name) for name in self._audited} | self._gaps
         for head, (proofs, why) in sorted(self._unopened.items()):
-            intact = any(c.seq == head.seq and proofs & c.proofs for c in self.chains.get(head.writer, []))
+            intact = any(proofs & commit.proofs for commit in self.chains.get(head.writer, []))
             if self._waited_for(head) and (head in self._named or (proofs and not intact)):
                 self._lack(head, "cannot be read: " + why)
             else: self.warn(f"{commit_path(*head)}: {why}; ignored, no commit is missed for it", "note")
@@ -743,12 +741,10 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         if before is not None and commit.newest != (before.name()[16:] if before.has_checkpoint else before.newest):
             self.warn(f"{commit.path()}: names another checkpoint than its chain")
         commit.known = dict((before or last or commit).known)
-        for head in commit.seen:
+        for head in commit.seen:  # beyond the newest is as good as the newest; another commit of that number is nothing
             here = self._places.get((head.writer, head.seq))
-            if not here or head.sha in here: self._saw(commit.known, head.writer, head.seq)
+            if not here or head.sha in here: commit.known[head.writer] = max(head.seq, commit.known.get(head.writer, 0))
         return before is not None or commit.seq == 1
-    def _saw(self, known: "dict[bytes, int]", writer: bytes, seq: int) -> None:  # Counts as far as commits are here
-        known[writer] = max(min(seq, self._newest.get(writer, 0)), known.get(writer, 0))
     def _bridge(self, chain: "list[Commit]", gap: Commit) -> None:
         """Takes the records before a gap from the newest readable checkpoint after it."""
         after = [c for c in chain if c.has_checkpoint and c.seq >= gap.seq]
@@ -791,7 +787,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             kind, record = c.number(2), c.take(c.number(4))
             if kind == 0x8003:
                 for writer, seq in struct.iter_unpack("<16sQ", record[2 : 2 + 24 * (len(record) // 24)]):
-                    self._saw(known, writer, seq)
+                    known[writer] = max(seq, known.get(writer, 0))
             author.known = dict(known)
             found.append((author, kind, record))
         return found

@@ -388,8 +388,8 @@ def test_a_chain_that_begins_at_a_checkpoint(bench: Bench, in_segment: bool) -> 
     bench.save(writer)
     result = bench.run("list")
     assert result.code == 21 and "was not checked" in result.err and result.out.count("disk") == 2
-    result = bench.restore("disk")
-    assert isinstance(result, Result) and result.code == 21
+    got = bench.restore("disk")
+    assert isinstance(got, Result) and got.code == 21
     prune = fresh(BOB)
     writer.commit(prune, writer.prune_sign(prune, 0x16, chain.writer + struct.pack("<Q", 1) + sha))
     bench.save(writer)
