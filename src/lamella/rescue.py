@@ -591,8 +591,8 @@ class History:  # All commits and the state they add up to [FORMAT 8]
                 self._lack(head, "cannot be read: " + why)
             else: self.warn(f"{commit_path(*head)}: {why}; ignored, no commit is missed for it", "note")
         for head in sorted(self._named - self._unopened.keys()):
-            readable = (head.writer, head.seq) in self._places and head not in self._gaps
-            if not readable and self._waited_for(head):
+            newest = max((commit.seq for commit in self.chains.get(head.writer, [])), default=0)
+            if (head.seq > newest or head in self._gaps) and self._waited_for(head):
                 self._lack(head, "is named by another commit and is not here")
     def _lack(self, head: Head, why: str) -> None:
         self.missing.add(head)
