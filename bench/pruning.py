@@ -1,6 +1,6 @@
 """Pruning at scale, each scenario in a process of its own: invented tiny chunks, in as many packs as there would be.
 
-python -m bench.pruning mark|prune|churned|wide FOLDER
+python -m bench.pruning mark|prune|churned|many|wide FOLDER
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from lamella.format.container import Kind
 from lamella.format.node import Shape, default_chunk_log2
 from lamella.format.records import NO_REF, AddSnap, Ref, raw
 from lamella.ids import ChunkId, DomainId, SnapId, VolumeId
-from lamella.operations.prune import PruneOptions, plan_prune
+from lamella.operations.health import Health
+from lamella.operations.prune import HOUR_MS, PruneOptions, plan_prune
+from lamella.operations.retaining import Policy, plan_retention
 from lamella.operations.session import Session
 from lamella.repository.marking import LiveIds, Roots, Walk, roots_by_domain
 from lamella.repository.repository import Repository
 from lamella.repository.tree import Run, Tree
 from lamella.repository.tree_writer import TreeWriter
 from lamella.repository.usage import Usage
+from lamella.retention import Retention
+from lamella.stores.base import Entry
 from lamella.testing.fault_store import FaultStore
+from lamella.trust import Clear, Sealed
 
 DOMAIN = DomainId(b"bench-prune-bulk")
 CHUNKS_A_PACK = 64
@@ -37,15 +42,38 @@ _HELD = 24 << 20
 
 
 class Counting(FaultStore):
-    """Counts the bytes that are read of packs."""
+    """Counts requests, and the bytes that are read of packs."""
 
+    requests = 0
     read_bytes = 0
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes asked for."""
         content = super().get(name, offset, length)
+        self.requests += 1
         self.read_bytes += len(content) if name.startswith("p/") else 0
         return content
+
+    def stat(self, name: str) -> int:
+        """Return the length."""
+        self.requests += 1
+        return super().stat(name)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """What there is; a page has a thousand names."""
+        found = [*super().list(prefix)]
+        self.requests += 1 + len(found) // 1000
+        return iter(found)
+
+    def put(self, name: str, content: Sealed | Clear) -> None:
+        """Store an object."""
+        self.requests += 1
+        super().put(name, content)
+
+    def delete(self, name: str) -> None:
+        """Remove an object."""
+        self.requests += 1
+        super().delete(name)
 
 
 Ranges = list[tuple[int, int]]
@@ -65,7 +93,7 @@ def grow(place: Place, shape: Shape, snapshots: int, first: Ranges, changes: Cal
                 root = writer.update(shape, base, _stored(session, ranges, chance))
                 session.settle()
                 packs, name = session.packs(DOMAIN), f"s{number:03}"
-                moment = 1_800_000_000_000 + number
+                moment = 1_700_000_000_000 + number * HOUR_MS
                 head = (SnapId(os.urandom(16)), shape.volume_id, DOMAIN, shape.chunk_log2, 1, shape.size)
                 added = AddSnap(*head, root, moment, NO_REF, name, (), packs)
                 session.publish([raw(added)], [added.snap_id])
@@ -106,6 +134,32 @@ def churned(work: Path) -> Place:
     return _pruned(work, shape, [(0, shape.chunks)], changes)
 
 
+def many(work: Path) -> Place:
+    """The rules of a year on 500 hourly snapshots of a 200 GiB volume that holds 24 MiB: retention, walk and deletion.
+
+    The first prune finds 1,000 commits that no checkpoint was audited of; the second one what it left.
+    """
+    shape = Shape(VolumeId(bytes(16)), 200 * GIB, default_chunk_log2(200 * GIB))
+    step = shape.chunks * shape.chunk_size // _HELD
+    first = [(chunk, chunk + 1) for chunk in range(0, shape.chunks, step)]
+    place = Place.make(work, in_memory=True)
+    grow(
+        place, shape, 500, first, lambda chance: [(at, at + 1) for at in sorted(chance.sample(range(shape.chunks), 10))]
+    )
+
+    def work_() -> dict[str, Any]:
+        store = Counting(place.store())
+        with Repository.open(store, place.secret, place.host, whole=True, exclusive=True) as repo:
+            with Health(repo) as health:
+                plan = plan_retention(repo, Policy(Retention(last=24, daily=7)), health=health)
+                result = plan_prune(repo, plan.refs, PruneOptions(repack=False), health).execute()
+        return {"requests": store.requests, "read_bytes": store.read_bytes, "removed": len(result.removed)}
+
+    place.timed("prune 500", work_)
+    place.timed("prune again", work_)
+    return place
+
+
 def _pruned(work: Path, shape: Shape, first: Ranges, changes: Callable[[random.Random], Ranges]) -> Place:
     place = Place.make(work, in_memory=True)
     grow(place, shape, 60, first, changes)
@@ -134,7 +188,7 @@ def mark(work: Path) -> Place:
         with LiveIds(place.host.cache_dir) as live:
             (roots,) = roots_by_domain(repo.catalogue).values()
             place.timed("mark", lambda: _marked(repo, roots, live))
-            place.timed("count", lambda: {"missing": len(Usage(repo.cache, live).missing)})
+            place.timed("count", lambda: {"missing": Usage(repo.cache, live).absent})
     return place
 
 
@@ -152,7 +206,7 @@ def wide(work: Path) -> Place:
             session.settle()
         with LiveIds(place.host.cache_dir) as live:
             place.timed("mark", lambda: _marked(repo, Roots([Tree(shape, root)]), live))
-            place.timed("count", lambda: {"missing": len(Usage(repo.cache, live).missing)})
+            place.timed("count", lambda: {"missing": Usage(repo.cache, live).absent})
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     place.steps["mark"]["facts"]["memory_bytes"] = most
     return place
@@ -167,6 +221,7 @@ def _marked(repo: Repository, roots: Roots, live: LiveIds) -> dict[str, Any]:
 SCENARIOS: dict[str, Callable[[Path], Place]] = {
     "prune": prune,
     "churned": churned,
+    "many": many,
     "mark": mark,
     "wide": wide,
 }

@@ -1,8 +1,9 @@
 """Which snapshots stay and which go, each with its reasons: policy over plain values, nothing else.
 
 Rules are independent of each other: a snapshot stays if any of them keeps it, so a further rule never removes anything.
-What is not known to be whole is never counted: it stays where it is newer than the whole one that a rule keeps.
-Ages are counted from the volume's newest whole snapshot, not from now: a machine that stands still loses nothing.
+They look at a volume twice: at all its snapshots, as if each were whole, and at the whole ones only. What either look
+keeps stays, so no verdict on a snapshot's health removes what the rules keep of a healthy volume (docs/decisions/0036).
+Ages are counted from the newest snapshot looked at, not from now: a machine that stands still loses nothing.
 Snapshots from the future are neither kept by a rule nor counted; they stay, and are shown. So do those that arrived
 together with others of the volume and whose times cannot be true: one of them is judged, by the time of its arrival.
 """
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 import calendar
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import Enum
+from functools import partial
 
 from lamella.errors import UsageError
 
@@ -133,7 +135,7 @@ class Moment:
     number: int = 0
     """The caller's, to find the snapshot again."""
     good: bool = True
-    """Known to be whole and of use: only such ones count."""
+    """Whole and of use. Taken as so for a snapshot that nobody has looked into."""
     arrived_ms: int | None = None
     """When another writer's snapshot was first seen here: at most one an hour of these counts against `last`."""
     doubtful: bool = False
@@ -178,8 +180,8 @@ def judge(
 ) -> list[Verdict]:
     """A verdict on every snapshot, by volume and newest first.
 
-    `spare_last` keeps the newest good snapshot of each volume whatever the rules say. A volume for which there is no
-    rule keeps everything.
+    `spare_last` keeps the latest good snapshot of each volume whatever the rules say, and everything of a volume that
+    has none. A volume for which there is no rule keeps everything.
     """
     by_volume: dict[str, list[Moment]] = {}
     for moment in moments:
@@ -187,39 +189,101 @@ def judge(
     verdicts: list[Verdict] = []
     for volume in sorted(by_volume):
         rows = sorted(by_volume[volume], key=lambda row: (row.time_ms, row.snapshot), reverse=True)
-        verdicts += _Volume(rows, rules_of(volume), now_ms, zone).verdicts(spare_last)
+        verdicts += _judge_volume(rows, partial(_Look, rules=rules_of(volume), now_ms=now_ms, zone=zone), spare_last)
     return verdicts
 
 
+def judge_until_stable(
+    moments: Iterable[Moment],
+    rules_of: Callable[[str], Retention],
+    now_ms: int,
+    zone: tzinfo,
+    find_bad: Callable[[Sequence[Moment]], Collection[Moment]],
+    *,
+    spare_last: bool = True,
+) -> list[Verdict]:
+    """The same verdicts where looking into a snapshot costs much: only those that stay are looked into.
+
+    `find_bad` gets snapshots that would stay, by volume and newest first, none of them twice, and returns those that
+    are not good. The others take their places, until every good one that stays was looked into.
+    """
+    rows = list(moments)
+    asked: set[Moment] = set()
+    bad: set[Moment] = set()
+    while True:
+        now = [replace(row, good=False) if row in bad else row for row in rows]
+        verdicts = judge(now, rules_of, now_ms, zone, spare_last=spare_last)
+        unknown = [row.moment for row in verdicts if row.keep and row.moment.good and row.moment not in asked]
+        if not unknown:
+            return verdicts
+        asked.update(unknown)
+        bad.update(find_bad(unknown))
+
+
+_WHOLE = " of the whole ones"
+_WHOLE_AGE = ", counted from the newest whole one"
+
+
+def _judge_volume(rows: Sequence[Moment], look: Callable[[Sequence[Moment]], _Look], spare_last: bool) -> list[Verdict]:
+    whole = [at for at, row in enumerate(rows) if row.good]
+    everything, good = look(rows), look([rows[at] for at in whole])
+    kept = everything.kept("last snapshot of the volume" if spare_last else None)
+    if len(whole) < len(rows):
+        among = good.kept("last whole snapshot of the volume" if spare_last else None, _WHOLE, _WHOLE_AGE)
+        kept = {whole[at]: reasons for at, reasons in among.items()} | kept
+    nothing = ("nothing of the volume is whole",) if spare_last and not good.present else ()
+    return [
+        Verdict(
+            row,
+            at in kept or bool(nothing),
+            tuple(reason if row.good else f"{reason} (not whole)" for reason in kept.get(at, ()))
+            or nothing
+            or ("no rule keeps it",),
+            at not in everything.strange,
+        )
+        for at, row in enumerate(rows)
+    ]
+
+
 @dataclass
-class _Volume:
+class _Look:
+    """The rules, applied to some snapshots of a volume, newest first, as if each of them were whole."""
+
     rows: Sequence[Moment]
     rules: Retention
     now_ms: int
     zone: tzinfo
-    reasons: dict[int, list[str]] = field(default_factory=dict)
-    """By position in `rows`."""
+    strange: dict[int, str] = field(default_factory=dict)
+    """By position in `rows`: what no rule looks at, and why."""
+    present: list[int] = field(default_factory=list)
+    """The other positions."""
+    _reasons: dict[int, list[str]] = field(default_factory=dict)
 
-    def verdicts(self, spare_last: bool) -> Iterator[Verdict]:
-        strange = self._strange()
-        present = [at for at in range(len(self.rows)) if at not in strange]
+    def __post_init__(self) -> None:
+        self.strange = self._strange()
+        self.present = [at for at in range(len(self.rows)) if at not in self.strange]
+
+    def kept(self, spared: str | None, among: str = "", ages: str = "") -> dict[int, tuple[str, ...]]:
+        """What stays, by position in `rows`, and why.
+
+        `spared` says why the latest one stays if no rule keeps it; without that it does not. `among` ends the reasons
+        of rules that count, `ages` those of rules that compare with the newest one.
+        """
         self._labels()
         if self.rules.empty:
             self._keep(range(len(self.rows)), "no rule for this volume")
         else:
-            self._count(present)
-            self._calendar(present)
-            self._ages(present)
-        for at, reason in strange.items():
-            self.reasons.setdefault(at, []).append(reason)
-        if spare_last:
-            self._spare(present)
-        for at, row in enumerate(self.rows):
-            reasons = self.reasons.get(at, [])
-            yield Verdict(row, bool(reasons), tuple(reasons) or ("no rule keeps it",), at not in strange)
+            self._count(among)
+            self._calendar(among)
+            self._within(ages)
+            self._thin(ages)
+        for at, reason in self.strange.items():
+            self._keep([at], reason)
+        if spared:
+            self._spare(spared)
+        return {at: tuple(reasons) for at, reasons in self._reasons.items()}
 
     def _strange(self) -> dict[int, str]:
-        """The positions that no rule looks at, and why."""
         found: dict[int, str] = {}
         arrivals: set[int] = set()
         for at, row in enumerate(self.rows):
@@ -234,30 +298,28 @@ class _Volume:
 
     def _keep(self, positions: Iterable[int], reason: str) -> None:
         for at in positions:
-            known = self.reasons.setdefault(at, [])
-            known.append(reason if self.rows[at].good else f"{reason} (not known to be whole)")
+            self._reasons.setdefault(at, []).append(reason)
 
     def _labels(self) -> None:
         for at, row in enumerate(self.rows):
             if row.pinned is not None:
-                self.reasons.setdefault(at, []).append(f"pinned: {row.pinned}" if row.pinned else "pinned")
+                self._keep([at], f"pinned: {row.pinned}" if row.pinned else "pinned")
             for tag in sorted(row.tags & self.rules.tags):
-                self.reasons.setdefault(at, []).append(f"tag {tag}")
+                self._keep([at], f"tag {tag}")
 
-    def _count(self, present: Sequence[int]) -> None:
+    def _count(self, among: str) -> None:
         """keep-last. What came in the same hour as a counted one stays uncounted: a flood cannot push anything out."""
         counted: set[Hashable] = set()
-        for at in present:
+        for at in self.present:
             row = self.rows[at]
             hour: Hashable = ("own", at) if row.arrived_ms is None else row.arrived_ms // HOUR_MS
             if hour in counted:
-                self._keep([at], "last (same hour of arrival)")
+                self._keep([at], f"last (same hour of arrival){among}")
             elif len(counted) < self.rules.last:
-                self._keep([at], f"last {len(counted) + 1}")
-                if row.good:
-                    counted.add(hour)
+                self._keep([at], f"last {len(counted) + 1}{among}")
+                counted.add(hour)
 
-    def _calendar(self, present: Sequence[int]) -> None:
+    def _calendar(self, among: str) -> None:
         limits = {
             Period.HOUR: ("hourly", self.rules.hourly),
             Period.DAY: ("daily", self.rules.daily),
@@ -267,53 +329,46 @@ class _Volume:
         }
         for period, (word, limit) in limits.items():
             filled: set[Hashable] = set()
-            for at in present if limit else ():
-                row = self.rows[at]
-                key = period.of(local_time(row.time_ms, self.zone))
+            for at in self.present if limit else ():
+                key = period.of(local_time(self.rows[at].time_ms, self.zone))
                 if key in filled:
                     continue
                 if len(filled) >= limit:
                     break
-                self._keep([at], f"{word} {len(filled) + 1}")
-                if row.good:
-                    filled.add(key)
+                self._keep([at], f"{word} {len(filled) + 1}{among}")
+                filled.add(key)
 
-    def _ages(self, present: Sequence[int]) -> None:
-        """keep-within and thin-older, counted from the newest good snapshot."""
-        newest = next((row.time_ms for row in self._at(present) if row.good), None)
-        if newest is None:
-            newest = self.rows[present[0]].time_ms if present else 0
+    @property
+    def _newest_ms(self) -> int:
+        return self.rows[self.present[0]].time_ms if self.present else 0
+
+    def _within(self, ages: str) -> None:
         if self.rules.within is not None:
-            start = self.rules.within.before(newest, self.zone)
-            self._keep([at for at in present if self.rows[at].time_ms >= start], f"within {self.rules.within.text}")
-        if self.rules.thin:
-            self._thin(present, newest)
+            start = self.rules.within.before(self._newest_ms, self.zone)
+            young = [at for at in self.present if self.rows[at].time_ms >= start]
+            self._keep(young, f"within {self.rules.within.text}{ages}")
 
-    def _thin(self, present: Sequence[int], newest_ms: int) -> None:
+    def _thin(self, ages: str) -> None:
+        if not self.rules.thin:
+            return
+        newest_ms = self._newest_ms
         bands = sorted(
             ((one.age.before(newest_ms, self.zone), one) for one in self.rules.thin), key=lambda band: band[0]
         )
         filled: set[Hashable] = set()
-        for at in present:
+        for at in self.present:
             row = self.rows[at]
             band = next((one for start_ms, one in bands if row.time_ms < start_ms), None)
             if band is None:
-                self._keep([at], f"younger than {bands[-1][1].age.text}")
+                self._keep([at], f"younger than {bands[-1][1].age.text}{ages}")
                 continue
             key = (band, band.period.of(local_time(row.time_ms, self.zone)))
             if key not in filled:
-                self._keep([at], f"one a {band.period.value} beyond {band.age.text}")
-                if row.good:
-                    filled.add(key)
+                self._keep([at], f"one a {band.period.value} beyond {band.age.text}{ages}")
+                filled.add(key)
 
-    def _spare(self, present: Sequence[int]) -> None:
-        """The latest good one stays; where none is known to be good, the newest of all."""
-        whole = [at for at in present if self.rows[at].good]
-        good = next((at for at in whole if self.rows[at].latest), whole[0] if whole else None)
-        if good is not None and good not in self.reasons:
-            self._keep([good], "last good snapshot of the volume")
-        elif good is None and present and not any(at in self.reasons for at in present):
-            self._keep(present[:1], "last snapshot of the volume")
-
-    def _at(self, positions: Iterable[int]) -> Iterator[Moment]:
-        return (self.rows[at] for at in positions)
+    def _spare(self, reason: str) -> None:
+        """The latest one stays: by the chain if that says which it is, else by time."""
+        last = next((at for at in self.present if self.rows[at].latest), next(iter(self.present), None))
+        if last is not None and last not in self._reasons:
+            self._keep([last], reason)

@@ -260,7 +260,7 @@ def test_delete_removes_one_snapshot_of_one_volume(three: Lamella, image: Path, 
 
 
 def test_the_last_one_goes_only_on_request(three: Lamella) -> None:
-    refused(three.run("delete", "disk", "--all-snapshots", "-y"), 2, "last good snapshot")
+    refused(three.run("delete", "disk", "--all-snapshots", "-y"), 2, "no whole snapshot of disk would be left")
     first, *others = names(three, "disk")
     three.ok("delete", *(f"disk@{one}" for one in others), "-y")
     refused(three.run("delete", f"disk@{first}", "-y"), 2, "--yes-last")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import Random
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -19,8 +21,10 @@ from lamella.retention import (
     Period,
     Retention,
     Thinning,
+    Verdict,
     believed_time,
     judge,
+    judge_until_stable,
 )
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -126,13 +130,183 @@ def test_the_future_stays_and_changes_nothing(
 
 
 @given(lives(), policies, st.lists(past, max_size=5), zones)
-def test_what_is_not_known_to_be_whole_pushes_nothing_out(
+def test_what_is_not_whole_pushes_no_whole_one_out(
     moments: list[Moment], rules: Retention, times: list[int], zone: object
 ) -> None:
-    doubtful = [Moment("v", f"x{at}", time_ms, good=False) for at, time_ms in enumerate(times)]
-    have = [row for row in moments if row.volume == "v" and row.good and row.time_ms <= NOW_MS + HOUR_MS]
-    if have:
-        assert set(kept(moments, rules, zone)) <= set(kept([*moments, *doubtful], rules, zone))
+    broken = [Moment("v", f"x{at}", time_ms, good=False) for at, time_ms in enumerate(times)]
+    whole = [row for row in moments if row.good]
+    assert set(kept(whole, rules, zone)) <= set(kept([*moments, *broken], rules, zone))
+
+
+# -- health ------------------------------------------------------------------------------------------------------------
+
+
+def names(rows: Iterable[Moment | Verdict]) -> set[str]:
+    """The snapshots, of verdicts those that stay."""
+    moments = (row if isinstance(row, Moment) else row.moment for row in rows if isinstance(row, Moment) or row.keep)
+    return {row.snapshot for row in moments}
+
+
+def taken_as(moments: Iterable[Moment], bad: Collection[str]) -> list[Moment]:
+    """The same snapshots, all of them good but for these."""
+    return [replace(row, good=row.snapshot not in bad) for row in moments]
+
+
+class Looker:
+    """Looks into snapshots, and remembers into which."""
+
+    def __init__(self, bad: Collection[str]) -> None:
+        self.bad = bad
+        self.asked: list[str] = []
+
+    def __call__(self, rows: Sequence[Moment]) -> list[Moment]:
+        self.asked += [row.snapshot for row in rows]
+        return [row for row in rows if row.snapshot in self.bad]
+
+
+def hold_the_laws(moments: list[Moment], bad: Collection[str], rules: Retention, zone: object) -> None:
+    """The laws of 0036, for a history in which `bad` are not whole."""
+    assert isinstance(zone, UTC.__class__ | ZoneInfo)
+    healthy, sick = taken_as(moments, ()), taken_as(moments, bad)
+    whole = [row for row in sick if row.good]
+    stays = names(kept(sick, rules, zone))
+    assert names(kept(healthy, rules, zone)) <= stays  # no verdict removes what the rules keep of a healthy volume
+    assert names(kept(whole, rules, zone)) <= stays
+    assert names(kept(healthy, rules, zone, spare_last=False)) <= names(kept(sick, rules, zone, spare_last=False))
+    for volume in {row.volume for row in moments}:
+        mine = {row.snapshot for row in moments if row.volume == volume}
+        good = {row.snapshot for row in whole} & mine
+        assert good & stays or (not good and mine <= stays)
+    look = Looker(bad)
+    lazy = judge_until_stable(healthy, lambda _: rules, NOW_MS, zone, look)
+    assert len(look.asked) == len(set(look.asked))
+    assert names(row.moment for row in lazy if row.keep and row.moment.good) <= set(look.asked) - set(bad)
+    assert stays <= names(lazy)
+    if not any(row.doubtful for row in moments):
+        assert stays == names(lazy)  # as if all had been looked into
+    unbroken = Looker(())
+    assert names(judge_until_stable(healthy, lambda _: rules, NOW_MS, zone, unbroken)) == set(unbroken.asked)
+
+
+@given(lives(), policies, zones)
+def test_health(moments: list[Moment], rules: Retention, zone: object) -> None:
+    hold_the_laws(moments, {row.snapshot for row in moments if not row.good}, rules, zone)
+
+
+@given(lives(), policies, zones, st.sets(st.integers(0, 24)))
+def test_one_more_that_is_not_whole_costs_no_other(
+    moments: list[Moment], rules: Retention, zone: object, more: set[int]
+) -> None:
+    """Where nothing is counted by the hour of arrival or by bands of age, both of which the newest one shifts."""
+    plain = [replace(row, arrived_ms=None) for row in moments]
+    rules = replace(rules, thin=())
+    bad = {row.snapshot for row in moments if not row.good}
+    new = {f"s{number:02}" for number in more} - bad
+    before = names(kept(taken_as(plain, bad), rules, zone))
+    assert before - new <= names(kept(taken_as(plain, bad | new), rules, zone))
+
+
+def random_history(random: Random) -> tuple[list[Moment], set[str], Retention]:
+    """Some snapshots of a volume within three weeks, who of them is not whole, and rules."""
+    moments = []
+    for number in range(random.randrange(1, 11)):
+        time_ms = NOW_MS - random.randrange(-3, 500) * HOUR_MS
+        arrived = random.random() < 0.3
+        moments.append(
+            Moment(
+                "v",
+                f"s{number}",
+                time_ms,
+                arrived_ms=time_ms if arrived else None,
+                doubtful=arrived and random.random() < 0.3,
+                tags=frozenset({"a"}) if random.random() < 0.1 else frozenset(),
+                latest=random.random() < 0.1,
+            )
+        )
+    bad = {row.snapshot for row in moments if random.random() < 0.4}
+    age = [Age.parse(text) for text in ("1d", "40h", "7d", "17d")]
+    fields = {name: random.randrange(4) for name in ("last", "hourly", "daily", "weekly") if random.random() < 0.3}
+    rules = Retention(
+        **fields,
+        within=random.choice(age) if random.random() < 0.3 else None,
+        tags=frozenset({"a"}) if random.random() < 0.3 else frozenset(),
+        thin=tuple(Thinning(one, random.choice(list(Period)[1:4])) for one in random.sample(age, random.randrange(3))),
+    )
+    return moments, bad, rules
+
+
+@pytest.mark.parametrize("histories", [2_000, pytest.param(200_000, marks=pytest.mark.long)])
+def test_health_in_many_histories(histories: int) -> None:
+    random = Random(36)
+    for _ in range(histories):
+        hold_the_laws(*random_history(random), UTC)
+
+
+def day(number: int, *, good: bool = True, latest: bool = False) -> Moment:
+    """A snapshot so many days old."""
+    return Moment("v", f"d{number:02}", NOW_MS - number * 24 * HOUR_MS, good=good, latest=latest)
+
+
+def test_a_whole_one_beyond_the_age_stays_beside_a_newer_broken_one() -> None:
+    week = Retention(within=Age.parse("7d"))
+    assert names(kept([day(17, good=True), day(2, good=False)], week)) == {"d17", "d02"}
+    assert names(kept([day(30), day(17), day(2, good=False)], week)) == {"d17", "d02"}
+
+
+def test_where_nothing_is_whole_everything_stays_unless_agreed() -> None:
+    rows = [day(number, good=False) for number in (1, 2, 3)]
+    verdicts = judge(rows, lambda _: Retention(last=1), NOW_MS, UTC)
+    assert {row.moment.snapshot: row.reasons for row in verdicts if row.keep} == {
+        "d01": ("last 1 (not whole)",),
+        "d02": ("nothing of the volume is whole",),
+        "d03": ("nothing of the volume is whole",),
+    }
+    assert names(kept(rows, Retention(last=1), spare_last=False)) == {"d01"}
+
+
+def test_the_newest_whole_one_is_spared_the_latest_by_the_chain_first() -> None:
+    tags = Retention(tags=frozenset({"a"}))
+    rows = [day(1, good=False), day(2), day(3), day(4)]
+    assert names(kept(rows, tags)) == {"d01", "d02"}
+    assert names(kept([*rows[:2], day(3, latest=True), rows[3]], tags)) == {"d03"}
+    assert names(kept([*rows[:2], day(3, latest=True, good=False), rows[3]], tags)) == {"d03", "d02"}
+    assert names(kept(rows, tags, spare_last=False)) == set()
+
+
+def test_what_no_rule_keeps_is_not_looked_into() -> None:
+    rows = [day(number) for number in range(1, 9)]
+    look = Looker({"d01", "d03"})
+    verdicts = judge_until_stable(rows, lambda _: Retention(last=2), NOW_MS, UTC, look)
+    assert names(verdicts) == {"d01", "d02", "d04"}
+    assert look.asked == ["d01", "d02", "d03", "d04"]
+    assert [(row.moment.good, row.reasons) for row in verdicts if row.keep] == [
+        (False, ("last 1 (not whole)",)),
+        (True, ("last 2",)),
+        (True, ("last 2 of the whole ones",)),
+    ]
+
+
+def test_the_search_for_a_whole_one_goes_on_to_the_oldest_and_no_further() -> None:
+    rows = [replace(day(number), tags=frozenset("a") if number == 2 else frozenset()) for number in range(1, 7)]
+    tags = Retention(tags=frozenset("a"))
+    look = Looker({"d01", "d02", "d03"})
+    assert names(judge_until_stable(rows, lambda _: tags, NOW_MS, UTC, look)) == {"d01", "d02", "d04"}
+    assert look.asked == ["d01", "d02", "d03", "d04"]
+    look = Looker(names(rows))
+    assert names(judge_until_stable(rows, lambda _: tags, NOW_MS, UTC, look)) == names(rows)
+    assert look.asked == [f"d{number:02}" for number in range(1, 7)]
+    look = Looker(names(rows))
+    assert names(judge_until_stable(rows, lambda _: tags, NOW_MS, UTC, look, spare_last=False)) == {"d02"}
+    assert look.asked == ["d02"]
+
+
+def test_what_is_known_not_to_be_whole_is_not_looked_into_again() -> None:
+    look = Looker(())
+    judge_until_stable([day(1, good=False), day(2)], lambda _: Retention(last=1), NOW_MS, UTC, look)
+    assert look.asked == ["d02"]
+
+
+# -- calendars ---------------------------------------------------------------------------------------------------------
 
 
 def hourly(start: datetime, hours: int) -> list[Moment]:
@@ -253,8 +427,8 @@ def test_reasons() -> None:
         "old": (True, ("pinned: trial",)),
         "mid": (True, ("tag a",)),
         "gone": (False, ("no rule keeps it",)),
-        "new": (True, ("last 1",)),
-        "waiting": (True, ("last 1 (not known to be whole)",)),
+        "new": (True, ("last 1 of the whole ones",)),
+        "waiting": (True, ("last 1 (not whole)",)),
         "later": (True, ("from the future",)),
     }
     assert [row.moment.snapshot for row in rows if not row.judged] == ["later"]

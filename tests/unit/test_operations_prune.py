@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -15,18 +16,21 @@ from lamella.errors import Locked, RepositoryError, RolledBack, StoreFull
 from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.records import AddSnap, RawRecord
+from lamella.ids import ChunkId
 from lamella.operations.auditing import compact_log
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
 from lamella.operations.restore import RestoreOptions, plan_restore
 from lamella.operations.selection import select
 from lamella.operations.verify import VerifyOptions, verify
+from lamella.repository.blobmap import pack_name
 from lamella.repository.pins import Problem
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Store
 from lamella.testing.fault_store import FaultStore
 from lamella.testing.quota_store import QuotaStore
 from lamella.testing.scripted_source import ScriptedSource
+from lamella.trust import Sealed
 from tests.unit.small_repository import ADMIN, CHUNK, WRITER, Small, tick
 
 OPTIONS = BackupOptions(chunk_log2=16, workers=1)
@@ -215,22 +219,80 @@ def test_no_data_is_read_and_cost_follows_what_is_removed(world: Pruned) -> None
     world.check()
 
 
+def rot(world: Pruned, kind: Kind, id_: bytes) -> None:
+    """Flip one bit of a blob, wherever it lies."""
+    objects = world.small.store.objects()
+    with world.small.opened() as repo:
+        repo.refresh_map()
+        places = repo.blobs.find(kind, ChunkId(id_))
+    for place in places:
+        name = pack_name(place.pack)
+        content = bytearray(objects[name])
+        content[place.blob.offset + 5] ^= 1
+        world.small.store.delete(name)
+        world.small.store.put(name, Sealed(bytes(content)))
+
+
+def added(world: Pruned, text: str) -> AddSnap:
+    with world.small.opened() as repo:
+        return select(repo, [text])[0].snapshot.added
+
+
 def test_an_unreadable_tree_keeps_everything_of_its_domain(world: Pruned) -> None:
     first = world.backup(noise(15, 30))
     world.backup(noise(16, 30))
+    bad = world.backup(noise(31, 30))
     other = world.backup(noise(17, 30), "other")
     world.backup(noise(18, 30), "other")
-    with world.small.opened() as repo:
-        repo.refresh_map()
-        root = select(repo, ["disk"])[0].snapshot.added.root
-        bad = [place.pack for place in repo.blobs.find(Kind.LEAF, root)]
-    name = next(name for name in world.packs() if name.endswith(bad[0].hex()))
-    world.small.store.delete(name)
+    rot(world, Kind.LEAF, added(world, bad).root)
     before = set(world.packs())
     result = world.prune(first, other)
     assert [error.exit_code for error in result.blocked] == [20]
+    assert [error.obj for error in result.damaged] == [bad]
     gone = before - set(world.packs())
     assert len(result.removed) == 2 and len(gone) == result.deleted_packs == 1, "the other domain is pruned"
+
+
+def test_the_last_whole_snapshot_stays_whatever_is_asked_for(world: Pruned) -> None:
+    whole = world.backup(noise(32, 30))
+    bad = world.backup(noise(33, 30))
+    rot(world, Kind.LEAF, added(world, bad).root)
+    result = world.prune(whole)
+    assert result.removed == [] and {error.obj for error in result.blocked} == {"disk", bad}
+    assert world.prune(bad).removed, "what is not whole may go"
+    world.kept[whole] = noise(32, 30)
+    world.check()
+    result = world.prune(whole, options=PruneOptions(last=True))
+    assert result.removed and not world.packs()
+    assert world.prune().revived == [], "who said that nothing need be left gets nothing back"
+
+
+def test_a_few_absent_chunks_do_not_stop_a_prune(world: Pruned) -> None:
+    content = noise(34, 300)
+    first = world.backup(noise(35, 40))
+    world.backup(content)
+    # The chunk lies in one pack and the nodes that lead to it in another one, so that the manifest can be read.
+    before = set(world.packs())
+    with world.small.opened() as repo, mock.patch("lamella.repository.packer.INCREMENTAL_TARGET", CHUNK):
+        plan_backup(repo, [Request("disk", ScriptedSource("disk", content + noise(37, 1)))], OPTIONS).execute()
+    (name,) = (name for name in set(world.packs()) - before if world.packs()[name] > CHUNK)
+    world.small.store.delete(name)
+    result = world.prune(first)
+    assert len(result.removed) == 1 and not result.blocked and result.deleted_packs
+    assert ["chunk 300" in error.message for error in result.damaged] == [True]
+
+
+def test_much_that_is_gone_stops_everything(world: Pruned) -> None:
+    first = world.backup(noise(39, 30))
+    world.backup(noise(40, 30))
+    last = set(world.packs())
+    world.backup(noise(41, 30))
+    before = world.small.store.objects()
+    (name,) = set(world.packs()) - last
+    world.small.store.delete(name)
+    result = world.prune(first)
+    assert result.removed == [] and max(error.exit_code for error in result.blocked) == 21
+    assert set(world.small.store.objects()) == set(before) - {name}
 
 
 def test_missing_history_keeps_everything(world: Pruned) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lamella.format.commit import Head
-from lamella.format.records import Confirm, Ref, raw
+from lamella.format.records import AddSnap, raw
 from lamella.ids import RepoId, SnapId, WriterId
+from lamella.operations.backup import BackupOptions, Request, plan_backup
+from lamella.operations.removal import removals
 from lamella.operations.retaining import Policy, plan_retention
 from lamella.repository.host import Host, HostMemory
 from lamella.repository.repository import Repository
 from lamella.repository.sightings import Sight, Sightings
 from lamella.retention import HOUR_MS, Retention
-from tests.unit.small_repository import WRITER, Small, snapshot_record
+from lamella.testing.scripted_source import ScriptedSource
+from tests.unit.small_repository import CHUNK, WRITER, Small
 
 ONE, TWO = WriterId(b"1" * 16), WriterId(b"2" * 16)
 
@@ -93,10 +97,10 @@ def test_the_memory_is_bounded(memory: HostMemory) -> None:
 # -- what retention makes of it ----------------------------------------------------------------------------------------
 
 
-def confirmed(repo: Repository, number: int, time_ms: int) -> None:
-    """A snapshot of which its author says that it is whole."""
-    head = repo.publish([raw(snapshot_record(number, time_ms=time_ms))]).head
-    repo.publish([raw(Confirm((Ref(head.writer, head.seq, SnapId(number.to_bytes(16, "big"))),)))])
+def published(repo: Repository, made: AddSnap, number: int, time_ms: int) -> None:
+    """The moment of a whole snapshot again, under another name and time."""
+    snap_id = SnapId(number.to_bytes(16, "big"))
+    repo.publish([raw(replace(made, snap_id=snap_id, time_ms=time_ms, name=f"snap-{number:04}"))])
 
 
 @pytest.mark.parametrize(
@@ -109,17 +113,23 @@ def test_a_flood_of_another_writer_pushes_one_out_at_most(tmp_path: Path, rules:
     day = 24 * HOUR_MS
     with small.opened() as admin:
         start = admin.clock() // day * day
+        source = ScriptedSource("disk", b"a" * CHUNK)
+        plan_backup(admin, [Request("disk", source)], BackupOptions(chunk_log2=16, workers=1)).execute()
+        admin.reload()
+        (made,) = (snapshot for snapshot in admin.catalogue.snapshots)
         for number in range(1, 4):
             now = start + number * day
             admin.clock = lambda now=now: now  # type: ignore[misc]
             admin.reload()
-            confirmed(admin, number, now)
+            published(admin, made.added, number, now)
             admin.reload()
         now = start + 4 * day
         admin.clock = lambda: now
         with small.opened("two", WRITER) as two:
             for number in range(10, 40):
-                confirmed(two, number, start + (number - 10) * HOUR_MS)
+                published(two, made.added, number, start + (number - 10) * HOUR_MS)
+        admin.reload()
+        admin.publish(removals([made.ref]))
         admin.reload()
         plan = plan_retention(admin, Policy(rules))
         own = [row.selected.snapshot.name for row in plan.kept if row.selected.snapshot.ref.writer == admin.own_writer]

@@ -11,7 +11,7 @@ from lamella.cli.context import Context
 from lamella.cli.policy import policy_of
 from lamella.errors import LamellaError
 from lamella.operations.prune import PruneOptions, require_prune_key
-from lamella.operations.retaining import plan_retention
+from lamella.operations.retaining import plan_retention, require_rules
 from lamella.repository.repository import Repository
 
 
@@ -25,7 +25,7 @@ class Pruned:
 
 def check(context: Context, repository: Repository) -> None:
     """What would fail afterwards fails before anything is read. Raises UsageError, RepositoryError."""
-    plan_retention(repository, policy_of(context.config.prune))
+    require_rules(policy_of(context.config.prune))
     require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
 
 
@@ -34,10 +34,10 @@ def prune(context: Context, volumes: Sequence[str]) -> Pruned:
     from lamella.cli.commands.prune import document, show
 
     try:
-        with deleting.opened(context, read_only=False) as repository:
-            plan = plan_retention(repository, policy_of(context.config.prune), volumes)
+        with deleting.opened(context, read_only=False) as health:
+            plan = plan_retention(health.repo, policy_of(context.config.prune), volumes, health=health)
             show(context, plan, everything=False)
-            result = deleting.carry_out(context, repository, plan.refs, PruneOptions())
+            result = deleting.carry_out(context, health, plan.refs, PruneOptions())
     except LamellaError as error:
         context.out.warn(f"the backup is saved, but nothing was pruned: {error.message}", error.obj)
         return Pruned({"error": error.message}, error.exit_code)

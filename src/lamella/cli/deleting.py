@@ -12,8 +12,8 @@ from lamella.cli.values import age, percent, shown_bytes
 from lamella.clock import iso
 from lamella.format.records import Ref
 from lamella.ids import WriterId
+from lamella.operations.health import Health
 from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
-from lamella.repository.repository import Repository
 
 
 def add_space_options(parser: argparse.ArgumentParser) -> None:
@@ -56,26 +56,26 @@ def options(args: argparse.Namespace) -> PruneOptions:
         max_unused=unused,
         grace_ms=grace,
         remove_delay_ms=args.remove_delay or 0,
+        last=args.yes_last,
         retire=tuple(args.retire),
     )
 
 
 @contextmanager
-def opened(context: Context, *, read_only: bool, shared: bool = False) -> Iterator[Repository]:
-    """The repository with its whole history, which must be sound, and alone: unless nothing is written, or `shared`."""
+def opened(context: Context, *, read_only: bool, shared: bool = False) -> Iterator[Health]:
+    """What judges the repository with its whole history, which must be sound, and alone: unless nothing is written, or
+    `shared`.
+    """
     exclusive = not (read_only or shared)
     with context.repository(read_only=read_only, whole=True, stored=True, exclusive=exclusive) as repository:
         if not read_only:
             repository.require_sound_history()
-        yield repository
+        with Health(repository, context.out.report) as health:
+            yield health
 
 
 def agreed(
-    context: Context,
-    repository: Repository,
-    question: str,
-    refs: Sequence[Ref],
-    again: Callable[[], Sequence[Ref]],
+    context: Context, health: Health, question: str, refs: Sequence[Ref], again: Callable[[], Sequence[Ref]]
 ) -> list[Ref]:
     """Ask whether these snapshots may go; those that may, with the repository alone from here on where that can be had.
 
@@ -84,19 +84,21 @@ def agreed(
     """
     if not context.asks:
         return list(refs)
+    repository = health.repo
     if refs:
         context.confirm(question)
     if repository.store.abilities.exclusive_lock:
         context.lock_exclusively(repository)
     else:
-        repository.reload(whole=True)
+        repository.reload(whole=True, stored=True)
     repository.require_sound_history()
+    health.begin()
     return [ref for ref in again() if ref in set(refs)]
 
 
-def carry_out(context: Context, repository: Repository, refs: Sequence[Ref], how: PruneOptions) -> PruneResult:
+def carry_out(context: Context, health: Health, refs: Sequence[Ref], how: PruneOptions) -> PruneResult:
     """Remove these snapshots, and give back what nothing needs any more."""
-    return plan_prune(repository, refs, how).execute(context.out.report)
+    return plan_prune(health.repo, refs, how, health).execute(context.out.report)
 
 
 def report(context: Context, result: PruneResult) -> dict[str, Any]:
@@ -104,6 +106,10 @@ def report(context: Context, result: PruneResult) -> dict[str, Any]:
     out = context.out
     for note in [*result.notes, *result.waiting]:
         out.say(note)
+    for name in result.revived:
+        out.say(f"{name} is back: it had been removed, and its volume had no whole snapshot left")
+    for error in result.damaged:
+        out.warn(error.message, error.obj)
     for error in result.blocked:
         out.warn(f"nothing was deleted: {error.message}", error.obj)
     line = f"freed {shown_bytes(result.freed_bytes)}"
@@ -122,13 +128,15 @@ def report(context: Context, result: PruneResult) -> dict[str, Any]:
         "dead_bytes": result.dead_bytes,
         "waiting": list(result.waiting),
         "blocked": [error.message for error in result.blocked],
+        "damaged": [error.obj for error in result.damaged],
+        "revived": list(result.revived),
         "notes": list(result.notes),
     }
 
 
 def exit_code(result: PruneResult) -> int:
-    """0, or the largest of what kept something from being deleted."""
-    return max((error.exit_code for error in result.blocked), default=0)
+    """0, or the largest of what kept something from being deleted and of what is not whole."""
+    return max((error.exit_code for error in [*result.blocked, *result.damaged]), default=0)
 
 
 def _writer_id(text: str) -> WriterId:

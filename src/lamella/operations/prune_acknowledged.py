@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lamella.clock import iso
 from lamella.errors import RepositoryError
 from lamella.format.deletion import Retire
@@ -42,15 +44,14 @@ class Acknowledgements:
         if self._options.retire:
             self._repo.reload(whole=True)
 
-    def acknowledge(self) -> None:
-        """Say in a commit that this host, too, knows what others condemned."""
+    def acknowledge(self, publish: Callable[[], None]) -> None:
+        """Say in a commit that this host, too, knows what others condemned, if it has not said so yet."""
         repo = self._repo
         own = repo.own_writer
         chain = None if own is None else repo.history.chains.get(own)
         waiting = [batch for batch in repo.condemned.batches.values() if batch.waiting and batch.writer != own]
         if any(chain is None or not _knows(chain, batch) for batch in waiting):
-            repo.publish([])
-            repo.reload(whole=True)
+            publish()
 
     def lacking(self, batch: Batch) -> list[str]:
         """Why the packs of a batch may not be deleted yet; empty if they may."""

@@ -30,15 +30,14 @@ class AlonePruning:
 
     def run(self, surveyor: Surveyor) -> None:
         """Give back what nothing needs."""
-        with surveyor.view() as (view, usage):
-            choice = surveyor.choose(view, usage)
-            self._result.live_bytes, self._result.dead_bytes = choice.live_bytes, choice.unused_bytes
-            wasteful = [*self._delete_dead(view, choice.dead), *choice.wasteful]
-            for batch in batches(wasteful, self._options.batch_bytes) if self._options.repack else ():
-                if not self._rewrite(view, batch):
-                    break
-            self._result.blocked += view.troubles
-            self._result.notes += view.notes
+        view, usage = surveyor.view()
+        choice = surveyor.choose(view, usage)
+        self._result.live_bytes, self._result.dead_bytes = choice.live_bytes, choice.unused_bytes
+        wasteful = [*self._delete_dead(view, choice.dead), *choice.wasteful]
+        for batch in batches(wasteful, self._options.batch_bytes) if self._options.repack else ():
+            if not self._rewrite(view, batch):
+                break
+        self._result.saw(view)
 
     def _delete_dead(self, view: View, dead: Sequence[PackUse]) -> list[PackUse]:
         """Delete; returns packs that hold something after all, as a tree note of a snapshot that stays."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
 
 from lamella.errors import IntegrityError, ObjectNotFound
 from lamella.events import Reporter
@@ -39,7 +38,6 @@ class GracePruning:
         self._options = options
         self._reporter = reporter
         self._result = result
-        self._stack = ExitStack()
         self._looked: set[Head] = set()
         self._view: tuple[View, Usage] | None = None
 
@@ -47,8 +45,9 @@ class GracePruning:
         """Go as far as is allowed now."""
         knowledge = Acknowledgements(self._repo, surveyor, self._options)
         knowledge.retire()
-        knowledge.acknowledge()
-        with self._stack:
+        # What others condemned may be all that a volume has left: it gets a snapshot back before this host agrees.
+        if self._fresh(surveyor) is not None:
+            knowledge.acknowledge(lambda: self._publish([]))
             for batch in list(self._repo.condemned.batches.values()):
                 if batch.waiting:
                     self._reap(surveyor, knowledge, batch)
@@ -66,9 +65,9 @@ class GracePruning:
             return None
         heads = set(self._repo.history.heads)
         if self._view is None or heads != self._looked:
-            self._stack.close()
-            self._view, self._looked = self._stack.enter_context(surveyor.view()), heads
-            self._result.blocked += [one for one in self._view[0].troubles if one not in self._result.blocked]
+            self._view = surveyor.view(again=self._view is not None)
+            self._looked = set(self._repo.history.heads)
+            self._result.saw(self._view[0])
         return self._view
 
     def _publish(self, records: Sequence[RawRecord | Signed]) -> None:
@@ -155,7 +154,6 @@ class GracePruning:
         wasteful = [*(one.use for one in dead if one.needed), *choice.wasteful]
         for batch in batches(wasteful, self._options.batch_bytes) if self._options.repack else ():
             self._rewrite(view, batch)
-        self._result.notes += view.notes
 
     def _rewrite(self, view: View, packs: Collection[PackUse]) -> None:
         """Copy, then condemn the old packs in favour of the new ones, in one commit."""

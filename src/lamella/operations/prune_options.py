@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from lamella.errors import IntegrityError
 from lamella.format.records import Ref
 from lamella.ids import WriterId
+from lamella.operations.prune_view import View
 
 HOUR_MS = 3600 * 1000
 DAY_MS = 24 * HOUR_MS
@@ -28,6 +29,8 @@ class PruneOptions:
     """Where the store has no lock: how long a condemned pack stays at least."""
     remove_delay_ms: int = 0
     """How long after this host first saw a REMOVE its snapshot is still needed (append-only set-ups: 14 days)."""
+    last: bool = False
+    """The last whole snapshot of a volume may be removed, too, and does not come back (REMOVE_LAST)."""
     retire: tuple[WriterId, ...] = ()
     """Writers whose silence no longer holds deletions up."""
 
@@ -57,5 +60,15 @@ class PruneResult:
     """Why condemned packs could not be deleted yet."""
     blocked: list[IntegrityError] = field(default_factory=list)
     """Why nothing was deleted in a part of the repository. The exit code is the largest of theirs."""
+    damaged: list[IntegrityError] = field(default_factory=list)
+    """Snapshots that stay and are not whole. The exit code is at least theirs."""
+    revived: list[str] = field(default_factory=list)
+    """Names of removed snapshots that are back, because their volume had no whole one left."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    def saw(self, view: View) -> None:
+        """Take over what marking showed, each line once."""
+        self.blocked += [one for one in view.troubles if one not in self.blocked]
+        self.damaged += [one for one in view.damaged if one not in self.damaged]
+        self.notes += [one for one in view.notes if one not in self.notes]

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lamella.errors import IntegrityError
-from lamella.events import Reporter
-from lamella.format.records import Ref
+from lamella.errors import IntegrityError, RolledBack
+from lamella.format.deletion import Remove, RemoveLast
+from lamella.format.records import AddSnap, Ref
+from lamella.ids import CATALOGUE
+from lamella.operations.health import GONE_PERCENT, Health, damage
 from lamella.operations.prune_options import PruneOptions
-from lamella.operations.prune_view import SESSION_KEPT_MS, FirstSeen, View, history_troubles, lost_chunks, mark
-from lamella.repository.marking import LiveIds
+from lamella.operations.prune_view import (
+    SESSION_KEPT_MS,
+    FirstSeen,
+    View,
+    catalogue_ids,
+    history_troubles,
+    pack_domains,
+    removed_roots,
+    session_roots,
+)
+from lamella.operations.removal import removals as records_of
+from lamella.operations.revival import candidates, revive
+from lamella.operations.tracing import Flaw
+from lamella.repository.marking import roots_of
 from lamella.repository.open_sessions import OpenSession
 from lamella.repository.repository import Repository
 from lamella.repository.usage import PackUse, Usage
@@ -31,33 +44,131 @@ class Choice:
 
 
 class Surveyor:
-    """Looks at one repository for a prune."""
+    """Looks at one repository for a prune. What `health` has read already is not read again."""
 
-    def __init__(self, repo: Repository, options: PruneOptions, reporter: Reporter) -> None:
+    def __init__(self, repo: Repository, options: PruneOptions, health: Health) -> None:
         self._repo = repo
         self._options = options
-        self._reporter = reporter
+        self._health = health
         self.first_seen = FirstSeen(repo.memory, repo.clock)
+        text = f"more than {GONE_PERCENT} % of what is needed is gone, which no prune does"
+        hint = "look with: lamella verify; mend with: lamella check --repair"
+        self._gone = RolledBack(text, obj=repo.store.url, hint=hint)
+        self.revived: list[AddSnap] = []
+        """Snapshots that were published anew."""
+
+    def begin(self) -> list[IntegrityError]:
+        """As `reread`; what was judged before counts on only if nobody has written since. Raises StoreError."""
+        troubles = self.reread()
+        if set(self._repo.history.heads) != self._health.heads:
+            self._health.begin()
+        return troubles
 
     def reread(self) -> list[IntegrityError]:
         """Read the whole history again; why it may not be relied on. Raises StoreError."""
-        self._repo.reload(whole=True)
+        self._repo.reload(whole=True, stored=True)
         return list(history_troubles(self._repo))
 
-    @contextmanager
-    def view(self) -> Iterator[tuple[View, Usage]]:
-        """Mark everything that is needed, and count every pack against it. Raises StoreError."""
+    # -- what may be removed -------------------------------------------------------------------------------------------
+
+    def allowed(self, removals: Collection[Ref], *, last: bool) -> tuple[list[Remove], list[IntegrityError]]:
+        """The records that remove these snapshots, and what is refused: a volume's last whole one, unless `last`."""
+        snapshots = self._repo.catalogue.snapshots
+        left = [snapshot for snapshot in snapshots if snapshot.ref not in removals]
+        flaws = self._health.flaws(left)
+        if self._health.gone:
+            return [], [self._gone]
+        whole = {snapshot.added.volume_id for snapshot in left if snapshot.ref not in flaws}
+        going = [snapshot for snapshot in snapshots if snapshot.ref in removals]
+        plain = [snapshot.ref for snapshot in going if snapshot.added.volume_id in whole]
+        emptied = {snapshot.added.volume_id for snapshot in going} - whole
+        if last:
+            final = [snapshot.ref for snapshot in going if snapshot.added.volume_id in emptied]
+            return records_of(plain) + records_of(final, RemoveLast), []
+        names = self._repo.catalogue.shown_names()
+        return records_of(plain), [_last_of(names[volume_id]) for volume_id in sorted(emptied)]
+
+    # -- what is needed ------------------------------------------------------------------------------------------------
+
+    def view(self, *, again: bool = False) -> tuple[View, Usage]:
+        """Mark everything that is needed, and count every pack against it; valid until the next call.
+
+        A volume that removals left without a whole snapshot first gets one back. With `again` nothing that was read
+        before counts. Raises StoreError.
+        """
+        repo, health = self._repo, self._health
+        if again:
+            health.begin()
+        flaws = self._secured()
+        view = View(health.live)
+        self._judge(view, flaws)
+        self._hold(view)
+        view.closed |= {CATALOGUE}
+        repo.blobs.keep_complete(root for roots in view.roots.values() for root in roots)
+        return view, health.usage()
+
+    def _secured(self) -> dict[Ref, Flaw]:
+        """The flaws of all snapshots, once every volume that can have a whole one back has it."""
+        repo, health = self._repo, self._health
+        flaws = health.flaws(repo.catalogue.snapshots)
+        tried: set[Ref] = set()
+        while not health.gone and self._revive(flaws, tried):
+            repo.reload(whole=True, stored=True)
+            flaws = health.flaws(repo.catalogue.snapshots)
+        return flaws
+
+    def _revive(self, flaws: Mapping[Ref, Flaw], tried: set[Ref]) -> bool:
+        """Whether any volume without a whole snapshot got one back."""
         repo = self._repo
-        repo.refresh_map(again=not repo.exclusive)
-        place = repo.cache.path.parent if repo.cache.path is not None else None
-        with LiveIds(place) as live:
-            view = View(live)
-            mark(repo, view, self.sessions(), self._delayed(view), self._reporter)
-            usage = Usage(repo.cache, live)
-            if usage.missing:
-                lost_chunks(repo, view, usage.missing)
-            repo.blobs.keep_complete(root for roots in view.roots.values() for root in roots)
-            yield view, usage
+        whole = {one.added.volume_id for one in repo.catalogue.snapshots if one.ref not in flaws}
+        before = len(self.revived)
+        for rows in candidates(repo.catalogue, whole).values():
+            for removal in rows:
+                added = removal.added
+                if added is None or removal.ref in tried:
+                    continue
+                tried.add(removal.ref)
+                if self._health.trace(added) is None and revive(repo, removal.ref, added):
+                    self.revived.append(added)
+                    break
+        return len(self.revived) > before
+
+    def _judge(self, view: View, flaws: Mapping[Ref, Flaw]) -> None:
+        """Which domains may be judged, and what is wrong with the snapshots that stay."""
+        repo, names = self._repo, self._repo.catalogue.shown_names()
+        view.closed = pack_domains(repo)
+        for snapshot in repo.catalogue.snapshots:
+            added = snapshot.added
+            view.roots.setdefault(added.domain_id, set()).add(added.root)
+            flaw = flaws.get(snapshot.ref)
+            if flaw is None or snapshot.given_up:
+                continue
+            error = damage(f"{names[added.volume_id]}@{snapshot.name}", flaw)
+            view.damaged.append(error)
+            if flaw.unreadable:
+                view.closed.discard(added.domain_id)
+                text = f"nothing is deleted where a snapshot cannot be read: {error.message}"
+                view.troubles.append(IntegrityError(text, obj=error.obj, hint=error.hint))
+        if self._health.gone:
+            view.closed.clear()
+            view.troubles.append(self._gone)
+
+    def _hold(self, view: View) -> None:
+        """What is needed besides the snapshots that stand and were not given up."""
+        repo, health = self._repo, self._health
+        for snapshot in repo.catalogue.snapshots:
+            if snapshot.given_up:
+                health.hold(snapshot.added.domain_id, roots_of(snapshot))
+        for domain_id, roots in removed_roots(repo.catalogue, self._delayed(view)).items():
+            view.roots.setdefault(domain_id, set()).update(tree.root for tree in roots.trees)
+            health.hold(domain_id, roots)
+        sessions = self.sessions()
+        for domain_id, roots in session_roots(repo.catalogue, sessions).items():
+            if not health.hold(domain_id, roots):
+                view.notes.append("what an unfinished run stored cannot be read and is not kept for it")
+        for session in sessions:
+            view.pinned |= set(session.packs)
+        health.hold_ids(catalogue_ids(repo))
 
     def sessions(self) -> list[OpenSession]:
         """Unfinished runs that still hold what they rely on."""
@@ -117,3 +228,8 @@ def batches(packs: Collection[PackUse], most_bytes: int) -> Iterator[list[PackUs
         size += use.held
     if batch:
         yield batch
+
+
+def _last_of(name: str) -> IntegrityError:
+    text = f"nothing of {name} is removed: no whole snapshot of it would be left"
+    return IntegrityError(text, obj=name, hint="look with: lamella verify; add --yes-last to remove it all the same")

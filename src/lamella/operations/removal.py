@@ -9,7 +9,7 @@ from lamella.format.deletion import Remove
 from lamella.format.known import Signed
 from lamella.format.labels import Pin, Rename, Tag
 from lamella.format.records import RawRecord, Ref, raw
-from lamella.operations.retaining import good_snapshots
+from lamella.operations.health import Health
 from lamella.operations.selection import Selected
 from lamella.repository.catalogue import VolumeState
 from lamella.repository.repository import Repository
@@ -20,9 +20,9 @@ _REFS = 4096
 """Snapshots in one REMOVE: a tombstone leaves the log as a whole."""
 
 
-def removals(refs: Sequence[Ref]) -> list[Remove]:
+def removals(refs: Sequence[Ref], kind: type[Remove] = Remove) -> list[Remove]:
     """The records that end these snapshots."""
-    return [Remove(tuple(refs[start : start + _REFS])) for start in range(0, len(refs), _REFS)]
+    return [kind(tuple(refs[start : start + _REFS])) for start in range(0, len(refs), _REFS)]
 
 
 def mark_removed(repo: Repository, refs: Sequence[Ref]) -> None:
@@ -31,16 +31,16 @@ def mark_removed(repo: Repository, refs: Sequence[Ref]) -> None:
     repo.reload()
 
 
-def require_not_last(repo: Repository, chosen: Sequence[Selected]) -> None:
-    """Raises UsageError if nothing good of a volume would be left: nothing at all, where none is known to be good."""
+def require_not_last(chosen: Sequence[Selected], health: Health) -> None:
+    """Raises UsageError if no whole snapshot of a volume would be left. Raises StoreError."""
     refs = {one.snapshot.ref for one in chosen}
-    good = good_snapshots(repo)
+    left = [snapshot for one in chosen for snapshot in one.volume.snapshots if snapshot.ref not in refs]
+    flaws = health.flaws(left)
+    whole = {snapshot.added.volume_id for snapshot in left if snapshot.ref not in flaws}
     for one in chosen:
-        rows = [snapshot for snapshot in one.volume.snapshots if good(snapshot)] or one.volume.snapshots
-        if all(snapshot.ref in refs for snapshot in rows):
-            last = f"{one.volume_name}@{rows[-1].name}"
-            text = f"{last} is the last good snapshot of {one.volume_name}"
-            raise UsageError(text, obj=last, hint="add --yes-last to remove it all the same")
+        if one.volume.volume_id not in whole:
+            text = f"no whole snapshot of {one.volume_name} would be left without {one.text}"
+            raise UsageError(text, obj=one.text, hint="add --yes-last to remove it all the same")
 
 
 def require_unpinned(chosen: Sequence[Selected]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 
 from lamella.errors import UsageError
 from lamella.format.records import Ref
-from lamella.operations.confirmations import Confirmations
+from lamella.operations.health import Health
 from lamella.operations.selection import Selected, find_volume
+from lamella.operations.tracing import Flaw
 from lamella.repository.catalogue import Snapshot, latest
 from lamella.repository.repository import Repository
-from lamella.retention import Moment, Retention, Verdict, believed_time, judge
+from lamella.retention import Moment, Retention, Verdict, believed_time, judge_until_stable
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Judged:
 
     selected: Selected
     verdict: Verdict
+    flaw: Flaw | None = None
+    """Why it is not whole, of those that stay and were looked into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,11 @@ class RetentionPlan:
         return tuple(row for row in self.rows if row.verdict.keep)
 
     @property
+    def damaged(self) -> tuple[Judged, ...]:
+        """What would stay and is not whole, unless a LOST that counts says so."""
+        return tuple(row for row in self.kept if row.flaw is not None and not row.selected.snapshot.given_up)
+
+    @property
     def strange(self) -> tuple[Judged, ...]:
         """What no rule looked at, because its time makes no sense."""
         return tuple(row for row in self.rows if not row.verdict.judged)
@@ -69,43 +78,71 @@ class RetentionPlan:
         return tuple(row.selected.snapshot.ref for row in self.removed)
 
 
-def plan_retention(
-    repo: Repository, policy: Policy, volumes: Sequence[str] = (), *, spare_last: bool = True
-) -> RetentionPlan:
-    """Judge the snapshots of all volumes, or of those named.
-
-    Raises UsageError for a policy without any rule, NothingMatched for an unknown volume.
-    """
+def require_rules(policy: Policy) -> None:
+    """Raises UsageError for a policy without any rule."""
     if policy.empty:
         hint = "give a rule, for example --keep-daily 7, or write [prune] into the configuration"
         raise UsageError("there is no rule for what to keep, so nothing is removed", hint=hint)
-    shown = repo.catalogue.shown_names()
-    chosen = [find_volume(repo, name) for name in volumes] or list(repo.catalogue.volumes.values())
-    good = good_snapshots(repo)
-    by_name = {shown[volume.volume_id]: volume for volume in chosen}
-    moments: list[Moment] = []
-    snapshots: dict[tuple[str, int], Selected] = {}
-    for name, volume in by_name.items():
-        ends = {snapshot.ref for snapshot in latest(volume.snapshots)}
-        for number, snapshot in enumerate(volume.snapshots):
-            moments.append(_moment(repo, name, number, snapshot, good(snapshot), snapshot.ref in ends))
-            snapshots[name, number] = Selected(name, volume, snapshot)
-    verdicts = judge(moments, policy.rules_of, repo.clock(), policy.zone, spare_last=spare_last)
-    return RetentionPlan(tuple(Judged(snapshots[row.moment.volume, row.moment.number], row) for row in verdicts))
 
 
-def good_snapshots(repo: Repository) -> Callable[[Snapshot], bool]:
-    """Says of a snapshot whether it is known to be whole and of use."""
-    waiting = set(Confirmations(repo).waiting())
+def plan_retention(
+    repo: Repository,
+    policy: Policy,
+    volumes: Sequence[str] = (),
+    *,
+    spare_last: bool = True,
+    health: Health | None = None,
+) -> RetentionPlan:
+    """Judge the snapshots of all volumes, or of those named; what would stay is read as far as its manifests go.
 
-    def good(snapshot: Snapshot) -> bool:
-        whole = snapshot.confirmed or snapshot.ref in waiting
-        return whole and snapshot.added.usable and not snapshot.conflict
+    `health` takes what is read over to the prune that follows. Raises UsageError for a policy without any rule,
+    NothingMatched for an unknown volume, StoreError.
+    """
+    require_rules(policy)
+    with ExitStack() as held:
+        return _Judging(repo, policy, health or held.enter_context(Health(repo))).plan(volumes, spare_last)
 
-    return good
+
+class _Judging:
+    """One judgement."""
+
+    def __init__(self, repo: Repository, policy: Policy, health: Health) -> None:
+        self._repo = repo
+        self._policy = policy
+        self._health = health
+        self._selected: dict[tuple[str, int], Selected] = {}
+        self._flaws: dict[Ref, Flaw] = {}
+
+    def plan(self, volumes: Sequence[str], spare_last: bool) -> RetentionPlan:
+        repo, rules = self._repo, self._policy
+        shown = repo.catalogue.shown_names()
+        chosen = [find_volume(repo, name) for name in volumes] or list(repo.catalogue.volumes.values())
+        moments: list[Moment] = []
+        for volume in chosen:
+            name = shown[volume.volume_id]
+            ends = {snapshot.ref for snapshot in latest(volume.snapshots)}
+            for number, snapshot in enumerate(volume.snapshots):
+                moments.append(_moment(repo, name, number, snapshot, snapshot.ref in ends))
+                self._selected[name, number] = Selected(name, volume, snapshot)
+        verdicts = judge_until_stable(
+            moments, rules.rules_of, repo.clock(), rules.zone, self._not_whole, spare_last=spare_last
+        )
+        return RetentionPlan(tuple(self._row(verdict) for verdict in verdicts))
+
+    def _not_whole(self, moments: Sequence[Moment]) -> list[Moment]:
+        asked = {moment: self._of(moment).snapshot for moment in moments}
+        self._flaws |= self._health.flaws(asked.values())
+        return [moment for moment, snapshot in asked.items() if snapshot.ref in self._flaws]
+
+    def _of(self, moment: Moment) -> Selected:
+        return self._selected[moment.volume, moment.number]
+
+    def _row(self, verdict: Verdict) -> Judged:
+        selected = self._of(verdict.moment)
+        return Judged(selected, verdict, self._flaws.get(selected.snapshot.ref))
 
 
-def _moment(repo: Repository, name: str, number: int, snapshot: Snapshot, good: bool, newest: bool) -> Moment:
+def _moment(repo: Repository, name: str, number: int, snapshot: Snapshot, newest: bool) -> Moment:
     own = snapshot.ref.writer == repo.own_writer
     sight = None if own else repo.sightings.of(snapshot.ref.writer, snapshot.ref.seq)
     said = snapshot.added.time_ms
@@ -115,7 +152,6 @@ def _moment(repo: Repository, name: str, number: int, snapshot: Snapshot, good: 
         snapshot.name,
         time_ms,
         number=number,
-        good=good,
         arrived_ms=None if sight is None else sight.first_ms,
         doubtful=time_ms != said,
         tags=frozenset(snapshot.tags),

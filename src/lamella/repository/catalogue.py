@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lamella.format.commit import Head
-from lamella.format.lost import Lost
+from lamella.format.lost import Address, Lost
 from lamella.format.origin import Origin
 from lamella.format.records import AddSnap, File, Ref, Run, Volume, Writer
 from lamella.ids import VolumeId, WriterId
@@ -32,6 +32,8 @@ class Snapshot:
     """Why no rule may remove it; None if it is not pinned."""
     lost: Lost | None = None
     """What a repair could not bring back; None if nothing is known to be lost."""
+    given_up: bool = False
+    """Its author, or somebody with the prune key, said what of it is lost: nobody expects that back."""
 
     @property
     def name(self) -> str:
@@ -61,6 +63,10 @@ class Removal:
     """What it was; None once its author's checkpoints have dropped it."""
     commits: tuple[tuple[WriterId, int], ...]
     """The commits that say so, ascending."""
+    last: bool = False
+    """By somebody who said that no whole snapshot need be left (REMOVE_LAST)."""
+    revived: bool = False
+    """A signed REVIVE published it anew."""
 
 
 @dataclass(slots=True)
@@ -74,6 +80,8 @@ class Catalogue:
     """Of those snapshots that are there."""
     sessions: list[OpenSession] = field(default_factory=list)
     """Runs that were begun and neither published nor given up."""
+    bad: frozenset[Address] = frozenset()
+    """Addresses at which a verification could not open a blob: places to look at again, no verdicts."""
     files: dict[str, File] = field(default_factory=dict)
     writers: dict[WriterId, Writer] = field(default_factory=dict)
     retired: dict[WriterId, Head] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lamella.errors import IntegrityError
 from lamella.format.commit import Entry
-from lamella.format.deletion import Audited, Remove
+from lamella.format.deletion import Audited, Remove, RemoveLast, Revive
 from lamella.format.known import Known, understood
 from lamella.format.labels import Pin, Tag
 from lamella.format.lost import Lost
@@ -66,9 +66,9 @@ class InForce:
             ref for _, one in known if isinstance(one, Confirm) for ref in one.refs if ref.writer == writer
         }
         self._names = {
-            one.name
+            added.name
             for entry, one in known
-            if isinstance(one, AddSnap) and not ended.is_gone(Ref(writer, entry.seq, one.snap_id))
+            if (added := _snapshot(one)) is not None and not ended.is_gone(Ref(writer, entry.seq, added.snap_id))
         }
         self._open = {session.session_id for session in open_sessions([Chain(writer, entries=list(entries))])}
         audits = [one.head for _, one in known if isinstance(one, Audited)]
@@ -100,6 +100,12 @@ class InForce:
             remembered = known.time_ms >= self._ended.forget_ms and Origin.of(known) is not None
             return raw(known.without_packs()) if remembered else None
         return raw(known.without_packs()) if known.packs and ref in self._confirmed else entry.record
+
+    def _revive(self, entry: Entry, known: Known) -> RawRecord | None:
+        """Its signature covers all of it: it goes, or stays as it is."""
+        assert isinstance(known, Revive)
+        gone = self._ended.is_gone(Ref(self._writer, entry.seq, known.added.snap_id))
+        return None if gone else entry.record
 
     def _confirm(self, entry: Entry, known: Known) -> RawRecord | None:
         assert isinstance(known, Confirm)
@@ -143,7 +149,13 @@ _RULES: dict[int, _Rule] = {
     Abandon.TYPE: InForce._session,
     Audited.TYPE: InForce._audited,
     Remove.TYPE: InForce._remove,
+    RemoveLast.TYPE: InForce._remove,
+    Revive.TYPE: InForce._revive,
 }
+
+
+def _snapshot(known: Known | None) -> AddSnap | None:
+    return known if isinstance(known, AddSnap) else known.added if isinstance(known, Revive) else None
 
 
 def _known(entry: Entry) -> Known | None:

@@ -7,19 +7,21 @@ and its place checked. The ids found are kept on disk, divided by their first by
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from lamella.errors import IntegrityError, UnknownFormat
 from lamella.format import node
 from lamella.format.container import Kind
-from lamella.format.node import FAN_OUT, Shape
+from lamella.format.node import FAN_OUT, Shape, SlotValue
 from lamella.format.records import AddSnap, Ref
 from lamella.ids import ChunkId, DomainId
 from lamella.repository.catalogue import Catalogue, Snapshot
 from lamella.repository.contents import Contents
 from lamella.repository.tree import Tree
+from lamella.trust import Opened
 
 PARTS = 256
 _ID = 24
@@ -45,6 +47,13 @@ class Roots:
             self.documents += document.parts
 
 
+def roots_of(snapshot: Snapshot) -> Roots:
+    """What one snapshot keeps alive."""
+    roots = Roots()
+    roots.add(snapshot)
+    return roots
+
+
 def roots_by_domain(catalogue: Catalogue, without: Collection[Ref] = ()) -> dict[DomainId, Roots]:
     """The roots of all snapshots except `without`, by the domain their ADD_SNAP names."""
     found: dict[DomainId, Roots] = {}
@@ -55,18 +64,24 @@ def roots_by_domain(catalogue: Catalogue, without: Collection[Ref] = ()) -> dict
 
 
 class Walk:
-    """Walks trees of one domain; what was walked once is not walked again."""
+    """Walks trees of one domain; what was walked once is not walked again.
 
-    def __init__(self, contents: Contents, domain_id: DomainId) -> None:
+    With `lenient` a node that cannot be had is noted in `unreadable`, and the walk goes on beside it.
+    """
+
+    def __init__(self, contents: Contents, domain_id: DomainId, *, lenient: bool = False) -> None:
         self._contents = contents
         self._domain_id = domain_id
-        self._visited: set[ChunkId] = set()
+        self._lenient = lenient
+        self._visited: dict[ChunkId, tuple[int, int]] = {}
+        self.unreadable: set[ChunkId] = set()
+        """Nodes that do not open, or lie where their content says they do not belong."""
 
     def referenced(self, roots: Roots) -> Iterator[tuple[Kind, list[ChunkId]]]:
         """Everything these roots need and no earlier call yielded for a shared node, in lists of one kind.
 
-        A chunk may come more than once. Raises IntegrityError, UnknownFormat if a node cannot be had: then nothing
-        may be concluded from what was yielded so far.
+        A chunk may come more than once. Unless the walk is lenient, raises IntegrityError, UnknownFormat if a node
+        cannot be had: then nothing may be concluded from what was yielded so far.
         """
         if roots.documents:
             yield Kind.DOCUMENT, roots.documents
@@ -77,39 +92,66 @@ class Walk:
         pending = [(tree.shape.depth - 1, [(tree.root, 0)])]
         while pending:
             level, places = pending.pop()
-            fresh = {id_: first for id_, first in places if id_ not in self._visited}
+            fresh = {id_: first for id_, first in places if self._is_fresh(id_, (level, first))}
             if not fresh:
                 continue
             kind = Kind.INNER if level else Kind.LEAF
             yield kind, list(fresh)
+            nodes = self._nodes(tree.shape, level, self._opened(kind, fresh), fresh)
             if level:
-                below = self._below(tree.shape, level, fresh)
+                below = [child for first, slots in nodes for child in _below(level, first, slots)]
                 starts = range(0, len(below), _NODES_AT_ONCE)
                 pending += [(level - 1, below[start : start + _NODES_AT_ONCE]) for start in starts]
             else:
-                yield Kind.CHUNK, self._chunks(tree.shape, fresh)
-            self._visited.update(fresh)
+                yield Kind.CHUNK, [slot for _, slots in nodes for slot in slots if isinstance(slot, bytes)]
+            self._visited.update((id_, (level, first)) for id_, first in fresh.items())
 
-    def _chunks(self, shape: Shape, places: dict[ChunkId, int]) -> list[ChunkId]:
-        """The chunks of these leaves."""
-        contents = self._contents.get_many(self._domain_id, Kind.LEAF, [(id_, None) for id_ in places])
-        chunks: list[ChunkId] = []
-        for id_, first in places.items():
-            full = node.full_leaf(contents[id_], shape, first)
-            if full is None:
-                full = [one for one in node.decode(contents[id_], shape, 0, first).slots if isinstance(one, bytes)]
-            chunks += full
-        return chunks
+    def _is_fresh(self, id_: ChunkId, place: tuple[int, int]) -> bool:
+        known = self._visited.get(id_)
+        if self._lenient and known is not None and known != place:
+            # Only somebody with the keys can write such a tree; its own snapshot is not whole.
+            self.unreadable.add(id_)
+        return known is None
 
-    def _below(self, shape: Shape, level: int, places: dict[ChunkId, int]) -> list[tuple[ChunkId, int]]:
-        """The DATA slots of these inner nodes, each with its first chunk."""
-        contents = self._contents.get_many(self._domain_id, Kind.INNER, [(id_, None) for id_ in places])
-        step = FAN_OUT**level
-        below: list[tuple[ChunkId, int]] = []
-        for id_, first in places.items():
-            slots = node.decode(contents[id_], shape, level, first).slots
-            below += [(slot, first + place * step) for place, slot in enumerate(slots) if isinstance(slot, bytes)]
-        return below
+    def _nodes(
+        self, shape: Shape, level: int, contents: dict[ChunkId, Opened], places: dict[ChunkId, int]
+    ) -> list[tuple[int, Sequence[SlotValue]]]:
+        """The slots of these nodes, each with the node's first chunk."""
+        found: list[tuple[int, Sequence[SlotValue]]] = []
+        for id_, content in contents.items():
+            first = places[id_]
+            full = None if level else node.full_leaf(content, shape, first)
+            try:
+                found.append((first, full or node.decode(content, shape, level, first).slots))
+            except (IntegrityError, UnknownFormat) as error:
+                self._miss(id_, error)
+        return found
+
+    def _opened(self, kind: Kind, ids: Iterable[ChunkId]) -> dict[ChunkId, Opened]:
+        wanted = list(ids)
+        try:
+            return self._contents.get_many(self._domain_id, kind, [(id_, None) for id_ in wanted])
+        except IntegrityError:
+            if not self._lenient:
+                raise
+        found: dict[ChunkId, Opened] = {}
+        for id_ in wanted:
+            try:
+                found[id_] = self._contents.get(self._domain_id, kind, id_)
+            except IntegrityError as error:
+                self._miss(id_, error)
+        return found
+
+    def _miss(self, id_: ChunkId, error: IntegrityError | UnknownFormat) -> None:
+        if not self._lenient:
+            raise error
+        self.unreadable.add(id_)
+
+
+def _below(level: int, first: int, slots: Sequence[SlotValue]) -> Iterator[tuple[ChunkId, int]]:
+    """The DATA slots of an inner node, each with its first chunk."""
+    step = FAN_OUT**level
+    return ((slot, first + place * step) for place, slot in enumerate(slots) if isinstance(slot, bytes))
 
 
 class LiveIds:

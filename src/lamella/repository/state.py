@@ -12,10 +12,10 @@ from typing import NamedTuple, TypeVar
 from lamella.crypto.derive import Keys
 from lamella.errors import IntegrityError
 from lamella.format.commit import Entry
-from lamella.format.deletion import Audited, Condemn, Reaped, Remove, Rescue, Retire
+from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, RemoveLast, Rescue, Retire, Revive
 from lamella.format.known import Known, is_known, understood
 from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.lost import Lost
+from lamella.format.lost import Bad, Lost
 from lamella.format.records import OPTIONAL, AddSnap, Confirm, File, FileGone, Ref, Run, Volume, Writer
 from lamella.ids import SnapId, VolumeId, WriterId
 from lamella.repository.catalogue import Catalogue, Removal, Snapshot, VolumeState
@@ -72,6 +72,7 @@ class _Builder:
         for volume in self._result.volumes.values():
             volume.snapshots.sort(key=lambda snapshot: (snapshot.added.time_ms, snapshot.name, snapshot.ref))
         self._runs(snapshots.values())
+        self._result.bad = frozenset(one for _, known in self._of(Bad) for one in known.addresses)
         self._result.sessions = open_sessions(self._history.chains[writer] for writer in sorted(self._history.chains))
         return self._result
 
@@ -143,7 +144,7 @@ class _Builder:
         for row, gone in self._of(Retire):
             if self._is_signed(row):
                 self._result.retired[gone.head.writer] = gone.head
-        for kind in (Condemn, Rescue, Reaped, Retire, Audited):
+        for kind in (Condemn, Rescue, Reaped, Retire, Audited, Forgo, Revive):
             for row in self._rows[kind]:
                 if not self._is_signed(row):
                     word = kind.__name__.upper()
@@ -151,21 +152,36 @@ class _Builder:
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
+    def _of_removes(self) -> list[tuple[Row, Remove]]:
+        return [*self._of(Remove), *self._of(RemoveLast)]
+
+    def _added(self) -> list[tuple[Row, AddSnap]]:
+        """Every snapshot that was ever published: by its author, or anew by who holds the prune key."""
+        found = self._of(AddSnap)
+        for row, known in self._of(Revive):
+            if self._is_signed(row):
+                found.append((row, known.added))
+        return found
+
     def _removals(self) -> None:
-        added = {Ref(row.place.writer, row.place.seq, known.snap_id): known for row, known in self._of(AddSnap)}
+        added = {Ref(row.place.writer, row.place.seq, known.snap_id): known for row, known in self._added()}
         commits: dict[Ref, set[tuple[WriterId, int]]] = defaultdict(set)
-        for row, known in self._of(Remove):
+        last: set[Ref] = set()
+        for row, known in self._of_removes():
             if self._is_signed(row):
                 for ref in known.refs:
                     commits[ref].add((row.place.writer, row.place.seq))
+                last |= {*known.refs} if isinstance(known, RemoveLast) else set()
+        revived = {known.removed for row, known in self._of(Revive) if self._is_signed(row)}
         for ref in sorted(commits):
-            self._result.removed[ref] = Removal(ref, added.get(ref), tuple(sorted(commits[ref])))
+            said = tuple(sorted(commits[ref]))
+            self._result.removed[ref] = Removal(ref, added.get(ref), said, ref in last, ref in revived)
 
     def _snapshots(self) -> dict[Ref, Snapshot]:
         confirmed = {ref for row, known in self._of(Confirm) for ref in known.refs if ref.writer == row.place.writer}
         found: dict[Ref, Snapshot] = {}
         of_id: dict[SnapId, Snapshot] = {}
-        for row, added in self._of(AddSnap):
+        for row, added in self._added():
             ref = Ref(row.place.writer, row.place.seq, added.snap_id)
             if ref in found or ref in self._result.removed:
                 continue
@@ -181,7 +197,7 @@ class _Builder:
         return found
 
     def _mark_removed(self, found: dict[Ref, Snapshot]) -> None:
-        for row, known in self._of(Remove):
+        for row, known in self._of_removes():
             marked = [found[ref] for ref in known.refs if ref in found]
             if self._is_signed(row) or not marked:
                 continue
@@ -211,16 +227,24 @@ class _Builder:
     def _losses(self, found: dict[Ref, Snapshot]) -> None:
         """What the newest repairs said; where several know nothing of each other, all of it."""
         said: dict[Ref, list[tuple[Row, Lost]]] = defaultdict(list)
+        counting: dict[Ref, list[tuple[Row, Lost]]] = defaultdict(list)
         for row, lost in self._of(Lost):
             if lost.ref in found:
                 said[lost.ref].append((row, lost))
+                if row.place.writer == lost.ref.writer or self._is_signed(row):
+                    counting[lost.ref].append((row, lost))
         for ref, rows in said.items():
-            last = [
-                lost for row, lost in rows if not any(self._order.precedes(row.place, other.place) for other, _ in rows)
-            ]
-            ranges = sorted(one for lost in last for one in lost.ranges)
-            together = Lost.of(ref, ranges, {name for lost in last for name in lost.documents})
-            found[ref].lost = None if together.whole else last[0] if len(last) == 1 else together
+            found[ref].lost = self._lost(ref, rows)
+        for ref, rows in counting.items():
+            found[ref].given_up = self._lost(ref, rows) is not None
+
+    def _lost(self, ref: Ref, rows: list[tuple[Row, Lost]]) -> Lost | None:
+        last = [
+            lost for row, lost in rows if not any(self._order.precedes(row.place, other.place) for other, _ in rows)
+        ]
+        ranges = sorted(one for lost in last for one in lost.ranges)
+        together = Lost.of(ref, ranges, {name for lost in last for name in lost.documents})
+        return None if together.whole else last[0] if len(last) == 1 else together
 
     def _standing(self, rows: list[tuple[Row, _Label]]) -> list[tuple[Row, _Label]]:
         """The labels that were given and not taken away since, by the one who gave them or by the prune key.

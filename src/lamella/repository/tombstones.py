@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from lamella.errors import IntegrityError, StoreError
 from lamella.format.commit import Head
+from lamella.format.deletion import Revive
 from lamella.format.known import understood
 from lamella.format.records import AddSnap, Ref
 from lamella.ids import WriterId
@@ -69,9 +70,10 @@ def _carried(store: Store, reader: HistoryReader, heads: Iterable[Head]) -> set[
             return None
         try:
             for entry in reader.checkpoint_entries(checkpoint, head.name):
-                known = understood(entry.record) if entry.record.type == AddSnap.TYPE else None
-                if isinstance(known, AddSnap):
-                    found.add(Ref(head.writer, entry.seq, known.snap_id))
+                known = understood(entry.record) if entry.record.type in (AddSnap.TYPE, Revive.TYPE) else None
+                added = known.added if isinstance(known, Revive) else known
+                if isinstance(added, AddSnap):
+                    found.add(Ref(head.writer, entry.seq, added.snap_id))
         except (IntegrityError, StoreError) as error:
             require_alive(store, error)
             return None

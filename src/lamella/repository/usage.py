@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lamella.ids import ChunkId, DomainId
+from lamella.ids import DomainId
 from lamella.repository.cache import Cache
 from lamella.repository.marking import PARTS, LiveIds
 
@@ -21,7 +21,6 @@ _ROWS = (
 _PACKS = (
     "SELECT number, name, domain, length FROM packs WHERE number > ? AND trouble IS NULL ORDER BY number LIMIT 5000"
 )
-_MANY = 10_000
 
 
 class PackUse(NamedTuple):
@@ -51,8 +50,12 @@ class Usage:
         self._held = array("Q", bytes(8 * (last + 1)))
         self._spare: dict[int, dict[int, int]] = {}
         """Bytes that a pack has and another one keeps, by that other one."""
-        self.missing: set[bytes] = set()
-        """Needed ids that lie nowhere (at most some thousands of them)."""
+        self.needed = 0
+        """How many different ids are needed."""
+        self.absent = 0
+        """How many of them lie nowhere."""
+        self.suspected = 0
+        """How many of them lie only where they did not open when they were last read."""
         copies: dict[bytes, list[tuple[int, int]]] = {}
         for first in range(PARTS):
             self._count(first, live.part(first), copies)
@@ -75,12 +78,15 @@ class Usage:
                 else:
                     seen += 1
                     before, before_at = id_, (pack, sealed)
-            if seen != len(needed) and len(self.missing) < _MANY:
+            self.needed += len(needed)
+            if seen != len(needed):
                 rows = self._cache.connection.execute(_ROWS, (low, high))
-                self.missing |= needed - {row[0] for row in rows} - self._suspected(low, high)
+                missing = needed - {row[0] for row in rows}
+                suspected = missing & self._suspected(low, high)
+                self.suspected += len(suspected)
+                self.absent += len(missing) - len(suspected)
 
     def _suspected(self, low: bytes, high: bytes) -> set[bytes]:
-        """Blobs that did not open when they were last read: damaged, perhaps, but not gone."""
         query = "SELECT s.id FROM suspects s JOIN packs p ON p.name = s.pack WHERE s.id >= ? AND s.id < ?"
         return {row[0] for row in self._cache.connection.execute(query, (low, high))}
 
@@ -123,6 +129,9 @@ class Usage:
                 yield PackUse(name, DomainId(domain), length, self._blobs[number], needed, held, twins)
             after = rows[-1][0]
 
-    def lost(self, ids: set[bytes]) -> set[ChunkId]:
-        """Those of `ids` that are needed and lie nowhere."""
-        return {ChunkId(id_) for id_ in ids & self.missing}
+    def hinted(self) -> list[bytes]:
+        """Packs that hold something needed and are known from an index segment only."""
+        query = "SELECT number, name FROM packs WHERE header IS NULL AND trouble IS NULL ORDER BY name"
+        with self._cache.lock:
+            rows = self._cache.connection.execute(query).fetchall()
+        return [name for number, name in rows if self._held[number]]

@@ -11,6 +11,7 @@ from lamella.cli.context import Context
 from lamella.cli.terminal import can_confirm
 from lamella.errors import NothingMatched, UsageError
 from lamella.format.records import Ref
+from lamella.operations.health import Health
 from lamella.operations.prune import require_prune_key
 from lamella.operations.removal import mark_removed, require_not_last, require_unpinned
 from lamella.operations.selection import Selected, find_volume, select, split_selector
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "volume", nargs="+", metavar="VOLUME@SNAPSHOT", help="what to remove; with --all-snapshots: VOLUME"
     )
     parser.add_argument("--all-snapshots", action="store_true", help="remove every snapshot of these volumes")
-    parser.add_argument("--yes-last", action="store_true", help="also remove a volume's last good snapshot")
+    parser.add_argument("--yes-last", action="store_true", help="also remove a volume's last whole snapshot")
     parser.add_argument(
         "--mark",
         action="store_true",
@@ -41,8 +42,9 @@ def run(context: Context) -> int:
     _check(args)
     if not (args.yes or args.dry_run or args.mark) and (args.json or not can_confirm()):
         raise UsageError("nobody can be asked to confirm this", hint="add --yes to remove without asking")
-    with deleting.opened(context, read_only=args.dry_run, shared=args.mark or context.asks) as repository:
-        chosen = _chosen(repository, args)
+    with deleting.opened(context, read_only=args.dry_run, shared=args.mark or context.asks) as health:
+        repository = health.repo
+        chosen = _chosen(health, args)
         if not args.mark:
             require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
         rows = [{"snapshot": one.snapshot.name, "volume": one.volume_name} for one in chosen]
@@ -59,8 +61,8 @@ def run(context: Context) -> int:
             return 0
         count = f"{len(chosen)} snapshot{'' if len(chosen) == 1 else 's'}"
         question = f"Remove {count}? This cannot be undone."
-        refs = deleting.agreed(context, repository, question, refs, lambda: _refs(_chosen(repository, args)))
-        result = deleting.carry_out(context, repository, refs, deleting.options(args))
+        refs = deleting.agreed(context, health, question, refs, lambda: _refs(_chosen(health, args)))
+        result = deleting.carry_out(context, health, refs, deleting.options(args))
     out.document({"removed": rows, **deleting.report(context, result)})
     return deleting.exit_code(result)
 
@@ -79,12 +81,12 @@ def _refs(chosen: Sequence[Selected]) -> list[Ref]:
     return [one.snapshot.ref for one in chosen]
 
 
-def _chosen(repository: Repository, args: argparse.Namespace) -> list[Selected]:
+def _chosen(health: Health, args: argparse.Namespace) -> list[Selected]:
     """What is named and may go. Raises NothingMatched, UsageError."""
-    chosen = _named(repository, args.volume, every=args.all_snapshots)
+    chosen = _named(health.repo, args.volume, every=args.all_snapshots)
     require_unpinned(chosen)
     if not (args.mark or args.yes_last):
-        require_not_last(repository, chosen)
+        require_not_last(chosen, health)
     return chosen
 
 

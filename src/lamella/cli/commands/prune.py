@@ -12,6 +12,7 @@ from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.policy import add_rules, given_rules, policy_of
 from lamella.clock import iso
+from lamella.errors import IntegrityError
 from lamella.operations.prune import require_prune_key
 from lamella.operations.retaining import Judged, Policy, RetentionPlan, plan_retention
 
@@ -20,13 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
         "A snapshot stays if any rule keeps it. Rules are applied to each volume by itself, in the calendar of one\n"
-        "zone. What is not known to be whole does not count; what comes from the future stays and does not count; the\n"
-        "last good snapshot of a volume stays. Without any rule nothing is removed.\n\n"
+        "zone, once to all snapshots and once to the whole ones alone: so damage never removes anything, and the last\n"
+        "whole snapshot of a volume stays. What comes from the future stays and does not count. Without any rule\n"
+        "nothing is removed.\n\n"
     ) + SECRETS
     parser.add_argument("volume", nargs="*", metavar="VOLUME", help="only these volumes (default: all)")
     add_rules(parser)
     parser.add_argument(
-        "--yes-last", action="store_true", help="also remove a volume's last good snapshot if no rule keeps it"
+        "--yes-last", action="store_true", help="also remove a volume's last whole snapshot if no rule keeps it"
     )
     deleting.add_space_options(parser)
     add_yes(parser)
@@ -44,16 +46,17 @@ def run(context: Context) -> int:
 def prune(context: Context, policy: Policy, volumes: Sequence[str]) -> int:
     """Judge, show, ask, remove."""
     args, out = context.args, context.out
-    with deleting.opened(context, read_only=args.dry_run, shared=context.asks) as repository:
-        judged = partial(plan_retention, repository, policy, volumes, spare_last=not args.yes_last)
+    with deleting.opened(context, read_only=args.dry_run, shared=context.asks) as health:
+        repository = health.repo
+        judged = partial(plan_retention, repository, policy, volumes, spare_last=not args.yes_last, health=health)
         plan = judged()
         show(context, plan, everything=args.dry_run)
         if args.dry_run:
             out.document({"dry_run": True, **document(plan), "freed_bytes": 0, "condemned_bytes": 0})
-            return context.warn_of_problems(repository)
+            return max(context.warn_of_problems(repository), IntegrityError.exit_code if plan.damaged else 0)
         require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
-        refs = deleting.agreed(context, repository, _question(plan), plan.refs, lambda: judged().refs)
-        result = deleting.carry_out(context, repository, refs, deleting.options(args))
+        refs = deleting.agreed(context, health, _question(plan), plan.refs, lambda: judged().refs)
+        result = deleting.carry_out(context, health, refs, deleting.options(args))
     out.document({**document(plan), **deleting.report(context, result)})
     return deleting.exit_code(result)
 
@@ -72,6 +75,8 @@ def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
         rows.append((word, row.selected.text, _time(row), ", ".join(row.verdict.reasons)))
     if len(rows) > 1:
         out.table(rows)
+    for row in plan.damaged if everything else ():
+        out.warn(f"{row.selected.text} is not whole: {row.flaw.text if row.flaw else ''}")
     for row in plan.strange:
         out.warn(f"{row.selected.text} is kept and not counted: {row.verdict.reasons[-1]}")
     removed, kept = len(plan.removed), len(plan.kept)
@@ -99,4 +104,5 @@ def _row(row: Judged) -> dict[str, Any]:
         "time": _time(row),
         "reasons": list(row.verdict.reasons),
         "judged": row.verdict.judged,
+        "flaw": row.flaw.text if row.flaw is not None else "",
     }

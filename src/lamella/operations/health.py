@@ -1,0 +1,174 @@
+"""Which snapshots are whole, by what is read in this run (docs/decisions/0036).
+
+One walk serves the judging and the mark that deletion rests on: the ids of all that was walked are needed. Damage is
+traced to snapshots only where the walk or the count met any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from lamella.errors import IntegrityError
+from lamella.events import Progress, Reporter, silent
+from lamella.format.container import Kind
+from lamella.format.lost import Address
+from lamella.format.records import AddSnap, Ref
+from lamella.ids import ChunkId, DomainId
+from lamella.operations.rereading import reread
+from lamella.operations.tracing import Flaw, Tracer
+from lamella.repository.catalogue import Snapshot
+from lamella.repository.marking import LiveIds, Roots, Walk, roots_of
+from lamella.repository.repository import Repository
+from lamella.repository.usage import Usage
+
+REREAD_BYTES = 1 << 30
+"""Blobs at bad addresses that one run reads again; what is beyond counts as bad."""
+GONE_PERCENT = 1
+"""With more of the needed ids gone, something else is wrong than a few packs: nothing is deleted."""
+
+
+class Health:
+    """Judges the snapshots of one repository, with its whole history as the store has it.
+
+    A context manager: leaving it gives the temporary file of the ids back.
+    """
+
+    def __init__(self, repo: Repository, reporter: Reporter = silent) -> None:
+        self.repo = repo
+        self.reporter = reporter
+        self._held = ExitStack()
+        self._left = REREAD_BYTES
+        self._asked: set[Address] = set()
+        self.begin()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def begin(self) -> None:
+        """Judge anew: what was read before may have changed. Raises StoreError."""
+        self._held.close()
+        self.heads = set(self.repo.history.heads)
+        """The history that was judged."""
+        cache = self.repo.cache.path
+        self.live = self._held.enter_context(LiveIds(None if cache is None else cache.parent))
+        """The ids of everything that was walked."""
+        self._walks: dict[DomainId, Walk] = {}
+        self._walked: set[Ref] = set()
+        self._usage: Usage | None = None
+        self._counted = 0
+        self._tracers: dict[DomainId, Tracer] = {}
+        self.gone = False
+        """More of what is needed is gone than a few packs' worth: nothing may be deleted."""
+        self.repo.refresh_map(again=not self.repo.exclusive)
+
+    # -- judging -------------------------------------------------------------------------------------------------------
+
+    def flaws(self, snapshots: Iterable[Snapshot]) -> dict[Ref, Flaw]:
+        """Those of these snapshots that are not whole, and why. All of them are walked, and needed from then on.
+
+        Raises StoreError.
+        """
+        # The oldest first: what several share lies together in the packs of the first, so fewer reads fetch it.
+        rows = sorted(snapshots, key=lambda one: (one.added.domain_id, one.added.time_ms, one.ref))
+        for snapshot in rows:
+            if not snapshot.given_up:
+                self._walk(snapshot)
+        usage = self.usage()
+        # What a signed LOST gave up is not walked yet, so that it does not count here.
+        self.gone = self.gone or usage.absent * 100 > usage.needed * GONE_PERCENT
+        clean = not (usage.absent or usage.suspected or any(walk.unreadable for walk in self._walks.values()))
+        found: dict[Ref, Flaw] = {}
+        for snapshot in rows:
+            flaw = _said(snapshot)
+            if not clean and not snapshot.given_up:
+                traced = self.trace(snapshot.added)
+                flaw = traced if traced is not None and (flaw is None or traced.unreadable) else flaw
+            if flaw is not None:
+                found[snapshot.ref] = flaw
+        return found
+
+    def trace(self, added: AddSnap) -> Flaw | None:
+        """What is wrong with a snapshot's tree and documents, without keeping what it needs. Raises StoreError."""
+        if added.domain_id not in self._tracers:
+            self._tracers[added.domain_id] = Tracer(self.repo, added.domain_id)
+        return self._tracers[added.domain_id].flaw(added)
+
+    def _walk(self, snapshot: Snapshot) -> None:
+        if snapshot.ref in self._walked:
+            return
+        self._walked.add(snapshot.ref)
+        self.hold(snapshot.added.domain_id, roots_of(snapshot))
+
+    # -- the mark ------------------------------------------------------------------------------------------------------
+
+    def hold(self, domain_id: DomainId, roots: Roots) -> bool:
+        """Keep everything below these roots that can be read; whether that is all of it. Raises StoreError."""
+        walk = self._walks.setdefault(domain_id, Walk(self.repo.contents, domain_id, lenient=True))
+        before = len(walk.unreadable)
+        for _, ids in walk.referenced(roots):
+            self.live.add(ids)
+            self.reporter(Progress("mark", "", self.live.added, 0))
+        return len(walk.unreadable) == before
+
+    def hold_ids(self, ids: Iterable[ChunkId]) -> None:
+        """Keep these blobs."""
+        self.live.add(ids)
+
+    def usage(self) -> Usage:
+        """Every pack counted against what is needed by now. Raises StoreError."""
+        if self._usage is None or self._counted != self.live.added:
+            self._read_again()
+            self._usage = Usage(self.repo.cache, self.live)
+            hinted = self._usage.hinted()
+            if hinted and self.repo.blobs.open_hinted(hinted):
+                # A row of an index segment alone proves nothing: the head decides.
+                self._usage = Usage(self.repo.cache, self.live)
+            self._counted = self.live.added
+            self._tracers.clear()
+        return self._usage
+
+    def _read_again(self) -> None:
+        """Read what was found bad before, as far as it is needed: only a successful reading clears an address."""
+        repo = self.repo
+        local = ((pack, blob) for pack in repo.suspects.packs() for blob in repo.suspects.blobs(pack))
+        known = {*repo.catalogue.bad, *(Address(pack, blob.kind, blob.id) for pack, blob in local)} - self._asked
+        needed = self.live.among(one.id for one in known if one.kind != Kind.DIRECTORY)
+        due = {one for one in known if one.kind == Kind.DIRECTORY or one.id in needed}
+        if not due:
+            return
+        self._asked |= due
+        found = reread(repo, due, self._left)
+        self._left -= min(self._left, found.read_bytes)
+        self._distrust(found.unread)
+
+    def _distrust(self, addresses: Collection[Address]) -> None:
+        """What was not read again counts as bad."""
+        for one in addresses:
+            blobs: list[tuple[Kind, ChunkId]] = [(one.kind, one.id)]
+            if one.kind == Kind.DIRECTORY:
+                directory = self.repo.blobs.directory(one.pack)
+                blobs = [] if directory is None else [(blob.kind, blob.id) for blob in directory.blobs]
+            self.repo.suspects.mark(one.pack, blobs)
+
+
+def _said(snapshot: Snapshot) -> Flaw | None:
+    """What records alone say against a snapshot."""
+    if snapshot.given_up:
+        return Flaw("parts of it are lost")
+    if not snapshot.added.usable:
+        return Flaw("it needs a newer version of lamella")
+    return Flaw("its id was published twice") if snapshot.conflict else None
+
+
+def damage(name: str, flaw: Flaw) -> IntegrityError:
+    """A flaw as it is reported."""
+    hint = "mend it with: lamella check --repair; or delete that snapshot"
+    return IntegrityError(f"{name} is not whole: {flaw.text}", obj=name, hint=hint)

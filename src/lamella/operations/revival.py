@@ -1,0 +1,88 @@
+"""REVIVE: a volume that lost its last whole snapshot to removals gets the newest whole one back (FORMAT 8, 15).
+
+Two prunes that know different things may each keep another snapshot. What they removed is still there until packs are
+deleted, so this is asked before any deletion, and before a CONDEMN is acknowledged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import replace
+
+from lamella.errors import LamellaError
+from lamella.format.deletion import Revive
+from lamella.format.records import NO_REF, AddSnap, Ref
+from lamella.ids import SnapId, VolumeId
+from lamella.operations.session import Session
+from lamella.repository.catalogue import Catalogue, Removal
+from lamella.repository.marking import Roots, Walk
+from lamella.repository.reach import require_alive
+from lamella.repository.repository import Repository
+
+
+def candidates(catalogue: Catalogue, whole: Collection[VolumeId]) -> dict[VolumeId, list[Removal]]:
+    """What may be brought back of the volumes that are not among `whole`, newest first.
+
+    Who removed with REMOVE_LAST gave up that snapshot and what came before it.
+    """
+    given_up: dict[VolumeId, int] = {}
+    found: dict[VolumeId, list[Removal]] = defaultdict(list)
+    for removal in catalogue.removed.values():
+        added = removal.added
+        if added is None or added.volume_id in whole:
+            continue
+        if removal.last:
+            given_up[added.volume_id] = max(added.time_ms, given_up.get(added.volume_id, 0))
+        elif added.usable and not removal.revived:
+            found[added.volume_id].append(removal)
+    return {
+        volume_id: sorted(newer, key=_age)
+        for volume_id, rows in found.items()
+        if (newer := [row for row in rows if _time(row) > given_up.get(volume_id, -1)])
+    }
+
+
+def _time(removal: Removal) -> int:
+    return 0 if removal.added is None else removal.added.time_ms
+
+
+def _age(removal: Removal) -> tuple[int, Ref]:
+    return -_time(removal), removal.ref
+
+
+def revive(repo: Repository, removed: Ref, added: AddSnap) -> bool:
+    """Publish a removed snapshot anew, relying on no condemned pack; False if what it needs cannot be had.
+
+    Needs the prune key. Raises RolledBack, StoreError if the store as a whole fails.
+    """
+    own = repo.own_writer
+    if not repo.exclusive and (own is None or own not in repo.history.chains):
+        # Whoever deletes elsewhere waits for the chains it knows of: this one must be there first.
+        repo.publish([])
+    snap_id = SnapId(os.urandom(16))
+    again = replace(added, snap_id=snap_id, parent=NO_REF, packs=())
+    try:
+        repo.blobs.relied |= _packs(repo, added)
+        with Session(repo, name=added.name) as session:
+            session.publish([Revive(removed, again)], [snap_id])
+    except LamellaError as error:
+        repo.require_sound_history()
+        require_alive(repo.store, error)
+        return False
+    return True
+
+
+def _packs(repo: Repository, added: AddSnap) -> set[bytes]:
+    """The packs a snapshot relies on: of several copies one that is not condemned, if there is any."""
+    roots = Roots()
+    roots.add_record(added)
+    packs: set[bytes] = set()
+    for kind, ids in Walk(repo.contents, added.domain_id).referenced(roots):
+        for start in range(0, len(ids), 256):
+            for places in repo.blobs.find_many(kind, ids[start : start + 256]).values():
+                here = [place.pack for place in places if place.domain_id == added.domain_id]
+                sound = [pack for pack in here if pack not in repo.blobs.condemned]
+                packs.update((sound or here)[:1])
+    return packs
