@@ -227,9 +227,9 @@ _WHOLE_AGE = ", counted from the newest whole one"
 def _judge_volume(rows: Sequence[Moment], look: Callable[[Sequence[Moment]], _Look], spare_last: bool) -> list[Verdict]:
     whole = [at for at, row in enumerate(rows) if row.good]
     everything, good = look(rows), look([rows[at] for at in whole])
-    kept = everything.kept("last snapshot of the volume" if spare_last else None)
+    kept = everything.kept(spare_last)
     if len(whole) < len(rows):
-        among = good.kept("last whole snapshot of the volume" if spare_last else None, _WHOLE, _WHOLE_AGE)
+        among = good.kept(spare_last, _WHOLE, _WHOLE_AGE)
         kept = {whole[at]: reasons for at, reasons in among.items()} | kept
     nothing = ("nothing of the volume is whole",) if spare_last and not good.present else ()
     return [
@@ -263,11 +263,11 @@ class _Look:
         self.strange = self._strange()
         self.present = [at for at in range(len(self.rows)) if at not in self.strange]
 
-    def kept(self, spared: str | None, among: str = "", ages: str = "") -> dict[int, tuple[str, ...]]:
+    def kept(self, spare_last: bool, among: str = "", ages: str = "") -> dict[int, tuple[str, ...]]:
         """What stays, by position in `rows`, and why.
 
-        `spared` says why the latest one stays if no rule keeps it; without that it does not. `among` ends the reasons
-        of rules that count, `ages` those of rules that compare with the newest one.
+        `spare_last` keeps the latest one, too. `among` ends the reasons of rules that count, `ages` those of rules that
+        compare with the newest one.
         """
         self._labels()
         if self.rules.empty:
@@ -279,8 +279,8 @@ class _Look:
             self._thin(ages)
         for at, reason in self.strange.items():
             self._keep([at], reason)
-        if spared:
-            self._spare(spared)
+        if spare_last:
+            self._spare()
         return {at: tuple(reasons) for at, reasons in self._reasons.items()}
 
     def _strange(self) -> dict[int, str]:
@@ -367,8 +367,8 @@ class _Look:
                 self._keep([at], f"one a {band.period.value} beyond {band.age.text}{ages}")
                 filled.add(key)
 
-    def _spare(self, reason: str) -> None:
+    def _spare(self) -> None:
         """The latest one stays: by the chain if that says which it is, else by time."""
         last = next((at for at in self.present if self.rows[at].latest), next(iter(self.present), None))
         if last is not None and last not in self._reasons:
-            self._keep([last], reason)
+            self._keep([last], f"last {'good ' if self.rows[last].good else ''}snapshot of the volume")

@@ -194,7 +194,7 @@ def test_the_restore_level_notices_a_manifest_that_its_chunks_do_not_make(
 # -- verdicts ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_shows_what_was_said_last(small: Small, tmp_path: Path) -> None:
+def test_the_list_shows_the_deepest_look(small: Small, tmp_path: Path) -> None:
     small.backup(image(tmp_path / "disk.img", LETTERS))
     with small.opened() as repo:
         assert volumes(repo)[0]["verified"] is None
@@ -202,7 +202,7 @@ def test_the_list_shows_what_was_said_last(small: Small, tmp_path: Path) -> None
     proof(small, VerifyOptions("structure"))
     with small.opened() as repo:
         row = volumes(repo)[0]
-        assert (row["verified"]["level"], row["verified"]["result"]) == ("structure", "ok")
+        assert (row["verified"]["level"], row["verified"]["result"]) == ("full", "ok"), "the deeper look says more"
         assert row["verified"]["snapshot"] == row["latest"]
     with small.opened("two") as repo:
         assert volumes(repo)[0]["verified"] is None, "each host has its own"
@@ -224,8 +224,17 @@ def test_bad_news_stays_until_a_look_as_deep(small: Small, tmp_path: Path) -> No
         assert say(3, "sample", "ok") == "full damaged"
         assert say(4, "restore", "ok") == "restore ok"
         assert say(5, "structure", "incomplete") == "structure incomplete"
-        assert say(6, "sample", "ok") == "sample ok"
-        assert say(7, "sample", "damaged") == "sample damaged"
+        assert say(6, "sample", "ok") == "restore ok"
+        assert say(7, "full", "incomplete") == "full incomplete"
+        assert say(8, "sample", "ok") == "full ok", "the volume is saved again; the look was as deep"
+        assert say(9, "sample", "damaged") == "sample damaged"
+        assert say(10, "sample", "ok") == "sample damaged", "it read other chunks"
+        assert say(11, "structure", "incomplete") == "sample damaged"
+        assert say(12, "full", "ok") == "full ok"
+        assert say(13, "sample", "ok") == "full ok"
+        assert say(14, "structure", "damaged") == "structure damaged"
+        assert say(15, "structure", "ok") == "full ok", "it compared the same references"
+        assert say(16, "sample", "damaged") == "sample damaged"
         verdicts.forget_damage([volume_id])
         found = verdicts.of(volume_id)
         assert found is not None

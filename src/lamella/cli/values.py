@@ -22,6 +22,14 @@ def size(text: str) -> int:
     return int(float(match[1]) * (1 << _POWERS.get((match[2] or "").lower(), 0)))
 
 
+def budget(text: str) -> int:
+    """A size of which a small one has a unit: nobody means 20 bytes with `20`. Raises ArgumentTypeError."""
+    found = size(text)
+    if found < 1 << 20 and not text.strip()[-1].isalpha():
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} would be so many bytes; write for example 20G")
+    return found
+
+
 def rate(text: str) -> int:
     """Bytes a second from `800K`, `5M` or `5M/s`. Raises ArgumentTypeError."""
     found = size(text.strip().removesuffix("/s"))

@@ -75,6 +75,11 @@ class Address(NamedTuple):
     kind: Kind
     id: ChunkId
 
+    @classmethod
+    def head(cls, pack: bytes) -> Address:
+        """That of a pack's head."""
+        return cls(pack, Kind.DIRECTORY, ChunkId(bytes(24)))
+
 
 @dataclass(frozen=True, slots=True)
 class Bad:

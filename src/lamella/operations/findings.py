@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lamella.format.lost import Address
+
 DAMAGE, INCOMPLETE, NOTE = "damage", "incomplete", "note"
 
 
@@ -11,9 +13,9 @@ DAMAGE, INCOMPLETE, NOTE = "damage", "incomplete", "note"
 class Finding:
     """One thing that is not as it should be.
 
-    `kind`: commit, pack, blob, file, tree, chunk, document, name, run, source. `severity`: "damage"; "incomplete" where
-    a volume that should have been saved was not; or "note". `obj` is the object's name or `VOLUME@SNAPSHOT`, `affects`
-    the snapshots that need it, as far as known.
+    `kind`: commit, pack, blob, file, tree, chunk, document, name, run, source, state, record. `severity`: "damage";
+    "incomplete" where a volume that should have been saved was not; or "note". `obj` is the object's name or
+    `VOLUME@SNAPSHOT`, `affects` the snapshots that need it, as far as known.
     """
 
     kind: str
@@ -28,7 +30,8 @@ class VerifyResult:
     """The outcome: what was checked, what was found, and what cannot be restored (as `VOLUME@SNAPSHOT`).
 
     `checked_bytes` are contents that were read and compared, `checked_chunks` those found, `checked_objects` commits,
-    clear files, packs and manifests.
+    clear files, packs and manifests. `bad` are the addresses at which a blob does not open, `recorded` how many of
+    them were published for other hosts.
     """
 
     checked_bytes: int = 0
@@ -36,6 +39,8 @@ class VerifyResult:
     checked_objects: int = 0
     findings: list[Finding] = field(default_factory=list)
     unrestorable: list[str] = field(default_factory=list)
+    bad: set[Address] = field(default_factory=set)
+    recorded: int = 0
     seconds: float = 0.0
 
     @property

@@ -98,7 +98,7 @@ class _Mending:
 
     def examined(self, level: str) -> VerifyResult:
         """A verification of everything."""
-        options = VerifyOptions(level, workers=self._options.workers)
+        options = VerifyOptions(level, workers=self._options.workers, publish=False)
         return verify(self._repo, select(self._repo, []), options, self._reporter)
 
     def _again(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lamella.clock import iso
@@ -49,24 +49,32 @@ class Verdicts:
         self._memory = memory
 
     def of(self, volume_id: VolumeId) -> Verdict | None:
-        """The verdict that counts for a volume: bad news until a look at least as deep says otherwise, else the newest.
+        """The verdict that counts for a volume. None if this host never verified it.
 
-        None if this host never verified it.
+        Bad news stays until a look that had to see the same damage says otherwise; a weaker look never hides a deeper
+        one. Otherwise it is the deepest look, of these the newest; whether a volume was not saved the newest look says.
         """
         rows = self._rows().get(volume_id.hex())
         verdicts = _decoded(rows) if isinstance(rows, dict) else []
-        counting = [one for one in verdicts if not any(_replaces(other, one) for other in verdicts)]
-        bad = [one for one in counting if one.result == DAMAGED]
-        return max(bad or counting, key=lambda one: one.time_ms, default=None)
+        good = [one for one in verdicts if one.result != DAMAGED]
+        bad = [one for one in verdicts if one.result == DAMAGED and not any(_clears(other, one) for other in good)]
+        if bad or not good:
+            return max(bad, key=lambda one: one.time_ms, default=None)
+        newest = max(good, key=lambda one: one.time_ms)
+        deepest = max(good, key=lambda one: (_DEPTH[one.level], one.time_ms))
+        return newest if newest.result == INCOMPLETE else replace(deepest, result=OK)
 
     def record(self, verdicts: Iterable[tuple[VolumeId, Verdict]]) -> None:
-        """Keep these, one a volume and level. Raises RepositoryError."""
+        """Keep these, one a volume and level; bad news goes only for what clears it. Raises RepositoryError."""
         with self._memory.lock():
             rows = self._rows()
             for volume_id, verdict in verdicts:
                 known = rows.get(volume_id.hex())
-                known = known if isinstance(known, dict) else {}
-                rows[volume_id.hex()] = {**known, verdict.level: asdict(verdict)}
+                kept = {one.level: one for one in _decoded(known if isinstance(known, dict) else {})}
+                before = kept.get(verdict.level)
+                if verdict.result == DAMAGED or before is None or before.result != DAMAGED or _clears(verdict, before):
+                    kept[verdict.level] = verdict
+                rows[volume_id.hex()] = {level: asdict(one) for level, one in kept.items()}
             self._memory.write(_FILE, {"volumes": rows})
 
     def forget_damage(self, volumes: Iterable[VolumeId]) -> None:
@@ -120,5 +128,8 @@ def _decoded(rows: dict[str, Any]) -> list[Verdict]:
     return found
 
 
-def _replaces(later: Verdict, one: Verdict) -> bool:
+def _clears(later: Verdict, one: Verdict) -> bool:
+    """Whether a look that found no damage must have seen what an earlier one found: two samples read other chunks."""
+    if later.level == one.level == "sample":
+        return False
     return later.time_ms > one.time_ms and _DEPTH[later.level] >= _DEPTH[one.level]

@@ -3,7 +3,8 @@
 Levels: `structure` compares every reference with the store's listing and reads no data; `sample` also opens some of the
 chunks, or with a budget those packs whole that this host has not read for the longest time; `full` reads every pack to
 the last byte; `restore` fetches every byte as a restore does and compares it; `source` compares with the live source.
-The repository is never written; what was seen is remembered on this host.
+What was seen is remembered on this host. Nothing is written but one commit that names what does not open, so that other
+hosts look at it again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from lamella.errors import IntegrityError, NothingMatched, RepositoryError, SourceError, UsageError
 from lamella.events import Reporter, silent
 from lamella.ids import CATALOGUE, DomainId
+from lamella.operations.bad_addresses import publish_bad, read_heads_again, read_known_again
 from lamella.operations.findings import DAMAGE, INCOMPLETE, NOTE, Finding, VerifyResult
 from lamella.operations.selection import Selected
 from lamella.operations.verdicts import Verdicts, verdicts_of
@@ -45,7 +47,7 @@ class VerifyOptions:
     """What to check.
 
     At level "sample" `percent` of the chunks are opened, or whole packs worth `budget` bytes are read, the longest
-    unread ones first; with both, the smaller amount of packs.
+    unread ones first; with both, the smaller amount of packs. With `publish` other hosts learn what does not open.
     """
 
     level: str = "sample"
@@ -53,6 +55,7 @@ class VerifyOptions:
     budget: int | None = None
     source: Source | None = None
     workers: int | None = None
+    publish: bool = True
 
 
 DEFAULT_PERCENT = 10.0
@@ -72,13 +75,19 @@ def verify(
     started = time.monotonic()
     result = VerifyResult()
     _objects(repo, result, reporter)
+    if options.level != "structure":
+        read_known_again(repo, result)
     lacking = check_runs(repo, selected, result)
     verification = _Verification(repo, selected, options, result, reporter)
     verification.packs()
     verification.snapshots()
     if selected and not result.checked_objects:
         raise NothingMatched("nothing was there to be checked", obj=repo.store.url)
-    _remember(repo, selected, options.level, result, lacking)
+    if options.publish:
+        publish_bad(repo, result)
+    # A sample that met no chunk is no more than a look at the structure.
+    level = "structure" if options.level == "sample" and not result.checked_chunks else options.level
+    _remember(repo, selected, level, result, lacking)
     result.seconds = round(time.monotonic() - started, 3)
     return result
 
@@ -95,6 +104,7 @@ def _objects(repo: Repository, result: VerifyResult, reporter: Reporter) -> None
     except IntegrityError as error:
         result.damage("pack", error.obj, error.message)
     check_heads(repo, result)
+    read_heads_again(repo, result)
 
 
 class _Verification:

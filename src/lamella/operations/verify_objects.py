@@ -10,10 +10,12 @@ from lamella.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFo
 from lamella.events import Progress, Reporter
 from lamella.format import commit, container, keyslot, marker
 from lamella.format.container import Kind
+from lamella.format.lost import Address
 from lamella.ids import ChunkId, DomainId
 from lamella.operations.auditing import audit
 from lamella.operations.findings import VerifyResult
 from lamella.operations.probe import PROBE
+from lamella.operations.rereading import reread
 from lamella.pipeline import ordered_map
 from lamella.repository.blobmap import pack_hash, pack_name
 from lamella.repository.containers import open_blob, open_head
@@ -107,7 +109,9 @@ class PackCheck:
     chunk_bytes: int = 0
     trouble: str = ""
     bad: list[tuple[Kind, ChunkId]] = field(default_factory=list)
-    """Blobs in it that do not open."""
+    """Blobs in it that could not be had."""
+    addresses: set[Address] = field(default_factory=set)
+    """Where it does not open for good: blobs, or its head."""
 
 
 class PackReader:
@@ -119,27 +123,38 @@ class PackReader:
     def check(self, entry: Entry) -> PackCheck:
         """Read a pack: name, head, padding, every blob. Raises StoreUnavailable."""
         outcome = PackCheck(entry.name, entry.size)
+        pack = pack_hash(entry.name) or b""
         try:
             content = self._repo.store.get(entry.name)
         except StoreError as error:
             require_alive(self._repo.store, error)
             outcome.trouble = error.message
-            content = b""
+            outcome.bad = self._all_blobs(pack)
+            if not (error.retryable or isinstance(error, ObjectNotFound)):
+                self._piecewise(outcome, pack)
+            return outcome
         try:
-            self._open(outcome, content)
+            self._open(outcome, content, pack)
         except (IntegrityError, UnknownFormat) as error:
-            outcome.trouble = outcome.trouble or error.message
-            outcome.bad = self._all_blobs(entry.name)
-        if not outcome.trouble and hashlib.sha256(content).digest() != pack_hash(entry.name):
+            outcome.trouble = error.message
+            outcome.bad = self._all_blobs(pack)
+            outcome.addresses = {Address.head(pack)}
+        if not outcome.trouble and hashlib.sha256(content).digest() != pack:
             outcome.trouble = "does not match its name"
         return outcome
 
-    def _all_blobs(self, name: str) -> list[tuple[Kind, ChunkId]]:
-        sha256 = pack_hash(name)
-        known = None if sha256 is None else self._repo.blobs.directory(sha256)
+    def _all_blobs(self, pack: bytes) -> list[tuple[Kind, ChunkId]]:
+        known = self._repo.blobs.directory(pack)
         return [] if known is None else [(blob.kind, blob.id) for blob in known.blobs]
 
-    def _open(self, outcome: PackCheck, content: bytes) -> None:
+    def _piecewise(self, outcome: PackCheck, pack: bytes) -> None:
+        """A pack that cannot be read as a whole: what of it can be read by itself."""
+        blobs = {Address(pack, kind, id_) for kind, id_ in outcome.bad}
+        found = reread(self._repo, blobs | {Address.head(pack)})
+        outcome.addresses = set(found.bad)
+        outcome.bad = [(one.kind, one.id) for one in blobs - found.sound]
+
+    def _open(self, outcome: PackCheck, content: bytes, pack: bytes) -> None:
         head = open_head(self._repo.keys, outcome.name, content)
         domain = self._repo.keys.domain(head.domain_id)
         for blob in head.blobs:
@@ -148,6 +163,7 @@ class PackReader:
                 opened = open_blob(domain, head.header, blob, sealed, outcome.name)
             except (IntegrityError, UnknownFormat) as error:
                 outcome.bad.append((blob.kind, blob.id))
+                outcome.addresses.add(Address(pack, blob.kind, blob.id))
                 outcome.trouble = f"{blob.kind.name.lower()} {blob.id.hex()[:16]}: {error.message}"
                 continue
             if blob.kind == Kind.CHUNK:
@@ -205,6 +221,7 @@ class PackVerification:
         sha256 = pack_hash(outcome.name) or b""
         if outcome.trouble:
             self._result.damage("pack", outcome.name, outcome.trouble)
+            self._result.bad |= outcome.addresses
             self._repo.suspects.mark(sha256, outcome.bad)
             return
         self._sound.append(sha256)

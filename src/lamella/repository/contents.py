@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from lamella.crypto.derive import Keys
-from lamella.errors import IntegrityError, StoreError, StoreUnavailable
+from lamella.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.format.container import NODES, Kind
+from lamella.format.lost import Address
 from lamella.ids import ChunkId, DomainId
 from lamella.repository.blobmap import BlobMap, Place, pack_name
 from lamella.repository.containers import open_blob
@@ -40,6 +41,8 @@ class Contents:
         """Nodes this host has seen sealed are not fetched again: for backups to distant stores, never to verify."""
         self.bad_places: list[tuple[str, str]] = []
         """Objects in which a blob could not be opened, with the reason; another place may have served."""
+        self.bad: set[Address] = set()
+        """Those of these places that are there and did not open for good."""
 
     def get(self, domain_id: DomainId, kind: Kind, id_: ChunkId, length: int | None = None) -> Opened:
         """One content. `length` is what its position implies, None where the position implies nothing.
@@ -93,8 +96,7 @@ class Contents:
 
     def open_at(self, place: Place) -> Opened:
         """The content at one place and no other. Raises IntegrityError, StoreError."""
-        sealed = self._store.get(pack_name(place.pack), place.blob.offset, place.blob.sealed_length)
-        return self._open(place.domain_id, place, sealed, None)
+        return self._opened(place.domain_id, place, None)[0]
 
     def _open(self, domain_id: DomainId, place: Place, sealed: bytes, length: int | None) -> Opened:
         name = pack_name(place.pack)
@@ -167,9 +169,12 @@ class Contents:
         """Remember a place that failed, unless the store as a whole is out of reach; what to say about it."""
         require_alive(self._store, error)
         name = pack_name(place.pack)
+        for_good = not error.retryable and not isinstance(error, _Misplaced)
         with self._lock:
             self.bad_places.append((name, error.message))
-        if self._suspects is not None and not error.retryable and not isinstance(error, _Misplaced):
+            if for_good and not isinstance(error, ObjectNotFound):
+                self.bad.add(Address(place.pack, place.blob.kind, place.blob.id))
+        if self._suspects is not None and for_good:
             self._suspects.mark(place.pack, [(place.blob.kind, place.blob.id)])
         return f"{error.message} ({name})"
 

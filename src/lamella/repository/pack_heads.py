@@ -31,6 +31,19 @@ def pack_hash(name: str) -> bytes | None:
         return None
 
 
+def genuine_head(store: Store, keys: Keys, name: str, size: int | None = None) -> Head:
+    """The head of a pack of this listed size (None: ask), of an older version if the newest one is not genuine.
+
+    Raises IntegrityError, UnknownFormat, StoreError.
+    """
+    try:
+        return read_head(store, keys, name, store.stat(name) if size is None else size)
+    except (IntegrityError, UnknownFormat):
+        if not reinstated(store, name):
+            raise
+        return read_head(store, keys, name, store.stat(name))
+
+
 def read_heads(
     store: Store, keys: Keys, packs: Iterable[tuple[bytes, int]]
 ) -> Iterator[tuple[bytes, int, Head | str | None]]:
@@ -42,12 +55,7 @@ def read_heads(
     def read(row: tuple[bytes, int]) -> tuple[bytes, int, Head | str | None]:
         name = pack_name(row[0])
         try:
-            try:
-                return row[0], row[1], read_head(store, keys, name, row[1])
-            except (IntegrityError, UnknownFormat):
-                if not reinstated(store, name):
-                    raise
-                return row[0], row[1], read_head(store, keys, name, store.stat(name))
+            return row[0], row[1], genuine_head(store, keys, name, row[1])
         except ObjectNotFound:
             return row[0], row[1], None
         except (IntegrityError, UnknownFormat, StoreError) as error:

@@ -348,6 +348,7 @@ class Repository:
         listed = self.blobs.refresh([*published, *begun], self.condemned.reaped)
         if not listed and self.catalogue.snapshots:
             raise IntegrityError("the repository lists no packs although it has snapshots", obj="p/")
+        self.suspects.apply(self.catalogue.bad, self.blobs)
         self._map_is_fresh = True
 
     def tree(self, snapshot: Snapshot) -> Tree:

@@ -10,14 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lamella.format.container import Blob, Kind
+from lamella.format.lost import Address
 from lamella.ids import ChunkId, DomainId
-from lamella.repository.blobmap import Place, place_of
+from lamella.repository.blobmap import BlobMap, Place, place_of
 from lamella.repository.cache import Cache
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS suspects (id BLOB NOT NULL, kind INTEGER NOT NULL, pack BLOB NOT NULL,"
     " place INTEGER NOT NULL, sealed INTEGER NOT NULL, content INTEGER NOT NULL, PRIMARY KEY (id, kind, pack))"
     " WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS applied (pack BLOB NOT NULL, kind INTEGER NOT NULL, id BLOB NOT NULL,"
+    " PRIMARY KEY (pack, kind, id)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS proved (pack BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID",
 )
 _PLACES = (
@@ -74,6 +77,28 @@ class Suspects:
         with self._cache.lock, self._cache.connection as connection:
             connection.executemany(back, rows)
             connection.executemany(f"DELETE FROM suspects AS s WHERE s.pack = ?{which}", rows)
+
+    def apply(self, addresses: Iterable[Address], blobs: BlobMap) -> None:
+        """Take what verifications published as bad out of the map, each address once: it comes back when it is read.
+
+        A pack that is gone, or whose head does not open, has its turn when it is there. Raises StoreUnavailable.
+        """
+        with self._cache.lock:
+            done = set(self._cache.connection.execute("SELECT pack, kind, id FROM applied").fetchall())
+        packs: dict[bytes, list[Address]] = {}
+        for one in addresses:
+            if (one.pack, one.kind, one.id) not in done:
+                packs.setdefault(one.pack, []).append(one)
+        if packs:
+            blobs.open_hinted(packs)  # opening it later would put all its places into the map
+        for pack, ones in packs.items():
+            directory = blobs.directory(pack)
+            if directory is None:
+                continue
+            whole = any(one.kind == Kind.DIRECTORY for one in ones)
+            self.mark(pack, [(one.kind, one.id) for one in (directory.blobs if whole else ones)])
+            with self._cache.lock, self._cache.connection as connection:
+                connection.executemany("INSERT OR IGNORE INTO applied VALUES (?, ?, ?)", ones)
 
     def places(self, kind: Kind, id_: ChunkId) -> list[Place]:
         """Where a blob should lie but did not open when it was last read."""

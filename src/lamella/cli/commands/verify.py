@@ -7,7 +7,7 @@ import argparse
 from lamella.allocator import keep_freed_memory
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.values import percent, shown_bytes, shown_seconds, size, workers
+from lamella.cli.values import budget, percent, shown_bytes, shown_seconds, workers
 from lamella.errors import IntegrityError, NothingMatched, SourceError, UsageError
 from lamella.operations.findings import Finding, VerifyResult
 from lamella.operations.selection import Selected, select
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "levels: structure compares every reference with the listing of the repository; sample also reads a share of\n"
         "the chunks, or with --budget the packs unread for the longest time; full reads every pack of the volumes;\n"
         "restore fetches and compares every byte as a restore does, without a target; source compares with the live\n"
-        "source, whose differences are reported and are no damage. `lamella list` shows each volume's last verdict.\n\n"
+        "source, whose differences are reported and are no damage. Places that do not open are recorded for the other\n"
+        "hosts of the repository, and every level but structure reads the known ones again. `lamella list` shows each\n"
+        "volume's verdict: damage until a look that had to see it finds none, else the deepest look.\n\n"
     ) + SECRETS
     parser.add_argument(
         "volume",
@@ -43,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--budget",
-        type=size,
+        type=budget,
         metavar="SIZE",
         help="at level sample read packs worth so much instead, those unread for the longest time first: repeated runs "
         "read everything in turn",
@@ -61,12 +63,13 @@ def run(context: Context) -> int:
     keep_freed_memory()
     args, out = context.args, context.out
     options = _options(context)
-    with context.repository() as repository:
+    with context.repository(read_only=False) as repository:
         selected = _selected(repository, args.volume, options.source)
         result = verify(repository, selected, options, out.report)
         code = context.warn_of_problems(repository)
         problems = [problem.message for problem in repository.problems]
-    _print(context, selected, result)
+    # Of a volume without data every level but a sample looks at everything.
+    _print(context, selected, result, checked=options.level != "sample" or result.checked_chunks > 0)
     out.document(
         {
             "level": options.level,
@@ -76,6 +79,7 @@ def run(context: Context) -> int:
             "checked_objects": result.checked_objects,
             "findings": [_row(finding) for finding in result.findings],
             "unrestorable": result.unrestorable,
+            "recorded": result.recorded,
             "problems": problems,
             "seconds": result.seconds,
         }
@@ -112,24 +116,27 @@ def _selected(repository: Repository, texts: list[str], source: Source | None) -
     return selected
 
 
-def _print(context: Context, selected: list[Selected], result: VerifyResult) -> None:
+def _print(context: Context, selected: list[Selected], result: VerifyResult, *, checked: bool) -> None:
     out = context.out
     for finding in result.findings:
         affects = f" (needed by {', '.join(finding.affects)})" if finding.affects else ""
         out.line(f"{finding.severity}: {finding.obj}: {finding.message}{affects}")
     for text in result.unrestorable:
         out.line(f"cannot be restored: {text}")
+    if result.recorded:
+        out.line(f"recorded for other hosts: {result.recorded} places that do not open")
     count = len(selected)
     out.line(
         f"verified {count} snapshot{'' if count == 1 else 's'}: {result.checked_chunks} chunks checked, "
-        f"{shown_bytes(result.checked_bytes)} read, in {shown_seconds(result.seconds)}: " + _verdict(result)
+        f"{shown_bytes(result.checked_bytes)} read, in {shown_seconds(result.seconds)}: " + _verdict(result, checked)
     )
 
 
-def _verdict(result: VerifyResult) -> str:
+def _verdict(result: VerifyResult, checked: bool) -> str:
     if result.damaged:
         return "DAMAGED"
-    return "no damage found, but INCOMPLETE: a volume was not saved" if result.incomplete else "no damage found"
+    found = "no damage found" if checked else "nothing was checked"
+    return f"{found}, but INCOMPLETE: a volume was not saved" if result.incomplete else found
 
 
 def _row(finding: Finding) -> dict[str, object]:
