@@ -47,9 +47,17 @@ class Cell:
 
     @property
     def visible(self) -> frozenset[str]:
-        """The ages of `v` that a prune can tell are not whole: nobody sees rot in data that nobody has read."""
-        unread = self.damage.kind in DATA and not self.known
-        return frozenset() if unread else self.damage.snapshots
+        """The ages of `v` that a prune can tell are not whole: nobody sees rot in what nobody has read.
+
+        A host that opened a pack's head once reads it again only where a blob cannot be had.
+        """
+        return frozenset() if self.unread else self.damage.snapshots
+
+    @property
+    def unread(self) -> bool:
+        """Whether no metadata tells of this rot: the newest may be kept in favour of a whole one (TRUST R3, later)."""
+        opened_before = self.damage.kind == "pack-head" and self.host in {"maker", "other"}
+        return not self.known and (self.damage.kind in DATA or opened_before)
 
     @property
     def history_missing(self) -> bool:
@@ -324,8 +332,8 @@ def _losses(cell: Cell, before: Mapping[Wanted, bool], after: Mapping[Wanted, bo
     for wanted, whole in before.items():
         if whole and not after[wanted] and wanted.age not in may_go(cell, wanted.volume):
             yield f"{wanted} was whole and is LOST"
-    if cell.damage.kind in DATA and not cell.known:
-        return  # rot that nobody has read: the newest may be kept in favour of a whole one (TRUST R3, a later landing)
+    if cell.unread:
+        return
     for volume in ("v", "w", "x"):
         if _any_whole(before, volume) and not _any_whole(after, volume):
             yield f"no snapshot of {volume} is left"

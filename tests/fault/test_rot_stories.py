@@ -16,7 +16,7 @@ from lamella.stores.local import LocalStore
 from tests.cli.program import Done
 from tests.fault.rot import Wanted, World, same
 from tests.fault.rot_cells import Bench
-from tests.fault.rot_damage import LOCKLESS, Damage, inflict
+from tests.fault.rot_damage import LOCKLESS, Damage, flip, inflict, rot
 
 KEEP_ONE = ("prune", "--keep-last", "1")
 FULL = ("verify", "--level", "full")
@@ -196,15 +196,37 @@ def test_h2_the_older_data_is_not_given_for_the_latest(bench: Bench, world: Worl
     assert listed(world, host="fresh") == {"middle", "oldest"}
 
 
-def test_a_volume_of_another_writer_goes_on(bench: Bench, world: World) -> None:
-    """The broken commit is the maker's; `x` is not."""
+def test_whose_history_is_missing_decides_what_is_restored(world: World) -> None:
+    """`x` is the other host's: its log lacks something, the maker's does not."""
+    out = world.place / "out"
+    out.unlink(missing_ok=True)
+    before = set(world.objects())
+    world.ok("other", "backup", world.truth[Wanted("x", "newest")])
+    (commit,) = (name for name in set(world.objects()) - before if name.startswith("w/"))
+    rot(world.repo / commit, flip(-10))
+    for host in ("maker", "fresh"):
+        nothing_restored(world, world.run(host, "restore", "x", "--to", out), 21)
+        done = world.run(host, "restore", "v", "--to", out)
+        assert (done.code, same(out, world.truth[Wanted("v", "newest")])) == (21, True), done
+        out.unlink()
+    nothing_restored(world, world.rescue("restore", "x", "--to", out), 21)
+    done = world.rescue("restore", "v", "--to", out)
+    assert (done.code, same(out, world.truth[Wanted("v", "newest")])) == (21, True), done
+    out.unlink()
+    restores(world, "newest", 21)
+
+
+def test_who_signed_with_the_prune_key_may_have_said_anything(bench: Bench, world: World) -> None:
+    """The broken commit is the maker's, who made the repository: `x` is given only if it is named in full."""
     rotten(bench, "container")
     out = world.place / "out"
     out.unlink(missing_ok=True)
-    done = world.run("fresh", "restore", "x", "--to", out)
-    assert same(out, world.truth[Wanted("x", "newest")]), done
-    assert done.code == 21
-    out.unlink()
+    for host in ("fresh", "restore.py"):
+        for what, right in (("x", False), (world.at("x", "newest"), True)):
+            words = ("restore", what, "--to", out)
+            done = world.rescue(*words) if host == "restore.py" else world.run(host, *words)
+            assert (done.code, same(out, world.truth[Wanted("x", "newest")])) == (21, right), (host, what, done)
+            out.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("kind", ["container", "zeroed", "gone"])
