@@ -167,7 +167,7 @@ def cells() -> Iterator[Cell]:
 # -- what is right -----------------------------------------------------------------------------------------------------
 
 DONE, USAGE, INCOMPLETE, NOT_THERE, DAMAGED, HISTORY = 0, 2, 3, 4, 20, 21
-NOTHING_OPENS = {1, 10, 12, DAMAGED}
+NOTHING_OPENS = {1, NOT_THERE, 10, 12, DAMAGED}
 
 
 def codes(cell: Cell) -> set[int]:
@@ -181,7 +181,7 @@ def codes(cell: Cell) -> set[int]:
     deletes = cell.command in PRUNES or cell.command.startswith("delete-")
     right = _of_deletion(cell) if deletes else _of_reading(cell)
     # The hints and the texts for people are mended or reported; the log may be read without its segments, or not.
-    more = {"index": {DAMAGED}, "segment": {DAMAGED, HISTORY}, **{name: {DAMAGED} for name in FILES}}
+    more = {"index": {DAMAGED}, "segment": {NOT_THERE, DAMAGED, HISTORY}, **{name: {DAMAGED} for name in FILES}}
     return right | more.get(cell.damage.kind, set())
 
 
