@@ -71,6 +71,15 @@ class Cell:
         return proven or self.host in {"maker", "other"} or self.damage.age != "newest"
 
     @property
+    def from_cache(self) -> bool:
+        """Whether the host may go on with the commit as it read it when it was sound: only who judges reads it again.
+
+        It then shows and restores what is right. That an object is gone shows in the listing.
+        """
+        warm = self.host in {"maker", "other"} and self.damage.kind in COMMITS and self.damage.kind != "gone"
+        return warm and not self.command.startswith(("check", "repair", "verify", "doctor", "prune", "delete"))
+
+    @property
     def listed(self) -> tuple[str, ...]:
         """The ages that can still be named, newest first."""
         lost = {self.damage.age} if self.damage.kind in COMMITS else set()
@@ -193,6 +202,8 @@ def _of_history(cell: Cell) -> set[int]:
         return {DONE, USAGE, INCOMPLETE, NOT_THERE, DAMAGED}
     if cell.command in {"repair", "repair-dry", "mirror"}:
         return {DONE, DAMAGED, HISTORY}
+    if cell.from_cache:
+        return {DONE, NOT_THERE, HISTORY}
     return {HISTORY, NOT_THERE} if named or cell.command == "backup-gone" else {HISTORY}
 
 
@@ -293,7 +304,7 @@ class Bench:
         yield from self._said_wrong(cell, done, before)
         if self.world.objects() == objects and not self.world.called:
             return  # nothing was written, so nothing is less restorable
-        if cell.history_missing and cell.command != "repair":
+        if cell.history_missing and cell.command != "repair" and not cell.from_cache:
             yield "it wrote, although history is missing"
         self._unlock(cell.damage)
         yield from _losses(cell, before, self.world.whole())
