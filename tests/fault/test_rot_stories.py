@@ -15,7 +15,7 @@ import pytest
 
 from lamella.stores.local import LocalStore
 from tests.cli.program import Done
-from tests.fault.rot import Wanted, World, same
+from tests.fault.rot import Wanted, World, same, write_volume
 from tests.fault.rot_cells import NEWEST_FIRST, PRUNES, Bench, kept
 from tests.fault.rot_damage import DATA, LOCKLESS, NODES, PACKS, Damage, flip, inflict, rot
 
@@ -205,12 +205,13 @@ def test_h2_the_older_data_is_not_given_for_the_latest(bench: Bench, world: Worl
 
 def test_whose_history_is_missing_decides_what_is_restored(world: World) -> None:
     """A third host, which may only add, saves `y` twice; its newest commit breaks, and nobody else's."""
-    out, key, image = world.place / "out", world.place / "live" / "writer", world.truth[Wanted("x", "newest")]
+    out, key = world.place / "out", world.place / "live" / "writer"
     out.unlink(missing_ok=True)
+    image = write_volume(world.place / "live" / "y.img", {0: b"y"})
     world.ok("maker", "key", "add", "--new-keyfile", key, "--generate", "--role", "writer")
-    world.ok("third", "backup", f"y={image}", "--keyfile", key)
+    world.ok("third", "backup", image, "--keyfile", key)
     before = set(world.objects())
-    world.ok("third", "backup", f"y={image}", "--keyfile", key)
+    world.ok("third", "backup", image, "--keyfile", key)
     (commit,) = (name for name in set(world.objects()) - before if name.startswith("w/"))
     rot(world.repo / commit, flip(-10))
     for run in (partial(world.run, "maker"), partial(world.run, "fresh"), world.rescue):
