@@ -841,8 +841,9 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         if len(found) != 1:
             also = [shown(name) for _, name, _ in rows if name.rpartition("~")[0] == volume]
             raise Problem(NO_MATCH, f"no volume {shown(volume)}; see list {' '.join(also)}")
-        chosen = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())]
         live = [s for s in found[0] if s.ref not in self.sets[0x10]]
+        named = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())]
+        chosen = [s for s in named if s in live] or named  # what was removed may have come back under its name
         copied = any(0x8010 in s.inner for s in live)
         if wanted in ("", "latest"):
             chosen = live if copied else self.edge(live, True)
