@@ -279,18 +279,36 @@ def listed_whole(world: World, whole: dict[Wanted, bool]) -> list[Wanted]:
     return [one for one in whole if one.volume == "v" and not one.document and whole[one]]
 
 
-@pytest.mark.parametrize("pruner", ["maker", "other", "fresh"])
-@pytest.mark.parametrize("kind", ["chunk", "leaf"])
-def test_what_a_killed_prune_removed_comes_back(bench: Bench, world: World, kind: str, pruner: str) -> None:
-    """All but the newest were removed, no pack was deleted yet, and then the newest turned out to be broken."""
+def brought_back(bench: Bench, kind: str, pruner: str) -> None:
+    """All but the newest were removed, no pack was deleted yet; then the newest turned out to be broken, and a prune
+    brought the one before back.
+    """
+    world = bench.world
     killed_before_deletion(world, "maker", *KEEP_ONE)
     assert listed(world) == {"newest"}
     rotten(bench, kind)
     assert world.run("other", *FULL).code == 20
     assert world.run(pruner, *KEEP_ONE).code == 20
     assert listed(world) == {"newest", "middle"}
-    restores(world, "middle")
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("pruner", ["maker", "other", "fresh"])
+@pytest.mark.parametrize("kind", ["chunk", "leaf"])
+def test_what_a_killed_prune_removed_comes_back(bench: Bench, kind: str, pruner: str) -> None:
+    brought_back(bench, kind, pruner)
+    restores(bench.world, "middle")
+
+
+@pytest.mark.parametrize("kind", ["chunk", "leaf"])
+def test_what_came_back_is_as_old_as_it_was(bench: Bench, world: World, kind: str) -> None:
+    """It is not the latest, and pushes nothing out: other hosts see it arrive now, and know better."""
+    brought_back(bench, kind, "other")
     latest_is_broken(world)
+    for host in ("other", "maker", "fresh"):
+        assert world.run(host, *KEEP_ONE).code == 20, host
+        assert listed(world) == {"newest", "middle"}, host
+    world.days_ago = -1
     for host in ("other", "maker", "fresh"):
         assert world.run(host, *KEEP_ONE).code == 20, host
         assert listed(world) == {"newest", "middle"}, host
