@@ -127,6 +127,9 @@ def world(built: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> W
     capsys.readouterr()
     made = World(place, capsys, images=built.images)
     made.shots = [row["snapshot"] for row in made.json("reader", "list", "disk")["snapshots"]]
+    for host in ("one", "two", "knew"):  # this place is no other one to them
+        made.ok(host, "list")
+    shutil.rmtree(place / "knew" / "cache")
     shutil.rmtree(place / "reader")
     assert len(made.shots) == 4
     return made

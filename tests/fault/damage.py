@@ -94,6 +94,8 @@ class Outcome:
     """Snapshots whose restore raised, among those still listed."""
     unrestorable: frozenset[str]
     listed: frozenset[str]
+    junk: frozenset[str] = frozenset()
+    """Objects under commits' names that a note says are none."""
 
     @property
     def noticed(self) -> bool:
@@ -129,7 +131,9 @@ def judge(objects: Objects, host: Host, small: Small, scratch: Path, *, restores
         # A warm cache may still know where the blobs of a pack with a bad head lie. Nobody else does: verify is right.
         assert unrestorable <= failed, f"verify says {unrestorable - failed} cannot be restored, but it can"
     assert result.damaged or not unrestorable
-    return Outcome("", result.damaged, frozenset(failed), unrestorable, frozenset(shown))
+    notes = [finding.message for finding in result.findings if finding.severity == "note"]
+    junk = frozenset(note.partition(" is no commit, ")[0] for note in notes if " is no commit, " in note)
+    return Outcome("", result.damaged, frozenset(failed), unrestorable, frozenset(shown), junk)
 
 
 Change = tuple[str, int, int]

@@ -124,12 +124,15 @@ class ObjectRepair:
     def commits(self, findings: Iterable[Finding]) -> None:
         """Commits that are damaged, or missing where the history lacks some: from this host's cache, or a copy."""
         bad = {name for name in _damaged(findings, "commit") if commit.parse_name(name) is not None}
-        for name in sorted(bad | set(self._missing())):
+        bad |= set(self._missing())
+        # What nothing shows to have been a commit was one all the same if somebody has it.
+        junk = {one.head.name for one in self._repo.history.unreadable} - bad
+        for name in sorted(bad | junk):
             head = commit.parse_name(name)
             content = None if head is None else self._commit(head)
-            if content is None:
+            if content is None and name in bad:
                 self._result.did(LEFT, name, "nobody here has its bytes")
-            else:
+            elif content is not None:
                 self._replace(name, partial(self._repo.store.put, name, Sealed(content)))
 
     def _missing(self) -> Iterator[str]:

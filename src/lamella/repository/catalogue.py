@@ -32,6 +32,8 @@ class Snapshot:
     """Why no rule may remove it; None if it is not pinned."""
     lost: Lost | None = None
     """What a repair could not bring back; None if nothing is known to be lost."""
+    revived: bool = False
+    """A signed REVIVE published it: its time is that of the moment, whoever saw it when."""
     given_up: bool = False
     """Its author, or somebody with the prune key, said what of it is lost: nobody expects that back."""
 
