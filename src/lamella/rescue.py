@@ -3,7 +3,7 @@
 
 Copy it out of the repository into an empty directory, compare its SHA-256 with the recovery sheet, then run
 ``python3 -I -S COPY list --repo REPOSITORY``. It only reads the repository, and believes nothing that does not verify.
-Written from docs/FORMAT.md alone; [FORMAT n] names its sections. Kept dense: it has to stay one file below 1100 lines.
+Written from docs/FORMAT.md alone; [FORMAT n] names its sections. Kept dense: it has to stay one file below 1200 lines.
 """
 
 import sys
@@ -33,6 +33,7 @@ INVALID_NAMES, SLOTS_MAX, SCRYPT_SLOTS, SCRYPT_WORK = 1000, 32, 8, 8 << 22
 HOLE, ZERO, DATA, CATALOGUE = 0, 1, 2, bytes(16)
 CHUNK, LEAF, INNER, DOCUMENT, COMMIT, SEGMENT = 1, 2, 3, 5, 6, 7
 CONTENT_MAX = {CHUNK: 4 * MIB, LEAF: 1592, INNER: 1592, DOCUMENT: PART_MAX, COMMIT: PART_MAX, SEGMENT: PART_MAX}
+SIGNED = frozenset((2, 5, 6, 7, 8, 9, *range(0x10, 0x19), 0x8002))  # types of records that end in a signature or zeros
 CONSISTENCY = {0: "unknown", 1: "live", 2: "quiesced", 3: "halted", 4: "committed"}
 class Problem(Exception):  # Ends the program: exit code and the one line that is shown
     def __init__(self, code: int, text: str) -> None:
@@ -40,6 +41,7 @@ class Problem(Exception):  # Ends the program: exit code and the one line that i
         self.code = code
 class Bad(Exception): """One thing read from the repository does not verify or is malformed."""
 class Missing(Bad): """An object or a blob is not there."""
+class Withheld(Bad): """The storage does not give an object's bytes: nothing can be said about them."""
 class Reporter:  # Warnings on stderr, each once and at most 500; history = whether the exit code is to be 21
     def __init__(self) -> None:
         self.history, self._bar = False, 0.0
@@ -198,7 +200,7 @@ def read_at(held: int, offset: int, size: int) -> bytes:  # Exactly size bytes o
             more = os.pread(held, size - len(data), offset + len(data))
             if not more: raise Bad("truncated")
             data = data + more if data else more
-    except OSError as error: raise Bad(error.strerror or "cannot be read") from None
+    except OSError as error: raise Withheld(error.strerror or "cannot be read") from None
     return data
 def pack_path(name: bytes) -> str: return f"p/{name[:1].hex()}/{name.hex()}"
 class Store:
@@ -217,7 +219,8 @@ class Store:
                 try: held = os.open(part, os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | extra, dir_fd=parent)
                 except OSError as error:
                     text = f"{shown(name)}: {error.strerror}"
-                    raise (Missing(text) if error.errno == errno.ENOENT else Bad(text)) from None
+                    kinds = {errno.ENOENT: Missing, errno.ELOOP: Bad, errno.ENOTDIR: Bad, errno.ENXIO: Bad}
+                    raise kinds.get(error.errno or 0, Withheld)(text) from None
                 finally: os.close(parent)
             if not directory and not stat.S_ISREG(os.fstat(held).st_mode): raise Bad(f"{name}: not a regular file")
             yield held
@@ -476,15 +479,19 @@ def load_domain_key(data: bytes, marker: Marker) -> "tuple[Keys, list[Tree]]":  
     c.end()
     return Keys(marker, None, Domain(marker, domain_id, enc, id_key)), volumes
 # ---- commits [FORMAT 8] ----------------------------------------------------------------------------------------------
+Head = NamedTuple("Head", [("writer", bytes), ("seq", int), ("sha", bytes)])  # What names a commit
+def head_of(name: bytes) -> Head: return Head(*struct.unpack("<16sQ32s", name))
 class Commit:
     """A valid commit; sha is empty for one known only by a checkpoint's entry. known: writer -> newest seq seen."""
     def __init__(self, writer: bytes, seq: int, sha: bytes, c: Cursor) -> None:
         self.writer, self.seq, self.sha, self.prev, self.when = writer, seq, sha, c.take(32), c.number(8)
         self.newest, self.has_checkpoint = b"", False  # newest = checkpoint_seq || checkpoint_sha256
-        self.seen: tuple[tuple[bytes, int, bytes], ...] = ()
+        self.seen: tuple[Head, ...] = ()
         self.known: dict[bytes, int] = {}
+        self.proofs: set[bytes] = set()  # what a damaged copy of it would still prove
     def name(self) -> bytes: return self.writer + u64(self.seq) + self.sha
     def path(self) -> str: return commit_path(self.writer, self.seq, self.sha)
+    def before(self) -> Head: return Head(self.writer, self.seq - 1, self.prev)
 # A VOLUME (domain_id set) or RENAME record.
 Naming = NamedTuple("Naming", [("commit", Commit), ("order", int), ("signed", bool), ("name", str),
                                ("domain_id", bytes), ("label", str)])
@@ -497,6 +504,7 @@ Snapshot = NamedTuple("Snapshot", [("commit", Commit), ("order", int), ("ref", b
                                    ("unusable", str), ("inner", "list[int]")])
 Loss = NamedTuple("Loss", [("commit", Commit), ("order", int), ("lost", bool)])  # A LOST record
 def commit_path(writer: bytes, seq: int, sha: bytes) -> str: return f"w/{writer.hex()}/{seq:016x}-{sha.hex()}"
+def proof_of(box: bytes) -> bytes: return box[16:48] + box[HEADER : HEADER + ID]  # Salt and id of the directory
 def records_of(c: Cursor) -> "list[tuple[int, bytes]]":
     return [(c.number(2), c.take(c.number(4))) for _ in iter(c.left, 0)]
 def parse_snapshot(commit: Commit, order: int, c: Cursor, keep_packs: bool) -> Snapshot:
@@ -522,32 +530,87 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         self.runs: dict[tuple[bytes, str], int] = {}
         self.losses: dict[bytes, list[Loss]] = collections.defaultdict(list)
         self.sets: dict[int, set[bytes]] = collections.defaultdict(set)  # by record type, what these records name
-        self._start: dict[bytes, int] = {}  # writer -> the checkpoint its state was read from
+        self._start: dict[bytes, int] = {}  # writer -> the audited checkpoint with which its chain begins
         self._audited: set[bytes] = set()  # names of checkpoint commits that the prune key vouches for
+        self._admins: set[bytes] = set()  # writers that published something with the prune key's signature
+        self._unopened: dict[Head, tuple[set[bytes], str]] = {}  # what no commit is: what it proves, and why
+        self._named: set[Head] = set()  # commits that others name
+        self._gaps: set[Head] = set()  # those that the next commit of their chain names and does not follow
+        self._places: dict[tuple[bytes, int], set[bytes]] = collections.defaultdict(set)  # the commits of a number
         self.marked: set[bytes] = set()  # snapshots that a REMOVE without its signature names
         self.forked: set[bytes] = set()
+        self.missing: set[Head] = set()  # commits that are known, and not here or not readable
         self.absent: set[str] = set()  # objects that are known to be missing
     def load(self) -> "History":
         store, report, read = self.repo.store, self.repo.report, []
         for writer in store.matching("w", "[0-9a-f]{32}", report):
             for name in store.matching(f"w/{writer}", "[0-9a-f]{16}-[0-9a-f]{64}", report):
-                try: commit, records = self.read(f"w/{writer}/{name}")
-                except Bad as error:
-                    self.warn(f"w/{writer}/{name}: {error}; ignored", history=True)
-                    continue
-                self.commits[commit.sha] = commit
-                self.chains[commit.writer].append(commit)
-                read.append((commit, records))
+                found = self._look(Head(bytes.fromhex(writer), int(name[:16], 16), bytes.fromhex(name[17:])))
+                if found is None: continue
+                self.commits[found[0].sha] = found[0]
+                self.chains[found[0].writer].append(found[0])
+                read.append(found)
         self._audits(read)
         for commit, records in read:
             if commit.seq >= self._start.get(commit.writer, 0):
                 for kind, value in records: self.take(commit, kind, value)
+                self._note(commit, [value for kind, value in records if kind == 0x0C])
             else: self.chains[commit.writer].remove(self.commits.pop(commit.sha))
         for writer_id in self.chains: self._link(writer_id)
-        for entry in sorted({entry for commit in self.commits.values() for entry in commit.seen}):
-            covered = entry[0] in self.sets[0x14] or entry[1] < self._start.get(entry[0], 0)
-            if entry[2] not in self.commits and not covered: self._lacks(commit_path(*entry))
+        self._judge()
         return self
+    def _look(self, head: Head) -> "tuple[Commit, list[tuple[int, bytes]]] | None":
+        """A commit and its records. What does not open is kept for _judge, with what it proves all the same."""
+        data = b""
+        try:
+            data = self.repo.store.read(commit_path(*head), OBJECT_MAX + TRAILER)
+            return self.open(head, data)
+        except Bad as error:
+            proofs = {b""} if isinstance(error, Withheld) else self._proofs(head, data)
+            self._unopened[head] = proofs, str(error)
+            return None
+    def _proofs(self, head: Head, data: bytes) -> "set[bytes]":
+        proofs = set() if self._faults(head, data) else {data[-96:-64]}
+        with contextlib.suppress(Bad):  # the hint is not asked: it may be what is damaged
+            box = Container(self.repo.crypto, self.repo.keys.domain(CATALOGUE), data, head.writer + u64(head.seq))
+            box.directory(data, (COMMIT,))
+            proofs.add(proof_of(data))
+        return proofs
+    def _note(self, commit: Commit, checkpoints: "list[bytes]") -> None:  # A commit that counts, and those it names
+        self._places[commit.writer, commit.seq].add(commit.sha)
+        self._named |= {*commit.seen, head_of(commit.writer + commit.newest)}
+        for c in map(Cursor, checkpoints):
+            with contextlib.suppress(Bad):
+                self._named |= {head_of(commit.writer + earlier) for earlier in c.many(c.number(4), 40)}
+    def _judge(self) -> None:
+        """What is known and not here [FORMAT 8]: history is missing, unless FORGO excuses it."""
+        self._named |= {head_of(name) for name in self._audited} | self._gaps
+        for head, (proofs, why) in sorted(self._unopened.items()):
+            intact = any(proofs & commit.proofs for commit in self.chains.get(head.writer, []))
+            if self._waited_for(head) and (head in self._named or (proofs and not intact)):
+                self._lack(head, "cannot be read: " + why)
+            else: self.warn(f"{commit_path(*head)}: {why}; ignored, no commit is missed for it", "note")
+        for head in sorted(self._named - self._unopened.keys()):
+            newest = max((commit.seq for commit in self.chains.get(head.writer, [])), default=0)
+            if (head.seq > newest or head in self._gaps) and self._waited_for(head):
+                self._lack(head, "is named by another commit and is not here")
+    def _lack(self, head: Head, why: str) -> None:
+        self.missing.add(head)
+        self.absent.add(commit_path(*head))
+        self.warn(f"history is missing: {commit_path(*head)} {why}", history=True)
+    def _waited_for(self, head: Head) -> bool:
+        """Whether a commit that cannot be read is missed: not before its chain's beginning, nor if FORGO excuses it."""
+        there = [commit.seq for commit in self.chains.get(head.writer, [])]
+        def excuses(given_up: Head) -> bool:
+            before = head.seq < given_up.seq and not any(head.seq <= seq < given_up.seq for seq in there)
+            return given_up.writer == head.writer and (before or given_up == head)
+        begun = head.seq >= max(1, self._start.get(head.writer, 0))
+        return begun and not any(excuses(head_of(name)) for name in self.sets[0x16])
+    def suspects(self, volume_id: bytes) -> "set[bytes]":
+        """Writers of chains that lack something and may have said more about a volume [FORMAT 8]."""
+        touched = {r.commit.writer for r in self.namings.get(volume_id, []) if r.domain_id} | self._admins
+        touched |= {s.commit.writer for s in self.snapshots.values() if s.tree.volume_id == volume_id}
+        return {head.writer for head in self.missing if head.writer in touched or not self.chains.get(head.writer)}
     def _audits(self, read: "list[tuple[Commit, list[tuple[int, bytes]]]]") -> None:
         """Where chains begin: at the newest audited checkpoint that is here. Commits before it say nothing any more."""
         found = [(commit, value) for commit, records in read for kind, value in records if kind == 0x15]
@@ -562,26 +625,27 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             begin = self.commits.get(name[24:])
             if begin is not None and begin.has_checkpoint and begin.name() == name:
                 self._start[begin.writer] = max(begin.seq, self._start.get(begin.writer, 0))
-    def read(self, path: str) -> "tuple[Commit, list[tuple[int, bytes]]]":
+    def _faults(self, head: Head, data: bytes) -> str:  # What is wrong with a commit's trailer; empty if nothing is
+        public, inner, marker = data[-TRAILER:-96], data[-96:-64], self.repo.keys.marker
+        if hashlib.sha256(public).digest()[:16] != head.writer or public == marker.prune: return "is not the writer's"
+        message = b"lamella/1 commit\0" + marker.r + head.writer + u64(head.seq) + inner
+        return "" if self.repo.crypto.verify(public, data[-64:], message) else "its signature is wrong"
+    def open(self, head: Head, data: bytes) -> "tuple[Commit, list[tuple[int, bytes]]]":
         """A commit, checked from its name to its body, and its records."""
-        _, folder, name = path.split("/")
-        writer, seq, sha = bytes.fromhex(folder), int(name[:16], 16), bytes.fromhex(name[17:])
-        data, marker = self.repo.store.read(path, OBJECT_MAX + TRAILER), self.repo.keys.marker
-        box, public, inner, signature = data[:-TRAILER], data[-TRAILER:-96], data[-96:-64], data[-64:]
+        (writer, seq, sha), box = head, data[:-TRAILER]
         if hashlib.sha256(data).digest() != sha: raise Bad("does not match its name")
-        if hashlib.sha256(box).digest() != inner: raise Bad("its trailer is another one's")
-        if hashlib.sha256(public).digest()[:16] != writer or public == marker.prune: raise Bad("is not the writer's")
-        message = b"lamella/1 commit\0" + marker.r + writer + u64(seq) + inner
-        if not self.repo.crypto.verify(public, signature, message): raise Bad("its signature is wrong")
+        wrong = self._faults(head, data)
+        if wrong: raise Bad(wrong)
+        if hashlib.sha256(box).digest() != data[-96:-64]: raise Bad("its trailer is another one's")
         c = Cursor(self._body(box, writer + u64(seq)))
         c.expect(b"\x01" + bytes(7), "unknown version of a commit")
         c.expect(writer + u64(seq), "names another writer or number inside")
         commit = Commit(writer, seq, sha, c)
-        commit.newest = c.take(40)
+        commit.newest, commit.proofs = c.take(40), {data[-96:-64], proof_of(box)}
         if seq == 0 or (seq == 1) != (commit.prev == bytes(32)): raise Bad("impossible number or predecessor")
         count = c.number(4)
         if count > 4096: raise Bad("more than 4096 heads seen")
-        commit.seen = tuple(struct.iter_unpack("<16sQ32s", c.take(56 * count)))
+        commit.seen = tuple(head_of(name) for name in c.many(count, 56))
         records = records_of(c)
         commit.has_checkpoint = any(kind == 0x0C for kind, _ in records)
         return commit, records
@@ -600,25 +664,32 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         """Adds a record to the state; unknown and malformed ones are reported."""
         self._order += 1
         try:
-            if kind in (2, 6): self._name(commit, kind, value)
-            elif kind == 3:
-                snapshot = parse_snapshot(commit, self._order, Cursor(value), self._keep)
+            signed = kind in SIGNED and self._signed(commit, kind, value)
+            if kind in (2, 6): self._name(commit, kind, value, signed)
+            elif kind == 3 or (kind == 0x17 and signed):
+                c = Cursor(value if kind == 3 else value[40:-64])
+                snapshot = parse_snapshot(commit, self._order, c, self._keep)
                 self.snapshots.setdefault(snapshot.ref + snapshot.tree.root, snapshot)
-            elif kind == 5: self._tag(commit, Cursor(value), self._signed(commit, 5, value))
-            elif kind in (4, 0x0D, 0x10, 0x14, 0x15): self._set(commit, kind, value)
+                self.sets[kind].add(snapshot.ref)
+            elif kind == 5: self._tag(commit, Cursor(value), signed)
+            elif kind in (4, 0x0D, 0x10, 0x15, 0x16, 0x17, 0x18): self._set(commit, kind, value, signed)
             elif kind in (1, 0x8001, 0x8002): self._word(commit, kind, Cursor(value))
-            elif kind < 0x8000 and not (0 < kind < 0x0E or 0x0F < kind < 0x16):
+            elif kind < 0x8000 and not (0 < kind < 0x0E or 0x0F < kind < 0x19):
                 self.warn(f"{commit.path()}: a record of type {kind:#06x}, made by a newer version; ignored")
         except Bad as error: self.warn(f"{commit.path()}: record {kind:#06x}: {error}; ignored")
     def _signed(self, commit: Commit, kind: int, value: bytes) -> bool:
         marker, head = self.repo.keys.marker, commit.writer + u64(commit.seq) + commit.prev
         framed = b"lamella/1 prune\0" + marker.r + head + struct.pack("<HI", kind, len(value)) + value[:-64]
-        return any(value[-64:]) and self.repo.crypto.verify(marker.prune, value[-64:], framed)
+        good = any(value[-64:]) and self.repo.crypto.verify(marker.prune, value[-64:], framed)
+        if good: self._admins.add(commit.writer)
+        return good
     def _word(self, commit: Commit, kind: int, c: Cursor) -> None:
         if kind == 1: self.labels[commit.writer] = c.text()
-        elif kind == 0x8002: self.losses[c.take(40)].append(Loss(commit, self._order, any(c.take(c.left()))))
+        elif kind == 0x8002:
+            ref, said, _ = c.take(40), c.take(max(14, c.left() - 64)), c.take(64)
+            self.losses[ref].append(Loss(commit, self._order, any(said)))
         else: self.runs.update({(commit.writer, c.text()): c.number(1)})
-    def _name(self, commit: Commit, kind: int, value: bytes) -> None:
+    def _name(self, commit: Commit, kind: int, value: bytes, signed: bool) -> None:
         c, domain_id, label = Cursor(value), b"", ""
         volume_id = c.take(16)
         if kind == 2:
@@ -628,7 +699,6 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         if kind == 2: label, _ = c.text(), c.take(c.number(2))
         c.take(64)
         c.end()
-        signed = self._signed(commit, kind, value)
         self.namings[volume_id].append(Naming(commit, self._order, signed, name, domain_id, label))
     def _tag(self, commit: Commit, c: Cursor, signed: bool) -> None:
         ref, op, text, _ = c.take(40), c.number(1), c.text(), c.take(64)
@@ -642,37 +712,39 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             return not t.removed and not any(self._earlier(t, g) for g in ends)
         mine = ((text, rows) for (ref, text), rows in self.taggings.items() if ref == s.ref)
         return sorted(text for text, rows in mine if any(stands(t, rows) for t in rows))
-    def _set(self, commit: Commit, kind: int, value: bytes) -> None:
-        c = Cursor(value)
+    def _set(self, commit: Commit, kind: int, value: bytes, signed: bool) -> None:
+        c, kind = Cursor(value), 0x10 if kind == 0x18 else kind  # REMOVE_LAST is a REMOVE
         if kind in (4, 0x10): names = c.many(c.number(4), 40)  # CONFIRM, REMOVE: refs
-        else: names = [c.take({0x0D: 24, 0x14: 16, 0x15: 56}[kind])]  # FORK_SEEN, RETIRE, AUDITED
+        else: names = [c.take({0x0D: 24, 0x15: 56, 0x16: 56, 0x17: 40}[kind])]  # FORK_SEEN, AUDITED, FORGO, REVIVE
         if kind == 4: names = [ref for ref in names if ref[:16] == commit.writer]
-        if kind < 0x10 or self._signed(commit, kind, value): self.sets[kind].update(names)
+        if kind < 0x10 or signed: self.sets[kind].update(names)
         else:
             if kind == 0x10: self.marked.update(names)
             self.warn(f"{commit.path()}: record {kind:#06x} without a valid signature; ignored")
     def _link(self, writer: bytes) -> None:  # Joins a writer's commits; finds forks and gaps
         chain = self.chains[writer]
         chain.sort(key=lambda commit: (commit.seq, commit.sha))
-        gaps = [commit for commit in chain if not self._follow(commit)]
         for seq in sorted(s for s, count in collections.Counter(c.seq for c in chain).items() if count > 1):
             self.forked.add(writer)
             accepted = writer + u64(seq) in self.sets[0x0D]
             text = f"fork: writer {writer.hex()} has several commits {seq}; all of them count"
             self.warn(text, "note" if accepted else "warning", history=not accepted)
+        lasts = [None, *([None] * len(chain) if writer in self.forked else chain)]
+        gaps = [commit for commit, last in zip(chain, lasts) if not self._follow(commit, last)]  # noqa: B905
+        self._gaps |= {gap.before() for gap in gaps}
         for gap in gaps: self._bridge(chain, gap)
-    def _lacks(self, path: str) -> None:
-        self.absent.add(path)
-        self.warn(f"history is missing: {path} is named by another commit and is not here", history=True)
-    def _follow(self, commit: Commit) -> bool:  # Joins a commit to its predecessor; False where that is not here
+    def _follow(self, commit: Commit, last: "Commit | None") -> bool:
+        """Joins a commit to its predecessor; False where that is not here. Behind a gap it still saw what last had."""
         before = self.commits.get(commit.prev)
         if before is not None and (before.writer, before.seq + 1) != (commit.writer, commit.seq):
             self.warn(f"{commit.path()}: does not follow what it names as its predecessor", history=True)
             before = None
         if before is not None and commit.newest != (before.name()[16:] if before.has_checkpoint else before.newest):
             self.warn(f"{commit.path()}: names another checkpoint than its chain")
-        commit.known = dict(before.known) if before is not None else {}
-        for writer, seq, _ in commit.seen: commit.known[writer] = max(seq, commit.known.get(writer, 0))
+        commit.known = dict((before or last or commit).known)
+        for head in commit.seen:  # beyond the newest is as good as the newest; another commit of that number is nothing
+            here = self._places.get((head.writer, head.seq))
+            if not here or head.sha in here: commit.known[head.writer] = max(head.seq, commit.known.get(head.writer, 0))
         return before is not None or commit.seq == 1
     def _bridge(self, chain: "list[Commit]", gap: Commit) -> None:
         """Takes the records before a gap from the newest readable checkpoint after it."""
@@ -682,18 +754,23 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             except Bad as error:
                 self.warn(f"{commit.path()}: checkpoint: {error}", history=True)
                 continue
-            self._start[commit.writer] = commit.seq
             if commit.name() not in self._audited:
                 self.warn(f"writer {commit.writer.hex()} was read from its checkpoint {commit.seq}; its history before "
                           f"commit {gap.seq} was not checked", "note")
             return
-        self._lacks(commit_path(gap.writer, gap.seq - 1, gap.prev))
+        if self._start.get(gap.writer) == gap.seq:  # what was before it is gone for good
+            self.missing.add(gap.before())
+            self.warn(f"history is missing: {gap.path()}: its chain begins with it, and what it repeats is not here",
+                      history=True)
     def _checkpoint(self, commit: Commit, present: "set[int]") -> None:
         for author, kind, record in self._entries(commit):
             if author.seq not in present: self.take(author, kind, record)
+    def _checkpoint_of(self, commit: Commit) -> bytes:
+        data = self.repo.store.read(commit.path(), OBJECT_MAX + TRAILER)
+        return dict(self.open(head_of(commit.name()), data)[1])[0x0C]
     def _entries(self, commit: Commit) -> "list[tuple[Commit, int, bytes]]":
         """The records that a checkpoint carries, each with its commit and, from SEEN, what that one knew."""
-        c, blobs, entries = Cursor(dict(self.read(commit.path())[1])[0x0C]), Blobs(self.repo, CATALOGUE), b""
+        c, blobs, entries = Cursor(self._checkpoint_of(commit)), Blobs(self.repo, CATALOGUE), b""
         c.many(c.number(4), 40)
         segments = c.many(c.number(4), ID + 32)
         for segment in segments: blobs.scan_pack(segment[ID:])
@@ -729,7 +806,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             best.setdefault(item.order if item.commit.writer in self.forked else item.commit.writer, item)
         late = [i for i in best.values()
                 if not any(self._earlier(i, j) if newest else self._earlier(j, i) for j in best.values())]
-        return sorted(late, key=lambda i: i.commit.name())
+        return sorted(late or best.values(), key=lambda i: i.commit.name())  # in a circle each is after another one
     def heads(self) -> "list[Commit]":
         """The newest commit of each chain; of a forked one, the end of each branch; ordered by bytes."""
         parents = {commit.prev for commit in self.commits.values()}
@@ -765,10 +842,14 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         if len(found) != 1:
             also = [shown(name) for _, name, _ in rows if name.rpartition("~")[0] == volume]
             raise Problem(NO_MATCH, f"no volume {shown(volume)}; see list {' '.join(also)}")
-        chosen = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())]
         live = [s for s in found[0] if s.ref not in self.sets[0x10]]
-        copied = any(0x8010 in s.inner for s in live)
-        if wanted in ("", "latest"): chosen = live[-1:] if copied else self.edge(live, True)
+        named = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())]
+        chosen = [s for s in named if s in live] or named  # what was removed may have come back under its name
+        copied = any(0x8010 in s.inner or s.ref in self.sets[0x17] for s in live)  # or came back by REVIVE
+        if wanted in ("", "latest"):
+            chosen = live if copied else self.edge(live, True)
+            if copied or all(any(self._earlier(a, b) for b in chosen) for a in chosen):  # copies, or a circle
+                chosen = sorted(chosen, key=lambda s: (s.when, s.name, s.ref))[-1:]
         elif wanted[0] == "^": chosen = [s for s in live if wanted[1:] in self.tags(s)]
         elif not chosen: chosen = [s for s in live if s.name.startswith(wanted)]
         if len(chosen) != 1:
@@ -944,8 +1025,13 @@ class Session:  # An opened repository and the command's options
             raise Problem(HISTORY, f"the head fingerprint is {found}, not the expected one: another state")
     def select(self) -> "tuple[Tree, Snapshot | None]":
         """What VOLUME[@SNAPSHOT] names, in the commits or in the domain key file."""
-        word, snapshot = self.args.volume, self.history.select(self.args.volume) if self.history else None
-        if snapshot: return snapshot.tree, snapshot
+        word, history = self.args.volume, self.history
+        if history:
+            try: snapshot = history.select(word)
+            except Problem as problem:
+                if not history.missing: raise
+                raise Problem(HISTORY, f"{problem}; it may be in the part of the history that is missing") from None
+            return snapshot.tree, snapshot
         found = [t for t in self.volumes if word in (t.name, t.name + "@latest", t.volume_id.hex())]
         if len(found) != 1: raise Problem(NO_MATCH, f"{shown(word)}: no such volume in the domain key file")
         return found[0], None
@@ -968,13 +1054,32 @@ def run_list(session: Session) -> int:
                 word = CONSISTENCY.get(s.consistency, str(s.consistency))
                 rows.append((shown(name), shown(s.name), utc(s.when), str(s.tree.size), word, shown(label), state(s)))
             if not snapshots: rows.append((shown(name), "-", "-", "-", "-", "-", "no snapshot"))
-    if len(rows) == 1 and args.volume: raise Problem(NO_MATCH, f"no volume {shown(args.volume)}")
+    if len(rows) == 1 and args.volume:
+        raise Problem(HISTORY if history and history.missing else NO_MATCH, f"no volume {shown(args.volume)}")
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     for row in rows: print("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip())
     return HISTORY if session.report.history else 0
+def check_history(history: History, s: Snapshot, word: str) -> None:
+    """Refuses to restore where history is missing that may be about this volume, unless a snapshot is named in full."""
+    if not history.missing: return
+    volume, _, wanted = word.partition("@")
+    whole = wanted not in ("", "latest") and wanted[0] != "^" and wanted in (s.name, s.ref[24:].hex())
+    first = commit_path(*min(history.missing))
+    text = f"history is missing ({len(history.missing)} commits that cannot be read, {first} is one)"
+    if not whole and history.suspects(s.tree.volume_id):
+        raise Problem(HISTORY, f"{text}: bring them back from a copy of the repository, or name a snapshot in full, as "
+                               f"{volume}@{s.name}, although it may not be the newest; or: lamella check --give-up")
+    history.warn(text + (": there may be newer snapshots" if whole else ", of writers that never wrote this volume"))
+def announce(history: History, s: Snapshot) -> None:  # Which snapshot is restored, before it begins
+    name, writer = history.volumes(removed=True)[s.tree.volume_id][0], s.commit.writer
+    by = f"{writer.hex()[:8]} {shown(history.labels.get(writer, ''))}".rstrip()
+    print(f"restoring {shown(name)}@{shown(s.name)} of {utc(s.when)}, written by {by}", file=sys.stderr)
 def run_restore(session: Session) -> int:
-    args = session.args
+    args, history = session.args, session.history
     tree, snapshot = session.select()
+    if history and snapshot:
+        check_history(history, snapshot, args.volume)
+        announce(history, snapshot)
     blobs: Blobs = Blobs(session.repo, tree.domain_id).scan()
     work: "Volume | Document" = Volume(session.report, blobs, tree)
     if snapshot and args.document is not None:
@@ -984,7 +1089,7 @@ def run_restore(session: Session) -> int:
         work = Document(blobs, found[0][1], found[0][2])
     save(args.to, args.overwrite, work)
     print(f"restored and compared: {shown(tree.name)} to {args.to}", file=sys.stderr)
-    return 0
+    return HISTORY if history and history.missing else 0
 def run_needs(args: argparse.Namespace, report: Reporter) -> int:
     """Names of objects to fetch, in rounds: marker, keys and commits first, then packs as far as commits name them."""
     names = {"lamella", "keys/", "w/"}
@@ -992,10 +1097,14 @@ def run_needs(args: argparse.Namespace, report: Reporter) -> int:
         store = Store(args.repo)
         names -= {folder + "/" for folder in ("keys", "w") if store.names(folder)} | set(store.names(""))
     session = None if names else Session(args, report)
-    if session and session.history and session.history.absent: names = session.history.absent
-    elif session: names = needed_packs(session)
+    if session:
+        names |= session.history.absent if session.history else set()
+        try: names |= needed_packs(session)
+        except Problem as problem:
+            if not names: raise
+            report.warn(str(problem))
     for name in sorted(names, key=lambda name: (name != "lamella", name)): print(name)
-    return 0
+    return HISTORY if session and session.history and session.history.missing else 0
 def needed_packs(session: Session) -> "set[str]":
     """Packs that are bad, and those listed by the domain's ADD_SNAP records if blobs are in no pack that is here."""
     tree, snapshot = session.select()

@@ -36,7 +36,6 @@ LOCKLESS: Mapping[str, object] = {"lamella.stores.local.LOCKING_FILE_SYSTEMS": f
 """With this a prune condemns, and deletes a day later what everybody has seen condemned."""
 CHECKPOINTED: Mapping[str, object] = {
     "lamella.repository.publish.CHECKPOINT_EVERY": 2,
-    "lamella.repository.commits_ahead.CHECKPOINT_EVERY": 2,
     "lamella.repository.checkpointing.TAIL_BYTES": 256,
     "lamella.repository.segments.WORTH_WRITING": 0,
 }

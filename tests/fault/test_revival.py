@@ -12,7 +12,7 @@ from lamella.format.container import Kind
 from lamella.format.deletion import Remove, RemoveLast, Revive
 from lamella.format.records import Ref, raw
 from lamella.operations.auditing import audit
-from lamella.operations.prune import PruneResult, plan_prune
+from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
 from lamella.operations.prune_survey import Surveyor
 from lamella.operations.selection import Selected, select
 from lamella.repository import publish
@@ -128,19 +128,24 @@ def test_nothing_comes_back_while_a_whole_one_is_there(story: Story) -> None:
     check_sound(story.store, fresh_host(story.place / "fresh"), Truth({story.new: NEW}), story.place)
 
 
-def test_who_gave_up_the_last_one_gets_nothing_back(story: Story) -> None:
+def test_who_gives_up_the_last_one_gets_nothing_back(story: Story) -> None:
+    """Neither the one that is named, nor what was removed before it and is still there."""
     story.removed(story.old)
-    story.removed(story.new, RemoveLast)
-    result = story.prune()
-    assert result.revived == [] and result.deleted_packs
+    with story.opened() as repo:
+        refs = [story.one(repo, story.new).snapshot.ref]
+        result = plan_prune(repo, refs, PruneOptions(last=True)).execute()
+    assert (result.revived, result.removed) == ([], refs) and result.deleted_packs
+    assert story.prune().revived == []
     with story.opened() as repo:
         assert select(repo, []) == []
 
 
-def test_what_came_after_the_one_given_up_may_come_back(story: Story) -> None:
+def test_what_a_remove_last_names_stays_away(story: Story) -> None:
     story.removed(story.old, RemoveLast)
     story.removed(story.new)
     assert story.prune().revived == [story.new]
+    story.removed(story.new, RemoveLast)
+    assert story.prune().revived == []
 
 
 def test_only_the_prune_key_revives(story: Story) -> None:

@@ -20,6 +20,7 @@ from typing import TypeVar
 import pytest
 
 from lamella.operations.backup import BackupOptions, Request, plan_backup
+from lamella.operations.health import Health
 from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
 from lamella.operations.prune_survey import Surveyor
 from lamella.operations.retaining import Policy, plan_retention
@@ -146,10 +147,11 @@ class Life:
         self.now += 8 * 24 * HOUR_MS
         assert self.prune(PruneOptions(max_unused=0), risk=0) is not None
         store = MemoryStore(self.objects)
-        with Repository.open(store, SECRET, self.host, clock=self.clock, exclusive=True, whole=True) as repo:
-            surveyor = Surveyor(repo, PruneOptions(max_unused=0), lambda event: None)
-            with surveyor.view() as (view, usage):
-                choice = surveyor.choose(view, usage)
+        opened = Repository.open(store, SECRET, self.host, clock=self.clock, exclusive=True, whole=True)
+        with opened as repo, Health(repo) as health:
+            surveyor = Surveyor(repo, PruneOptions(max_unused=0), health)
+            view, usage = surveyor.view()
+            choice = surveyor.choose(view, usage)
             assert not choice.dead and not choice.wasteful and not choice.unused_bytes
             known = {use.pack.hex() for use in usage.packs()}
             listed = {

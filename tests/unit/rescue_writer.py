@@ -264,10 +264,11 @@ class Snap:
     parent: bytes = bytes(40)
     inner: bytes = b""
     flags: int = 0
+    when: int = 1_763_837_101_000
 
     def value(self) -> bytes:
         out = self.snap_id + self.volume + self.domain + bytes([16, 2])
-        out += struct.pack("<HQ", self.flags, self.size) + self.root + struct.pack("<Q", 1_763_837_101_000)
+        out += struct.pack("<HQ", self.flags, self.size) + self.root + struct.pack("<Q", self.when)
         out += self.parent + text(self.name) + struct.pack("<H", len(self.documents))
         for name, size, parts in self.documents:
             out += text(name) + struct.pack("<QH", size, len(parts)) + b"".join(parts)

@@ -120,12 +120,13 @@ class _Pruning:
 
     def _remove(self, removals: Collection[Ref]) -> None:
         """Publish what may be removed. A volume's last whole snapshot stays, and so does all of that volume."""
-        records, refused = self._surveyor.allowed(set(removals), last=self._options.last)
+        present = {snapshot.ref for snapshot in self._repo.catalogue.snapshots}
+        records, refused = self._surveyor.allowed(present & set(removals), last=self._options.last)
         self._result.blocked += [error for error in refused if error not in self._result.blocked]
         if records:
             self._repo.publish(records)
             self._repo.reload(whole=True, stored=True)
-        self._result.removed += [ref for record in records for ref in record.refs]
+        self._result.removed += [ref for record in records for ref in record.refs if ref in present]
 
     def _alone(self, options: PruneOptions) -> None:
         AlonePruning(self._repo, options, self._reporter, self._result).run(self._surveyor)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from lamella.errors import IntegrityError, RolledBack
 from lamella.format.deletion import Remove, RemoveLast
 from lamella.format.records import AddSnap, Ref
-from lamella.ids import CATALOGUE
+from lamella.ids import CATALOGUE, VolumeId
 from lamella.operations.health import GONE_PERCENT, Health, damage
 from lamella.operations.prune_options import PruneOptions
 from lamella.operations.prune_view import (
@@ -73,20 +73,28 @@ class Surveyor:
 
     def allowed(self, removals: Collection[Ref], *, last: bool) -> tuple[list[Remove], list[IntegrityError]]:
         """The records that remove these snapshots, and what is refused: a volume's last whole one, unless `last`."""
-        snapshots = self._repo.catalogue.snapshots
-        left = [snapshot for snapshot in snapshots if snapshot.ref not in removals]
+        catalogue = self._repo.catalogue
+        left = [snapshot for snapshot in catalogue.snapshots if snapshot.ref not in removals]
         flaws = self._health.flaws(left)
         if self._health.gone:
             return [], [self._gone]
         whole = {snapshot.added.volume_id for snapshot in left if snapshot.ref not in flaws}
-        going = [snapshot for snapshot in snapshots if snapshot.ref in removals]
+        going = [snapshot for snapshot in catalogue.snapshots if snapshot.ref in removals]
         plain = [snapshot.ref for snapshot in going if snapshot.added.volume_id in whole]
         emptied = {snapshot.added.volume_id for snapshot in going} - whole
         if last:
             final = [snapshot.ref for snapshot in going if snapshot.added.volume_id in emptied]
-            return records_of(plain) + records_of(final, RemoveLast), []
-        names = self._repo.catalogue.shown_names()
+            return records_of(plain) + records_of([*final, *self._removed_of(emptied)], RemoveLast), []
+        names = catalogue.shown_names()
         return records_of(plain), [_last_of(names[volume_id]) for volume_id in sorted(emptied)]
+
+    def _removed_of(self, volumes: Collection[VolumeId]) -> list[Ref]:
+        """What was removed before of volumes that are given up: REMOVE_LAST names it, too, so that none comes back."""
+        return [
+            ref
+            for ref, removal in sorted(self._repo.catalogue.removed.items())
+            if removal.added is not None and removal.added.volume_id in volumes and not removal.last
+        ]
 
     # -- what is needed ------------------------------------------------------------------------------------------------
 
@@ -122,13 +130,12 @@ class Surveyor:
         repo = self._repo
         whole = {one.added.volume_id for one in repo.catalogue.snapshots if one.ref not in flaws}
         before = len(self.revived)
-        for rows in candidates(repo.catalogue, whole).values():
-            for removal in rows:
-                added = removal.added
-                if added is None or removal.ref in tried:
+        for rows in candidates(repo.catalogue, whole):
+            for ref, added in rows:
+                if ref in tried:
                     continue
-                tried.add(removal.ref)
-                if self._health.trace(added) is None and revive(repo, removal.ref, added):
+                tried.add(ref)
+                if self._health.trace(added) is None and revive(repo, ref, added):
                     self.revived.append(added)
                     break
         return len(self.revived) > before

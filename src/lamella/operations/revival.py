@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from lamella.errors import LamellaError
@@ -16,40 +16,25 @@ from lamella.format.deletion import Revive
 from lamella.format.records import NO_REF, AddSnap, Ref
 from lamella.ids import SnapId, VolumeId
 from lamella.operations.session import Session
-from lamella.repository.catalogue import Catalogue, Removal
+from lamella.repository.catalogue import Catalogue
 from lamella.repository.marking import Roots, Walk
 from lamella.repository.reach import require_alive
 from lamella.repository.repository import Repository
 
 
-def candidates(catalogue: Catalogue, whole: Collection[VolumeId]) -> dict[VolumeId, list[Removal]]:
-    """What may be brought back of the volumes that are not among `whole`, newest first.
+def candidates(catalogue: Catalogue, whole: Collection[VolumeId]) -> Iterator[list[tuple[Ref, AddSnap]]]:
+    """What may be brought back of each volume that is not among `whole`, newest first.
 
-    Who removed with REMOVE_LAST gave up that snapshot and what came before it.
+    Nothing that a REMOVE_LAST names: whoever published that wanted none of it to stay.
     """
-    given_up: dict[VolumeId, int] = {}
-    found: dict[VolumeId, list[Removal]] = defaultdict(list)
-    for removal in catalogue.removed.values():
+    found: dict[VolumeId, list[tuple[Ref, AddSnap]]] = defaultdict(list)
+    for ref, removal in catalogue.removed.items():
         added = removal.added
-        if added is None or added.volume_id in whole:
-            continue
-        if removal.last:
-            given_up[added.volume_id] = max(added.time_ms, given_up.get(added.volume_id, 0))
-        elif added.usable and not removal.revived:
-            found[added.volume_id].append(removal)
-    return {
-        volume_id: sorted(newer, key=_age)
-        for volume_id, rows in found.items()
-        if (newer := [row for row in rows if _time(row) > given_up.get(volume_id, -1)])
-    }
-
-
-def _time(removal: Removal) -> int:
-    return 0 if removal.added is None else removal.added.time_ms
-
-
-def _age(removal: Removal) -> tuple[int, Ref]:
-    return -_time(removal), removal.ref
+        if added is not None and added.usable and not (removal.last or removal.revived):
+            found[added.volume_id].append((ref, added))
+    for volume_id, rows in found.items():
+        if volume_id not in whole:
+            yield sorted(rows, key=lambda row: (row[1].time_ms, row[0]), reverse=True)
 
 
 def revive(repo: Repository, removed: Ref, added: AddSnap) -> bool:

@@ -48,8 +48,6 @@ def _identity(content: bytes) -> bytes:
 
 
 def _vouched_container(keys: Keys, head: Head, content: bytes) -> bytes | None:
-    if len(content) < TRAILER_SIZE:
-        return None
     trailer = trailer_of(content)
     if writer_id(trailer.public) != head.writer or trailer.public == keys.marker.prune_public:
         return None
