@@ -670,6 +670,7 @@ class History:  # All commits and the state they add up to [FORMAT 8]
                 c = Cursor(value if kind == 3 else value[40:-64])
                 snapshot = parse_snapshot(commit, self._order, c, self._keep)
                 self.snapshots.setdefault(snapshot.ref + snapshot.tree.root, snapshot)
+                self.sets[kind].add(snapshot.ref)
             elif kind == 5: self._tag(commit, Cursor(value), signed)
             elif kind in (4, 0x0D, 0x10, 0x15, 0x16, 0x17, 0x18): self._set(commit, kind, value, signed)
             elif kind in (1, 0x8001, 0x8002): self._word(commit, kind, Cursor(value))
@@ -841,9 +842,10 @@ class History:  # All commits and the state they add up to [FORMAT 8]
         if len(found) != 1:
             also = [shown(name) for _, name, _ in rows if name.rpartition("~")[0] == volume]
             raise Problem(NO_MATCH, f"no volume {shown(volume)}; see list {' '.join(also)}")
-        chosen = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())]
         live = [s for s in found[0] if s.ref not in self.sets[0x10]]
-        copied = any(0x8010 in s.inner for s in live)
+        named = [s for s in found[0] if wanted in (s.name, s.ref[24:].hex())]
+        chosen = [s for s in named if s in live] or named  # what was removed may have come back under its name
+        copied = any(0x8010 in s.inner or s.ref in self.sets[0x17] for s in live)  # or came back by REVIVE
         if wanted in ("", "latest"):
             chosen = live if copied else self.edge(live, True)
             if copied or all(any(self._earlier(a, b) for b in chosen) for a in chosen):  # copies, or a circle

@@ -370,7 +370,8 @@ def test_removals_of_two_hosts_add_up_and_one_comes_back(lockless: Bench, kind: 
         restores(world, "middle", hosts=("other", "restore.py"))
         latest_is_broken(world)
     assert listed(world) == {"newest", "middle"}
-    assert lockless.spots.packs["oldest"] not in world.objects(), "nothing was ever deleted"
+    # Below a node that cannot be read anything may be needed: there the domain keeps all its packs.
+    assert (lockless.spots.packs["oldest"] in world.objects()) == (kind == "leaf")
 
 
 @pytest.mark.long

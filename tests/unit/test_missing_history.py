@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,11 @@ from lamella.operations.selection import doubts, find_volume
 from lamella.repository import order as orders
 from lamella.repository.catalogue import latest
 from lamella.repository.containers import build_commit
+from lamella.repository.history import Unreadable
+from lamella.repository.host import HostMemory
+from lamella.repository.missing import Judge
 from lamella.repository.order import Order
+from lamella.repository.pins import Pins
 from lamella.repository.places import Place, judge
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Entry
@@ -233,27 +238,56 @@ def test_one_that_is_named_as_audited_is_missing_history(small: Small) -> None:
 
 
 def test_what_the_commits_missing_right_before_it_said_is_given_up_with_it(small: Small) -> None:
+    """Also for a host that has seen one of those last; but not what is missing in another place."""
     with small.opened() as one:
-        made = snaps(one, range(1, 8))
+        made = snaps(one, range(1, 5))
+        with small.opened("early"):
+            pass
+        made += snaps(one, range(5, 8))
     with small.opened("knew"):
         pass
-    for head in made[2:5]:
+    for head in made[2:]:
         small.store.delete(head.name)
+    with small.opened("early") as repo:
+        assert [problem.lacks for problem in repo.problems] == [made[3]]
     with small.opened("knew") as repo:
-        assert [problem.lacks for problem in repo.problems] == [made[4]]
-        assert repo.lacking == {made[4]}
+        assert [problem.lacks for problem in repo.problems] == [made[6]]
+        assert repo.lacking == {made[6]}
         with pytest.raises(RolledBack):
             repo.publish([EMPTY])
-        repo.give_up([made[4]])
+        repo.give_up([made[6]])
         repo.reload()
         assert (repo.problems, repo.lacking) == ([], set())
-    for whole in (False, True):
-        with small.opened("fresh", whole=whole) as repo:
+    for host in ("early", "knew", "fresh"):
+        with small.opened(host, whole=True) as repo:
             assert repo.problems == []
-            assert names(repo) == ["snap-0001", "snap-0002", "snap-0006", "snap-0007"]
-    small.store.delete(made[1].name)  # one more, behind what was given up
-    with small.opened("fresh") as repo:
-        assert repo.problems == []  # it is right before them
+            assert names(repo) == ["snap-0001", "snap-0002"]
+    small.store.delete(made[0].name)
+    with small.opened("newer") as repo:  # made[1] is between this one and what is given up
+        assert [problem.lacks for problem in repo.problems] == [made[0]]
+
+
+def test_the_prune_keys_word_for_a_checkpoint_is_a_witness_by_itself() -> None:
+    script = Script()
+    script.commit(0, [])
+    lost = Head(WriterId(b"w" * 16), 5, b"h" * 32)
+    for audits, kinds in (({}, []), ({lost.writer: [lost]}, ["unreadable"])):
+        history = script.history()
+        history.unreadable = [Unreadable(lost, "does not open", None, False)]
+        history.audits = audits
+        Judge(history, Pins(NoMemory()), lambda evidence, intact: False).judge()
+        assert [problem.kind for problem in history.problems] == kinds
+        assert len(history.notes) == 1 - len(kinds)
+
+
+class NoMemory(HostMemory):
+    """Of a host that remembers nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def read(self, name: str) -> dict[str, Any]:
+        return {}
 
 
 def test_only_the_prune_keys_word_gives_up_and_only_what_it_names(small: Small) -> None:

@@ -32,6 +32,8 @@ class Snapshot:
     """Why no rule may remove it; None if it is not pinned."""
     lost: Lost | None = None
     """What a repair could not bring back; None if nothing is known to be lost."""
+    revived: bool = False
+    """A signed REVIVE published it: its time is that of the moment, whoever saw it when."""
     given_up: bool = False
     """Its author, or somebody with the prune key, said what of it is lost: nobody expects that back."""
 
@@ -127,11 +129,12 @@ def before(one: Snapshot, other: Snapshot) -> bool | None:
 def latest(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
     """The snapshots that are before no other one: usually one, and none only if there is no snapshot.
 
-    The place of a copy in its chain says when it was copied: with a copy among them, and where each is before another
-    one because a writer lied about what it had seen, the newest moment is the latest.
+    The place of a copy in its chain says when it was copied, and of a revived one when it came back: with such a one
+    among them, and where each is before another one because a writer lied about what it had seen, the newest moment is
+    the latest.
     """
     rows = list(snapshots)
-    if any(Origin.of(one.added) is not None for one in rows):
+    if any(one.revived or Origin.of(one.added) is not None for one in rows):
         return [_newest_moment(rows)]
     newest: dict[WriterId, int] = {}
     for row in rows:

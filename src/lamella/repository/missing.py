@@ -66,7 +66,7 @@ class Judge:
 
     def _unreadable(self) -> Iterator[Problem]:
         history = self._history
-        witnessed = self._witnessed()
+        witnessed = self._witnessed() if history.unreadable else set()
         for one in {row.head: row for row in history.unreadable}.values():
             if self._excused(one.head):
                 history.notes.append(f"{one.head.name} cannot be read, and is given up: {one.reason}")

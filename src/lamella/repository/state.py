@@ -186,6 +186,7 @@ class _Builder:
             if ref in found or ref in self._result.removed:
                 continue
             made = found[ref] = Snapshot(ref, added, self._order.clock(ref.writer, ref.seq), ref in confirmed)
+            made.revived = isinstance(row.known, Revive)
             known = of_id.setdefault(added.snap_id, made)
             if known is not made:
                 # Both stay listed: whoever publishes an id again must not be able to hide the first one.

@@ -290,6 +290,7 @@ def _list(context: Context) -> int:
                     "state": "" if here is None else here.state,
                 }
             )
+        code = context.warn_of_problems(repository)
     rows += [
         {"qube": one.name, "uuid": one.uuid, "latest": "", "volumes": [], "here": one.name, "state": one.state}
         for one in sorted(by_owner.values(), key=lambda qube: qube.name)
@@ -302,7 +303,7 @@ def _list(context: Context) -> int:
     ]
     context.out.table([heading, *cells])
     context.out.document({"qubes": rows})
-    return 0
+    return code
 
 
 # -- storage qube -----------------------------------------------------------------------------------------------------
