@@ -288,6 +288,7 @@ def brought_back(bench: Bench, kind: str, pruner: str) -> None:
     assert listed(world) == {"newest"}
     rotten(bench, kind)
     assert world.run("other", *FULL).code == 20
+    world.days_ago = -1
     assert world.run(pruner, *KEEP_ONE).code == 20
     assert listed(world) == {"newest", "middle"}
 
@@ -305,10 +306,6 @@ def test_what_came_back_is_as_old_as_it_was(bench: Bench, world: World, kind: st
     """It is not the latest, and pushes nothing out: other hosts see it arrive now, and know better."""
     brought_back(bench, kind, "other")
     latest_is_broken(world)
-    for host in ("other", "maker", "fresh"):
-        assert world.run(host, *KEEP_ONE).code == 20, host
-        assert listed(world) == {"newest", "middle"}, host
-    world.days_ago = -1
     for host in ("other", "maker", "fresh"):
         assert world.run(host, *KEEP_ONE).code == 20, host
         assert listed(world) == {"newest", "middle"}, host
