@@ -48,7 +48,7 @@ def listed(world: World, volume: str = "v", host: str = "maker") -> set[str]:
     """The ages of a volume that are listed."""
     ages = {name: age for age, name in world.names.items()}
     rows = json.loads(world.run(host, "list", volume, "--json").out)["snapshots"]
-    return {ages[row["snapshot"]] for row in rows if volume in row["volumes"]}
+    return {ages.get(row["snapshot"], "later") for row in rows if volume in row["volumes"]}
 
 
 def restores(
@@ -309,6 +309,11 @@ def test_what_came_back_is_as_old_as_it_was(bench: Bench, world: World, kind: st
     for host in ("other", "maker", "fresh"):
         assert world.run(host, *KEEP_ONE).code == 20, host
         assert listed(world) == {"newest", "middle"}, host
+    world.days_ago = -2
+    world.sources("changed")
+    world.ok("maker", *world.backup_words())
+    assert world.run("maker", "prune", "--keep-last", "2").code == 20
+    assert listed(world) == {"later", "newest", "middle"}, "the last two, and the last two whole ones"
     restores(world, "middle")
 
 
