@@ -149,10 +149,10 @@ def many(work: Path) -> Place:
 
     def work_() -> dict[str, Any]:
         store = Counting(place.store())
-        with Repository.open(store, place.secret, place.host, whole=True, exclusive=True) as repo:
-            with Health(repo) as health:
-                plan = plan_retention(repo, Policy(Retention(last=24, daily=7)), health=health)
-                result = plan_prune(repo, plan.refs, PruneOptions(repack=False), health).execute()
+        opened = Repository.open(store, place.secret, place.host, whole=True, exclusive=True)
+        with opened as repo, Health(repo) as health:
+            plan = plan_retention(repo, Policy(Retention(last=24, daily=7)), health=health)
+            result = plan_prune(repo, plan.refs, PruneOptions(repack=False), health).execute()
         return {"requests": store.requests, "read_bytes": store.read_bytes, "removed": len(result.removed)}
 
     place.timed("prune 500", work_)

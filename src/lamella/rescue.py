@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, NoReturn
 FAILED, USAGE, NO_MATCH, NO_REPOSITORY, WRONG_KEY, DAMAGE, HISTORY, INTERRUPTED = 1, 2, 4, 10, 12, 20, 21, 130
 KIB, MIB, OBJECT_MAX, HEAD_READ, PART_MAX = 1 << 10, 1 << 20, 64 << 20, 32 << 10, 8 << 20
-HEADER, TRAILER, TAG, ID, ALIGN, FANOUT, NODE_HEADER, DEPTH_MAX = 72, 128, 16, 24, 16, 64, 56, 10
+HEADER, TRAILER, TAG, ID, ALIGN, FANOUT, NODE_HEADER, DEPTH_MAX = 72, 144, 16, 24, 16, 64, 56, 10
 INVALID_NAMES, SLOTS_MAX, SCRYPT_SLOTS, SCRYPT_WORK = 1000, 32, 8, 8 << 22
 HOLE, ZERO, DATA, CATALOGUE = 0, 1, 2, bytes(16)
 CHUNK, LEAF, INNER, DOCUMENT, COMMIT, SEGMENT = 1, 2, 3, 5, 6, 7
@@ -278,7 +278,7 @@ class Keys:
     def __init__(self, marker: Marker, data_root: "bytes | None", domain: "Domain | None" = None) -> None:
         self.marker, self._root, self.whole = marker, data_root, data_root is not None
         self._domains = {domain.domain_id: domain} if domain else {}
-        self._hdr = self._derive(b"hdr", b"")
+        self._hdr, self._vouch = self._derive(b"hdr", b""), self._derive(b"vouch", b"")
     def _derive(self, purpose: bytes, name: bytes) -> bytes:
         info = b"lamella/1\0" + bytes([len(purpose)]) + purpose + bytes([len(name)]) + name
         return hkdf(self._root or b"", self.marker.r, info, 32)
@@ -290,6 +290,7 @@ class Keys:
             if domain_id == CATALOGUE: pairs = [(b"cat", b"enc"), (b"cat", word)]
             self._domains[domain_id] = Domain(self.marker, domain_id, *(self._derive(*pair) for pair in pairs))
         return self._domains[domain_id]
+    def vouch(self, public: bytes) -> bytes: return prf(self._vouch, public)[:16]
     def hint(self, header: bytes) -> "bytes | None":
         """The domain_id that a container's hint names, if it is a valid one and data_root is there to read it."""
         if not self.whole: return None
@@ -626,10 +627,11 @@ class History:  # All commits and the state they add up to [FORMAT 8]
             if begin is not None and begin.has_checkpoint and begin.name() == name:
                 self._start[begin.writer] = max(begin.seq, self._start.get(begin.writer, 0))
     def _faults(self, head: Head, data: bytes) -> str:  # What is wrong with a commit's trailer; empty if nothing is
-        public, inner, marker = data[-TRAILER:-96], data[-96:-64], self.repo.keys.marker
+        public, vouch, inner, marker = data[-TRAILER:-112], data[-112:-96], data[-96:-64], self.repo.keys.marker
         if hashlib.sha256(public).digest()[:16] != head.writer or public == marker.prune: return "is not the writer's"
         message = b"lamella/1 commit\0" + marker.r + head.writer + u64(head.seq) + inner
-        return "" if self.repo.crypto.verify(public, data[-64:], message) else "its signature is wrong"
+        if not self.repo.crypto.verify(public, data[-64:], message): return "its signature is wrong"
+        return "" if vouch == self.repo.keys.vouch(public) else "nobody vouches for its writer"
     def open(self, head: Head, data: bytes) -> "tuple[Commit, list[tuple[int, bytes]]]":
         """A commit, checked from its name to its body, and its records."""
         (writer, seq, sha), box = head, data[:-TRAILER]

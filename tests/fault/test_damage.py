@@ -98,7 +98,7 @@ def test_every_bit_flipped(small: Small, warm: bool, bit: int) -> None:
 def lengths(size: int) -> list[int]:
     """Where to cut: inside every structure there is."""
     edges = {0, 1, 7, 8, 16, 31, 63, 64, 71, 72, 73, 96, 100, size // 2}
-    edges |= {size - back for back in (129, 128, 96, 64, 1)}
+    edges |= {size - back for back in (145, 144, 112, 96, 64, 1)}
     return sorted(edge for edge in edges | set(range(0, size, 61)) if 0 <= edge < size)
 
 

@@ -252,7 +252,8 @@ def commit(id_alg: int, seq: int, content: bytes) -> tuple[bytes, str]:
     container, _ = pack.container([(6, content, body(0, content, content))])
     sha256 = hashlib.sha256(container).digest()
     covered = b"lamella/1 commit" + b"\0" + root_of(id_alg) + WRITER + u64(seq) + sha256
-    made = container + public(WRITER_SEED) + sha256 + signature(WRITER_SEED, covered)
+    vouch = prf(derive(id_alg, b"vouch", b""), public(WRITER_SEED))[:16]
+    made = container + public(WRITER_SEED) + vouch + sha256 + signature(WRITER_SEED, covered)
     return made, f"w/{WRITER.hex()}/{seq:016x}-{hashlib.sha256(made).hexdigest()}"
 
 

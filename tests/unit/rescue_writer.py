@@ -223,7 +223,8 @@ class Writer:
     def put_commit(self, chain: Chain, box: bytes, key: Ed25519PrivateKey | None = None) -> bytes:
         inner = hashlib.sha256(box).digest()
         message = b"lamella/1 commit\0" + self.r + chain.writer + struct.pack("<Q", chain.seq) + inner
-        data = box + public_of(chain.key) + inner + (key or chain.key).sign(message)
+        vouch = prf(self.derive(b"vouch", b""), public_of(chain.key))[:16]
+        data = box + public_of(chain.key) + vouch + inner + (key or chain.key).sign(message)
         sha = hashlib.sha256(data).digest()
         self.objects[f"w/{chain.writer.hex()}/{chain.seq:016x}-{sha.hex()}"] = data
         return sha

@@ -89,7 +89,7 @@ def test_what_another_repository_or_key_made_is_none() -> None:
     foreign = Keys(Marker(RepoId(b"R" * 16), public_of(PRUNE), 1), b"k" * 32, PRUNE)
     head, content = made(keys=foreign)
     assert evidence_of(KEYS, head, content) is None
-    stolen = INSIDE + public_of(OTHER) + CONTENT[-96:]
+    stolen = INSIDE + public_of(OTHER) + CONTENT[-112:]
     assert evidence_of(KEYS, Head(writer_id(public_of(OTHER)), 2, bytes(32)), stolen) is None
 
 
@@ -102,9 +102,20 @@ def test_the_prune_key_is_no_writer() -> None:
 def test_a_trailer_counts_only_with_its_signature() -> None:
     digest = hashlib.sha256(INSIDE).digest()
     signature = sign(SEED, signed_message(KEYS.root, HEAD.writer, HEAD.seq, digest))
-    assert evidence_of(KEYS, HEAD, public_of(SEED) + digest + signature) == Evidence(digest, None)
-    assert evidence_of(KEYS, HEAD, public_of(SEED) + digest + sign(OTHER, b"")) is None
-    assert evidence_of(KEYS, HEAD, public_of(SEED) + b"d" * 32 + signature) is None
+    front = public_of(SEED) + KEYS.vouch(public_of(SEED))
+    assert evidence_of(KEYS, HEAD, front + digest + signature) == Evidence(digest, None)
+    assert evidence_of(KEYS, HEAD, front + digest + sign(OTHER, b"")) is None
+    assert evidence_of(KEYS, HEAD, front + b"d" * 32 + signature) is None
+
+
+def test_nobody_without_the_keys_makes_evidence() -> None:
+    """Anybody can make a key and sign with it: the trailer shows that its writer has been given the data root."""
+    head = Head(writer_id(public_of(OTHER)), 1, bytes(32))
+    signature = sign(OTHER, signed_message(KEYS.root, head.writer, 1, b"d" * 32))
+    for vouch in (bytes(16), KEYS.vouch(public_of(SEED)), CONTENT[-112:-96]):
+        assert evidence_of(KEYS, head, public_of(OTHER) + vouch + b"d" * 32 + signature) is None
+    with pytest.raises(IntegrityError):
+        open_commit(KEYS, HEAD, CONTENT[:-112] + bytes(16) + CONTENT[-96:])
 
 
 @pytest.mark.parametrize("kind", [Kind.CHUNK, Kind.SEGMENT, Kind.INDEX])
@@ -118,6 +129,6 @@ def test_a_directory_of_other_kinds_is_none(kind: Kind) -> None:
 
 def test_junk_is_none() -> None:
     chosen = random.Random(6)
-    for length in (0, 1, 8, 71, 72, 73, 127, 128, 129, 200, 5000):
+    for length in (0, 1, 8, 71, 72, 73, 143, 144, 145, 200, 5000):
         for junk in (bytes(length), chosen.randbytes(length), (CONTENT[:72] + chosen.randbytes(length))[:length]):
             assert evidence_of(KEYS, HEAD, junk) is None

@@ -161,10 +161,10 @@ def test_junk_and_copies_under_other_names_are_no_news(bench: Bench) -> None:
 def test_a_trailer_vouches_for_its_own_container_only(bench: Bench) -> None:
     """Who holds the data key can make a container, but not Alice's word for it."""
     writer, chain, shas = two_snapshots()
-    trailer = writer.objects[path_of(chain, 2, shas[1])][-128:]
+    trailer = writer.objects[path_of(chain, 2, shas[1])][-144:]
     forger = rw.Chain(chain.key, 1, shas[0])
     sha = writer.commit(forger, one_chunk(writer, forger, 3).record())
-    forged = writer.objects.pop(path_of(forger, 2, sha))[:-128] + trailer
+    forged = writer.objects.pop(path_of(forger, 2, sha))[:-144] + trailer
     writer.objects[path_of(chain, 2, hashlib.sha256(forged).digest())] = forged
     bench.save(writer)
     listed = bench.run("list")

@@ -35,7 +35,7 @@ def test_a_commit_is_taken() -> None:
     put(MARKED, CONTENT)
 
 
-@pytest.mark.parametrize("at", [8, 80, len(CONTENT) - TRAILER_SIZE - 1, -128, -97, -96, -65])
+@pytest.mark.parametrize("at", [8, 80, len(CONTENT) - TRAILER_SIZE - 1, -144, -113, -96, -65])
 def test_a_trailer_must_fit_what_is_before_it(at: int) -> None:
     """Known before the repository has a marker, and without any signature."""
     changed = bytearray(CONTENT)
@@ -51,7 +51,7 @@ def test_a_trailer_must_fit_its_name_and_its_signature() -> None:
     inside, trailer = CONTENT[:-TRAILER_SIZE], CONTENT[-TRAILER_SIZE:]
     other = inside + b"\0"
     with pytest.raises(StoreRefused, match="not signed"):
-        put(MARKED, other + trailer[:32] + hashlib.sha256(other).digest() + trailer[64:])
+        put(MARKED, other + trailer[:48] + hashlib.sha256(other).digest() + trailer[80:])
     for short in (trailer, trailer[1:], CONTENT[:8]):
         with pytest.raises(StoreRefused):
             put(EMPTY, short)

@@ -50,6 +50,7 @@ class Keys:
         self.prune_seed = prune_seed
         self._data_root = data_root
         self._hdr = self._derive("hdr", b"")
+        self._vouch = self._derive("vouch", b"")
         self._domains: dict[DomainId, DomainKeys] = {}
 
     def _derive(self, purpose: str, id_: bytes) -> bytes:
@@ -73,6 +74,10 @@ class Keys:
             keys = DomainKeys(domain_id, self.root, self.marker.id_alg, enc, id_key)
             self._domains[domain_id] = keys
         return keys
+
+    def vouch(self, public: bytes) -> bytes:
+        """The 16 trailer bytes by which holders of the data root vouch for a writer's public key (FORMAT 8)."""
+        return prf(self._vouch, public)[:16]
 
     def hint(self, domain_id: DomainId, salt: bytes) -> bytes:
         """The 24 header bytes by which holders of the data root find a container's domain (FORMAT 5)."""

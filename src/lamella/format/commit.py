@@ -86,9 +86,10 @@ def parts(body: bytes) -> Iterator[bytes]:
 
 
 class Trailer(NamedTuple):
-    """The 128 bytes after a commit's container; `container` is the container's SHA-256."""
+    """The 144 bytes after a commit's container; `container` is the container's SHA-256, `vouch` shows the data root."""
 
     public: bytes
+    vouch: bytes
     container: bytes
     signature: bytes
 
@@ -96,7 +97,7 @@ class Trailer(NamedTuple):
 def trailer_of(content: bytes) -> Trailer:
     """What the end of an object says as a commit's trailer; nothing of it is checked."""
     end = content[-TRAILER_SIZE:]
-    return Trailer(end[:32], end[32:64], end[64:])
+    return Trailer(end[:32], end[32:48], end[48:80], end[80:])
 
 
 def split_trailer(content: bytes, head: Head) -> tuple[bytes, Trailer]:

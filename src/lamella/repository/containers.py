@@ -142,6 +142,8 @@ def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:
     message = commit.signed_message(keys.root, head.writer, head.seq, trailer.container)
     if trailer.public == keys.marker.prune_public or not verified(trailer.public, trailer.signature, message):
         raise IntegrityError("a commit whose signature does not verify", obj=head.name)
+    if trailer.vouch != keys.vouch(trailer.public):
+        raise IntegrityError("a commit of a writer for whom nobody vouches", obj=head.name)
     opened, contents = open_whole(keys, head.name, sealed, commit.bound(head.writer, head.seq))
     if opened.domain_id != CATALOGUE or any(blob.kind != Kind.COMMIT for blob in opened.blobs):
         raise IntegrityError("a commit made of the wrong kinds", obj=head.name)
@@ -154,4 +156,4 @@ def build_commit(keys: Keys, seed: bytes, public: bytes, body: commit.Body) -> S
     sealed, _ = build_single(keys, CATALOGUE, contents, commit.bound(body.writer, body.seq))
     container_hash = hashlib.sha256(sealed).digest()
     message = commit.signed_message(keys.root, body.writer, body.seq, container_hash)
-    return Sealed(sealed + public + container_hash + sign(seed, message))
+    return Sealed(sealed + public + keys.vouch(public) + container_hash + sign(seed, message))

@@ -51,6 +51,8 @@ def _vouched_container(keys: Keys, head: Head, content: bytes) -> bytes | None:
     trailer = trailer_of(content)
     if writer_id(trailer.public) != head.writer or trailer.public == keys.marker.prune_public:
         return None
+    if trailer.vouch != keys.vouch(trailer.public):
+        return None  # anybody can make a key and sign with it
     message = signed_message(keys.root, head.writer, head.seq, trailer.container)
     return trailer.container if verified(trailer.public, trailer.signature, message) else None
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MARKER = "lamella"
 _MARKER_SIZE = 64
-_TRAILER = 128
+_TRAILER = 144
 _CONTAINER = b"LMLPACK\x01"
 _HASHED = re.compile(r"(?:p/([0-9a-f]{2})/(?=\1)|i/|w/([0-9a-f]{32})/([0-9a-f]{16})-)([0-9a-f]{64})")
 _SLOT = re.compile(r"keys/([0-9a-f]{8})")
@@ -46,7 +46,7 @@ class Received:
             self._check_commit(name, bytes(content), bytes.fromhex(hashed[2]), int(hashed[3], 16))
 
     def _check_commit(self, name: str, content: bytes, writer: bytes, seq: int) -> None:
-        public, container, signature = content[-_TRAILER:-96], content[-96:-64], content[-64:]
+        public, container, signature = content[-_TRAILER:-112], content[-96:-64], content[-64:]
         short = len(content) <= _TRAILER or not content.startswith(_CONTAINER)
         if short or seq < 1 or hashlib.sha256(public).digest()[:16] != writer:
             raise StoreRefused("not a commit of the writer in whose place it was put", obj=name)
