@@ -7,14 +7,19 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lamella.cli.main import main
+from lamella.cli.places import this_host
+from lamella.crypto.slots import key_file
 from lamella.format.commit import Head, parse_name
+from lamella.repository.containers import build_commit
+from lamella.repository.repository import Repository
+from lamella.stores.url import open_store
 
 ADMIN, WRITER = b"a" * 32, b"w" * 32
 SIZE = 1 << 20
@@ -34,16 +39,18 @@ class World:
     def store(self) -> Path:
         return self.place / "repository"
 
-    def run(self, host: str, *arguments: str | Path, secret: str = "") -> tuple[int, str, str]:
-        """The exit code, and what was said on both streams."""
-        secret = secret or ("writer" if host == "two" else "admin")
-        env = {
+    def env(self, host: str) -> dict[str, str]:
+        return {
             "LAMELLA_REPO": str(self.store),
             "LAMELLA_STATE_DIR": str(self.place / host / "state"),
             "LAMELLA_CACHE_DIR": str(self.place / host / "cache"),
             "LAMELLA_CONFIG": str(self.place / "none"),
         }
-        code = main(["--keyfile", str(self.place / secret), *map(str, arguments)], env)
+
+    def run(self, host: str, *arguments: str | Path, secret: str = "") -> tuple[int, str, str]:
+        """The exit code, and what was said on both streams."""
+        secret = secret or ("writer" if host == "two" else "admin")
+        code = main(["--keyfile", str(self.place / secret), *map(str, arguments)], self.env(host))
         if self.capture is None:
             return code, "", ""
         out, err = self.capture.readouterr()
@@ -250,6 +257,7 @@ def test_giving_it_up_ends_it_for_every_host(world: World, which: int, how: str,
     shutil.rmtree(world.place / "one" / "cache")
     if accepted:
         world.ok("one", "check", "--accept-rollback", "-y")
+        world.ok("one", "prune", "--keep-last", "9", "-y")  # it may go on; the log is shortened once it is given up
     giver = "knew" if accepted else "one"
     said = world.run(giver, "check", "--give-up", head.name, "-n")
     assert said[0] == 21 and f"would be given up: {head.name}" in said[1]
@@ -357,6 +365,46 @@ def test_junk_under_a_commits_name_changes_nothing(world: World) -> None:
     sound_everywhere(world, "one", "fresh")
     seqs = [head.seq for head in chain(world) if head not in names]
     assert seqs == list(range(1, len(seqs) + 1)) and len(seqs) > 7
+
+
+# -- a lie about what was seen ---------------------------------------------------------------------------------------
+
+
+def lie(world: World, seen: Head) -> None:
+    """Writer "two" publishes a commit that says it has seen this."""
+    host = this_host(world.env("two"))
+    with Repository.open(open_store(str(world.store)), key_file(WRITER), host) as repo:
+        key = repo.memory.writer_key()
+        assert key is not None
+        last = repo.history.chains[key.id].commits[-1]
+        body = replace(last.body, seq=last.head.seq + 1, prev=last.head.sha256, seen=(seen,), records=())
+        content = build_commit(repo.keys, key.seed, key.public, body)
+        repo.store.put(Head(key.id, body.seq, hashlib.sha256(content).digest()).name, content)
+
+
+def test_a_lie_about_what_was_seen_hides_no_snapshot_and_can_be_ended(world: World) -> None:
+    writer = chain(world)[0].writer
+    lie(world, Head(writer, 1 << 63, b"h" * 32))
+    for host in ("one", "fresh"):
+        found = world.json(host, "list", code=21)
+        assert [row["snapshots"] for row in found["volumes"]] == [4, 1]
+        said = world.restored(host, "disk", None, 21)  # its own writer may have lost a commit: nobody knows
+        assert f"disk@{world.shots[-1]}" in said
+        world.restored(host, f"disk@{world.shots[-1]}", b"d", 21)
+    (row,) = world.json("fresh", "check", code=21)["problems"]
+    assert row["key"].startswith(f"seen:{writer.hex()}:{1 << 63}:")
+    world.ok("one", "check", "--give-up", row["object"], "-y")
+    sound_everywhere(world, "one", "two", "fresh")
+    world.restored("fresh", "disk", b"d", 0)
+    world.backup("one", "disk", b"e")
+    world.restored("fresh", "disk", b"e", 0)
+    sound_everywhere(world, "one", "two", "fresh")
+
+
+def test_another_hash_at_a_number_that_is_there_is_no_witness(world: World) -> None:
+    lie(world, chain(world)[-1]._replace(writer=chain(world)[0].writer, seq=5))  # another hash: that is no witness
+    world.ok("fresh", "list")
+    world.restored("fresh", "disk", b"d", 0)
 
 
 # -- a state that is expected ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from lamella.format.records import raw
 from lamella.ids import ChunkId
 from lamella.operations.backup import Request, plan_backup
 from lamella.operations.findings import VerifyResult
+from lamella.operations.listing import volumes
 from lamella.operations.selection import select
 from lamella.operations.verify import VerifyOptions, verify
 from lamella.repository.blobmap import pack_name
@@ -237,6 +238,19 @@ def test_what_others_found_is_read_again(small: Small, level: str) -> None:
     assert len(result.unrestorable) == 1
 
 
+def test_damage_that_left_a_sample_nothing_to_count_is_remembered_as_a_samples(tmp_path: Path) -> None:
+    small = Small.make(tmp_path)
+    small.backup(image(tmp_path / "disk.img", "a"))
+    (bad,) = addresses(small)
+    store = spoiled(small, bad)
+    proof(small, "full", store, host="two")
+    result = proof(small, "sample", store)
+    assert (result.checked_chunks, result.damaged) == (0, True)
+    with small.opened(store=store) as repo:
+        row = volumes(repo)[0]["verified"]
+        assert (row["level"], row["result"]) == ("sample", "damaged")
+
+
 def test_a_small_sample_meets_what_others_found(small: Small) -> None:
     bad = addresses(small)[1]
     store = spoiled(small, bad)
@@ -255,11 +269,11 @@ def test_a_false_alarm_dies_with_the_next_reading(small: Small, level: str) -> N
         assert not in_map(repo, one)
     result = proof(small, level)
     assert (result.findings, result.unrestorable) == ([], [])
-    if level != "in turn":  # reads packs, not what a snapshot needs of them
-        with small.opened() as repo:
-            repo.refresh_map()
-            assert in_map(repo, one)
-            assert in_map(repo, two)
+    with small.opened() as repo:
+        repo.refresh_map()
+        assert in_map(repo, one)
+        assert in_map(repo, two)
+        assert repo.suspects.packs() == []
 
 
 def test_addresses_in_packs_that_are_gone_are_no_damage(small: Small) -> None:

@@ -324,34 +324,58 @@ def test_a_fork_cannot_be_given_up(small: Small) -> None:
             repo.give_up([made[0]])
 
 
-def test_what_a_checkpoint_repeats_of_a_commit_that_is_given_up_stays_and_may_be_audited(small: Small) -> None:
-    """Who reads the whole chain and who begins at the checkpoint know the same; then the log may be shortened."""
+EVERYTHING = [f"snap-{number:04}" for number in range(1, CHECKPOINT_EVERY + 5)]
+
+
+@pytest.fixture(params=["truncated", "deleted"])
+def lost(request: pytest.FixtureRequest, small: Small) -> Head:
+    """A commit before the newest checkpoint, the first one that had seen the second commit of writer "two"."""
     with small.opened("two", WRITER) as two:
         two.publish([EMPTY])
     with small.opened() as one:
         one.reload()
-        made = snaps(one, range(1, 7))
+        snaps(one, range(1, 7))
     with small.opened("two", WRITER) as two:
         seen = two.publish([EMPTY]).head
     with small.opened() as one:
-        lost = snaps(one, [7])[0]  # has seen another commit of two
-        made += snaps(one, range(8, CHECKPOINT_EVERY + 5))
-        (clock,) = (shot.clock for shot in one.catalogue.snapshots if shot.ref.seq == lost.seq)
+        head = snaps(one, [7])[0]
+        snaps(one, range(8, CHECKPOINT_EVERY + 5))
+        (clock,) = (shot.clock for shot in one.catalogue.snapshots if shot.ref.seq == head.seq)
         assert clock is not None and clock[seen.writer] == seen.seq
-    change(small, lost, lambda content: content[:-3])
-    everything = [f"snap-{number:04}" for number in range(1, CHECKPOINT_EVERY + 5)]
+    if request.param == "deleted":
+        small.store.delete(head.name)
+    else:
+        change(small, head, lambda content: content[:-3])
+    return head
+
+
+def test_who_reads_all_and_who_begins_at_a_checkpoint_know_the_same(small: Small, lost: Head) -> None:
     with small.opened("fresh") as repo:
-        assert (names(repo), repo.problems, repo.history.whole) == (everything, [], False)
+        assert (names(repo), repo.history.whole) == (EVERYTHING, False)
+        # From the checkpoint on all is well; of what is before it only the names are looked at.
+        named = lost.name in small.store.objects()
+        assert [(problem.kind, problem.lacks) for problem in repo.problems] == ([] if named else [("missing", None)])
     with small.opened("admin", whole=True) as repo:
         assert [problem.lacks for problem in repo.problems] == [lost]
-        assert names(repo) == everything
+        assert names(repo) == EVERYTHING
+        repo.give_up([lost])
+    for whole in (False, True):
+        with small.opened("newer", whole=whole) as repo:
+            assert (names(repo), repo.problems, repo.history.whole) == (EVERYTHING, [], whole)
+    with small.opened("newer", whole=True) as repo:
+        (two,) = {head.writer for commit in repo.history.chains[lost.writer].commits for head in commit.body.seen}
+        assert repo.history.clocks[lost.writer, lost.seq + 1][two] >= 1, "seen before the gap, so also after it"
+
+
+def test_a_chain_whose_only_trouble_is_given_up_may_be_audited(small: Small, lost: Head) -> None:
+    """What its checkpoint repeats of the lost commit is not invented; anything else still is."""
+    with small.opened("admin", whole=True) as repo:
         assert not audit(repo).passed
         repo.give_up([lost])
         repo.reload(whole=True)
-        assert (names(repo), repo.problems) == (everything, [])
         entries = repo.checkpoint_entries(repo.history.chains[lost.writer])
-        invented = replace_record(entries, made[0].seq, raw(snapshot_record(99)))
-        with pytest.MonkeyPatch.context() as patch:  # nothing else may be invented beside it
+        invented = replace_record(entries, lost.seq - 1, raw(snapshot_record(99)))
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(repo, "checkpoint_entries", lambda chain: [*entries, invented])
             assert "has 1 records that no commit before it has" in audit(repo).problems[0].message
         found = audit(repo)
@@ -359,8 +383,10 @@ def test_what_a_checkpoint_repeats_of_a_commit_that_is_given_up_stays_and_may_be
         assert {shot.clock is None for shot in repo.catalogue.snapshots} == {False}
         publish_audits(repo, found.passed)
         repo.reload(whole=True)
-        assert names(repo) == everything
+        assert names(repo) == EVERYTHING
         assert repo.history.chains[lost.writer].begin == found.passed[0]
+    with small.opened("newer") as repo:
+        assert (names(repo), repo.problems) == (EVERYTHING, [])
 
 
 # -- the order of history ----------------------------------------------------------------------------------------------
@@ -452,9 +478,10 @@ def test_counted_clocks_never_exceed_what_is_there() -> None:
 
 def test_of_a_circle_somebody_is_first_and_last() -> None:
     one, two = WriterId(b"1" * 16), WriterId(b"2" * 16)
-    order = Order({(one, 1): {two: 1, one: 1}, (two, 1): {one: 1, two: 1}})
-    places = [orders.Place(two, 1, 0), orders.Place(one, 1, 0)]
-    assert order.first(places, lambda row: row) == order.last(places, lambda row: row) == orders.Place(one, 1, 0)
+    order = Order({(by, seq): {two: 2, one: 2} for by in (one, two) for seq in (1, 2)})
+    places = [orders.Place(by, seq, 0) for by in (two, one) for seq in (1, 2)]
+    assert order.first(places, lambda row: row) == orders.Place(one, 1, 0)
+    assert order.last(places, lambda row: row) == orders.Place(one, 2, 0)
     assert order.last([], lambda row: row) is None
 
 

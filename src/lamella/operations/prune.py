@@ -158,7 +158,7 @@ class _Pruning:
         choice = self._surveyor.choose(view, usage)
         result.condemned_bytes = sum(use.length for use in choice.dead)
         result.live_bytes, result.dead_bytes = choice.live_bytes, choice.unused_bytes
-        result.saw(view)
+        view.report_to(result)
         result.notes.append(
             "nothing can be deleted from here: prune where the repository may be changed to free the space"
         )

@@ -37,7 +37,7 @@ class AlonePruning:
         for batch in batches(wasteful, self._options.batch_bytes) if self._options.repack else ():
             if not self._rewrite(view, batch):
                 break
-        self._result.saw(view)
+        view.report_to(self._result)
 
     def _delete_dead(self, view: View, dead: Sequence[PackUse]) -> list[PackUse]:
         """Delete; returns packs that hold something after all, as a tree note of a snapshot that stays."""

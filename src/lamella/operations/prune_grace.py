@@ -67,7 +67,7 @@ class GracePruning:
         if self._view is None or heads != self._looked:
             self._view = surveyor.view(again=self._view is not None)
             self._looked = set(self._repo.history.heads)
-            self._result.saw(self._view[0])
+            self._view[0].report_to(self._result)
         return self._view
 
     def _publish(self, records: Sequence[RawRecord | Signed]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from lamella.errors import IntegrityError
 from lamella.format.records import Ref
 from lamella.ids import WriterId
-from lamella.operations.prune_view import View
 
 HOUR_MS = 3600 * 1000
 DAY_MS = 24 * HOUR_MS
@@ -66,9 +65,3 @@ class PruneResult:
     """Names of removed snapshots that are back, because their volume had no whole one left."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-
-    def saw(self, view: View) -> None:
-        """Take over what marking showed, each line once."""
-        self.blocked += [one for one in view.troubles if one not in self.blocked]
-        self.damaged += [one for one in view.damaged if one not in self.damaged]
-        self.notes += [one for one in view.notes if one not in self.notes]

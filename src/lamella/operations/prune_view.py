@@ -15,6 +15,7 @@ from lamella.errors import IntegrityError, RolledBack
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Checkpoint, Ref
 from lamella.ids import ChunkId, DomainId
+from lamella.operations.prune_options import PruneResult
 from lamella.repository.catalogue import Catalogue
 from lamella.repository.host import HostMemory
 from lamella.repository.marking import LiveIds, Roots
@@ -84,6 +85,12 @@ class View:
     damaged: list[IntegrityError] = field(default_factory=list)
     """Snapshots that stay and are not whole, unless a LOST that counts says so."""
     notes: list[str] = field(default_factory=list)
+
+    def report_to(self, result: PruneResult) -> None:
+        """Add what was seen to the result of a prune, each line once."""
+        result.blocked += [one for one in self.troubles if one not in result.blocked]
+        result.damaged += [one for one in self.damaged if one not in result.damaged]
+        result.notes += [one for one in self.notes if one not in result.notes]
 
 
 def pack_domains(repo: Repository) -> set[DomainId]:

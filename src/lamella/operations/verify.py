@@ -85,9 +85,9 @@ def verify(
         raise NothingMatched("nothing was there to be checked", obj=repo.store.url)
     if options.publish:
         publish_bad(repo, result)
-    # A sample that met no chunk is no more than a look at the structure.
-    level = "structure" if options.level == "sample" and not result.checked_chunks else options.level
-    _remember(repo, selected, level, result, lacking)
+    # A sample that met no chunk and found nothing is no more than a look at the structure.
+    nothing = options.level == "sample" and not result.checked_chunks and not result.damaged
+    _remember(repo, selected, "structure" if nothing else options.level, result, lacking)
     result.seconds = round(time.monotonic() - started, 3)
     return result
 

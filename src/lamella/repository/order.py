@@ -38,13 +38,17 @@ class Order:
         return self._clocks.get((other.writer, other.seq), {}).get(one.writer, 0) >= one.seq
 
     def last(self, rows: Iterable[_Row], place: Callable[[_Row], Place]) -> _Row | None:
-        """The row that no other one comes after; of several, and of a circle, the smaller writer's."""
+        """The row that no other one comes after; of several, and of a circle, the smaller writer's newest."""
         known = list(rows)
         ends = [row for row in known if not any(self.precedes(place(row), place(other)) for other in known)]
-        return min(ends or known, key=place, default=None)
+        return min(ends or known, key=lambda row: _newest_first(place(row)), default=None)
 
     def first(self, rows: Iterable[_Row], place: Callable[[_Row], Place]) -> _Row | None:
         """The row that comes after no other one; of several, and of a circle, the smaller writer's."""
         known = list(rows)
         starts = [row for row in known if not any(self.precedes(place(other), place(row)) for other in known)]
         return min(starts or known, key=place, default=None)
+
+
+def _newest_first(place: Place) -> tuple[WriterId, int, int]:
+    return place.writer, -place.seq, -place.position

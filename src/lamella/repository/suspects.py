@@ -90,7 +90,7 @@ class Suspects:
             if (one.pack, one.kind, one.id) not in done:
                 packs.setdefault(one.pack, []).append(one)
         if packs:
-            blobs.open_hinted(packs)  # opening it later would put all its places into the map
+            blobs.open_hinted(packs)  # all at once; opened later, they would put their places back into the map
         for pack, ones in packs.items():
             directory = blobs.directory(pack)
             if directory is None:
