@@ -216,7 +216,8 @@ def _of_deletion(cell: Cell) -> set[int]:
     else:
         left = set(NEWEST_FIRST) - {cell.asked}
     if not left & cell.visible:
-        return {DONE}
+        # Whether a host has opened a head before depends on what it did before.
+        return {DONE, HISTORY} if cell.unread and cell.damage.kind == "pack-head" else {DONE}
     refused = {USAGE} if len(cell.visible) == len(DAYS) and cell.command not in PRUNES else set()
     # What a host that opened the head before cannot read any more is bad; to others it is gone.
     bad = {DAMAGED} if cell.damage.kind not in PACKS or cell.damage.kind == "pack-head" else set()
@@ -230,15 +231,23 @@ def _of_reading(cell: Cell) -> set[int]:
         had = {DONE} if kind in PACKS and cell.host != "fresh" else set()
         return {DAMAGED, *had} if cell.asked in broken and kind != "document" else {DONE}
     if word.startswith("verify-"):
-        read = {"verify-structure": (*NODES, *PACKS), "verify-full": (*DATA, *NODES, *PACKS, *FILES, "segment")}
-        seen = kind in read.get(word, (*NODES, *PACKS, *(DATA if cell.known else ())))
-        return {DAMAGED} if seen else {DONE, DAMAGED}
+        return {DAMAGED} if kind in _read_by(cell) else {DONE, DAMAGED}
     copied = {INCOMPLETE, DAMAGED} if broken else {DONE}
     copied |= {DONE} if kind == "pack-head" and cell.host != "fresh" else set()
     fixed = {"backup-gone": {NOT_THERE}, "copy": copied, "doctor": {DONE, 1, DAMAGED}}
     fixed["prune-dry"] = {DONE, DAMAGED, HISTORY}
     plain = {DONE} if word in {"tag", "rename", "list", "key"} else {DONE, DAMAGED}
     return fixed.get(word, plain)
+
+
+def _read_by(cell: Cell) -> set[str]:
+    """In which kinds of things a verification must see rot."""
+    if cell.command == "verify-full":
+        return {*DATA, *NODES, *PACKS, *FILES, "segment"}
+    listed = set(PACKS) - {"pack-head"}
+    if cell.command == "verify-structure" and cell.host != "fresh":
+        return listed  # it compares what it read before with the listing
+    return {*NODES, *PACKS, *(DATA if cell.known and cell.command == "verify-sample" else ())}
 
 
 def may_go(cell: Cell, volume: str) -> set[str]:

@@ -27,6 +27,7 @@ from tests.fault.rot_damage import (
     PACKS,
     Damage,
     damages,
+    inflict,
 )
 
 SAMPLE = 120
@@ -89,6 +90,29 @@ def test_rot_of_a_kind_then_every_command(plain: Bench, checkpointed: Bench, kin
     bench = checkpointed if kind in CATALOGUES else plain
     complaints = bench.examined([cell for cell in cells() if cell.damage.kind == kind])
     assert not complaints, "\n".join([f"{len(complaints)} complaints", *complaints])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", COMMITS)
+def test_rot_of_a_commit_after_a_checkpoint_then_every_command(checkpointed: Bench, kind: str) -> None:
+    wanted = {Damage(kind, "middle"), Damage(kind, "newest")}
+    complaints = checkpointed.examined([cell for cell in cells() if cell.damage in wanted])
+    assert not complaints, "\n".join([f"{len(complaints)} complaints", *complaints])
+
+
+@pytest.mark.parametrize("kind", ["container", "zeroed", "gone"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_commits_before_an_audited_checkpoint_say_nothing(checkpointed: Bench, kind: str, host: str) -> None:
+    """What they said stands in the checkpoint: nothing is missing, and nothing is less restorable."""
+    world = checkpointed.world
+    world.reset()
+    inflict(world, checkpointed.spots, Damage(kind, "oldest"))
+    assert all(world.whole().values())
+    for command in ("list", "check", "doctor"):
+        assert world.run(host, command).code == 0, command
+    world.ok(host, "prune", "--keep-last", "2")
+    whole = world.whole()
+    assert {one.age for one in whole if one.volume in {"v", "w"} and not whole[one]} == {"oldest"}
 
 
 @pytest.mark.parametrize(
