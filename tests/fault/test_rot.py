@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +36,9 @@ SEED = 36
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """In memory where there is room: every command flushes what it writes."""
-    made = Path(tempfile.mkdtemp(prefix="lamella-rot-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-    yield made
-    shutil.rmtree(made)
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="lamella-rot-", dir=memory) as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ FULL = ("verify", "--level", "full")
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
     """The repository, in memory where there is room."""
-    place = Path(tempfile.mkdtemp(prefix="lamella-rot-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-    yield Bench.build(place / "plain", {})
-    shutil.rmtree(place)
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="lamella-rot-", dir=memory) as name:
+        yield Bench.build(Path(name) / "plain", {})
 
 
 @pytest.fixture
