@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -16,10 +17,10 @@ from lamella.errors import Locked, RepositoryError, RolledBack, StoreFull
 from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.records import AddSnap, RawRecord
-from lamella.ids import ChunkId
+from lamella.ids import ChunkId, WriterId
 from lamella.operations.auditing import compact_log
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
-from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune import DAY_MS, PruneOptions, PruneResult, plan_prune
 from lamella.operations.restore import RestoreOptions, plan_restore
 from lamella.operations.selection import select
 from lamella.operations.verify import VerifyOptions, verify
@@ -337,7 +338,8 @@ def test_what_a_writer_saw_and_is_lost_can_be_accepted(world: Pruned) -> None:
         world.small.store.delete(name)
     with world.alone() as repo:
         assert [problem.kind for problem in repo.problems] == ["gone"]  # the same commit is told once
-        repo.pins.heads.pop(other)  # as a host that never saw it
+        for memory in (repo.pins.heads, repo.place.heads):  # as a host that never saw it
+            memory.pop(other)
         repo.reload(whole=True)
         (problem,) = repo.problems
         assert problem.lacks is not None
@@ -415,4 +417,24 @@ def test_without_room_for_copies_nothing_is_rewritten_and_nothing_left(world: Pr
     result = world.prune(first, store=QuotaStore(world.small.store, used + 4096))
     assert result.repacked_bytes == 0 and "not rewritten" in result.notes[0]
     assert set(world.packs()) == before, "what was copied is taken back"
+    world.check()
+
+
+def test_an_object_that_may_have_been_a_commit_delays_deletion(world: Pruned) -> None:
+    """A commit of which nothing is left looks like junk: what it may need stays for a month; junk blocks nothing."""
+    first = world.backup(noise(42, 20))
+    world.backup(noise(43, 20))
+    with world.small.opened() as repo:
+        name = Head(WriterId(b"w" * 16), 3, b"h" * 32).name
+        assert repo.history.unexplained == []
+    world.small.store.put(name, Sealed(b"nothing"))
+    result = world.prune(first)
+    assert len(result.removed) == 1 and not result.blocked and result.deleted_packs == 0
+    assert ["may have been a commit" in note for note in result.notes] == [True]
+    now = tick()
+    later = world.small.host()
+    for days, deleted in ((29, 0), (31, 1)):
+        clock = partial(int, now + days * DAY_MS)
+        with Repository.open(world.small.store, ADMIN, later, clock=clock, exclusive=True) as repo:
+            assert plan_prune(repo, []).execute().deleted_packs == deleted, days
     world.check()

@@ -154,6 +154,7 @@ class GracePruning:
         wasteful = [*(one.use for one in dead if one.needed), *choice.wasteful]
         for batch in batches(wasteful, self._options.batch_bytes) if self._options.repack else ():
             self._rewrite(view, batch)
+        view.report_to(self._result)
 
     def _rewrite(self, view: View, packs: Collection[PackUse]) -> None:
         """Copy, then condemn the old packs in favour of the new ones, in one commit."""

@@ -10,7 +10,7 @@ from lamella.format.deletion import Remove, RemoveLast
 from lamella.format.records import AddSnap, Ref
 from lamella.ids import CATALOGUE, VolumeId
 from lamella.operations.health import GONE_PERCENT, Health, damage
-from lamella.operations.prune_options import PruneOptions
+from lamella.operations.prune_options import DAY_MS, PruneOptions
 from lamella.operations.prune_view import (
     SESSION_KEPT_MS,
     FirstSeen,
@@ -28,6 +28,9 @@ from lamella.repository.marking import roots_of
 from lamella.repository.open_sessions import OpenSession
 from lamella.repository.repository import Repository
 from lamella.repository.usage import PackUse, Usage
+
+UNEXPLAINED_MS = 30 * DAY_MS
+"""How long a pack stays that nothing needs, while an object under a commit's name is not explained."""
 
 
 @dataclass(slots=True)
@@ -212,6 +215,8 @@ class Surveyor:
                 choice.unused_bytes += use.blobs - needed
                 if needed < use.blobs:
                     partly.append((needed / use.blobs, use if twins else use._replace(needed=needed, twins=())))
+        choice.dead, kept = self._old_enough(view, choice.dead, [use for _, use in partly])
+        partly = [(share, use) for share, use in partly if use.pack not in kept]
         partly.sort(key=lambda pair: (pair[0], pair[1].pack))
         unused = choice.unused_bytes
         for share, use in partly:
@@ -221,6 +226,21 @@ class Surveyor:
             choice.wasteful.append(use)
             unused -= use.blobs - use.needed
         return choice
+
+    def _old_enough(
+        self, view: View, dead: list[PackUse], partly: list[PackUse]
+    ) -> tuple[list[PackUse], Collection[bytes]]:
+        """The dead packs that may go, and all that must stay: what an unexplained object may have been a commit of.
+
+        Such an object delays deletion, and never stops it: of each pack by 30 days from when it was first unneeded.
+        """
+        unneeded = [use.pack for use in (*dead, *partly)] if self._repo.history.unexplained else []
+        young = {pack for pack in unneeded if self.first_seen.age_ms("unneeded", pack) < UNEXPLAINED_MS}
+        self.first_seen.save("unneeded", unneeded)
+        if young:
+            text = f"{len(young)} packs stay for 30 days: an object in w/ may have been a commit that needs them"
+            view.notes.append(text)
+        return [use for use in dead if use.pack not in young], young
 
 
 def batches(packs: Collection[PackUse], most_bytes: int) -> Iterator[list[PackUse]]:

@@ -102,6 +102,8 @@ class History:
         """Commits that do not open, and checkpoints that lack a part, with the reason."""
         self.notes: list[str] = []
         """Objects under commits' names of which nothing shows that they ever were commits, or that are given up."""
+        self.unexplained: list[str] = []
+        """The former: a commit that was made and nothing is left of would look the same."""
         self.audits: dict[WriterId, list[Head]] = {}
         """Checkpoint commits that prune-signed AUDITED records name, by the writer they are of, ascending by seq."""
         self.forgone: dict[WriterId, list[Head]] = {}

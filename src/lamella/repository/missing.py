@@ -77,6 +77,7 @@ class Judge:
                 text = f"commit {one.head.seq} of writer {writer[:8]} cannot be read: {name}: {one.reason}"
                 yield Problem(f"unreadable:{writer}:{one.head.seq}:{one.head.sha256.hex()}", text, one.head)
             else:
+                history.unexplained.append(one.head.name)
                 history.notes.append(f"{one.head.name} is no commit, and nothing shows that it was: {one.reason}")
 
     def _is_proven(self, one: Unreadable) -> bool:
