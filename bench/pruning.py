@@ -149,7 +149,7 @@ def many(work: Path) -> Place:
 
     def work_() -> dict[str, Any]:
         store = Counting(place.store())
-        opened = Repository.open(store, place.secret, place.host, whole=True, exclusive=True)
+        opened = Repository.open(store, place.secret, place.host, whole=True, stored=True, exclusive=True)
         with opened as repo, Health(repo) as health:
             plan = plan_retention(repo, Policy(Retention(last=24, daily=7)), health=health)
             result = plan_prune(repo, plan.refs, PruneOptions(repack=False), health).execute()
