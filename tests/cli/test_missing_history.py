@@ -276,6 +276,42 @@ def test_giving_it_up_ends_it_for_every_host(world: World, which: int, how: str,
     assert refusal[0] == 4 and len(refusal[2].splitlines()) == 1
 
 
+@pytest.mark.parametrize("how", ["flipped", "truncated", "zeroed", "deleted"])
+def test_a_dry_repair_tells_what_the_repair_does(world: World, how: str) -> None:
+    """Who looks first is not told to give up what this host can bring back."""
+    name = chain(world)[-2 if how == "deleted" else -1]
+    damaged(world.path(name), how)
+    _, out, err = world.run("one", "check", "--repair", "-n")
+    assert f"would be put back: {name.name}" in out
+    assert "--accept-rollback" not in out + err and "tree notes" not in out
+    world.ok("one", "check", "--repair", "-y")
+    assert world.run("new", "list")[0] == 0
+
+
+def test_the_repair_comes_first_whatever_is_missing(world: World) -> None:
+    newest = chain(world)[-1]
+    world.path(newest).unlink()
+    _, out, _ = world.run("one", "check")
+    (problem,) = (line for line in out.splitlines() if line.startswith("problem: "))
+    assert problem.index("lamella check --repair;") < problem.index(f"lamella check --give-up {newest.name}")
+    world.ok("one", "check", "--repair", "-y")
+    world.restored("new", "disk", b"d", 0)
+
+
+def test_who_takes_the_history_as_it_is_gives_up_for_every_host_and_finds_the_volume_again(world: World) -> None:
+    newest = chain(world)[-1]
+    damaged(world.path(newest), "flipped")
+    code, _, err = world.run("new", "check", "--give-up", newest.name, "-n")
+    assert code == 21 and "one state of a volume that no snapshot names can be had back" in err
+    out = world.ok("new", "check", "--repair", "--accept-rollback", "-y")
+    assert f"given up: {newest.name}" in out and "rebuilt: disk@" in out
+    for host in ("newer", "knew", "two"):
+        world.ok(host, "list")
+        world.ok(host, "verify")
+    world.restored("newer", "disk", b"d", 0)
+    world.backup("two", "other", b"p")
+
+
 def test_what_can_be_given_up(world: World) -> None:
     sound = chain(world)[3]
     for text in (sound.name, "w/x", sound._replace(sha256=bytes(32)).name):

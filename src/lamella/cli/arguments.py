@@ -18,7 +18,7 @@ COMMANDS = {
     "info": "show the repository, a volume or a snapshot",
     "diff": "show what differs between two snapshots of a volume",
     "copy": "copy snapshots into another repository, or mirror a repository",
-    "verify": "prove that snapshots can be restored; writes nothing",
+    "verify": "prove that snapshots can be restored; records what does not open",
     "prune": "remove the snapshots that no rule keeps, and give their space back",
     "delete": "remove snapshots by name",
     "tag": "give snapshots tags, take them away, pin and unpin",

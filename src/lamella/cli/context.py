@@ -158,9 +158,18 @@ class Context:
                 self.require_expected(repository)
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
+                self._note_unexplained(repository)
                 for lack in repository.older:
                     self.out.warn(f"an older copy: {lack.message}", store.url)
                 yield repository
+
+    def _note_unexplained(self, repository: Repository) -> None:
+        """Junk and a commit of which nothing is left look the same."""
+        names = repository.history.unexplained
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            hint = "if it was one, its host brings it back with: lamella check --repair"
+            self.out.say(f"note: {names[0]}{more} is no commit, and nothing shows that it ever was; {hint}")
 
     def _secret(self) -> Secret:
         return secret_source(self.args, self.env, self.settings, self.secret_names).read()

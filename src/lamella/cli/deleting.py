@@ -109,9 +109,9 @@ def report(context: Context, result: PruneResult) -> dict[str, Any]:
     for name in result.revived:
         out.say(f"{name} is back: it had been removed, and its volume had no whole snapshot left")
     for error in result.damaged:
-        out.warn(error.message, error.obj)
+        out.warn(f"{error.message}; {error.hint}", error.obj)
     for error in result.blocked:
-        out.warn(f"nothing was deleted: {error.message}", error.obj)
+        out.warn(_blocked(error.message), error.obj)
     line = f"freed {shown_bytes(result.freed_bytes)}"
     if result.condemned_bytes:
         until = f", from {iso(result.condemned_until_ms)} on" if result.condemned_until_ms else ""
@@ -132,6 +132,10 @@ def report(context: Context, result: PruneResult) -> dict[str, Any]:
         "revived": list(result.revived),
         "notes": list(result.notes),
     }
+
+
+def _blocked(text: str) -> str:
+    return text if text.startswith("nothing ") else f"nothing was deleted: {text}"
 
 
 def exit_code(result: PruneResult) -> int:

@@ -89,6 +89,7 @@ def run(context: Context) -> int:
 
     with _repository(context) as repository, ExitStack() as held:
         if args.accept_rollback and not args.dry_run:
+            options = replace(options, accepted=repository.lacking)
             repository.accept_history()
         others = [held.enter_context(_donor(context, repository))] if args.donor else []
         result = repair(repository, replace(options, others=others), out.report, confirm)

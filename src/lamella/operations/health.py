@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from lamella.errors import IntegrityError
+from lamella.errors import IntegrityError, RolledBack
 from lamella.events import Progress, Reporter, silent
 from lamella.format.container import Kind
 from lamella.format.lost import Address
@@ -68,6 +68,14 @@ class Health:
         self.gone = False
         """More of what is needed is gone than a few packs' worth: nothing may be deleted."""
         self.repo.refresh_map(again=not self.repo.exclusive)
+
+    def suspicion(self) -> RolledBack | None:
+        """Why nothing may be deleted whatever the rules say, by what was judged so far; None if it may."""
+        if not self.gone:
+            return None
+        text = f"more than {GONE_PERCENT} % of what is needed is gone, which no prune does"
+        hint = "look with: lamella verify; mend with: lamella check --repair"
+        return RolledBack(text, obj=self.repo.store.url, hint=hint)
 
     # -- judging -------------------------------------------------------------------------------------------------------
 

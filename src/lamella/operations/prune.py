@@ -122,7 +122,7 @@ class _Pruning:
         """Publish what may be removed. A volume's last whole snapshot stays, and so does all of that volume."""
         present = {snapshot.ref for snapshot in self._repo.catalogue.snapshots}
         records, refused = self._surveyor.allowed(present & set(removals), last=self._options.last)
-        self._result.blocked += [error for error in refused if error not in self._result.blocked]
+        self._result.blocked += refused
         if records:
             self._repo.publish(records)
             self._repo.reload(whole=True, stored=True)

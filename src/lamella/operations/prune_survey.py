@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lamella.errors import IntegrityError, RolledBack
+from lamella.errors import IntegrityError
 from lamella.format.deletion import Remove, RemoveLast
 from lamella.format.records import AddSnap, Ref
 from lamella.ids import CATALOGUE, VolumeId
-from lamella.operations.health import GONE_PERCENT, Health, damage
+from lamella.operations.health import Health, damage
 from lamella.operations.prune_options import DAY_MS, PruneOptions
 from lamella.operations.prune_view import (
     SESSION_KEPT_MS,
@@ -54,9 +54,6 @@ class Surveyor:
         self._options = options
         self._health = health
         self.first_seen = FirstSeen(repo.memory, repo.clock)
-        text = f"more than {GONE_PERCENT} % of what is needed is gone, which no prune does"
-        hint = "look with: lamella verify; mend with: lamella check --repair"
-        self._gone = RolledBack(text, obj=repo.store.url, hint=hint)
         self.revived: list[AddSnap] = []
         """Snapshots that were published anew."""
 
@@ -79,8 +76,9 @@ class Surveyor:
         catalogue = self._repo.catalogue
         left = [snapshot for snapshot in catalogue.snapshots if snapshot.ref not in removals]
         flaws = self._health.flaws(left)
-        if self._health.gone:
-            return [], [self._gone]
+        suspicion = self._health.suspicion()
+        if suspicion is not None:
+            return [], [suspicion]
         whole = {snapshot.added.volume_id for snapshot in left if snapshot.ref not in flaws}
         going = [snapshot for snapshot in catalogue.snapshots if snapshot.ref in removals]
         plain = [snapshot.ref for snapshot in going if snapshot.added.volume_id in whole]
@@ -159,9 +157,10 @@ class Surveyor:
                 view.closed.discard(added.domain_id)
                 text = f"nothing is deleted where a snapshot cannot be read: {error.message}"
                 view.troubles.append(IntegrityError(text, obj=error.obj, hint=error.hint))
-        if self._health.gone:
+        suspicion = self._health.suspicion()
+        if suspicion is not None:
             view.closed.clear()
-            view.troubles.append(self._gone)
+            view.troubles.append(suspicion)
 
     def _hold(self, view: View) -> None:
         """What is needed besides the snapshots that stand and were not given up."""

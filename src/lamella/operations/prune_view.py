@@ -88,9 +88,13 @@ class View:
 
     def report_to(self, result: PruneResult) -> None:
         """Add what was seen to the result of a prune, each line once."""
-        result.blocked += [one for one in self.troubles if one not in result.blocked]
-        result.damaged += [one for one in self.damaged if one not in result.damaged]
+        result.blocked += [one for one in self.troubles if _is_new(one, result.blocked)]
+        result.damaged += [one for one in self.damaged if _is_new(one, result.damaged)]
         result.notes += [one for one in self.notes if one not in result.notes]
+
+
+def _is_new(error: IntegrityError, known: Collection[IntegrityError]) -> bool:
+    return all((error.message, error.obj) != (one.message, one.obj) for one in known)
 
 
 def pack_domains(repo: Repository) -> set[DomainId]:

@@ -9,11 +9,12 @@ to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lamella.errors import NothingMatched, RepositoryError, UsageError
 from lamella.events import Progress, Reporter, silent
+from lamella.format.commit import Head
 from lamella.format.records import RawRecord, raw
 from lamella.operations import rebuild
 from lamella.operations.donors import Donors
@@ -21,11 +22,12 @@ from lamella.operations.findings import VerifyResult
 from lamella.operations.gaps import Gap, find_gaps, lost_by
 from lamella.operations.heal import Depot, Healer
 from lamella.operations.repair_objects import ObjectRepair
-from lamella.operations.repair_result import BACK, LEFT, REBUILT, RECORDED, STORED, Gone, RepairResult
+from lamella.operations.repair_result import BACK, GIVEN_UP, LEFT, REBUILT, RECORDED, STORED, Gone, RepairResult
 from lamella.operations.selection import Selected, select
 from lamella.operations.verdicts import Verdicts
 from lamella.operations.verify import VerifyOptions, verify
 from lamella.repository.create import file_record
+from lamella.repository.pins import Problem
 from lamella.repository.quarantine import may_set_aside
 from lamella.repository.readme import README, RESCUE, readme_text, rescue_source
 from lamella.repository.repository import Repository
@@ -50,6 +52,8 @@ class RepairOptions:
     dry: bool = False
     rebuild: bool = False
     """Publish again what tree notes tell, also if the history that lacks it was accepted."""
+    accepted: Collection[Head] = ()
+    """Commits that are known and were not here when the history was accepted."""
     workers: int | None = None
     lock_wait: float = 0.0
 
@@ -116,6 +120,8 @@ class _Mending:
             self._again()
         lost = not self._repo.history.heads and not any(one.did == BACK for one in self._result.actions)
         self._objects.files(() if lost else self._result.found)
+        if self._options.rebuild:
+            self._give_up()
         trees = rebuild.find_trees(self._repo) if self._lacks_history() else []
         if lost and not self._options.dry:
             self._begin_anew()
@@ -130,13 +136,31 @@ class _Mending:
         if lost or trees:
             self._again()
 
+    def _give_up(self) -> None:
+        """Who takes the history as it is and may sign says so for every host: nobody has those commits any more."""
+        repo = self._repo
+        there = {commit.head for chain in repo.history.chains.values() for commit in chain.commits}
+        lacking = sorted({*self._options.accepted, *repo.lacking} - there)
+        if not lacking or repo.keys.prune_seed is None or not repo.history.heads:
+            return
+        for head in lacking:
+            self._result.did(GIVEN_UP, head.name, "for every host")
+        if not self._options.dry:
+            repo.give_up(lacking)
+            self._again()
+
     def _lacks_history(self) -> bool:
         history = self._repo.history
-        lacks = bool(history.problems or history.damaged)
+        lacks = bool(self._left(history.problems)) if self._options.dry else bool(history.problems or history.damaged)
         return lacks or not history.heads or self._options.rebuild
 
+    def _left(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Those that a dry run would not mend."""
+        back = {action.obj for action in self._result.actions if action.did == BACK}
+        return [one for one in problems if not (self._options.dry and one.lacks and one.lacks.name in back)]
+
     def _may_publish(self, what: str) -> bool:
-        problems = [problem.message for problem in self._repo.problems]
+        problems = [problem.message for problem in self._left(self._repo.problems)]
         if problems and not (self._options.dry and not self._repo.history.heads):
             self._result.problems = problems
             self._result.did(LEFT, "w/", f"{what} cannot be published before this history is accepted")

@@ -9,6 +9,7 @@ from lamella.format.lost import Range
 from lamella.operations.findings import Finding
 
 ASIDE, BACK, STORED, REBUILT, RECORDED, LEFT = "moved aside", "put back", "stored anew", "rebuilt", "recorded", "left"
+GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True, slots=True)

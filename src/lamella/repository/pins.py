@@ -43,13 +43,12 @@ class Problem:
     @property
     def remedy(self) -> str:
         """What can be done about it, as a command."""
-        give_up = "" if self.lacks is None else f"lamella check --give-up {self.lacks.name}"
-        if not self.is_lack:
-            accept = "accept with: lamella check --accept-rollback"
-            return f"{accept}, or for every host: {give_up}" if give_up else accept
-        if not give_up:
-            return "look with: lamella check"
-        return f"mend it with: lamella check --repair; if nobody has that commit any more: {give_up}"
+        accept = "lamella check --accept-rollback"
+        if self.lacks is None:
+            return "look with: lamella check" if self.is_lack else f"accept with: {accept}"
+        give_up = f"lamella check --give-up {self.lacks.name}"
+        end = give_up if self.is_lack else f"{give_up}, or for this host alone: {accept}"
+        return f"mend it with: lamella check --repair; if nobody has that commit any more: {end}"
 
 
 class Pins:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 
 from lamella.cli import repairing
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
-from lamella.errors import NothingMatched, RepositoryError, RolledBack, UsageError
+from lamella.errors import IntegrityError, NothingMatched, RepositoryError, RolledBack, UsageError
 from lamella.format.commit import Head, parse_name
 from lamella.operations.heads import fingerprint
+from lamella.operations.rebuild import find_trees
 from lamella.repository.pins import Problem
 from lamella.repository.repository import Repository
+
+_REBUILD = "lamella check --repair --accept-rollback"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +101,7 @@ def _give_up(context: Context) -> int:
                 hint="use an admin's passphrase, key file or recovery key",
             )
         heads = sorted({_lacking(repository, text) for text in args.give_up})
+        _tell_of_trees(context, repository)
         if not args.dry_run:
             context.confirm(f"Give up {len(heads)} commit{'' if len(heads) == 1 else 's'} for every host?")
             repository.give_up(heads)
@@ -107,6 +112,16 @@ def _give_up(context: Context) -> int:
         rows = [_row(problem) for problem in repository.problems]
     out.document({"given_up": [head.name for head in heads], "dry_run": args.dry_run, "problems": rows})
     return code
+
+
+def _tell_of_trees(context: Context, repository: Repository) -> None:
+    """A lost commit's volumes may be found by their tree notes, until a prune deletes what nothing names."""
+    with suppress(IntegrityError):
+        repository.refresh_map()
+    count = len(find_trees(repository))
+    if count:
+        states = "one state of a volume" if count == 1 else f"{count} states of volumes"
+        context.out.say(f"{states} that no snapshot names can be had back, before a prune deletes it, with: {_REBUILD}")
 
 
 def _lacking(repository: Repository, text: str) -> Head:

@@ -13,6 +13,7 @@ from lamella.cli.context import Context
 from lamella.cli.policy import add_rules, given_rules, policy_of
 from lamella.clock import iso
 from lamella.errors import IntegrityError
+from lamella.operations.health import Health
 from lamella.operations.prune import require_prune_key
 from lamella.operations.retaining import Judged, Policy, RetentionPlan, plan_retention
 
@@ -53,12 +54,21 @@ def prune(context: Context, policy: Policy, volumes: Sequence[str]) -> int:
         show(context, plan, everything=args.dry_run)
         if args.dry_run:
             out.document({"dry_run": True, **document(plan), "freed_bytes": 0, "condemned_bytes": 0})
-            return max(context.warn_of_problems(repository), IntegrityError.exit_code if plan.damaged else 0)
+            return max(context.warn_of_problems(repository), _warned(context, plan, health))
         require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
         refs = deleting.agreed(context, health, _question(plan), plan.refs, lambda: judged().refs)
         result = deleting.carry_out(context, health, refs, deleting.options(args))
     out.document({**document(plan), **deleting.report(context, result)})
     return deleting.exit_code(result)
+
+
+def _warned(context: Context, plan: RetentionPlan, health: Health) -> int:
+    """Say what would keep everything in place; the exit code of a plan."""
+    suspicion = health.suspicion()
+    if suspicion is not None:
+        context.out.warn(f"nothing would be deleted: {suspicion.message}", suspicion.obj)
+        return suspicion.exit_code
+    return IntegrityError.exit_code if plan.damaged else 0
 
 
 def _question(plan: RetentionPlan) -> str:

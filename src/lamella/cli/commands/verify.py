@@ -125,6 +125,8 @@ def _print(context: Context, selected: list[Selected], result: VerifyResult, *, 
         out.line(f"cannot be restored: {text}")
     if result.recorded:
         out.line(f"recorded for other hosts: {result.recorded} places that do not open")
+    if result.damaged:
+        out.say("mend what can be mended with: lamella check --repair")
     count = len(selected)
     out.line(
         f"verified {count} snapshot{'' if count == 1 else 's'}: {result.checked_chunks} chunks checked, "
