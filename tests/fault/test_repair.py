@@ -186,6 +186,20 @@ def test_without_any_donor_the_rest_is_saved_and_the_loss_recorded_for_ever(smal
     check_whole(store, small.truth, tmp_path)
 
 
+def test_a_loss_that_somebody_with_the_prune_key_records_counts_for_deletion(small: Small, tmp_path: Path) -> None:
+    """Whoever repairs: the snapshot's own host, or another one of an admin. Said once, it is not said again."""
+    host = a_host(small, tmp_path, warm=True)
+    name, offset = place_of(small, host, chunk_number(1))
+    store = MemoryStore(flipped(small.objects, name, offset))
+    for repairer in (fresh_host(tmp_path / "other"), host):
+        result = mend(store, repairer)
+        assert result.gone
+        assert (RECORDED in did(result)) == (repairer is not host)
+        with Repository.open(store, SECRET, fresh_host(tmp_path / "judge")) as repo:
+            assert [one.given_up for one in repo.catalogue.snapshots if one.lost is not None]
+            assert all(one.given_up for one in repo.catalogue.snapshots if one.lost is not None)
+
+
 @pytest.mark.parametrize("warm", [True, False])
 def test_every_lost_pack_comes_back_from_a_copy(small: Small, tmp_path: Path, warm: bool) -> None:
     packs = [name for name in small.objects if name.startswith("p/")]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lamella.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove, RemoveLast, Revive
 from lamella.format.records import Ref, raw
-from lamella.operations.auditing import audit
+from lamella.operations.auditing import audit, publish_audits
 from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
 from lamella.operations.prune_survey import Surveyor
 from lamella.operations.selection import Selected, select
@@ -21,7 +22,8 @@ from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points
-from lamella.trust import Sealed
+from lamella.testing.fault_store import FaultStore
+from lamella.trust import Clear, Sealed
 from tests.fault.test_prune_grace import Fleet
 from tests.fault.world import (
     CHUNK,
@@ -80,6 +82,13 @@ class Story:
             ref = self.one(repo, text).snapshot.ref
             repo.publish([kind((ref,))])
         return ref
+
+    def packs_of(self, text: str) -> set[str]:
+        """The packs that were written for a snapshot that was removed."""
+        name = text.partition("@")[2]
+        with self.opened() as repo:
+            added = [one.added for one in repo.catalogue.removed.values() if one.added is not None]
+        return {pack_name(pack) for one in added if one.name == name for pack in one.packs}
 
     def rots(self, text: str) -> None:
         with self.opened() as repo:
@@ -146,6 +155,62 @@ def test_what_a_remove_last_names_stays_away(story: Story) -> None:
     assert story.prune().revived == [story.new]
     story.removed(story.new, RemoveLast)
     assert story.prune().revived == []
+
+
+class Refusing(FaultStore):
+    """A store that takes no commit."""
+
+    error: StoreError = StoreFull("no space left")
+
+    def put(self, name: str, content: Sealed | Clear) -> None:
+        """Store, or fail."""
+        if name.startswith("w/"):
+            raise self.error
+        super().put(name, content)
+
+
+@pytest.mark.parametrize("error", [StoreFull("no space left"), StoreUnavailable("no answer"), StoreRefused("no")])
+@pytest.mark.parametrize("both", [True, False])
+def test_what_cannot_come_back_now_is_not_deleted(story: Story, error: StoreError, both: bool) -> None:
+    """On a full disk, for example: nothing of it goes before it is back."""
+    story.removed(story.old)
+    if both:
+        story.removed(story.new)
+    else:
+        story.rots(story.new)
+    before = {name for name in story.store.objects() if name.startswith("p/")}
+    needed = story.packs_of(story.new if both else story.old)
+    assert needed
+    store = Refusing(story.store)
+    store.error = error
+    try:
+        result = story.prune(store)
+    except StoreError as raised:
+        assert raised is error
+    else:
+        assert not both and ["brought back" in one.message for one in result.blocked][-1]
+    left = {name for name in story.store.objects() if name.startswith("p/")}
+    assert needed <= left and (both or left == before)
+    assert story.prune().revived == [story.new if both else story.old]
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_the_log_does_not_forget_what_may_come_back(story: Story, monkeypatch: pytest.MonkeyPatch, both: bool) -> None:
+    """Checkpoints were made and audited between the removal and the prune that finds nothing whole."""
+    monkeypatch.setattr(publish, "CHECKPOINT_EVERY", 3)
+    story.removed(story.old)
+    if both:
+        story.removed(story.new)
+    for number in range(8):
+        backup(story.store, host_at(story.place / "host"), volume(bytes([number]) * CHUNK, "other"))
+    with story.opened(host="looks") as repo:
+        assert audit(repo).passed
+        publish_audits(repo, audit(repo).passed)
+    if not both:
+        story.rots(story.new)
+    assert story.prune().revived == [story.new if both else story.old]
+    if not both:
+        story.restores()
 
 
 def test_only_the_prune_key_revives(story: Story) -> None:

@@ -27,7 +27,7 @@ from lamella.format.seen import Seen
 from lamella.format.sessions import Abandon, Session
 from lamella.ids import DomainId, RepoId, SnapId, VolumeId
 from lamella.operations.auditing import audit, publish_audits, reapable_commits
-from lamella.repository import checkpointing, publish
+from lamella.repository import checkpointing, publish, tombstones
 from lamella.repository.catalogue import Catalogue, Snapshot, before, latest
 from lamella.repository.compaction import COPIES_REMEMBERED_MS, InForce
 from lamella.repository.containers import open_commit
@@ -188,12 +188,31 @@ def test_a_compacted_log_says_what_all_commits_say(made: list[Step], every: int,
 
 
 def settle(life: World, rounds: int = 8) -> None:
-    """Everybody goes on publishing, the collector audits and reaps."""
-    for _ in range(rounds):
-        for host in HOSTS:
-            life.step(host, "nothing", 0, 0)
-        life.step("one", "audit", 0, 0)
-        life.step("one", "reap", 0, 0)
+    """Everybody goes on publishing, the collector audits and reaps; nothing was removed lately."""
+    with mock.patch.object(tombstones, "REVIVABLE_MS", 0):
+        for _ in range(rounds):
+            for host in HOSTS:
+                life.step(host, "nothing", 0, 0)
+            life.step("one", "audit", 0, 0)
+            life.step("one", "reap", 0, 0)
+
+
+def test_what_was_removed_lately_is_still_carried() -> None:
+    """The three newest of a volume, so that they can be brought back; then the audits pass, and nothing is there."""
+    with world(2, 600) as life:
+        for number in range(6):
+            life.step("two", "add", number, 1)
+        with life.small.opened() as repo:
+            repo.publish([Remove(tuple(life.refs))])
+        for _ in range(8):
+            for host in HOSTS:
+                life.step(host, "nothing", 0, 0)
+            life.step("one", "audit", 0, 0)
+            life.step("one", "reap", 0, 0)
+        with life.small.opened("new", whole=True) as repo:
+            assert repo.catalogue.snapshots == [] and audit(repo).problems == []
+            known = [ref for ref, removal in repo.catalogue.removed.items() if removal.added is not None]
+            assert len(known) == 3 and set(known) <= set(life.refs)
 
 
 def test_what_was_removed_leaves_no_trace_in_the_end() -> None:
@@ -221,10 +240,11 @@ def test_a_tombstone_stays_while_somebody_has_not_seen_the_audit() -> None:
         life.step("three", "nothing", 0, 0)
         with life.small.opened() as repo:
             repo.publish([Remove((life.refs[0],))])
-        for _ in range(8):
-            for host in ("one", "two"):
-                life.step(host, "nothing", 0, 0)
-            life.step("one", "audit", 0, 0)
+        with mock.patch.object(tombstones, "REVIVABLE_MS", 0):
+            for _ in range(8):
+                for host in ("one", "two"):
+                    life.step(host, "nothing", 0, 0)
+                life.step("one", "audit", 0, 0)
         with life.small.opened("new") as repo:
             assert list(repo.catalogue.removed) == [life.refs[0]]
             assert repo.catalogue.removed[life.refs[0]].added is None

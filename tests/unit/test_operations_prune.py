@@ -16,10 +16,13 @@ from lamella.crypto.slots import Secret
 from lamella.errors import Locked, RepositoryError, RolledBack, StoreFull
 from lamella.format.commit import Head
 from lamella.format.container import Kind
-from lamella.format.records import AddSnap, RawRecord
+from lamella.format.lost import Address, Bad, Lost
+from lamella.format.records import AddSnap, RawRecord, raw
 from lamella.ids import ChunkId, WriterId
+from lamella.operations import health
 from lamella.operations.auditing import compact_log
 from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.health import Health
 from lamella.operations.prune import DAY_MS, PruneOptions, PruneResult, plan_prune
 from lamella.operations.restore import RestoreOptions, plan_restore
 from lamella.operations.selection import select
@@ -438,3 +441,40 @@ def test_an_object_that_may_have_been_a_commit_delays_deletion(world: Pruned) ->
         with Repository.open(world.small.store, ADMIN, later, clock=clock, exclusive=True) as repo:
             assert plan_prune(repo, []).execute().deleted_packs == deleted, days
     world.check()
+
+
+def test_a_false_alarm_larger_than_the_budget_dies_in_several_runs(
+    world: Pruned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody reported everything bad: what was read again counts, and the next run reads the rest."""
+    text = world.backup(noise(44, 8))
+    with world.small.opened("two") as repo:
+        repo.refresh_map()
+        every = [
+            Address(pack, blob.kind, blob.id)
+            for pack in sorted(repo.blobs.known(added(world, text).packs))
+            if (directory := repo.blobs.directory(pack)) is not None
+            for blob in directory.blobs
+        ]
+        repo.publish([raw(Bad(tuple(every)))])
+    monkeypatch.setattr(health, "REREAD_BYTES", 3 * CHUNK + 5000)
+    found = [len(world.prune().damaged) for _ in range(4)]
+    assert found[0] == 1 and found[-1] == 0
+    world.check()
+
+
+def test_what_is_given_up_does_not_count_as_gone(world: Pruned) -> None:
+    """Also when the same prune looks a second time, because the disk was full at the first."""
+    lost = world.backup(noise(45, 30))
+    packs = set(world.packs())
+    world.backup(noise(46, 30))
+    for name in packs:
+        world.small.store.delete(name)
+    assert 21 in [error.exit_code for error in world.prune().blocked]
+    with world.small.opened() as repo:
+        one = select(repo, [lost])[0].snapshot
+        repo.publish([Lost.of(one.ref, [(0, 30 * CHUNK)])])
+    with world.alone() as repo, Health(repo) as judged:
+        for _ in range(2):
+            result = plan_prune(repo, [], None, judged).execute()
+            assert not result.blocked and not result.damaged

@@ -138,7 +138,8 @@ def _ended(repo: Repository, removed: frozenset[Ref]) -> Ended:
     catalogue = repo.catalogue
     buried = frozenset(ref for ref, removal in catalogue.removed.items() if removal.added is None)
     live = frozenset(one.ref for one in catalogue.snapshots)
-    return Ended(removed, begins_of(repo.history), live, buried, repo.clock() - COPIES_REMEMBERED_MS + _MONTH_MS)
+    forget_ms = repo.clock() - COPIES_REMEMBERED_MS + _MONTH_MS
+    return Ended(removed, begins_of(repo.history), live, buried, forget_ms=forget_ms)
 
 
 def _old_enough(repo: Repository, delay_ms: int) -> frozenset[Ref]:

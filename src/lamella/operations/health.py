@@ -64,6 +64,7 @@ class Health:
         self._walked: set[Ref] = set()
         self._usage: Usage | None = None
         self._counted = 0
+        self._mixed = False
         self._tracers: dict[DomainId, Tracer] = {}
         self.gone = False
         """More of what is needed is gone than a few packs' worth: nothing may be deleted."""
@@ -90,8 +91,8 @@ class Health:
             if not snapshot.given_up:
                 self._walk(snapshot)
         usage = self.usage()
-        # What a signed LOST gave up is not walked yet, so that it does not count here.
-        self.gone = self.gone or usage.absent * 100 > usage.needed * GONE_PERCENT
+        if not self._mixed:  # what is given up or unfinished may lack anything
+            self.gone = self.gone or usage.absent * 100 > usage.needed * GONE_PERCENT
         clean = not (usage.absent or usage.suspected or any(walk.unreadable for walk in self._walks.values()))
         found: dict[Ref, Flaw] = {}
         for snapshot in rows:
@@ -113,12 +114,16 @@ class Health:
         if snapshot.ref in self._walked:
             return
         self._walked.add(snapshot.ref)
-        self.hold(snapshot.added.domain_id, roots_of(snapshot))
+        self._keep(snapshot.added.domain_id, roots_of(snapshot))
 
     # -- the mark ------------------------------------------------------------------------------------------------------
 
     def hold(self, domain_id: DomainId, roots: Roots) -> bool:
         """Keep everything below these roots that can be read; whether that is all of it. Raises StoreError."""
+        self._mixed = True
+        return self._keep(domain_id, roots)
+
+    def _keep(self, domain_id: DomainId, roots: Roots) -> bool:
         walk = self._walks.setdefault(domain_id, Walk(self.repo.contents, domain_id, lenient=True))
         before = len(walk.unreadable)
         for _, ids in walk.referenced(roots):
@@ -144,18 +149,28 @@ class Health:
         return self._usage
 
     def _read_again(self) -> None:
-        """Read what was found bad before, as far as it is needed: only a successful reading clears an address."""
+        """Read what was found bad before, as far as it is needed: only a successful reading clears an address.
+
+        First what nobody here has read since, and of that all that the budget does not reach counts as bad.
+        """
         repo = self.repo
-        local = ((pack, blob) for pack in repo.suspects.packs() for blob in repo.suspects.blobs(pack))
-        known = {*repo.catalogue.bad, *(Address(pack, blob.kind, blob.id) for pack, blob in local)} - self._asked
+        local = {
+            Address(pack, blob.kind, blob.id) for pack in repo.suspects.packs() for blob in repo.suspects.blobs(pack)
+        }
+        for known, cleared in ((local, False), (set(repo.catalogue.bad) - local, True)):
+            due = self._due(known - self._asked)
+            self._asked |= due
+            found = reread(repo, due, self._left) if due else None
+            if found is not None:
+                self._left -= min(self._left, found.read_bytes)
+                self._distrust(() if cleared else found.unread)
+
+    def _due(self, known: Collection[Address]) -> set[Address]:
+        """The needed ones, and heads of packs that are there."""
         needed = self.live.among(one.id for one in known if one.kind != Kind.DIRECTORY)
-        due = {one for one in known if one.kind == Kind.DIRECTORY or one.id in needed}
-        if not due:
-            return
-        self._asked |= due
-        found = reread(repo, due, self._left)
-        self._left -= min(self._left, found.read_bytes)
-        self._distrust(found.unread)
+        heads = {one for one in known if one.kind == Kind.DIRECTORY}
+        there = self.repo.blobs.known(one.pack for one in heads)
+        return {one for one in known if one.id in needed} | {one for one in heads if one.pack in there}
 
     def _distrust(self, addresses: Collection[Address]) -> None:
         """What was not read again counts as bad."""

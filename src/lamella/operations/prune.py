@@ -104,6 +104,8 @@ class _Pruning:
             # Not even room for a commit: what a run left that broke off on the full disk goes first.
             self._alone(replace(self._options, repack=False))
             self._remove(removals)
+        # Before the log is shortened: what removals left a volume without must not be forgotten first.
+        self._surveyor.secured()
         if repo.exclusive and self._may_delete():
             self._collect()
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lamella.errors import IntegrityError
+from lamella.errors import IntegrityError, ObjectNotFound, StoreError
 from lamella.format.deletion import Remove, RemoveLast
 from lamella.format.records import AddSnap, Ref
 from lamella.ids import CATALOGUE, VolumeId
@@ -24,8 +24,9 @@ from lamella.operations.prune_view import (
 from lamella.operations.removal import removals as records_of
 from lamella.operations.revival import candidates, revive
 from lamella.operations.tracing import Flaw
-from lamella.repository.marking import roots_of
+from lamella.repository.marking import Roots, roots_of
 from lamella.repository.open_sessions import OpenSession
+from lamella.repository.reach import require_alive
 from lamella.repository.repository import Repository
 from lamella.repository.usage import PackUse, Usage
 
@@ -56,6 +57,8 @@ class Surveyor:
         self.first_seen = FirstSeen(repo.memory, repo.clock)
         self.revived: list[AddSnap] = []
         """Snapshots that were published anew."""
+        self._waiting: list[tuple[AddSnap, str]] = []
+        """Those that could not be, and why."""
 
     def begin(self) -> list[IntegrityError]:
         """As `reread`; what was judged before counts on only if nobody has written since. Raises StoreError."""
@@ -108,7 +111,7 @@ class Surveyor:
         repo, health = self._repo, self._health
         if again:
             health.begin()
-        flaws = self._secured()
+        flaws = self.secured()
         view = View(health.live)
         self._judge(view, flaws)
         self._hold(view)
@@ -116,9 +119,10 @@ class Surveyor:
         repo.blobs.keep_complete(root for roots in view.roots.values() for root in roots)
         return view, health.usage()
 
-    def _secured(self) -> dict[Ref, Flaw]:
+    def secured(self) -> dict[Ref, Flaw]:
         """The flaws of all snapshots, once every volume that can have a whole one back has it."""
         repo, health = self._repo, self._health
+        self._waiting.clear()
         flaws = health.flaws(repo.catalogue.snapshots)
         tried: set[Ref] = set()
         while not health.gone and self._revive(flaws, tried):
@@ -136,10 +140,23 @@ class Surveyor:
                 if ref in tried:
                     continue
                 tried.add(ref)
-                if self._health.trace(added) is None and revive(repo, ref, added):
-                    self.revived.append(added)
+                if self._health.trace(added) is None and self._came_back(ref, added):
                     break
         return len(self.revived) > before
+
+    def _came_back(self, ref: Ref, added: AddSnap) -> bool:
+        """Publish it anew. Where that fails nothing that it needs is deleted, and the next run tries again."""
+        repo = self._repo
+        try:
+            revive(repo, ref, added)
+        except (StoreError, IntegrityError) as error:
+            repo.require_sound_history()
+            require_alive(repo.store, error)
+            self._waiting.append((added, error.message))
+            # What can be had later must not give way to an older one now.
+            return not isinstance(error, IntegrityError | ObjectNotFound)
+        self.revived.append(added)
+        return True
 
     def _judge(self, view: View, flaws: Mapping[Ref, Flaw]) -> None:
         """Which domains may be judged, and what is wrong with the snapshots that stay."""
@@ -168,6 +185,13 @@ class Surveyor:
         for snapshot in repo.catalogue.snapshots:
             if snapshot.given_up:
                 health.hold(snapshot.added.domain_id, roots_of(snapshot))
+        for added, why in self._waiting:
+            roots = Roots()
+            roots.add_record(added)
+            health.hold(added.domain_id, roots)
+            view.roots.setdefault(added.domain_id, set()).add(added.root)
+            text = f"{added.name}, removed before, is the last whole snapshot of its volume and cannot be brought back"
+            view.troubles.append(IntegrityError(f"{text}: {why}", obj=added.name, hint="run prune again"))
         for domain_id, roots in removed_roots(repo.catalogue, self._delayed(view)).items():
             view.roots.setdefault(domain_id, set()).update(tree.root for tree in roots.trees)
             health.hold(domain_id, roots)

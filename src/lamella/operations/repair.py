@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lamella.errors import NothingMatched, RepositoryError, UsageError
 from lamella.events import Progress, Reporter, silent
 from lamella.format.commit import Head
-from lamella.format.records import RawRecord, raw
+from lamella.format.lost import Lost
+from lamella.format.records import UNSIGNED
 from lamella.operations import rebuild
 from lamella.operations.donors import Donors
 from lamella.operations.findings import VerifyResult
@@ -26,6 +27,7 @@ from lamella.operations.repair_result import BACK, GIVEN_UP, LEFT, REBUILT, RECO
 from lamella.operations.selection import Selected, select
 from lamella.operations.verdicts import Verdicts
 from lamella.operations.verify import VerifyOptions, verify
+from lamella.repository.catalogue import Snapshot
 from lamella.repository.create import file_record
 from lamella.repository.pins import Problem
 from lamella.repository.quarantine import may_set_aside
@@ -235,18 +237,26 @@ class _Mending:
 
     def _record(self, found: list[tuple[Selected, list[Gap]]]) -> None:
         """Say in the repository what is lost, and what is whole again."""
-        records: list[RawRecord] = []
+        records: list[Lost] = []
         for one, gaps in found:
-            lost, known = lost_by(one.snapshot, gaps), one.snapshot.lost
+            lost = lost_by(one.snapshot, gaps)
             if not lost.whole:
                 self._result.gone.append(Gone(one.text, lost.lost_bytes, lost.ranges, lost.documents))
-            if lost.whole if known is None else lost == known:
+            if self._is_said(one.snapshot, lost):
                 continue
-            records.append(raw(lost))
+            records.append(lost)
             self._result.did(RECORDED, one.text, "is whole again" if lost.whole else "is incomplete from now on")
         if records and not self._options.dry and self._may_publish("what is lost"):
             self._repo.publish(records)
             self._repo.reload(whole=True)
+
+    def _is_said(self, snapshot: Snapshot, lost: Lost) -> bool:
+        """Whether the repository says so already, and so that it counts, where this secret can make it count."""
+        known, repo = snapshot.lost, self._repo
+        counts = repo.keys.prune_seed is not None or snapshot.ref.writer == repo.own_writer
+        if counts and snapshot.given_up == lost.whole:
+            return False
+        return lost.whole if known is None else lost == replace(known, signature=UNSIGNED)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -11,14 +11,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from lamella.errors import LamellaError
 from lamella.format.deletion import Revive
 from lamella.format.records import NO_REF, AddSnap, Ref
 from lamella.ids import SnapId, VolumeId
 from lamella.operations.session import Session
 from lamella.repository.catalogue import Catalogue
 from lamella.repository.marking import Roots, Walk
-from lamella.repository.reach import require_alive
 from lamella.repository.repository import Repository
 
 
@@ -37,10 +35,10 @@ def candidates(catalogue: Catalogue, whole: Collection[VolumeId]) -> Iterator[li
             yield sorted(rows, key=lambda row: (row[1].time_ms, row[0]), reverse=True)
 
 
-def revive(repo: Repository, removed: Ref, added: AddSnap) -> bool:
-    """Publish a removed snapshot anew, relying on no condemned pack; False if what it needs cannot be had.
+def revive(repo: Repository, removed: Ref, added: AddSnap) -> None:
+    """Publish a removed snapshot anew, relying on no condemned pack. Needs the prune key.
 
-    Needs the prune key. Raises RolledBack, StoreError if the store as a whole fails.
+    Raises IntegrityError or ObjectNotFound if what it needs cannot be had, RolledBack, StoreError.
     """
     own = repo.own_writer
     if not repo.exclusive and (own is None or own not in repo.history.chains):
@@ -48,15 +46,9 @@ def revive(repo: Repository, removed: Ref, added: AddSnap) -> bool:
         repo.publish([])
     snap_id = SnapId(os.urandom(16))
     again = replace(added, snap_id=snap_id, parent=NO_REF, packs=())
-    try:
-        repo.blobs.relied |= _packs(repo, added)
-        with Session(repo, name=added.name) as session:
-            session.publish([Revive(removed, again)], [snap_id])
-    except LamellaError as error:
-        repo.require_sound_history()
-        require_alive(repo.store, error)
-        return False
-    return True
+    repo.blobs.relied |= _packs(repo, added)
+    with Session(repo, name=added.name) as session:
+        session.publish([Revive(removed, again)], [snap_id])
 
 
 def _packs(repo: Repository, added: AddSnap) -> set[bytes]:

@@ -334,6 +334,13 @@ class BlobMap:
         blobs = [Blob(Kind(kind), ChunkId(id_), place, sealed, content) for kind, id_, place, sealed, content in rows]
         return Directory(DomainId(row[1]), _header(row[2]), blobs, row[3])
 
+    def known(self, packs: Iterable[bytes]) -> set[bytes]:
+        """Those of these packs that are listed, whether their head opened or not."""
+        query = "SELECT name FROM packs WHERE name = ?"
+        with self._cache.lock:
+            rows = [self._cache.connection.execute(query, (pack,)).fetchone() for pack in set(packs)]
+        return {row[0] for row in rows if row is not None}
+
     def length(self, sha256: bytes) -> int | None:
         """The length of a pack whose head opened, None for others."""
         self.open_hinted([sha256])

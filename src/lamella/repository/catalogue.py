@@ -65,6 +65,8 @@ class Removal:
     """What it was; None once its author's checkpoints have dropped it."""
     commits: tuple[tuple[WriterId, int], ...]
     """The commits that say so, ascending."""
+    time_ms: int = 0
+    """When the newest of them was published, by its own word (UTC)."""
     last: bool = False
     """By somebody who said that no whole snapshot need be left (REMOVE_LAST)."""
     revived: bool = False

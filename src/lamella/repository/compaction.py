@@ -41,6 +41,8 @@ class Ended:
     """Those that are there."""
     buried: Collection[Ref] = frozenset()
     """Those whose tombstones may go, too."""
+    revivable: Collection[Ref] = frozenset()
+    """Removed ones that the writer of a checkpoint still carries, so that REVIVE can bring them back."""
     forget_ms: int = 0
     """Removed copies of moments since then are remembered, so that `copy` does not bring them back."""
 
@@ -98,14 +100,15 @@ class InForce:
         ref = Ref(self._writer, entry.seq, known.snap_id)
         if self._ended.is_gone(ref):
             remembered = known.time_ms >= self._ended.forget_ms and Origin.of(known) is not None
+            remembered = remembered or ref in self._ended.revivable
             return raw(known.without_packs()) if remembered else None
         return raw(known.without_packs()) if known.packs and ref in self._confirmed else entry.record
 
     def _revive(self, entry: Entry, known: Known) -> RawRecord | None:
         """Its signature covers all of it: it goes, or stays as it is."""
         assert isinstance(known, Revive)
-        gone = self._ended.is_gone(Ref(self._writer, entry.seq, known.added.snap_id))
-        return None if gone else entry.record
+        ref = Ref(self._writer, entry.seq, known.added.snap_id)
+        return None if self._ended.is_gone(ref) and ref not in self._ended.revivable else entry.record
 
     def _confirm(self, entry: Entry, known: Known) -> RawRecord | None:
         assert isinstance(known, Confirm)

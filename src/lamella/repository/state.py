@@ -166,16 +166,18 @@ class _Builder:
     def _removals(self) -> None:
         added = {Ref(row.place.writer, row.place.seq, known.snap_id): known for row, known in self._added()}
         commits: dict[Ref, set[tuple[WriterId, int]]] = defaultdict(set)
+        times: dict[Ref, int] = defaultdict(int)
         last: set[Ref] = set()
         for row, known in self._of_removes():
             if self._is_signed(row):
                 for ref in known.refs:
                     commits[ref].add((row.place.writer, row.place.seq))
+                    times[ref] = max(row.entry.time_ms, times[ref])
                 last |= {*known.refs} if isinstance(known, RemoveLast) else set()
         revived = {known.removed for row, known in self._of(Revive) if self._is_signed(row)}
         for ref in sorted(commits):
             said = tuple(sorted(commits[ref]))
-            self._result.removed[ref] = Removal(ref, added.get(ref), said, ref in last, ref in revived)
+            self._result.removed[ref] = Removal(ref, added.get(ref), said, times[ref], ref in last, ref in revived)
 
     def _snapshots(self) -> dict[Ref, Snapshot]:
         confirmed = {ref for row, known in self._of(Confirm) for ref in known.refs if ref.writer == row.place.writer}

@@ -89,6 +89,8 @@ class Suspects:
         for one in addresses:
             if (one.pack, one.kind, one.id) not in done:
                 packs.setdefault(one.pack, []).append(one)
+        there = blobs.known(packs)
+        packs = {pack: ones for pack, ones in packs.items() if pack in there}
         if packs:
             blobs.open_hinted(packs)  # all at once; opened later, they would put their places back into the map
         for pack, ones in packs.items():

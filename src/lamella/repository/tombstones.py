@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from lamella.errors import IntegrityError, StoreError
@@ -9,13 +10,18 @@ from lamella.format.commit import Head
 from lamella.format.deletion import Revive
 from lamella.format.known import understood
 from lamella.format.records import AddSnap, Ref
-from lamella.ids import WriterId
+from lamella.ids import VolumeId, WriterId
 from lamella.repository.catalogue import Catalogue
 from lamella.repository.chains import HistoryReader
 from lamella.repository.compaction import AUDITS_KEPT, COPIES_REMEMBERED_MS, Ended, begins_of
 from lamella.repository.history import History
 from lamella.repository.reach import require_alive
 from lamella.stores.base import Store
+
+REVIVABLE = 3
+"""Removed snapshots of a volume that checkpoints still carry,"""
+REVIVABLE_MS = 30 * 86_400_000
+"""and for how long after their removal."""
 
 
 def ended(
@@ -27,8 +33,23 @@ def ended(
         begins_of(history) if history.whole else {},
         frozenset(snapshot.ref for snapshot in catalogue.snapshots),
         buried(store, reader, history, catalogue, own),
+        revivable(catalogue, now_ms),
         now_ms - COPIES_REMEMBERED_MS,
     )
+
+
+def revivable(catalogue: Catalogue, now_ms: int) -> frozenset[Ref]:
+    """The newest of the snapshots of each volume that were removed lately, unless somebody gave up the volume.
+
+    Two prunes that know different things may have removed the last whole one; a few are enough, since what a policy
+    removed before that is older.
+    """
+    rows: dict[VolumeId, list[tuple[int, Ref]]] = defaultdict(list)
+    for ref, removal in catalogue.removed.items():
+        lately = removal.time_ms > now_ms - REVIVABLE_MS
+        if lately and removal.added is not None and not (removal.last or removal.revived):
+            rows[removal.added.volume_id].append((removal.added.time_ms, ref))
+    return frozenset(ref for some in rows.values() for _, ref in sorted(some)[-REVIVABLE:])
 
 
 def buried(
