@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 
 from lamella.crypto.slots import Secret
-from lamella.errors import Locked, RepositoryError, RolledBack, StoreFull
+from lamella.errors import Locked, RepositoryError, RolledBack, StoreFull, StoreUnavailable
 from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.lost import Address, Bad, Lost
@@ -478,3 +478,42 @@ def test_what_is_given_up_does_not_count_as_gone(world: Pruned) -> None:
         for _ in range(2):
             result = plan_prune(repo, [], None, judged).execute()
             assert not result.blocked and not result.damaged
+
+
+class Flaky(FaultStore):
+    """A store that cannot give a part of one object for a moment."""
+
+    bad: tuple[str, int, int] = ("", 0, 0)
+    left = 0
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes asked for, or fail."""
+        bad, start, end = self.bad
+        if self.left and name == bad and offset < end and start < offset + (length or 1 << 30):
+            self.left -= 1
+            raise StoreUnavailable("no answer", obj=name)
+        return super().get(name, offset, length)
+
+
+@pytest.mark.parametrize("times", range(1, 5))
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_node_that_cannot_be_read_for_a_moment_costs_nothing(world: Pruned, times: int, given_up: bool) -> None:
+    """What lies below it is not marked; that it opens when damage is traced must not make it look unneeded."""
+    first = world.backup(noise(47, 70))
+    kept = world.backup(noise(48, 70))
+    with world.small.opened() as repo:
+        repo.refresh_map()
+        one = select(repo, [kept])[0].snapshot
+        (place,) = repo.blobs.find(Kind.INNER, one.added.root)
+        if given_up:
+            repo.publish([Lost.of(one.ref, [(0, CHUNK)])])
+    needed = {pack_name(pack) for pack in added(world, kept).packs}
+    store = Flaky(world.small.store)
+    store.bad = (pack_name(place.pack), place.blob.offset, place.blob.offset + place.blob.sealed_length)
+    store.left = times
+    result = world.prune(*([] if given_up else [first]), store=store)
+    assert needed <= set(world.packs())
+    if not result.removed:
+        world.kept[first] = noise(47, 70)
+    if not given_up:
+        world.check()

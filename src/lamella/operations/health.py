@@ -65,6 +65,8 @@ class Health:
         self._usage: Usage | None = None
         self._counted = 0
         self._mixed = False
+        self.unread: set[DomainId] = set()
+        """Domains in which a node of a judged snapshot could not be read: what lies below it was not kept."""
         self._tracers: dict[DomainId, Tracer] = {}
         self.gone = False
         """More of what is needed is gone than a few packs' worth: nothing may be deleted."""
@@ -114,22 +116,23 @@ class Health:
         if snapshot.ref in self._walked:
             return
         self._walked.add(snapshot.ref)
-        self._keep(snapshot.added.domain_id, roots_of(snapshot))
+        if self._keep(snapshot.added.domain_id, roots_of(snapshot)):
+            self.unread.add(snapshot.added.domain_id)
 
     # -- the mark ------------------------------------------------------------------------------------------------------
 
-    def hold(self, domain_id: DomainId, roots: Roots) -> bool:
-        """Keep everything below these roots that can be read; whether that is all of it. Raises StoreError."""
+    def hold(self, domain_id: DomainId, roots: Roots) -> set[ChunkId]:
+        """Keep everything below these roots that can be read; returns the nodes that cannot. Raises StoreError."""
         self._mixed = True
         return self._keep(domain_id, roots)
 
-    def _keep(self, domain_id: DomainId, roots: Roots) -> bool:
+    def _keep(self, domain_id: DomainId, roots: Roots) -> set[ChunkId]:
         walk = self._walks.setdefault(domain_id, Walk(self.repo.contents, domain_id, lenient=True))
-        before = len(walk.unreadable)
+        before = set(walk.unreadable)
         for _, ids in walk.referenced(roots):
             self.live.add(ids)
             self.reporter(Progress("mark", "", self.live.added, 0))
-        return len(walk.unreadable) == before
+        return walk.unreadable - before
 
     def hold_ids(self, ids: Iterable[ChunkId]) -> None:
         """Keep these blobs."""

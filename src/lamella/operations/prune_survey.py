@@ -9,6 +9,7 @@ from lamella.errors import IntegrityError, ObjectNotFound, StoreError
 from lamella.format.deletion import Remove, RemoveLast
 from lamella.format.records import AddSnap, Ref
 from lamella.ids import CATALOGUE, VolumeId
+from lamella.operations.gaps import GapFinder, lost_by
 from lamella.operations.health import Health, damage
 from lamella.operations.prune_options import DAY_MS, PruneOptions
 from lamella.operations.prune_view import (
@@ -24,6 +25,7 @@ from lamella.operations.prune_view import (
 from lamella.operations.removal import removals as records_of
 from lamella.operations.revival import candidates, revive
 from lamella.operations.tracing import Flaw
+from lamella.repository.catalogue import Snapshot
 from lamella.repository.marking import Roots, roots_of
 from lamella.repository.open_sessions import OpenSession
 from lamella.repository.reach import require_alive
@@ -161,7 +163,8 @@ class Surveyor:
     def _judge(self, view: View, flaws: Mapping[Ref, Flaw]) -> None:
         """Which domains may be judged, and what is wrong with the snapshots that stay."""
         repo, names = self._repo, self._repo.catalogue.shown_names()
-        view.closed = pack_domains(repo)
+        # A node that could not be read once may open a moment later: what is below it was not marked all the same.
+        view.closed = pack_domains(repo) - self._health.unread
         for snapshot in repo.catalogue.snapshots:
             added = snapshot.added
             view.roots.setdefault(added.domain_id, set()).add(added.root)
@@ -174,6 +177,9 @@ class Surveyor:
                 view.closed.discard(added.domain_id)
                 text = f"nothing is deleted where a snapshot cannot be read: {error.message}"
                 view.troubles.append(IntegrityError(text, obj=error.obj, hint=error.hint))
+        if self._health.unread and not view.troubles:
+            text = "nothing is deleted where a manifest could not be read for a moment"
+            view.troubles.append(IntegrityError(text, obj=repo.store.url, hint="run prune again"))
         suspicion = self._health.suspicion()
         if suspicion is not None:
             view.closed.clear()
@@ -184,24 +190,43 @@ class Surveyor:
         repo, health = self._repo, self._health
         for snapshot in repo.catalogue.snapshots:
             if snapshot.given_up:
-                health.hold(snapshot.added.domain_id, roots_of(snapshot))
+                self._hold_lost(view, snapshot)
         for added, why in self._waiting:
             roots = Roots()
             roots.add_record(added)
-            health.hold(added.domain_id, roots)
+            if health.hold(added.domain_id, roots):
+                view.closed.discard(added.domain_id)
             view.roots.setdefault(added.domain_id, set()).add(added.root)
             text = f"{added.name}, removed before, is the last whole snapshot of its volume and cannot be brought back"
             view.troubles.append(IntegrityError(f"{text}: {why}", obj=added.name, hint="run prune again"))
         for domain_id, roots in removed_roots(repo.catalogue, self._delayed(view)).items():
             view.roots.setdefault(domain_id, set()).update(tree.root for tree in roots.trees)
-            health.hold(domain_id, roots)
+            if health.hold(domain_id, roots):
+                view.closed.discard(domain_id)
+                text = "nothing is deleted where a snapshot cannot be read whose removal is too young"
+                view.troubles.append(IntegrityError(text, obj=f"domain {domain_id.hex()[:8]}"))
         sessions = self.sessions()
         for domain_id, roots in session_roots(repo.catalogue, sessions).items():
-            if not health.hold(domain_id, roots):
+            if health.hold(domain_id, roots):
                 view.notes.append("what an unfinished run stored cannot be read and is not kept for it")
         for session in sessions:
             view.pinned |= set(session.packs)
         health.hold_ids(catalogue_ids(repo))
+
+    def _hold_lost(self, view: View, snapshot: Snapshot) -> None:
+        """What is left of a snapshot of which a part was given up; no more than that part may be out of reach."""
+        domain_id = snapshot.added.domain_id
+        unread = self._health.hold(domain_id, roots_of(snapshot))
+        if not unread or snapshot.lost is None:
+            return
+        gaps = GapFinder(self._repo, domain_id).find(snapshot)
+        ranges = lost_by(snapshot, gaps).ranges
+        said = all(any(a <= start and end <= b for a, b in snapshot.lost.ranges) for start, end in ranges)
+        if not said or not unread <= {gap.id for gap in gaps}:
+            view.closed.discard(domain_id)
+            text = f"more of {snapshot.name} cannot be read than was recorded as lost: nothing is deleted beside it"
+            hint = "look with: lamella verify; mend with: lamella check --repair"
+            view.troubles.append(IntegrityError(text, obj=snapshot.name, hint=hint))
 
     def sessions(self) -> list[OpenSession]:
         """Unfinished runs that still hold what they rely on."""
