@@ -69,7 +69,7 @@ class Health:
         """Domains in which a node of a judged snapshot could not be read: what lies below it was not kept."""
         self._tracers: dict[DomainId, Tracer] = {}
         self.gone = False
-        """More of what is needed is gone than a few packs' worth: nothing may be deleted."""
+        """More of what was judged so far is gone than a few packs' worth: nothing may be deleted."""
         self.repo.refresh_map(again=not self.repo.exclusive)
 
     def suspicion(self) -> RolledBack | None:
@@ -94,7 +94,7 @@ class Health:
                 self._walk(snapshot)
         usage = self.usage()
         if not self._mixed:  # what is given up or unfinished may lack anything
-            self.gone = self.gone or usage.absent * 100 > usage.needed * GONE_PERCENT
+            self.gone = usage.absent * 100 > usage.needed * GONE_PERCENT
         clean = not (usage.absent or usage.suspected or any(walk.unreadable for walk in self._walks.values()))
         found: dict[Ref, Flaw] = {}
         for snapshot in rows:

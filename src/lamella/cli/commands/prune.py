@@ -64,6 +64,8 @@ def prune(context: Context, policy: Policy, volumes: Sequence[str]) -> int:
 
 def _warned(context: Context, plan: RetentionPlan, health: Health) -> int:
     """Say what would keep everything in place; the exit code of a plan."""
+    refs = set(plan.refs)
+    health.flaws(one for one in health.repo.catalogue.snapshots if one.ref not in refs)
     suspicion = health.suspicion()
     if suspicion is not None:
         context.out.warn(f"nothing would be deleted: {suspicion.message}", suspicion.obj)
