@@ -203,7 +203,7 @@ class Life(RuleBasedStateMachine):
     def prune(self, one: Kept, repack: bool, unused: float) -> None:
         with self.small.opened(exclusive=True) as repo:
             refs = [row.snapshot.ref for row in self.selected(repo, one)]
-            result = plan_prune(repo, refs, PruneOptions(repack=repack, max_unused=unused)).execute()
+            result = plan_prune(repo, refs, PruneOptions(repack=repack, max_unused=unused, last=True)).execute()
         assert (result.removed, result.blocked) == (refs, [])
         assert not repack or result.dead_bytes * 100 <= unused * result.live_bytes
         if one == [other for other in self.snapshots if other.volume == one.volume][-1]:
