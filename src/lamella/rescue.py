@@ -1,36 +1,32 @@
 #!/usr/bin/env python3
 """Lamella's emergency reader: restores volumes with nothing but this file, Python >= 3.9 and OpenSSL's libcrypto.
 
-This program only reads the repository, and believes nothing that does not verify.
+It only reads the repository, and believes nothing that does not verify. How to use it:
 
-How to use it
-    1. Copy this file out of the repository into an empty directory, and run the copy: whoever can write to the
-       repository could have planted files beside the original.
-    2. Compare the SHA-256 of the copy with the recovery sheet (sha256sum COPY).
-    3. See what is there:   python3 -I -S COPY list --repo REPOSITORY
-    4. Restore a volume:    python3 -I -S COPY restore VOLUME@SNAPSHOT --repo REPOSITORY --to FILE
-    The program asks for the passphrase; -h shows the other secrets it accepts. Where the repository is far away, download
-    what "needs VOLUME" names, and repeat until it names nothing. Data compressed with zstd needs libzstd as well.
+1. Copy this file out of the repository into an empty directory, and use the copy: whoever can write to the repository
+   could have planted files beside the original. Compare the copy's SHA-256 with the recovery sheet.
+2. See what is there:    python3 -I -S COPY list --repo REPOSITORY
+3. Restore a volume:     python3 -I -S COPY restore VOLUME@SNAPSHOT --repo REPOSITORY --to FILE
 
-What the exit code says
-    0 done; 1 failed; 2 wrong use; 4 no such volume or snapshot; 10 no repository; 12 wrong key;
-    20 data is damaged: all that could be restored is in FILE.lamella-partial;
-    21 history is missing, so there may be newer snapshots; 130 interrupted.
+The program asks for the passphrase; -h shows which other secrets it accepts. If the repository is far away, fetch what
+"needs VOLUME" names, and repeat until it names nothing. Data that was compressed with zstd needs libzstd as well.
+Exit codes: 0 done, 1 failed, 2 wrong use, 4 no such volume or snapshot, 10 no repository, 12 wrong key, 20 data is damaged
+(what could be restored is in FILE.lamella-partial), 21 history is missing: there may be newer snapshots, 130 interrupted.
 
-The parts, in the order of this file
-    Foundations   a safe start, exit codes, warnings, taking bytes apart
-    Cryptography  HKDF here; AES-GCM, ChaCha20-Poly1305 and Ed25519 from libcrypto
-    Compression   zlib and zstd, checked before they are decoded
-    Objects       the repository directory and its marker
-    Keys          from a secret to the keys of the repository or of one domain
-    Packs         containers of encrypted blobs, and where each blob lies
-    Commits       the signed log: commits, their order, their records
-    History       all commits together: what is missing, which snapshots there are
-    Restoring     the tree of a volume, written to a file and compared
-    Commands      list, info, restore, needs
+The parts, in the order of this file:
 
-The source is docs/FORMAT.md and nothing else; [FORMAT n] names its sections. This file shares no code with Lamella: two
-independent readers that agree show that the format is what its description says.
+    foundations   a safe start, exit codes, warnings, taking bytes apart
+    cryptography  HKDF here; AES-GCM, ChaCha20-Poly1305 and Ed25519 from libcrypto
+    compression   zlib and zstd, checked before they are decoded
+    objects       the repository directory and its marker
+    keys          from a secret to the keys of the repository or of one domain
+    packs         containers of sealed blobs, and where each blob lies
+    commits       the signed log: commits, their checkpoints, their order
+    history       what all commits say together, and what is missing of them
+    restoring     the tree of a volume, written to a file and compared
+    commands      list, info, restore, needs
+
+Written from docs/FORMAT.md alone, sharing no code with Lamella; [FORMAT n] names a section of that document.
 """
 
 import sys
@@ -42,7 +38,7 @@ import sys
 
 
 def trusted_path(path: list[str]) -> list[str]:
-    """Leave the interpreter's own places only: a storage can plant ``argparse.py`` beside this file or on PYTHONPATH."""
+    """Keep the interpreter's own places only: a storage can plant ``argparse.py`` beside this file or on PYTHONPATH."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     own = __file__.rpartition("/")[0]
     for lib in (f"{sys.base_prefix}/{sys.platlibdir}", sys.base_prefix + "/lib"):
@@ -78,7 +74,7 @@ import traceback
 import unicodedata
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 FAILED, USAGE, NO_MATCH, NO_REPOSITORY, WRONG_KEY, DAMAGE, HISTORY, INTERRUPTED = 1, 2, 4, 10, 12, 20, 21, 130
 KIB, MIB = 1 << 10, 1 << 20
@@ -108,6 +104,12 @@ class Withheld(Bad):
     """The storage does not give an object's bytes, so nothing can be said about them."""
 
 
+def require(holds: bool, otherwise: str) -> None:
+    """Believe what was read only if a condition holds."""
+    if not holds:
+        raise Bad(otherwise)
+
+
 class Reporter:
     """Prints warnings, each once, and the progress on stderr."""
 
@@ -134,12 +136,10 @@ class Cursor:
     """Takes fields off the front of bytes; a field that does not fit is Bad."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
+        self._data, self._at = data, 0
 
     def take(self, size: int) -> bytes:
-        if size > self.left():
-            raise Bad("a field is longer than what holds it")
+        require(size <= self.left(), "a field is longer than what holds it")
         self._at += size
         return self._data[self._at - size : self._at]
 
@@ -153,8 +153,7 @@ class Cursor:
             raise Bad("a text is not UTF-8") from None
 
     def expect(self, value: bytes, otherwise: str) -> None:
-        if self.take(len(value)) != value:
-            raise Bad(otherwise)
+        require(self.take(len(value)) == value, otherwise)
 
     def many(self, count: int, size: int) -> list[bytes]:
         block = self.take(count * size)
@@ -164,8 +163,7 @@ class Cursor:
         return len(self._data) - self._at
 
     def end(self) -> None:
-        if self.left():
-            raise Bad("bytes after the last field")
+        require(not self.left(), "bytes after the last field")
 
 
 def u64(number: int) -> bytes:
@@ -246,9 +244,7 @@ class Crypto:
         library = load_library(names, "crypto", LIBCRYPTO)
         if library is None:
             raise Problem(FAILED, "OpenSSL's libcrypto (1.1.1 or later) was not found on this system")
-        self._library = library
-        self._out = ctypes.create_string_buffer(MIB)
-        self._count = ctypes.c_int(0)
+        self._library, self._out, self._count = library, ctypes.create_string_buffer(MIB), ctypes.c_int(0)
         self._contexts: dict[int, Any] = {}  # by the format's number of the cipher
         for number, cipher in ((1, library.EVP_aes_256_gcm()), (2, library.EVP_chacha20_poly1305())):
             self._contexts[number] = library.EVP_CIPHER_CTX_new()
@@ -306,8 +302,7 @@ def inflate(payload: bytes, rlen: int) -> bytes:
         content = decoder.decompress(payload, rlen + 1)
     except zlib.error as error:
         raise Bad(f"zlib: {error}") from None
-    if len(content) != rlen or not decoder.eof or decoder.unused_data:
-        raise Bad("zlib stream of another length")
+    require(len(content) == rlen and decoder.eof and not decoder.unused_data, "zlib stream of another length")
     return content
 
 
@@ -322,17 +317,14 @@ def check_zstd_frame(payload: bytes, rlen: int) -> None:
     frame = Cursor(payload)
     frame.expect(b"\x28\xb5\x2f\xfd", "not a zstd frame")
     descriptor = frame.number(1)
-    if descriptor & 0x0B:
-        raise Bad("zstd frame with a dictionary or a reserved bit")
+    require(not descriptor & 0x0B, "zstd frame with a dictionary or a reserved bit")
     size, window = zstd_sizes(frame, descriptor)
-    if size != rlen or window > max(rlen, KIB):
-        raise Bad("zstd frame of another size or window")
+    require(size == rlen and window <= max(rlen, KIB), "zstd frame of another size or window")
     last = False
     while not last:
         header = frame.number(3)
         last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
-        if kind == 3 or size > 128 * KIB:
-            raise Bad("zstd block of a reserved type or too large")
+        require(kind != 3 and size <= 128 * KIB, "zstd block of a reserved type or too large")
         frame.take(1 if kind == 1 else size)
     frame.take(4 if descriptor & 0x04 else 0)  # the checksum, which the decoder compares
     frame.end()
@@ -344,8 +336,7 @@ def zstd_sizes(frame: Cursor, descriptor: int) -> tuple[int, int]:
     if not single_segment:
         byte = frame.number(1)
         window = (8 + (byte & 7)) << (7 + (byte >> 3))
-        if flag == 0:
-            raise Bad("zstd frame without its content size")
+        require(flag != 0, "zstd frame without its content size")
     size = frame.number(1 << flag) + (256 if flag == 1 else 0)
     return size, size if single_segment else window
 
@@ -371,8 +362,7 @@ def libzstd() -> "ZstdDecoder | None":
 
     def decode(payload: bytes, rlen: int) -> bytes:
         size = library.ZSTD_decompressDCtx(context, out, min(rlen, PART_MAX), payload, len(payload))
-        if library.ZSTD_isError(size):
-            raise Bad("zstd: the frame does not decode")
+        require(not library.ZSTD_isError(size), "zstd: the frame does not decode")
         return ctypes.string_at(out, size)
 
     return decode
@@ -403,8 +393,7 @@ def read_at(held: int, offset: int, size: int) -> bytes:
     try:
         while len(data) < size:
             more = os.pread(held, size - len(data), offset + len(data))
-            if not more:
-                raise Bad("truncated")
+            require(bool(more), "truncated")
             data = data + more if data else more
     except OSError as error:
         raise Withheld(error.strerror or "cannot be read") from None
@@ -441,16 +430,14 @@ class Store:
                 except OSError as error:
                     raise OPEN_ERRORS.get(error.errno or 0, Withheld)(f"{shown(name)}: {error.strerror}") from None
                 opened.callback(os.close, place)
-            if not directory and not stat.S_ISREG(os.fstat(place).st_mode):
-                raise Bad(f"{name}: not a regular file")
+            require(directory or stat.S_ISREG(os.fstat(place).st_mode), f"{name}: not a regular file")
             yield place
 
     def read(self, name: str, limit: int) -> bytes:
         """A whole object of at most limit bytes."""
         with self.open(name) as held:
             size = os.fstat(held).st_size
-            if size > limit:
-                raise Bad(f"{name}: larger than {limit} bytes")
+            require(size <= limit, f"{name}: larger than {limit} bytes")
             return read_at(held, 0, size)
 
     def names(self, folder: str) -> list[str]:
@@ -519,11 +506,8 @@ class Domain:
     """The keys of one domain: they name and open its blobs."""
 
     def __init__(self, marker: Marker, domain_id: bytes, enc: bytes, id_key: bytes) -> None:
-        self.domain_id = domain_id
-        self.enc = enc
-        self.additional = marker.r + domain_id
-        self._id_alg = marker.id_alg
-        self._id_key = id_key
+        self.domain_id, self.enc, self.additional = domain_id, enc, marker.r + domain_id
+        self._id_alg, self._id_key = marker.id_alg, id_key
 
     def content_id(self, kind: int, content: bytes) -> bytes:
         word = b"lml1" + bytes([kind])
@@ -539,12 +523,9 @@ class Keys:
     """What a secret opens: everything (data_root is there), or one domain (from an exported domain key file)."""
 
     def __init__(self, marker: Marker, data_root: "bytes | None", domain: "Domain | None" = None) -> None:
-        self.marker = marker
-        self.whole = data_root is not None
-        self._root = data_root or b""
+        self.marker, self.whole, self._root = marker, data_root is not None, data_root or b""
         self._domains = {domain.domain_id: domain} if domain else {}
-        self._hdr = self._derive(b"hdr", b"")
-        self._vouch = self._derive(b"vouch", b"")
+        self._hdr, self._vouch = self._derive(b"hdr", b""), self._derive(b"vouch", b"")
 
     def _derive(self, purpose: bytes, name: bytes) -> bytes:
         info = b"lamella/1\0" + bytes([len(purpose)]) + purpose + bytes([len(name)]) + name
@@ -595,18 +576,21 @@ class Slot:
     """A key slot: data_root, wrapped with one secret. Its form and name are checked before any secret is tried."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        if len(data) != 176 or data[:8] != b"LMLSLOT\x01" or hashlib.sha256(data).hexdigest()[:8] != name:
-            raise Bad("not a whole key slot")
+        require(
+            len(data) == 176 and data[:8] == b"LMLSLOT\x01" and hashlib.sha256(data).hexdigest()[:8] == name,
+            "not a whole key slot",
+        )
         self._data = data
         self.kind, self._role, log_n, self._r, self._p = data[8:13]
-        if self.kind not in (PASSPHRASE, RECOVERY_KEY, KEY_FILE) or self._role not in (1, 2) or any(data[13:16]):
-            raise Bad("unknown type or role")
+        require(
+            self.kind in (PASSPHRASE, RECOVERY_KEY, KEY_FILE) and self._role in (1, 2) and not any(data[13:16]),
+            "unknown type or role",
+        )
         if self.kind == PASSPHRASE:
             fits = log_n in range(15, 21) and self._r == 8 and self._p in range(1, 5)
         else:
             fits = not any(data[10:13])
-        if not fits:
-            raise Bad("scrypt parameters out of bounds")
+        require(fits, "scrypt parameters out of bounds")
         self._n = 1 << log_n
         self.work = self._n * self._r * self._p  # of scrypt; 0 without it
 
@@ -619,8 +603,7 @@ class Slot:
         bundle = xor(self._data[48:144], hkdf(kek, marker.r, b"wrap", 96))
         data_root, seed, rest = bundle[:32], bundle[32:64], bundle[64:]
         fits = crypto.public(seed) == marker.prune_public if self._role == 1 else not any(seed)
-        if not fits or any(rest):
-            raise Bad("its contents do not fit its role and the marker")
+        require(fits and not any(rest), "its contents do not fit its role and the marker")
         return data_root
 
     def _kek(self, secret: bytes, marker: Marker) -> bytes:
@@ -674,8 +657,7 @@ def load_domain_key(data: bytes, marker: Marker) -> tuple[Keys, list[Tree]]:
     volumes = []
     for _ in range(c.number(4)):
         name, volume_id, root, size, log2 = c.text(), c.take(16), c.take(ID), c.number(8), c.number(1)
-        if not 16 <= log2 <= 22:
-            raise Bad("impossible chunk size")
+        require(16 <= log2 <= 22, "impossible chunk size")
         volumes.append(Tree(name, volume_id, domain_id, root, size, log2))
     c.end()
     return Keys(marker, None, Domain(marker, domain_id, enc, id_key)), volumes
@@ -708,17 +690,12 @@ class Container:
     """Header and keys of a pack or a commit; bound = writer_id || seq of a commit."""
 
     def __init__(self, crypto: Crypto, domain: Domain, header: bytes, bound: bytes = b"") -> None:
-        if len(header) < HEADER or header[:8] != b"LMLPACK\x01":
-            raise Bad("not a pack")
-        if header[8] not in (1, 2) or header[9] != 1 or any(header[10:12]):
-            raise Bad("unknown cipher or flags")
+        require(len(header) >= HEADER and header[:8] == b"LMLPACK\x01", "not a pack")
+        require(header[8] in (1, 2) and header[9] == 1 and not any(header[10:12]), "unknown cipher or flags")
         self.dir_len = int.from_bytes(header[12:16], "little")
         self._count, rest = divmod(self.dir_len - 49, 32)
-        if rest or not 1 <= self._count <= 0xFFFF:
-            raise Bad("impossible length of the directory")
-        self._crypto = crypto
-        self._domain = domain
-        self._aead = header[8]
+        require(not rest and 1 <= self._count <= 0xFFFF, "impossible length of the directory")
+        self._crypto, self._domain, self._aead = crypto, domain, header[8]
         self._additional = header[:12] + domain.additional + bound
         self._key = prf(domain.enc, b"pack" + header[8:9] + header[16:48])
 
@@ -727,31 +704,25 @@ class Container:
         body = self._crypto.open(self._aead, prf(self._key, bytes([kind]) + ident), self._additional, sealed)
         if body is None:
             raise Bad("does not decrypt (altered or damaged)")
-        if len(body) < 5 or int.from_bytes(body[1:5], "little") != rlen:
-            raise Bad("another length than stated")
+        require(len(body) >= 5 and int.from_bytes(body[1:5], "little") == rlen, "another length than stated")
         return body[0], body[5:]
 
     def blob(self, kind: int, ident: bytes, sealed: bytes, rlen: int) -> bytes:
         """The content of a sealed blob, checked down to its id."""
         codec, payload = self._body(kind, ident, sealed, rlen)
-        if codec >= len(CODECS):
-            raise Bad(f"unknown codec {codec}")
+        require(codec < len(CODECS), f"unknown codec {codec}")
         content = CODECS[codec](payload, rlen)
-        if len(content) != rlen or self._domain.content_id(kind, content) != ident:
-            raise Bad("not what its id says")
+        require(len(content) == rlen and self._domain.content_id(kind, content) == ident, "not what its id says")
         return content
 
     def directory(self, data: bytes, kinds: tuple[int, ...]) -> list[Entry]:
         """The entries of the directory; data = at least the first 72 + dir_len bytes of the object."""
         ident, sealed = data[HEADER : HEADER + ID], data[HEADER + ID : HEADER + self.dir_len]
-        if len(sealed) != self.dir_len - ID:
-            raise Bad("truncated in the directory")
+        require(len(sealed) == self.dir_len - ID, "truncated in the directory")
         size = 4 + 32 * self._count
         codec, content = self._body(0, ident, sealed, size)
-        if codec or len(content) != size or content[:4] != struct.pack("<HH", 1, self._count):
-            raise Bad("odd form")
-        if prf(self._key, b"dir" + content)[:ID] != ident:
-            raise Bad("the directory is not the one of its id")
+        require(not codec and len(content) == size and content[:4] == struct.pack("<HH", 1, self._count), "odd form")
+        require(prf(self._key, b"dir" + content)[:ID] == ident, "the directory is not the one of its id")
         return self._entries(content[4:], kinds)
 
     def _entries(self, rows: bytes, kinds: tuple[int, ...]) -> list[Entry]:
@@ -761,13 +732,11 @@ class Container:
         for ident, word, rlen in struct.iter_unpack("<24sII", rows):
             kind, clen, gap = word >> 24, word & 0xFFFFFF, -end % ALIGN
             possible = kind in kinds and rlen <= CONTENT_MAX[kind] and 21 <= clen <= 21 + rlen
-            if not possible or (kind, ident) in seen:
-                raise Bad("a directory entry that may not be")
+            require(possible and (kind, ident) not in seen, "a directory entry that may not be")
             seen.add((kind, ident))
             entries.append(Entry(ident, kind, clen, rlen, end + gap, gap))
             end += gap + clen
-        if end > OBJECT_MAX:
-            raise Bad("longer than 64 MiB")
+        require(end <= OBJECT_MAX, "longer than 64 MiB")
         return entries
 
 
@@ -809,8 +778,7 @@ class Blobs:
     """The blobs of one domain, found by the directories at the front of the packs."""
 
     def __init__(self, repo: Repository, domain_id: bytes) -> None:
-        self._repo = repo
-        self.domain = repo.keys.domain(domain_id)
+        self._repo, self.domain = repo, repo.keys.domain(domain_id)
         self._kinds = (SEGMENT,) if domain_id == CATALOGUE else (CHUNK, LEAF, INNER, DOCUMENT)
         self._map = BlobMap()
         self._packs = bytearray()  # the names of the packs in the map, 32 bytes each
@@ -870,8 +838,7 @@ class Blobs:
         for number, offset, clen, rlen, gap in self._map.places(kind, ident):
             name = bytes(self._packs[32 * number : 32 * number + 32])
             try:
-                if not low <= rlen <= high:
-                    raise Bad("another length than its position implies")
+                require(low <= rlen <= high, "another length than its position implies")
                 held, container = self._container(name)
                 data = read_at(held, offset - gap, gap + clen)
                 if any(data[:gap]):
@@ -923,13 +890,8 @@ class Commit:
     """A valid commit; sha is empty for a commit that is known only by the entries of a checkpoint."""
 
     def __init__(self, writer: bytes, seq: int, sha: bytes, c: Cursor) -> None:
-        self.writer = writer
-        self.seq = seq
-        self.sha = sha
-        self.prev = c.take(32)
-        self.when = c.number(8)
-        self.newest = b""  # checkpoint_seq || checkpoint_sha256 of the newest checkpoint before it
-        self.has_checkpoint = False
+        self.writer, self.seq, self.sha, self.prev, self.when = writer, seq, sha, c.take(32), c.number(8)
+        self.newest, self.has_checkpoint = b"", False  # newest = checkpoint_seq || checkpoint_sha256 before it
         self.seen: tuple[Head, ...] = ()
         self.known: dict[bytes, int] = {}  # writer -> the newest seq that this commit had seen
         self.proofs: set[bytes] = set()  # what a damaged copy of this commit would still prove
@@ -970,13 +932,9 @@ class CommitReader:
     def open(self, head: Head, data: bytes) -> tuple[Commit, list[RawRecord]]:
         """A commit, checked from its name to its body, and its records."""
         box, container_sha = data[:-TRAILER], data[-96:-64]
-        if hashlib.sha256(data).digest() != head.sha:
-            raise Bad("does not match its name")
-        fault = self._trailer_fault(head, data)
-        if fault:
-            raise Bad(fault)
-        if hashlib.sha256(box).digest() != container_sha:
-            raise Bad("its trailer is another one's")
+        require(hashlib.sha256(data).digest() == head.sha, "does not match its name")
+        self._check_trailer(head, data)
+        require(hashlib.sha256(box).digest() == container_sha, "its trailer is another one's")
         return self._parse(head, Cursor(self._body(head, box)), {container_sha, directory_proof(box)})
 
     def _parse(self, head: Head, c: Cursor, proofs: set[bytes]) -> tuple[Commit, list[RawRecord]]:
@@ -984,11 +942,9 @@ class CommitReader:
         c.expect(head.writer + u64(head.seq), "names another writer or number inside")
         commit = Commit(*head, c)
         commit.newest, commit.proofs = c.take(40), proofs
-        if commit.seq == 0 or (commit.seq == 1) != (commit.prev == bytes(32)):
-            raise Bad("impossible number or predecessor")
+        require(commit.seq > 0 and (commit.seq == 1) == (commit.prev == bytes(32)), "impossible number or predecessor")
         count = c.number(4)
-        if count > SEEN_MAX:
-            raise Bad(f"more than {SEEN_MAX} heads seen")
+        require(count <= SEEN_MAX, f"more than {SEEN_MAX} heads seen")
         commit.seen = tuple(head_of(name) for name in c.many(count, 56))
         records = records_of(c)
         commit.has_checkpoint = any(kind == CHECKPOINT for kind, _ in records)
@@ -996,22 +952,23 @@ class CommitReader:
 
     def proofs(self, head: Head, data: bytes) -> set[bytes]:
         """What an object that is no valid commit still proves: that there was a commit of this trailer or directory."""
-        proofs = set() if self._trailer_fault(head, data) else {data[-96:-64]}
+        proofs = set()
+        with contextlib.suppress(Bad):
+            self._check_trailer(head, data)
+            proofs.add(data[-96:-64])
         with contextlib.suppress(Bad):  # The hint is not asked: it may be what is damaged.
             self._container(head, data).directory(data, (COMMIT,))
             proofs.add(directory_proof(data))
         return proofs
 
-    def _trailer_fault(self, head: Head, data: bytes) -> str:
-        """What is wrong with the trailer of a commit; empty if nothing is."""
+    def _check_trailer(self, head: Head, data: bytes) -> None:
         public, vouch, container_sha, signature = data[-TRAILER:-112], data[-112:-96], data[-96:-64], data[-64:]
         marker = self._repo.keys.marker
-        if hashlib.sha256(public).digest()[:16] != head.writer or public == marker.prune_public:
-            return "is not the writer's"
+        own = hashlib.sha256(public).digest()[:16] == head.writer and public != marker.prune_public
+        require(own, "is not the writer's")
         message = b"lamella/1 commit\0" + marker.r + head.writer + u64(head.seq) + container_sha
-        if not self._repo.crypto.verify(public, signature, message):
-            return "its signature is wrong"
-        return "" if vouch == self._repo.keys.vouch(public) else "nobody vouches for its writer"
+        require(self._repo.crypto.verify(public, signature, message), "its signature is wrong")
+        require(vouch == self._repo.keys.vouch(public), "nobody vouches for its writer")
 
     def _container(self, head: Head, box: bytes) -> Container:
         bound = head.writer + u64(head.seq)
@@ -1019,18 +976,14 @@ class CommitReader:
 
     def _body(self, head: Head, box: bytes) -> bytes:
         container = self._container(head, box)
-        if self._repo.keys.hint(box) != CATALOGUE:
-            raise Bad("is not in the catalogue domain")
+        require(self._repo.keys.hint(box) == CATALOGUE, "is not in the catalogue domain")
         entries, end, body = container.directory(box, (COMMIT,)), HEADER + container.dir_len, b""
-        if sum(entry.rlen for entry in entries) > OBJECT_MAX:
-            raise Bad("longer than 64 MiB")
+        require(sum(entry.rlen for entry in entries) <= OBJECT_MAX, "longer than 64 MiB")
         for entry in entries:
             start, end = end, entry.at + entry.clen
-            if any(box[start : entry.at]):
-                raise Bad("padding is not zero")
+            require(not any(box[start : entry.at]), "padding is not zero")
             body += container.blob(COMMIT, entry.ident, box[entry.at : end], entry.rlen)
-        if end != len(box):
-            raise Bad("bytes after the last blob")
+        require(end == len(box), "bytes after the last blob")
         return body
 
     def checkpoint(self, commit: Commit) -> list[tuple[Commit, int, bytes]]:
@@ -1062,8 +1015,7 @@ class CommitReader:
             self.absent_packs |= {pack_path(s[ID:]) for s in wanted if not blobs.located(SEGMENT, s[:ID])}
         for segment in wanted:
             content = blobs.read(SEGMENT, segment[:ID], 8, PART_MAX)
-            if content[:8] != b"\x01" + bytes(7):
-                raise Bad("unknown version of a segment")
+            require(content[:8] == b"\x01" + bytes(7), "unknown version of a segment")
             entries += content[8:]
         return entries
 
@@ -1073,17 +1025,8 @@ def directory_proof(box: bytes) -> bytes:
     return box[16:48] + box[HEADER : HEADER + ID]
 
 
-class Said(Protocol):
-    """Something that a record says."""
-
-    @property
-    def commit(self) -> Commit: ...
-
-    @property
-    def order(self) -> int: ...  # among all records that were read
-
-
-SaidT = TypeVar("SaidT", bound=Said)
+# What records say: values with the commit and the order of their record.
+SaidT = TypeVar("SaidT", "Naming", "Mark", "Snapshot")
 
 
 class Chains:
@@ -1114,7 +1057,7 @@ class Chains:
             b = self.commits[b.prev]
         return a.sha == b.sha
 
-    def earlier(self, a: Said, b: Said) -> bool:
+    def earlier(self, a: SaidT, b: SaidT) -> bool:
         return a.order < b.order if a.commit.name() == b.commit.name() else self.before(a.commit, b.commit)
 
     def first(self, items: Iterable[SaidT]) -> list[SaidT]:
@@ -1139,7 +1082,7 @@ class Chains:
         return sorted((c for c in ends if c.writer in self.forked or c is self.of(c.writer)[-1]), key=Commit.name)
 
 
-def said_at(item: Said) -> tuple[int, int]:
+def said_at(item: "Naming | Mark | Snapshot") -> tuple[int, int]:
     return item.commit.seq, item.order
 
 
@@ -1167,21 +1110,13 @@ class Naming(NamedTuple):
     label: str  # of the domain
 
 
-class Tagging(NamedTuple):
-    """What a TAG record says."""
+class Mark(NamedTuple):
+    """What a TAG or LOST record says: whether the tag applies, whether a part of the snapshot is lost."""
 
     commit: Commit
     order: int
     signed: bool
-    removed: bool
-
-
-class Loss(NamedTuple):
-    """What a LOST record says: whether a part of the snapshot is lost."""
-
-    commit: Commit
-    order: int
-    lost: bool
+    applies: bool
 
 
 class Snapshot(NamedTuple):
@@ -1215,8 +1150,7 @@ def parse_snapshot(record: Record, c: Cursor, keep_packs: bool) -> Snapshot:
     documents = [(c.text(), c.number(8), c.many(c.number(2), ID)) for _ in range(c.number(2))]
     packs = c.many(c.number(4), 32)
     inner = sorted(kind for kind, _ in records_of(c))
-    if domain_id == CATALOGUE or flags or not 16 <= log2 <= 22:
-        raise Bad("ADD_SNAP with impossible values")
+    require(domain_id != CATALOGUE and not flags and 16 <= log2 <= 22, "ADD_SNAP with impossible values")
     tree = Tree(name, volume_id, domain_id, root, size, log2)
     ref = record.commit.writer + u64(record.commit.seq) + snap_id
     kept = packs if keep_packs else []
@@ -1233,31 +1167,16 @@ class Records:
         self.labels: dict[bytes, str] = {}  # of writers
         self.namings: dict[bytes, list[Naming]] = collections.defaultdict(list)  # by volume_id
         self.snapshots: dict[bytes, Snapshot] = {}  # by ref and root
-        self.taggings: dict[tuple[bytes, str], list[Tagging]] = collections.defaultdict(list)  # by ref and tag
-        self.losses: dict[bytes, list[Loss]] = collections.defaultdict(list)  # by ref
+        self.tags: dict[tuple[bytes, str], list[Mark]] = collections.defaultdict(list)  # by ref and tag
+        self.losses: dict[bytes, list[Mark]] = collections.defaultdict(list)  # by ref
         self.runs: dict[tuple[bytes, str], int] = {}  # by writer and name of the snapshot
-        self.confirmed: set[bytes] = set()  # refs, as the next three
-        self.removed: set[bytes] = set()
-        self.marked: set[bytes] = set()  # by a REMOVE without its signature
-        self.revived: set[bytes] = set()
-        self.forks_seen: set[bytes] = set()  # writer_id || seq
-        self.given_up: set[Head] = set()
+        self.named: dict[int, set[bytes]] = collections.defaultdict(set)  # by type, what these records name
+        self.marked: set[bytes] = set()  # snapshots that a REMOVE without its signature names
         self.admins: set[bytes] = set()  # writers that published something with the prune key's signature
         self._readers: dict[int, Callable[[Record, Cursor], None]] = {
-            WRITER: self._writer,
-            VOLUME: self._naming,
-            ADD_SNAP: self._snapshot,
-            CONFIRM: self._confirm,
-            TAG: self._tag,
-            RENAME: self._naming,
-            FORK_SEEN: self._fork_seen,
-            REMOVE: self._remove,
-            AUDITED: self._audited,
-            FORGO: self._forgo,
-            REVIVE: self._revive,
-            REMOVE_LAST: self._remove,
-            RUN: self._run,
-            LOST: self._lost,
+            **dict.fromkeys((CONFIRM, FORK_SEEN, REMOVE, REMOVE_LAST, AUDITED, FORGO), self._names),
+            VOLUME: self._naming, RENAME: self._naming, ADD_SNAP: self._snapshot, REVIVE: self._revive,
+            WRITER: self._writer, TAG: self._tag, RUN: self._run, LOST: self._lost,
         }
 
     def take(self, commit: Commit, kind: int, value: bytes) -> None:
@@ -1297,8 +1216,7 @@ class Records:
         volume_id, domain_id, label = c.take(16), b"", ""
         if record.kind == VOLUME:
             domain_id, _ = c.take(16), c.take(1)
-            if domain_id == CATALOGUE:
-                raise Bad("VOLUME in the catalogue domain")
+            require(domain_id != CATALOGUE, "VOLUME in the catalogue domain")
         name = c.text()
         if record.kind == VOLUME:
             label, _ = c.text(), c.take(c.number(2))
@@ -1308,43 +1226,31 @@ class Records:
         self.namings[volume_id].append(naming)
 
     def _snapshot(self, record: Record, c: Cursor) -> None:
-        self._add(parse_snapshot(record, c, self._keep_packs))
+        snapshot = parse_snapshot(record, c, self._keep_packs)
+        self.snapshots.setdefault(snapshot.ref + snapshot.tree.root, snapshot)
+        self.named[record.kind].add(snapshot.ref)
 
     def _revive(self, record: Record, c: Cursor) -> None:
         c.take(40)
         if self._counts(record):
-            snapshot = parse_snapshot(record, Cursor(record.value[40:-64]), self._keep_packs)
-            self._add(snapshot)
-            self.revived.add(snapshot.ref)
+            self._snapshot(record, Cursor(record.value[40:-64]))
 
-    def _add(self, snapshot: Snapshot) -> None:
-        self.snapshots.setdefault(snapshot.ref + snapshot.tree.root, snapshot)
-
-    def _confirm(self, record: Record, c: Cursor) -> None:
-        self.confirmed.update(ref for ref in c.many(c.number(4), 40) if ref[:16] == record.commit.writer)
+    def _names(self, record: Record, c: Cursor) -> None:
+        """What a record names: the writer_id || seq of a fork, a commit, or else the refs of snapshots."""
+        size = {FORK_SEEN: 24, AUDITED: 56, FORGO: 56}.get(record.kind)
+        names = [c.take(size)] if size else c.many(c.number(4), 40)
+        if record.kind == CONFIRM:
+            names = [ref for ref in names if ref[:16] == record.commit.writer]
+        if record.kind not in SIGNED or self._counts(record):
+            self.named[REMOVE if record.kind == REMOVE_LAST else record.kind].update(names)
+        elif record.kind in (REMOVE, REMOVE_LAST):
+            self.marked.update(names)
 
     def _tag(self, record: Record, c: Cursor) -> None:
         ref, operation, text, _ = c.take(40), c.number(1), c.text(), c.take(64)
         c.end()
-        if operation not in (1, 2):
-            raise Bad("an unknown operation")
-        self.taggings[ref, text].append(Tagging(record.commit, record.order, record.signed, operation == 2))
-
-    def _fork_seen(self, record: Record, c: Cursor) -> None:
-        self.forks_seen.add(c.take(24))
-
-    def _remove(self, record: Record, c: Cursor) -> None:
-        refs = c.many(c.number(4), 40)
-        (self.removed if self._counts(record) else self.marked).update(refs)
-
-    def _audited(self, record: Record, c: Cursor) -> None:
-        c.take(56)  # History has read these records before.
-        self._counts(record)
-
-    def _forgo(self, record: Record, c: Cursor) -> None:
-        head = head_of(c.take(56))
-        if self._counts(record):
-            self.given_up.add(head)
+        require(operation in (1, 2), "an unknown operation")
+        self.tags[ref, text].append(Mark(record.commit, record.order, record.signed, operation == 1))
 
     def _run(self, record: Record, c: Cursor) -> None:
         name = c.text()
@@ -1352,7 +1258,7 @@ class Records:
 
     def _lost(self, record: Record, c: Cursor) -> None:
         ref, said, _ = c.take(40), c.take(max(14, c.left() - 64)), c.take(64)
-        self.losses[ref].append(Loss(record.commit, record.order, any(said)))
+        self.losses[ref].append(Mark(record.commit, record.order, record.signed, any(said)))
 
 
 class Volume(NamedTuple):
@@ -1451,7 +1357,7 @@ class History:
         chain.sort(key=lambda commit: (commit.seq, commit.sha))
         for seq in sorted(seq for seq, count in collections.Counter(c.seq for c in chain).items() if count > 1):
             self.chains.forked.add(writer)
-            accepted = writer + u64(seq) in self.records.forks_seen
+            accepted = writer + u64(seq) in self.records.named[FORK_SEEN]
             text = f"fork: writer {writer.hex()} has several commits {seq}; all of them count"
             self.warn(text, "note" if accepted else "warning", history=not accepted)
         gaps = []
@@ -1530,7 +1436,7 @@ class History:
     def _waited_for(self, head: Head) -> bool:
         """Whether a commit that cannot be read is missed: not before its chain's beginning, nor if FORGO excuses it."""
         begun = head.seq >= max(1, self._start.get(head.writer, 0))
-        return begun and not any(self._excuses(given_up, head) for given_up in self.records.given_up)
+        return begun and not any(self._excuses(head_of(name), head) for name in self.records.named[FORGO])
 
     def _excuses(self, given_up: Head, head: Head) -> bool:
         """Whether a FORGO covers a commit: it names the commit, or no commit between the two is here."""
@@ -1582,7 +1488,7 @@ class History:
         return volumes
 
     def stands(self, s: Snapshot) -> bool:
-        return s.ref not in self.records.removed
+        return s.ref not in self.records.named[REMOVE]
 
     def select(self, word: str) -> Snapshot:
         """The snapshot that VOLUME[@SNAPSHOT] names."""
@@ -1617,7 +1523,7 @@ class History:
 
     def _latest(self, standing: list[Snapshot]) -> list[Snapshot]:
         """The snapshots that no other one is after; one, by its moment, if the order of commits says nothing."""
-        if any(ORIGIN in s.inner or s.ref in self.records.revived for s in standing):
+        if any(ORIGIN in s.inner or s.ref in self.records.named[REVIVE] for s in standing):
             return sorted(standing, key=moment)[-1:]  # The place of a copy in its chain says only when it was copied.
         latest = self.chains.last(standing)
         if all(any(self.chains.earlier(a, b) for b in latest) for a in latest):  # a circle
@@ -1626,12 +1532,12 @@ class History:
 
     def tags(self, s: Snapshot) -> list[str]:
         """The tags that were given and not taken away since, by who gave them or with the prune key's signature."""
-        mine = ((text, taggings) for (ref, text), taggings in self.records.taggings.items() if ref == s.ref)
-        return sorted(text for text, taggings in mine if any(self._tag_stands(given, taggings) for given in taggings))
+        mine = ((text, marks) for (ref, text), marks in self.records.tags.items() if ref == s.ref)
+        return sorted(text for text, marks in mine if any(self._tag_stands(given, marks) for given in marks))
 
-    def _tag_stands(self, given: Tagging, taggings: list[Tagging]) -> bool:
-        ends = (t for t in taggings if t.removed and (t.signed or t.commit.writer == given.commit.writer))
-        return not given.removed and not any(self.chains.earlier(given, end) for end in ends)
+    def _tag_stands(self, given: Mark, marks: list[Mark]) -> bool:
+        ends = (m for m in marks if not m.applies and (m.signed or m.commit.writer == given.commit.writer))
+        return given.applies and not any(self.chains.earlier(given, end) for end in ends)
 
     def repeated(self) -> set[bytes]:
         """The snap_ids that more than one snapshot has."""
@@ -1644,13 +1550,13 @@ class History:
         run = records.runs.get((s.commit.writer, s.name))
         words = [{None: "unstated", 0: "complete", 1: "incomplete"}.get(run, "unknown")]
         marks = {
-            "unconfirmed": s.ref not in records.confirmed,
+            "unconfirmed": s.ref not in records.named[CONFIRM],
             "removed": not self.stands(s),
             "marked-removed": s.ref in records.marked,
             "conflict": s.snap_id() in repeated,
             "unusable": bool(s.unusable()),
             "rebuilt": REBUILT in s.inner,
-            "parts-lost": any(loss.lost for loss in self.chains.last(records.losses.get(s.ref, []))),
+            "parts-lost": any(loss.applies for loss in self.chains.last(records.losses.get(s.ref, []))),
         }
         words += [word for word, applies in marks.items() if applies]
         return ",".join(words + ["^" + shown(tag) for tag in self.tags(s)])
@@ -1673,10 +1579,7 @@ class Walk:
     """The extents of a tree in order. What cannot be read goes to lost(first chunk, chunks, why) and is left out."""
 
     def __init__(self, blobs: Blobs, tree: Tree, report: Reporter, lost: Callable[[int, int, str], None]) -> None:
-        self._blobs = blobs
-        self._tree = tree
-        self._report = report
-        self._lost = lost
+        self._blobs, self._tree, self._report, self._lost = blobs, tree, report, lost
         self._chunks = -(-tree.size >> tree.log2)
         depths = range(1, DEPTH_MAX + 1)
         self._depth = next((depth for depth in depths if FANOUT**depth >= max(1, self._chunks)), 0)
@@ -1724,8 +1627,9 @@ class Walk:
         c.end()
         types = [bits >> 2 * slot & 3 for slot in range(FANOUT)]
         inside = self._slots_inside(level, first)
-        if 3 in types or types.count(DATA) != held or any(types[inside:]):
-            raise Bad("a node with impossible slots")
+        require(
+            3 not in types and types.count(DATA) == held and not any(types[inside:]), "a node with impossible slots"
+        )
         if level + 1 < self._depth and set(types[:inside]) in ({HOLE}, {ZERO}):
             self._report.warn(f"node {ident.hex()} should not be stored: all its slots are the same")
         return count, types, ids
@@ -1758,10 +1662,7 @@ class VolumeContent:
     """Fills a file with a volume, and compares."""
 
     def __init__(self, report: Reporter, blobs: Blobs, tree: Tree) -> None:
-        self._report = report
-        self._blobs = blobs
-        self._tree = tree
-        self._lost = 0
+        self._report, self._blobs, self._tree, self._lost = report, blobs, tree, 0
 
     def fill(self, held: int) -> None:
         os.ftruncate(held, self._tree.size)
@@ -1802,9 +1703,7 @@ class DocumentContent:
     """Fills a file with the parts of a document, and compares."""
 
     def __init__(self, blobs: Blobs, size: int, parts: list[bytes]) -> None:
-        self._blobs = blobs
-        self._size = size
-        self._parts = parts
+        self._blobs, self._size, self._parts = blobs, size, parts
 
     def fill(self, held: int) -> None:
         for at, data in self._contents():
@@ -1812,19 +1711,16 @@ class DocumentContent:
 
     def compare(self, held: int) -> None:
         for at, data in self._contents():
-            if read_at(held, at, len(data)) != data:
-                raise Bad("what was read back differs from what was written")
+            require(read_at(held, at, len(data)) == data, "what was read back differs from what was written")
 
     def _contents(self) -> Iterator[tuple[int, bytes]]:
         at = 0
         for part in self._parts:
             content = self._blobs.read(DOCUMENT, part, 8, PART_MAX)
-            if content[:8] != b"LMLDOCU\x01":
-                raise Bad("malformed part of a document")
+            require(content[:8] == b"LMLDOCU\x01", "malformed part of a document")
             yield at, content[8:]
             at += len(content) - 8
-        if at != self._size:
-            raise Bad(f"the document has {at} bytes, {self._size} expected")
+        require(at == self._size, f"the document has {at} bytes, {self._size} expected")
 
 
 def save(path: str, overwrite: bool, content: "VolumeContent | DocumentContent") -> None:
@@ -1920,8 +1816,7 @@ class Session:
     def __init__(self, args: argparse.Namespace, report: Reporter) -> None:
         if not args.repo:
             raise Problem(USAGE, "no repository: give --repo PATH")
-        self.args = args
-        self.report = report
+        self.args, self.report = args, report
         self.volumes: list[Tree] = []  # of the exported domain key file
         self.repo = self._unlock()
         whole = self.repo.keys.whole
@@ -2036,7 +1931,7 @@ def run_restore(session: Session) -> int:
 
 
 def check_history(history: History, s: Snapshot, word: str) -> None:
-    """Refuse to restore where history is missing that may be about this volume, unless the snapshot is named in full."""
+    """Refuse to restore where missing history may be about this volume, unless the snapshot is named in full."""
     if not history.missing:
         return
     volume, _, wanted = word.partition("@")
