@@ -10,8 +10,8 @@ It only reads the repository, and believes nothing that does not verify. How to 
 
 The program asks for the passphrase; -h shows which other secrets it accepts. If the repository is far away, fetch what
 "needs VOLUME" names, and repeat until it names nothing. Data that was compressed with zstd needs libzstd as well.
-Exit codes: 0 done, 1 failed, 2 wrong use, 4 no such volume or snapshot, 10 no repository, 12 wrong key, 20 data is damaged
-(what could be restored is in FILE.lamella-partial), 21 history is missing: there may be newer snapshots, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong use, 4 no such volume or snapshot, 10 no repository, 12 wrong key, 20 damage (what
+could be restored is in FILE.lamella-partial), 21 history is missing (there may be newer snapshots), 130 interrupted.
 
 The parts, in the order of this file:
 
@@ -1161,9 +1161,7 @@ class Records:
     """What the records of all commits say, added up without regard to their order."""
 
     def __init__(self, repo: Repository, keep_packs: bool) -> None:
-        self._repo = repo
-        self._keep_packs = keep_packs
-        self._order = 0
+        self._repo, self._keep_packs, self._order = repo, keep_packs, 0
         self.labels: dict[bytes, str] = {}  # of writers
         self.namings: dict[bytes, list[Naming]] = collections.defaultdict(list)  # by volume_id
         self.snapshots: dict[bytes, Snapshot] = {}  # by ref and root
@@ -1174,9 +1172,15 @@ class Records:
         self.marked: set[bytes] = set()  # snapshots that a REMOVE without its signature names
         self.admins: set[bytes] = set()  # writers that published something with the prune key's signature
         self._readers: dict[int, Callable[[Record, Cursor], None]] = {
+            WRITER: self._writer,
+            VOLUME: self._naming,
+            RENAME: self._naming,
+            ADD_SNAP: self._snapshot,
+            REVIVE: self._revive,
+            TAG: self._tag,
+            RUN: self._run,
+            LOST: self._lost,
             **dict.fromkeys((CONFIRM, FORK_SEEN, REMOVE, REMOVE_LAST, AUDITED, FORGO), self._names),
-            VOLUME: self._naming, RENAME: self._naming, ADD_SNAP: self._snapshot, REVIVE: self._revive,
-            WRITER: self._writer, TAG: self._tag, RUN: self._run, LOST: self._lost,
         }
 
     def take(self, commit: Commit, kind: int, value: bytes) -> None:
@@ -1188,10 +1192,12 @@ class Records:
             if reader is not None:
                 reader(Record(commit, self._order, kind, value, signed), Cursor(value))
             elif kind < 0x8000 and kind not in KNOWN:
-                text = f"a record of type {kind:#06x}, made by a newer version; ignored"
-                self._repo.report.warn(f"{commit.path()}: {text}")
+                self._ignored(commit, f"a record of type {kind:#06x}, made by a newer version")
         except Bad as error:
-            self._repo.report.warn(f"{commit.path()}: record {kind:#06x}: {error}; ignored")
+            self._ignored(commit, f"record {kind:#06x}: {error}")
+
+    def _ignored(self, commit: Commit, text: str) -> None:
+        self._repo.report.warn(f"{commit.path()}: {text}; ignored")
 
     def signed(self, commit: Commit, kind: int, value: bytes) -> bool:
         """Whether a record ends in a valid signature by the prune key."""
@@ -1205,8 +1211,7 @@ class Records:
     def _counts(self, record: Record) -> bool:
         """Whether a record that needs the signature has it; reports a record without."""
         if not record.signed:
-            text = f"record {record.kind:#06x} without a valid signature; ignored"
-            self._repo.report.warn(f"{record.commit.path()}: {text}")
+            self._ignored(record.commit, f"record {record.kind:#06x} without a valid signature")
         return record.signed
 
     def _writer(self, record: Record, c: Cursor) -> None:
@@ -1273,11 +1278,8 @@ class History:
     """All commits, what they say together, and what is missing of them."""
 
     def __init__(self, repo: Repository, keep_packs: bool = False) -> None:
-        self._repo = repo
-        self.warn = repo.report.warn
-        self.reader = CommitReader(repo)
-        self.records = Records(repo, keep_packs)
-        self.chains = Chains()
+        self._repo, self.warn = repo, repo.report.warn
+        self.reader, self.records, self.chains = CommitReader(repo), Records(repo, keep_packs), Chains()
         self.missing: set[Head] = set()  # commits that are known, and not here or not readable
         self.absent: set[str] = set()  # their objects
         self._start: dict[bytes, int] = {}  # writer -> the audited checkpoint with which its chain begins
@@ -1592,7 +1594,8 @@ class Walk:
 
     def _slots_inside(self, level: int, first: int) -> int:
         """How many slots of a node begin before the end of the volume."""
-        return min(FANOUT, -(-(self._chunks - first) // FANOUT**level))
+        span: int = FANOUT**level
+        return min(FANOUT, -(-(self._chunks - first) // span))
 
     def _below(self, level: int, first: int, ident: bytes) -> Generator[Extent, None, "int | None"]:
         """The extents below a node; returns the number of its data chunks, or None if some could not be counted."""
@@ -1964,28 +1967,20 @@ def document_content(blobs: Blobs, s: Snapshot, wanted: str) -> DocumentContent:
 
 
 def run_needs(args: argparse.Namespace, report: Reporter) -> int:
-    """Names of objects to fetch, in rounds: marker, keys and commits first, then packs as far as commits name them."""
-    names = missing_places(args.repo)
-    if names:
-        print_names(names)
-        return 0
-    session = Session(args, report)
-    history = session.history
-    if history:
-        names |= history.absent | history.reader.absent_packs
-    try:
-        names |= needed_packs(session)
-    except Problem as problem:
-        if not names:
-            raise
-        report.warn(str(problem))
-    print_names(names)
-    return HISTORY if history and history.missing else 0
-
-
-def print_names(names: set[str]) -> None:
+    """Name the objects to fetch, in rounds: marker, keys and commits, then packs as far as commits name them."""
+    names, session = missing_places(args.repo), None
+    if not names:
+        session = Session(args, report)
+        names = session.history.absent | session.history.reader.absent_packs if session.history else set()
+        try:
+            names |= needed_packs(session)
+        except Problem as problem:
+            if not names:
+                raise
+            report.warn(str(problem))
     for name in sorted(names, key=lambda name: (name != "lamella", name)):
         print(name)
+    return HISTORY if session and session.history and session.history.missing else 0
 
 
 def missing_places(repo: "str | None") -> set[str]:
