@@ -81,7 +81,6 @@ KIB, MIB = 1 << 10, 1 << 20
 OBJECT_MAX = 64 * MIB  # of a pack or a commit, without the commit's trailer
 PART_MAX = 8 * MIB  # of the content of a blob other than a chunk or a node
 INVALID_NAMES = 1000  # after so many a listing stops
-WARNINGS_MAX = 500
 
 
 class Problem(Exception):
@@ -111,7 +110,7 @@ def require(holds: bool, otherwise: str) -> None:
 
 
 class Reporter:
-    """Prints warnings, each once, and the progress on stderr."""
+    """Prints warnings, each once and at most 500, and the progress on stderr."""
 
     def __init__(self) -> None:
         self.history = False  # whether a warning was about history: the exit code is 21 then
@@ -120,7 +119,7 @@ class Reporter:
 
     def warn(self, text: str, word: str = "warning", history: bool = False) -> None:
         self.history = self.history or history
-        if text not in self._said and len(self._said) < WARNINGS_MAX:
+        if text not in self._said and len(self._said) < 500:
             self._said.add(text)
             print(f"restore.py: {word}: {text}", file=sys.stderr)
 
@@ -347,41 +346,30 @@ ZstdDecoder = Callable[[bytes, int], bytes]
 @functools.cache
 def zstd_decoder() -> ZstdDecoder:
     """Python's own decoder, else the system's libzstd, else an installed module."""
-    names = ("backports.zstd", "zstandard")
-    found = zstd_module("compression.zstd") or libzstd() or zstd_module(names[0]) or zstd_module(names[1])
-    if found is None:
-        raise Problem(FAILED, "this data is compressed with zstd: install libzstd (package libzstd1 or zstd)")
-    return found
+    for name in ("compression.zstd", "libzstd", "backports.zstd", "zstandard"):
+        library = load_library(["libzstd.so.1", "libzstd.1.dylib"], "zstd", LIBZSTD) if name == "libzstd" else None
+        if library is not None:
+            out = ctypes.create_string_buffer(PART_MAX)
+            return functools.partial(decode_with_library, library, library.ZSTD_createDCtx(), out)
+        with contextlib.suppress(ImportError):
+            return functools.partial(decode_with_module, importlib.import_module(name), name)
+    raise Problem(FAILED, "this data is compressed with zstd: install libzstd (package libzstd1 or zstd)")
 
 
-def libzstd() -> "ZstdDecoder | None":
-    library = load_library(["libzstd.so.1", "libzstd.1.dylib"], "zstd", LIBZSTD)
-    if library is None:
-        return None
-    context, out = library.ZSTD_createDCtx(), ctypes.create_string_buffer(PART_MAX)
-
-    def decode(payload: bytes, rlen: int) -> bytes:
-        size = library.ZSTD_decompressDCtx(context, out, min(rlen, PART_MAX), payload, len(payload))
-        require(not library.ZSTD_isError(size), "zstd: the frame does not decode")
-        return ctypes.string_at(out, size)
-
-    return decode
+def decode_with_library(
+    library: ctypes.CDLL, context: int, out: "ctypes.Array[Any]", payload: bytes, rlen: int
+) -> bytes:
+    size = library.ZSTD_decompressDCtx(context, out, min(rlen, PART_MAX), payload, len(payload))
+    require(not library.ZSTD_isError(size), "zstd: the frame does not decode")
+    return ctypes.string_at(out, size)
 
 
-def zstd_module(name: str) -> "ZstdDecoder | None":
+def decode_with_module(module: Any, name: str, payload: bytes, rlen: int) -> bytes:  # noqa: ANN401
+    limit = {"max_output_size": rlen} if name == "zstandard" else {"max_length": rlen + 1}
     try:
-        module = importlib.import_module(name)
-    except ImportError:
-        return None
-
-    def decode(payload: bytes, rlen: int) -> bytes:
-        limit = {"max_output_size": rlen} if name == "zstandard" else {"max_length": rlen + 1}
-        try:
-            return bytes(module.ZstdDecompressor().decompress(payload, **limit))
-        except module.ZstdError as error:
-            raise Bad(f"zstd: {error}") from None
-
-    return decode
+        return bytes(module.ZstdDecompressor().decompress(payload, **limit))
+    except module.ZstdError as error:
+        raise Bad(f"zstd: {error}") from None
 
 
 # ---- objects [FORMAT 1, 2] -------------------------------------------------------------------------------------------
@@ -668,7 +656,6 @@ def load_domain_key(data: bytes, marker: Marker) -> tuple[Keys, list[Tree]]:
 HEADER = 72  # bytes of a container before its directory
 HEAD_READ = 32 * KIB  # of a pack: enough for the directories of most
 ALIGN = 16
-OPEN_PACKS = 48
 CHUNK, LEAF, INNER, DOCUMENT, COMMIT, SEGMENT = 1, 2, 3, 5, 6, 7  # kinds of blobs
 NODE_MAX = 1592
 CONTENT_MAX = {CHUNK: 4 * MIB, LEAF: NODE_MAX, INNER: NODE_MAX, DOCUMENT: PART_MAX, COMMIT: PART_MAX, SEGMENT: PART_MAX}
@@ -824,7 +811,7 @@ class Blobs:
             with self._repo.store.open(pack_path(name)) as held:
                 container = Container(self._repo.crypto, self.domain, read_at(held, 0, HEADER))
                 pack = os.dup(held), container
-            if len(self._open) >= OPEN_PACKS:
+            if len(self._open) >= 48:
                 os.close(self._open.pop(next(iter(self._open)))[0])
         self._open[name] = pack
         return pack
@@ -859,7 +846,6 @@ class Blobs:
 # ---- commits [FORMAT 8] ----------------------------------------------------------------------------------------------
 
 TRAILER = 144  # bytes after the container of a commit
-SEEN_MAX = 4096
 
 # Types of records; those from 0x8000 on are optional.
 WRITER, VOLUME, ADD_SNAP, CONFIRM, TAG, RENAME = 1, 2, 3, 4, 5, 6
@@ -944,7 +930,7 @@ class CommitReader:
         commit.newest, commit.proofs = c.take(40), proofs
         require(commit.seq > 0 and (commit.seq == 1) == (commit.prev == bytes(32)), "impossible number or predecessor")
         count = c.number(4)
-        require(count <= SEEN_MAX, f"more than {SEEN_MAX} heads seen")
+        require(count <= 4096, "more than 4096 heads seen")
         commit.seen = tuple(head_of(name) for name in c.many(count, 56))
         records = records_of(c)
         commit.has_checkpoint = any(kind == CHECKPOINT for kind, _ in records)
@@ -1267,11 +1253,11 @@ class Records:
 
 
 class Volume(NamedTuple):
-    """A volume as the commands show it."""
+    """A volume as the commands show it: its name made unique, the VOLUME record in force, its snapshots by time."""
 
-    name: str  # made unique
-    naming: "Naming | None"  # the VOLUME record in force
-    snapshots: list[Snapshot]  # by time
+    name: str
+    naming: "Naming | None"
+    snapshots: list[Snapshot]
 
 
 class History:
@@ -1390,13 +1376,10 @@ class History:
 
     def _bridge(self, chain: list[Commit], gap: Commit) -> None:
         """Take the records before a gap from a readable checkpoint after it."""
-
-        def preferred(commit: Commit) -> tuple[bool, int]:  # An audited beginning first, else the newest.
-            return commit is gap and commit.head() in self._audited, commit.seq
-
         present = set() if gap.writer in self.chains.forked else {commit.seq for commit in chain}
         after = [commit for commit in chain if commit.has_checkpoint and commit.seq >= gap.seq]
-        for commit in sorted(after, key=preferred, reverse=True):
+        # An audited beginning of the chain first, else the newest.
+        for commit in sorted(after, key=lambda c: (c is gap and c.head() in self._audited, c.seq), reverse=True):
             try:
                 carried = self.reader.checkpoint(commit)
             except Bad as error:
@@ -1572,7 +1555,6 @@ def moment(s: Snapshot) -> tuple[int, str, bytes]:
 
 FANOUT, DEPTH_MAX, NODE_HEADER = 64, 10, 56
 HOLE, ZERO, DATA = 0, 1, 2  # types of a node's slots
-LOSSES_SHOWN = 50
 
 Extent = tuple[int, int, bytes]
 
@@ -1698,7 +1680,7 @@ class VolumeContent:
     def _lose(self, first: int, chunks: int, why: str) -> None:
         self._lost += 1
         start, end = first << self._tree.log2, min(first + chunks << self._tree.log2, self._tree.size)
-        if self._lost <= LOSSES_SHOWN:
+        if self._lost <= 50:
             self._report.warn(f"bytes {start}..{end} cannot be restored: {why}", "damage")
 
 
@@ -1728,7 +1710,8 @@ class DocumentContent:
 
 def save(path: str, overwrite: bool, content: "VolumeContent | DocumentContent") -> None:
     """Fill path + '.lamella-partial', compare what the disk gives back, and only then give the file its name."""
-    check_target(path, overwrite)
+    if os.path.lexists(path) and not (overwrite and (os.path.isfile(path) or os.path.islink(path))):
+        raise Problem(USAGE, f"{path} exists: " + ("not a regular file" if overwrite else "--overwrite replaces it"))
     partial = path + ".lamella-partial"
     if os.path.isfile(partial) or os.path.islink(partial):
         os.unlink(partial)
@@ -1751,21 +1734,9 @@ def save(path: str, overwrite: bool, content: "VolumeContent | DocumentContent")
     os.fsync(os.open(os.path.dirname(path) or ".", os.O_RDONLY))  # The end of the program closes it.
 
 
-def check_target(path: str, overwrite: bool) -> None:
-    """Refuse a target that exists, unless it is a file that may be replaced."""
-    if not os.path.lexists(path):
-        return
-    if not overwrite:
-        raise Problem(USAGE, f"{path} exists: --overwrite replaces it")
-    if not (os.path.isfile(path) or os.path.islink(path)):
-        raise Problem(USAGE, f"{path} exists: not a regular file")
-
-
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 CONSISTENCY = {0: "unknown", 1: "live", 2: "quiesced", 3: "halted", 4: "committed"}
-SECRET_MAX = 16 * MIB  # bytes read of a file with a secret
-YEAR_9999 = 253402300799  # its last second
 
 
 def secret_of(args: argparse.Namespace) -> tuple[int, bytes]:
@@ -1786,29 +1757,20 @@ def secret_of(args: argparse.Namespace) -> tuple[int, bytes]:
         given = [(PASSPHRASE, getpass.getpass("Passphrase of the repository: "), False)]
     kind, value, is_path = given[0]
     if not is_path:
-        return kind, normal_passphrase(os.fsencode(value))
+        return kind, secret_in(kind, os.fsencode(value))
     with open(value, "rb") as file:
-        return kind, secret_in(kind, file.read(SECRET_MAX))
+        content = file.read(16 * MIB)
+    return kind, secret_in(kind, content.removesuffix(b"\n") if kind == PASSPHRASE else content)
 
 
 def secret_in(kind: int, content: bytes) -> bytes:
-    """The secret that a file holds."""
-    if kind == PASSPHRASE:
-        return normal_passphrase(content[:-1] if content.endswith(b"\n") else content)
-    if kind == RECOVERY_KEY:
-        return recovery_key(utf8(content))
+    """The secret that a file or an answer holds."""
     if kind == KEY_FILE and not 32 <= len(content) <= MIB:
         raise Problem(USAGE, "a key file has 32 bytes to 1 MiB")
-    return content
-
-
-def normal_passphrase(secret: bytes) -> bytes:
-    return unicodedata.normalize("NFC", utf8(secret)).encode()
-
-
-def utf8(secret: bytes) -> str:
     try:
-        return secret.decode()
+        if kind == PASSPHRASE:
+            return unicodedata.normalize("NFC", content.decode()).encode()
+        return recovery_key(content.decode()) if kind == RECOVERY_KEY else content
     except UnicodeDecodeError:
         raise Problem(USAGE, "the secret is not text in UTF-8") from None
 
@@ -1826,8 +1788,9 @@ class Session:
         if not whole and (args.expect or getattr(args, "document", None)):
             raise Problem(USAGE, "a domain key does not open the commits")
         self.history = History(self.repo, keep_packs=args.command == "needs").load() if whole else None
-        if self.history and args.expect:
-            self._check_fingerprint(self.history.fingerprint())
+        found = self.history.fingerprint() if self.history and args.expect else ""
+        if found and re.sub(r"[\s-]", "", args.expect).upper() != found.replace("-", ""):
+            raise Problem(HISTORY, f"the head fingerprint is {found}, not the expected one: another state")
 
     def _unlock(self) -> Repository:
         store = Store(self.args.repo)
@@ -1840,10 +1803,6 @@ class Session:
         except Bad as error:
             raise Problem(USAGE, f"domain key file: {error}") from None
         return Repository(store, keys, crypto, self.report)
-
-    def _check_fingerprint(self, found: str) -> None:
-        if re.sub(r"[\s-]", "", self.args.expect).upper() != found.replace("-", ""):
-            raise Problem(HISTORY, f"the head fingerprint is {found}, not the expected one: another state")
 
     def select(self) -> "tuple[Tree, Snapshot | None]":
         """What VOLUME[@SNAPSHOT] names, in the commits or in the domain key file."""
@@ -1863,7 +1822,8 @@ class Session:
 
 
 def utc(milliseconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(milliseconds // 1000, YEAR_9999)))
+    """A time as people read it, at the latest the end of the year 9999."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(milliseconds // 1000, 253402300799)))
 
 
 # -- list and info
@@ -1875,19 +1835,14 @@ def run_list(session: Session) -> int:
         rows = [(shown(t.name), "-", "-", str(t.size), "-", t.domain_id.hex(), "-") for t in session.volumes]
     else:
         print(f"repository {session.repo.keys.marker.repo_id.hex()}, head fingerprint {history.fingerprint()}")
-        if args.command == "info":
-            print_writers(history)
+        for commit in history.chains.heads() if args.command == "info" else []:
+            writer = f"{commit.writer.hex()} {shown(history.records.labels.get(commit.writer, ''))}"
+            print(f"writer {writer}: commit {commit.seq} of {utc(commit.when)}")
         rows = list(snapshot_rows(history, args.volume, removed=args.command == "info"))
     if not rows and args.volume:
         raise Problem(HISTORY if history and history.missing else NO_MATCH, f"no volume {shown(args.volume)}")
     print_table([("VOLUME", "SNAPSHOT", "TIME", "SIZE", "CONSISTENCY", "DOMAIN", "STATE"), *rows])
     return HISTORY if session.report.history else 0
-
-
-def print_writers(history: History) -> None:
-    for commit in history.chains.heads():
-        writer = f"{commit.writer.hex()} {shown(history.records.labels.get(commit.writer, ''))}"
-        print(f"writer {writer}: commit {commit.seq} of {utc(commit.when)}")
 
 
 Row = tuple[str, str, str, str, str, str, str]
