@@ -1314,11 +1314,7 @@ class History:
         """Find the newest audited checkpoint of each chain that is here: the chain begins with it."""
         found = [(commit, value) for commit, records in read for kind, value in records if kind == AUDITED]
         for chain in self.chains.by_writer.values():
-            for commit in sorted((c for c in chain if c.has_checkpoint), key=Commit.name, reverse=True):
-                with contextlib.suppress(Bad):
-                    carried = self.reader.checkpoint(commit)
-                    found += [(author, value) for author, kind, value in carried if kind == AUDITED]
-                    break
+            found += [(author, value) for author, kind, value in self._carried(chain) if kind == AUDITED]
         for author, value in found:
             if len(value) == 120 and self.records.signed(author, AUDITED, value):
                 self._audited.add(head_of(value[:56]))
@@ -1326,6 +1322,13 @@ class History:
             begin = self.chains.commits.get(head.sha)
             if begin is not None and begin.has_checkpoint and begin.head() == head:
                 self._start[begin.writer] = max(begin.seq, self._start.get(begin.writer, 0))
+
+    def _carried(self, chain: list[Commit]) -> list[tuple[Commit, int, bytes]]:
+        """The records in a checkpoint of a chain that can be read."""
+        for commit in sorted((c for c in chain if c.has_checkpoint), key=Commit.name, reverse=True):
+            with contextlib.suppress(Bad):
+                return self.reader.checkpoint(commit)
+        return []
 
     def _note(self, commit: Commit, records: list[RawRecord]) -> None:
         """Remember a commit that counts, and the commits that it names."""
