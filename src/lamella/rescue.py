@@ -1982,7 +1982,7 @@ class Parser(argparse.ArgumentParser):
         raise Problem(USAGE, message)
 
 
-def common_options() -> Parser:
+def shared_options() -> Parser:
     parser = Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for option, text in (
         ("--repo", "directory of the repository (or LAMELLA_REPO)"),
@@ -1998,7 +1998,7 @@ def common_options() -> Parser:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     secrets = "Passphrase from LAMELLA_PASSPHRASE or LAMELLA_PASSPHRASE_FILE; else it is asked for."
-    shared: dict[str, Any] = {"parents": [common_options()], "allow_abbrev": False, "epilog": secrets}
+    shared: dict[str, Any] = {"parents": [shared_options()], "allow_abbrev": False, "epilog": secrets}
     parser = Parser(prog="restore.py", description="Emergency reader of Lamella repositories", **shared)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in (("list", "show volumes and snapshots"), ("info", "show the writers as well")):
