@@ -138,7 +138,7 @@ class Cursor:
         self._data, self._at = data, 0
 
     def take(self, size: int) -> bytes:
-        require(size <= self.left(), "a field is longer than what holds it")
+        require(size <= self.left(), "a field is longer than the bytes that hold it")
         self._at += size
         return self._data[self._at - size : self._at]
 
@@ -392,7 +392,7 @@ def pack_path(name: bytes) -> str:
     return f"p/{name[:1].hex()}/{name.hex()}"
 
 
-# What an error of open says of an object; any other: the storage withholds the object.
+# What an error of os.open says about an object. After any other error, the storage withholds the object.
 OPEN_ERRORS: dict[int, type[Bad]] = {errno.ENOENT: Missing, errno.ELOOP: Bad, errno.ENOTDIR: Bad, errno.ENXIO: Bad}
 
 
@@ -498,6 +498,7 @@ class Domain:
         self._id_alg, self._id_key = marker.id_alg, id_key
 
     def content_id(self, kind: int, content: bytes) -> bytes:
+        """The id that a blob of this kind and content has."""
         word = b"lml1" + bytes([kind])
         if self._id_alg == 2:
             person = word + bytes(11)
@@ -699,7 +700,7 @@ class Container:
         codec, payload = self._body(kind, ident, sealed, rlen)
         require(codec < len(CODECS), f"unknown codec {codec}")
         content = CODECS[codec](payload, rlen)
-        require(len(content) == rlen and self._domain.content_id(kind, content) == ident, "not what its id says")
+        require(len(content) == rlen and self._domain.content_id(kind, content) == ident, "does not match its id")
         return content
 
     def directory(self, data: bytes, kinds: tuple[int, ...]) -> list[Entry]:
@@ -708,8 +709,11 @@ class Container:
         require(len(sealed) == self.dir_len - ID, "truncated in the directory")
         size = 4 + 32 * self._count
         codec, content = self._body(0, ident, sealed, size)
-        require(not codec and len(content) == size and content[:4] == struct.pack("<HH", 1, self._count), "odd form")
-        require(prf(self._key, b"dir" + content)[:ID] == ident, "the directory is not the one of its id")
+        require(
+            not codec and len(content) == size and content[:4] == struct.pack("<HH", 1, self._count),
+            "malformed directory",
+        )
+        require(prf(self._key, b"dir" + content)[:ID] == ident, "the directory does not match its id")
         return self._entries(content[4:], kinds)
 
     def _entries(self, rows: bytes, kinds: tuple[int, ...]) -> list[Entry]:
@@ -719,7 +723,7 @@ class Container:
         for ident, word, rlen in struct.iter_unpack("<24sII", rows):
             kind, clen, gap = word >> 24, word & 0xFFFFFF, -end % ALIGN
             possible = kind in kinds and rlen <= CONTENT_MAX[kind] and 21 <= clen <= 21 + rlen
-            require(possible and (kind, ident) not in seen, "a directory entry that may not be")
+            require(possible and (kind, ident) not in seen, "impossible directory entry")
             seen.add((kind, ident))
             entries.append(Entry(ident, kind, clen, rlen, end + gap, gap))
             end += gap + clen
@@ -781,6 +785,7 @@ class Blobs:
         return self
 
     def scan_pack(self, name: bytes) -> None:
+        """Read the head of one pack; a pack that does not open is reported, and no harm is done."""
         try:
             with self._repo.store.open(pack_path(name)) as held:
                 self._scan_head(held, name)
@@ -920,7 +925,7 @@ class CommitReader:
         box, container_sha = data[:-TRAILER], data[-96:-64]
         require(hashlib.sha256(data).digest() == head.sha, "does not match its name")
         self._check_trailer(head, data)
-        require(hashlib.sha256(box).digest() == container_sha, "its trailer is another one's")
+        require(hashlib.sha256(box).digest() == container_sha, "its trailer belongs to another commit")
         return self._parse(head, Cursor(self._body(head, box)), {container_sha, directory_proof(box)})
 
     def _parse(self, head: Head, c: Cursor, proofs: set[bytes]) -> tuple[Commit, list[RawRecord]]:
@@ -948,6 +953,7 @@ class CommitReader:
         return proofs
 
     def _check_trailer(self, head: Head, data: bytes) -> None:
+        """Check public key[32] || vouch[16] || SHA-256 of the container[32] || signature[64] at the end of a commit."""
         public, vouch, container_sha, signature = data[-TRAILER:-112], data[-112:-96], data[-96:-64], data[-64:]
         marker = self._repo.keys.marker
         own = hashlib.sha256(public).digest()[:16] == head.writer and public != marker.prune_public
@@ -961,6 +967,7 @@ class CommitReader:
         return Container(self._repo.crypto, self._repo.keys.domain(CATALOGUE), box, bound)
 
     def _body(self, head: Head, box: bytes) -> bytes:
+        """The parts of a commit's body, opened and joined."""
         container = self._container(head, box)
         require(self._repo.keys.hint(box) == CATALOGUE, "is not in the catalogue domain")
         entries, end, body = container.directory(box, (COMMIT,)), HEADER + container.dir_len, b""
@@ -1044,6 +1051,7 @@ class Chains:
         return a.sha == b.sha
 
     def earlier(self, a: SaidT, b: SaidT) -> bool:
+        """Whether record a came before record b."""
         return a.order < b.order if a.commit.name() == b.commit.name() else self.before(a.commit, b.commit)
 
     def first(self, items: Iterable[SaidT]) -> list[SaidT]:
@@ -1610,7 +1618,7 @@ class Walk:
         c = Cursor(self._blobs.read(INNER if level else LEAF, ident, NODE_HEADER, NODE_MAX))
         c.expect(b"LMLN\x01" + bytes([level]), "not a node of this level")
         held = c.number(1)
-        c.expect(bytes([self._tree.log2]) + self._tree.volume_id + u64(first), "a node of another place or volume")
+        c.expect(bytes([self._tree.log2]) + self._tree.volume_id + u64(first), "a node of another position or volume")
         count, bits, ids = c.number(8), c.number(16), c.many(held, ID)
         c.end()
         types = [bits >> 2 * slot & 3 for slot in range(FANOUT)]
