@@ -376,7 +376,7 @@ def test_a_chain_whose_only_trouble_is_given_up_may_be_audited(small: Small, los
         entries = repo.log.checkpoint_entries(repo.history.chains[lost.writer])
         invented = replace_record(entries, lost.seq - 1, raw(snapshot_record(99)))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(repo, "checkpoint_entries", lambda chain: [*entries, invented])
+            patch.setattr(repo.log, "checkpoint_entries", lambda chain: [*entries, invented])
             assert "has 1 records that no commit before it has" in audit(repo).problems[0].message
         found = audit(repo)
         assert found.problems == [] and [head.writer for head in found.passed] == [lost.writer]
