@@ -1,4 +1,4 @@
-"""The sample: what it holds, the bound of its cursor, and the promise of docs/guide/tracking.md about a driver that lies."""
+"""The sample: what it holds, the bound of its cursor, and what docs/guide/tracking.md says of a driver that lies."""
 
 from __future__ import annotations
 
