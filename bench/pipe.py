@@ -23,7 +23,7 @@ from lamella.stores.link import Route
 from lamella.stores.pipe import PipeStore
 from lamella.stores.url import open_store
 from lamella.trust import Sealed
-from tests.system.ssh_server import ssh_server
+from lamella_kit.ssh_server import ssh_server
 
 _PACK = 16 * MIB
 _UPLOADS = 3

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from bench.measure import MIB, BenchError, Sample, run, settle
 from bench.programs import lamella_command, module_path, tree_size
+from lamella_kit import loop_fs
 from tests.qubes.fake_qubesd import FakeQubesd
 from tests.qubes.system import write
-from tests.system import loop_fs
 
 _SIZE = 4 << 30
 _HELD = 512
