@@ -14,20 +14,20 @@ from unittest import mock
 
 from bench.measure import MIB, Sample, Series
 from bench.report import Target
-from lamella.clock import now_ms
+from lamella.base.clock import now_ms
+from lamella.base.errors import SourceError
+from lamella.base.extents import Extent
 from lamella.crypto.slots import key_file
-from lamella.errors import SourceError
-from lamella.extents import Extent
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.findings import VerifyResult
-from lamella.operations.selection import select
-from lamella.operations.verify import VerifyOptions, verify
+from lamella.memory.host import Host, machine_name
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.shared.findings import VerifyResult
+from lamella.operations.shared.selection import select
+from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.create import SlotWanted, create_repository
-from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency, FrozenVolume
 from lamella.sources.untracked import Untracked, UntrackedMoment
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 
 PACKS = 1000
 CHUNKS_A_PACK = 64
@@ -94,8 +94,8 @@ def measure(work: Path, repeats: int) -> dict[str, Series]:
     many, full = work / "many", work / "full"
     # Packs of the usual number of blobs, far smaller: the cost looked for does not depend on their size.
     with (
-        mock.patch("lamella.repository.packer.INCREMENTAL_TARGET", CHUNKS_A_PACK * 96),
-        mock.patch("lamella.repository.packer.BULK_TARGET", CHUNKS_A_PACK * 96),
+        mock.patch("lamella.packs.packer.INCREMENTAL_TARGET", CHUNKS_A_PACK * 96),
+        mock.patch("lamella.packs.packer.BULK_TARGET", CHUNKS_A_PACK * 96),
     ):
         _make(many, _Numbered(PACKS * CHUNKS_A_PACK))
     _make(full, _Random(DATA // _CHUNK))

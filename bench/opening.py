@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId
 from lamella.crypto.slots import key_file
 from lamella.format.deletion import Remove
 from lamella.format.records import NO_REF, AddSnap, Confirm, Figures, RawRecord, Ref, Run, RunVolume, raw
-from lamella.ids import ChunkId, DomainId, SnapId, VolumeId
-from lamella.operations.auditing import compact_log
+from lamella.memory.host import Host, machine_name
+from lamella.operations.shared.auditing import compact_log
 from lamella.repository.create import SlotWanted, create_repository
-from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Entry
 from lamella.stores.memory import MemoryStore

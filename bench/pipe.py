@@ -15,14 +15,14 @@ from pathlib import Path
 
 from bench.measure import MIB, BenchError, Sample, Series
 from bench.report import Target
-from lamella.pipeline import Outbox
-from lamella.stores import bundle
+from lamella.base.trust import Sealed
+from lamella.run.pipeline import Outbox
 from lamella.stores.base import Store
-from lamella.stores.frames import Hello
-from lamella.stores.link import Route
-from lamella.stores.pipe import PipeStore
+from lamella.stores.pipe import bundle
+from lamella.stores.pipe.client import PipeStore
+from lamella.stores.pipe.frames import Hello
+from lamella.stores.pipe.link import Route
 from lamella.stores.url import open_store
-from lamella.trust import Sealed
 from lamella_kit.ssh_server import ssh_server
 
 _PACK = 16 * MIB

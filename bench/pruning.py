@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from bench.simulated import GIB, TIB, Place
+from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId
+from lamella.base.trust import Clear, Sealed
 from lamella.format.container import Kind
 from lamella.format.node import Shape, default_chunk_log2
 from lamella.format.records import NO_REF, AddSnap, Ref, raw
-from lamella.ids import ChunkId, DomainId, SnapId, VolumeId
-from lamella.operations.health import Health
-from lamella.operations.prune import HOUR_MS, PruneOptions, plan_prune
-from lamella.operations.retaining import Policy, plan_retention
-from lamella.operations.session import Session
-from lamella.repository.marking import LiveIds, Roots, Walk, roots_by_domain
+from lamella.operations.prune.health import Health
+from lamella.operations.prune.prune import HOUR_MS, PruneOptions, plan_prune
+from lamella.operations.prune.retaining import Policy, plan_retention
+from lamella.operations.prune.retention import Retention
+from lamella.operations.prune.usage import Usage
+from lamella.operations.shared.marking import LiveIds, Roots, Walk, roots_by_domain
+from lamella.operations.writing.session import Session
+from lamella.packs.tree import Run, Tree
+from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.repository import Repository
-from lamella.repository.tree import Run, Tree
-from lamella.repository.tree_writer import TreeWriter
-from lamella.repository.usage import Usage
-from lamella.retention import Retention
 from lamella.stores.base import Entry
 from lamella.testing.fault_store import FaultStore
-from lamella.trust import Clear, Sealed
 
 DOMAIN = DomainId(b"bench-prune-bulk")
 CHUNKS_A_PACK = 64

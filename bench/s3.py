@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from bench.measure import MIB, BenchError, Sample, Series
 from bench.report import Target
-from lamella.errors import UsageError
-from lamella.stores.s3 import S3Store
-from lamella.trust import Sealed
+from lamella.base.errors import UsageError
+from lamella.base.trust import Sealed
+from lamella.stores.s3.store import S3Store
 
 PACK = 16 * MIB
 PACKS = 32

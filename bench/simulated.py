@@ -17,21 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lamella.clock import now_ms
+from lamella.base.clock import now_ms
+from lamella.base.extents import Extent
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId
 from lamella.crypto.slots import Secret, key_file
-from lamella.extents import Extent
 from lamella.format.node import FAN_OUT, Shape
 from lamella.format.records import NO_REF, AddSnap, RawRecord, raw
-from lamella.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.diff import compare
-from lamella.operations.selection import select
-from lamella.operations.session import Session
+from lamella.memory.host import Host, machine_name
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.look.diff import compare
+from lamella.operations.shared.selection import select
+from lamella.operations.writing.session import Session
+from lamella.packs.tree import Run, Tree
+from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.create import SlotWanted, create_repository
-from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
-from lamella.repository.tree import Run, Tree
-from lamella.repository.tree_writer import TreeWriter
 from lamella.sources.base import Consistency
 from lamella.sources.untracked import Untracked, UntrackedMoment
 from lamella.stores.base import Store

@@ -6,9 +6,9 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Entry, Store
 from lamella.stores.wrap import Wrapper
-from lamella.trust import Clear, Sealed
 
 
 class CountingStore(Wrapper):

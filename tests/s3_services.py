@@ -17,7 +17,7 @@ from typing import Any
 import botocore.session
 from botocore.config import Config
 
-from lamella.stores.s3 import S3Store
+from lamella.stores.s3.store import S3Store
 
 PORTS = range(22200, 22300)
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "S3RVER", "AWS_SECRET_ACCESS_KEY": "S3RVER"}

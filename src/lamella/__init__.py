@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lamella.crypto.slots import Secret, key_file, passphrase, recovery_key
-    from lamella.errors import (
+    from lamella.base.errors import (
         CheckpointLost,
         IntegrityError,
         Interrupted,
@@ -42,8 +41,12 @@ if TYPE_CHECKING:
         UnknownFormat,
         UsageError,
     )
-    from lamella.events import Event, Progress, Reporter, Warned
-    from lamella.operations.backup import (
+    from lamella.base.events import Event, Progress, Reporter, Warned
+    from lamella.crypto.slots import Secret, key_file, passphrase, recovery_key
+    from lamella.memory.host import Host, machine_name
+    from lamella.operations.backup.change_map import ChangeMap, read_map, write_map
+    from lamella.operations.backup.pacing import Pace
+    from lamella.operations.backup.story import (
         BackupOptions,
         BackupPlan,
         BackupResult,
@@ -54,24 +57,27 @@ if TYPE_CHECKING:
         execute_together,
         plan_backup,
     )
-    from lamella.operations.change_map import ChangeMap, read_map, write_map
-    from lamella.operations.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
-    from lamella.operations.diff import DiffResult, compare
-    from lamella.operations.diff_source import SourceDiff, compare_source
-    from lamella.operations.findings import Finding, VerifyResult
-    from lamella.operations.heads import fingerprint
-    from lamella.operations.mirror import MirrorResult
-    from lamella.operations.monitor import MonitorResult, monitor
-    from lamella.operations.pacing import Pace
-    from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
-    from lamella.operations.retaining import Policy, RetentionPlan, plan_retention
-    from lamella.operations.selection import Selected, select
-    from lamella.operations.sizes import Sizes, Totals, sizes_of, totals_of
-    from lamella.operations.verify import VerifyOptions, verify
+    from lamella.operations.copy.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
+    from lamella.operations.look.diff import DiffResult, compare
+    from lamella.operations.look.diff_source import SourceDiff, compare_source
+    from lamella.operations.look.sizes import Sizes, Totals, sizes_of, totals_of
+    from lamella.operations.mirror.mirror import MirrorResult
+    from lamella.operations.moments.monitor import MonitorResult, monitor
+    from lamella.operations.prune.retaining import Policy, RetentionPlan, plan_retention
+    from lamella.operations.prune.retention import Age, Retention, Thinning
+    from lamella.operations.restore.restore import (
+        RestoreOptions,
+        RestorePlan,
+        RestoreResult,
+        plan_restore,
+        read_document,
+    )
+    from lamella.operations.shared.findings import Finding, VerifyResult
+    from lamella.operations.shared.heads import fingerprint
+    from lamella.operations.shared.selection import Selected, select
+    from lamella.operations.verify.verify import VerifyOptions, verify
     from lamella.repository.create import Created, SlotWanted
-    from lamella.repository.host import Host, machine_name
     from lamella.repository.repository import Repository
-    from lamella.retention import Age, Retention, Thinning
     from lamella.sources.base import Source
 
 __all__ = [
@@ -162,30 +168,30 @@ __all__ = [
 
 _HOMES = {
     "lamella.crypto.slots": "Secret key_file passphrase recovery_key",
-    "lamella.errors": "CheckpointLost IntegrityError Interrupted KeyRefused LamellaError Locked NoRepository"
+    "lamella.base.errors": "CheckpointLost IntegrityError Interrupted KeyRefused LamellaError Locked NoRepository"
     " NothingMatched ObjectNotFound RepositoryError RolledBack SourceAtRisk SourceError StoreError StoreFull"
     " StoreRefused StoreUnavailable UnknownFormat UsageError",
-    "lamella.events": "Event Progress Reporter Warned",
-    "lamella.operations.backup": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Request VolumeResult"
+    "lamella.base.events": "Event Progress Reporter Warned",
+    "lamella.operations.backup.story": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Request VolumeResult"
     " execute_together plan_backup",
-    "lamella.operations.change_map": "ChangeMap read_map write_map",
-    "lamella.operations.copy": "CopyOptions CopyPlan CopyResult plan_copy",
-    "lamella.operations.diff": "DiffResult compare",
-    "lamella.operations.diff_source": "SourceDiff compare_source",
-    "lamella.operations.findings": "Finding VerifyResult",
-    "lamella.operations.heads": "fingerprint",
-    "lamella.operations.mirror": "MirrorResult",
-    "lamella.operations.monitor": "MonitorResult monitor",
-    "lamella.operations.pacing": "Pace",
-    "lamella.operations.restore": "RestoreOptions RestorePlan RestoreResult plan_restore read_document",
-    "lamella.operations.retaining": "Policy RetentionPlan plan_retention",
-    "lamella.operations.selection": "Selected select",
-    "lamella.operations.sizes": "Sizes Totals sizes_of totals_of",
-    "lamella.operations.verify": "VerifyOptions verify",
+    "lamella.operations.backup.change_map": "ChangeMap read_map write_map",
+    "lamella.operations.copy.copy": "CopyOptions CopyPlan CopyResult plan_copy",
+    "lamella.operations.look.diff": "DiffResult compare",
+    "lamella.operations.look.diff_source": "SourceDiff compare_source",
+    "lamella.operations.shared.findings": "Finding VerifyResult",
+    "lamella.operations.shared.heads": "fingerprint",
+    "lamella.operations.mirror.mirror": "MirrorResult",
+    "lamella.operations.moments.monitor": "MonitorResult monitor",
+    "lamella.operations.backup.pacing": "Pace",
+    "lamella.operations.restore.restore": "RestoreOptions RestorePlan RestoreResult plan_restore read_document",
+    "lamella.operations.prune.retaining": "Policy RetentionPlan plan_retention",
+    "lamella.operations.shared.selection": "Selected select",
+    "lamella.operations.look.sizes": "Sizes Totals sizes_of totals_of",
+    "lamella.operations.verify.verify": "VerifyOptions verify",
     "lamella.repository.create": "Created SlotWanted",
-    "lamella.repository.host": "Host machine_name",
+    "lamella.memory.host": "Host machine_name",
     "lamella.repository.repository": "Repository",
-    "lamella.retention": "Age Retention Thinning",
+    "lamella.operations.prune.retention": "Age Retention Thinning",
     "lamella.sources.base": "Source",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
@@ -233,7 +239,7 @@ def create_repository(url: str, *, slots: Sequence[SlotWanted], host: Host) -> C
 
     Raises RepositoryError if something is there already, StoreError, UsageError.
     """
-    from lamella.clock import now_ms
+    from lamella.base.clock import now_ms
     from lamella.repository.create import create_repository as create
     from lamella.stores.url import open_store
     from lamella.stores.wrap import RetryingStore
@@ -247,8 +253,8 @@ def mirror(url: str, to: str, *, host: Host, reporter: Reporter | None = None, l
 
     Raises NoRepository, RepositoryError, RolledBack, Locked, IntegrityError, StoreError, UsageError.
     """
-    from lamella.events import silent
-    from lamella.operations.mirror import mirror as run
+    from lamella.base.events import silent
+    from lamella.operations.mirror.mirror import mirror as run
     from lamella.stores.url import open_store
     from lamella.stores.wrap import RetryingStore
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import UsageError
 from lamella.cli.configuration import load
-from lamella.errors import UsageError
 from tests.cli.program import Lamella
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lamella import errors
+from lamella.base import errors
 from lamella.cli.arguments import COMMANDS, DEFAULTS, EXIT_CODES, build, load, parse
 from tests.cli.program import ROOT, Lamella, environment
 from tests.features import require

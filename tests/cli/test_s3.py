@@ -149,7 +149,7 @@ def test_a_place_that_makes_no_sense_is_exit_2(lamella: Lamella, place: str, wor
 def test_nothing_of_s3_is_loaded_for_other_stores(lamella: Lamella, tmp_path: Path) -> None:
     lamella.ok("-r", tmp_path / "local", "init")
     done = lamella.run("-r", tmp_path / "local", "list", env={"PYTHONVERBOSE": "1"})
-    assert "lamella.stores.local" in done.err
+    assert "lamella.stores.local.store" in done.err
     assert "botocore" not in done.err
 
 

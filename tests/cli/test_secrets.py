@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import UsageError
 from lamella.cli.secret import given_source
 from lamella.crypto.slots import MIN_WRITTEN_LOG_N
-from lamella.errors import UsageError
 from tests.cli.program import COMMAND, Lamella, Terminal, environment
 
 WORD = "correct höhe battery"

@@ -16,7 +16,7 @@ from tests.cli.program import SECONDS, environment
 TORN = """
 import signal, sys, threading
 from lamella.cli import signals
-from lamella.pipeline import Outbox, ordered_map
+from lamella.run.pipeline import Outbox, ordered_map
 
 text = '''
 def __enter__(self):
@@ -71,7 +71,7 @@ def test_an_interruption_tears_no_lock() -> None:
 BLOCKED = """
 import sys, threading
 from lamella.cli import signals
-from lamella.pipeline import Beside
+from lamella.run.pipeline import Beside
 
 signals.take()
 stuck = Beside(threading.Event().wait, "stuck")
@@ -104,7 +104,7 @@ def test_a_main_thread_that_is_blocked_is_interrupted(wait: str, number: signal.
 LATE = """
 import signal, sys, time
 from lamella.cli import signals
-from lamella.spawn import run_unbroken
+from lamella.run.spawn import run_unbroken
 
 signals.take()
 signal.setitimer(signal.ITIMER_REAL, 0.05)  # an interruption that was put off

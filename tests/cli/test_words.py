@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamella.base.events import Progress
 from lamella.cli import values
 from lamella.cli.places import this_host
 from lamella.cli.progress import INTERVAL_SECONDS, Bar, line
-from lamella.events import Progress
 
 MIB = 1 << 20
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from lamella.errors import StoreUnavailable
+from lamella.base.errors import StoreUnavailable
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Store
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, LimitedStore, ReadOnlyStore, RetryingStore, TokenBucket
@@ -24,7 +25,6 @@ from lamella.testing.fault_store import FaultStore, Method
 from lamella.testing.quota_store import QuotaStore
 from lamella.testing.store_contract import ReadOnlyStoreContract, StoreContract
 from lamella.testing.store_reading import THREADS, WAIT_SECONDS, outcomes
-from lamella.trust import Clear, Sealed
 
 
 class InMemory:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from lamella.stores import bundle
+from lamella.base.trust import Clear
 from lamella.stores.base import Store
-from lamella.stores.frames import Hello
-from lamella.stores.link import Route
-from lamella.stores.pipe import PipeStore
+from lamella.stores.pipe import bundle
+from lamella.stores.pipe.client import PipeStore
+from lamella.stores.pipe.frames import Hello
+from lamella.stores.pipe.link import Route
 from lamella.stores.wrap import RetryingStore
 from lamella.testing.fault_store import FaultStore
 from lamella.testing.quota_store import QuotaStore
 from lamella.testing.store_contract import ReadOnlyStoreContract, StoreContract
-from lamella.trust import Clear
 
 
 class BehindPipe:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import lamella
-from lamella.errors import Locked, ObjectNotFound, StoreFull, StoreRefused, StoreUnavailable
-from lamella.stores.local import LocalStore
+from lamella.base.errors import Locked, ObjectNotFound, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.trust import Sealed
+from lamella.stores.local.store import LocalStore
 from lamella.testing.store_reading import listed
-from lamella.trust import Sealed
 from tests.contract.conftest import Mount
 from tests.features import require
 
@@ -269,7 +269,7 @@ def test_an_unmounted_root_is_unavailable_not_empty(mount: Mount) -> None:
 
 _PUT_FOR_EVER = """
 import hashlib, os, sys, threading
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 
 store = LocalStore.open(sys.argv[1])
 
@@ -304,7 +304,7 @@ def test_killed_in_the_middle_of_puts_every_visible_object_is_whole(tmp_path: Pa
 
 _HOLD = """
 import sys
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 
 store = LocalStore.open(sys.argv[1])
 with store.lock(exclusive=sys.argv[2] == "exclusive"):

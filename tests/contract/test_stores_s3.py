@@ -8,15 +8,15 @@ from contextlib import closing
 
 import pytest
 
+from lamella.base.trust import Sealed
 from lamella.stores.base import Store
-from lamella.stores.frames import Hello
-from lamella.stores.link import Route
-from lamella.stores.pipe import PipeStore
+from lamella.stores.pipe.client import PipeStore
+from lamella.stores.pipe.frames import Hello
+from lamella.stores.pipe.link import Route
 from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, RetryingStore
 from lamella.testing import store_contract
 from lamella.testing.store_contract import VALID_NAMES
-from lamella.trust import Sealed
 from tests.contract.test_stores import Everything, Flaky, Plain, ReadOnly, _filled, _no_sleep
 from tests.features import require
 from tests.s3_proxy import proxied

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lamella.format.node import Slot
-from lamella.operations.copy import CopyOptions, CopyResult, plan_copy
-from lamella.operations.selection import select
-from lamella.repository.host import Host
+from lamella.memory.host import Host
+from lamella.operations.copy.copy import CopyOptions, CopyResult, plan_copy
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore

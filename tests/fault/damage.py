@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import LamellaError
-from lamella.extents import Extent
-from lamella.operations.backup import BackupOptions
-from lamella.operations.restore import read_document
-from lamella.operations.selection import select
-from lamella.repository.host import Host
+from lamella.base.errors import LamellaError
+from lamella.base.extents import Extent
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions
+from lamella.operations.restore.restore import read_document
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.scripted_source import ScriptedSource

@@ -22,17 +22,17 @@ from typing import Any
 import pytest
 
 from lamella import rescue
+from lamella.base.errors import LamellaError
+from lamella.base.ids import CATALOGUE, ChunkId
 from lamella.crypto.slots import key_file
-from lamella.errors import LamellaError
 from lamella.format.container import Kind
-from lamella.ids import CATALOGUE, ChunkId
-from lamella.operations.backup import BackupOptions
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions
 from lamella.operations.keyring import add_slot
-from lamella.operations.repair import RepairOptions, repair
-from lamella.operations.selection import Selected, select
-from lamella.operations.verify import VerifyOptions, verify
-from lamella.repository.blobmap import pack_name
-from lamella.repository.host import Host
+from lamella.operations.repair.repair import RepairOptions, repair
+from lamella.operations.shared.selection import Selected, select
+from lamella.operations.verify.verify import VerifyOptions, verify
+from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from tests.fault.damage import DOCUMENT, Objects, sparse
@@ -78,12 +78,12 @@ class Family:
 def small_steps() -> Iterator[None]:
     """Checkpoints, catalogue segments and index segments come early."""
     with pytest.MonkeyPatch.context() as patch, short_rescue(patch):
-        patch.setattr("lamella.repository.publish.CHECKPOINT_EVERY", 4)
-        patch.setattr("lamella.repository.checkpointing.TAIL_BYTES", 1000)
-        patch.setattr("lamella.repository.segments.WORTH_WRITING", 1)
-        patch.setattr("lamella.repository.segments.WORTH_READING", 1)
-        patch.setattr("lamella.operations.repair_objects.rescue_source", lambda: SMALL_RESCUE)
-        patch.setattr("lamella.operations.repair.rescue_source", lambda: SMALL_RESCUE)
+        patch.setattr("lamella.history.publish.CHECKPOINT_EVERY", 4)
+        patch.setattr("lamella.history.checkpointing.TAIL_BYTES", 1000)
+        patch.setattr("lamella.packs.segments.WORTH_WRITING", 1)
+        patch.setattr("lamella.packs.segments.WORTH_READING", 1)
+        patch.setattr("lamella.operations.repair.objects.rescue_source", lambda: SMALL_RESCUE)
+        patch.setattr("lamella.operations.repair.repair.rescue_source", lambda: SMALL_RESCUE)
         yield
 
 

@@ -11,17 +11,17 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from lamella.errors import StoreUnavailable
+from lamella.base.errors import StoreUnavailable
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Entry, Held
-from lamella.stores.frames import Hello
-from lamella.stores.guarded import GuardedStore
-from lamella.stores.link import Route
 from lamella.stores.memory import MemoryStore
-from lamella.stores.pipe import PipeStore
-from lamella.stores.serve import Server
+from lamella.stores.pipe.client import PipeStore
+from lamella.stores.pipe.frames import Hello
+from lamella.stores.pipe.guarded import GuardedStore
+from lamella.stores.pipe.link import Route
+from lamella.stores.pipe.server import Server
 from lamella.stores.wrap.wrapper import Wrapper
 from lamella.testing.crash_store import CrashPoint, CrashStore, PowerCut
-from lamella.trust import Clear, Sealed
 
 T = TypeVar("T")
 RELAY = Path(__file__).with_name("relay.py")

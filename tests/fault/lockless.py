@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from lamella.operations.prune_options import DAY_MS
+from lamella.base.trust import Clear, Sealed
+from lamella.operations.prune.options import DAY_MS
 from lamella.stores.base import Abilities, Entry, Held
 from lamella.stores.memory import MemoryStore
 from lamella.testing.crash_store import CrashStore
 from lamella.testing.fault_store import FaultStore
-from lamella.trust import Clear, Sealed
 
 
 class LocklessStore(FaultStore):

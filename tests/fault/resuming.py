@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from lamella.operations.backup import BackupOptions, BackupResult, Request, VolumeResult, plan_backup
-from lamella.operations.pacing import Pace
-from lamella.operations.selection import select
-from lamella.repository.host import Host
-from lamella.repository.open_sessions import OpenSession
+from lamella.base.trust import Clear, Sealed
+from lamella.history.open_sessions import OpenSession
+from lamella.memory.host import Host
+from lamella.operations.backup.pacing import Pace
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, VolumeResult, plan_backup
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.testing.fault_store import FaultStore
 from lamella.testing.tracked_source import TrackedDisk
-from lamella.trust import Clear, Sealed
 from tests.fault.world import CHUNK, SECRET, host_at, init, restored, verified
 
 RANGE = 4 * CHUNK
@@ -34,9 +34,9 @@ OPTIONS = BackupOptions(chunk_log2=16, workers=1, pace=PACE)
 def small_steps() -> Iterator[None]:
     """Ranges of 4 chunks and packs of 6, so that small disks have many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lamella.operations.reading.RANGE", RANGE)
+        patch.setattr("lamella.operations.shared.reading.RANGE", RANGE)
         for name in ("INCREMENTAL_TARGET", "BULK_TARGET", "RESUMED_TARGET"):
-            patch.setattr(f"lamella.repository.packer.{name}", PACK)
+            patch.setattr(f"lamella.packs.packer.{name}", PACK)
         yield
 
 

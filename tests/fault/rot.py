@@ -160,7 +160,7 @@ class World:
             CLOCK_REALTIME=0,
         )
         with contextlib.ExitStack() as held:
-            held.enter_context(mock.patch("lamella.clock.time", clock))
+            held.enter_context(mock.patch("lamella.base.clock.time", clock))
             for name, value in self.patches.items():
                 held.enter_context(mock.patch(name, value))
             yield

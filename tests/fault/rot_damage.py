@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lamella.base.ids import CATALOGUE, ChunkId
 from lamella.format import node
 from lamella.format.container import HEADER_SIZE, Kind
-from lamella.ids import CATALOGUE, ChunkId
-from lamella.operations.selection import select
-from lamella.repository.catalogue import Snapshot
-from lamella.repository.containers import Head, open_blob, read_head
+from lamella.history.catalogue import Snapshot
+from lamella.operations.shared.selection import select
+from lamella.packs.containers import Head, open_blob, read_head
 from lamella.repository.repository import Repository
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 from tests.fault.rot import AGES, DAYS, World
 from tests.fault.world import SECRET, host_at
 
@@ -32,12 +32,12 @@ FILES = ("restore.py", "readme.txt")
 LOCKS = ("marker", "slot")
 KINDS = (*DATA, *NODES, *PACKS, *COMMITS, *CATALOGUES, *FILES, *LOCKS)
 
-LOCKLESS: Mapping[str, object] = {"lamella.stores.local.LOCKING_FILE_SYSTEMS": frozenset()}
+LOCKLESS: Mapping[str, object] = {"lamella.stores.local.store.LOCKING_FILE_SYSTEMS": frozenset()}
 """With this a prune condemns, and deletes a day later what everybody has seen condemned."""
 CHECKPOINTED: Mapping[str, object] = {
-    "lamella.repository.publish.CHECKPOINT_EVERY": 2,
-    "lamella.repository.checkpointing.TAIL_BYTES": 256,
-    "lamella.repository.segments.WORTH_WRITING": 0,
+    "lamella.history.publish.CHECKPOINT_EVERY": 2,
+    "lamella.history.checkpointing.TAIL_BYTES": 256,
+    "lamella.packs.segments.WORTH_WRITING": 0,
 }
 """With these a small repository has checkpoints, catalogue segments and index segments."""
 _IN_DIRECTORY = HEADER_SIZE + 30

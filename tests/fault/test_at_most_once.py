@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.ids import ChunkId, DomainId
+from lamella.base.trust import Sealed
 from lamella.crypto.seal import PackSealer
 from lamella.format.compression import Encoder
 from lamella.format.container import Kind
-from lamella.ids import ChunkId, DomainId
-from lamella.operations.backup import BackupOptions
-from lamella.operations.reading import RANGE
-from lamella.pipeline import Outbox
-from lamella.repository.packer import Packer
+from lamella.operations.backup.story import BackupOptions
+from lamella.operations.shared.reading import RANGE
+from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
+from lamella.run.pipeline import Outbox
 from lamella.stores.memory import MemoryStore
 from lamella.testing.scripted_source import ScriptedSource
-from lamella.trust import Sealed
 from tests.fault.world import CHUNK, SECRET, Truth, backup, check_rescue, check_sound, host_at, init
 
 
@@ -127,8 +127,8 @@ def test_a_packer_under_many_threads_with_few_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals
 ) -> None:
     """Threads store the same ids with different bodies, some of them failing half-way, packs closing all the time."""
-    monkeypatch.setattr("lamella.repository.packer.INCREMENTAL_TARGET", 3000)
-    monkeypatch.setattr("lamella.repository.packer.BULK_TARGET", 5000)
+    monkeypatch.setattr("lamella.packs.packer.INCREMENTAL_TARGET", 3000)
+    monkeypatch.setattr("lamella.packs.packer.BULK_TARGET", 5000)
     store, host = MemoryStore(), host_at(tmp_path / "host")
     init(store, host)
     with Repository.open(store, SECRET, host) as repo, Outbox() as outbox:
@@ -147,7 +147,7 @@ def test_a_packer_under_many_threads_with_few_ids(
 
 def test_whole_runs_with_many_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: Seals) -> None:
     """Repeated contents, several volumes in one domain, small packs: nothing is ever sealed twice under one salt."""
-    monkeypatch.setattr("lamella.repository.packer.INCREMENTAL_TARGET", 40_000)
+    monkeypatch.setattr("lamella.packs.packer.INCREMENTAL_TARGET", 40_000)
     store, host, truth = MemoryStore(), host_at(tmp_path / "host"), Truth()
     init(store, host)
     chance = random.Random(7)

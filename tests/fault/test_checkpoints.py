@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import RolledBack
+from lamella.base.errors import RolledBack
 from lamella.format.commit import CHECKPOINT_EVERY, parse_name
 from lamella.format.records import AddSnap
-from lamella.operations.selection import select
-from lamella.repository.host import Host
+from lamella.memory.host import Host
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from tests.fault.world import (
@@ -133,8 +133,8 @@ def segmented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     place = tmp_path_factory.mktemp("segmented")
     store, host, truth = MemoryStore(), host_at(place / "host"), Truth()
     with pytest.MonkeyPatch.context() as patch, short_rescue(patch):
-        patch.setattr("lamella.repository.checkpointing.TAIL_BYTES", 1000)
-        patch.setattr("lamella.repository.checkpointing.SEGMENT_BYTES", 2000)
+        patch.setattr("lamella.history.checkpointing.TAIL_BYTES", 1000)
+        patch.setattr("lamella.history.checkpointing.SEGMENT_BYTES", 2000)
         init(store, host)
         for number in range(CHECKPOINT_EVERY + 4):
             truth.learn(backup(store, host, volume(content(number))), {"disk": content(number)})

@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId
 from lamella.format.container import Kind
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, raw
-from lamella.ids import ChunkId, DomainId, SnapId, VolumeId
-from lamella.operations.prune import PruneOptions, plan_prune
-from lamella.operations.retaining import Policy, plan_retention
-from lamella.operations.session import Session
-from lamella.repository import packer
-from lamella.repository.containers import raw_body
+from lamella.operations.prune.prune import PruneOptions, plan_prune
+from lamella.operations.prune.retaining import Policy, plan_retention
+from lamella.operations.prune.retention import Retention
+from lamella.operations.writing.session import Session
+from lamella.packs import packer
+from lamella.packs.containers import raw_body
+from lamella.packs.tree import Run, Tree
+from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.repository import Repository
-from lamella.repository.tree import Run, Tree
-from lamella.repository.tree_writer import TreeWriter
-from lamella.retention import Retention
 from lamella.stores.memory import MemoryStore
 from tests.fault.world import SECRET, host_at, init
 

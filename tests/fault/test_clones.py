@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import KeyRefused, NoRepository, NothingMatched, RolledBack
 from lamella.crypto.slots import key_file
-from lamella.errors import KeyRefused, NoRepository, NothingMatched, RolledBack
 from lamella.format.commit import parse_name
 from lamella.format.known import understood
 from lamella.format.records import ForkSeen
-from lamella.operations.selection import select
-from lamella.repository.host import Host
+from lamella.memory.host import Host
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from tests.fault.world import (

@@ -8,8 +8,8 @@ from unittest import mock
 import pytest
 
 from lamella.format.deletion import Remove
-from lamella.operations.auditing import compact_log
-from lamella.repository import publish
+from lamella.history import publish
+from lamella.operations.shared.auditing import compact_log
 from lamella.repository.repository import Repository
 from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
 from tests.property.test_compaction import World

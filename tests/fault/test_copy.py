@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import NothingMatched, UsageError
+from lamella.base.errors import NothingMatched, UsageError
+from lamella.base.trust import Clear
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove
 from lamella.format.labels import Tag
 from lamella.format.origin import Origin, Place
 from lamella.format.records import raw
-from lamella.operations.backup import BackupOptions
-from lamella.operations.copy_plan import State
-from lamella.operations.restore import read_document
-from lamella.operations.selection import find_volume, newest, select
+from lamella.operations.backup.story import BackupOptions
+from lamella.operations.copy.plan import State
+from lamella.operations.restore.restore import read_document
+from lamella.operations.shared.selection import find_volume, newest, select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.crash_store import ALL_CALLS, WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
 from lamella.testing.scripted_source import ScriptedSource
 from lamella.testing.tracked_source import TrackedDisk
-from lamella.trust import Clear
 from tests.fault.copies import OPTIONS, Pair, copy, letters, same_trees
 from tests.fault.world import (
     SECRET,

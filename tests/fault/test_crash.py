@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import LamellaError, NoRepository
-from lamella.operations.selection import select
-from lamella.repository.host import Host
+from lamella.base.errors import LamellaError, NoRepository
+from lamella.memory.host import Host
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.stores.base import Store

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from lamella.chunkset import ChunkSet
-from lamella.delta import Delta
-from lamella.errors import CheckpointLost, StoreUnavailable
-from lamella.extents import Extent
-from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
-from lamella.operations.pacing import Pace
-from lamella.operations.selection import select
-from lamella.operations.verify import VerifyOptions, verify
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
+from lamella.base.errors import CheckpointLost, StoreUnavailable
+from lamella.base.extents import Extent
+from lamella.base.trust import Clear, Sealed
+from lamella.operations.backup.pacing import Pace
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.shared.selection import select
+from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency, FrozenVolume
 from lamella.stores.base import Entry
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 from lamella.testing.fault_store import FaultStore
-from lamella.trust import Clear, Sealed
 from tests.fault.world import SECRET, host_at, init
 
 MIB = 1 << 20
@@ -133,9 +133,9 @@ def gaps(total: int, chance: random.Random) -> list[int]:
 def test_twenty_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, shrink: int, tracks: bool) -> None:
     """Every other time the process is killed, else the link reports an error."""
     for name, target in (("INCREMENTAL_TARGET", 8), ("BULK_TARGET", 16), ("RESUMED_TARGET", 4)):
-        monkeypatch.setattr(f"lamella.repository.packer.{name}", target * MIB // shrink)
-    monkeypatch.setattr("lamella.operations.reading.RANGE", max(65536, 4 * MIB // shrink))
-    monkeypatch.setattr("lamella.operations.sampling.LEAST_CHUNKS", 64 // shrink)
+        monkeypatch.setattr(f"lamella.packs.packer.{name}", target * MIB // shrink)
+    monkeypatch.setattr("lamella.operations.shared.reading.RANGE", max(65536, 4 * MIB // shrink))
+    monkeypatch.setattr("lamella.operations.backup.sampling.LEAST_CHUNKS", 64 // shrink)
     init(LocalStore.open(tmp_path / "R", create=True), host_at(tmp_path / "host"))
     disk, chance = Noise(size, tracks=tracks), random.Random(size)
     options = BackupOptions(chunk_log2=16, workers=2, pace=Pace(bytes=size // 64, seconds=1e9, least_bytes=1))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import RolledBack
-from lamella.operations.selection import select
-from lamella.repository.host import Host
+from lamella.base.errors import RolledBack
+from lamella.memory.host import Host
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from tests.fault.damage import (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import LamellaError
+from lamella.base.errors import LamellaError
 from lamella.stores.memory import MemoryStore
 from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella.testing.crash_store import crash_points
@@ -47,7 +47,7 @@ def test_power_cut_at_every_call_of_the_far_side(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     # What is lost at this machine is not still being stored: nobody needs to look for it for seconds.
-    monkeypatch.setattr("lamella.stores.pipe._STILL_STORING_SECONDS", (0.0,))
+    monkeypatch.setattr("lamella.stores.pipe.client._STILL_STORING_SECONDS", (0.0,))
     with short_rescue(monkeypatch):
         for point in crash_points(calls_of_a_life(tmp_path)):
             for survivors in (none, every, some(str(point))):

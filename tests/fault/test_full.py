@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import LamellaError, RepositoryError, StoreError, StoreFull
-from lamella.operations.selection import select
-from lamella.repository.host import Host, machine_name
+from lamella.base.errors import LamellaError, RepositoryError, StoreError, StoreFull
+from lamella.memory.host import Host, machine_name
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.testing.image_files import mounted
 from lamella.testing.quota_store import QuotaStore

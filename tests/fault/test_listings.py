@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import LamellaError, StoreError, StoreUnavailable
-from lamella.operations.selection import select
+from lamella.base.errors import LamellaError, StoreError, StoreUnavailable
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Entry
 from lamella.stores.memory import MemoryStore

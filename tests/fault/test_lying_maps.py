@@ -8,15 +8,15 @@ from random import Random
 
 import pytest
 
-from lamella.events import Event, Warned
+from lamella.base.events import Event, Warned
+from lamella.base.ids import ChunkId
 from lamella.format.tracking import Refuted, Sampled
-from lamella.ids import ChunkId
-from lamella.operations import listing
-from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
-from lamella.operations.sampling import runs_to_see_all
-from lamella.operations.selection import select
-from lamella.repository.host import Host
-from lamella.repository.ledger import Ledger
+from lamella.memory.host import Host
+from lamella.memory.ledger import Ledger
+from lamella.operations.backup.sampling import runs_to_see_all
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.look import listing
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.tracked_source import Faults, TrackedDisk

@@ -12,25 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import Locked, NoRepository, RepositoryError, RolledBack
+from lamella.base.errors import Locked, NoRepository, RepositoryError, RolledBack
+from lamella.base.trust import Clear
 from lamella.format.commit import parse_name
 from lamella.format.deletion import Remove
-from lamella.operations.mirror import MirrorResult, mirror, plan_mirror
-from lamella.operations.prune import plan_prune
-from lamella.operations.selection import select
-from lamella.pipeline import Outbox
-from lamella.repository.blobmap import pack_hash, pack_name
-from lamella.repository.containers import raw_body
-from lamella.repository.host import Host
-from lamella.repository.packer import Packer
+from lamella.memory.host import Host
+from lamella.operations.mirror.mirror import MirrorResult, mirror, plan_mirror
+from lamella.operations.prune.prune import plan_prune
+from lamella.operations.shared.selection import select
+from lamella.packs.blobmap import pack_hash, pack_name
+from lamella.packs.containers import raw_body
+from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
+from lamella.run.pipeline import Outbox
 from lamella.stores.base import Entry, Held, Store
-from lamella.stores.frames import Hello
-from lamella.stores.link import Route
 from lamella.stores.memory import MemoryStore
-from lamella.stores.pipe import PipeStore
+from lamella.stores.pipe.client import PipeStore
+from lamella.stores.pipe.frames import Hello
+from lamella.stores.pipe.link import Route
 from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
-from lamella.trust import Clear
 from tests.fault.copies import copy, letters
 from tests.fault.world import (
     SECRET,
@@ -319,7 +319,9 @@ class Slipping(Changing):
 
 def test_a_lock_that_was_lost_means_looking_at_everything_again(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     """Meanwhile somebody removed a snapshot, with packs that were not copied yet."""
-    monkeypatch.setattr("lamella.operations.mirror._SETTLED_ROUNDS", 0)  # new commits alone ask for no other round
+    monkeypatch.setattr(
+        "lamella.operations.mirror.mirror._SETTLED_ROUNDS", 0
+    )  # new commits alone ask for no other round
     begun = life.store.objects()
     rounds = []
     for when in range(3, 100):

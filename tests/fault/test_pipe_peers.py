@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import LamellaError, ObjectNotFound, StoreError, StoreUnavailable
-from lamella.stores import calls, frames, link
-from lamella.stores.frames import Hello
-from lamella.stores.link import Route
-from lamella.stores.pipe import PipeStore
+from lamella.base.errors import LamellaError, ObjectNotFound, StoreError, StoreUnavailable
+from lamella.base.trust import Sealed
+from lamella.stores.pipe import calls, frames, link
+from lamella.stores.pipe.client import PipeStore
+from lamella.stores.pipe.frames import Hello
+from lamella.stores.pipe.link import Route
 from lamella.testing.store_reading import listed, outcomes
-from lamella.trust import Sealed
 
 PEER = Path(__file__).with_name("pipe_peer.py")
 OBJECT = "p/ab/x"

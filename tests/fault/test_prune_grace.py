@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import RepositoryError
+from lamella.base.errors import RepositoryError
 from lamella.format.container import Kind
 from lamella.format.records import Ref
-from lamella.operations import backup_run
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
-from lamella.operations.prune_rewrite import Rewriting
-from lamella.operations.selection import select
+from lamella.operations.backup import run as backup_run
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.rewrite import Rewriting
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.scripted_source import ScriptedSource

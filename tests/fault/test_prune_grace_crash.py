@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from lamella.format.records import Ref
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
-from lamella.operations.selection import select
-from lamella.repository.host import Host
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.trust import Clear, Sealed
 from lamella.format.container import Kind
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.prune import plan_prune
-from lamella.operations.prune_rewrite import Rewriting
-from lamella.operations.selection import select
-from lamella.repository.containers import raw_body
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.prune.prune import plan_prune
+from lamella.operations.prune.rewrite import Rewriting
+from lamella.operations.shared.selection import select
+from lamella.packs.containers import raw_body
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.fault_store import FaultStore
 from lamella.testing.scripted_source import ScriptedSource
-from lamella.trust import Clear, Sealed
 from tests.fault.world import CHUNK, SECRET, Truth, check_rescue, check_sound, fresh_host, host_at, init
 from tests.fault.world import short_rescue as short
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from lamella import rescue
-from lamella.errors import RolledBack
+from lamella.base.errors import RolledBack
 from lamella.format.container import Kind
 from lamella.format.lost import was_rebuilt
-from lamella.operations.backup import BackupOptions
-from lamella.operations.listing import snapshots
-from lamella.operations.repair import RepairOptions, repair
-from lamella.operations.repair_result import ASIDE, BACK, LEFT, REBUILT, RECORDED, STORED, RepairResult
-from lamella.operations.selection import Selected, select
-from lamella.operations.verify import VerifyOptions, verify
-from lamella.repository.blobmap import pack_name
-from lamella.repository.host import Host
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions
+from lamella.operations.look.listing import snapshots
+from lamella.operations.repair.repair import RepairOptions, repair
+from lamella.operations.repair.result import ASIDE, BACK, LEFT, REBUILT, RECORDED, STORED, RepairResult
+from lamella.operations.shared.selection import Selected, select
+from lamella.operations.verify.verify import VerifyOptions, verify
+from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.stores.base import Abilities
@@ -360,7 +360,7 @@ def test_a_history_that_lacks_a_part_is_not_published_upon_before_it_is_accepted
 
 def test_clear_files_and_slots_come_back(small: Small, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lamella.operations.repair_objects.rescue_source", lambda: SMALL_RESCUE)
+        patch.setattr("lamella.operations.repair.objects.rescue_source", lambda: SMALL_RESCUE)
         for name in ("readme.txt", "restore.py"):
             for objects in (without(small.objects, name), flipped(small.objects, name, 3)):
                 store = MemoryStore(objects)

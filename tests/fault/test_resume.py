@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from lamella.chunkset import ChunkSet
-from lamella.errors import SourceError, StoreFull, StoreUnavailable
-from lamella.operations import sampling
-from lamella.operations.backup import BackupOptions
-from lamella.operations.monitor import monitor
-from lamella.operations.pacing import Pace
-from lamella.operations.sampling import Sample
+from lamella.base.chunkset import ChunkSet
+from lamella.base.errors import SourceError, StoreFull, StoreUnavailable
+from lamella.operations.backup import sampling
+from lamella.operations.backup.pacing import Pace
+from lamella.operations.backup.sampling import Sample
+from lamella.operations.backup.story import BackupOptions
+from lamella.operations.moments.monitor import monitor
 from lamella.testing.tracked_source import Killed, TrackedDisk, TrackedSource
 from tests.fault.resuming import OPTIONS, PACK, RANGE, CountingStore, World, small_steps
 from tests.fault.world import CHUNK, host_at
@@ -467,7 +467,7 @@ def test_a_host_that_went_back_in_time_compares_everything(world: World, tmp_pat
 
 
 def test_a_moment_is_given_up_after_a_week(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamella.repository import resume
+    from lamella.memory import resume
 
     interrupted(world, 7)
     monkeypatch.setattr(resume, "KEPT_MS", -1)

@@ -18,20 +18,20 @@ from types import FrameType
 
 import pytest
 
-from lamella.chunkset import ChunkSet
+from lamella.base.chunkset import ChunkSet
+from lamella.base.ids import ChunkId, DomainId
+from lamella.base.trust import Clear, Sealed
 from lamella.format.container import Kind
-from lamella.ids import ChunkId, DomainId
-from lamella.operations import sampling
-from lamella.operations.backup import BackupOptions
-from lamella.operations.pacing import Pace
-from lamella.operations.sampling import Sample
-from lamella.operations.session import Session
-from lamella.pipeline import Outbox
-from lamella.repository.containers import raw_body
-from lamella.repository.packer import Packer
+from lamella.operations.backup import sampling
+from lamella.operations.backup.pacing import Pace
+from lamella.operations.backup.sampling import Sample
+from lamella.operations.backup.story import BackupOptions
+from lamella.operations.writing.session import Session
+from lamella.packs.containers import raw_body
+from lamella.packs.packer import Packer
+from lamella.run.pipeline import Outbox
 from lamella.stores.base import Store
 from lamella.stores.wrap.wrapper import Wrapper
-from lamella.trust import Clear, Sealed
 from tests.fault.resuming import PACK, RANGE, World, small_steps
 from tests.unit.small_repository import Small
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lamella.chunkset import ChunkSet
-from lamella.operations import sampling
-from lamella.operations.sampling import Sample
+from lamella.base.chunkset import ChunkSet
+from lamella.operations.backup import sampling
+from lamella.operations.backup.sampling import Sample
 from lamella.repository.repository import Repository
 from lamella.testing.crash_store import ALL_CALLS, CrashPoint, CrashStore, PowerCut
 from lamella.testing.tracked_source import Killed

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.trust import Clear, Sealed
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove, RemoveLast, Revive
 from lamella.format.records import Ref, raw
-from lamella.operations.auditing import audit, publish_audits
-from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
-from lamella.operations.prune_survey import Surveyor
-from lamella.operations.selection import Selected, select
-from lamella.repository import publish
-from lamella.repository.blobmap import pack_name
+from lamella.history import publish
+from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.survey import Surveyor
+from lamella.operations.shared.auditing import audit, publish_audits
+from lamella.operations.shared.selection import Selected, select
+from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points
 from lamella.testing.fault_store import FaultStore
-from lamella.trust import Clear, Sealed
 from tests.fault.test_prune_grace import Fleet
 from tests.fault.world import (
     CHUNK,

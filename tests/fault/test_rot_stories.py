@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 from tests.cli.program import Done
 from tests.fault.rot import Wanted, World, same, write_volume
 from tests.fault.rot_cells import NEWEST_FIRST, PRUNES, Bench, kept

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import StoreFull
-from lamella.repository import blobmap, segments
+from lamella.base.errors import StoreFull
+from lamella.base.trust import Clear, Sealed
+from lamella.packs import blobmap, segments
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.crash_store import WRITING_CALLS, surviving_subsets
 from lamella.testing.fault_store import FaultStore
-from lamella.trust import Clear, Sealed
 from tests.fault.test_crash import FIRST, SECOND, next_run_works, stories
 from tests.fault.world import (
     SECRET,

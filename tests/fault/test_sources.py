@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import LamellaError, NothingMatched, SourceError, UsageError
-from lamella.operations.backup import BackupOptions, FailedRequest, Request, plan_backup
-from lamella.operations.restore import RestoreOptions, plan_restore, read_document
-from lamella.operations.selection import select
+from lamella.base.errors import LamellaError, NothingMatched, SourceError, UsageError
+from lamella.operations.backup.story import BackupOptions, FailedRequest, Request, plan_backup
+from lamella.operations.restore.restore import RestoreOptions, plan_restore, read_document
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.file import FileSource

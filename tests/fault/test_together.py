@@ -14,7 +14,7 @@ from typing import IO, Any
 import pytest
 
 from lamella.repository.repository import Repository
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.testing.fault_store import FaultStore
 from tests.fault.world import (

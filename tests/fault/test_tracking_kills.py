@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
-from lamella.operations.monitor import monitor
-from lamella.operations.selection import select
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.moments.monitor import monitor
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.tracked_source import Killed, TrackedDisk

@@ -19,14 +19,14 @@ from typing import TypeVar
 
 import pytest
 
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.health import Health
-from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
-from lamella.operations.prune_survey import Surveyor
-from lamella.operations.retaining import Policy, plan_retention
-from lamella.repository.host import Host
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.prune.health import Health
+from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.retaining import Policy, plan_retention
+from lamella.operations.prune.retention import Retention
+from lamella.operations.prune.survey import Surveyor
 from lamella.repository.repository import Repository
-from lamella.retention import Retention
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.testing.crash_store import CrashPoint, CrashStore, PowerCut

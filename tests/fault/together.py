@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-from lamella.errors import LamellaError
-from lamella.operations.backup import BackupOptions, Request, plan_backup
+from lamella.base.errors import LamellaError
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.repository.repository import Repository
 from lamella.sources.registry import open_source
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 from lamella.testing.scripted_source import DisturbedSource
 from tests.fault.world import SECRET, host_at
 

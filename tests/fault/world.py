@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 
 from lamella import rescue
-from lamella.clock import now_ms
+from lamella.base.clock import now_ms
+from lamella.base.trust import Clear
 from lamella.crypto.slots import Secret, key_file
-from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
-from lamella.operations.findings import VerifyResult
-from lamella.operations.restore import RestoreOptions, plan_restore
-from lamella.operations.selection import Selected, select
-from lamella.operations.verify import VerifyOptions, verify
+from lamella.memory.host import Host, machine_name
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
+from lamella.operations.shared.findings import VerifyResult
+from lamella.operations.shared.selection import Selected, select
+from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.create import SlotWanted, create_repository
-from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.testing.scripted_source import ScriptedSource
-from lamella.trust import Clear
 
 KEY = b"a key file for tests, 32+ bytes."
 SECRET = key_file(KEY)

@@ -16,10 +16,10 @@ from random import Random
 
 import pytest
 
-from lamella.errors import CheckpointLost, SourceAtRisk, SourceError, UsageError
-from lamella.sources import _reservation
+from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError, UsageError
 from lamella.sources.base import FrozenVolume, Source
 from lamella.sources.keeping import Keeping, PoolLimits
+from lamella.sources.lvm import _reservation
 from lamella.sources.registry import open_kept_source, place_of
 from lamella.testing.source_changes import SIZE
 from lamella.testing.source_reading import GRAIN, MIB, check_delta, pattern, whole
@@ -263,7 +263,7 @@ def test_the_reservation_is_released_whatever_happens(
         assert held(pool)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lamella.sources._thin_tools.delta", broken)
+    monkeypatch.setattr("lamella.sources.lvm._thin_tools.delta", broken)
     with pool.source(volume.name).freeze() as frozen, pytest.raises(KeyboardInterrupt):
         frozen.delta_since(base, GRAIN)
     assert not held(pool)

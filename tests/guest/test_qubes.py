@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lamella.memory.host import Host
 from lamella.qubes.admin import Admin
 from lamella.qubes.restore_plan import RestoreWishes
-from lamella.repository.host import Host
 from lamella.stores.memory import MemoryStore
 from tests.fault.world import host_at, init
 from tests.guest.lvm import Pool

@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lamella.base.ids import RepoId, WriterId
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign
 from lamella.format.commit import Body, Entry, Head
 from lamella.format.known import Signed
 from lamella.format.marker import Marker
 from lamella.format.records import Checkpoint, RawRecord, prune_signed_message, raw
-from lamella.ids import RepoId, WriterId
-from lamella.repository.history import Chain, Commit, History
-from lamella.repository.order import Clock
+from lamella.history.history import Chain, Commit, History
+from lamella.history.order import Clock
 
 SEED = b"p" * 32
 KEYS = Keys(Marker(RepoId(bytes(16)), public_of(SEED), 1), bytes(32), SEED)

@@ -7,15 +7,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import IntegrityError
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format.deletion import Remove, Retire
 from lamella.format.known import understood
 from lamella.format.labels import Pin, Rename, Tag
 from lamella.format.records import Confirm, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.format.sessions import Abandon, Session
-from lamella.ids import DomainId, SnapId, VolumeId
-from lamella.repository.catalogue import Catalogue, latest
-from lamella.repository.state import build
+from lamella.history.catalogue import Catalogue, latest
+from lamella.history.state import build
 from tests.property.chains import KEYS, Script, writer
 from tests.unit.small_repository import snapshot_record
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lamella.chunkset import PAGE, ChunkSet
+from lamella.base.chunkset import PAGE, ChunkSet
 
 TOP = 4 * PAGE
 

@@ -17,6 +17,8 @@ from unittest import mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lamella.base.ids import DomainId, RepoId, SnapId, VolumeId
+from lamella.base.trust import Sealed
 from lamella.format.commit import Entry, parse_name
 from lamella.format.deletion import Remove
 from lamella.format.known import Signed
@@ -25,16 +27,14 @@ from lamella.format.origin import Origin, Place
 from lamella.format.records import NO_REF, Checkpoint, Confirm, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.format.seen import Seen
 from lamella.format.sessions import Abandon, Session
-from lamella.ids import DomainId, RepoId, SnapId, VolumeId
-from lamella.operations.auditing import audit, publish_audits, reapable_commits
-from lamella.repository import checkpointing, publish, tombstones
-from lamella.repository.catalogue import Catalogue, Snapshot, before, latest
-from lamella.repository.compaction import COPIES_REMEMBERED_MS, InForce
-from lamella.repository.containers import open_commit
-from lamella.repository.history import Chain, Commit, History
+from lamella.history import checkpointing, publish, tombstones
+from lamella.history.catalogue import Catalogue, Snapshot, before, latest
+from lamella.history.compaction import COPIES_REMEMBERED_MS, InForce
+from lamella.history.history import Chain, Commit, History
+from lamella.history.state import build
+from lamella.operations.shared.auditing import audit, publish_audits, reapable_commits
+from lamella.packs.containers import open_commit
 from lamella.repository.repository import Repository
-from lamella.repository.state import build
-from lamella.trust import Sealed
 from tests.unit.small_repository import ADMIN, WRITER, Small, snapshot_record
 
 HOSTS = ("one", "two", "three")

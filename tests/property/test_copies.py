@@ -9,10 +9,10 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from lamella.errors import NothingMatched
-from lamella.operations.copy_plan import State
-from lamella.operations.selection import select
-from lamella.repository.host import Host
+from lamella.base.errors import NothingMatched
+from lamella.memory.host import Host
+from lamella.operations.copy.plan import State
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from tests.fault.copies import copy

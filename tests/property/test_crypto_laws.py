@@ -7,14 +7,14 @@ import hashlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lamella.base.errors import IntegrityError, KeyRefused
+from lamella.base.ids import ChunkId, DomainId, RepoId
 from lamella.crypto import chunk_id, slots
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackOpener, PackSealer
-from lamella.errors import IntegrityError, KeyRefused
 from lamella.format.container import Blob, Header, Kind
 from lamella.format.keyslot import SlotType
 from lamella.format.marker import Marker
-from lamella.ids import ChunkId, DomainId, RepoId
 
 KEYS = [Keys(Marker(RepoId(b"r" * 16), b"p" * 32, alg), b"k" * 32, None) for alg in (1, 2)]
 SALTS = st.binary(min_size=32, max_size=32)

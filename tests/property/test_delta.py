@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lamella.chunkset import ChunkSet
-from lamella.delta import Delta
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
 
 GRAIN = 4
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.chunkset import ChunkSet
-from lamella.delta import Delta
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
 
 GRAIN = 4
 contents = st.binary(max_size=100).map(lambda raw: bytes(byte % 3 for byte in raw))

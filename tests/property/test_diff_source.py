@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lamella.operations.diff_source import COMPARE, INCREMENTAL, SourceDiff, compare_source
-from lamella.operations.selection import select
+from lamella.operations.look.diff_source import COMPARE, INCREMENTAL, SourceDiff, compare_source
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.stores.memory import MemoryStore

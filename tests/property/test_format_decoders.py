@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
+from lamella.base.trust import Opened
 from lamella.format import (
     commit,
     container,
@@ -29,8 +31,6 @@ from lamella.format import (
     sessions,
 )
 from lamella.format.container import Kind
-from lamella.ids import CATALOGUE, ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
-from lamella.trust import Opened
 
 REFUSALS = (IntegrityError, UnknownFormat)
 

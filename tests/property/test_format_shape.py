@@ -6,11 +6,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lamella.errors import IntegrityError
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import VolumeId
+from lamella.base.trust import Opened
 from lamella.format.document import PART_MAGIC, part_of, parts
 from lamella.format.node import Shape
-from lamella.ids import VolumeId
-from lamella.trust import Opened
 
 VOLUME = VolumeId(bytes(16))
 SIZES = st.integers(0, 2**64 - 1) | st.integers(0, 70 << 16)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import UsageError
-from lamella.retention import (
+from lamella.base.errors import UsageError
+from lamella.operations.prune.retention import (
     ALL,
     HOUR_MS,
     Age,

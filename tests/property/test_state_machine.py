@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, precondition, rule
 
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.diff import compare
-from lamella.operations.prune import PruneOptions, plan_prune
-from lamella.operations.restore import RestoreOptions, plan_restore
-from lamella.operations.selection import Selected, select
-from lamella.operations.verify import VerifyOptions, verify
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.look.diff import compare
+from lamella.operations.prune.prune import PruneOptions, plan_prune
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
+from lamella.operations.shared.selection import Selected, select
+from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
 from lamella.sources._zeroing import Zeroing, zero_range
 from tests.unit.small_repository import CHUNK, Small

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import CheckpointLost
-from lamella.sources._thin_xml import differing, mapped
+from lamella.base.errors import CheckpointLost
+from lamella.sources.lvm._thin_xml import differing, mapped
 
 KINDS = ("same", "different", "left_only", "right_only")
 elements = st.lists(

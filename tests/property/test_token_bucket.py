@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import ObjectNotFound, StoreError
+from lamella.base.errors import ObjectNotFound, StoreError
+from lamella.base.trust import Sealed
 from lamella.stores.memory import MemoryStore
 from lamella.stores.wrap import LimitedStore, TokenBucket
 from lamella.stores.wrap.limited import BURST_SECONDS, PIECE
 from lamella.testing.store_reading import outcomes
-from lamella.trust import Sealed
 from tests.counting_store import CountingStore
 
 RATE = 1000

@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from lamella.operations import reading
-from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
-from lamella.operations.monitor import monitor
-from lamella.operations.pacing import Pace
-from lamella.operations.selection import select
-from lamella.repository import host as host_module
-from lamella.repository import intervals as intervals_module
+from lamella.memory import host as host_module
+from lamella.memory import intervals as intervals_module
+from lamella.operations.backup.pacing import Pace
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.moments.monitor import monitor
+from lamella.operations.shared import reading
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore

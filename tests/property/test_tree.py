@@ -9,14 +9,14 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import ObjectNotFound
+from lamella.base.errors import ObjectNotFound
+from lamella.base.ids import ChunkId, VolumeId
+from lamella.base.trust import Opened
 from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Shape, Slot, SlotValue
-from lamella.ids import ChunkId, VolumeId
-from lamella.repository.tree import Run, Tree, TreeReader
-from lamella.repository.tree_writer import Partial, TreeWriter
-from lamella.trust import Opened
+from lamella.packs.tree import Run, Tree, TreeReader
+from lamella.packs.tree_writer import Partial, TreeWriter
 
 VOLUME = VolumeId(b"v" * 16)
 LOG2 = 16

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lamella.operations.backup_result import VolumeResult
+from lamella.memory.host import Host
+from lamella.operations.backup.result import VolumeResult
 from lamella.qubes.admin import Admin
-from lamella.repository.host import Host
 from lamella.stores.base import Store
 from tests.cli.program import Lamella
 from tests.qubes.fake_qubesd import FakeQubesd

@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lamella.operations.backup import BackupOptions, BackupResult
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions, BackupResult
 from lamella.qubes.admin import Admin
 from lamella.qubes.archive import read_snapshot
 from lamella.qubes.backup import QubesOptions, plan_qubes
@@ -17,7 +18,6 @@ from lamella.qubes.inventory import Inventory
 from lamella.qubes.lineage import FEATURE, owner_of
 from lamella.qubes.restore import QubeResult, QubesRestore
 from lamella.qubes.restore_plan import Planner, QubeRestore, RestoreWishes
-from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from tests.fault.world import SECRET

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import IntegrityError, NothingMatched, UsageError
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.selection import select
+from lamella.base.errors import IntegrityError, NothingMatched, UsageError
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.shared.selection import select
 from lamella.qubes.admin import Admin
 from lamella.qubes.dom0 import differences, lay_out
 from lamella.qubes.inventory import Inventory
@@ -18,7 +19,6 @@ from lamella.qubes.restore_plan import Action, RestoreWishes
 from lamella.qubes.settings import DOCUMENT, QubeSettings, decode_settings, read_settings
 from lamella.qubes.settings_apply import IN_PROGRESS
 from lamella.qubes.sources import SettingsSource, volume_identity
-from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from tests.fault.world import SECRET, restored

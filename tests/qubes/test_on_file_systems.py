@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lamella.memory.host import Host
 from lamella.qubes.admin import Admin
-from lamella.repository.host import Host
 from lamella.stores.memory import MemoryStore
 from tests.qubes import stories
 from tests.qubes.conftest import populate

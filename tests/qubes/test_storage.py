@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import NothingMatched, UsageError
-from lamella.events import Event, Warned, silent
+from lamella.base.errors import NothingMatched, UsageError
+from lamella.base.events import Event, Warned, silent
 from lamella.qubes.admin import Admin
 from lamella.qubes.inventory import Inventory
 from lamella.qubes.storage import SERVICE, check_storage, install, kept_running, storage_files

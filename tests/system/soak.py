@@ -20,14 +20,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from lamella.clock import now_ms
+from lamella.base.clock import now_ms
 from lamella.crypto.slots import key_file
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.monitor import monitor
-from lamella.operations.restore import RestoreOptions, plan_restore
-from lamella.operations.selection import select
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.moments.monitor import monitor
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
+from lamella.operations.shared.selection import select
 from lamella.repository.create import SlotWanted, create_repository
-from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.registry import open_source

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import Locked, ObjectNotFound, StoreError, StoreUnavailable
-from lamella.stores.calls import Call
-from lamella.stores.link import Link
-from lamella.stores.local import LocalStore
-from lamella.stores.pipe import PipeStore
+from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreUnavailable
+from lamella.base.trust import Sealed
+from lamella.stores.local.store import LocalStore
+from lamella.stores.pipe.calls import Call
+from lamella.stores.pipe.client import PipeStore
+from lamella.stores.pipe.link import Link
 from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, RetryingStore
 from lamella.testing.store_reading import listed
-from lamella.trust import Sealed
 from tests.cli.program import Lamella
 from tests.system.bad_link import BadLink, bad_link
 from tests.system.ssh_server import SshServer, ssh_server

@@ -14,10 +14,10 @@ from random import Random
 
 import pytest
 
-from lamella.delta import Delta
-from lamella.errors import SourceError
-from lamella.sources import _btrfs_tree, _fiemap, _maps
-from lamella.sources._maps import Piece, ReadMap, compare, guarded
+from lamella.base.delta import Delta
+from lamella.base.errors import SourceError
+from lamella.sources.reflink import _btrfs_tree, _fiemap, _maps
+from lamella.sources.reflink._maps import Piece, ReadMap, compare, guarded
 from lamella.testing.image_changes import BLOCK, ImageChanges
 from tests.system import loop_fs
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from lamella.clock import now_ms
+from lamella.base.clock import now_ms
 from lamella.crypto.slots import Secret
 from lamella.format.keyslot import SlotType
-from lamella.operations.backup import Request, plan_backup
-from lamella.operations.selection import select
+from lamella.memory.host import Host, machine_name
+from lamella.operations.backup.story import Request, plan_backup
+from lamella.operations.shared.selection import select
 from lamella.repository.create import SlotWanted, create_repository
-from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.sources.registry import open_source
-from lamella.stores.pipe import PipeStore
+from lamella.stores.pipe.client import PipeStore
 from lamella.stores.url import open_store
 from lamella.stores.wrap import RetryingStore
 from tests.fault.world import restored

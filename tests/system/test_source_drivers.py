@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 import lamella
-from lamella.errors import CheckpointLost, SourceAtRisk, UsageError
+from lamella.base.errors import CheckpointLost, SourceAtRisk, UsageError
 from lamella.sources.base import Source
 from lamella.sources.checkpoint_files import DIRECTORY
 from lamella.sources.registry import open_source

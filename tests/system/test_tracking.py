@@ -16,15 +16,15 @@ from random import Random
 
 import pytest
 
-from lamella.clock import now_ms
+from lamella.base.clock import now_ms
+from lamella.base.errors import SourceAtRisk
 from lamella.crypto.slots import key_file
-from lamella.errors import SourceAtRisk
-from lamella.operations.backup import BackupOptions, BackupResult, Request, VolumeResult, plan_backup
-from lamella.operations.monitor import monitor
-from lamella.operations.restore import RestoreOptions, plan_restore
-from lamella.operations.selection import select
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, VolumeResult, plan_backup
+from lamella.operations.moments.monitor import monitor
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
+from lamella.operations.shared.selection import select
 from lamella.repository.create import SlotWanted, create_repository
-from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.checkpoint_files import DIRECTORY
@@ -289,12 +289,12 @@ def test_monitor_after_the_state_was_lost_does_nothing_wrong(world: World) -> No
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-import lamella.operations.backup_run as run_module
-import lamella.operations.monitor as monitor_module
-import lamella.operations.rotation as rotation
-from lamella.repository.intervals import Intervals
-from lamella.repository.ledger import Ledger
-from lamella.sources.reflink import ClonedSource
+import lamella.operations.backup.run as run_module
+import lamella.operations.moments.monitor as monitor_module
+import lamella.operations.moments.rotation as rotation
+from lamella.memory.intervals import Intervals
+from lamella.memory.ledger import Ledger
+from lamella.sources.reflink.reflink import ClonedSource
 from tests.system.test_tracking import World, Host
 
 def die(*_, **__):

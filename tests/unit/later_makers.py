@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
 from lamella.format import container, deletion, known, labels, lost, records, seen, sessions
 from lamella.format.commit import Head
-from lamella.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
 from tests.golden.literal import Json
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId
 from lamella.crypto.slots import Secret, key_file
 from lamella.format.records import NO_REF, AddSnap, File, RawRecord, Ref, Volume
-from lamella.ids import ChunkId, DomainId, SnapId, VolumeId
-from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
+from lamella.memory.host import Host, machine_name
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
 from lamella.repository.create import SlotWanted, create_repository
-from lamella.repository.host import Host, machine_name
 from lamella.repository.repository import Repository
 from lamella.sources.file import FileSource
 from lamella.stores.base import Store

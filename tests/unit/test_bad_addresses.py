@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import StoreError, StoreUnavailable
+from lamella.base.errors import StoreError, StoreUnavailable
+from lamella.base.ids import ChunkId
+from lamella.base.trust import Clear
 from lamella.format.container import Blob, Kind
 from lamella.format.lost import MAX_BAD, Address, Bad
 from lamella.format.records import raw
-from lamella.ids import ChunkId
-from lamella.operations.backup import Request, plan_backup
-from lamella.operations.findings import VerifyResult
-from lamella.operations.listing import volumes
-from lamella.operations.selection import select
-from lamella.operations.verify import VerifyOptions, verify
-from lamella.repository.blobmap import pack_name
+from lamella.operations.backup.story import Request, plan_backup
+from lamella.operations.look.listing import volumes
+from lamella.operations.shared.findings import VerifyResult
+from lamella.operations.shared.selection import select
+from lamella.operations.verify.verify import VerifyOptions, verify
+from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.trust import Clear
 from tests.unit.small_repository import CHUNK, OPTIONS, Small, image
 
 LEVELS = {
@@ -210,8 +210,8 @@ def test_what_cannot_be_recorded_changes_no_verdict(small: Small) -> None:
 
 
 def test_very_many_are_published_over_several_verifications(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.operations.bad_addresses.MAX_BAD", 2)
-    monkeypatch.setattr("lamella.operations.bad_addresses._MOST_RECORDS", 1)
+    monkeypatch.setattr("lamella.operations.verify.bad_addresses.MAX_BAD", 2)
+    monkeypatch.setattr("lamella.operations.verify.bad_addresses._MOST_RECORDS", 1)
     rows = addresses(small)
     objects = small.store.objects()
     content = bytearray(objects[pack_name(rows[0].pack)])
@@ -331,8 +331,8 @@ def test_a_hint_of_an_index_segment_does_not_bring_it_back(small: Small, monkeyp
     one, two, _ = addresses(small)
     with small.opened() as repo:
         repo.refresh_map()
-        monkeypatch.setattr("lamella.repository.segments.WORTH_WRITING", 0)
-        monkeypatch.setattr("lamella.repository.blobmap.WORTH_READING", 1)
+        monkeypatch.setattr("lamella.packs.segments.WORTH_WRITING", 0)
+        monkeypatch.setattr("lamella.packs.blobmap.WORTH_READING", 1)
         assert repo.blobs.write_segments()
     says_bad(small, one)
     with small.opened("fresh") as repo:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import CheckpointLost, UsageError
-from lamella.operations.change_map import SCHEMA, ChangeMap, read_map, write_map
-from lamella.operations.diff import DiffResult
+from lamella.base.errors import CheckpointLost, UsageError
+from lamella.operations.backup.change_map import SCHEMA, ChangeMap, read_map, write_map
+from lamella.operations.look.diff import DiffResult
 
 GRAIN = 1 << 16
 SIZE = 20 * GRAIN + 5

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import CheckpointLost
+from lamella.base.errors import CheckpointLost
 from lamella.sources.checkpoint_files import DIRECTORY, CheckpointFiles, Token, source_name
 from lamella.sources.keeping import Keeping
-from lamella.sources.reflink import nearly_full
+from lamella.sources.reflink.reflink import nearly_full
 
 OWNER = "00c0ffee"
 IDENTITY = b"file:0123456789abcdef:/images/disk.img"

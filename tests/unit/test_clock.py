@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.clock import iso, now_ms, utc_text
+from lamella.base.clock import iso, now_ms, utc_text
 
 LAST_MS = 253_402_300_799_999
 

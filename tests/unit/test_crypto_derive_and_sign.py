@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
+from lamella.base.ids import CATALOGUE, DomainId, RepoId
 from lamella.crypto import chunk_id, sign
 from lamella.crypto.derive import Keys, hkdf
 from lamella.format.container import Kind
 from lamella.format.marker import BLAKE2B, HMAC_SHA256, Marker
-from lamella.ids import CATALOGUE, DomainId, RepoId
 
 unhex = bytes.fromhex
 DOMAIN = DomainId(b"d" * 16)

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import ChunkId, DomainId, RepoId
 from lamella.crypto.derive import DomainKeys, Keys
 from lamella.crypto.seal import AES_256_GCM, CHACHA20_POLY1305, PackOpener, PackSealer, new_salt
-from lamella.errors import IntegrityError
 from lamella.format.container import Blob, Header, Kind, encode_directory
 from lamella.format.marker import Marker
-from lamella.ids import ChunkId, DomainId, RepoId
 
 ID = ChunkId(b"i" * 24)
 SALT = b"s" * 32

@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 
+from lamella.base.errors import IntegrityError, KeyRefused, UnknownFormat, UsageError
+from lamella.base.ids import RepoId
 from lamella.crypto import slots
 from lamella.crypto.derive import hkdf, prf
 from lamella.crypto.sign import public_of
 from lamella.crypto.slots import Secret
-from lamella.errors import IntegrityError, KeyRefused, UnknownFormat, UsageError
 from lamella.format import keyslot
 from lamella.format.keyslot import KeySlot, Role, SlotType
 from lamella.format.marker import Marker
-from lamella.ids import RepoId
 
 DATA_ROOT, PRUNE_SEED = b"k" * 32, b"p" * 32
 MARKER = Marker(RepoId(b"r" * 16), public_of(PRUNE_SEED), 1)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lamella.chunkset import ChunkSet
-from lamella.delta import Delta
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
+from lamella.base.ids import ChunkId, SnapId, VolumeId, WriterId
 from lamella.format.records import Ref
-from lamella.ids import ChunkId, SnapId, VolumeId, WriterId
-from lamella.operations.doctor_checkpoints import (
+from lamella.memory.host import Host
+from lamella.memory.intervals import GRAIN, Intervals
+from lamella.memory.ledger import Ledger, LedgerEntry
+from lamella.operations.doctor.checkpoints import (
     FOREIGN,
     LEFTOVER,
     NEEDED,
@@ -19,9 +22,6 @@ from lamella.operations.doctor_checkpoints import (
     CheckpointExamination,
     Judged,
 )
-from lamella.repository.host import Host
-from lamella.repository.intervals import GRAIN, Intervals
-from lamella.repository.ledger import Ledger, LedgerEntry
 from lamella.sources.checkpoint_files import DIRECTORY, Token, source_name
 from lamella.sources.file import FileSource, path_of
 from tests.unit.small_repository import Small

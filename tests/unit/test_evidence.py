@@ -7,16 +7,16 @@ import random
 
 import pytest
 
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import CATALOGUE, RepoId
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign
-from lamella.errors import IntegrityError
 from lamella.format.commit import Body, Head, parts, signed_message, writer_id
 from lamella.format.container import HEADER_SIZE, TRAILER_SIZE, Kind
 from lamella.format.marker import Marker
 from lamella.format.records import Writer, raw
-from lamella.ids import CATALOGUE, RepoId
-from lamella.repository.containers import build_commit, build_single, open_commit
-from lamella.repository.evidence import Evidence, evidence_of, same
+from lamella.history.evidence import Evidence, evidence_of, same
+from lamella.packs.containers import build_commit, build_single, open_commit
 
 PRUNE, SEED, OTHER = b"p" * 32, b"w" * 32, b"o" * 32
 KEYS = Keys(Marker(RepoId(b"r" * 16), public_of(PRUNE), 1), b"k" * 32, PRUNE)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lamella.extents import Extent, chunk_ranges
+from lamella.base.extents import Extent, chunk_ranges
 
 
 @st.composite

@@ -6,12 +6,12 @@ import hashlib
 
 import pytest
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
+from lamella.base.trust import Opened
 from lamella.format import commit, known, records
 from lamella.format.commit import Body, Entry, Head
 from lamella.format.records import RawRecord
-from lamella.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
-from lamella.trust import Opened
 
 WRITER = WriterId(b"w" * 16)
 FIRST = Body(WRITER, 1, bytes(32), 5, (0, bytes(32)), (), ())

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from lamella.errors import IntegrityError, UnknownFormat, UsageError
+from lamella.base.errors import IntegrityError, UnknownFormat, UsageError
+from lamella.base.trust import Opened
 from lamella.format import compression
 from lamella.format.compression import Codec, Encoder, check_frame, check_setting, decode
-from lamella.trust import Opened
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 SINGLE, CHECKSUM, RESERVED, UNUSED = 0x20, 0x04, 0x08, 0x10

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import ChunkId
+from lamella.base.trust import Opened
 from lamella.format import container
 from lamella.format.container import Kind
-from lamella.ids import ChunkId
-from lamella.trust import Opened
 
 HEADER = container.Header(1, container.directory_length(2), b"s" * 32, b"h" * 24)
 ONE = (Kind.CHUNK, b"a" * 24, 121, 100)

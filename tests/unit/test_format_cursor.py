@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lamella.errors import IntegrityError
+from lamella.base.errors import IntegrityError
 from lamella.format import cursor as fields
 from lamella.format.cursor import Cursor
 

@@ -6,10 +6,10 @@ import hashlib
 
 import pytest
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import RepoId
 from lamella.format import keyslot, marker
 from lamella.format.keyslot import KeySlot, Role, SlotType
-from lamella.ids import RepoId
 
 MARKER = marker.Marker(RepoId(b"r" * 16), b"p" * 32, 1)
 BY_PASSPHRASE = KeySlot(SlotType.PASSPHRASE, Role.ADMIN, b"s" * 32, b"w" * 96, b"m" * 32, 17, 1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import ChunkId, VolumeId
+from lamella.base.trust import Opened
 from lamella.format import node
 from lamella.format.node import Node, Shape, Slot
-from lamella.ids import ChunkId, VolumeId
-from lamella.trust import Opened
 
 VOLUME = VolumeId(b"v" * 16)
 SHAPE = Shape(VOLUME, 70 * 65536 - 1, 16)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import StoreError
-from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
-from lamella.repository.intended import NewVolume, forget, new_volume, remember
+from lamella.base.errors import StoreError
+from lamella.memory.intended import NewVolume, forget, new_volume, remember
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
 from lamella.testing.fault_store import FaultStore
 from tests.unit.small_repository import Small
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lamella.chunkset import ChunkSet
-from lamella.delta import Delta
-from lamella.errors import CheckpointLost
-from lamella.ids import RepoId
-from lamella.repository.host import Host
-from lamella.repository.intervals import GRAIN, Interval, Intervals, compose
-from lamella.repository.ledger import needed_checkpoints
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
+from lamella.base.errors import CheckpointLost
+from lamella.base.ids import RepoId
+from lamella.memory.host import Host
+from lamella.memory.intervals import GRAIN, Interval, Intervals, compose
+from lamella.memory.ledger import needed_checkpoints
 
 IDENTITY = b"tracked:disk"
 SIZE = 40 * GRAIN

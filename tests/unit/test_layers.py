@@ -65,8 +65,8 @@ def test_imports_point_downward() -> None:
         ("lamella.operations", "lamella.cli"),
         ("lamella.operations", "lamella.rescue"),
         ("lamella", "lamella.rescue"),
-        ("lamella.rescue", "lamella.ids"),
-        ("lamella.errors", "lamella.events"),
+        ("lamella.rescue", "lamella.base.ids"),
+        ("lamella.base.errors", "lamella.base.events"),
     ],
 )
 def test_upward_import_is_found(tree: Path, module: str, imported: str) -> None:
@@ -94,7 +94,7 @@ def test_foreign_import_is_found(tmp_path: Path) -> None:
     module = tmp_path / "rescue.py"
     module.write_text(
         "import os, zlib\nfrom hashlib import sha256\n"
-        "import lamella.ids\nfrom . import ids\nfrom cryptography import x509\n"
+        "import lamella.base.ids\nfrom . import ids\nfrom cryptography import x509\n"
         "def late() -> None:\n    import zstandard\n"
     )
-    assert list(foreign_imports(module)) == ["lamella.ids", ".", "cryptography", "zstandard"]
+    assert list(foreign_imports(module)) == ["lamella.base.ids", ".", "cryptography", "zstandard"]

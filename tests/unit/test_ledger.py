@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from lamella.base.ids import ChunkId, SnapId, VolumeId, WriterId
 from lamella.crypto.derive import Keys
 from lamella.format.records import Ref
-from lamella.ids import ChunkId, SnapId, VolumeId, WriterId
-from lamella.repository.host import Host
-from lamella.repository.ledger import Ledger, LedgerEntry, needed_checkpoints, tracked_identities
+from lamella.memory.host import Host
+from lamella.memory.ledger import Ledger, LedgerEntry, needed_checkpoints, tracked_identities
 from tests.unit.small_repository import Small
 
 ONE, TWO = VolumeId(b"1" * 16), VolumeId(b"2" * 16)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from lamella.operations.freezing import Hooks, Moment, frozen_sources
-from lamella.operations.limited_volume import LimitedVolume
+from lamella.operations.moments.freezing import Hooks, Moment, frozen_sources
+from lamella.operations.moments.limited_volume import LimitedVolume
 from lamella.stores.wrap import TokenBucket
 from lamella.testing.scripted_source import ScriptedSource
 

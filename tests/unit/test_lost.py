@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import IntegrityError, StoreUnavailable
+from lamella.base.errors import IntegrityError, StoreUnavailable
+from lamella.base.trust import Clear
 from lamella.format.known import understood
 from lamella.format.lost import Lost, fewer, join
 from lamella.format.records import NO_REF, RawRecord, raw
-from lamella.operations.listing import snapshots
-from lamella.operations.selection import select
-from lamella.repository.quarantine import may_set_aside, set_aside
+from lamella.operations.look.listing import snapshots
+from lamella.operations.repair.quarantine import may_set_aside, set_aside
+from lamella.operations.shared.selection import select
 from lamella.stores.memory import MemoryStore
 from lamella.testing.fault_store import FaultStore
-from lamella.trust import Clear
 from tests.unit.small_repository import CHUNK, Small, image
 
 RANGES = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 20)), max_size=30).map(

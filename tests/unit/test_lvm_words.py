@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lamella.errors import CheckpointLost, SourceAtRisk, SourceError
-from lamella.sources import _lvm, _pool, _thin_tools, lvm_thin
-from lamella.sources._lvm import LogicalVolume
+from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError
 from lamella.sources.keeping import PoolLimits
-from lamella.sources.lvm_thin import ThinToken
+from lamella.sources.lvm import _lvm, _pool, _thin_tools
+from lamella.sources.lvm import thin as lvm_thin
+from lamella.sources.lvm._lvm import LogicalVolume
+from lamella.sources.lvm.thin import ThinToken
 
 STATUS = "0 819200 thin-pool 6 113/1024 19/6400 - rw discard_passdown queue_if_no_space - 256 "
 

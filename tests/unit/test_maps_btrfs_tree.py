@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import SourceError
-from lamella.sources import _btrfs_tree
-from lamella.sources._maps import Piece
+from lamella.base.errors import SourceError
+from lamella.sources.reflink import _btrfs_tree
+from lamella.sources.reflink._maps import Piece
 
 SIZE = 1 << 30
 INLINE, REGULAR, PREALLOCATED = 0, 1, 2

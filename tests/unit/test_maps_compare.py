@@ -7,9 +7,9 @@ from itertools import chain, count, islice
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lamella.chunkset import ChunkSet
-from lamella.delta import Delta
-from lamella.sources._maps import Piece, compare
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
+from lamella.sources.reflink._maps import Piece, compare
 
 HOLE, ZEROS, OPAQUE = "hole", "zeros", "opaque"
 Label = str | int

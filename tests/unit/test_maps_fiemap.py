@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import SourceError
-from lamella.extents import Extent
-from lamella.sources import _fiemap
-from lamella.sources._maps import Piece
+from lamella.base.errors import SourceError
+from lamella.base.extents import Extent
+from lamella.sources.reflink import _fiemap
+from lamella.sources.reflink._maps import Piece
 
 K = 4096
 SIZE = 100 * K

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import CheckpointLost, SourceError
-from lamella.sources import _maps
-from lamella.sources._maps import Piece, ReadMap, compare, guarded
+from lamella.base.errors import CheckpointLost, SourceError
+from lamella.sources.reflink import _maps
+from lamella.sources.reflink._maps import Piece, ReadMap, compare, guarded
 from tests.unit.test_maps_compare import Label, layouts, pieces
 
 OLD, NEW = 3, 4

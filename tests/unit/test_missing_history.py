@@ -12,27 +12,27 @@ from typing import Any
 
 import pytest
 
-from lamella.errors import RolledBack, StoreRefused
+from lamella.base.errors import RolledBack, StoreRefused
+from lamella.base.ids import DomainId, VolumeId, WriterId
+from lamella.base.trust import Sealed
 from lamella.format.commit import CHECKPOINT_EVERY, Head
 from lamella.format.commit import Entry as CommitEntry
 from lamella.format.deletion import Forgo
 from lamella.format.records import RawRecord, Volume, raw
-from lamella.ids import DomainId, VolumeId, WriterId
-from lamella.operations.auditing import audit, publish_audits
-from lamella.operations.prune_view import history_troubles
-from lamella.operations.selection import doubts, find_volume
-from lamella.repository import order as orders
-from lamella.repository.catalogue import latest
-from lamella.repository.containers import build_commit
-from lamella.repository.history import Unreadable
-from lamella.repository.host import HostMemory
-from lamella.repository.missing import Judge
-from lamella.repository.order import Order
-from lamella.repository.pins import Pins
-from lamella.repository.places import Place, judge
+from lamella.history import order as orders
+from lamella.history.catalogue import latest
+from lamella.history.history import Unreadable
+from lamella.history.missing import Judge
+from lamella.history.order import Order
+from lamella.history.places import Place, judge
+from lamella.memory.host import HostMemory
+from lamella.memory.pins import Pins
+from lamella.operations.prune.view import history_troubles
+from lamella.operations.shared.auditing import audit, publish_audits
+from lamella.operations.shared.selection import doubts, find_volume
+from lamella.packs.containers import build_commit
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Entry
-from lamella.trust import Sealed
 from tests.counting_store import CountingStore
 from tests.property.chains import Script
 from tests.unit.small_repository import WRITER, Small, snapshot_record

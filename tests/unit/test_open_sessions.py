@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.ids import ChunkId, DomainId, VolumeId
 from lamella.format.records import NO_REF, RawRecord, raw
 from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
-from lamella.ids import ChunkId, DomainId, VolumeId
-from lamella.repository.history import Chain
-from lamella.repository.open_sessions import open_sessions
+from lamella.history.history import Chain
+from lamella.history.open_sessions import open_sessions
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import WRITER, Small
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import IntegrityError, RolledBack, UsageError
+from lamella.base.errors import IntegrityError, RolledBack, UsageError
+from lamella.base.trust import Sealed
 from lamella.format.container import Kind
 from lamella.format.records import RawRecord, raw
-from lamella.operations.backup import BackupOptions, FailedRequest, Request, plan_backup
-from lamella.operations.backup_plan import MAX_DOCUMENT, PlanRow, check_documents
-from lamella.operations.restore import RestoreOptions, plan_restore, read_document
-from lamella.operations.selection import select
-from lamella.operations.verify import VerifyOptions, verify
-from lamella.repository.blobmap import pack_hash, pack_name
+from lamella.operations.backup.plan import MAX_DOCUMENT, PlanRow, check_documents
+from lamella.operations.backup.story import BackupOptions, FailedRequest, Request, plan_backup
+from lamella.operations.restore.restore import RestoreOptions, plan_restore, read_document
+from lamella.operations.shared.selection import select
+from lamella.operations.verify.verify import VerifyOptions, verify
+from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.repository.repository import Repository
-from lamella.trust import Sealed
 from tests.unit.small_repository import OPTIONS, WRITER, Small, image, snapshot_record
 
 LETTERS = "abc.0def"

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import KeyRefused, NothingMatched, UsageError
+from lamella.base.ids import DomainId
+from lamella.base.trust import Clear
 from lamella.crypto.slots import Secret, key_file, new_recovery_key, wrap
-from lamella.errors import KeyRefused, NothingMatched, UsageError
 from lamella.format.keyslot import MAX_SLOTS, SIZE
-from lamella.ids import DomainId
 from lamella.operations.keyring import add_slot, list_slots, remove_slot
-from lamella.operations.verify import VerifyOptions, verify
+from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
 from lamella.repository.slots import unlock
-from lamella.trust import Clear
 from tests.unit.small_repository import ADMIN, WRITER, Small
 
 NEW = key_file(b"n" * 40)

@@ -12,29 +12,29 @@ from unittest import mock
 
 import pytest
 
+from lamella.base.errors import Locked, RepositoryError, RolledBack, StoreFull, StoreUnavailable
+from lamella.base.ids import ChunkId, WriterId
+from lamella.base.trust import Sealed
 from lamella.crypto.slots import Secret
-from lamella.errors import Locked, RepositoryError, RolledBack, StoreFull, StoreUnavailable
 from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.lost import Address, Bad, Lost
 from lamella.format.records import AddSnap, RawRecord, raw
-from lamella.ids import ChunkId, WriterId
-from lamella.operations import health
-from lamella.operations.auditing import compact_log
-from lamella.operations.backup import BackupOptions, BackupResult, Request, plan_backup
-from lamella.operations.health import Health
-from lamella.operations.prune import DAY_MS, PruneOptions, PruneResult, plan_prune
-from lamella.operations.restore import RestoreOptions, plan_restore
-from lamella.operations.selection import select
-from lamella.operations.verify import VerifyOptions, verify
-from lamella.repository.blobmap import pack_name
-from lamella.repository.pins import Problem
+from lamella.memory.pins import Problem
+from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.prune import health
+from lamella.operations.prune.health import Health
+from lamella.operations.prune.prune import DAY_MS, PruneOptions, PruneResult, plan_prune
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
+from lamella.operations.shared.auditing import compact_log
+from lamella.operations.shared.selection import select
+from lamella.operations.verify.verify import VerifyOptions, verify
+from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Store
 from lamella.testing.fault_store import FaultStore
 from lamella.testing.quota_store import QuotaStore
 from lamella.testing.scripted_source import ScriptedSource
-from lamella.trust import Sealed
 from tests.unit.small_repository import ADMIN, CHUNK, WRITER, Small, tick
 
 OPTIONS = BackupOptions(chunk_log2=16, workers=1)
@@ -183,7 +183,7 @@ def test_without_room_to_shorten_the_log_space_comes_back_first(
             raise StoreFull("no space left")
         return compact_log(repo, remove_delay_ms, delete=delete)
 
-    monkeypatch.setattr("lamella.operations.prune.compact_log", compact)
+    monkeypatch.setattr("lamella.operations.prune.prune.compact_log", compact)
     first = world.backup(noise(40, 20))
     world.backup(noise(41, 20))
     result = world.prune(first)
@@ -277,7 +277,7 @@ def test_a_few_absent_chunks_do_not_stop_a_prune(world: Pruned) -> None:
     world.backup(content)
     # The chunk lies in one pack and the nodes that lead to it in another one, so that the manifest can be read.
     before = set(world.packs())
-    with world.small.opened() as repo, mock.patch("lamella.repository.packer.INCREMENTAL_TARGET", CHUNK):
+    with world.small.opened() as repo, mock.patch("lamella.packs.packer.INCREMENTAL_TARGET", CHUNK):
         plan_backup(repo, [Request("disk", ScriptedSource("disk", content + noise(37, 1)))], OPTIONS).execute()
     (name,) = (name for name in set(world.packs()) - before if world.packs()[name] > CHUNK)
     world.small.store.delete(name)

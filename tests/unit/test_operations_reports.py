@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import UsageError
+from lamella.base.events import Event, Progress
+from lamella.base.ids import DomainId, VolumeId
+from lamella.base.trust import Clear, Sealed
 from lamella.crypto.slots import key_file
-from lamella.errors import UsageError
-from lamella.events import Event, Progress
 from lamella.format.records import Volume, raw
-from lamella.ids import DomainId, VolumeId
-from lamella.operations.diff import compare
-from lamella.operations.doctor import examine
-from lamella.operations.heads import fingerprint
-from lamella.operations.listing import describe, snapshots, volumes
-from lamella.operations.selection import find_volume, select
-from lamella.operations.verify import VerifyOptions, verify
+from lamella.operations.doctor.doctor import examine
+from lamella.operations.look.diff import compare
+from lamella.operations.look.listing import describe, snapshots, volumes
+from lamella.operations.shared.heads import fingerprint
+from lamella.operations.shared.selection import find_volume, select
+from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.stores.memory import MemoryStore
-from lamella.trust import Clear, Sealed
 from tests.unit.small_repository import ADMIN, CHUNK, OPTIONS, WRITER, Small, image, snapshot_record
 
 LETTERS = "abc.0def"

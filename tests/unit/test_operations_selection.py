@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import NothingMatched, UsageError
+from lamella.base.errors import NothingMatched, UsageError
+from lamella.base.ids import DomainId, VolumeId
 from lamella.format.records import AddSnap, Volume, raw
-from lamella.ids import DomainId, VolumeId
-from lamella.operations.selection import find_snapshot, find_volume, select, split_selector
+from lamella.operations.shared.selection import find_snapshot, find_volume, select, split_selector
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import Small, snapshot_record
 

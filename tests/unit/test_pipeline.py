@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamella.errors import StoreFull
-from lamella.pipeline import Outbox, default_workers, ordered_map
+from lamella.base.errors import StoreFull
+from lamella.run.pipeline import Outbox, default_workers, ordered_map
 
 SECONDS = 30
 """How long a test waits for another thread before it fails."""

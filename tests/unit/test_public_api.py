@@ -31,7 +31,7 @@ def described(name: str) -> list[str]:
         return [f"class {name}{_bases(found)}", *(f"    {line}" for line in _members(found))]
     if callable(found):
         return [f"def {name}{_signature(found)}"]
-    return [f"{name} = {found}".replace("lamella.events.", "")]
+    return [f"{name} = {found}".replace("lamella.base.events.", "")]
 
 
 def _bases(found: type) -> str:
@@ -100,12 +100,12 @@ def test_importing_lamella_is_light() -> None:
 
 def test_help_is_light() -> None:
     help_ = "from lamella.cli.main import main\nassert main(['--help'], {}) == 0"
-    heavy = {name for name in imported_after(help_) if not name.startswith(("lamella.cli", "lamella.errors"))}
+    heavy = {name for name in imported_after(help_) if not name.startswith(("lamella.cli", "lamella.base.errors"))}
     assert heavy == {"lamella"}
 
 
 def test_errors_need_nothing_else() -> None:
-    assert imported_after("import lamella\nlamella.LamellaError") == {"lamella", "lamella.errors"}
+    assert imported_after("import lamella\nlamella.LamellaError") == {"lamella", "lamella.base.errors"}
 
 
 def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

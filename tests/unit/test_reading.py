@@ -8,11 +8,11 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.chunkset import ChunkSet
-from lamella.delta import Delta
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
+from lamella.base.ids import VolumeId
 from lamella.format.node import Shape, Slot
-from lamella.ids import VolumeId
-from lamella.operations.reading import RANGE, Act, Task, changes, everything
+from lamella.operations.shared.reading import RANGE, Act, Task, changes, everything
 from lamella.testing.tracked_source import TrackedDisk
 
 LOG2 = 16

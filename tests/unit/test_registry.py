@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import SourceError, UsageError
+from lamella.base.errors import SourceError, UsageError
 from lamella.sources.registry import MAX_NAME_BYTES, check_name, name_from, open_source, split_name
 
 MACHINE = "0123456789abcdef"

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import IntegrityError, StoreError, StoreUnavailable
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId
+from lamella.base.trust import Sealed
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
-from lamella.errors import IntegrityError, StoreError, StoreUnavailable
 from lamella.format.container import MAX_OBJECT, Kind
-from lamella.ids import CATALOGUE, ChunkId, DomainId
-from lamella.repository.blobmap import BlobMap, pack_hash, pack_name
-from lamella.repository.cache import Cache
-from lamella.repository.containers import build, build_single, raw_body
-from lamella.repository.contents import Contents
+from lamella.packs.blobmap import BlobMap, pack_hash, pack_name
+from lamella.packs.cache import Cache
+from lamella.packs.containers import build, build_single, raw_body
+from lamella.packs.contents import Contents
 from lamella.stores.memory import MemoryStore
 from lamella.testing.fault_store import FaultStore
-from lamella.trust import Sealed
 from tests.unit.small_repository import Small
 
 DOMAIN, OTHER = DomainId(b"d" * 16), DomainId(b"o" * 16)

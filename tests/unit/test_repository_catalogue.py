@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import RepositoryError
+from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.crypto.sign import sign
-from lamella.errors import RepositoryError
 from lamella.format.records import Confirm, File, FileGone, RawRecord, Ref, Volume, prune_signed_message, raw
-from lamella.ids import DomainId, SnapId, VolumeId
-from lamella.operations.prune_view import history_troubles
-from lamella.repository.catalogue import before, latest
+from lamella.history.catalogue import before, latest
+from lamella.operations.prune.view import history_troubles
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import WRITER, Small, snapshot_record
 

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lamella.errors import IntegrityError, Locked, RepositoryError, RolledBack
+from lamella.base.errors import IntegrityError, Locked, RepositoryError, RolledBack
+from lamella.base.ids import SnapId, WriterId
+from lamella.base.trust import Sealed
 from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, Head, parse_name
 from lamella.format.records import Confirm, RawRecord, Ref, raw
-from lamella.ids import SnapId, WriterId
-from lamella.operations.confirmations import Confirmations
-from lamella.repository.catalogue import latest
-from lamella.repository.containers import build_commit
-from lamella.repository.history import Chain, History
-from lamella.repository.host import HostMemory, machine_name
-from lamella.repository.publish import Publisher
+from lamella.history.catalogue import latest
+from lamella.history.history import Chain, History
+from lamella.history.publish import Publisher
+from lamella.memory.host import HostMemory, machine_name
+from lamella.operations.shared.confirmations import Confirmations
+from lamella.packs.containers import build_commit
 from lamella.repository.repository import Repository
-from lamella.trust import Sealed
 from tests.unit.small_repository import WRITER, Small, snapshot_record
 
 EMPTY = RawRecord(0x8FFF, b"")

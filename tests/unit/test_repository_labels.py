@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import NothingMatched
+from lamella.base.errors import NothingMatched
+from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format.deletion import Remove
 from lamella.format.labels import Pin, Rename, Tag
 from lamella.format.records import Ref, Run, Volume, raw
-from lamella.ids import DomainId, SnapId, VolumeId
-from lamella.operations import listing
-from lamella.operations.selection import select
-from lamella.repository.catalogue import Snapshot, latest
+from lamella.history.catalogue import Snapshot, latest
+from lamella.operations.look import listing
+from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import WRITER, Small, snapshot_record
 

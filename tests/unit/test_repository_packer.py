@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import IntegrityError, StoreFull
+from lamella.base.ids import ChunkId, DomainId
 from lamella.crypto.derive import Keys
-from lamella.errors import IntegrityError, StoreFull
 from lamella.format.container import MAX_BLOBS, Kind
-from lamella.ids import ChunkId, DomainId
-from lamella.pipeline import Outbox
-from lamella.repository.blobmap import BlobMap, pack_hash, pack_name
-from lamella.repository.cache import Cache
-from lamella.repository.containers import Head, open_blob, raw_body, read_head
-from lamella.repository.contents import Contents
-from lamella.repository.packer import BULK_TARGET, INCREMENTAL_TARGET, Packer
+from lamella.packs.blobmap import BlobMap, pack_hash, pack_name
+from lamella.packs.cache import Cache
+from lamella.packs.containers import Head, open_blob, raw_body, read_head
+from lamella.packs.contents import Contents
+from lamella.packs.packer import BULK_TARGET, INCREMENTAL_TARGET, Packer
+from lamella.run.pipeline import Outbox
 from lamella.stores.memory import MemoryStore
 from lamella.testing.fault_store import FaultStore
 from tests.unit.small_repository import ADMIN, Small
@@ -396,9 +396,9 @@ def test_what_the_store_refused_has_not_arrived(bench: Bench) -> None:
 
 
 def test_after_what_broke_packs_are_small_and_grow_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.repository.packer.RESUMED_TARGET", 1000)
-    monkeypatch.setattr("lamella.repository.packer.BULK_TARGET", 3000)
-    monkeypatch.setattr("lamella.repository.packer._RESUMED_STEP", 3)
+    monkeypatch.setattr("lamella.packs.packer.RESUMED_TARGET", 1000)
+    monkeypatch.setattr("lamella.packs.packer.BULK_TARGET", 3000)
+    monkeypatch.setattr("lamella.packs.packer._RESUMED_STEP", 3)
     bench.packer = Packer(bench.keys, DOMAIN, bench.store, bench.map, bench.outbox, breaks=lambda: breaks)
     breaks = 1
     for number in range(60):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import ChunkId, VolumeId
 from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
-from lamella.ids import ChunkId, VolumeId
-from lamella.repository.tree import Run, Tree, TreeReader
-from lamella.repository.tree_writer import TreeWriter
+from lamella.packs.tree import Run, Tree, TreeReader
+from lamella.packs.tree_writer import TreeWriter
 from tests.property.test_tree import LOG2, SIZE, VOLUME, Nodes, ids
 
 TIB = 1 << 40

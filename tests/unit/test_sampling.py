@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.chunkset import ChunkSet
-from lamella.delta import Delta
-from lamella.operations.sampling import MOST_BYTES, choose, runs_to_see_all, sample_size
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
+from lamella.operations.backup.sampling import MOST_BYTES, choose, runs_to_see_all, sample_size
 
 CHUNK = 128 * 1024
 GIB = 1 << 30

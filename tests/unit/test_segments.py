@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamella.base.errors import IntegrityError, StoreUnavailable, UnknownFormat
+from lamella.base.ids import ChunkId, DomainId
+from lamella.base.trust import Opened, Sealed
 from lamella.crypto.derive import Keys
-from lamella.errors import IntegrityError, StoreUnavailable, UnknownFormat
 from lamella.format import segment
 from lamella.format.container import FIRST_READ, Blob, Kind, aligned
 from lamella.format.segment import Covered, segment_hash, segment_name
-from lamella.ids import ChunkId, DomainId
-from lamella.repository.blobmap import BlobMap, pack_name
-from lamella.repository.cache import Cache
-from lamella.repository.containers import build_single
-from lamella.repository.contents import Contents
-from lamella.repository.segments import WORTH_WRITING, packs_named, read_segment
-from lamella.repository.suspects import Suspects
+from lamella.packs.blobmap import BlobMap, pack_name
+from lamella.packs.cache import Cache
+from lamella.packs.containers import build_single
+from lamella.packs.contents import Contents
+from lamella.packs.segments import WORTH_WRITING, packs_named, read_segment
+from lamella.packs.suspects import Suspects
 from lamella.stores.memory import MemoryStore
-from lamella.trust import Opened, Sealed
 from tests.counting_store import CountingStore
 from tests.unit.small_repository import Small
 from tests.unit.test_repository_blobmap import DOMAIN, OTHER

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from lamella.base.ids import RepoId, SnapId, WriterId
 from lamella.format.commit import Head
 from lamella.format.records import AddSnap, raw
-from lamella.ids import RepoId, SnapId, WriterId
-from lamella.operations.backup import BackupOptions, Request, plan_backup
-from lamella.operations.removal import removals
-from lamella.operations.retaining import Policy, plan_retention
-from lamella.repository.host import Host, HostMemory
+from lamella.memory.host import Host, HostMemory
+from lamella.memory.sightings import Sight, Sightings
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
+from lamella.operations.prune.removal import removals
+from lamella.operations.prune.retaining import Policy, plan_retention
+from lamella.operations.prune.retention import HOUR_MS, Retention
 from lamella.repository.repository import Repository
-from lamella.repository.sightings import Sight, Sightings
-from lamella.retention import HOUR_MS, Retention
 from lamella.testing.scripted_source import ScriptedSource
 from tests.unit.small_repository import CHUNK, WRITER, Small
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from lamella.format.deletion import Remove
-from lamella.operations.selection import Selected, select
-from lamella.operations.sizes import Sizes, sizes_of, totals_of
-from lamella.pipeline import Outbox
-from lamella.repository.containers import raw_body
-from lamella.repository.packer import Packer
+from lamella.operations.look.sizes import Sizes, sizes_of, totals_of
+from lamella.operations.shared.selection import Selected, select
+from lamella.packs.containers import raw_body
+from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
+from lamella.run.pipeline import Outbox
 from tests.unit.small_repository import CHUNK, OPTIONS, Small, image
 
 

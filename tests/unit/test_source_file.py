@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lamella.clock import now_ms
-from lamella.errors import SourceError
-from lamella.extents import Extent
+from lamella.base.clock import now_ms
+from lamella.base.errors import SourceError
+from lamella.base.extents import Extent
+from lamella.run.spawn import run
 from lamella.sources.base import Consistency, FrozenVolume
 from lamella.sources.file import FileSource, FrozenFile
-from lamella.spawn import run
 from lamella.testing.image_files import loop_device, partition, sparse_file
 from tests.unit.real_devices import need_devices
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import LamellaError, SourceError, UsageError
-from lamella.spawn import run, run_unbroken, shell_words, stream
+from lamella.base.errors import LamellaError, SourceError, UsageError
+from lamella.run.spawn import run, run_unbroken, shell_words, stream
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
@@ -138,7 +138,7 @@ def test_a_stream_left_early_ends_its_program(tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
-from lamella.spawn import run_unbroken
+from lamella.run.spawn import run_unbroken
 slow = f"kill -INT {os.getpid()}; sleep 0.3; echo done > {sys.argv[1]}"
 try:
     run_unbroken(["sh", "-c", slow], timeout_seconds=60)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import (
+from lamella.base.errors import (
     Locked,
     NoRepository,
     ObjectNotFound,
@@ -24,14 +24,14 @@ from lamella.errors import (
     StoreUnavailable,
     UsageError,
 )
-from lamella.stores import _flock
-from lamella.stores._directory import store_error
-from lamella.stores._listing import MAX_INVALID
-from lamella.stores._mounts import file_system_in, file_system_of
-from lamella.stores.local import LocalStore
+from lamella.base.trust import Sealed
+from lamella.stores.local import flock as _flock
+from lamella.stores.local.directory import store_error
+from lamella.stores.local.listing import MAX_INVALID
+from lamella.stores.local.mounts import file_system_in, file_system_of
+from lamella.stores.local.store import LocalStore
 from lamella.stores.requests import range_end
 from lamella.testing.store_reading import listed
-from lamella.trust import Sealed
 
 WEEK_SECONDS = 7 * 86400
 

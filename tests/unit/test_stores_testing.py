@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import Locked, ObjectNotFound, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.errors import Locked, ObjectNotFound, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.trust import Sealed
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.testing.crash_store import (
@@ -24,7 +25,6 @@ from lamella.testing.crash_store import (
 from lamella.testing.fault_store import FaultStore
 from lamella.testing.quota_store import QuotaStore
 from lamella.testing.store_reading import listed
-from lamella.trust import Sealed
 
 AWAY = StoreUnavailable("away")
 

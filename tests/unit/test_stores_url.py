@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import lamella
-from lamella.errors import NoRepository, UsageError
+from lamella.base.errors import NoRepository, UsageError
+from lamella.base.trust import Sealed
 from lamella.stores.url import SCHEMES, below, open_store
-from lamella.trust import Sealed
 
 
 @pytest.mark.parametrize("form", ["{0}", "file:{0}", "file://{0}", "file://localhost{0}", "FILE:{0}", "{0}/"])

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.errors import Locked, ObjectNotFound, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.trust import Sealed
 from lamella.stores.base import Entry
 from lamella.stores.memory import MemoryStore
 from lamella.stores.wrap import Backoff, ReadOnlyStore, RetryingStore
 from lamella.testing.fault_store import FaultStore, Method
-from lamella.trust import Sealed
 
 AWAY = StoreUnavailable("away")
 

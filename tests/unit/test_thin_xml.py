@@ -11,8 +11,8 @@ from random import Random
 
 import pytest
 
-from lamella.errors import CheckpointLost
-from lamella.sources._thin_xml import differing, mapped
+from lamella.base.errors import CheckpointLost
+from lamella.sources.lvm._thin_xml import differing, mapped
 from tests.features import require
 
 RECORDED = Path(__file__).with_name("thin_reports")

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
+from lamella.base.trust import Opened
 from lamella.crypto import chunk_id, seal, sign, slots
 from lamella.crypto.derive import DomainKeys, Keys
-from lamella.errors import IntegrityError, UnknownFormat
 from lamella.format import commit, compression, container, document, keyslot, known, marker, node, origin, records
 from lamella.format.container import Kind
 from lamella.format.cursor import Cursor
-from lamella.ids import ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
-from lamella.trust import Opened
 from tests.golden import make_vectors
 from tests.unit.later_makers import LATER_MAKERS, add_snap
 

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import SourceError, StoreError, StoreUnavailable
+from lamella.base.events import Event
+from lamella.base.ids import ChunkId, VolumeId
+from lamella.base.trust import Clear
 from lamella.crypto.chunk_id import identifier
-from lamella.errors import SourceError, StoreError, StoreUnavailable
-from lamella.events import Event
 from lamella.format.container import Kind
 from lamella.format.records import Run, RunVolume, raw
-from lamella.ids import ChunkId, VolumeId
-from lamella.operations.backup import FailedRequest, Request, plan_backup
-from lamella.operations.findings import VerifyResult
-from lamella.operations.listing import volumes
-from lamella.operations.selection import select
-from lamella.operations.verdicts import Verdict, Verdicts
-from lamella.operations.verify import VerifyOptions, verify
+from lamella.operations.backup.story import FailedRequest, Request, plan_backup
+from lamella.operations.look.listing import volumes
+from lamella.operations.shared.findings import VerifyResult
+from lamella.operations.shared.selection import select
+from lamella.operations.shared.verdicts import Verdict, Verdicts
+from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.testing.fault_store import FaultStore
-from lamella.trust import Clear
 from tests.unit.small_repository import CHUNK, OPTIONS, Small, data, image
 
 LETTERS = "abc.0def"
@@ -185,7 +185,9 @@ def test_the_restore_level_notices_a_manifest_that_its_chunks_do_not_make(
 ) -> None:
     """A reader that gave other bytes than its ids say would be noticed, too."""
     small.backup(image(tmp_path / "disk.img", LETTERS))
-    monkeypatch.setattr("lamella.operations.verify_restore.identify_chunk", lambda repo, one: lambda content: b"x" * 24)
+    monkeypatch.setattr(
+        "lamella.operations.verify.restored.identify_chunk", lambda repo, one: lambda content: b"x" * 24
+    )
     result = proof(small, VerifyOptions("restore"))
     assert [one.kind for one in result.findings] == ["tree"]
     assert result.unrestorable

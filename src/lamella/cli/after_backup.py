@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lamella.base.errors import LamellaError
 from lamella.cli import deleting
 from lamella.cli.context import Context
 from lamella.cli.policy import policy_of
-from lamella.errors import LamellaError
-from lamella.operations.prune import PruneOptions, require_prune_key
-from lamella.operations.retaining import plan_retention, require_rules
+from lamella.operations.prune.prune import PruneOptions, require_prune_key
+from lamella.operations.prune.retaining import plan_retention, require_rules
 from lamella.repository.repository import Repository
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
+from lamella.base.errors import UsageError
 from lamella.cli.values import fingerprint, rate, seconds
-from lamella.errors import UsageError
 
 COMMANDS = {
     "init": "make a repository",

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.policy import KEYS, PruneSettings, read_rules, zone
 from lamella.cli.values import rate
-from lamella.errors import LamellaError, UsageError
 from lamella.format.compression import check_setting
-from lamella.retention import Retention
+from lamella.operations.prune.retention import Retention
 
 _MAX_WORKERS = 64
 _MAX_HOOK_SECONDS = 86400

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from lamella.base.errors import Absent, Interrupted, Locked, NoRepository, RolledBack, StoreUnavailable, UsageError
 from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
 from lamella.cli.output import Output
@@ -16,9 +17,8 @@ from lamella.cli.places import config_place, this_host
 from lamella.cli.secret import FIRST, SECOND, given_source, secret_source
 from lamella.cli.terminal import can_confirm, confirm
 from lamella.crypto.slots import Secret
-from lamella.errors import Absent, Interrupted, Locked, NoRepository, RolledBack, StoreUnavailable, UsageError
-from lamella.operations.heads import require_fingerprint
-from lamella.repository.host import Host
+from lamella.memory.host import Host
+from lamella.operations.shared.heads import require_fingerprint
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.sources.base import Source

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lamella.base.errors import IntegrityError, NoRepository, UsageError
 from lamella.cli.context import Context, SecondContext
 from lamella.cli.values import shown_bytes, shown_seconds
-from lamella.errors import IntegrityError, NoRepository, UsageError
-from lamella.operations.mirror import MirrorResult, mirror, plan_mirror
+from lamella.operations.mirror.mirror import MirrorResult, mirror, plan_mirror
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from lamella.base.clock import iso
+from lamella.base.ids import WriterId
 from lamella.cli.context import Context
 from lamella.cli.values import age, percent, shown_bytes
-from lamella.clock import iso
 from lamella.format.records import Ref
-from lamella.ids import WriterId
-from lamella.operations.health import Health
-from lamella.operations.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.health import Health
+from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
 
 
 def add_space_options(parser: argparse.ArgumentParser) -> None:

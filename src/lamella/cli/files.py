@@ -7,7 +7,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from lamella.errors import LamellaError, UsageError
+from lamella.base.errors import LamellaError, UsageError
 
 PRIVATE = 0o600
 

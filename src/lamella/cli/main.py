@@ -8,9 +8,9 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lamella.base.errors import Interrupted, LamellaError, UsageError
 from lamella.cli import signals
 from lamella.cli.arguments import COMMANDS, build, load, parse
-from lamella.errors import Interrupted, LamellaError, UsageError
 
 # Everything else is imported when a command runs: --help must be quick.
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
+from lamella.base.errors import LamellaError
+from lamella.base.events import Event, Progress, Warned
 from lamella.cli.progress import INTERVAL_SECONDS, Bar
 from lamella.cli.values import shown
-from lamella.errors import LamellaError
-from lamella.events import Event, Progress, Warned
 
 SCHEMA = "lamella/1"
 
@@ -130,7 +130,7 @@ class Output:
             self._bar.tally.expected[stage] = total_bytes
 
     def report(self, event: Event) -> None:
-        """A reporter for operations (lamella.events)."""
+        """A reporter for operations (lamella.base.events)."""
         if isinstance(event, Warned):
             self.warn(event.message, event.obj)
         elif self.as_events:

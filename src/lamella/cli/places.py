@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.files import exists, sync_directory, write_new
-from lamella.errors import LamellaError, UsageError
-from lamella.repository.host import Host, machine_name
+from lamella.memory.host import Host, machine_name
 
 MACHINE_ID = Path("/etc/machine-id")
 _MIN_ID = 16

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING
 
-from lamella.errors import UsageError
-from lamella.retention import ALL, Age, Period, Retention, Thinning
+from lamella.base.errors import UsageError
+from lamella.operations.prune.retention import ALL, Age, Period, Retention, Thinning
 
 if TYPE_CHECKING:  # not needed to read the configuration
-    from lamella.operations.retaining import Policy
+    from lamella.operations.prune.retaining import Policy
 
 _COUNTS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 KEYS = (*(f"keep_{name}" for name in _COUNTS), "keep_within", "keep_tags", "thin_older")
@@ -109,7 +109,7 @@ def given_rules(args: argparse.Namespace) -> Retention:
 
 def policy_of(settings: PruneSettings, given: Retention | None = None, zone_text: str | None = None) -> Policy:
     """The configured policy, or the rules given instead. Raises UsageError."""
-    from lamella.operations.retaining import Policy
+    from lamella.operations.prune.retaining import Policy
 
     found = zone(zone_text or settings.zone)
     if given is not None and not given.empty:

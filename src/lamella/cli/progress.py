@@ -8,8 +8,8 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TextIO
 
+from lamella.base.events import Progress
 from lamella.cli.values import shown, shown_bytes, shown_seconds
-from lamella.events import Progress
 
 INTERVAL_SECONDS = 0.1
 _SETTLED_SECONDS = 1.0

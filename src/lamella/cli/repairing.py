@@ -9,17 +9,17 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from lamella.allocator import keep_freed_memory
+from lamella.base.errors import IntegrityError, RolledBack, UsageError
 from lamella.cli.context import Context
 from lamella.cli.secret import DONOR, given_source, secret_source
 from lamella.cli.values import shown_bytes, shown_seconds, workers
-from lamella.errors import IntegrityError, RolledBack, UsageError
-from lamella.operations.findings import Finding
-from lamella.operations.repair import EXAMINATIONS, RepairOptions, repair
-from lamella.operations.repair_result import LEFT, Action, Gone, RepairResult
-from lamella.repository.host import Host
+from lamella.memory.host import Host
+from lamella.operations.repair.repair import EXAMINATIONS, RepairOptions, repair
+from lamella.operations.repair.result import LEFT, Action, Gone, RepairResult
+from lamella.operations.shared.findings import Finding
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
+from lamella.run.allocator import keep_freed_memory
 from lamella.sources.base import Source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store

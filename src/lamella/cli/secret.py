@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.configuration import RepositorySettings
 from lamella.cli.files import read_file
 from lamella.cli.terminal import ask_new_secret, ask_secret, has_terminal
 from lamella.crypto import slots
 from lamella.crypto.slots import Secret
-from lamella.errors import LamellaError, UsageError
-from lamella.spawn import run, shell_words
+from lamella.run.spawn import run, shell_words
 
 _COMMAND_SECONDS = 120.0
 _MAX_PASSPHRASE = 1 << 20

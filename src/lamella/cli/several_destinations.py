@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from lamella.base.errors import Absent, LamellaError
 from lamella.cli.commands.backup import (
     INCOMPLETE,
     plan_shown,
@@ -16,8 +17,7 @@ from lamella.cli.commands.backup import (
 )
 from lamella.cli.context import Context, DestinationContext
 from lamella.crypto.slots import Secret
-from lamella.errors import Absent, LamellaError
-from lamella.operations.backup import (
+from lamella.operations.backup.story import (
     BackupOptions,
     BackupPlan,
     BackupResult,

@@ -6,12 +6,12 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from lamella.base.clock import iso, now_ms
+from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.files import exists, sync_directory, write_file, write_new
 from lamella.cli.output import Output
 from lamella.cli.terminal import shows_secrets
 from lamella.cli.values import shown
-from lamella.clock import iso, now_ms
-from lamella.errors import LamellaError, UsageError
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import getpass
 import os
 import sys
 
+from lamella.base.errors import Interrupted, UsageError
 from lamella.cli.output import is_terminal
-from lamella.errors import Interrupted, UsageError
 
 
 def has_terminal() -> bool:

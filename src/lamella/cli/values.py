@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from lamella.errors import LamellaError
+from lamella.base.errors import LamellaError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtp])(?:ib|b)?|b)?", re.IGNORECASE)
 _POWERS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50}

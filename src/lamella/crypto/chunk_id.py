@@ -8,11 +8,11 @@ import os
 import time
 from collections.abc import Callable
 
+from lamella.base.ids import ChunkId
 from lamella.crypto.derive import DomainKeys
 from lamella.format.container import Kind
 from lamella.format.cursor import u8
 from lamella.format.marker import BLAKE2B, HMAC_SHA256
-from lamella.ids import ChunkId
 
 Content = bytes | bytearray | memoryview
 Identify = Callable[[Content], ChunkId]

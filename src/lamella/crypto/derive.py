@@ -5,9 +5,9 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
+from lamella.base.ids import CATALOGUE, DomainId
 from lamella.format import marker
 from lamella.format.cursor import u8
-from lamella.ids import CATALOGUE, DomainId
 
 
 def prf(key: bytes, message: bytes) -> bytes:

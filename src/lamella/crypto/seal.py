@@ -15,12 +15,12 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import ChunkId
+from lamella.base.trust import Opened, Sealed
 from lamella.crypto.derive import DomainKeys, prf
-from lamella.errors import IntegrityError
 from lamella.format.container import HEADER_SIZE, Blob, Header, Kind
 from lamella.format.cursor import u8, u32, u64
-from lamella.ids import ChunkId
-from lamella.trust import Opened, Sealed
 
 AES_256_GCM, CHACHA20_POLY1305 = 1, 2
 _CIPHERS: dict[int, type[AESGCM] | type[ChaCha20Poly1305]] = {

@@ -9,9 +9,9 @@ import os
 import unicodedata
 from dataclasses import dataclass
 
+from lamella.base.errors import KeyRefused, UsageError
 from lamella.crypto.derive import hkdf, prf
 from lamella.crypto.sign import public_of
-from lamella.errors import KeyRefused, UsageError
 from lamella.format.keyslot import MAX_LOG_N, MIN_LOG_N, SCRYPT_R, KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import WriterId
+from lamella.base.trust import Opened
 from lamella.format.container import MAX_CONTENT, TRAILER_SIZE
 from lamella.format.cursor import Cursor, u8, u32, u64
 from lamella.format.records import Checkpoint, RawRecord, split
-from lamella.ids import WriterId
-from lamella.trust import Opened
 
 PREFIX = "w/"
 MAX_SEEN = 4096

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
-from lamella.errors import IntegrityError, UnknownFormat, UsageError
+from lamella.base.errors import IntegrityError, UnknownFormat, UsageError
+from lamella.base.trust import Opened
 from lamella.format.cursor import u8, u32
-from lamella.trust import Opened
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 DEFAULT_LEVEL = 3

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import ChunkId
+from lamella.base.trust import Opened
 from lamella.format.cursor import Cursor, u8, u16, u32
-from lamella.ids import ChunkId
-from lamella.trust import Opened
 
 MAGIC = b"LMLPACK\x01"
 HEADER_SIZE = 72

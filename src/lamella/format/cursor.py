@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from lamella.errors import IntegrityError
+from lamella.base.errors import IntegrityError
 
 
 class Cursor:

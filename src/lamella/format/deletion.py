@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from lamella.base.ids import WriterId
 from lamella.format.commit import Head
 from lamella.format.cursor import Cursor, u32, u64
 from lamella.format.records import UNSIGNED, AddSnap, Ref
-from lamella.ids import WriterId
 
 
 @dataclass(frozen=True, slots=True)

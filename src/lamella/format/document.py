@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from lamella.errors import IntegrityError
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import ChunkId, VolumeId
+from lamella.base.trust import Opened
 from lamella.format.container import MAX_CONTENT
 from lamella.format.cursor import Cursor, text, u8, u64
 from lamella.format.node import MAX_CHUNK_LOG2, MIN_CHUNK_LOG2
-from lamella.ids import ChunkId, VolumeId
-from lamella.trust import Opened
 
 PART_MAGIC = b"LMLDOCU\x01"
 NOTE_MAGIC = b"LMLTREE\x01"

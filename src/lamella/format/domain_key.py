@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lamella.base.ids import ChunkId, DomainId, VolumeId
 from lamella.format.cursor import text, u8, u32, u64
-from lamella.ids import ChunkId, DomainId, VolumeId
 
 MAGIC = b"LMLDOMK\x01"
 

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from enum import IntEnum
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.trust import Clear
 from lamella.format.cursor import Cursor, u8
-from lamella.trust import Clear
 
 PREFIX = "keys/"
 SIZE = 176

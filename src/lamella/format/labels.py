@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from lamella.base.ids import VolumeId
 from lamella.format.cursor import Cursor, text, u8
 from lamella.format.records import UNSIGNED, Ref
-from lamella.ids import VolumeId
 
 
 @dataclass(frozen=True, slots=True)

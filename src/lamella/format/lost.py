@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
+from lamella.base.ids import ChunkId
 from lamella.format.container import Kind
 from lamella.format.cursor import Cursor, text, u8, u16, u32, u64
 from lamella.format.records import UNSIGNED, AddSnap, RawRecord, Ref
-from lamella.ids import ChunkId
 
 REBUILT = 0x8020
 MAX_RANGES = 4096

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import RepoId
+from lamella.base.trust import Clear
 from lamella.format.cursor import Cursor, u8
-from lamella.ids import RepoId
-from lamella.trust import Clear
 
 NAME = "lamella"
 SIZE = 64

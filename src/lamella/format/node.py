@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import ChunkId, VolumeId
+from lamella.base.trust import Opened
 from lamella.format.container import Kind
 from lamella.format.cursor import Cursor, u8, u64
-from lamella.ids import ChunkId, VolumeId
-from lamella.trust import Opened
 
 FAN_OUT = 64
 MAX_DEPTH = 10

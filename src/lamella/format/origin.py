@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Self
 
-from lamella.errors import IntegrityError
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import RepoId
 from lamella.format.cursor import Cursor
 from lamella.format.records import AddSnap, RawRecord, Ref
-from lamella.ids import RepoId
 
 ORIGIN = 0x8010
 

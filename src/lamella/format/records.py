@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol, Self
 
-from lamella.errors import IntegrityError
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
 from lamella.format.cursor import Cursor, bytes16, text, u8, u16, u32, u64
-from lamella.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
 
 OPTIONAL = 0x8000
 UNSIGNED = bytes(64)

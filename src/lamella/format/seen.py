@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from lamella.base.ids import WriterId
 from lamella.format.cursor import Cursor, u16, u64
-from lamella.ids import WriterId
 
 
 @dataclass(frozen=True, slots=True)

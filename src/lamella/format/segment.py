@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lamella.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.trust import Opened
 from lamella.format.container import (
     ENTRY_SIZE,
     HEADER_SIZE,
@@ -18,7 +19,6 @@ from lamella.format.container import (
     encode_entry,
 )
 from lamella.format.cursor import Cursor, u8, u32
-from lamella.trust import Opened
 
 PREFIX = "i/"
 MAX_PACKS = 4096

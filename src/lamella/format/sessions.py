@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
+from lamella.base.ids import ChunkId, DomainId, VolumeId
 from lamella.format.cursor import Cursor, text, u8, u16, u32, u64
 from lamella.format.records import Ref, chunk_log2_of, domain_of
-from lamella.ids import ChunkId, DomainId, VolumeId
 
 
 class SessionVolume(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Self
 
-from lamella.errors import IntegrityError
+from lamella.base.errors import IntegrityError
 from lamella.format.cursor import Cursor, u64
 from lamella.format.records import AddSnap, RawRecord
 

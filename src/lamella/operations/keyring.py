@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lamella.base.errors import NothingMatched, UsageError
+from lamella.base.ids import DomainId
 from lamella.crypto.slots import DEFAULT_LOG_N, Secret, wrap
-from lamella.errors import NothingMatched, UsageError
 from lamella.format.domain_key import ExportedKeys, ExportedTree, encode
 from lamella.format.keyslot import MAX_SLOTS, Role
 from lamella.format.records import FileGone
-from lamella.ids import DomainId
-from lamella.operations.selection import newest
+from lamella.operations.shared.selection import newest
 from lamella.repository.create import file_record
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_slots

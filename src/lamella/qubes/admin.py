@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from lamella.errors import LamellaError, SourceError, UsageError
+from lamella.base.errors import LamellaError, SourceError, UsageError
 
 SOCKET: Final = Path("/var/run/qubesd.sock")
 INTERNAL_SOCKET: Final = Path("/var/run/qubesd.internal.sock")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from lamella.errors import IntegrityError, NothingMatched
-from lamella.operations.restore import read_document
-from lamella.operations.selection import Selected, find_snapshot, split_selector
+from lamella.base.errors import IntegrityError, NothingMatched
+from lamella.history.catalogue import VolumeState
+from lamella.operations.restore.restore import read_document
+from lamella.operations.shared.selection import Selected, find_snapshot, split_selector
 from lamella.qubes.backup import SETTINGS
 from lamella.qubes.lineage import DOM0, FEATURE, claimed_owner
 from lamella.qubes.settings import DOCUMENT, QubeSettings, decode_settings
-from lamella.repository.catalogue import VolumeState
 from lamella.repository.repository import Repository
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from lamella.clock import Clock, now_ms
-from lamella.errors import LamellaError, SourceError
-from lamella.events import Reporter, Warned, silent
-from lamella.operations.backup import BackupOptions, BackupPlan, BackupResult, FailedRequest, Request, plan_backup
+from lamella.base.clock import Clock, now_ms
+from lamella.base.errors import LamellaError, SourceError
+from lamella.base.events import Reporter, Warned, silent
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions, BackupPlan, BackupResult, FailedRequest, Request, plan_backup
 from lamella.qubes.admin import Admin
 from lamella.qubes.dom0 import write_archive
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, Volume, feature_of
@@ -20,7 +21,6 @@ from lamella.qubes.lineage import owner_of
 from lamella.qubes.places import committed_place, live_place
 from lamella.qubes.settings import DOCUMENT, read_globals, read_settings
 from lamella.qubes.sources import QubeVolume, SettingsSource, volume_identity
-from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.sources.registry import open_source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lamella.errors import NothingMatched, UsageError
+from lamella.base.errors import NothingMatched, UsageError
 from lamella.qubes.admin import Admin
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, property_of
 

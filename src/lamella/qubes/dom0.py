@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from lamella.errors import IntegrityError, LamellaError, SourceError
-from lamella.spawn import run
+from lamella.base.errors import IntegrityError, LamellaError, SourceError
+from lamella.run.spawn import run
 
 KEPT: Final = (
     "etc/qubes",

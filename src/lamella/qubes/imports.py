@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lamella.errors import LamellaError, SourceError
-from lamella.events import Reporter
-from lamella.operations.restore import RestoreOptions, RestoreResult, plan_restore
-from lamella.operations.selection import Selected
+from lamella.base.errors import LamellaError, SourceError
+from lamella.base.events import Reporter
+from lamella.memory.host import Host, private_directory, write_durably
+from lamella.operations.restore.restore import RestoreOptions, RestoreResult, plan_restore
+from lamella.operations.shared.selection import Selected
 from lamella.qubes.admin import Admin, Refused
 from lamella.qubes.names import check_qube, check_volume
-from lamella.repository.host import Host, private_directory, write_durably
 from lamella.repository.repository import Repository
 
 _FILE = "qubes-imports.json"

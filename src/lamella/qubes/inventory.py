@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lamella.errors import NothingMatched, SourceError
+from lamella.base.errors import NothingMatched, SourceError
 from lamella.qubes.admin import Admin, Refused
 
 HALTED = "Halted"

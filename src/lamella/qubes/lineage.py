@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lamella.errors import UsageError
+from lamella.base.errors import UsageError
 from lamella.qubes.admin import Admin
 from lamella.qubes.inventory import ADMIN_CLASS, Qube, feature_of
 from lamella.qubes.names import check_uuid

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from lamella.errors import UsageError
+from lamella.base.errors import UsageError
 
 MAX_NAME: Final = 31
 _QUBE = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lamella.errors import SourceError
+from lamella.base.errors import SourceError
 from lamella.qubes.inventory import Pool, Volume
 
 CHECKPOINTS: Final = ".lamella"

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lamella.errors import IntegrityError, SourceError, UsageError
-from lamella.events import Reporter, Warned, silent
-from lamella.operations.restore import data_bytes
+from lamella.base.errors import IntegrityError, SourceError, UsageError
+from lamella.base.events import Reporter, Warned, silent
+from lamella.operations.restore.restore import data_bytes
 from lamella.qubes.admin import Admin, Refused
 from lamella.qubes.imports import Imports
 from lamella.qubes.inventory import Inventory, Volume, power_state

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lamella.errors import UsageError
+from lamella.base.errors import UsageError
 from lamella.qubes.archive import QubeSnapshot
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube
 from lamella.qubes.names import MAX_NAME, check_qube, check_volume

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
-from lamella.errors import IntegrityError, SourceError, UsageError
+from lamella.base.errors import IntegrityError, SourceError, UsageError
 from lamella.qubes import names
 from lamella.qubes.admin import NO_ANSWER, Admin, Refused
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, facts_of

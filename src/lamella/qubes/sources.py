@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from lamella.delta import Delta
-from lamella.errors import SourceError
-from lamella.extents import Extent
+from lamella.base.delta import Delta
+from lamella.base.errors import SourceError
+from lamella.base.extents import Extent
+from lamella.memory.host import Host
 from lamella.qubes.admin import Admin
 from lamella.qubes.inventory import HALTED, PAUSED, Qube, power_state
 from lamella.qubes.places import Place
-from lamella.repository.host import Host
 from lamella.sources.base import Consistency, FrozenVolume, Source
 from lamella.sources.keeping import Keeping
 from lamella.sources.registry import open_kept_source

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
-from lamella.errors import SourceError, UsageError
-from lamella.events import Reporter, Warned
+from lamella.base.errors import SourceError, UsageError
+from lamella.base.events import Reporter, Warned
 from lamella.qubes.admin import Admin
 from lamella.qubes.inventory import ADMIN_CLASS, HALTED, Inventory, Qube, feature_of, power_state
 from lamella.qubes.names import check_word
-from lamella.spawn import run
+from lamella.run.spawn import run
 
 SERVICE: Final = "/usr/local/etc/qubes-rpc/lamella.Repo"
 MAPPING: Final = "/rw/config/lamella/repos/"

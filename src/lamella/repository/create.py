@@ -8,24 +8,24 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from lamella.clock import Clock
+from lamella.base.clock import Clock
+from lamella.base.errors import ObjectNotFound, RepositoryError
+from lamella.base.ids import RepoId
+from lamella.base.trust import Clear, Opened
 from lamella.crypto.chunk_id import faster_algorithm
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of
 from lamella.crypto.slots import DEFAULT_LOG_N, Secret, wrap
-from lamella.errors import ObjectNotFound, RepositoryError
 from lamella.format import commit, keyslot, marker
 from lamella.format.records import File
-from lamella.ids import RepoId
-from lamella.repository.cache import Cache
-from lamella.repository.chains import HistoryReader
-from lamella.repository.history import History
-from lamella.repository.host import Host
-from lamella.repository.pins import Pins
-from lamella.repository.publish import Publisher
+from lamella.history.chains import HistoryReader
+from lamella.history.history import History
+from lamella.history.publish import Publisher
+from lamella.memory.host import Host
+from lamella.memory.pins import Pins
+from lamella.packs.cache import Cache
 from lamella.repository.readme import README, RESCUE, readme_text, rescue_source
 from lamella.stores.base import Store
-from lamella.trust import Clear, Opened
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from lamella.trust import Clear
+from lamella.base.trust import Clear
 
 README = "readme.txt"
 RESCUE = "restore.py"

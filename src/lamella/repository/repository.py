@@ -7,10 +7,8 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
-from lamella.clock import Clock, now_ms
-from lamella.crypto.derive import Keys
-from lamella.crypto.slots import Secret
-from lamella.errors import (
+from lamella.base.clock import Clock, now_ms
+from lamella.base.errors import (
     IntegrityError,
     Locked,
     ObjectNotFound,
@@ -19,6 +17,10 @@ from lamella.errors import (
     StoreError,
     UnknownFormat,
 )
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId, RepoId, WriterId
+from lamella.base.trust import Opened
+from lamella.crypto.derive import Keys
+from lamella.crypto.slots import Secret
 from lamella.format.commit import Entry
 from lamella.format.commit import Head as CommitHead
 from lamella.format.container import MAX_OBJECT, Kind
@@ -26,28 +28,26 @@ from lamella.format.deletion import Forgo
 from lamella.format.known import Signed
 from lamella.format.node import Shape
 from lamella.format.records import Checkpoint, RawRecord, SegmentPlace
-from lamella.ids import CATALOGUE, ChunkId, DomainId, RepoId, WriterId
-from lamella.repository import state
-from lamella.repository.blobmap import BlobMap, pack_name
-from lamella.repository.cache import Cache
-from lamella.repository.catalogue import Catalogue, Snapshot
-from lamella.repository.chains import HistoryReader
-from lamella.repository.compaction import AUDITS_KEPT, Ended
-from lamella.repository.condemned import Condemned, condemned
-from lamella.repository.containers import open_whole
-from lamella.repository.contents import Contents
-from lamella.repository.history import Chain, History
-from lamella.repository.host import Host
-from lamella.repository.pins import Pins, Problem
-from lamella.repository.places import Places, judge, suffix
-from lamella.repository.publish import Published, Publisher
-from lamella.repository.sightings import Sightings
+from lamella.history import state
+from lamella.history.catalogue import Catalogue, Snapshot
+from lamella.history.chains import HistoryReader
+from lamella.history.compaction import AUDITS_KEPT, Ended
+from lamella.history.condemned import Condemned, condemned
+from lamella.history.history import Chain, History
+from lamella.history.places import Places, judge, suffix
+from lamella.history.publish import Published, Publisher
+from lamella.history.tombstones import ended
+from lamella.memory.host import Host
+from lamella.memory.pins import Pins, Problem
+from lamella.memory.sightings import Sightings
+from lamella.packs.blobmap import BlobMap, pack_name
+from lamella.packs.cache import Cache
+from lamella.packs.containers import open_whole
+from lamella.packs.contents import Contents
+from lamella.packs.suspects import Suspects
+from lamella.packs.tree import Tree, TreeReader
 from lamella.repository.slots import Unlocked, unlock
-from lamella.repository.suspects import Suspects
-from lamella.repository.tombstones import ended
-from lamella.repository.tree import Tree, TreeReader
 from lamella.stores.base import Held, Store
-from lamella.trust import Opened
 
 
 class Repository:

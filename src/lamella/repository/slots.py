@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lamella.base.errors import IntegrityError, KeyRefused, NoRepository, ObjectNotFound, StoreError, UnknownFormat
 from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret, unwrap
-from lamella.errors import IntegrityError, KeyRefused, NoRepository, ObjectNotFound, StoreError, UnknownFormat
 from lamella.format import keyslot, marker
 from lamella.format.keyslot import KeySlot, SlotType
 from lamella.stores.base import Entry, Store

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lamella.errors import SourceAtRisk, SourceError
+from lamella.base.errors import SourceAtRisk, SourceError
 
 _LONG: Final = struct.calcsize("l")
 _NAMELESS: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC

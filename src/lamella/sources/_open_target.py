@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lamella.errors import SourceError, UsageError
+from lamella.base.errors import SourceError, UsageError
 from lamella.sources._zeroing import Zeroing, zero_range
 from lamella.sources.old_state import OldState
 

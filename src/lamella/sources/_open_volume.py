@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lamella.errors import SourceError
+from lamella.base.errors import SourceError
 
 
 class OpenVolume:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lamella.errors import CheckpointLost
+from lamella.base.errors import CheckpointLost
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

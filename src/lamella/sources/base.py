@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Protocol
 
-from lamella.delta import Delta
-from lamella.extents import Extent
+from lamella.base.delta import Delta
+from lamella.base.extents import Extent
 
 
 class Consistency(IntEnum):

@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from lamella.errors import CheckpointLost, SourceError
+from lamella.base.errors import CheckpointLost, SourceError
 from lamella.sources._cloning import file_system, generation
 from lamella.sources._tokens import parse_token, token_text
 from lamella.sources.keeping import Keeping

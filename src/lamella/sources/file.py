@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.clock import Clock, now_ms
-from lamella.errors import SourceError
-from lamella.extents import Extent
+from lamella.base.clock import Clock, now_ms
+from lamella.base.errors import SourceError
+from lamella.base.extents import Extent
 from lamella.sources._open_volume import OpenVolume, read_failed
 from lamella.sources.base import Consistency
 from lamella.sources.keeping import Keeping

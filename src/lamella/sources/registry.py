@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final, cast
 
-from lamella.errors import SourceError, UsageError
+from lamella.base.errors import SourceError, UsageError
 from lamella.sources._cloning import driver_for
 from lamella.sources.base import Source
 from lamella.sources.keeping import Keeping
@@ -17,10 +17,10 @@ MAX_NAME_BYTES: Final = 128
 """Longest volume name, in bytes of UTF-8."""
 
 DRIVERS: Final = {
-    "btrfs": "lamella.sources.btrfs:open_btrfs",
+    "btrfs": "lamella.sources.reflink.btrfs:open_btrfs",
     "file": "lamella.sources.file:open_file",
-    "lvm_thin": "lamella.sources.lvm_thin:open_lvm_thin",
-    "reflink": "lamella.sources.reflink:open_reflink",
+    "lvm_thin": "lamella.sources.lvm.thin:open_lvm_thin",
+    "reflink": "lamella.sources.reflink.reflink:open_reflink",
 }
 """Driver name -> `module:factory`, imported on use; a factory takes the text, the machine's hash, a Keeping."""
 
@@ -73,8 +73,8 @@ def place_of(identity: bytes, machine: str) -> str | None:
 
     Raises SourceError if LVM cannot be asked.
     """
-    from lamella.sources import lvm_thin
     from lamella.sources.file import path_of
+    from lamella.sources.lvm import thin as lvm_thin
 
     path = path_of(identity, machine)
     return lvm_thin.place_of(identity) if path is None else str(path)
@@ -111,7 +111,7 @@ def _driver_of(text: str, keeping: Keeping) -> str:
 
 
 def _device_driver(path: Path) -> str:
-    from lamella.sources import _lvm  # most sources are no devices
+    from lamella.sources.lvm import _lvm  # most sources are no devices
 
     try:
         return "lvm_thin" if _lvm.is_thin(path) else "file"

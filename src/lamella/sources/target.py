@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from lamella.errors import Locked, SourceError, UsageError
+from lamella.base.errors import Locked, SourceError, UsageError
 from lamella.sources._open_target import OpenTarget, in_use, refuse_used
 from lamella.sources.block_use import uses_of_device, uses_of_file
 from lamella.sources.keeping import PoolLimits
@@ -94,7 +94,7 @@ def choose_target(
     be asked.
     """
     if str(path).startswith("lvm:"):
-        from lamella.sources.lvm_target import choose_thin
+        from lamella.sources.lvm.target import choose_thin
 
         return choose_thin(str(path), overwrite=overwrite, in_place=in_place, pool=pool, limits=limits)
     if pool is not None:
@@ -107,7 +107,8 @@ def choose_target(
 
 
 def _device(path: Path) -> Target:
-    from lamella.sources import _lvm, lvm_target  # most targets are files
+    from lamella.sources.lvm import _lvm  # most targets are files
+    from lamella.sources.lvm import target as lvm_target  # most targets are files
 
     try:
         return lvm_target.ThinDevice(path) if _lvm.is_thin(path) else BlockDevice(path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lamella.delta import Delta
-from lamella.errors import CheckpointLost
+from lamella.base.delta import Delta
+from lamella.base.errors import CheckpointLost
 
 
 class Untracked:

@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from lamella.errors import StoreRefused
-from lamella.trust import Clear, Sealed
+from lamella.base.errors import StoreRefused
+from lamella.base.trust import Clear, Sealed
 
 MAX_NAME = 255
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]*(?:/[a-z0-9_-][a-z0-9._-]*)*")

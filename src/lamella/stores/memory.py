@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from lamella.errors import Locked, ObjectNotFound, StoreError, StoreRefused
+from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreRefused
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, checked_name
 from lamella.stores.requests import checked_prefix, range_end
-from lamella.trust import Clear, Sealed
 
 
 class ReadersWriterLock:

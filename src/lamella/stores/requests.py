@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamella.errors import StoreError, StoreRefused
+from lamella.base.errors import StoreError, StoreRefused
 from lamella.stores.base import checked_name
 
 

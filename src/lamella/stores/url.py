@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol, cast
 
-from lamella.errors import UsageError
+from lamella.base.errors import UsageError
 from lamella.stores.base import Store
 
 SCHEMES: dict[str, str] = {
-    "file": "lamella.stores.local:LocalStore.open",
-    "s3": "lamella.stores.s3:S3Store.open",
-    "ssh": "lamella.stores.ssh:open_ssh",
-    "qubes": "lamella.stores.qubes:open_qubes",
-    "qubes-ssh": "lamella.stores.qubes:open_qubes_ssh",
+    "file": "lamella.stores.local.store:LocalStore.open",
+    "s3": "lamella.stores.s3.store:S3Store.open",
+    "ssh": "lamella.stores.pipe.ssh:open_ssh",
+    "qubes": "lamella.stores.pipe.qubes:open_qubes",
+    "qubes-ssh": "lamella.stores.pipe.qubes:open_qubes_ssh",
 }
 """Scheme -> "module:factory". What follows the scheme's colon is the factory's first argument."""
 WITH_ENVIRONMENT = frozenset({"s3"})

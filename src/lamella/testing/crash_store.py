@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, checked_name
 from lamella.stores.memory import MemoryStore
-from lamella.trust import Clear, Sealed
 
 WRITING_CALLS = frozenset({"put", "delete", "sync"})
 ALL_CALLS = WRITING_CALLS | {"get", "list", "stat"}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeVar
 
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, Held, Store
-from lamella.trust import Clear, Sealed
 
 Method = Literal["put", "get", "stat", "list", "delete", "sync", "lock"]
 T = TypeVar("T")

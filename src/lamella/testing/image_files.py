@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from lamella.errors import SourceError
-from lamella.spawn import run
+from lamella.base.errors import SourceError
+from lamella.run.spawn import run
 
 _SECONDS = 60.0
 

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from lamella.errors import ObjectNotFound, StoreFull
+from lamella.base.errors import ObjectNotFound, StoreFull
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, Held, Store
-from lamella.trust import Clear, Sealed
 
 
 class QuotaStore:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from lamella.errors import SourceError
-from lamella.extents import Extent
+from lamella.base.errors import SourceError
+from lamella.base.extents import Extent
 from lamella.sources.base import Consistency, FrozenVolume, Source
 from lamella.sources.untracked import Untracked, UntrackedMoment
 

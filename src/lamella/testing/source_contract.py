@@ -17,7 +17,7 @@ from typing import Protocol
 
 import pytest
 
-from lamella.errors import CheckpointLost, SourceError
+from lamella.base.errors import CheckpointLost, SourceError
 from lamella.sources.base import Consistency, Source
 from lamella.testing.image_changes import ImageChanges
 from lamella.testing.source_changes import CHANGES, SIZE, overwrite

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lamella.delta import Delta
-from lamella.errors import CheckpointLost, SourceError
+from lamella.base.delta import Delta
+from lamella.base.errors import CheckpointLost, SourceError
 from lamella.sources.base import Consistency, FrozenVolume, Source
 from lamella.testing.volumes import ChangingVolume, FileVolume
 
@@ -126,7 +126,7 @@ class SourceReading:
             wrong.extend(at for at in places if part(frozen, at, 4096) != content[at : at + 4096])
 
         with self.source_of(self.filled(content)).freeze() as frozen:
-            # A suite that outsiders run cannot borrow the threads of lamella.pipeline.
+            # A suite that outsiders run cannot borrow the threads of lamella.run.pipeline.
             threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]  # noqa: TID251
             for thread in threads:
                 thread.start()

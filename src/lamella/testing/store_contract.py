@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from lamella.errors import ObjectNotFound, StoreRefused
+from lamella.base.errors import ObjectNotFound, StoreRefused
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import MAX_NAME, Store
 from lamella.testing.store_reading import (
     CONTENT,
@@ -23,7 +24,6 @@ from lamella.testing.store_reading import (
     listed,
     outcomes,
 )
-from lamella.trust import Clear, Sealed
 
 VALID_NAMES = (
     "a",

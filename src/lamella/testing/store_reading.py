@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pytest
 
-from lamella.errors import Locked, ObjectNotFound, StoreError, StoreRefused
+from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreRefused
 from lamella.stores.base import MAX_NAME, Entry, Store
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def outcomes(calls: Iterable[Callable[[], T]]) -> list[T | Exception]:
         except Exception as error:  # noqa: BLE001 (the test judges it)
             results[index] = error
 
-    # A suite that outsiders run cannot borrow the threads of lamella.pipeline, which stop at the first failure.
+    # A suite that outsiders run cannot borrow the threads of lamella.run.pipeline, which stop at the first failure.
     threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(calls)]  # noqa: TID251
     for thread in threads:
         thread.start()

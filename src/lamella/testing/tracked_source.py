@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
-from lamella.chunkset import ChunkSet
-from lamella.delta import Delta
-from lamella.errors import CheckpointLost, SourceError
-from lamella.extents import Extent
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
+from lamella.base.errors import CheckpointLost, SourceError
+from lamella.base.extents import Extent
 from lamella.sources.base import Consistency, FrozenVolume
 
 _BLOCK = 1 << 16

@@ -27,11 +27,11 @@ from lamella.format.known import Signed
 from lamella.format.labels import Pin, Rename, Tag
 from lamella.format.records import RawRecord, raw
 from lamella.format.sessions import Session
-from lamella.operations.auditing import audit, publish_audits, reapable_commits
-from lamella.operations.backup import BackupOptions
-from lamella.repository import publish
+from lamella.history import publish
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions
+from lamella.operations.shared.auditing import audit, publish_audits, reapable_commits
 from lamella.repository.create import SlotWanted, create_repository
-from lamella.repository.host import Host
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella.testing.scripted_source import ScriptedSource

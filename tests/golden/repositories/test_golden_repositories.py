@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from lamella.crypto.slots import Secret, key_file, passphrase, recovery_key
-from lamella.operations.restore import RestoreOptions, plan_restore, read_document
-from lamella.operations.selection import select
+from lamella.operations.restore.restore import RestoreOptions, plan_restore, read_document
+from lamella.operations.shared.selection import select
 from lamella.repository.readme import rescue_source
 from lamella.repository.repository import Repository
-from lamella.stores.local import LocalStore
+from lamella.stores.local.store import LocalStore
 from tests.fault.world import SECRET, Truth, backup, check_sound, fresh_host, verified, volume
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from lamella.allocator import keep_freed_memory
+from lamella.base.errors import LamellaError, NothingMatched, SourceError, UsageError
 from lamella.cli import after_backup
 from lamella.cli.after_backup import Pruned
 from lamella.cli.arguments import SECRETS, add_dry_run
@@ -14,9 +14,11 @@ from lamella.cli.context import Context, DestinationContext
 from lamella.cli.files import read_file
 from lamella.cli.output import Output
 from lamella.cli.values import chunk_log2, rate, seconds, shown_bytes, shown_seconds, size, workers
-from lamella.errors import LamellaError, NothingMatched, SourceError, UsageError
 from lamella.format.compression import check_setting
-from lamella.operations.backup import (
+from lamella.operations.backup.change_map import MAX_FILE, ChangeMap, read_map
+from lamella.operations.backup.pacing import Pace
+from lamella.operations.backup.plan import MAX_DOCUMENT, PlanRow
+from lamella.operations.backup.story import (
     BackupOptions,
     BackupPlan,
     BackupResult,
@@ -25,12 +27,10 @@ from lamella.operations.backup import (
     VolumeResult,
     plan_backup,
 )
-from lamella.operations.backup_plan import MAX_DOCUMENT, PlanRow
-from lamella.operations.change_map import MAX_FILE, ChangeMap, read_map
-from lamella.operations.pacing import Pace
 from lamella.repository.repository import Repository
+from lamella.run.allocator import keep_freed_memory
+from lamella.run.spawn import shell_words
 from lamella.sources.registry import name_from, split_name
-from lamella.spawn import shell_words
 
 INCOMPLETE = 3
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from contextlib import suppress
 
+from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError, RolledBack, UsageError
 from lamella.cli import repairing
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
-from lamella.errors import IntegrityError, NothingMatched, RepositoryError, RolledBack, UsageError
 from lamella.format.commit import Head, parse_name
-from lamella.operations.heads import fingerprint
-from lamella.operations.rebuild import find_trees
-from lamella.repository.pins import Problem
+from lamella.memory.pins import Problem
+from lamella.operations.repair.rebuild import find_trees
+from lamella.operations.shared.heads import fingerprint
 from lamella.repository.repository import Repository
 
 _REBUILD = "lamella check --repair --accept-rollback"

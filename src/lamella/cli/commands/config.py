@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from lamella.base.errors import UsageError
 from lamella.cli import configuration
 from lamella.cli.arguments import add_actions
 from lamella.cli.configuration import Configuration
 from lamella.cli.context import Context
 from lamella.cli.places import cache_place, config_place, state_place
-from lamella.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from lamella.allocator import keep_freed_memory
+from lamella.base.errors import UsageError
 from lamella.cli import copy_mirror
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context, SecondContext
 from lamella.cli.values import compression, shown_bytes, shown_seconds, workers
-from lamella.errors import UsageError
-from lamella.operations.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
-from lamella.operations.copy_plan import CopyRow, State
+from lamella.operations.copy.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
+from lamella.operations.copy.plan import CopyRow, State
+from lamella.run.allocator import keep_freed_memory
 
 _INCOMPLETE = 3
 _OWN_SECRETS = """\

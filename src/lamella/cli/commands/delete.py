@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli import deleting
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.terminal import can_confirm
-from lamella.errors import NothingMatched, UsageError
 from lamella.format.records import Ref
-from lamella.operations.health import Health
-from lamella.operations.prune import require_prune_key
-from lamella.operations.removal import mark_removed, require_not_last, require_unpinned
-from lamella.operations.selection import Selected, find_volume, select, split_selector
+from lamella.operations.prune.health import Health
+from lamella.operations.prune.prune import require_prune_key
+from lamella.operations.prune.removal import mark_removed, require_not_last, require_unpinned
+from lamella.operations.shared.selection import Selected, find_volume, select, split_selector
 from lamella.repository.repository import Repository
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_new
 from lamella.cli.values import shown_bytes, workers
-from lamella.errors import NothingMatched, UsageError
-from lamella.operations.change_map import write_map
-from lamella.operations.diff import DiffResult, compare
-from lamella.operations.diff_source import SourceDiff, compare_source
-from lamella.operations.selection import Selected, select, split_selector
+from lamella.operations.backup.change_map import write_map
+from lamella.operations.look.diff import DiffResult, compare
+from lamella.operations.look.diff_source import SourceDiff, compare_source
+from lamella.operations.shared.selection import Selected, select, split_selector
 from lamella.repository.repository import Repository
 from lamella.sources.registry import place_of
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lamella.base.clock import iso, now_ms
+from lamella.base.errors import LamellaError, NoRepository, SourceError, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.secret import given_source, secret_source
 from lamella.cli.terminal import has_terminal
 from lamella.cli.values import shown_bytes, shown_seconds
-from lamella.clock import iso, now_ms
 from lamella.crypto.slots import Secret
-from lamella.errors import LamellaError, NoRepository, SourceError, UsageError
-from lamella.operations.doctor import Check, examine
-from lamella.operations.doctor_checkpoints import FOREIGN, CheckpointExamination, Judged
-from lamella.operations.doctor_lvm import PoolExamination
+from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, Judged
+from lamella.operations.doctor.doctor import Check, examine
+from lamella.operations.doctor.lvm import PoolExamination
 from lamella.repository.slots import read_marker
 from lamella.stores.base import Store
 

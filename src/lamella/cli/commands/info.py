@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from lamella.base.errors import UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.values import shown_bytes
-from lamella.errors import UsageError
-from lamella.operations import listing
-from lamella.operations.selection import Selected, find_volume, select
-from lamella.operations.sizes import as_row, sizes_of, totals_of
+from lamella.operations.look import listing
+from lamella.operations.look.sizes import as_row, sizes_of, totals_of
+from lamella.operations.shared.selection import Selected, find_volume, select
 from lamella.repository.repository import Repository
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lamella.base.clock import now_ms
+from lamella.base.errors import LamellaError, NoRepository, RepositoryError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
 from lamella.cli.secret import first_secret_source
 from lamella.cli.sheet import Sheet, SheetFacts
-from lamella.clock import now_ms
 from lamella.crypto.slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N, Secret, new_recovery_key, recovery_text
-from lamella.errors import LamellaError, NoRepository, RepositoryError, UsageError
 from lamella.format.keyslot import MAX_LOG_N
-from lamella.operations.heads import fingerprint
+from lamella.operations.shared.heads import fingerprint
 from lamella.repository.create import Created, SlotWanted, create_repository
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker

@@ -7,9 +7,9 @@ import argparse
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.values import shown_bytes
-from lamella.operations import listing
-from lamella.operations.listing import Row
-from lamella.operations.selection import find_volume
+from lamella.operations.look import listing
+from lamella.operations.look.listing import Row
+from lamella.operations.shared.selection import find_volume
 from lamella.repository.repository import Repository
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from lamella.base.errors import LamellaError, NothingMatched
 from lamella.cli.context import Context
 from lamella.cli.values import shown_bytes
-from lamella.errors import LamellaError, NothingMatched
-from lamella.operations.monitor import MonitorResult, monitor
-from lamella.repository.ledger import tracked_identities
+from lamella.memory.ledger import tracked_identities
+from lamella.operations.moments.monitor import MonitorResult, monitor
 from lamella.sources.registry import place_of
 
 _INCOMPLETE = 3

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from lamella.base.clock import iso
+from lamella.base.errors import IntegrityError
 from lamella.cli import deleting
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.policy import add_rules, given_rules, policy_of
-from lamella.clock import iso
-from lamella.errors import IntegrityError
-from lamella.operations.health import Health
-from lamella.operations.prune import require_prune_key
-from lamella.operations.retaining import Judged, Policy, RetentionPlan, plan_retention
+from lamella.operations.prune.health import Health
+from lamella.operations.prune.prune import require_prune_key
+from lamella.operations.prune.retaining import Judged, Policy, RetentionPlan, plan_retention
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.values import shown_bytes, workers
-from lamella.errors import NothingMatched, UsageError
 
 if TYPE_CHECKING:
     from lamella.qubes.admin import Admin
@@ -103,11 +103,11 @@ def _admin(context: Context) -> Admin:
 
 
 def _backup(context: Context) -> int:
-    from lamella.allocator import keep_freed_memory
     from lamella.qubes.backup import plan_qubes
     from lamella.qubes.choice import Choice, chosen
     from lamella.qubes.inventory import Inventory
     from lamella.qubes.storage import kept_running
+    from lamella.run.allocator import keep_freed_memory
 
     args, out = context.args, context.out
     admin = _admin(context)
@@ -129,7 +129,7 @@ def _backup(context: Context) -> int:
 
 
 def _options(context: Context) -> QubesOptions:
-    from lamella.operations.backup import BackupOptions
+    from lamella.operations.backup.story import BackupOptions
     from lamella.qubes.backup import QubesOptions
 
     args, configured = context.args, context.config.backup
@@ -219,8 +219,8 @@ def _planned(row: QubeRestore) -> dict[str, object]:
 def _execute(
     context: Context, repository: Repository, admin: Admin, rows: Sequence[QubeRestore], wishes: RestoreWishes
 ) -> list[QubeResult]:
-    from lamella.allocator import keep_freed_memory
     from lamella.qubes.restore import QubesRestore
+    from lamella.run.allocator import keep_freed_memory
 
     keep_freed_memory()
     count = context.args.workers or context.config.backup.workers
@@ -229,8 +229,8 @@ def _execute(
 
 def _lay_out(context: Context, repository: Repository, selected: object) -> list[str]:
     """dom0's files into the folder named; returns how the system differs from them."""
-    from lamella.operations.restore import RestoreOptions, plan_restore
-    from lamella.operations.selection import Selected
+    from lamella.operations.restore.restore import RestoreOptions, plan_restore
+    from lamella.operations.shared.selection import Selected
     from lamella.qubes.dom0 import differences, lay_out
 
     target: Path = context.args.dom0_to

@@ -6,8 +6,8 @@ import argparse
 
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
-from lamella.operations.removal import rename_record
-from lamella.operations.selection import find_volume
+from lamella.operations.prune.removal import rename_record
+from lamella.operations.shared.selection import find_volume
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lamella.allocator import keep_freed_memory
+from lamella.base.clock import iso
+from lamella.base.errors import Interrupted, LamellaError, NothingMatched, RolledBack, SourceAtRisk, SourceError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
 from lamella.cli.values import shown_bytes, shown_seconds, workers
-from lamella.clock import iso
-from lamella.errors import Interrupted, LamellaError, NothingMatched, RolledBack, SourceAtRisk, SourceError
-from lamella.operations.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
-from lamella.operations.selection import Selected, doubts, select, split_selector
+from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
+from lamella.operations.shared.selection import Selected, doubts, select, split_selector
 from lamella.repository.repository import Repository
+from lamella.run.allocator import keep_freed_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 
+from lamella.base.errors import UsageError
 from lamella.cli.context import Context
 from lamella.cli.values import size
-from lamella.errors import UsageError
-from lamella.stores.frames import Hello
-from lamella.stores.guarded import GuardedStore
-from lamella.stores.serve import Server
+from lamella.stores.pipe.frames import Hello
+from lamella.stores.pipe.guarded import GuardedStore
+from lamella.stores.pipe.server import Server
 from lamella.stores.url import below, open_store
 
 _FAILED = 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from lamella.base.errors import RepositoryError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
-from lamella.errors import RepositoryError, UsageError
-from lamella.operations.removal import check_tag, label_records, same_run, still_labelled
-from lamella.operations.selection import Selected, select, split_selector
+from lamella.operations.prune.removal import check_tag, label_records, same_run, still_labelled
+from lamella.operations.shared.selection import Selected, select, split_selector
 from lamella.repository.repository import Repository
 
 

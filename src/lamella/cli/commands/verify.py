@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from lamella.allocator import keep_freed_memory
+from lamella.base.errors import IntegrityError, NothingMatched, SourceError, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.values import budget, percent, shown_bytes, shown_seconds, workers
-from lamella.errors import IntegrityError, NothingMatched, SourceError, UsageError
-from lamella.operations.findings import Finding, VerifyResult
-from lamella.operations.selection import Selected, select
-from lamella.operations.verify import DEFAULT_PERCENT, LEVELS, VerifyOptions, verify
+from lamella.operations.shared.findings import Finding, VerifyResult
+from lamella.operations.shared.selection import Selected, select
+from lamella.operations.verify.verify import DEFAULT_PERCENT, LEVELS, VerifyOptions, verify
 from lamella.repository.repository import Repository
+from lamella.run.allocator import keep_freed_memory
 from lamella.sources.base import Source
 
 _DEFAULTS = VerifyOptions()

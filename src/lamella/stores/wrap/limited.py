@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Entry, Store
 from lamella.stores.wrap.wrapper import Wrapper
-from lamella.trust import Clear, Sealed
 
 BURST_SECONDS = 1.0
 PIECE = 1 << 20

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lamella.errors import StoreRefused
+from lamella.base.errors import StoreRefused
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, checked_name
 from lamella.stores.wrap.wrapper import Wrapper
-from lamella.trust import Clear, Sealed
 
 
 class ReadOnlyStore(Wrapper):

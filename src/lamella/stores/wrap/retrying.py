@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lamella.errors import StoreError
+from lamella.base.errors import StoreError
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Entry, Store, put_durable
 from lamella.stores.versions import Judge, reinstate
 from lamella.stores.wrap.wrapper import Wrapper
-from lamella.trust import Clear, Sealed
 
 T = TypeVar("T")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, Held, Store
 from lamella.stores.versions import Judge, Replaceable, reinstate
-from lamella.trust import Clear, Sealed
 
 
 class Wrapper:

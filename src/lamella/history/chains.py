@@ -1,0 +1,379 @@
+"""Reading chains of commits, and comparing them with what this host saw before (FORMAT 8, 9).
+
+A chain is read from its newest checkpoint, or from the pinned commit if that is older, so that every step from what
+this host saw to what is there now is checked. Read whole it begins with its newest audited checkpoint, else with its
+first commit. Forked chains are read whole: the union of their branches counts. What lies before an audited checkpoint
+says nothing any more, whether it is there or not.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+
+from lamella.base.errors import IntegrityError, ObjectNotFound
+from lamella.base.ids import WriterId
+from lamella.base.trust import Opened
+from lamella.crypto.derive import Keys
+from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, Entry, Head, decode_entries, decode_segment, parse_name
+from lamella.format.container import MAX_OBJECT, TRAILER_SIZE
+from lamella.format.deletion import Audited, Forgo
+from lamella.format.known import understood
+from lamella.format.records import Checkpoint, SegmentPlace
+from lamella.format.seen import Seen
+from lamella.history.commits import CommitReader
+from lamella.history.history import Chain, Commit, Gap, History, clocks_of
+from lamella.history.missing import Judge
+from lamella.history.order import Clock
+from lamella.history.signed import prune_signed
+from lamella.memory.pins import Pins, Problem
+from lamella.packs.cache import Cache
+from lamella.stores.base import Store
+
+_SEGMENTS_KEPT = 16
+_LOOKS = 4
+ReadSegment = Callable[[SegmentPlace], Opened]
+Names = dict[int, list[Head]]
+"""The commits of one writer that are listed, by seq."""
+Named = dict[WriterId, list[Head]]
+"""Commits that records name, by their writer, ascending by seq."""
+
+
+class HistoryReader:
+    """Reads w/ of one repository."""
+
+    def __init__(self, store: Store, keys: Keys, cache: Cache, read_segment: ReadSegment) -> None:
+        self._store = store
+        self._keys = keys
+        self._read_segment = read_segment
+        # A run reads its history several times; what verified under its hash need not be verified again.
+        self._commits = CommitReader(store, keys, cache)
+        self._segments: dict[bytes, Opened] = {}
+
+    def read(self, pins: Pins, *, whole: bool = False, stored: bool = False) -> History:
+        """All chains. Damage and gaps become `damaged` and `problems`, never exceptions; a store that fails raises.
+
+        `stored`: from now on each commit is read from the store once, whatever the cache has.
+        """
+        self._commits.stored |= stored
+        names = self._names("")
+        history = self._read(names, pins, whole)
+        for _ in range(_LOOKS):
+            if not any(problem.lacks and problem.key not in pins.accepted for problem in history.problems):
+                break
+            # Backups went on while w/ was listed: who was listed late may have seen what others were listed without.
+            before, names = names, self._names("")
+            if names == before:
+                break
+            history = self._read(names, pins, whole)
+        return history
+
+    def _read(self, names: dict[WriterId, Names], pins: Pins, whole: bool) -> History:
+        newest = (some[seq] for some in names.values() for seq in sorted(some)[-CHECKPOINT_EVERY:])
+        self._commits.ahead(head for heads in newest for head in heads)
+        read = {writer: self._chain(writer, names[writer], pins, False, ()) for writer in sorted(names)}
+        # Where a chain may begin is said in other chains, or in its own.
+        history = History()
+        history.audits, history.forgone = self._named(names, [chain for _, chain in read.values()])
+        for writer in sorted(names):
+            audits = history.audits.get(writer, [])
+            if whole:
+                begin = audits[-1].seq if audits else 1
+                self._commits.ahead(head for seq, heads in names[writer].items() if seq >= begin for head in heads)
+            if whole or audits:
+                read[writer] = self._chain(writer, names[writer], pins, whole, audits)
+        for writer, (attempt, chain) in read.items():
+            history.chains[writer] = chain
+            history.problems += attempt.problems
+            history.damaged += attempt.damaged
+            history.unreadable += attempt.unreadable
+        Judge(history, pins, self._commits.speaks_of).judge()
+        return history
+
+    def _named(self, names: dict[WriterId, Names], chains: Iterable[Chain]) -> tuple[Named, Named]:
+        """What prune-signed AUDITED and FORGO records name."""
+        found: dict[int, dict[WriterId, set[Head]]] = {Audited.TYPE: defaultdict(set), Forgo.TYPE: defaultdict(set)}
+        for chain in chains:
+            entries = self._salvaged(names[chain.writer]) if chain.lacking else chain.entries
+            for entry in entries:
+                if entry.record.type not in found or not prune_signed(self._keys, chain.writer, entry):
+                    continue
+                with suppress(IntegrityError):
+                    known = understood(entry.record)
+                    if isinstance(known, Audited | Forgo):
+                        found[entry.record.type][known.head.writer].add(known.head)
+        audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
+        return audits, forgone
+
+    def _salvaged(self, names: Names) -> Iterator[Entry]:
+        """The records of every commit and checkpoint of a chain that can be read, however they hang together."""
+        for seq in sorted(names):
+            for head in names[seq]:
+                commit = self.load(History(), head)
+                if commit is None:
+                    continue
+                for record in commit.body.records:
+                    yield Entry(seq, commit.body.prev, commit.body.time_ms, record)
+                if commit.checkpoint is not None:
+                    with suppress(IntegrityError, ObjectNotFound):
+                        yield from list(self.checkpoint_entries(commit.checkpoint, head.name))
+
+    def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
+        """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""
+        names = self._names(writer.hex() + "/")
+        audits = history.audits.get(writer, [])
+        attempt, chain = self._chain(writer, names.get(writer, {}), pins, False, audits)
+        attempt.audits, attempt.forgone = history.audits, history.forgone
+        attempt.chains[writer] = chain
+        Judge(attempt, pins, self._commits.speaks_of).chains()
+        return chain, attempt
+
+    def _names(self, below: str) -> dict[WriterId, Names]:
+        names: dict[WriterId, Names] = defaultdict(lambda: defaultdict(list))
+        for entry in self._store.list(PREFIX + below):
+            head = parse_name(entry.name)
+            if head is not None and head.seq > 0 and entry.size <= MAX_OBJECT + TRAILER_SIZE:
+                names[head.writer][head.seq].append(head)
+        return names
+
+    def _chain(
+        self, writer: WriterId, names: Names, pins: Pins, whole: bool, audits: Sequence[Head]
+    ) -> tuple[History, Chain]:
+        """A chain, and what is wrong with it. An audited checkpoint that cannot be read gives way to the one before."""
+        for begin in [*(head for head in reversed(audits) if head in names.get(head.seq, [])), None]:
+            if whole and begin is not None and not self._has_checkpoint(begin):
+                continue
+            attempt, chain = self._from(writer, names, pins, whole, begin)
+            lost = any(one.head == begin for one in attempt.unreadable)
+            if begin is None or not (lost or (chain.lacking and chain.checkpoint[0] <= begin.seq)):
+                break
+        return attempt, chain
+
+    def _has_checkpoint(self, head: Head) -> bool:
+        commit = self.load(History(), head)
+        return commit is not None and commit.checkpoint is not None
+
+    def _from(
+        self, writer: WriterId, names: Names, pins: Pins, whole: bool, begin: Head | None
+    ) -> tuple[History, Chain]:
+        first = 1 if begin is None else begin.seq
+        present = {seq: heads for seq, heads in names.items() if seq >= first}
+        whole = whole or any(len(heads) > 1 for heads in present.values())
+        attempt = History()
+        chain = _Reading(self, attempt, writer, present, begin).chain(first if whole else None, pins)
+        newest = chain.checkpoint[0]
+        if chain.lacking and newest > first and all(seq in present for seq in range(first, newest)):
+            # The checkpoint only repeats what is said before it, and that is there.
+            lacking, attempt = chain.lacking, History()
+            chain = _Reading(self, attempt, writer, present, begin).chain(first, pins)
+            attempt.damaged.append((Head(writer, *chain.checkpoint).name, lacking))
+            chain.lacking = chain.lacking or lacking
+        return attempt, chain
+
+    def ancestors(self, head: Head) -> list[Head]:
+        """The commits before this one that are listed, each named by the one after it; oldest first."""
+        names = self._names(head.writer.hex() + "/").get(head.writer, {})
+        found: list[Head] = []
+        commit = self.load(History(), head)
+        while commit is not None:
+            before = Head(head.writer, commit.head.seq - 1, commit.body.prev)
+            if before not in names.get(before.seq, []):
+                break
+            found.append(before)
+            commit = self.load(History(), before)
+        return found[::-1]
+
+    def remember(self, head: Head, content: bytes) -> None:
+        """Keep a commit that this process has published: it need not be fetched."""
+        self._commits.remember(head, content)
+
+    def load(self, history: History, head: Head) -> Commit | None:
+        """One commit, from the cache or the store; None, and a row in `unreadable`, if it does not open."""
+        return self._commits.load(history, head)
+
+    def checkpoint_parts(self, checkpoint: Checkpoint, name: str) -> Iterator[tuple[SegmentPlace | None, list[Entry]]]:
+        """What a checkpoint carries, by segment; last what it holds itself. Raises IntegrityError, StoreError."""
+        for place in checkpoint.segments:
+            yield place, list(decode_segment(self._segment(place), name))
+        yield None, list(decode_entries(checkpoint.entries, name))
+
+    def _segment(self, place: SegmentPlace) -> Opened:
+        """A segment's content; a few are kept, because chains are read again before each publication."""
+        found = self._segments.get(place.id)
+        if found is None:
+            found = self._read_segment(place)
+            if len(self._segments) >= _SEGMENTS_KEPT:
+                self._segments.clear()
+            self._segments[place.id] = found
+        return found
+
+    def checkpoint_entries(self, checkpoint: Checkpoint, name: str) -> Iterator[Entry]:
+        """All entries a checkpoint carries, segments first. Raises IntegrityError, StoreError."""
+        for _, entries in self.checkpoint_parts(checkpoint, name):
+            yield from entries
+
+
+class _Reading:
+    """The state of reading one chain."""
+
+    def __init__(
+        self, reader: HistoryReader, history: History, writer: WriterId, names: Names, begin: Head | None
+    ) -> None:
+        self._reader = reader
+        self._history = history
+        self._names = names
+        self._first = 1 if begin is None else begin.seq
+        self._chain = Chain(writer, begin=begin)
+        self._loaded: dict[int, list[Commit]] = {}
+
+    def chain(self, start: int | None, pins: Pins) -> Chain:
+        """Read it from `start`; None: from its newest checkpoint."""
+        chain = self._chain
+        top = self._newest()
+        if top is None:
+            return chain
+        base = max(self._first, top.head.seq if top.checkpoint is not None else top.body.checkpoint[0])
+        if start is None:
+            # Without its checkpoint a chain is read from wherever its commits begin.
+            start = base if any(commit.checkpoint is not None for commit in self._load(base)) else self._first
+        pinned = pins.heads.get(chain.writer, (0, b""))[0]
+        # The pinned commit may be older than the checkpoint: then the steps in between are read and checked too.
+        first = max(self._first, min(start, pinned) if 0 < pinned <= top.head.seq else start)
+        for seq in sorted(self._names):  # not every number up to the newest: a commit may have any
+            if first <= seq <= top.head.seq:
+                self._load(seq)
+        chain.commits = [commit for seq in sorted(self._loaded) for commit in self._loaded[seq]]
+        chain.whole = first == self._first
+        self._check_links(first)
+        self._collect(self._first if chain.whole else base)
+        self._fill_gaps()
+        chain.clocks = clocks_of(chain)
+        return chain
+
+    def _newest(self) -> Commit | None:
+        for seq in sorted(self._names, reverse=True):
+            commits = self._load(seq)
+            if commits:
+                return commits[0]
+        return None
+
+    def _load(self, seq: int) -> list[Commit]:
+        if seq not in self._loaded:
+            found = (self._reader.load(self._history, head) for head in sorted(self._names.get(seq, [])))
+            self._loaded[seq] = [commit for commit in found if commit is not None]
+        return self._loaded[seq]
+
+    def _problem(self, kind: str, seq: int | str, text: str) -> None:
+        writer = self._chain.writer.hex()
+        self._history.problems.append(Problem(f"{kind}:{writer}:{seq}", f"writer {writer[:8]}: {text}"))
+
+    def _check_links(self, first: int) -> None:
+        chain = self._chain
+        there = sorted(seq for seq in self._names if seq < first or self._loaded.get(seq))
+        for before, seq in zip([self._first - 1, *there], there, strict=False):
+            if seq > before + 1:
+                named = {Head(chain.writer, seq - 1, one.body.prev) for one in self._loaded.get(seq, [])}
+                chain.gaps.append(Gap(before + 1, seq - 1, tuple(sorted(named))))
+        for seq in there:
+            commits = self._loaded.get(seq, [])
+            self._check_step(seq, commits, {commit.head.sha256 for commit in self._loaded.get(seq - 1, [])})
+            if len(commits) > 1 and not chain.forked_at:
+                chain.forked_at = seq
+                self._problem("fork", seq, f"the history forks at commit {seq}: its state was used in two places")
+        # Without a fork only the newest commit is a head: what is left before a gap is not.
+        followed = {commit.body.prev for commit in chain.commits}
+        newest = chain.commits if chain.forked_at else chain.commits[-1:]
+        chain.heads = [commit.head for commit in newest if commit.head.sha256 not in followed]
+
+    def _check_step(self, seq: int, commits: list[Commit], previous: set[bytes]) -> None:
+        """Commits follow one of the previous number; behind a gap nothing can be compared."""
+        for commit in commits:
+            if previous and commit.body.prev not in previous:
+                self._problem("broken", seq, f"commit {seq} does not follow the one before it")
+
+    def _collect(self, base: int) -> None:
+        chain = self._chain
+        chain.base = base
+        for commit in chain.commits:
+            carried = commit.checkpoint
+            if carried is not None:
+                chain.checkpoint, chain.carried = (commit.head.seq, commit.head.sha256), carried
+            if commit.head.seq < base:
+                continue
+            if commit.head.seq == base and base > 1:
+                self._from_checkpoint(carried, commit)
+            chain.entries += [
+                Entry(commit.head.seq, commit.body.prev, commit.body.time_ms, record)
+                for record in commit.body.records
+                if record.type != Checkpoint.TYPE
+            ]
+
+    def _fill_gaps(self) -> None:
+        """Of commits that are missing before the newest checkpoint, what it repeats: their writer's own word.
+
+        Who reads from that checkpoint knows these records too, and everybody must know the same.
+        """
+        chain = self._chain
+        gaps = [gap for gap in chain.gaps if chain.base < gap.last < chain.checkpoint[0]]
+        if chain.carried is None or not gaps or chain.forked_at:
+            return
+        name = Head(chain.writer, *chain.checkpoint).name
+        try:
+            entries = list(self._reader.checkpoint_entries(chain.carried, name))
+        except (IntegrityError, ObjectNotFound) as error:
+            self._lack(chain.checkpoint[0], error.message)
+            return
+        filled = [entry for entry in entries if any(gap.first <= entry.seq <= gap.last for gap in gaps)]
+        filled = [entry for entry in filled if entry.record.type != Seen.TYPE]
+        chain.entries = sorted([*chain.entries, *filled], key=lambda entry: entry.seq)
+        facts = [(entry.seq, fact) for entry in entries if isinstance(fact := _seen(entry), Seen)]
+        chain.carried_clocks |= said_clocks(chain.writer, sorted({entry.seq for entry in filled}), facts)
+
+    def _from_checkpoint(self, carried: Checkpoint | None, commit: Commit) -> None:
+        if carried is None:
+            if self._chain.begin is not None:
+                self._lack(commit.head.seq, "it is not there")
+            return
+        chain = self._chain
+        facts: list[tuple[int, Seen]] = []
+        try:
+            for place, entries in self._reader.checkpoint_parts(carried, commit.head.name):
+                if place is not None:
+                    chain.carried_parts.append((place, entries))
+                for entry in entries:
+                    if entry.record.type != Seen.TYPE:
+                        chain.entries.append(entry)
+                    elif isinstance(fact := understood(entry.record), Seen):
+                        facts.append((entry.seq, fact))
+        except (IntegrityError, ObjectNotFound) as error:
+            self._lack(commit.head.seq, error.message)
+        chain.carried_clocks = said_clocks(chain.writer, sorted({entry.seq for entry in chain.entries}), facts)
+
+    def _lack(self, seq: int, why: str) -> None:
+        self._chain.lacking = f"the checkpoint in commit {seq}: {why}"
+        self._problem("segment", seq, self._chain.lacking)
+
+
+def _seen(entry: Entry) -> Seen | None:
+    known = understood(entry.record) if entry.record.type == Seen.TYPE else None
+    return known if isinstance(known, Seen) else None
+
+
+def said_clocks(writer: WriterId, seqs: Iterable[int], facts: Iterable[tuple[int, Seen]]) -> dict[int, Clock]:
+    """What the commits `seqs` (ascending) of a writer had seen, by the SEEN entries of its checkpoint.
+
+    Commits before the first SEEN are left out: what they had seen is not known.
+    """
+    found: dict[int, Clock] = {}
+    left = sorted(facts, key=lambda fact: fact[0])
+    seen: dict[WriterId, int] = {}
+    begun = False
+    for seq in seqs:
+        while left and left[0][0] <= seq:
+            for other, upto in left.pop(0)[1].heads:
+                seen[other] = max(upto, seen.get(other, 0))
+            begun = True
+        if begun:
+            found[seq] = {**seen, writer: seq}
+    return found

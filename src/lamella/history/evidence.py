@@ -1,0 +1,68 @@
+"""What an object under a commit's name proves although it does not open (FORMAT 8, "What cannot be read").
+
+Only its writer can make a trailer that verifies, only a holder of the data key a directory that opens. One flipped bit
+cannot break both, and neither holds under the name of another writer or number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.ids import CATALOGUE
+from lamella.crypto.derive import Keys
+from lamella.crypto.seal import PackOpener
+from lamella.crypto.sign import verified
+from lamella.format.commit import Head, bound, signed_message, trailer_of, writer_id
+from lamella.format.container import HEADER_SIZE, TRAILER_SIZE, Kind, decode_directory, decode_header
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A commit of this writer and number was made; where it is not there intact, history is missing.
+
+    `container` is the SHA-256 of its container if the trailer verifies, `directory` its salt and directory id if the
+    directory opens; at least one of the two is there.
+    """
+
+    container: bytes | None
+    directory: bytes | None
+
+
+def evidence_of(keys: Keys, head: Head, content: bytes) -> Evidence | None:
+    """What `content`, under the name `head` but not opening, proves; None for nothing. Never raises for its bytes."""
+    container, directory = _vouched_container(keys, head, content), _opened_directory(keys, head, content)
+    return Evidence(container, directory) if container is not None or directory is not None else None
+
+
+def same(evidence: Evidence, content: bytes) -> bool:
+    """Whether the sound commit `content`, of the same writer and number, is the one that the evidence speaks of."""
+    container = hashlib.sha256(content[:-TRAILER_SIZE]).digest()
+    return evidence.container == container or evidence.directory == _identity(content)
+
+
+def _identity(content: bytes) -> bytes:
+    """Salt and directory id: one pack key and one directory."""
+    return content[16:48] + content[HEADER_SIZE : HEADER_SIZE + 24]
+
+
+def _vouched_container(keys: Keys, head: Head, content: bytes) -> bytes | None:
+    trailer = trailer_of(content)
+    if writer_id(trailer.public) != head.writer or trailer.public == keys.marker.prune_public:
+        return None
+    if trailer.vouch != keys.vouch(trailer.public):
+        return None  # anybody can make a key and sign with it
+    message = signed_message(keys.root, head.writer, head.seq, trailer.container)
+    return trailer.container if verified(trailer.public, trailer.signature, message) else None
+
+
+def _opened_directory(keys: Keys, head: Head, content: bytes) -> bytes | None:
+    # The hint is not asked: it may be what is damaged.
+    try:
+        header = decode_header(content[:HEADER_SIZE], head.name)
+        opener = PackOpener(keys.domain(CATALOGUE), header, head.name, bound(head.writer, head.seq))
+        blobs = decode_directory(opener.directory(content, header), header, head.name)
+    except (IntegrityError, UnknownFormat):
+        return None
+    return _identity(content) if all(blob.kind == Kind.COMMIT for blob in blobs) else None

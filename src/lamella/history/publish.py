@@ -1,0 +1,155 @@
+"""Appending commits to this host's own chain (FORMAT 8), under the host's lock.
+
+The own head is always read from the repository, never from memory: an old state directory, a commit whose reply was
+lost and another process of this host are then all the same case. Where a later own commit is known than the one that
+can be read, this host goes on under a new id: a number that was used may come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from lamella.base.clock import Clock
+from lamella.base.errors import RolledBack
+from lamella.crypto.derive import Keys
+from lamella.crypto.sign import sign
+from lamella.format.commit import (
+    CHECKPOINT_EVERY,
+    MAX_SEEN,
+    PREFIX,
+    Body,
+    Head,
+    parse_name,
+)
+from lamella.format.known import Signed
+from lamella.format.records import (
+    Checkpoint,
+    ForkSeen,
+    RawRecord,
+    Writer,
+    prune_signed_message,
+    raw,
+)
+from lamella.history.chains import HistoryReader
+from lamella.history.checkpointing import make_checkpoint
+from lamella.history.compaction import Ended
+from lamella.history.history import Chain, History
+from lamella.memory.host import HostMemory, WriterKey
+from lamella.memory.pins import Pins
+from lamella.packs.containers import build_commit
+from lamella.stores.base import Store, put_durable
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A commit that is durable."""
+
+    head: Head
+    stored_bytes: int
+
+
+class Publisher:
+    """Publishes for one host. Use `publish` with the store's shared lock held."""
+
+    def __init__(self, store: Store, keys: Keys, memory: HostMemory, pins: Pins, reader: HistoryReader) -> None:
+        self._store = store
+        self._keys = keys
+        self._memory = memory
+        self._pins = pins
+        self._reader = reader
+
+    def publish(
+        self,
+        history: History,
+        records: Sequence[RawRecord | Signed],
+        clock: Clock,
+        ended: Callable[[], Ended] = Ended,
+        *,
+        despite: Collection[str] = (),
+    ) -> Published:
+        """Append one commit carrying `records` to the own chain; durable when this returns.
+
+        `Signed` values are signed with the prune key if the secret had it. `ended` says what a checkpoint may leave out
+        and is asked only when one is due. Problems with the keys `despite` are no obstacle. Raises RolledBack if the
+        own chain turns out to be forked or to have gone backwards, StoreError.
+        """
+        with self._memory.lock():
+            key, chain, news = self._own_chain(history, {*despite, *self._pins.accepted})
+            head = chain.head
+            seq, prev = (head.seq + 1, head.sha256) if head is not None else (1, bytes(32))
+            now = clock()
+            rows = [*news, *(self._signed(record, key, seq, prev) for record in records)]
+            stored = 0
+            if seq - chain.checkpoint[0] >= CHECKPOINT_EVERY:
+                checkpoint, stored = make_checkpoint(self._store, self._keys, chain, ended())
+                rows.append(raw(checkpoint))
+            seen = self._seen(history, chain, complete=head is None or any(row.type == Checkpoint.TYPE for row in rows))
+            body = Body(key.id, seq, prev, now, chain.checkpoint, seen, tuple(rows))
+            content = build_commit(self._keys, key.seed, key.public, body)
+            made = Head(key.id, seq, hashlib.sha256(content).digest())
+            put_durable(self._store, made.name, content)
+            self._reader.remember(made, content)
+            self._check_alone(made)
+            self._pins.remember([made])
+        return Published(made, stored + len(content))
+
+    def _own_chain(self, history: History, accepted: Collection[str]) -> tuple[WriterKey, Chain, list[RawRecord]]:
+        """This host's key, its chain as it is now, and the records a chain must begin with."""
+        key = self._memory.writer_key()
+        known = None if key is None else history.chains.get(key.id)
+        if key is not None and not (known is not None and known.forked_at):
+            chain, fresh = self._reader.read_own(key.id, self._pins, history)
+            if chain.forked_at or any(problem.key not in accepted for problem in fresh.problems):
+                raise RolledBack("this host's own history changed while it was used", hint="run: lamella check")
+            newest = 0 if chain.head is None else chain.head.seq
+            if newest >= max(history.known.get(key.id, 0), fresh.known.get(key.id, 0)):
+                history.chains[key.id] = chain
+                return key, chain, [] if chain.heads else self._first_records(None)
+        key = self._memory.new_writer_key()
+        chain = Chain(key.id)
+        history.chains[key.id] = chain
+        forked = known if known is not None and known.forked_at else None
+        return key, chain, self._first_records(forked)
+
+    def _first_records(self, forked: Chain | None) -> list[RawRecord]:
+        host = self._memory.host
+        rows = [raw(Writer(host.label.encode("utf-8")[:200].decode("utf-8", "ignore"), host.machine))]
+        if forked is not None:
+            heads = tuple(head.sha256 for head in forked.heads[:255])
+            rows.append(raw(ForkSeen(forked.writer, forked.forked_at, heads)))
+        return rows
+
+    def _signed(self, record: RawRecord | Signed, key: WriterKey, seq: int, prev: bytes) -> RawRecord:
+        if isinstance(record, RawRecord):
+            return record
+        plain = raw(record)
+        if self._keys.prune_seed is None:
+            return plain
+        message = prune_signed_message(self._keys.root, key.id, seq, prev, plain)
+        return RawRecord(plain.type, plain.value[:-64] + sign(self._keys.prune_seed, message))
+
+    def _seen(self, history: History, own: Chain, *, complete: bool) -> tuple[Head, ...]:
+        """Heads of other chains: all of them, or those that changed since the own previous commit."""
+        clock = own.clocks.get(own.head.sha256, {}) if own.head is not None else {}
+        heads = [head for head in history.heads if head.writer != own.writer]
+        if not complete:
+            heads = [head for head in heads if head.seq > clock.get(head.writer, 0)]
+        return tuple(sorted(heads)[:MAX_SEEN])
+
+    def _check_alone(self, made: Head) -> None:
+        """Nobody else may have published the same number: that would be a copy of this host's state."""
+        listed = [parse_name(entry.name) for entry in self._store.list(f"{PREFIX}{made.writer.hex()}/")]
+        same = [head for head in listed if head is not None and head.seq == made.seq]
+        if made not in same:
+            raise RolledBack("the commit just published is not listed", obj=made.name)
+        same.remove(made)
+        history = History()
+        if any(self._reader.load(history, head) for head in same):
+            self._pins.remember([made])
+            raise RolledBack(
+                "the state directory of this host is in use in another place: the history has forked",
+                obj=made.name,
+                hint="both snapshots are kept; accept with: lamella check --accept-rollback",
+            )

@@ -1,0 +1,182 @@
+"""What changed between kept moments, so that the older ones can be given up (docs/decisions/0006).
+
+An interval leads from one kept moment of a source to a later one and holds the delta between them. It is bound by
+hash to
+both moments and to the intervals that end where it begins, and by a MAC to this host. A backup follows the intervals
+from
+its repository's base to a moment that still exists. A gap, a foreign or an edited link ends the walk: all is compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamella.base.chunkset import ChunkSet
+from lamella.base.delta import Delta
+from lamella.base.errors import CheckpointLost, RepositoryError
+from lamella.memory.host import Host, private_directory, write_durably
+
+GRAIN = 64 * 1024
+"""Intervals are kept on the finest grid any volume may have."""
+_MOST_LINKS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One link: from a kept moment to a later one, with what may have changed between them."""
+
+    begin: str
+    end: str
+    previous: tuple[str, ...]
+    """Hashes of the links that end at `begin`."""
+    delta: Delta
+
+    def fields(self) -> dict[str, Any]:
+        """As it is written down."""
+        return {
+            "begin": self.begin,
+            "end": self.end,
+            "previous": list(self.previous),
+            "grain": self.delta.grain,
+            "base_size": self.delta.base_size,
+            "size": self.delta.size,
+            "changed": [list(run) for run in self.delta.changed.runs()],
+            "zeroed": [list(run) for run in self.delta.zeroed.runs()],
+        }
+
+    @property
+    def digest(self) -> str:
+        """Names the link with everything in it."""
+        return hashlib.sha256(_canonical(self.fields())).hexdigest()
+
+
+class Intervals:
+    """The links of one source on this host. The source's lock is held while they are changed."""
+
+    def __init__(self, host: Host, identity: bytes) -> None:
+        self._host = host
+        self._directory = host.state_dir / "intervals" / hashlib.sha256(identity).hexdigest()[:16]
+        self._identity = identity
+
+    def link(self, begin: str) -> Interval | None:
+        """The link that leads on from a moment, None if there is none. Raises CheckpointLost for a foreign one."""
+        try:
+            row = json.loads(self._path(begin).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointLost("the record of an interval cannot be read") from error
+        try:
+            fields = row["interval"]
+            if not hmac.compare_digest(bytes.fromhex(row["mac"]), self._mac(fields)) or fields["begin"] != begin:
+                raise CheckpointLost("the record of an interval was altered or belongs to another host or source")
+            return _decode(fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointLost("the record of an interval cannot be read") from error
+
+    def walk(self, begin: str) -> list[Interval]:
+        """The links from a moment to the newest one reached, in order. Raises CheckpointLost at any doubt."""
+        links: list[Interval] = []
+        moment = begin
+        while (link := self.link(moment)) is not None:
+            if links and links[-1].digest not in link.previous:
+                raise CheckpointLost("the intervals since the last backup do not belong together")
+            if len(links) >= _MOST_LINKS:
+                raise CheckpointLost("the intervals since the last backup run in a circle")
+            links.append(link)
+            moment = link.end
+        return links
+
+    def add(self, begin: str, end: str, delta: Delta) -> None:
+        """Write a link, durably. Raises RepositoryError."""
+        previous = tuple(sorted(link.digest for link in self._all() if link.end == begin))
+        fields = Interval(begin, end, previous, delta).fields()
+        private_directory(self._directory)
+        row = {"interval": fields, "mac": self._mac(fields).hex()}
+        write_durably(self._path(begin), json.dumps(row).encode("utf-8"))
+
+    def keep_only(self, bases: Iterable[str]) -> set[str]:
+        """Remove the links that lead on from none of `bases`; returns the moments at which the others end.
+
+        A base without a link ends at itself.
+        """
+        needed: set[str] = set()
+        ends: set[str] = set()
+        for base in bases:
+            moment = base
+            with suppress(CheckpointLost):
+                for link in self.walk(base):
+                    needed.add(self._path(link.begin).name)
+                    moment = link.end
+            ends.add(moment)
+        for path in self._files():
+            if path.name not in needed:
+                with suppress(OSError):  # one link too many is harmless, and the next run tries again
+                    path.unlink(missing_ok=True)
+        return ends
+
+    def _all(self) -> list[Interval]:
+        links: list[Interval] = []
+        for path in self._files():
+            with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointLost):
+                link = self.link(str(json.loads(path.read_text("utf-8"))["interval"]["begin"]))
+                if link is not None:
+                    links.append(link)
+        return links
+
+    def _files(self) -> list[Path]:
+        return sorted(self._directory.glob("*.json")) if self._directory.is_dir() else []
+
+    def _path(self, begin: str) -> Path:
+        return self._directory / f"{hashlib.sha256(begin.encode('utf-8')).hexdigest()[:32]}.json"
+
+    def _mac(self, fields: dict[str, Any]) -> bytes:
+        return hmac.digest(_host_key(self._host), self._identity + b"\0" + _canonical(fields), "sha256")
+
+
+def _host_key(host: Host) -> bytes:
+    """A secret of this host's state directory; links of another host's state are foreign."""
+    path = host.state_dir / "intervals" / "key"
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        private_directory(path.parent)
+        write_durably(path, os.urandom(32))
+        key = path.read_bytes()
+    except OSError as error:
+        raise RepositoryError(f"cannot read {path}: {error.strerror}", obj=str(path)) from error
+    return key
+
+
+def compose(links: Sequence[Interval], last: Delta) -> Delta:
+    """The deltas of the links and the one after them, as one. Raises CheckpointLost if they do not meet."""
+    try:
+        whole = None
+        for delta in (*(link.delta for link in links), last):
+            whole = delta if whole is None else whole.then(delta)
+        return last if whole is None else whole
+    except ValueError as error:
+        raise CheckpointLost("the intervals since the last backup do not meet") from error
+
+
+def _canonical(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("utf-8")
+
+
+def _decode(fields: dict[str, Any]) -> Interval:
+    delta = Delta(
+        int(fields["grain"]),
+        int(fields["base_size"]),
+        int(fields["size"]),
+        ChunkSet((int(first), int(end)) for first, end in fields["changed"]),
+        ChunkSet((int(first), int(end)) for first, end in fields["zeroed"]),
+    )
+    return Interval(str(fields["begin"]), str(fields["end"]), tuple(map(str, fields["previous"])), delta)

@@ -1,0 +1,147 @@
+"""The records of copied snapshots: everything the originals say, and which snapshots they are copies of (FORMAT 8)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from lamella.base.errors import IntegrityError, SourceError
+from lamella.base.ids import DomainId, SnapId, VolumeId
+from lamella.format import document
+from lamella.format.container import Kind
+from lamella.format.node import Shape
+from lamella.format.origin import ORIGIN, Origin, Place, first_place
+from lamella.format.records import NO_REF, AddSnap, Document, RawRecord, Ref, Run, RunVolume, Volume, raw
+from lamella.history.catalogue import Snapshot
+from lamella.operations.copy.plan import CopyRow, State
+from lamella.operations.restore.restore import read_document
+from lamella.operations.shared.selection import Selected
+from lamella.operations.writing.chunks import VolumeRead
+from lamella.operations.writing.session import Session
+from lamella.packs.packer import Packer
+from lamella.repository.repository import Repository
+
+
+@dataclass(slots=True)
+class Copied:
+    """A snapshot whose chunks and nodes are on their way into the target. `there`: what it became, once published."""
+
+    row: CopyRow
+    shape: Shape
+    domain_id: DomainId
+    base: Snapshot | None
+    read: VolumeRead
+    documents: tuple[Document, ...]
+    there: Snapshot | None = None
+
+
+def copy_documents(source: Repository, one: Selected, packer: Packer) -> tuple[Document, ...]:
+    """Put a snapshot's documents. Raises SourceError if one cannot be read."""
+    found: list[Document] = []
+    for row in one.snapshot.added.documents:
+        try:
+            content = read_document(source, one, row.name)
+        except IntegrityError as error:
+            raise SourceError(f"document {row.name} cannot be read: {error.message}", obj=row.name) from error
+        parts = tuple(packer.store_node(Kind.DOCUMENT, part) for part in document.parts(content))
+        found.append(Document(row.name, len(content), parts))
+    return tuple(found)
+
+
+class CopyPublisher:
+    """Publishes copies, and knows what this process has published before."""
+
+    def __init__(self, source: Repository, target: Repository) -> None:
+        self._source = source
+        self._target = target
+        self._introduced: set[VolumeId] = set()
+        self._there: dict[str, set[VolumeId]] = {}
+        for snapshot in target.catalogue.snapshots:
+            self._there.setdefault(snapshot.name, set()).add(snapshot.added.volume_id)
+
+    def publish(self, session: Session, done: list[Copied], rows: list[CopyRow]) -> None:
+        """Publish copies of one run in one commit, and say in each what it became; `rows` are all of the run.
+
+        Raises StoreError, RolledBack.
+        """
+        for one in done:
+            self._note_tree(session, one)
+        session.settle()
+        records: list[RawRecord | Volume] = []
+        made: list[AddSnap] = []
+        for one in done:
+            records += self._introduction(one)
+            made.append(self._add_snap(session, one))
+            records.append(raw(made[-1]))
+            self._there.setdefault(made[-1].name, set()).add(made[-1].volume_id)
+        run = self._run(made[0].name, rows)
+        if run is not None:
+            records.append(raw(run))
+        head = session.publish(records, [added.snap_id for added in made]).head
+        for one, added in zip(done, made, strict=True):
+            one.there = Snapshot(Ref(head.writer, head.seq, added.snap_id), added, None, confirmed=True)
+        self._target.blobs.set_complete(added.root for added in made)
+
+    def _introduction(self, one: Copied) -> list[Volume]:
+        destination = one.row.destination
+        if destination is None or destination.record is None or destination.volume_id in self._introduced:
+            return []
+        self._introduced.add(destination.volume_id)
+        return [destination.record]
+
+    def _note_tree(self, session: Session, one: Copied) -> None:
+        if one.base is None or (one.base.added.root, one.base.added.size) != (one.read.root, one.shape.size):
+            shape, name = one.shape, one.row.selected.volume.name
+            time_ms = one.row.snapshot.added.time_ms
+            note = document.TreeNote(shape.volume_id, one.read.root, shape.size, time_ms, shape.chunk_log2, name)
+            session.packer(one.domain_id).store_node(Kind.DOCUMENT, note.encode())
+
+    def _add_snap(self, session: Session, one: Copied) -> AddSnap:
+        """The original's record under the ids it has there; parent is the snapshot it shares with, if that is older."""
+        added = one.row.snapshot.added
+        before = one.base is not None and one.base.added.time_ms <= added.time_ms
+        here = Place(self._source.repo_id, one.row.snapshot.ref)
+        origin = Origin(first_place(*here, added), here)
+        inner = tuple(record for record in added.inner if record.type != ORIGIN)
+        return AddSnap(
+            SnapId(os.urandom(16)),
+            one.shape.volume_id,
+            one.domain_id,
+            added.chunk_log2,
+            added.consistency,
+            added.size,
+            one.read.root,
+            added.time_ms,
+            one.base.ref if one.base is not None and before else NO_REF,
+            added.name,
+            one.documents,
+            session.packs(one.domain_id),
+            (*inner, origin.encode()),
+        )
+
+    def _run(self, name: str, copies: list[CopyRow]) -> Run | None:
+        """What the run intended, as far as it is in the target: what failed then, once all it saved is there."""
+        known = self._source.catalogue.runs.get(name)
+        if known is None:
+            return None
+        ids = {row.snapshot.added.volume_id: row.destination.volume_id for row in copies if row.destination is not None}
+        there = self._there.get(name, set())
+        lost = {row.snapshot.added.volume_id: row.reason for row in copies if row.state == State.FAILED}
+        rows: list[RunVolume] = []
+        whole = True
+        for row in known.volumes:
+            volume_id = ids.get(row.volume_id, row.volume_id)
+            if row.failed:
+                continue
+            if volume_id in there:
+                rows.append(row._replace(volume_id=volume_id))
+            elif row.volume_id in lost:
+                rows.append(row._replace(failed=True, reason=_short(f"not copied: {lost[row.volume_id]}")))
+            else:
+                whole = False
+        rows += [row for row in known.volumes if row.failed and whole]
+        return Run(name, not any(row.failed for row in rows), tuple(rows))
+
+
+def _short(text: str) -> str:
+    return text.encode("utf-8", "replace")[:250].decode("utf-8", "ignore")

@@ -1,0 +1,1 @@
+"""`lamella doctor`."""

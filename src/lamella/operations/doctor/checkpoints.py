@@ -1,0 +1,113 @@
+"""Checkpoint files on this host: which are needed, which a killed run left, which belong to somebody else.
+
+Files that are not named like checkpoints are neither listed nor touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella.base.errors import CheckpointLost, LamellaError
+from lamella.memory.host import Host
+from lamella.memory.intervals import Intervals
+from lamella.memory.ledger import needed_checkpoints, tracked_identities
+from lamella.operations.doctor.doctor import Check
+from lamella.sources.checkpoint_files import ListedFile, Token, list_near, remove_listed, source_name
+from lamella.sources.file import FileSource, path_of
+
+NEEDED, LEFTOVER, UNKNOWN, FOREIGN = "needed", "leftover", "unknown source", "other owner"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A checkpoint file and what is known of it; `image` is empty if no known source made it."""
+
+    file: ListedFile
+    state: str
+    image: str = ""
+
+
+class CheckpointExamination:
+    """Looks at the directories of the sources that this host's ledgers know, and of some more images."""
+
+    def __init__(self, host: Host, more: list[Path], checkpoint_dir: Path | None) -> None:
+        self._host = host
+        self._checkpoint_dir = checkpoint_dir
+        identities = {*tracked_identities(host), *(FileSource(path, host.machine).identity for path in more)}
+        self._images: dict[bytes, Path] = {}
+        for identity in sorted(identities):
+            path = path_of(identity, host.machine)
+            if path is not None:
+                self._images[identity] = path
+
+    def judged(self) -> list[Judged]:
+        """Every checkpoint file, by path. Raises SourceError."""
+        files = {file.path: file for image in self._images.values() for file in self._near(image)}
+        known = {source_name(identity): identity for identity in self._images}
+        needed = {identity: self._needed(identity) for identity in self._images}
+        return [self._judge(files[path], known, needed) for path in sorted(files)]
+
+    def _near(self, image: Path) -> list[ListedFile]:
+        return list_near(image, self._checkpoint_dir)
+
+    def _judge(self, file: ListedFile, known: Mapping[str, bytes], needed: Mapping[bytes, set[str]]) -> Judged:
+        identity = known.get(file.source)
+        image = "" if identity is None else str(self._images[identity])
+        if file.owner != self._host.owner:
+            return Judged(file, FOREIGN, image)
+        if identity is None:
+            return Judged(file, UNKNOWN)
+        return Judged(file, NEEDED if file.path.name in needed[identity] else LEFTOVER, image)
+
+    def _needed(self, identity: bytes) -> set[str]:
+        """The names of the files that some ledger's base is, or that the intervals from it lead to."""
+        names: set[str] = set()
+        for base in needed_checkpoints(self._host, identity):
+            moment = base
+            with suppress(CheckpointLost):
+                for link in Intervals(self._host, identity).walk(base):
+                    moment = link.end
+            with suppress(CheckpointLost):
+                names.add(Token.parse(moment).file)
+        return names
+
+    def remove_leftovers(self, lock_wait: float) -> tuple[list[Judged], list[Check]]:
+        """Remove what killed runs of this host left, each source's under its lock; returns these, and what failed."""
+        removed: list[Judged] = []
+        failed: list[Check] = []
+        for identity, image in self._images.items():
+            try:
+                with self._host.source_lock(identity, lock_wait):
+                    # What was a leftover before the lock was had may be needed now.
+                    for one in self.judged():
+                        ours = one.state == LEFTOVER and one.file.source == source_name(identity)
+                        if ours and remove_listed(one.file):
+                            removed.append(one)
+            except LamellaError as error:
+                failed.append(Check("checkpoints", False, f"{image}: {error.message}"))
+        return removed, failed
+
+    def remove_owned_by(self, owner: str) -> tuple[list[Judged], list[Check]]:
+        """Remove an owner's checkpoints, but none that a ledger of this host needs; returns these, and what failed."""
+        removed: list[Judged] = []
+        failed: list[Check] = []
+        for one in self.judged():
+            try:
+                if one.file.owner == owner and one.state != NEEDED and remove_listed(one.file):
+                    removed.append(one)
+            except LamellaError as error:
+                failed.append(Check("checkpoints", False, f"{one.file.path}: {error.message}"))
+        return removed, failed
+
+    def check(self) -> Check:
+        """In one line. Raises SourceError."""
+        states = [one.state for one in self.judged()]
+        if not states:
+            return Check("checkpoints", True, "none beside the sources that this host knows")
+        counts = [f"{states.count(state)} {state}" for state in (NEEDED, LEFTOVER, UNKNOWN, FOREIGN) if state in states]
+        fixable = LEFTOVER in states
+        text = ", ".join(counts) + ("; leftovers are removed by the next backup, or by --fix" if fixable else "")
+        return Check("checkpoints", not fixable, text)

@@ -1,0 +1,97 @@
+"""Is this host fit to back up to that repository? Each check says what it looked at."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella.base.errors import LamellaError, RolledBack
+from lamella.crypto.slots import Secret
+from lamella.format.compression import zstd_provider
+from lamella.memory.host import Host
+from lamella.operations.shared.heads import require_fingerprint
+from lamella.operations.shared.probe import probe
+from lamella.repository.repository import Repository
+from lamella.repository.slots import read_marker
+from lamella.stores.base import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    message: str
+    exit_code: int = 1
+    """What to end with if it is not ok."""
+
+
+def examine(host: Host, store: Store | None, secret: Secret | None, expected: str | None = None) -> list[Check]:
+    """Look at the host, the destination and, with a secret, the repository, which may be expected in a certain state.
+
+    Changes nothing but its own probe object.
+    """
+    checks = [_python(), _zstd(), _directory("state", host.state_dir), _directory("cache", host.cache_dir)]
+    if store is not None:
+        checks += _destination(store)
+    if store is not None and secret is not None:
+        checks += _repository(host, store, secret, expected)
+    return checks
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", sys.version_info >= (3, 11), f"Python {version}")
+
+
+def _zstd() -> Check:
+    provider = zstd_provider()
+    return Check("zstd", bool(provider), f"zstd from {provider}" if provider else "no zstd provider: only zlib and off")
+
+
+def _directory(word: str, path: Path) -> Check:
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    ok = place.is_dir() and os.access(place, os.W_OK)
+    return Check(f"{word} directory", ok, f"{path} {'can be used' if ok else 'cannot be written'}")
+
+
+def _destination(store: Store) -> Iterator[Check]:
+    try:
+        mark = read_marker(store)
+    except LamellaError as error:
+        yield Check("repository", False, error.message)
+        return
+    yield Check("repository", True, f"{store.url} is a repository of format 1.{mark.minor}")
+    lock = store.abilities.exclusive_lock
+    text = (
+        "locks there are released by the kernel"
+        if lock
+        else "no reliable locks there: deletion will need a grace period"
+    )
+    yield Check("locks", True, text)
+    if store.abilities.write:
+        yield from (Check(*finding) for finding in probe(store))
+
+
+def _repository(host: Host, store: Store, secret: Secret, expected: str | None) -> Iterator[Check]:
+    try:
+        with Repository.open(store, secret, host, stored=True) as repo:
+            require_fingerprint(repo, expected)
+            role = "a writer's" if repo.keys.prune_seed is None else "an admin's"
+            yield Check("secret", True, f"the secret opens {role} slot")
+            for problem in repo.problems:
+                yield Check("history", False, f"{problem.message}; {problem.remedy}", RolledBack.exit_code)
+            if not repo.problems:
+                yield Check("history", True, "nothing is missing, nothing went backwards")
+            for note in repo.catalogue.notes:
+                yield Check("history", note in repo.history.notes, note)
+    except RolledBack as error:
+        yield Check("history", False, error.message, error.exit_code)
+    except LamellaError as error:
+        yield Check("secret", False, error.message)

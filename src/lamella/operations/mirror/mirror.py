@@ -1,0 +1,286 @@
+"""A second place of one repository: its objects, byte for byte, without any key (docs/decisions/0029).
+
+Nothing is ever overwritten or removed: the mirror is the union of what it had and what the source has. Packs come
+before the commits that need them, commits in the order of their chains, the marker last. A source that changes
+meanwhile is read in rounds: commits that were listed before the packs need no other ones, and an object that vanishes
+begins a new round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+
+from lamella.base.errors import ObjectNotFound, RepositoryError, RolledBack, UsageError
+from lamella.base.events import Progress, Reporter, silent
+from lamella.base.ids import RepoId, WriterId
+from lamella.base.trust import Clear
+from lamella.format import marker
+from lamella.format.commit import Head, parse_name
+from lamella.history.places import Places
+from lamella.memory.host import Host
+from lamella.operations.mirror.objects import Listing, Objects, check, part_of
+from lamella.operations.shared.findings import DAMAGE, NOTE, Finding
+from lamella.repository.slots import read_marker
+from lamella.run.pipeline import default_workers, ordered_map
+from lamella.stores.base import Entry, Held, Store
+
+_SETTLED_ROUNDS = 3
+"""So often the commits must be the same before and after the packs were copied; then commits may go on coming."""
+_MOST_ROUNDS = 100
+_SYNC_EVERY = 1000
+
+
+@dataclass(slots=True)
+class MirrorResult:
+    """What became of it. `extra_objects` are in the mirror and no longer, or not yet, in the source."""
+
+    repo_id: RepoId
+    copied_objects: int = 0
+    copied_bytes: int = 0
+    present_objects: int = 0
+    extra_objects: int = 0
+    rounds: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def damaged(self) -> bool:
+        """Whether something in the source or the mirror is not what its name says."""
+        return any(finding.severity == DAMAGE for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorPlan:
+    """What would be copied now."""
+
+    repo_id: RepoId
+    missing_objects: int
+    missing_bytes: int
+    present_objects: int
+
+
+def plan_mirror(source: Store, target: Store) -> MirrorPlan:
+    """Look what a mirror lacks. Raises NoRepository, RepositoryError, RolledBack, StoreError."""
+    mark = read_marker(source)
+    here, there = Objects.listed(source), Objects.listed(target)
+    if marker.NAME in there.small:
+        _require_same(mark, target)
+    require_one_history(here, there)
+    missing = [entry for entry in here.entries() if not there.has(entry.name)]
+    return MirrorPlan(mark.repo_id, len(missing), sum(entry.size for entry in missing), here.count - len(missing))
+
+
+def mirror(
+    source: Store, target: Store, host: Host, *, reporter: Reporter = silent, workers: int | None = None,
+    lock_wait: float = 0.0,
+) -> MirrorResult:  # fmt: skip
+    """Bring everything that the source has to the target, which is empty or a place of the same repository.
+
+    Raises UsageError, NoRepository, RepositoryError for a place that holds something else, RolledBack if both places
+    were written to under one writer, Locked, IntegrityError, StoreError.
+    """
+    started = time.monotonic()
+    if source.url == target.url:
+        raise UsageError("both places are the same", obj=source.url)
+    mark = read_marker(source)
+    with ExitStack() as held:
+        locks = [held.enter_context(source.lock(exclusive=False, wait_seconds=lock_wait))]
+        fresh = not _has_marker(target)
+        # Until there is a marker nobody else may begin a repository there.
+        locks.append(held.enter_context(target.lock(exclusive=fresh, wait_seconds=lock_wait)))
+        if _has_marker(target):
+            _require_same(mark, target)
+        mirroring = _Mirroring(source, target, mark, Places(host.memory(mark.repo_id)), reporter, workers)
+        mirroring.locks = [lock for lock in locks if lock is not None]
+        result = mirroring.run()
+    result.seconds = round(time.monotonic() - started, 3)
+    return result
+
+
+def require_one_history(here: Objects, there: Objects) -> None:
+    """Raises RolledBack if a commit of the target would make a fork with one of the source."""
+    for place, names in there.commits.items():
+        mine = here.commits.get(place)
+        if mine and not names <= mine:
+            writer, seq = place
+            raise RolledBack(
+                f"both places have a commit {seq} of writer {writer.hex()[:8]} of their own: both were written to",
+                obj=Head(writer, seq, min(names - mine)).name,
+                hint="joining them would fork the history; copy both into a third repository with: lamella copy",
+            )
+
+
+def _has_marker(store: Store) -> bool:
+    try:
+        store.stat(marker.NAME)
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def _require_same(mark: marker.Marker, target: Store) -> None:
+    if read_marker(target) != mark:
+        raise RepositoryError(
+            "this place holds another repository", obj=target.url, hint="to copy snapshots into it, leave --mirror out"
+        )
+
+
+class _Mirroring:
+    """One run."""
+
+    def __init__(
+        self, source: Store, target: Store, mark: marker.Marker, places: Places, reporter: Reporter, workers: int | None
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._mark = mark
+        self._places = places
+        self._reporter = reporter
+        self._workers = workers or default_workers()
+        self._result = MirrorResult(mark.repo_id)
+        self._bad: set[str] = set()
+        self._signed: set[Head] = set()
+        self._vanished = False
+        self.locks: list[Held] = []
+        """Those that can be lost."""
+
+    def run(self) -> MirrorResult:
+        there = Objects.listed(self._target)
+        self._clear_way(there)
+        # From here on the place is known as a mirror in the making: what is left after a kill is recognised.
+        self._places.begun(self._target.url)
+        for number in range(1, _MOST_ROUNDS + 1):
+            self._result.rounds = number
+            if self._round(there, settled=number <= _SETTLED_ROUNDS):
+                return self._finished(there)
+        raise RepositoryError("the source kept losing objects while it was read", obj=self._source.url)
+
+    def _clear_way(self, there: Objects) -> None:
+        """An unfinished mirror is gone on with; anything else without a marker is left alone."""
+        empty = not there.count and not there.ignored
+        if marker.NAME in there.small or empty or self._places.get(self._target.url).mirror:
+            return
+        here = Objects.listed(self._source)
+        foreign = next((entry.name for entry in there.entries() if not here.has(entry.name)), there.ignored)
+        if foreign:
+            hint = "choose an empty or new directory"
+            raise RepositoryError(f"{self._target.url} holds something else: {foreign}", obj=foreign, hint=hint)
+
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
+    def _round(self, there: Objects, *, settled: bool) -> bool:
+        """Copy what is missing; False if the source changed in a way that asks for another round."""
+        self._vanished = False
+        losses = [lock.losses for lock in self.locks]
+        commits = Listing.of(self._source, "w/")
+        here = Objects.listed(self._source, commits)
+        require_one_history(here, there)
+        if self._result.rounds == 1:
+            self._result.present_objects = sum(there.has(entry.name) for entry in here.entries())
+        self._compare_sizes(here, there)
+        self._copy([entry for entry in here.entries() if self._comes_first(entry, there)], there)
+        if self._vanished or (settled and Listing.of(self._source, "w/") != commits):
+            return False
+        if losses != [lock.losses for lock in self.locks]:
+            return False  # somebody may have had the place alone meanwhile: look at everything again
+        for lock, seen in zip(self.locks, losses, strict=True):
+            lock.renew(seen)
+        for layer in _layers(entry for entry in commits.entries if self._lacks(entry, there)):
+            self._copy(layer, there)
+        if self._vanished:
+            return False
+        if marker.NAME not in there.small:
+            self._target.put(marker.NAME, self._mark.encode())
+            self._target.sync()
+            there.add(Entry(marker.NAME, marker.SIZE))
+            self._result.copied_objects += 1
+            self._result.copied_bytes += marker.SIZE
+        self._result.extra_objects = sum(not here.has(entry.name) for entry in there.entries())
+        return True
+
+    def _lacks(self, entry: Entry, there: Objects) -> bool:
+        return entry.name not in self._bad and not there.has(entry.name)
+
+    def _comes_first(self, entry: Entry, there: Objects) -> bool:
+        return part_of(entry.name) not in ("w", "marker") and self._lacks(entry, there)
+
+    def _copy(self, entries: Sequence[Entry], there: Objects) -> None:
+        """Copy objects and make them durable. What is not what its name says is reported and left out."""
+        total = sum(entry.size for entry in entries)
+        done = 0
+        waiting = iter(entries)
+        while batch := list(islice(waiting, _SYNC_EVERY)):
+            for entry, copied in ordered_map(self._copied, batch, workers=self._workers):
+                done += entry.size
+                if copied:
+                    there.add(entry)
+                    self._result.copied_objects += 1
+                    self._result.copied_bytes += entry.size
+                self._reporter(Progress("mirror", self._target.url, done, total, self._result.copied_bytes))
+            self._target.sync()
+
+    def _copied(self, entry: Entry) -> tuple[Entry, bool]:
+        try:
+            content = check(self._source, entry, self._mark)
+        except ObjectNotFound:
+            self._vanished = True
+            return entry, False
+        if isinstance(content, Finding):
+            self._report(content)
+            self._bad.add(entry.name)
+            return entry, False
+        self._target.put(entry.name, Clear(content))
+        head = parse_name(entry.name)
+        if head is not None:
+            self._signed.add(head)
+        return entry, True
+
+    def _compare_sizes(self, here: Objects, there: Objects) -> None:
+        """Same name, other size; or text that differs: said, and left as it is."""
+        for name, size in there.different(here):
+            text = f"{self._target.url} has {size} bytes under this name, the source {here.size(name)}"
+            self._report(Finding("mirror", DAMAGE, name, text))
+            self._bad.add(name)
+        for name in here.small.keys() & there.small.keys() - self._bad:
+            if part_of(name) == "text" and self._source.get(name) != self._target.get(name):
+                self._report(Finding("mirror", NOTE, name, "differs from the source's; left as it is"))
+                self._bad.add(name)
+
+    def _report(self, finding: Finding) -> None:
+        if finding not in self._result.findings:
+            self._result.findings.append(finding)
+
+    def _newest(self, there: Objects) -> Iterator[Head]:
+        """The newest commit of each chain in the mirror that its writer signed: what must be seen there from now on."""
+        done: set[WriterId] = set()
+        for writer, seq in sorted(there.commits, key=lambda place: -place[1]):
+            for sha256 in sorted(there.commits[writer, seq]) if writer not in done else ():
+                head = Head(writer, seq, sha256)
+                size = there.size(head.name) or 0
+                if head in self._signed or not isinstance(
+                    check(self._target, Entry(head.name, size), self._mark), Finding
+                ):
+                    done.add(writer)
+                    yield head
+
+    def _finished(self, there: Objects) -> MirrorResult:
+        self._places.mirrored(self._target.url, self._newest(there))
+        if there.ignored:
+            self._report(Finding("mirror", NOTE, there.ignored, "no object of a repository; left as it is"))
+        return self._result
+
+
+def _layers(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    """Commits in the order of their chains, one of each chain at a time: what is durable never lacks an earlier one."""
+    chains: dict[WriterId, list[tuple[int, Entry]]] = {}
+    for entry in entries:
+        head = parse_name(entry.name)
+        if head is not None:
+            chains.setdefault(head.writer, []).append((head.seq, entry))
+    rows = [[entry for _, entry in sorted(chain, key=lambda row: row[0])] for chain in chains.values()]
+    for number in range(max(map(len, rows), default=0)):
+        yield [row[number] for row in rows if number < len(row)]

@@ -1,0 +1,1 @@
+"""Frozen moments of volumes: taking, keeping and rotating them."""

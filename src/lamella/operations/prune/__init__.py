@@ -1,0 +1,1 @@
+"""`lamella prune` and `lamella delete`."""

@@ -1,0 +1,200 @@
+"""Which snapshots are whole, by what is read in this run (docs/decisions/0036).
+
+One walk serves the judging and the mark that deletion rests on: the ids of all that was walked are needed. Damage is
+traced to snapshots only where the walk or the count met any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from lamella.base.errors import IntegrityError, RolledBack
+from lamella.base.events import Progress, Reporter, silent
+from lamella.base.ids import ChunkId, DomainId
+from lamella.format.container import Kind
+from lamella.format.lost import Address
+from lamella.format.records import AddSnap, Ref
+from lamella.history.catalogue import Snapshot
+from lamella.operations.prune.tracing import Flaw, Tracer
+from lamella.operations.prune.usage import Usage
+from lamella.operations.shared.marking import LiveIds, Roots, Walk, roots_of
+from lamella.operations.shared.rereading import reread
+from lamella.repository.repository import Repository
+
+REREAD_BYTES = 1 << 30
+"""Blobs at bad addresses that one run reads again; what is beyond counts as bad."""
+GONE_PERCENT = 1
+"""With more of the needed ids gone, something else is wrong than a few packs: nothing is deleted."""
+
+
+class Health:
+    """Judges the snapshots of one repository, with its whole history as the store has it.
+
+    A context manager: leaving it gives the temporary file of the ids back.
+    """
+
+    def __init__(self, repo: Repository, reporter: Reporter = silent) -> None:
+        self.repo = repo
+        self.reporter = reporter
+        self._held = ExitStack()
+        self._left = REREAD_BYTES
+        self._asked: set[Address] = set()
+        self.begin()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def begin(self) -> None:
+        """Judge anew: what was read before may have changed. Raises StoreError."""
+        self._held.close()
+        self.heads = set(self.repo.history.heads)
+        """The history that was judged."""
+        cache = self.repo.cache.path
+        self.live = self._held.enter_context(LiveIds(None if cache is None else cache.parent))
+        """The ids of everything that was walked."""
+        self._walks: dict[DomainId, Walk] = {}
+        self._walked: set[Ref] = set()
+        self._usage: Usage | None = None
+        self._counted = 0
+        self._mixed = False
+        self.unread: set[DomainId] = set()
+        """Domains in which a node of a judged snapshot could not be read: what lies below it was not kept."""
+        self._tracers: dict[DomainId, Tracer] = {}
+        self.gone = False
+        """More of what was judged so far is gone than a few packs' worth: nothing may be deleted."""
+        self.repo.refresh_map(again=not self.repo.exclusive)
+
+    def suspicion(self) -> RolledBack | None:
+        """Why nothing may be deleted whatever the rules say, by what was judged so far; None if it may."""
+        if not self.gone:
+            return None
+        text = f"more than {GONE_PERCENT} % of what is needed is gone, which no prune does"
+        hint = "look with: lamella verify; mend with: lamella check --repair"
+        return RolledBack(text, obj=self.repo.store.url, hint=hint)
+
+    # -- judging -------------------------------------------------------------------------------------------------------
+
+    def flaws(self, snapshots: Iterable[Snapshot]) -> dict[Ref, Flaw]:
+        """Those of these snapshots that are not whole, and why. All of them are walked, and needed from then on.
+
+        Raises StoreError.
+        """
+        # The oldest first: what several share lies together in the packs of the first, so fewer reads fetch it.
+        rows = sorted(snapshots, key=lambda one: (one.added.domain_id, one.added.time_ms, one.ref))
+        for snapshot in rows:
+            if not snapshot.given_up:
+                self._walk(snapshot)
+        usage = self.usage()
+        if not self._mixed:  # what is given up or unfinished may lack anything
+            self.gone = usage.absent * 100 > usage.needed * GONE_PERCENT
+        clean = not (usage.absent or usage.suspected or any(walk.unreadable for walk in self._walks.values()))
+        found: dict[Ref, Flaw] = {}
+        for snapshot in rows:
+            flaw = _said(snapshot)
+            if not clean and not snapshot.given_up:
+                traced = self.trace(snapshot.added)
+                flaw = traced if traced is not None and (flaw is None or traced.unreadable) else flaw
+            if flaw is not None:
+                found[snapshot.ref] = flaw
+        return found
+
+    def trace(self, added: AddSnap) -> Flaw | None:
+        """What is wrong with a snapshot's tree and documents, without keeping what it needs. Raises StoreError."""
+        if added.domain_id not in self._tracers:
+            self._tracers[added.domain_id] = Tracer(self.repo, added.domain_id)
+        return self._tracers[added.domain_id].flaw(added)
+
+    def _walk(self, snapshot: Snapshot) -> None:
+        if snapshot.ref in self._walked:
+            return
+        self._walked.add(snapshot.ref)
+        if self._keep(snapshot.added.domain_id, roots_of(snapshot)):
+            self.unread.add(snapshot.added.domain_id)
+
+    # -- the mark ------------------------------------------------------------------------------------------------------
+
+    def hold(self, domain_id: DomainId, roots: Roots) -> set[ChunkId]:
+        """Keep everything below these roots that can be read; returns the nodes that cannot. Raises StoreError."""
+        self._mixed = True
+        return self._keep(domain_id, roots)
+
+    def _keep(self, domain_id: DomainId, roots: Roots) -> set[ChunkId]:
+        walk = self._walks.setdefault(domain_id, Walk(self.repo.contents, domain_id, lenient=True))
+        before = set(walk.unreadable)
+        for _, ids in walk.referenced(roots):
+            self.live.add(ids)
+            self.reporter(Progress("mark", "", self.live.added, 0))
+        return walk.unreadable - before
+
+    def hold_ids(self, ids: Iterable[ChunkId]) -> None:
+        """Keep these blobs."""
+        self.live.add(ids)
+
+    def usage(self) -> Usage:
+        """Every pack counted against what is needed by now. Raises StoreError."""
+        if self._usage is None or self._counted != self.live.added:
+            self._read_again()
+            self._usage = Usage(self.repo.cache, self.live)
+            hinted = self._usage.hinted()
+            if hinted and self.repo.blobs.open_hinted(hinted):
+                # A row of an index segment alone proves nothing: the head decides.
+                self._usage = Usage(self.repo.cache, self.live)
+            self._counted = self.live.added
+            self._tracers.clear()
+        return self._usage
+
+    def _read_again(self) -> None:
+        """Read what was found bad before, as far as it is needed: only a successful reading clears an address.
+
+        First what nobody here has read since, and of that all that the budget does not reach counts as bad.
+        """
+        repo = self.repo
+        local = {
+            Address(pack, blob.kind, blob.id) for pack in repo.suspects.packs() for blob in repo.suspects.blobs(pack)
+        }
+        for known, cleared in ((local, False), (set(repo.catalogue.bad) - local, True)):
+            due = self._due(known - self._asked)
+            self._asked |= due
+            found = reread(repo, due, self._left) if due else None
+            if found is not None:
+                self._left -= min(self._left, found.read_bytes)
+                self._distrust(() if cleared else found.unread)
+
+    def _due(self, known: Collection[Address]) -> set[Address]:
+        """The needed ones, and heads of packs that are there."""
+        needed = self.live.among(one.id for one in known if one.kind != Kind.DIRECTORY)
+        heads = {one for one in known if one.kind == Kind.DIRECTORY}
+        there = self.repo.blobs.known(one.pack for one in heads)
+        return {one for one in known if one.id in needed} | {one for one in heads if one.pack in there}
+
+    def _distrust(self, addresses: Collection[Address]) -> None:
+        """What was not read again counts as bad."""
+        for one in addresses:
+            blobs: list[tuple[Kind, ChunkId]] = [(one.kind, one.id)]
+            if one.kind == Kind.DIRECTORY:
+                directory = self.repo.blobs.directory(one.pack)
+                blobs = [] if directory is None else [(blob.kind, blob.id) for blob in directory.blobs]
+            self.repo.suspects.mark(one.pack, blobs)
+
+
+def _said(snapshot: Snapshot) -> Flaw | None:
+    """What records alone say against a snapshot."""
+    if snapshot.given_up:
+        return Flaw("parts of it are lost")
+    if not snapshot.added.usable:
+        return Flaw("it needs a newer version of lamella")
+    return Flaw("its id was published twice") if snapshot.conflict else None
+
+
+def damage(name: str, flaw: Flaw) -> IntegrityError:
+    """A flaw as it is reported."""
+    hint = "mend it with: lamella check --repair; or delete that snapshot"
+    return IntegrityError(f"{name} is not whole: {flaw.text}", obj=name, hint=hint)

@@ -1,0 +1,1 @@
+"""Deletion where no lock keeps others out (CONCURRENCY)."""

@@ -1,0 +1,172 @@
+"""Rewriting packs that are only partly needed, in batches that each stand on their own (FORMAT 8, Repack).
+
+Every needed blob is opened, decoded and its id recomputed; its body is sealed again, unchanged, under a new salt. An
+old pack goes only when all that is needed of it was copied in this batch into packs that were read back after `sync`,
+or lies in a twin whose bytes were verified and put again in this batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from lamella.base.errors import IntegrityError, LamellaError, StoreError, UnknownFormat
+from lamella.base.events import Progress, Reporter
+from lamella.base.ids import ChunkId, DomainId
+from lamella.base.trust import Sealed
+from lamella.crypto.chunk_id import identifier
+from lamella.crypto.seal import PackOpener
+from lamella.format import compression
+from lamella.format.container import Blob
+from lamella.operations.prune.judge import Judged
+from lamella.packs.blobmap import pack_name
+from lamella.packs.containers import open_blob, open_head
+from lamella.packs.packer import Packer
+from lamella.packs.reach import require_alive
+from lamella.repository.repository import Repository
+from lamella.run.pipeline import Outbox
+
+_GAP = 64 * 1024
+_READ = 8 * 1024 * 1024
+
+
+class Rewriting:
+    """One batch. `copied_bytes` counts sealed bytes of needed blobs, `put_bytes` the new packs."""
+
+    def __init__(self, repo: Repository, reporter: Reporter, *, twins: bool = True) -> None:
+        self._repo = repo
+        self._use_twins = twins
+        self._reporter = reporter
+        self._outbox = Outbox()
+        self._packers: dict[DomainId, Packer] = {}
+        self._copied: set[tuple[DomainId, ChunkId]] = set()
+        self._twins: dict[bytes, set[ChunkId]] = {}
+        self._going: set[bytes] = set()
+        self.copied_bytes = 0
+        self.bad: list[str] = []
+        """Needed blobs that do not open: their packs stay."""
+
+    @property
+    def put_bytes(self) -> int:
+        """Bytes of the packs that were written."""
+        return sum(packer.put_bytes for packer in self._packers.values())
+
+    @property
+    def new_packs(self) -> list[bytes]:
+        """What was written, in order."""
+        return [pack for packer in self._packers.values() for pack in packer.packs]
+
+    def run(self, judged: Sequence[Judged]) -> list[Judged]:
+        """Copy what is needed of these packs; returns those that may go. Raises StoreError, IntegrityError."""
+        self._going = {one.use.pack for one in judged}
+        with self._outbox:
+            whole = [one for one in judged if self._copy(one)]
+            for packer in self._packers.values():
+                packer.finish()
+            self._outbox.drain()
+        self._repo.store.sync()
+        for packer in self._packers.values():
+            self._read_back(packer)
+        return whole
+
+    def withdraw(self) -> None:
+        """Take back what was written: nobody else can have seen it under the exclusive lock."""
+        for pack in self.new_packs:
+            self._repo.store.delete(pack_name(pack))
+        self._repo.store.sync()
+        self._repo.blobs.forget(self.new_packs)
+
+    def _copy(self, one: Judged) -> bool:
+        """Copy the needed blobs of one pack; False if one of them does not open."""
+        domain_id = one.head.domain_id
+        kept = self._in_twins(one)
+        wanted = [blob for blob in one.needed if blob.id not in kept and (domain_id, blob.id) not in self._copied]
+        whole = True
+        for run in _runs(wanted):
+            start, end = run[0].offset, run[-1].offset + run[-1].sealed_length
+            try:
+                content = self._repo.store.get(one.head.name, start, end - start)
+            except StoreError as error:
+                require_alive(self._repo.store, error)
+                self.bad.append(f"{one.head.name}: {error.message}")
+                return False
+            for blob in run:
+                sealed = content[blob.offset - start : blob.offset - start + blob.sealed_length]
+                whole = self._copy_blob(one, blob, sealed) and whole
+        return whole
+
+    def _copy_blob(self, one: Judged, blob: Blob, sealed: bytes) -> bool:
+        domain_id, name = one.head.domain_id, one.head.name
+        domain = self._repo.keys.domain(domain_id)
+        try:
+            body = PackOpener(domain, one.head.header, name).body(blob, sealed)
+            content = compression.decode(body, blob.content_length, name)
+            if identifier(domain, blob.kind)(content) != blob.id:
+                raise IntegrityError("a blob whose content is not what its id says", obj=name)
+        except (IntegrityError, UnknownFormat) as error:
+            self.bad.append(f"{name}: {error.message}")
+            self._repo.suspects.mark(one.use.pack, [(blob.kind, blob.id)])
+            return False
+        self._packer(domain_id).store_blob(blob.kind, blob.id, blob.content_length, lambda: body)
+        self._copied.add((domain_id, blob.id))
+        self.copied_bytes += blob.sealed_length
+        self._reporter(Progress("rewrite", "", self.copied_bytes, 0, self.put_bytes))
+        return True
+
+    def _packer(self, domain_id: DomainId) -> Packer:
+        if domain_id not in self._packers:
+            repo = self._repo
+            self._packers[domain_id] = Packer(repo.keys, domain_id, repo.store, repo.blobs, self._outbox)
+        return self._packers[domain_id]
+
+    def _read_back(self, packer: Packer) -> None:
+        for pack in packer.packs:
+            if hashlib.sha256(self._repo.store.get(pack_name(pack))).digest() != pack:
+                raise StoreError("a pack that was just written reads back with other bytes", obj=pack_name(pack))
+
+    # -- twins ---------------------------------------------------------------------------------------------------------
+
+    def _in_twins(self, one: Judged) -> set[ChunkId]:
+        """What verified twins of a pack hold."""
+        held: set[ChunkId] = set()
+        if not self._use_twins:
+            return held
+        for pack in set(one.use.twins) - self._going:
+            if pack not in self._twins:
+                self._twins[pack] = self._verified(pack, one.head.domain_id)
+            held |= self._twins[pack]
+        return held
+
+    def _verified(self, pack: bytes, domain_id: DomainId) -> set[ChunkId]:
+        """The blobs of a pack that open, after it was put again so that it is durable; empty at any doubt."""
+        name = pack_name(pack)
+        try:
+            content = self._repo.store.get(name)
+            head = open_head(self._repo.keys, name, content)
+            if hashlib.sha256(content).digest() != pack or head.domain_id != domain_id:
+                return set()
+            domain = self._repo.keys.domain(domain_id)
+            held: set[ChunkId] = set()
+            for blob in head.blobs:
+                sealed = content[blob.offset : blob.offset + blob.sealed_length]
+                open_blob(domain, head.header, blob, sealed, name)
+                held.add(blob.id)
+            self._repo.store.put(name, Sealed(content))
+        except LamellaError as error:
+            require_alive(self._repo.store, error)
+            return set()
+        return held
+
+
+def _runs(blobs: Sequence[Blob]) -> Iterator[list[Blob]]:
+    """Blobs in the order of their places, cut into runs worth one read each."""
+    run: list[Blob] = []
+    for blob in sorted(blobs, key=lambda blob: blob.offset):
+        if run:
+            gap = blob.offset - run[-1].offset - run[-1].sealed_length
+            if gap > _GAP or blob.offset + blob.sealed_length - run[0].offset > _READ:
+                yield run
+                run = []
+        run.append(blob)
+    if run:
+        yield run

@@ -1,0 +1,251 @@
+"""Restoring a volume: plan, write, re-read everything and compare, and only then give it its name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella.base.errors import IntegrityError, LamellaError, NothingMatched, UsageError
+from lamella.base.events import Progress, Reporter, silent
+from lamella.crypto.chunk_id import Identify, identifier
+from lamella.format import document
+from lamella.format.container import Kind
+from lamella.format.node import Slot
+from lamella.operations.shared.reading import RANGE
+from lamella.operations.shared.selection import Selected
+from lamella.operations.shared.streaming import Piece, VolumeStream
+from lamella.operations.writing.chunks import is_zero
+from lamella.packs.tree import Run
+from lamella.repository.repository import Repository
+from lamella.run.pipeline import default_workers, ordered_map
+from lamella.sources.keeping import PoolLimits
+from lamella.sources.old_state import OldState
+from lamella.sources.target import Target, choose_target
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOptions:
+    """How to restore. `overwrite` consents to replacing what is at the target; `in_place` gives up its old state."""
+
+    workers: int | None = None
+    overwrite: bool = False
+    in_place: bool = False
+    pool: str | None = None
+    """The thin pool of a new thin volume."""
+    pool_limits: PoolLimits | None = None
+
+
+@dataclass(slots=True)
+class RestoreResult:
+    """A volume that was restored and compared."""
+
+    path: Path
+    bytes_written: int
+    compared_bytes: int
+    tail_bytes: int
+    seconds: float
+
+
+def plain_bytes(count: int) -> str:
+    """A number of bytes, to the byte."""
+    return f"{count} bytes"
+
+
+def plan_restore(
+    repo: Repository, selected: Selected, target: Path, options: RestoreOptions | None = None
+) -> RestorePlan:
+    """Decide how a volume would be restored. Raises UsageError, IntegrityError, StoreError."""
+    if not selected.snapshot.added.usable:
+        raise UsageError("this snapshot needs a newer version of lamella", obj=selected.text)
+    repo.refresh_map()
+    return RestorePlan(repo, selected, target, options or RestoreOptions())
+
+
+def data_bytes(repo: Repository, selected: Selected) -> int:
+    """What a restore writes at most: the chunks of a snapshot that hold data. Raises IntegrityError, StoreError."""
+    repo.refresh_map()
+    tree = repo.tree(selected.snapshot)
+    shape = tree.shape
+    root = repo.tree_reader(selected.snapshot.added.domain_id).node(shape, tree.root, shape.depth - 1, 0)
+    return min(root.data_below * shape.chunk_size, shape.size)
+
+
+class RestorePlan:
+    """What a restore will do."""
+
+    def __init__(self, repo: Repository, selected: Selected, path: Path, options: RestoreOptions) -> None:
+        self._repo = repo
+        self._selected = selected
+        self._options = options
+        self._stream = VolumeStream(repo, selected)
+        self._tree = self._stream.tree
+        self._domain_id = self._stream.domain_id
+        self._target: Target = choose_target(
+            path,
+            overwrite=options.overwrite,
+            in_place=options.in_place,
+            pool=options.pool,
+            limits=options.pool_limits,
+        )
+        shape = self._tree.shape
+        self.target = path
+        self.volume = selected.volume_name
+        self.snapshot = selected.snapshot.name
+        self.size = shape.size
+        self.data_bytes = data_bytes(repo, selected)
+        self.in_place = self._target.old_state == OldState.LOST
+        self.replaces = self._target.old_state != OldState.NONE
+
+    def lines(self, shown: Callable[[int], str] = plain_bytes) -> list[str]:
+        """The plan for people; `shown` writes a number of bytes."""
+        if self.in_place:
+            how = f"{self.target} is overwritten in place; its old state is lost, and mixed if this is interrupted"
+        elif self.replaces:
+            how = f"{self.target} is replaced once the restored volume has been compared"
+        else:
+            how = f"{self.target} is created"
+        return [
+            f"restore {self._selected.text}: {shown(self.size)}, of which at most {shown(self.data_bytes)} are data",
+            how,
+        ]
+
+    def execute(self, reporter: Reporter = silent) -> RestoreResult:
+        """Do it. What cannot be completed stays under a name that says so.
+
+        Raises UsageError or SourceError for the target, IntegrityError if anything cannot be read or compares wrong.
+        """
+        started = time.monotonic()
+        target = self._target
+        target.prepare(self.size, self.data_bytes)
+        try:
+            written = self._write(reporter)
+            target.settle()
+            compared = self._compare(reporter)
+            target.finish()
+        except LamellaError as error:
+            left = target.abandon()
+            error.hint = error.hint or f"what was restored so far is in {left}"
+            raise
+        except BaseException:
+            target.abandon()
+            raise
+        return RestoreResult(target.path, written, compared, target.tail_bytes, round(time.monotonic() - started, 3))
+
+    def _write(self, reporter: Reporter) -> int:
+        written = 0
+        pieces = self._stream.pieces(data_only=self._target.starts_zeroed)
+        for done, end in ordered_map(self._write_piece, pieces, workers=self._workers):
+            written += done
+            reporter(Progress("restore", self.volume, min(end << self._tree.shape.chunk_log2, self.size), self.size))
+        return written
+
+    @property
+    def _workers(self) -> int:
+        return self._options.workers or default_workers()
+
+    def _write_piece(self, piece: Piece | Run) -> tuple[int, int]:
+        """Bytes written and the chunk behind them."""
+        shape = self._tree.shape
+        if isinstance(piece, Run):
+            start, end = piece.first << shape.chunk_log2, min(piece.end << shape.chunk_log2, shape.size)
+            clear = self._target.punch if piece.slot == Slot.HOLE else self._target.zero
+            clear(start, end)
+            return 0, piece.end
+        contents = self._stream.fetch(piece)
+        written = 0
+        for chunk, id_ in piece.chunks:
+            content = contents[id_]
+            self._target.write(chunk << shape.chunk_log2, content)
+            written += len(content)
+        return written, piece.chunks[-1][0] + 1
+
+    def _compare(self, reporter: Reporter) -> int:
+        compared = 0
+        comparison = Comparison(self._repo, self._selected, self._target)
+        for done, end in ordered_map(comparison.compare, comparison.ranges(), workers=self._workers):
+            compared += done
+            reporter(Progress("compare", self.volume, min(end << self._tree.shape.chunk_log2, self.size), self.size))
+        return compared
+
+
+class Comparison:
+    """Compares what a target reads back with the manifest, to the last byte."""
+
+    def __init__(self, repo: Repository, selected: Selected, target: Target) -> None:
+        self._repo = repo
+        self._tree = repo.tree(selected.snapshot)
+        self._domain_id = selected.snapshot.added.domain_id
+        self._target = target
+        self._local = threading.local()
+        self._identify = identify_chunk(repo, selected)
+
+    def ranges(self) -> Iterator[tuple[Run, ...]]:
+        """Adjoining DATA chunks, together at most one range, or one run of zeros."""
+        per_range = max(1, RANGE >> self._tree.shape.chunk_log2)
+        batch: list[Run] = []
+        for run in self._repo.tree_reader(self._domain_id).runs(self._tree):
+            is_data = isinstance(run.slot, bytes)
+            if batch and (not is_data or len(batch) == per_range):
+                yield tuple(batch)
+                batch = []
+            if is_data:
+                batch.append(run)
+            else:
+                yield (run,)
+        if batch:
+            yield tuple(batch)
+
+    def compare(self, runs: tuple[Run, ...]) -> tuple[int, int]:
+        """Bytes compared and the chunk behind them. Raises IntegrityError at the first difference."""
+        shape = self._tree.shape
+        first, last = runs[0].first << shape.chunk_log2, min(runs[-1].end << shape.chunk_log2, shape.size)
+        if not isinstance(runs[0].slot, bytes):
+            self._compare_zeros(first, last)
+            return last - first, runs[-1].end
+        view = self._read(first, last - first)
+        for run in runs:
+            start, end = run.first << shape.chunk_log2, min(run.end << shape.chunk_log2, shape.size)
+            if self._identify(view[start - first : end - first]) != run.slot:
+                raise self._difference(start)
+        return last - first, runs[-1].end
+
+    def _compare_zeros(self, start: int, end: int) -> None:
+        for low, high in self._target.stored(start, end):
+            for offset in range(low, high, RANGE):
+                if not is_zero(self._read(offset, min(RANGE, high - offset))):
+                    raise self._difference(offset)
+
+    def _read(self, offset: int, length: int) -> memoryview:
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = bytearray(RANGE)
+        view = memoryview(buffer)[:length]
+        self._target.read_into(offset, view)
+        return view
+
+    def _difference(self, offset: int) -> IntegrityError:
+        where = self._target.working_path
+        return IntegrityError(f"{where} does not hold what was written at offset {offset}", obj=str(where))
+
+
+def identify_chunk(repo: Repository, selected: Selected) -> Identify:
+    """The id function for the chunks of a snapshot."""
+    return identifier(repo.keys.domain(selected.snapshot.added.domain_id), Kind.CHUNK)
+
+
+def read_document(repo: Repository, selected: Selected, name: str) -> bytes:
+    """A document of a snapshot. Raises NothingMatched, IntegrityError."""
+    added = selected.snapshot.added
+    found = next((row for row in added.documents if row.name == name), None)
+    if found is None:
+        names = ", ".join(row.name for row in added.documents) or "none"
+        raise NothingMatched(f"{selected.text} has no document {name}", obj=name, hint=f"documents: {names}")
+    repo.refresh_map()
+    parts = [repo.contents.get(added.domain_id, Kind.DOCUMENT, part) for part in found.parts]
+    content = b"".join(document.part_of(part, name) for part in parts)
+    if len(content) != found.size:
+        raise IntegrityError(f"document {name} has another length than recorded", obj=name)
+    return content

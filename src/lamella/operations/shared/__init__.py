@@ -1,0 +1,1 @@
+"""What several operations use: selecting, reading, streaming, marking."""

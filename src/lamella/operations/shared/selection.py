@@ -1,0 +1,150 @@
+"""Finding volumes and snapshots by what users write: `VOLUME[@SNAPSHOT]`, SNAPSHOT a name or `^tag`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lamella.base.errors import IntegrityError, NothingMatched, UsageError
+from lamella.base.ids import VolumeId, WriterId
+from lamella.format.known import understood
+from lamella.format.records import AddSnap, Volume
+from lamella.history.catalogue import Snapshot, VolumeState, latest
+from lamella.history.signed import prune_signed
+from lamella.memory.pins import Problem
+from lamella.repository.repository import Repository
+
+LATEST = "latest"
+TAG = "^"
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """One snapshot of one volume, with the name under which the volume is shown."""
+
+    volume_name: str
+    volume: VolumeState
+    snapshot: Snapshot
+
+    @property
+    def text(self) -> str:
+        """`VOLUME@SNAPSHOT`."""
+        return f"{self.volume_name}@{self.snapshot.name}"
+
+
+def split_selector(text: str) -> tuple[str, str | None]:
+    """`VOLUME@SNAPSHOT` -> both, `VOLUME` -> (VOLUME, None). Raises UsageError for an empty part."""
+    volume, at, snapshot = text.partition("@")
+    if not volume or (at and not snapshot):
+        raise UsageError(f"not a selection: {text!r}", hint="write VOLUME or VOLUME@SNAPSHOT")
+    return volume, snapshot if at else None
+
+
+def find_volume(repo: Repository, text: str) -> VolumeState:
+    """The volume shown as `text`, or with this 32-digit id.
+
+    Raises NothingMatched, also when several volumes share the name.
+    """
+    shown = repo.catalogue.shown_names()
+    found = [repo.catalogue.volumes[id_] for id_, name in shown.items() if text in (name, id_.hex())]
+    if len(found) == 1:
+        return found[0]
+    if found:  # a name may look like another volume's `NAME~4hex`, or like its id
+        ids = ", ".join(sorted(volume.volume_id.hex() for volume in found))
+        raise NothingMatched(f"several volumes are shown as {text}", obj=text, hint=f"write one of: {ids}")
+    same = sorted(shown[volume.volume_id] for volume in repo.catalogue.volumes.values() if volume.name == text)
+    if same:
+        raise NothingMatched(f"several volumes are called {text}", obj=text, hint="write one of: " + ", ".join(same))
+    known = ", ".join(sorted(shown.values())[:10]) or "none"
+    raise NothingMatched(f"no volume is called {text}", obj=text, hint=f"volumes: {known}")
+
+
+def newest(repo: Repository, volume: VolumeState) -> Snapshot:
+    """The latest snapshot of a volume.
+
+    Raises NothingMatched if there is none, or several and none is this host's own.
+    """
+    heads = latest(volume.snapshots)
+    if len(heads) > 1 and not repo.history.whole:
+        # Only a checkpoint carries the older ones, without what they had seen: the whole history tells.
+        repo.reload(whole=True)
+        volume = repo.catalogue.volumes[volume.volume_id]
+        heads = latest(volume.snapshots)
+    own = [snapshot for snapshot in heads if snapshot.ref.writer == repo.own_writer]
+    heads = own or heads
+    if len(heads) == 1:
+        return heads[0]
+    if not heads:
+        raise NothingMatched(f"volume {volume.name} has no snapshot", obj=volume.name)
+    names = ", ".join(sorted(snapshot.name for snapshot in heads))
+    raise NothingMatched(f"volume {volume.name} has several latest snapshots", obj=volume.name, hint=f"choose: {names}")
+
+
+def find_snapshot(repo: Repository, volume: VolumeState, text: str | None) -> Snapshot:
+    """The snapshot with this unique name prefix or `^tag`; `latest` or None for the latest. Raises NothingMatched."""
+    if text is None or text == LATEST:
+        return newest(repo, volume)
+    if text.startswith(TAG):
+        return _tagged(volume, text)
+    found = [snapshot for snapshot in volume.snapshots if snapshot.name.startswith(text)]
+    exact = [snapshot for snapshot in found if snapshot.name == text]
+    found = exact or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(sorted(snapshot.name for snapshot in found)[:10])
+        raise NothingMatched(f"{text} fits several snapshots of {volume.name}", obj=text, hint=f"choose: {names}")
+    raise NothingMatched(f"volume {volume.name} has no snapshot {text}", obj=text, hint="see: lamella list")
+
+
+def _tagged(volume: VolumeState, text: str) -> Snapshot:
+    found = [snapshot for snapshot in volume.snapshots if text.removeprefix(TAG) in snapshot.tags]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(snapshot.name for snapshot in found[-10:])
+        raise NothingMatched(f"{text} is on several snapshots of {volume.name}", obj=text, hint=f"choose: {names}")
+    raise NothingMatched(f"no snapshot of volume {volume.name} has {text}", obj=text, hint="see: lamella list")
+
+
+def select(repo: Repository, selectors: Sequence[str]) -> list[Selected]:
+    """What the selectors mean; without any, every snapshot of every volume, by volume and oldest first.
+
+    `VOLUME` alone means its latest snapshot. Raises NothingMatched, UsageError.
+    """
+    if not selectors:
+        shown = repo.catalogue.shown_names()
+        volumes = sorted(repo.catalogue.volumes.values(), key=lambda volume: shown[volume.volume_id])
+        return [Selected(shown[volume.volume_id], volume, one) for volume in volumes for one in volume.snapshots]
+    chosen: list[Selected] = []
+    for selector in selectors:
+        name, snapshot_text = split_selector(selector)
+        volume = find_volume(repo, name)
+        snapshot = find_snapshot(repo, volume, snapshot_text)
+        chosen.append(Selected(repo.catalogue.shown_names()[volume.volume_id], volume, snapshot))
+    return chosen
+
+
+def doubts(repo: Repository, volume: VolumeState) -> list[Problem]:
+    """The problems with the history because of which it may not be known which snapshots a volume has.
+
+    Where a part is missing of the chain of a writer that never touched the volume, nothing of the volume is missing.
+    """
+    id_ = volume.volume_id
+    return [one for one in repo.problems if not one.is_lack or _may_own(repo, one.writer, id_)]
+
+
+def _may_own(repo: Repository, writer: WriterId, volume_id: VolumeId) -> bool:
+    """Whether a writer published anything of the volume, or anything with the prune key, as far as that is known."""
+    chain = repo.history.chains.get(writer)
+    if chain is None:
+        return True
+    for entry in chain.entries:
+        try:
+            known = understood(entry.record) if entry.record.type in (Volume.TYPE, AddSnap.TYPE) else None
+        except IntegrityError:
+            return True
+        of_it = isinstance(known, Volume | AddSnap) and known.volume_id == volume_id
+        if of_it or prune_signed(repo.keys, writer, entry):
+            return True
+    return False

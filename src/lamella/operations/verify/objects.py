@@ -1,0 +1,243 @@
+"""Checks of objects as such: commits, clear files, names, and whole packs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.base.events import Progress, Reporter
+from lamella.base.ids import ChunkId, DomainId
+from lamella.format import commit, container, keyslot, marker
+from lamella.format.container import Kind
+from lamella.format.lost import Address
+from lamella.operations.shared.auditing import audit
+from lamella.operations.shared.findings import VerifyResult
+from lamella.operations.shared.probe import PROBE
+from lamella.operations.shared.rereading import reread
+from lamella.packs.blobmap import pack_hash, pack_name
+from lamella.packs.containers import open_blob, open_head
+from lamella.packs.reach import require_alive
+from lamella.repository.readme import README, RESCUE
+from lamella.repository.repository import Repository
+from lamella.run.pipeline import ordered_map
+from lamella.stores.base import Entry
+
+_MAX_FILE = 1 << 20
+_KEEP_EVERY = 64
+_APART = ("i/", "quarantine/", PROBE)
+"""Caches, and what a repair moved aside: no part of any snapshot."""
+
+
+def check_history(repo: Repository, result: VerifyResult) -> None:
+    """Commits that do not open, and records that were not believed."""
+    for name, message in repo.history.damaged:
+        result.damage("commit", name, message)
+    for text in repo.catalogue.notes:
+        result.note("commit", "w/", text)
+
+
+def check_stored_commits(repo: Repository, result: VerifyResult) -> None:
+    """Every commit's bytes in the store: what was read may have been this host's copy of a commit that is bad now."""
+    for chain in repo.history.chains.values():
+        for one in chain.commits:
+            name = one.head.name
+            result.checked_objects += 1
+            try:
+                content = repo.store.get(name)
+            except StoreError as error:
+                require_alive(repo.store, error)
+                result.damage("commit", name, error.message)
+                continue
+            if hashlib.sha256(content).digest() != one.head.sha256:
+                result.damage("commit", name, "does not match its name")
+
+
+def check_checkpoints(repo: Repository, result: VerifyResult) -> None:
+    """Each newest checkpoint against what came before it: what it leaves out would be forgotten by later readers."""
+    for problem in audit(repo).problems:
+        result.damage("commit", "w/", problem.message)
+
+
+def check_files(repo: Repository, result: VerifyResult) -> None:
+    """The marker, key slots and texts against what the prune key signed (FORMAT 8, FILE)."""
+    expected = repo.catalogue.files
+    for name in (marker.NAME, README, RESCUE):
+        if name not in expected:
+            result.damage("file", name, "no signed record says what this object must be")
+    for name, record in sorted(expected.items()):
+        result.checked_objects += 1
+        try:
+            size = repo.store.stat(name)
+            content = repo.store.get(name) if size == record.size and size <= _MAX_FILE else b""
+        except ObjectNotFound:
+            result.damage("file", name, "is missing")
+            continue
+        except StoreError as error:
+            require_alive(repo.store, error)
+            result.damage("file", name, error.message)
+            continue
+        if size != record.size or hashlib.sha256(content).digest() != record.sha256:
+            result.damage("file", name, "is not what the repository's owner put there")
+
+
+def check_names(repo: Repository, result: VerifyResult) -> None:
+    """Objects that belong to nothing."""
+    expected = repo.catalogue.files
+    for entry in repo.store.list(""):
+        name = entry.name
+        if name.startswith(keyslot.PREFIX) and name not in expected:
+            result.damage("file", name, "a key slot that the repository's owner did not put there")
+        elif not (name in expected or pack_hash(name) or commit.parse_name(name) or name.startswith(_APART)):
+            result.note("name", name, "an object that belongs to nothing")
+
+
+def check_heads(repo: Repository, result: VerifyResult) -> None:
+    """Packs whose head does not open."""
+    for name, reason in repo.blobs.troubled():
+        result.damage("pack", name, reason)
+
+
+@dataclass(slots=True)
+class PackCheck:
+    """What reading one pack whole showed."""
+
+    name: str
+    size: int
+    chunks: int = 0
+    chunk_bytes: int = 0
+    trouble: str = ""
+    bad: list[tuple[Kind, ChunkId]] = field(default_factory=list)
+    """Blobs in it that could not be had."""
+    addresses: set[Address] = field(default_factory=set)
+    """Where it does not open for good: blobs, or its head."""
+
+
+class PackReader:
+    """Reads whole packs and opens every blob in them."""
+
+    def __init__(self, repo: Repository) -> None:
+        self._repo = repo
+
+    def check(self, entry: Entry) -> PackCheck:
+        """Read a pack: name, head, padding, every blob. Raises StoreUnavailable."""
+        outcome = PackCheck(entry.name, entry.size)
+        pack = pack_hash(entry.name) or b""
+        try:
+            content = self._repo.store.get(entry.name)
+        except StoreError as error:
+            require_alive(self._repo.store, error)
+            outcome.trouble = error.message
+            outcome.bad = self._all_blobs(pack)
+            if not (error.retryable or isinstance(error, ObjectNotFound)):
+                self._piecewise(outcome, pack)
+            return outcome
+        try:
+            self._open(outcome, content, pack)
+        except (IntegrityError, UnknownFormat) as error:
+            outcome.trouble = error.message
+            outcome.bad = self._all_blobs(pack)
+            outcome.addresses = {Address.head(pack)}
+        if not outcome.trouble and hashlib.sha256(content).digest() != pack:
+            outcome.trouble = "does not match its name"
+        return outcome
+
+    def _all_blobs(self, pack: bytes) -> list[tuple[Kind, ChunkId]]:
+        known = self._repo.blobs.directory(pack)
+        return [] if known is None else [(blob.kind, blob.id) for blob in known.blobs]
+
+    def _piecewise(self, outcome: PackCheck, pack: bytes) -> None:
+        """A pack that cannot be read as a whole: what of it can be read by itself."""
+        blobs = {Address(pack, kind, id_) for kind, id_ in outcome.bad}
+        found = reread(self._repo, blobs | {Address.head(pack)})
+        outcome.addresses = set(found.bad)
+        outcome.bad = [(one.kind, one.id) for one in blobs - found.sound]
+
+    def _open(self, outcome: PackCheck, content: bytes, pack: bytes) -> None:
+        head = open_head(self._repo.keys, outcome.name, content)
+        domain = self._repo.keys.domain(head.domain_id)
+        for blob in head.blobs:
+            sealed = content[blob.offset : blob.offset + blob.sealed_length]
+            try:
+                opened = open_blob(domain, head.header, blob, sealed, outcome.name)
+            except (IntegrityError, UnknownFormat) as error:
+                outcome.bad.append((blob.kind, blob.id))
+                outcome.addresses.add(Address(pack, blob.kind, blob.id))
+                outcome.trouble = f"{blob.kind.name.lower()} {blob.id.hex()[:16]}: {error.message}"
+                continue
+            if blob.kind == Kind.CHUNK:
+                outcome.chunks += 1
+                outcome.chunk_bytes += len(opened)
+        if not outcome.bad:
+            try:
+                container.check_padding(content, head.header, head.blobs, outcome.name)
+            except IntegrityError as error:
+                outcome.trouble = error.message  # every blob opened all the same
+
+
+class PackVerification:
+    """Reads packs from the first to the last byte, and remembers what it saw: bad places, and when a pack was sound."""
+
+    def __init__(self, repo: Repository, result: VerifyResult, reporter: Reporter, workers: int) -> None:
+        self._repo = repo
+        self._result = result
+        self._reporter = reporter
+        self._workers = workers
+        self._now = repo.clock()
+        self._sound: list[bytes] = []
+
+    def everything(self, domains: set[DomainId] | None) -> None:
+        """Every pack of these domains (None: of all)."""
+        self._check(_packs(self._repo, domains), self._repo.blobs.total_length(domains))
+
+    def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:
+        """At most `budget` bytes of packs, and one pack at least: those this host has not read for the longest time."""
+        self._check(self._within(domains, budget), budget)
+
+    def _within(self, domains: set[DomainId] | None, budget: int) -> Iterator[Entry]:
+        left = budget
+        for due in self._repo.suspects.due(domains, self._now):
+            if due.length > left and left != budget:
+                return
+            left -= due.length
+            yield Entry(pack_name(due.pack), due.length)
+
+    def _check(self, packs: Iterator[Entry], total: int) -> None:
+        done = 0
+        try:
+            for outcome in ordered_map(PackReader(self._repo).check, packs, workers=self._workers):
+                self._note(outcome)
+                done += outcome.size
+                self._reporter(Progress("verify", "", done, total))
+        finally:
+            # Also when the user stops it: the next budgeted run goes on from here.
+            self._keep()
+
+    def _note(self, outcome: PackCheck) -> None:
+        self._result.checked_chunks += outcome.chunks
+        self._result.checked_bytes += outcome.chunk_bytes
+        self._result.checked_objects += 1
+        sha256 = pack_hash(outcome.name) or b""
+        if outcome.trouble:
+            self._result.damage("pack", outcome.name, outcome.trouble)
+            self._result.bad |= outcome.addresses
+            self._repo.suspects.mark(sha256, outcome.bad)
+            return
+        self._sound.append(sha256)
+        if len(self._sound) >= _KEEP_EVERY:
+            self._keep()
+
+    def _keep(self) -> None:
+        self._repo.suspects.prove(self._sound, self._now)
+        for pack in set(self._repo.suspects.packs()) & set(self._sound):
+            self._repo.suspects.clear(pack)
+        self._sound.clear()
+
+
+def _packs(repo: Repository, domains: set[DomainId] | None) -> Iterator[Entry]:
+    if domains is None:
+        yield from repo.blobs.packs()
+        return
+    for domain_id in sorted(domains):
+        yield from repo.blobs.packs(domain_id)

@@ -1,0 +1,193 @@
+"""Proving that a restore would work, and naming what would not.
+
+Levels: `structure` compares every reference with the store's listing and reads no data; `sample` also opens some of the
+chunks, or with a budget those packs whole that this host has not read for the longest time; `full` reads every pack to
+the last byte; `restore` fetches every byte as a restore does and compares it; `source` compares with the live source.
+What was seen is remembered on this host. Nothing is written but one commit that names what does not open, so that other
+hosts look at it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError, SourceError, UsageError
+from lamella.base.events import Reporter, silent
+from lamella.base.ids import CATALOGUE, DomainId
+from lamella.operations.shared.findings import DAMAGE, INCOMPLETE, NOTE, Finding, VerifyResult
+from lamella.operations.shared.selection import Selected
+from lamella.operations.shared.verdicts import Verdicts, verdicts_of
+from lamella.operations.verify.bad_addresses import publish_bad, read_heads_again, read_known_again
+from lamella.operations.verify.objects import (
+    PackVerification,
+    check_checkpoints,
+    check_files,
+    check_heads,
+    check_history,
+    check_names,
+    check_stored_commits,
+)
+from lamella.operations.verify.restored import compare_restore
+from lamella.operations.verify.runs import check_runs
+from lamella.operations.verify.source import compare_with_source
+from lamella.operations.verify.walk import Walk
+from lamella.repository.repository import Repository
+from lamella.run.pipeline import default_workers
+from lamella.sources.base import Source
+
+__all__ = ["DAMAGE", "INCOMPLETE", "LEVELS", "NOTE", "Finding", "VerifyOptions", "VerifyResult", "verify"]
+
+LEVELS = ("structure", "sample", "full", "restore", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """What to check.
+
+    At level "sample" `percent` of the chunks are opened, or whole packs worth `budget` bytes are read, the longest
+    unread ones first; with both, the smaller amount of packs. With `publish` other hosts learn what does not open.
+    """
+
+    level: str = "sample"
+    percent: float | None = None
+    budget: int | None = None
+    source: Source | None = None
+    workers: int | None = None
+    publish: bool = True
+
+
+DEFAULT_PERCENT = 10.0
+
+
+def verify(
+    repo: Repository, selected: Sequence[Selected], options: VerifyOptions | None = None, reporter: Reporter = silent
+) -> VerifyResult:
+    """Check the repository's objects and the selected snapshots. Damage becomes findings; a store that fails raises.
+
+    Raises UsageError, StoreError; SourceError if no source could be compared; NothingMatched if nothing was checked.
+    """
+    options = options or VerifyOptions()
+    percent = DEFAULT_PERCENT if options.percent is None else options.percent
+    if options.level not in LEVELS or not 0 < percent <= 100:
+        raise UsageError(f"levels are {', '.join(LEVELS)}; a percentage is above 0 and at most 100")
+    started = time.monotonic()
+    result = VerifyResult()
+    _objects(repo, result, reporter)
+    if options.level != "structure":
+        read_known_again(repo, result)
+    lacking = check_runs(repo, selected, result)
+    verification = _Verification(repo, selected, options, result, reporter)
+    verification.packs()
+    verification.snapshots()
+    if selected and not result.checked_objects:
+        raise NothingMatched("nothing was there to be checked", obj=repo.store.url)
+    if options.publish:
+        publish_bad(repo, result)
+    # A sample that met no chunk and found nothing is no more than a look at the structure.
+    nothing = options.level == "sample" and not result.checked_chunks and not result.damaged
+    _remember(repo, selected, "structure" if nothing else options.level, result, lacking)
+    result.seconds = round(time.monotonic() - started, 3)
+    return result
+
+
+def _objects(repo: Repository, result: VerifyResult, reporter: Reporter) -> None:
+    """What every level looks at: history, clear files, names, and the heads of packs."""
+    repo.reload(whole=True, stored=True)
+    check_history(repo, result)
+    check_checkpoints(repo, result)
+    check_files(repo, result)
+    check_names(repo, result)
+    try:
+        repo.refresh_map()
+    except IntegrityError as error:
+        result.damage("pack", error.obj, error.message)
+    check_heads(repo, result)
+    read_heads_again(repo, result)
+
+
+class _Verification:
+    """One verification at its level."""
+
+    def __init__(
+        self,
+        repo: Repository,
+        selected: Sequence[Selected],
+        options: VerifyOptions,
+        result: VerifyResult,
+        reporter: Reporter,
+    ) -> None:
+        self._repo = repo
+        self._selected = selected
+        self._options = options
+        self._result = result
+        self._reporter = reporter
+        self._workers = options.workers or default_workers()
+
+    def packs(self) -> None:
+        """Read packs whole, as far as the level asks for it."""
+        reading = PackVerification(self._repo, self._result, self._reporter, self._workers)
+        if self._options.level == "full":
+            check_stored_commits(self._repo, self._result)
+            reading.everything(self._domains())
+        elif self._options.level == "sample" and self._options.budget is not None:
+            reading.longest_unread(self._domains(), self._budget(self._options.budget))
+
+    def _domains(self) -> set[DomainId] | None:
+        """The domains of the selected snapshots; None, for all, if that is every snapshot."""
+        if len(self._selected) == len(self._repo.catalogue.snapshots):
+            return None
+        return {one.snapshot.added.domain_id for one in self._selected}
+
+    def _budget(self, budget: int) -> int:
+        if self._options.percent is None:
+            return budget
+        domains = self._domains()
+        among = None if domains is None else {*domains, CATALOGUE}
+        return min(budget, int(self._repo.blobs.total_length(among) * self._options.percent / 100))
+
+    def snapshots(self) -> None:
+        """Follow the selected snapshots."""
+        if self._options.level == "restore":
+            for one in self._selected:
+                self._result.checked_objects += 1
+                compare_restore(self._repo, one, self._result, self._reporter, self._workers)
+            return
+        walk = self._walk()
+        for one in self._selected:
+            walk.snapshot(one)
+        if self._options.level == "source":
+            self._sources()
+
+    def _walk(self) -> Walk:
+        level, options = self._options.level, self._options
+        sampled = level == "sample" and options.budget is None
+        return Walk(
+            self._repo,
+            self._result,
+            self._reporter,
+            percent=(options.percent or DEFAULT_PERCENT) if sampled else 0.0,
+            trust_map=level in ("structure", "source") or (level == "sample" and not sampled),
+            counts=level in ("structure", "source") or sampled,
+            workers=self._workers,
+        )
+
+    def _sources(self) -> None:
+        result, source = self._result, self._options.source
+        compared = [
+            compare_with_source(self._repo, one, source, result, self._reporter, self._workers)
+            for one in self._selected
+        ]
+        if not any(compared):
+            said = "; ".join(one.message for one in result.findings[-3:])
+            raise SourceError(f"no source could be compared: {said}")
+
+
+def _remember(
+    repo: Repository, selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str]
+) -> None:
+    try:
+        Verdicts(repo.memory).record(verdicts_of(selected, level, result, lacking, repo.clock()))
+    except RepositoryError as error:
+        result.note("state", "", f"the verdict could not be kept: {error.message}")

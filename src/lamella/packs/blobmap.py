@@ -1,0 +1,394 @@
+"""Where blobs lie: the host's map from ids to places in packs, rebuilt from the directories of packs (FORMAT 7).
+
+The map is a cache. `refresh` makes it agree with what the store lists: heads of new packs are read, packs that are
+gone are forgotten together with every statement that a tree was complete, so that the next backup looks for what was
+lost.
+
+Where many packs are new, index segments spare reading all their heads at once (lamella.packs.segments). Rows from
+there are hints: their pack has no header yet. Before any place in such a pack is given out, its own head is opened, and
+what that says takes the place of the hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from lamella.base.ids import ChunkId, DomainId
+from lamella.crypto.derive import Keys
+from lamella.format.container import Blob, Header, Kind, decode_header, object_length
+from lamella.packs.cache import Cache
+from lamella.packs.containers import Head
+from lamella.packs.heads import PREFIX as PREFIX
+from lamella.packs.heads import pack_hash as pack_hash
+from lamella.packs.heads import pack_name as pack_name
+from lamella.packs.heads import read_heads
+from lamella.packs.segments import WORTH_READING, Segments
+from lamella.stores.base import Entry, Store
+
+Row = tuple[bytes, int, int, int, bytes, bytes, bytes, int]
+_HINTED = "header IS NULL AND trouble IS NULL"
+_LOOKUP = (
+    "SELECT b.id, b.place, b.sealed, b.content, p.name, p.header, p.domain, p.own"
+    " FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.kind = ? AND b.id IN ({}) ORDER BY p.own DESC, p.number"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One copy of a blob: its pack, and what is needed to open it there."""
+
+    pack: bytes
+    header: Header
+    domain_id: DomainId
+    blob: Blob
+    own: bool
+    """The pack was written by this host's writer: it may be deduplicated against unseen (FORMAT 13.3 of the design)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """What the map holds about one pack."""
+
+    domain_id: DomainId
+    header: Header
+    blobs: list[Blob]
+    length: int
+
+
+class BlobMap:
+    """The map of one repository. Thread-safe."""
+
+    def __init__(self, cache: Cache, keys: Keys, store: Store) -> None:
+        self._cache = self.cache = cache
+        self._keys = keys
+        self._store = store
+        self._segments = Segments(cache, keys, store)
+        self.vanished = 0
+        """Packs that were known and then not listed any more, counted since the start of this process."""
+        self.condemned: frozenset[bytes] = frozenset()
+        """Packs that nothing new may rely on (lamella.history.condemned)."""
+        self.relied: set[bytes] = set()
+        """Packs in which something to be stored was found and therefore not stored again."""
+        with cache.lock:
+            cache.connection.execute(
+                "CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID"
+            )
+
+    # -- agreeing with the store --------------------------------------------------------------------------------------
+
+    def refresh(self, own_packs: Iterable[bytes] = (), reaped: Collection[bytes] = ()) -> int:
+        """Agree with the store's listing; returns the number of packs listed.
+
+        `own_packs` are packs known to be written by this host's writer, `reaped` those that a collector said it
+        deleted: trees stay complete without them. Raises StoreError.
+        """
+        listed = 0
+        with self._cache.lock, self._cache.connection as connection:
+            connection.execute("DELETE FROM listed")
+            for rows in _batches(self._listing()):
+                listed += len(rows)
+                connection.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
+            self._forget_missing(reaped)
+            new = connection.execute(
+                "SELECT COUNT(*) FROM listed l LEFT JOIN packs p ON p.name = l.name WHERE p.name IS NULL"
+            ).fetchone()[0]
+        if new >= WORTH_READING:
+            self._segments.enter_hints(new)
+        self._read_new_heads()
+        self.mark_own(own_packs)
+        return listed
+
+    def _listing(self) -> Iterator[tuple[bytes, int]]:
+        for entry in self._store.list(PREFIX):
+            sha256 = pack_hash(entry.name)
+            if sha256 is not None:
+                yield sha256, entry.size
+
+    def _forget_missing(self, reaped: Collection[bytes]) -> None:
+        connection = self._cache.connection
+        # What did not open may open now: repaired, or readable again.
+        connection.execute("DELETE FROM packs WHERE trouble IS NOT NULL")
+        # A changed size means that the object is not the one whose head was read: forget it, too.
+        gone = connection.execute(
+            "SELECT p.number, p.name FROM packs p LEFT JOIN listed l ON p.name = l.name AND p.length = l.size"
+            " WHERE l.name IS NULL"
+        ).fetchall()
+        if any(name not in reaped for _, name in gone):
+            connection.execute("DELETE FROM complete")
+        self.vanished += len(gone)
+        numbers = [(number,) for number, _ in gone]
+        connection.executemany("DELETE FROM blobs WHERE pack = ?", numbers)
+        connection.executemany("DELETE FROM packs WHERE number = ?", numbers)
+
+    def _read_new_heads(self) -> None:
+        query = (
+            "SELECT l.name, l.size FROM listed l LEFT JOIN packs p ON p.name = l.name"
+            " WHERE p.name IS NULL AND l.name > ? ORDER BY l.name LIMIT 5000"
+        )
+        after = b""
+        while True:
+            with self._cache.lock:
+                rows = self._cache.connection.execute(query, (after,)).fetchall()
+            if not rows:
+                return
+            self._read_heads(rows)
+            after = rows[-1][0]
+
+    def _read_heads(self, rows: Sequence[tuple[bytes, int]]) -> None:
+        for sha256, size, head in read_heads(self._store, self._keys, rows):
+            own = self._drop_hint(sha256)
+            if isinstance(head, Head):
+                self._insert(sha256, head.domain_id, head.header, head.blobs, own=own)
+            elif head is not None:
+                with self._cache.lock, self._cache.connection as connection:
+                    row = (sha256, size, own, head)
+                    connection.execute(
+                        "INSERT OR IGNORE INTO packs (name, length, own, trouble) VALUES (?, ?, ?, ?)", row
+                    )
+
+    def _drop_hint(self, sha256: bytes) -> bool:
+        """Forget what a segment said of a pack whose head was looked at; returns whether it is an own pack."""
+        with self._cache.lock, self._cache.connection as connection:
+            query = f"SELECT number, own FROM packs WHERE name = ? AND {_HINTED}"
+            row = connection.execute(query, (sha256,)).fetchone()
+            if row is None:
+                return False
+            connection.execute("DELETE FROM blobs WHERE pack = ?", (row[0],))
+            connection.execute("DELETE FROM packs WHERE number = ?", (row[0],))
+        return bool(row[1])
+
+    def open_hinted(self, packs: Iterable[bytes] | None = None) -> int:
+        """Open the heads of the packs that are known from segments only, of these or of all; returns how many.
+
+        Raises StoreUnavailable.
+        """
+        query = f"SELECT name, length FROM packs WHERE {_HINTED}"
+        with self._cache.lock:
+            if packs is None:
+                rows = self._cache.connection.execute(f"{query} ORDER BY name").fetchall()
+            else:
+                one = [self._cache.connection.execute(f"{query} AND name = ?", (name,)).fetchone() for name in packs]
+                rows = [row for row in one if row is not None]
+        if rows:
+            self._read_heads(rows)
+        return len(rows)
+
+    def write_segments(self) -> int:
+        """Write index segments if many packs have none; returns the bytes put. Raises StoreError."""
+        return self._segments.write()
+
+    def drop_stale_segments(self) -> int:
+        """Delete index segments most of whose packs are gone; returns how many. Raises StoreError."""
+        return self._segments.drop_stale()
+
+    def mark_own(self, packs: Iterable[bytes]) -> None:
+        """Remember that these packs were written by this host's writer."""
+        with self._cache.lock, self._cache.connection as connection:
+            others = connection.execute("SELECT 1 FROM packs WHERE own = 0 LIMIT 1").fetchone()
+            if others is None:
+                return
+            connection.executemany("UPDATE packs SET own = 1 WHERE name = ? AND own = 0", ((pack,) for pack in packs))
+
+    def add(self, sha256: bytes, domain_id: DomainId, header: Header, blobs: Sequence[Blob]) -> None:
+        """Enter a pack this process has just written."""
+        self._insert(sha256, domain_id, header, blobs, own=True)
+
+    def _insert(self, sha256: bytes, domain_id: DomainId, header: Header, blobs: Sequence[Blob], *, own: bool) -> None:
+        with self._cache.lock, self._cache.connection as connection:
+            # The write lock first: two processes may have read the same new head.
+            connection.execute("BEGIN IMMEDIATE")
+            known = connection.execute("SELECT number FROM packs WHERE name = ?", (sha256,)).fetchone()
+            if known is not None:
+                return
+            row = (sha256, domain_id, header.encode(), object_length(blobs), own)
+            cursor = connection.execute(
+                "INSERT INTO packs (name, domain, header, length, own) VALUES (?, ?, ?, ?, ?)", row
+            )
+            number = cursor.lastrowid
+            connection.executemany(
+                "INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?)",
+                ((blob.id, blob.kind, number, blob.offset, blob.sealed_length, blob.content_length) for blob in blobs),
+            )
+
+    def forget(self, packs: Iterable[bytes]) -> None:
+        """These packs were deleted because nothing that stands needs them: trees that were complete still are."""
+        with self._cache.lock, self._cache.connection as connection:
+            for pack in packs:
+                connection.execute("DELETE FROM blobs WHERE pack = (SELECT number FROM packs WHERE name = ?)", (pack,))
+                connection.execute("DELETE FROM packs WHERE name = ?", (pack,))
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    def empty(self, domain_id: DomainId) -> bool:
+        """Whether no pack of the domain is known."""
+        with self._cache.lock:
+            query = "SELECT 1 FROM packs WHERE domain = ? LIMIT 1"
+            return self._cache.connection.execute(query, (domain_id,)).fetchone() is None
+
+    def find(self, kind: Kind, id_: ChunkId) -> list[Place]:
+        """All known places of a blob, own packs first."""
+        return self.find_many(kind, [id_]).get(id_, [])
+
+    def find_many(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, list[Place]]:
+        """The places of several blobs at once (up to some hundreds), own packs first."""
+        rows = self._look_up(kind, ids)
+        hinted = {row[4] for row in rows if row[5] is None}
+        if hinted:
+            self.open_hinted(sorted(hinted))
+            rows = [row for row in self._look_up(kind, ids) if row[5] is not None]
+        found: dict[ChunkId, list[Place]] = {}
+        for row in rows:
+            found.setdefault(ChunkId(row[0]), []).append(place_of(kind, row))
+        return found
+
+    def _look_up(self, kind: Kind, ids: Sequence[ChunkId]) -> list[Row]:
+        query = _LOOKUP.format(",".join("?" * len(ids)))
+        with self._cache.lock:
+            return self._cache.connection.execute(query, (kind, *ids)).fetchall()
+
+    def reusable(self, kind: Kind, id_: ChunkId) -> list[Place]:
+        """The places of a blob that something new may rely on, own packs first."""
+        return [place for place in self.find(kind, id_) if place.pack not in self.condemned]
+
+    def has(self, kind: Kind, id_: ChunkId) -> bool:
+        """Whether any place of a blob is known."""
+        with self._cache.lock:
+            query = (
+                "SELECT p.header FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.id = ? AND b.kind = ? LIMIT 1"
+            )
+            row = self._cache.connection.execute(query, (id_, kind)).fetchone()
+        return row is not None and (row[0] is not None or bool(self.find(kind, id_)))
+
+    def packs(self, domain_id: DomainId | None = None) -> Iterator[Entry]:
+        """Packs whose head opened, with their size; of one domain or all. Opens those known from segments only."""
+        self.open_hinted()
+        query = (
+            "SELECT number, name, length FROM packs WHERE number > ? AND trouble IS NULL"
+            " AND (? IS NULL OR domain = ?) ORDER BY number LIMIT 5000"
+        )
+        after = -1
+        while True:
+            with self._cache.lock:
+                rows = self._cache.connection.execute(query, (after, domain_id, domain_id)).fetchall()
+            if not rows:
+                return
+            yield from (Entry(pack_name(name), length) for _, name, length in rows)
+            after = rows[-1][0]
+
+    def small_documents(self, longest: int) -> list[tuple[DomainId, ChunkId]]:
+        """Documents and tree notes of at most `longest` bytes: domain and id."""
+        query = (
+            "SELECT DISTINCT p.domain, b.id FROM blobs b JOIN packs p ON p.number = b.pack"
+            " WHERE b.kind = ? AND b.content <= ? ORDER BY p.domain, b.id"
+        )
+        with self._cache.lock:
+            rows = self._cache.connection.execute(query, (Kind.DOCUMENT, longest)).fetchall()
+        return [(DomainId(domain), ChunkId(id_)) for domain, id_ in rows]
+
+    def total_length(self, domains: set[DomainId] | None = None) -> int:
+        """Bytes of the packs whose head opened; of these domains or all."""
+        among = "" if domains is None else f" AND domain IN ({','.join('?' * len(domains))})"
+        query = f"SELECT coalesce(sum(length), 0) FROM packs WHERE trouble IS NULL{among}"
+        with self._cache.lock:
+            return int(self._cache.connection.execute(query, tuple(sorted(domains or ()))).fetchone()[0])
+
+    def stored(self, domain_id: DomainId, first: int) -> list[tuple[ChunkId, int, int]]:
+        """A domain's blobs whose id begins with the byte `first`, by id: id, a number for the pack, sealed length."""
+        query = (
+            "SELECT b.id, b.pack, b.sealed FROM blobs b JOIN packs p ON p.number = b.pack"
+            " WHERE b.id >= ? AND b.id < ? AND p.domain = ? ORDER BY b.id"
+        )
+        low, high = bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * 25
+        with self._cache.lock:
+            rows = self._cache.connection.execute(query, (low, high, domain_id)).fetchall()
+        return [(ChunkId(id_), pack, sealed) for id_, pack, sealed in rows]
+
+    def bytes_of(self, packs: Iterable[int]) -> int:
+        """The size of packs by the numbers that `stored` gives."""
+        with self._cache.lock:
+            connection = self._cache.connection
+            query = "SELECT length FROM packs WHERE number = ?"
+            return sum(int(connection.execute(query, (pack,)).fetchone()[0]) for pack in packs)
+
+    def troubled(self) -> list[tuple[str, str]]:
+        """Packs whose head does not open: object name and reason. Opens those known from segments only."""
+        self.open_hinted()
+        with self._cache.lock:
+            query = "SELECT name, trouble FROM packs WHERE trouble IS NOT NULL ORDER BY name"
+            rows = self._cache.connection.execute(query).fetchall()
+        return [(pack_name(name), trouble) for name, trouble in rows]
+
+    def directory(self, sha256: bytes) -> Directory | None:
+        """The directory of a pack as its head says it; None for unknown or troubled packs."""
+        self.open_hinted([sha256])
+        with self._cache.lock:
+            connection = self._cache.connection
+            query = "SELECT number, domain, header, length FROM packs WHERE name = ? AND trouble IS NULL"
+            row = connection.execute(query, (sha256,)).fetchone()
+            if row is None:
+                return None
+            query = "SELECT kind, id, place, sealed, content FROM blobs WHERE pack = ? ORDER BY place"
+            rows = connection.execute(query, (row[0],)).fetchall()
+        blobs = [Blob(Kind(kind), ChunkId(id_), place, sealed, content) for kind, id_, place, sealed, content in rows]
+        return Directory(DomainId(row[1]), _header(row[2]), blobs, row[3])
+
+    def known(self, packs: Iterable[bytes]) -> set[bytes]:
+        """Those of these packs that are listed, whether their head opened or not."""
+        query = "SELECT name FROM packs WHERE name = ?"
+        with self._cache.lock:
+            rows = [self._cache.connection.execute(query, (pack,)).fetchone() for pack in set(packs)]
+        return {row[0] for row in rows if row is not None}
+
+    def length(self, sha256: bytes) -> int | None:
+        """The length of a pack whose head opened, None for others."""
+        self.open_hinted([sha256])
+        with self._cache.lock:
+            query = "SELECT length FROM packs WHERE name = ? AND trouble IS NULL"
+            row = self._cache.connection.execute(query, (sha256,)).fetchone()
+        return None if row is None else int(row[0])
+
+    # -- what is known to be complete ---------------------------------------------------------------------------------
+
+    def complete(self, root: ChunkId) -> bool:
+        """Whether every blob below this root had a place when last looked, and no pack was lost since."""
+        with self._cache.lock:
+            query = "SELECT 1 FROM complete WHERE root = ?"
+            return self._cache.connection.execute(query, (root,)).fetchone() is not None
+
+    def keep_complete(self, roots: Iterable[ChunkId]) -> None:
+        """Forget that any other tree was complete."""
+        with self._cache.lock, self._cache.connection as connection:
+            connection.execute("CREATE TEMP TABLE IF NOT EXISTS kept (root BLOB PRIMARY KEY) WITHOUT ROWID")
+            connection.execute("DELETE FROM kept")
+            connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((root,) for root in roots))
+            connection.execute("DELETE FROM complete WHERE root NOT IN kept")
+
+    def set_complete(self, roots: Iterable[ChunkId]) -> None:
+        """Remember that every blob below these roots has a place."""
+        with self._cache.lock, self._cache.connection as connection:
+            connection.executemany("INSERT OR IGNORE INTO complete VALUES (?)", ((root,) for root in roots))
+
+
+def place_of(kind: Kind, row: Row) -> Place:
+    """A place from its columns: id, offset, sealed and content length, pack, header, domain, own."""
+    id_, offset, sealed, content, name, header, domain_id, own = row
+    blob = Blob(kind, ChunkId(id_), offset, sealed, content)
+    return Place(name, _header(header), DomainId(domain_id), blob, bool(own))
+
+
+@lru_cache(maxsize=256)
+def _header(encoded: bytes) -> Header:
+    return decode_header(encoded, "a cached header")
+
+
+def _batches(rows: Iterator[tuple[bytes, int]], size: int = 1000) -> Iterator[list[tuple[bytes, int]]]:
+    batch: list[tuple[bytes, int]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

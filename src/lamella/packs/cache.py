@@ -1,0 +1,179 @@
+"""The host's disposable cache of one repository: an SQLite file that may be lost, stale or shared by processes.
+
+It holds copies of commit objects (checked again at every use) and the blob map (see lamella.packs.blobmap).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from lamella.base.errors import RepositoryError
+
+_VERSION = 4
+_NODES_KEPT = 50_000
+_SCHEMA = """
+CREATE TABLE commits (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE packs (
+    number INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, domain BLOB, header BLOB, length INTEGER NOT NULL,
+    own INTEGER NOT NULL, trouble TEXT
+);
+CREATE TABLE blobs (
+    id BLOB NOT NULL, kind INTEGER NOT NULL, pack INTEGER NOT NULL, place INTEGER NOT NULL, sealed INTEGER NOT NULL,
+    content INTEGER NOT NULL, PRIMARY KEY (id, kind, pack)
+) WITHOUT ROWID;
+CREATE INDEX blobs_by_pack ON blobs (pack);
+CREATE TABLE segments (number INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, packs INTEGER NOT NULL);
+CREATE TABLE covered (pack BLOB PRIMARY KEY, segment INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE nodes (number INTEGER PRIMARY KEY, pack BLOB NOT NULL, place INTEGER NOT NULL, sealed BLOB NOT NULL);
+CREATE UNIQUE INDEX nodes_by_place ON nodes (pack, place);
+CREATE TABLE complete (root BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class Cache:
+    """An open cache. `lock` serialises the threads of this process; SQLite serialises processes."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
+        self.connection = connection
+        self.path = path
+        self.lock = threading.RLock()
+
+    @classmethod
+    def open(cls, path: Path | None) -> Cache:
+        """Open or create the cache at `path`; a damaged or foreign file is replaced.
+
+        Without a path, or where none can be created, the cache is a temporary file that goes with the process.
+        """
+        if path is not None:
+            for _ in range(2):
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    return cls(_connect(path), path)
+                except (RepositoryError, sqlite3.Error):
+                    _remove(path)
+                except OSError:
+                    break
+        # An empty name is SQLite's private temporary database: on disk, so that large maps do not fill memory.
+        return cls(_connect(""), None)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self.lock:
+            self.connection.close()
+
+    def commit(self, name: str) -> bytes | None:
+        """A remembered commit object, not yet checked."""
+        with self.lock:
+            row = self.connection.execute("SELECT content FROM commits WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def node(self, pack: bytes, offset: int) -> bytes | None:
+        """A remembered sealed node at its place in a pack, not yet checked."""
+        with self.lock:
+            query = "SELECT sealed FROM nodes WHERE pack = ? AND place = ?"
+            row = self.connection.execute(query, (pack, offset)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def remember_nodes(self, rows: Iterable[tuple[bytes, int, bytes]]) -> None:
+        """Keep sealed nodes: pack, offset, bytes. The oldest make room."""
+        with self.lock, self.connection:
+            self.connection.executemany("INSERT OR IGNORE INTO nodes (pack, place, sealed) VALUES (?, ?, ?)", rows)
+            self.connection.execute(
+                "DELETE FROM nodes WHERE number <= (SELECT MAX(number) FROM nodes) - ?", (_NODES_KEPT,)
+            )
+
+    def commit_names(self) -> list[str]:
+        """The names of all remembered commits."""
+        with self.lock:
+            return [row[0] for row in self.connection.execute("SELECT name FROM commits ORDER BY name").fetchall()]
+
+    def remember_commits(self, objects: Iterable[tuple[str, bytes]]) -> None:
+        """Keep commit objects."""
+        with self.lock, self.connection:
+            self.connection.executemany("INSERT OR REPLACE INTO commits VALUES (?, ?)", objects)
+
+
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+@contextmanager
+def _translated(connection: sqlite3.Connection) -> Iterator[None]:
+    """SQLite's errors as RepositoryError; a damaged file is removed, so that the next run makes a new one."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        path = connection.path if isinstance(connection, _Connection) else None
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        hint = "LAMELLA_CACHE_DIR names another place for it"
+        if path is not None and code in _DAMAGED:
+            _remove(path)
+            hint = "it was removed: run the same command again"
+        where = "the temporary cache" if path is None else f"the cache {path}"
+        raise RepositoryError(f"{where} cannot be used: {error}", obj=str(path or ""), hint=hint) from error
+
+
+class _Cursor(sqlite3.Cursor):
+    """Fetching reads the file too, so it fails like executing does."""
+
+    def fetchone(self) -> Any:  # noqa: ANN401 - as sqlite3 declares it
+        with _translated(self.connection):
+            return super().fetchone()
+
+    def fetchall(self) -> list[Any]:
+        with _translated(self.connection):
+            return super().fetchall()
+
+
+class _Connection(sqlite3.Connection):
+    """A connection whose errors are Lamella's. Used with `execute`, `executemany` and as a context manager."""
+
+    path: Path | None = None
+
+    def execute(self, *arguments: Any) -> _Cursor:  # noqa: ANN401 - handed through
+        with _translated(self):
+            return self.cursor(_Cursor).execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> _Cursor:  # noqa: ANN401 - handed through
+        with _translated(self):
+            return self.cursor(_Cursor).executemany(*arguments)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        with _translated(self):
+            return super().__exit__(kind, error, trace)
+
+
+def _connect(path: Path | str) -> _Connection:
+    connection = sqlite3.connect(path, timeout=60, check_same_thread=False, factory=_Connection)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA cache_size = -8192")
+        connection.execute("PRAGMA temp_store = FILE")
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version != _VERSION:
+                raise sqlite3.DatabaseError("a cache of another version")
+    except BaseException:
+        connection.close()
+        raise
+    connection.path = Path(path) if path else None
+    return connection
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(OSError):
+            path.with_name(path.name + suffix).unlink()

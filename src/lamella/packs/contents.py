@@ -1,0 +1,194 @@
+"""Reading contents by id: every known place is tried, the bad ones are remembered (FORMAT 7)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+
+from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
+from lamella.base.ids import ChunkId, DomainId
+from lamella.base.trust import Opened
+from lamella.crypto.derive import Keys
+from lamella.format.container import NODES, Kind
+from lamella.format.lost import Address
+from lamella.packs.blobmap import BlobMap, Place, pack_name
+from lamella.packs.containers import open_blob
+from lamella.packs.reach import reinstated, require_alive
+from lamella.packs.suspects import Suspects
+from lamella.stores.base import Store
+
+_GAP = 64 * 1024
+_MAX_READ = 8 * 1024 * 1024
+
+
+class _Misplaced(IntegrityError):
+    """The blob may be sound, but not for this position."""
+
+
+class Contents:
+    """Opened contents of one repository. Thread-safe."""
+
+    def __init__(self, store: Store, keys: Keys, blobs: BlobMap, suspects: Suspects | None = None) -> None:
+        self._store = store
+        self._keys = keys
+        self._blobs = blobs
+        self._suspects = suspects
+        self._lock = threading.Lock()
+        self._looked_for: set[str] = set()
+        self._reinstated_names: set[str] = set()
+        self.keeps_nodes = False
+        """Nodes this host has seen sealed are not fetched again: for backups to distant stores, never to verify."""
+        self.bad_places: list[tuple[str, str]] = []
+        """Objects in which a blob could not be opened, with the reason; another place may have served."""
+        self.bad: set[Address] = set()
+        """Those of these places that are there and did not open for good."""
+
+    def get(self, domain_id: DomainId, kind: Kind, id_: ChunkId, length: int | None = None) -> Opened:
+        """One content. `length` is what its position implies, None where the position implies nothing.
+
+        Raises IntegrityError if no place has it, StoreError if the store fails.
+        """
+        try:
+            return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
+        except IntegrityError:
+            # An index segment may have left something out: the heads of the packs it spared us know.
+            if not self._blobs.open_hinted():
+                raise
+            return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
+
+    def get_many(
+        self, domain_id: DomainId, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]
+    ) -> dict[ChunkId, Opened]:
+        """Several contents, fetched with few reads: neighbours in a pack are read together. A length may be None.
+
+        Raises IntegrityError if any of them cannot be had.
+        """
+        lengths = dict(wanted)
+        places = self._blobs.find_many(kind, list(lengths))
+        result = self._read_runs(domain_id, [found[0] for found in places.values()], lengths)
+        for id_, length in lengths.items():
+            if id_ not in result:
+                result[id_] = self.get(domain_id, kind, id_, length)
+        return result
+
+    def _read_runs(
+        self, domain_id: DomainId, places: list[Place], lengths: dict[ChunkId, int | None]
+    ) -> dict[ChunkId, Opened]:
+        """What opens at its first place; anything that fails is left to the careful way."""
+        opened: dict[ChunkId, Opened] = {}
+        for run in _runs(sorted(places, key=lambda place: (place.pack, place.blob.offset))):
+            start = run[0].blob.offset
+            end = run[-1].blob.offset + run[-1].blob.sealed_length
+            try:
+                content = self._store.get(pack_name(run[0].pack), start, end - start)
+            except StoreError as error:
+                require_alive(self._store, error)
+                continue
+            for place in run:
+                at = place.blob.offset - start
+                sealed = content[at : at + place.blob.sealed_length]
+                try:
+                    opened[place.blob.id] = self._open(domain_id, place, sealed, lengths[place.blob.id])
+                except IntegrityError:
+                    continue
+        return opened
+
+    def open_at(self, place: Place) -> Opened:
+        """The content at one place and no other. Raises IntegrityError, StoreError."""
+        return self._opened(place.domain_id, place, None)[0]
+
+    def _open(self, domain_id: DomainId, place: Place, sealed: bytes, length: int | None) -> Opened:
+        name = pack_name(place.pack)
+        if place.domain_id != domain_id or length not in (None, place.blob.content_length):
+            raise _Misplaced("a blob of another domain or length than its position implies", obj=name)
+        return open_blob(self._keys.domain(domain_id), place.header, place.blob, sealed, name)
+
+    def _first_good(
+        self, domain_id: DomainId, kind: Kind, id_: ChunkId, places: Sequence[Place], length: int | None
+    ) -> Opened:
+        trouble = "no pack holds it"
+        for place in places:
+            try:
+                return self._at(domain_id, place, length)
+            except (IntegrityError, StoreError) as error:
+                trouble = self._failed(place, error)
+        # What did not open before may open now: replaced, or readable again.
+        tried = {place.pack for place in places}
+        for place in self._suspects.places(kind, id_) if self._suspects is not None else ():
+            if place.pack in tried:
+                continue
+            try:
+                content = self._at(domain_id, place, length)
+            except (IntegrityError, StoreError) as error:
+                trouble = self._failed(place, error)
+                continue
+            if self._suspects is not None:
+                self._suspects.clear(place.pack, [(kind, id_)])
+            return content
+        raise IntegrityError(f"{kind.name.lower()} {id_.hex()[:16]} cannot be read: {trouble}", obj=id_.hex())
+
+    def _at(self, domain_id: DomainId, place: Place, length: int | None) -> Opened:
+        if not (self.keeps_nodes and place.blob.kind in NODES):
+            return self._opened(domain_id, place, length)[0]
+        kept = self._blobs.cache.node(place.pack, place.blob.offset)
+        if kept is not None:
+            with suppress(IntegrityError):
+                return self._open(domain_id, place, kept, length)
+        opened, sealed = self._opened(domain_id, place, length)
+        self._blobs.cache.remember_nodes([(place.pack, place.blob.offset, sealed)])
+        return opened
+
+    def _opened(self, domain_id: DomainId, place: Place, length: int | None) -> tuple[Opened, bytes]:
+        """The content at a place of the store, and its sealed bytes."""
+        name = pack_name(place.pack)
+        try:
+            sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
+            return self._open(domain_id, place, sealed, length), sealed
+        except (_Misplaced, StoreUnavailable):
+            raise
+        except (IntegrityError, StoreError):
+            if not self._reinstated(name):
+                raise
+            sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
+            return self._open(domain_id, place, sealed, length), sealed
+
+    def _reinstated(self, name: str) -> bool:
+        """Whether the store has found the genuine version of a pack; asked once for each."""
+        with self._lock:
+            if name in self._looked_for:
+                return name in self._reinstated_names
+            self._looked_for.add(name)
+        found = reinstated(self._store, name)
+        if found:
+            with self._lock:
+                self._reinstated_names.add(name)
+        return found
+
+    def _failed(self, place: Place, error: IntegrityError | StoreError) -> str:
+        """Remember a place that failed, unless the store as a whole is out of reach; what to say about it."""
+        require_alive(self._store, error)
+        name = pack_name(place.pack)
+        for_good = not error.retryable and not isinstance(error, _Misplaced)
+        with self._lock:
+            self.bad_places.append((name, error.message))
+            if for_good and not isinstance(error, ObjectNotFound):
+                self.bad.add(Address(place.pack, place.blob.kind, place.blob.id))
+        if self._suspects is not None and for_good:
+            self._suspects.mark(place.pack, [(place.blob.kind, place.blob.id)])
+        return f"{error.message} ({name})"
+
+
+def _runs(places: list[Place]) -> list[list[Place]]:
+    """Cut places sorted by pack and offset into runs worth one read each."""
+    runs: list[list[Place]] = []
+    for place in places:
+        run = runs[-1] if runs else None
+        if run is not None and run[0].pack == place.pack:
+            end = run[-1].blob.offset + run[-1].blob.sealed_length
+            reach = place.blob.offset + place.blob.sealed_length - run[0].blob.offset
+            if place.blob.offset - end <= _GAP and reach <= _MAX_READ:
+                run.append(place)
+                continue
+        runs.append([place])
+    return runs

@@ -1,0 +1,65 @@
+"""Names and heads of packs: many heads read at once (docs/FORMAT.md 1, 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.crypto.derive import Keys
+from lamella.packs.containers import Head, read_head
+from lamella.packs.reach import reinstated, require_alive
+from lamella.run.pipeline import default_workers, ordered_map
+from lamella.stores.base import Store
+
+PREFIX = "p/"
+
+
+def pack_name(sha256: bytes) -> str:
+    """The object name of a pack."""
+    text = sha256.hex()
+    return f"{PREFIX}{text[:2]}/{text}"
+
+
+def pack_hash(name: str) -> bytes | None:
+    """The hash in a pack's object name, None if it is not one."""
+    parts = name.split("/")
+    if len(parts) != 3 or parts[0] != "p" or len(parts[2]) != 64 or parts[1] != parts[2][:2]:
+        return None
+    try:
+        return bytes.fromhex(parts[2])
+    except ValueError:
+        return None
+
+
+def genuine_head(store: Store, keys: Keys, name: str, size: int | None = None) -> Head:
+    """The head of a pack of this listed size (None: ask), of an older version if the newest one is not genuine.
+
+    Raises IntegrityError, UnknownFormat, StoreError.
+    """
+    try:
+        return read_head(store, keys, name, store.stat(name) if size is None else size)
+    except (IntegrityError, UnknownFormat):
+        if not reinstated(store, name):
+            raise
+        return read_head(store, keys, name, store.stat(name))
+
+
+def read_heads(
+    store: Store, keys: Keys, packs: Iterable[tuple[bytes, int]]
+) -> Iterator[tuple[bytes, int, Head | str | None]]:
+    """For each pack, given as hash and listed size: these, and its head, or what is wrong, or None if it is gone.
+
+    Raises StoreUnavailable when the store as a whole is out of reach.
+    """
+
+    def read(row: tuple[bytes, int]) -> tuple[bytes, int, Head | str | None]:
+        name = pack_name(row[0])
+        try:
+            return row[0], row[1], genuine_head(store, keys, name, row[1])
+        except ObjectNotFound:
+            return row[0], row[1], None
+        except (IntegrityError, UnknownFormat, StoreError) as error:
+            require_alive(store, error)
+            return row[0], row[1], error.message
+
+    return ordered_map(read, packs, workers=default_workers(), ahead=4)

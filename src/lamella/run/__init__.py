@@ -1,0 +1,1 @@
+"""The only effects besides files: programs, threads, the memory allocator."""

@@ -1,0 +1,1 @@
+"""Thin volumes of LVM."""

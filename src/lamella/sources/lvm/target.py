@@ -1,0 +1,297 @@
+"""Restoring to thin volumes: only data is written, everything else stays unmapped.
+
+`lvm:VG/LV` is made beside its name and gets it when it has been compared. An existing volume is replaced by a snapshot
+of itself that was emptied and written: LVM merges that into the volume in one step, which keeps its name and UUID, and
+until then the volume is as it was (docs/decisions/0009). With `in_place` the volume itself is emptied and written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final
+
+from lamella.base.errors import Locked, SourceAtRisk, SourceError, UsageError
+from lamella.sources._open_target import in_use
+from lamella.sources._zeroing import Zeroing, zero_range
+from lamella.sources.keeping import PoolLimits
+from lamella.sources.lvm import _lvm
+from lamella.sources.lvm._lvm import LogicalVolume
+from lamella.sources.lvm._pool import pool_status, refuse_at_risk
+from lamella.sources.old_state import OldState
+from lamella.sources.target import BlockDevice, Target
+
+PARTIAL_ENDING: Final = "+lampartial"
+"""Ends the name of a volume whose restore is not complete."""
+PARTIAL_TAG: Final = "lamella:partial"
+
+_TAGS: Final = ("lamella", PARTIAL_TAG)
+_BLKDISCARD: Final = 0x1277  # linux/fs.h
+_SYS: Final = Path("/sys/dev/block")
+_WORDS_WITHOUT_ORIGIN: Final = 5
+"""Of the table of a thin volume: start, length, `thin`, pool, id; an external origin comes after them."""
+
+
+def choose_thin(
+    text: str, *, overwrite: bool, in_place: bool, pool: str | None, limits: PoolLimits | None = None
+) -> Target:
+    """Return the target that fits `lvm:VG/LV`; `pool` is the pool of a new volume, if there are several.
+
+    Raises UsageError if the volume exists and neither consent was given, or its pool is not known; SourceError.
+    """
+    vg, lv = _lvm.parsed(text.removeprefix("lvm:"))
+    rows = _lvm.report(vg)
+    volume = _lvm.volume_named(rows, lv)
+    limits = limits or PoolLimits()
+    if volume is None:
+        if in_place:
+            raise UsageError(f"{vg}/{lv} does not exist", obj=text, hint="leave out --in-place")
+        return NewThin(vg, lv, _chosen_pool(rows, vg, pool), limits)
+    if volume.kind != "thin":
+        hint = f"give its device instead: {_lvm.node_of(vg, lv)}"
+        raise UsageError(f"{volume.text} is no thin volume but {volume.kind}", obj=text, hint=hint)
+    if not (overwrite or in_place):
+        raise UsageError(f"{volume.text} exists already", obj=text, hint="add --overwrite, or choose another name")
+    found = _lvm.volume_named(rows, volume.pool)
+    if found is None or (pool is not None and pool.removeprefix(f"{vg}/") != found.name):
+        raise UsageError(f"{volume.text} is in pool {volume.pool}, and stays there", obj=text, hint="leave out --pool")
+    return ThinInPlace(volume, found, limits) if in_place else ReplacedThin(volume, found, limits)
+
+
+def _chosen_pool(rows: list[LogicalVolume], vg: str, pool: str | None) -> LogicalVolume:
+    pools = [row for row in rows if row.kind == "thin-pool"]
+    if pool is None and len(pools) == 1:
+        return pools[0]
+    names = ", ".join(row.name for row in pools) or "none"
+    if pool is None:
+        raise UsageError(f"which pool of volume group {vg} is meant?", obj=vg, hint=f"name it with --pool: {names}")
+    found = next((row for row in pools if row.name == pool.removeprefix(f"{vg}/")), None)
+    if found is None:
+        raise UsageError(f"volume group {vg} has no thin pool {pool}", obj=pool, hint=f"thin pools there: {names}")
+    return found
+
+
+class ThinDevice(BlockDevice):
+    """The device of a thin volume, emptied and written in place; its size stays what it is."""
+
+    starts_zeroed = True
+
+    def prepare(self, size: int, needed_bytes: int) -> None:
+        super().prepare(size, needed_bytes)
+        self._empty()
+
+    def _empty(self) -> None:
+        """Give back every block of the volume, and write zeros where a block is only in part the volume's."""
+        with self._opening():
+            rdev = os.fstat(self._fd).st_rdev
+            if len(_lvm.table_of(_lvm.kernel_name(rdev))) > _WORDS_WITHOUT_ORIGIN:
+                raise UsageError(
+                    f"{self._given} has an external origin, which would show where nothing is written",
+                    obj=str(self._given),
+                    hint="restore into a new volume",
+                )
+            queue = _SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity"
+            block = int(queue.read_text("ascii"))
+            # Without discards the zeros are written: the same to read, only larger.
+            whole = self._size // block * block if block else 0
+            if whole:
+                fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("=QQ", 0, whole))
+            zero_range(self._fd, whole, self._size, Zeroing.KEEP_SPACE)
+
+
+class _Thin(ThinDevice):
+    """A thin volume by name, in a pool that is looked after."""
+
+    def __init__(self, vg: str, lv: str, pool: LogicalVolume, limits: PoolLimits) -> None:
+        self._vg, self._lv, self._pool, self._limits = vg, lv, pool, limits
+        super().__init__(_lvm.node_of(vg, lv))
+
+    @property
+    def _text(self) -> str:
+        return f"{self._vg}/{self._lv}"
+
+    def _named(self, name: str) -> Path:
+        return Path("/dev") / self._vg / name
+
+    def _refuse_without_room(self, needed_bytes: int) -> None:
+        """Raise SourceAtRisk if the data would fill the pool above its limit. It counts as if it shared nothing."""
+        status = pool_status(self._pool)
+        refuse_at_risk(self._pool, status, self._limits)
+        total = self._pool.size
+        used = total * status.data_used // max(status.data_total, 1)
+        room = int(total * self._limits.data_percent / 100) - used
+        if needed_bytes > room:
+            raise SourceAtRisk(
+                f"{needed_bytes >> 20} MiB would fill thin pool {self._pool.text} above"
+                f" {self._limits.data_percent:g} %: {max(room, 0) >> 20} MiB are left until there",
+                obj=self._pool.text,
+                hint=f"lvextend --size +{(needed_bytes - room >> 20) + 1}M {self._pool.text}, or another pool",
+            )
+
+
+class ThinInPlace(_Thin):
+    """An existing thin volume, emptied and written where it lies: its old state is lost."""
+
+    def __init__(self, volume: LogicalVolume, pool: LogicalVolume, limits: PoolLimits) -> None:
+        super().__init__(volume.vg, volume.name, pool, limits)
+        self._volume = volume
+        self._was_active = True
+
+    def prepare(self, size: int, needed_bytes: int) -> None:
+        _refuse_open(self._volume)
+        if self._volume.discards == "ignore":  # then every byte of it is written
+            needed_bytes = size
+        self._was_active = self.path.exists()
+        if not self._was_active:
+            _lvm.change("lvchange", "--activate", "y", "--ignoreactivationskip", self._text)
+        try:
+            self._refuse_without_room(needed_bytes - self._volume.mapped_bytes)
+            self._give_back_behind(size)
+            _resize(self._volume, size)
+            super().prepare(size, needed_bytes)
+            # What was given back may be held by snapshots.
+            self._refuse_without_room(needed_bytes)
+        except BaseException:
+            self.abandon()
+            raise
+        self.path = self.working_path = self._named(self._lv)
+
+    def _give_back_behind(self, size: int) -> None:
+        """Discard what a smaller volume will not reach any more: reducing the LV alone leaves its blocks mapped.
+
+        The kernel takes whole blocks: one at the old end that is only in part the volume's stays.
+        """
+        with suppress(OSError), self._named(self._lv).open("rb+", buffering=0) as device:
+            rdev = os.fstat(device.fileno()).st_rdev
+            queue = _SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity"
+            block = int(queue.read_text("ascii"))
+            start = -(-size // block) * block if block else self._volume.size
+            if start < self._volume.size:
+                fcntl.ioctl(device.fileno(), _BLKDISCARD, struct.pack("=QQ", start, self._volume.size - start))
+
+    def finish(self) -> None:
+        super().finish()
+        self._as_it_was()
+
+    def abandon(self) -> Path:
+        left = super().abandon()
+        self._as_it_was()
+        return left
+
+    def _as_it_was(self) -> None:
+        if not self._was_active:
+            self._was_active = True
+            _lvm.change("lvchange", "--activate", "n", self._text)
+
+
+class _Beside(_Thin):
+    """A thin volume that is written under another name first."""
+
+    def __init__(self, vg: str, lv: str, pool: LogicalVolume, limits: PoolLimits) -> None:
+        super().__init__(vg, lv, pool, limits)
+        self._partial = f"{lv}{PARTIAL_ENDING}"
+
+    def prepare(self, size: int, needed_bytes: int) -> None:
+        self._refuse_without_room(needed_bytes)
+        self._remove_partial()
+        with ExitStack() as undone:
+            undone.callback(self._remove_partial)
+            self._make(size)
+            self._given = _lvm.node_of(self._vg, self._partial)
+            super().prepare(size, needed_bytes)
+            undone.pop_all()
+        self.path, self.working_path = self._named(self._lv), self._named(self._partial)
+
+    def finish(self) -> None:
+        super().finish()
+        self._give_name()
+        self.working_path = self.path
+        _lvm.change("lvchange", *(word for tag in _TAGS for word in ("--deltag", tag)), self._text)
+
+    def _make(self, size: int) -> None:
+        raise NotImplementedError
+
+    def _give_name(self) -> None:
+        raise NotImplementedError
+
+    def _remove_partial(self) -> None:
+        """Remove what is left of an attempt. Raises UsageError if it is not ours, Locked if another one goes on."""
+        row = _lvm.volume_named(_lvm.report(self._vg), self._partial)
+        if row is None:
+            return
+        if PARTIAL_TAG not in row.tags:
+            raise UsageError(f"{row.text} is in the way, and is none of ours", obj=row.text, hint="rename it")
+        if row.open:
+            raise Locked(f"another restore is writing {row.text}", obj=row.text)
+        _lvm.change("lvremove", "--force", "--yes", row.text)
+
+    @property
+    def _tags(self) -> list[str]:
+        return [word for tag in _TAGS for word in ("--addtag", tag)]
+
+
+class NewThin(_Beside):
+    """A new thin volume."""
+
+    old_state = OldState.NONE
+
+    def _empty(self) -> None:
+        """It is empty."""
+
+    def _make(self, size: int) -> None:
+        options = ["--type", "thin", "--thinpool", self._pool.text, "--virtualsize", f"{max(size, 1)}b"]
+        _lvm.change("lvcreate", *options, *self._tags, "--name", self._partial)
+
+    def _give_name(self) -> None:
+        _lvm.change("lvrename", self._vg, self._partial, self._lv)
+
+
+class ReplacedThin(_Beside):
+    """An existing thin volume, replaced in one step by what was restored beside it."""
+
+    old_state = OldState.REPLACED
+
+    def __init__(self, volume: LogicalVolume, pool: LogicalVolume, limits: PoolLimits) -> None:
+        super().__init__(volume.vg, volume.name, pool, limits)
+        self._volume = volume
+
+    def _make(self, size: int) -> None:
+        _refuse_open(self._volume)
+        if self._volume.discards == "ignore":
+            self._refuse_without_room(size)
+        options = ["--snapshot", "--permission", "rw", "--setactivationskip", "n", "--activate", "y"]
+        _lvm.change("lvcreate", *options, *self._tags, "--name", self._partial, self._text)
+        row = _lvm.volume_named(_lvm.report(self._vg), self._partial)
+        if row is None:
+            raise SourceError(f"{self._vg}/{self._partial} was made and is not there", obj=self._text)
+        _resize(row, size)
+
+    def _give_name(self) -> None:
+        row = _lvm.volume_named(_lvm.report(self._vg), self._lv)
+        if row is None or row.uuid != self._volume.uuid:
+            raise SourceError(f"{self._text} is not the volume any more that was to be replaced", obj=self._text)
+        _refuse_open(row)
+        _lvm.change("lvconvert", "--yes", "--merge", f"{self._vg}/{self._partial}")
+        rows = _lvm.report(self._vg)
+        # Had the volume been opened just now, LVM would wait with the exchange until it is activated next time.
+        if any(row.name == self._partial or (row.name == self._lv and row.attributes[:1] == "O") for row in rows):
+            raise SourceError(
+                f"{self._text} was opened just now: it is exchanged when it is activated next time", obj=self._text
+            )
+
+
+def _refuse_open(volume: LogicalVolume) -> None:
+    """Raise UsageError if anything has the volume open now."""
+    row = _lvm.volume_named(_lvm.report(volume.vg), volume.name)
+    if row is not None and row.open:
+        raise in_use(_lvm.node_of(volume.vg, volume.name), "its device is open")
+
+
+def _resize(volume: LogicalVolume, size: int) -> None:
+    """Make a thin volume as large as the restored one, rounded up to extents as LVM does."""
+    wanted = max(1, -(-size // volume.extent)) * volume.extent
+    if volume.size != wanted:
+        _lvm.change("lvresize", "--force", "--yes", "--size", f"{wanted}b", volume.text)

@@ -1,0 +1,1 @@
+"""Images on file systems that clone: Btrfs and XFS."""

@@ -1,0 +1,145 @@
+"""Directories, files and errors of a POSIX file system, as the local store needs them.
+
+Every path is walked from the descriptor of the root directory, one part at a time and without following symbolic links:
+whoever can write to the destination must not be able to point us at a file elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from lamella.base.errors import ObjectNotFound, StoreError, StoreFull, StoreRefused, StoreUnavailable
+
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Not blocking: a planted pipe would otherwise stop the open for ever. Regular files ignore it.
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+COMPARED_AT_ONCE = 1 << 20
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EFBIG,
+}
+
+
+def store_error(error: OSError, obj: str, *, absent: bool) -> StoreError:
+    """Return what `error` means for a caller of the store; `absent`: a missing file means a missing object."""
+    text = error.strerror or str(error)
+    if error.errno in FULL:
+        return StoreFull(f"no space left: {text}", obj=obj)
+    if absent and error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return ObjectNotFound("no such object", obj=obj)
+    if error.errno in _REFUSED:
+        return StoreRefused(f"the file system refuses: {text}", obj=obj)
+    return StoreUnavailable(f"the file system failed: {text}", obj=obj)
+
+
+@contextmanager
+def opened_directory(root: int, parts: tuple[str, ...], *, create: bool = False) -> Iterator[int]:
+    """Give a descriptor of the directory `parts` below `root`; make missing ones (mode 0700) when `create`.
+
+    Raises OSError; StoreRefused where a symbolic link stands in place of a directory.
+    """
+    current = os.open(".", DIRECTORY_FLAGS, dir_fd=root)
+    try:
+        for part in parts:
+            below = _opened_below(current, part, create)
+            os.close(current)
+            current = below
+        yield current
+    finally:
+        os.close(current)
+
+
+def _opened_below(parent: int, part: str, create: bool) -> int:
+    try:
+        return os.open(part, DIRECTORY_FLAGS, dir_fd=parent)
+    except FileNotFoundError:
+        if not create:
+            raise
+    except NotADirectoryError:
+        if is_link(parent, part):
+            raise StoreRefused("a symbolic link stands in place of a directory", obj=part) from None
+        raise
+    with suppress(FileExistsError):  # another writer was faster
+        os.mkdir(part, 0o700, dir_fd=parent)
+    return os.open(part, DIRECTORY_FLAGS, dir_fd=parent)
+
+
+def is_link(parent: int, part: str) -> bool:
+    """Whether `part` in the directory `parent` is a symbolic link."""
+    try:
+        return stat.S_ISLNK(os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def checked_regular(status: os.stat_result, name: str) -> int:
+    """Return the size of a regular file. Raises ObjectNotFound for a directory, StoreRefused for anything else."""
+    if stat.S_ISDIR(status.st_mode):
+        raise ObjectNotFound("no such object: a directory has this name", obj=name)
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreRefused("not a regular file", obj=name)
+    return status.st_size
+
+
+@contextmanager
+def opened_file(directory: int, leaf: str, name: str) -> Iterator[tuple[int, int]]:
+    """Give the descriptor and size in bytes of a regular file. Raises OSError, ObjectNotFound, StoreRefused."""
+    descriptor = os.open(leaf, FILE_FLAGS, dir_fd=directory)
+    try:
+        yield descriptor, checked_regular(os.fstat(descriptor), name)
+    finally:
+        os.close(descriptor)
+
+
+def read_range(descriptor: int, offset: int, length: int, name: str) -> bytes:
+    """Return exactly `length` bytes from `offset`. Raises OSError; StoreError when the file ends before."""
+    pieces: list[bytes] = []
+    missing = length
+    while missing:
+        piece = os.pread(descriptor, missing, offset + length - missing)
+        if not piece:
+            raise StoreError(f"object became shorter while it was read: {missing} bytes missing", obj=name)
+        pieces.append(piece)
+        missing -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def write_whole(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of `content` and wait until it is on the device. Raises OSError."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+    os.fsync(descriptor)
+
+
+def holds_exactly(descriptor: int, size: int, content: bytes | memoryview) -> bool:
+    """Whether a file of `size` bytes holds `content`, compared a mebibyte at a time. Raises OSError."""
+    if size != len(content):
+        return False
+    for offset in range(0, size, COMPARED_AT_ONCE):
+        expected = content[offset : offset + COMPARED_AT_ONCE]
+        if read_range(descriptor, offset, len(expected), "") != expected:
+            return False
+    return True
+
+
+def sync_directory(descriptor: int) -> None:
+    """Return when the names in a directory are durable. Raises OSError."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}:
+            raise
+        os.sync()  # this file system cannot sync one directory: the whole system's is the only promise left

@@ -1,0 +1,100 @@
+"""The repository's lock on a file system: flock on the marker.
+
+The kernel releases it when the holder dies (FORMAT 8, 13.11).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lamella.base.errors import Locked, StoreRefused
+from lamella.stores.local.directory import DIRECTORY_FLAGS, FILE_FLAGS, checked_regular
+
+MARKER = "lamella"
+"""Name of the marker object (FORMAT 1)."""
+PAUSE_SECONDS = 0.05
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
+
+
+@contextmanager
+def held(root: int, *, exclusive: bool, wait_seconds: float) -> Iterator[None]:
+    """Hold the lock while the context lasts: on the marker below `root`, or on `root` itself as long as there is none.
+
+    Each call has its own open file, so threads exclude each other as processes do. Raises Locked when not had within
+    `wait_seconds`, StoreRefused where the file system knows no locks, OSError.
+    """
+    deadline = time.monotonic() + wait_seconds
+    descriptor = _acquired(root, exclusive)
+    while descriptor is None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise Locked(
+                "another process holds the repository's lock",
+                obj=MARKER,
+                hint="wait until the other Lamella process has finished; a lock never outlives its process",
+            )
+        time.sleep(min(PAUSE_SECONDS, left))
+        descriptor = _acquired(root, exclusive)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquired(root: int, exclusive: bool) -> int | None:
+    """Return a descriptor that holds the lock, or None if another holder is in the way."""
+    while True:
+        descriptor = _opened(root)
+        try:
+            locked = _try(descriptor, exclusive)
+            current = locked and _is_current(root, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if current:
+            return descriptor
+        os.close(descriptor)
+        if not locked:
+            return None
+        # The marker was created or replaced while we opened it: the lock we got excludes nobody. Again.
+
+
+def _opened(root: int) -> int:
+    try:
+        descriptor = os.open(MARKER, FILE_FLAGS, dir_fd=root)
+    except FileNotFoundError:
+        return os.open(".", DIRECTORY_FLAGS, dir_fd=root)
+    try:
+        checked_regular(os.fstat(descriptor), MARKER)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _try(descriptor: int, exclusive: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise StoreRefused("the file system has no locks", obj=MARKER) from error
+        raise
+    return True
+
+
+def _is_current(root: int, descriptor: int) -> bool:
+    """Whether whoever opens the lock now would open the same file."""
+    try:
+        now = os.stat(MARKER, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        now = os.fstat(root)
+    mine = os.fstat(descriptor)
+    return (mine.st_dev, mine.st_ino) == (now.st_dev, now.st_ino)

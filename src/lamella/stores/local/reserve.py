@@ -1,0 +1,66 @@
+"""Room kept back in the repository, so that a disk that is full to its last block can still be pruned.
+
+Removing a snapshot begins with a write: the record that says so. `tmp/reserve` is given up for such small writes, under
+the exclusive lock only, since a backup would just use it up; it is made again as soon as there is room.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from lamella.stores.local.directory import FULL, opened_directory, write_whole
+from lamella.stores.local.listing import TEMPORARY
+
+NAME = "reserve"
+SIZE = 1 << 20
+"""Bytes; random ones, for file systems that compress."""
+MOST = SIZE // 4
+"""The largest object it is given up for, in bytes."""
+
+_FREE = 4 * SIZE
+
+
+def keep_reserve(root: int) -> bool:
+    """Whether room is kept back below `root`; it is from now on if four times as much is free, and nothing fails."""
+    unfinished = os.urandom(16).hex()
+    try:
+        with opened_directory(root, (TEMPORARY,), create=True) as directory:
+            free = os.fstatvfs(directory)
+            if _there(directory):
+                return True
+            if free.f_bavail * free.f_frsize < _FREE:
+                return False
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(unfinished, flags, 0o600, dir_fd=directory)
+            try:
+                write_whole(descriptor, os.urandom(SIZE))
+                os.rename(unfinished, NAME, src_dir_fd=directory, dst_dir_fd=directory)
+            except BaseException:
+                os.unlink(unfinished, dir_fd=directory)
+                raise
+            finally:
+                os.close(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def give_up_reserve(root: int, error: OSError, size: int) -> bool:
+    """Whether a write of `size` bytes that failed with `error` may be tried again: there was room kept back."""
+    if error.errno not in FULL or size > MOST:
+        return False
+    try:
+        with opened_directory(root, (TEMPORARY,)) as directory:
+            os.unlink(NAME, dir_fd=directory)
+    except OSError:
+        return False
+    return True
+
+
+def _there(directory: int) -> bool:
+    try:
+        status = os.stat(NAME, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size >= SIZE

@@ -1,0 +1,1 @@
+"""Stores behind a pipe: client, server and agent (PIPE)."""

@@ -1,0 +1,238 @@
+"""The protocol of a store behind a pipe: frames, their limits, and what is in them (docs/PIPE.md).
+
+A frame is `length u32 | kind u8 | request u32 | payload`, little endian; `length` is that of the payload. Whoever reads
+knows from the kind how long a payload may be before taking a byte of it. This module and those it is packed with for a
+far side without Lamella (stores/pipe/bundle.py) run on Python 3.8.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from lamella.base.errors import (
+    LamellaError,
+    Locked,
+    NoRepository,
+    ObjectNotFound,
+    StoreError,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+    UsageError,
+)
+from lamella.base.trust import Sealed
+from lamella.stores.base import MAX_NAME, Abilities, Entry
+
+BOOT_MAGIC = b"LMLBOOT1"
+"""Stands before a packed agent (8 hex digits of length, then a zlib stream); a server that needs none skips it."""
+CLIENT_MAGIC = b"LMLPIPE1"
+SERVER_MAGIC = b"LMLSERV1"
+VERSION = 1
+
+HEADER = struct.Struct("<IBI")
+PIECE = 1 << 18
+"""Bytes of an object in one frame, at most."""
+MAX_OBJECT = 72 << 20
+"""Bytes of an object, at most: what the format allows (FORMAT 5) and some room."""
+MAX_BOOT = 1 << 20
+MAX_LISTED = 20_000_000
+"""Entries of one listing, at most."""
+CREDIT = 4
+"""Pages of a listing that may be on their way at once."""
+PAGE_BYTES = PIECE - MAX_NAME - 9
+
+SMALL_BYTES = 4096
+"""An object of at most so many bytes is small ..."""
+SMALL_OBJECTS = 32
+"""... and so many of them are sent at once: as many as there may be key slots (FORMAT 3)."""
+
+TICK_SECONDS = 20.0
+"""Whoever said nothing for so long says TICK."""
+SILENCE_SECONDS = 60.0
+"""A client that waits and hears nothing for so long gives the connection up ..."""
+ABANDONED_SECONDS = 120.0
+"""... and a server that hears nothing for so long ends, and with it the locks it holds. In this order: a client knows
+that its lock may be gone before anyone else can get it."""
+
+
+class Kind:
+    """What a frame is. Below 32 the client's, above the server's."""
+
+    HELLO = 1
+    GET = 2
+    STAT = 3
+    LIST = 4
+    MORE = 5
+    CANCEL = 6
+    PUT = 7
+    PIECE = 8
+    DELETE = 9
+    SYNC = 10
+    LOCK = 11
+    UNLOCK = 12
+    TICK = 13
+    KEEP = 14
+    SMALL = 15
+    DONE = 32
+    DATA = 33
+    PAGE = 34
+    ERROR = 35
+    TOCK = 36
+
+
+_TEXT = 4096
+CLIENT_LIMITS = {
+    Kind.HELLO: 2 * _TEXT,
+    Kind.GET: 16 + MAX_NAME,
+    Kind.STAT: MAX_NAME,
+    Kind.LIST: MAX_NAME,
+    Kind.MORE: 0,
+    Kind.CANCEL: 0,
+    Kind.PUT: 5 + MAX_NAME,
+    Kind.PIECE: PIECE,
+    Kind.DELETE: MAX_NAME,
+    Kind.SYNC: 0,
+    Kind.LOCK: 1,
+    Kind.UNLOCK: 4,
+    Kind.TICK: 0,
+    Kind.KEEP: 8 + MAX_NAME,
+    Kind.SMALL: MAX_NAME,
+}
+SERVER_LIMITS = {Kind.DONE: _TEXT, Kind.DATA: PIECE, Kind.PAGE: PIECE, Kind.ERROR: _TEXT, Kind.TOCK: 0}
+
+GET = struct.Struct("<QQ")
+"""Offset and length; a length of TO_THE_END has no other meaning."""
+TO_THE_END = (1 << 64) - 1
+PUT = struct.Struct("<IB")
+"""Size of the object, and whether it must be durable when it is acknowledged; a LIST sent behind waits for that."""
+SIZE = struct.Struct("<Q")
+
+_ERRORS: dict[int, type[LamellaError]] = {
+    1: StoreError,
+    2: ObjectNotFound,
+    3: StoreUnavailable,
+    4: StoreRefused,
+    5: StoreFull,
+    6: Locked,
+    7: NoRepository,
+    8: UsageError,
+}
+_MAX_MESSAGE = 600
+
+
+class ProtocolError(Exception):
+    """The other side does not keep to the protocol; the text says how."""
+
+
+class Hello(NamedTuple):
+    """What a client asks for at the start."""
+
+    place: str
+    create: bool
+    read_only: bool
+    checked: bool
+    """Names are to be compared with contents, though this client may delete."""
+
+    def encode(self) -> bytes:
+        """The payload."""
+        flags = self.create | self.read_only << 1 | self.checked << 2
+        return struct.pack("<HB", VERSION, flags) + self.place.encode("utf-8", "surrogateescape")
+
+
+def decode_hello(payload: bytes) -> Hello:
+    """Read a client's first frame. Raises ProtocolError."""
+    if len(payload) < 3:
+        raise ProtocolError("a greeting that is too short")
+    version, flags = struct.unpack_from("<HB", payload)
+    if version != VERSION:
+        raise ProtocolError(f"the client speaks version {version} of the protocol, this side version {VERSION}")
+    return Hello(payload[3:].decode("utf-8", "surrogateescape"), bool(flags & 1), bool(flags & 2), bool(flags & 4))
+
+
+_ABILITIES = ("exclusive_lock", "delete", "write", "immutable")
+
+
+def encode_welcome(abilities: Abilities) -> bytes:
+    """The answer to a greeting."""
+    flags = sum(1 << bit for bit, name in enumerate(_ABILITIES) if getattr(abilities, name))
+    return struct.pack("<HB", VERSION, flags)
+
+
+def decode_welcome(payload: bytes) -> Abilities:
+    """Read the answer to a greeting; what a later server adds behind it is left alone. Raises ProtocolError."""
+    if len(payload) < 3:
+        raise ProtocolError("an answer to the greeting that is too short")
+    version, flags = struct.unpack_from("<HB", payload)
+    if version != VERSION:
+        raise ProtocolError(f"the far side speaks version {version} of the protocol, this side version {VERSION}")
+    return Abilities(**{name: bool(flags & 1 << bit) for bit, name in enumerate(_ABILITIES)})
+
+
+def encode_error(error: LamellaError) -> bytes:
+    """An error as a frame's payload: code, then message and hint."""
+    code = next((number for number, kind in _ERRORS.items() if type(error) is kind), 1)
+    texts = (error.message, error.hint)
+    return bytes([code]) + b"\0".join(text.encode("utf-8", "replace")[:_MAX_MESSAGE] for text in texts)
+
+
+def decode_error(payload: bytes, obj: str) -> LamellaError:
+    """The error that the far side reports, as one of ours, about our own object. Raises ProtocolError."""
+    kind = _ERRORS.get(payload[0]) if payload else None
+    if kind is None:
+        raise ProtocolError("an error of no known kind")
+    message, _, hint = payload[1:].partition(b"\0")
+    return kind(printable(message) or "the far side failed", obj=obj, hint=printable(hint))
+
+
+def printable(text: bytes) -> str:
+    """One bounded line that cannot move the cursor or colour a terminal."""
+    shown = text.decode("utf-8", "replace")[:_MAX_MESSAGE]
+    return " ".join("".join(c if c.isprintable() else " " if c.isspace() else "?" for c in shown).split())
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """One row of a page."""
+    name = entry.name.encode("ascii")
+    return bytes([len(name)]) + name + SIZE.pack(entry.size)
+
+
+def decode_page(payload: bytes) -> list[Entry]:
+    """The rows of a page. Raises ProtocolError; the names are not yet checked."""
+    entries: list[Entry] = []
+    position = 0
+    while position < len(payload):
+        end = position + 1 + payload[position]
+        if end + SIZE.size > len(payload):
+            raise ProtocolError("a page that ends inside a row")
+        name = payload[position + 1 : end].decode("ascii", "replace")
+        entries.append(Entry(name, SIZE.unpack_from(payload, end)[0]))
+        position = end + SIZE.size
+    return entries
+
+
+def encode_small(name: str, content: bytes) -> bytes:
+    """One object of the answer to SMALL."""
+    encoded = name.encode("ascii")
+    return struct.pack("<BH", len(encoded), len(content)) + encoded + content
+
+
+def decode_small(payload: bytes) -> dict[str, bytes]:
+    """All objects of an answer to SMALL. Raises ProtocolError."""
+    objects: dict[str, bytes] = {}
+    position = 0
+    while position < len(payload):
+        if position + 3 > len(payload):
+            raise ProtocolError("objects that end inside a head")
+        name_bytes, size = struct.unpack_from("<BH", payload, position)
+        start = position + 3 + name_bytes
+        if start + size > len(payload):
+            raise ProtocolError("objects that end inside one")
+        objects[payload[position + 3 : start].decode("ascii", "replace")] = payload[start : start + size]
+        position = start + size
+    return objects
+
+
+def as_sealed(content: memoryview) -> Sealed:
+    """What was received, for a store: a server passes on what it cannot read, and has not to judge."""
+    return Sealed(bytes(content))

@@ -1,0 +1,138 @@
+"""What a server lets its client do: only add, only so many bytes, and only objects that are what they are called."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from lamella.base.errors import ObjectNotFound, StoreFull, StoreRefused
+from lamella.stores.base import Abilities, checked_name
+from lamella.stores.pipe import frames
+from lamella.stores.pipe.received import MARKER, Received
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from lamella.base.trust import Clear, Sealed
+    from lamella.stores.base import Entry, Held, Store
+
+_RECOUNT_AFTER = 512
+
+
+class GuardedStore:
+    """The store inside, within limits.
+
+    `append_only`: nothing is deleted, and the exclusive lock is given only while there is no repository. `quota_bytes`
+    bounds all objects together; servers that run side by side count each for itself and look again now and then.
+    `checked`: contents must belong under their names (lamella.stores.pipe.received); always so when `append_only`.
+    """
+
+    def __init__(
+        self, inner: Store, *, append_only: bool = False, quota_bytes: int | None = None, checked: bool = True
+    ) -> None:
+        self._inner = inner
+        self._append_only = append_only
+        self._quota_bytes = quota_bytes
+        self._received = Received(inner) if checked or append_only else None
+        self._counting = threading.Lock()
+        self._used_bytes = 0
+        self._puts = 0
+
+    @property
+    def url(self) -> str:
+        """Where the store inside is."""
+        return self._inner.url
+
+    @property
+    def abilities(self) -> Abilities:
+        """Those of the store inside, without `delete` where only adding is allowed."""
+        inner = self._inner.abilities
+        if not self._append_only:
+            return inner
+        return Abilities(inner.exclusive_lock, delete=False, write=inner.write, immutable=True)
+
+    def put(self, name: str, content: Sealed | Clear) -> None:
+        """Store an object. Raises StoreRefused where it does not belong under its name, StoreFull over the quota."""
+        self._put(name, content, lambda: self._inner.put(name, content))
+
+    def put_view(self, name: str, content: memoryview) -> None:
+        """`put` of what was just received; without a copy of it, where the store inside can do that."""
+        put_view = getattr(self._inner, "put_view", None)
+        if put_view is None:
+            self.put(name, frames.as_sealed(content))
+        else:
+            self._put(name, content, lambda: put_view(name, content))
+
+    def _put(self, name: str, content: bytes | memoryview, put: Callable[[], None]) -> None:
+        checked_name(name)
+        if self._received is not None and self._inner.abilities.write:
+            self._received.check(name, content)
+        if self._quota_bytes is None:
+            put()
+        else:
+            self._put_counted(name, len(content), put)
+
+    def _put_counted(self, name: str, size: int, put: Callable[[], None]) -> None:
+        with self._counting:
+            if self._puts % _RECOUNT_AFTER == 0:
+                self._used_bytes = sum(entry.size for entry in self._inner.list(""))
+            self._puts += 1
+            more = 0 if self._has(name) else size
+            if more and self._quota_bytes is not None and self._used_bytes + more > self._quota_bytes:
+                raise StoreFull("no space left: the quota of this destination is used up", obj=name)
+            self._used_bytes += more
+        try:
+            put()
+        except BaseException:
+            with self._counting:
+                self._used_bytes -= more
+            raise
+
+    def _has(self, name: str) -> bool:
+        try:
+            self._inner.stat(name)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return exactly the bytes asked for."""
+        return self._inner.get(name, offset, length)
+
+    def stat(self, name: str) -> int:
+        """Return the object's size in bytes."""
+        return self._inner.stat(name)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects below `prefix`."""
+        return self._inner.list(prefix)
+
+    def delete(self, name: str) -> None:
+        """Remove an object. Raises StoreRefused where only adding is allowed."""
+        if self._append_only:
+            raise StoreRefused("objects can only be added here, never removed", obj=checked_name(name))
+        if self._quota_bytes is not None:
+            with self._counting:
+                self._puts = 0  # counted anew at the next put
+        self._inner.delete(name)
+
+    def include_in_sync(self, name: str) -> None:
+        """Make the next `sync` cover an object that another connection put, where the store inside needs to be told."""
+        include = getattr(self._inner, "include_in_sync", None)
+        if include is not None:
+            include(name)
+
+    def sync(self) -> None:
+        """Return when every earlier put and delete is durable."""
+        self._inner.sync()
+
+    def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[Held | None]:
+        """Hold the lock of the store inside. Raises StoreRefused for the exclusive one where only adding is allowed."""
+        if exclusive and self._append_only and self._has(MARKER):
+            raise StoreRefused("objects can only be added here: the exclusive lock is not given", obj=MARKER)
+        return self._inner.lock(exclusive=exclusive, wait_seconds=wait_seconds)
+
+    def close(self) -> None:
+        """Close the store inside."""
+        self._inner.close()

@@ -1,0 +1,310 @@
+"""One connection to a server: the program that leads there, the thread that reads from it, requests on their way."""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from lamella.base.errors import LamellaError, StoreError, StoreRefused, StoreUnavailable
+from lamella.run.pipeline import Beside
+from lamella.run.spawn import Child
+from lamella.stores.base import Abilities, Entry
+from lamella.stores.pipe import frames
+from lamella.stores.pipe.calls import Call
+from lamella.stores.pipe.frames import Hello, Kind, ProtocolError
+from lamella.stores.pipe.framing import FrameSink, FrameSource
+
+_END_SECONDS = 10.0
+_CAUSE_SECONDS = 2.0
+_POLL_SECONDS = 1.0
+_SHOWN_CHARACTERS = 300
+_NOT_THERE = {126, 127}
+"""How shells report a program that cannot be run, or is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a server is reached."""
+
+    argv: tuple[str, ...]
+    boot: bytes = b""
+    """The packed agent for a far side that may have no Lamella; empty: there is one."""
+    terminal: bool = False
+    """The program may ask a person for a password."""
+    refusals: tuple[str, ...] = ()
+    """What the program says where trying again makes no sense."""
+    connect_seconds: float = 60.0
+    """Until the greeting is answered."""
+    distant: bool = False
+    """As `Abilities.distant`; and the program is ended at once when the store is closed."""
+
+
+class Waits:
+    """Counts the round trips that follow one another: those of requests sent after an earlier answer was there."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+
+    def sent(self, call: Call) -> None:
+        """A request is on its way."""
+        call.round = self.rounds + 1
+
+    def answered(self, call: Call) -> None:
+        """Somebody goes on with an answer."""
+        self.rounds = max(self.rounds, call.round)
+
+
+class Link:
+    """A connection. It ends at the first thing that is wrong, and every request on its way fails with it."""
+
+    def __init__(
+        self, route: Route, hello: Hello, obj: str, waits: Waits, ahead: Callable[[Link], None] = lambda link: None
+    ) -> None:
+        """Connect and greet; `ahead` sends what shall travel with the greeting.
+
+        Raises what the server reports; StoreUnavailable, StoreError.
+        """
+        self._obj = obj
+        self._route = route
+        self._waits = waits
+        self._mutex = threading.Lock()
+        self._calls: dict[int, Call] = {}
+        self._number = 0
+        self._failure: LamellaError | None = None
+        self._stop = False
+        self._patience = route.connect_seconds
+        self._heard = self._said = self._ticked = time.monotonic()
+        self._frames_seen = 0
+        self._sending = threading.Lock()
+        self._child = Child(route.argv, terminal=route.terminal, error=StoreUnavailable)
+        self._poll = select.poll()
+        self._poll.register(self._child.stdout, select.POLLIN)
+        self._poll.register(self._child.stderr, select.POLLIN)
+        self._source = FrameSource(self._child.stdout, frames.SERVER_LIMITS, self._wait_to_read)
+        self._sink = FrameSink(self._child.stdin)
+        self._reader = Beside(self._read, "lamella-pipe")
+        try:
+            self._written(lambda: self._sink.raw(route.boot + frames.CLIENT_MAGIC))
+            call = self.ask(Kind.HELLO, hello.encode(), Call(obj))
+            ahead(self)
+            self.abilities: Abilities = self._welcome(call)
+        except BaseException:
+            self.close()
+            raise
+        self._patience = frames.SILENCE_SECONDS
+
+    def _welcome(self, call: Call) -> Abilities:
+        try:
+            return frames.decode_welcome(self.answer(call))
+        except ProtocolError as error:
+            raise StoreError(f"not a server that can be used: {error}", obj=self._obj) from error
+
+    @property
+    def failed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._failure is not None
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    def ask(self, kind: int, payload: bytes, call: Call) -> Call:
+        """Send a request; the answer comes to `call`. Raises StoreUnavailable, StoreError when the connection ended."""
+        self._register(call)
+        self._written(lambda: self._sink.frame(kind, call.number, payload))
+        return call
+
+    def send(self, name: str, content: bytes, call: Call, *, durable: bool) -> Call:
+        """Send an object; others' requests pass between its pieces, other objects wait until it is sent."""
+        head = frames.PUT.pack(len(content), durable) + name.encode("ascii")
+        view = memoryview(content)
+        with self._sending:
+            self._register(call)
+            try:
+                self._written(lambda: self._sink.frame(Kind.PUT, call.number, head))
+                for at in range(0, len(view), frames.PIECE):
+                    self._send_piece(call, view[at : at + frames.PIECE])
+            except BaseException:
+                # What was announced will never come: nothing that follows would be understood.
+                self._fail(StoreUnavailable("sending an object was broken off", obj=self._obj))
+                raise
+        return call
+
+    def _send_piece(self, call: Call, piece: memoryview) -> None:
+        self._written(lambda: self._sink.frame(Kind.PIECE, call.number, piece))
+
+    def answer(self, call: Call) -> bytes:
+        """Wait for the answer to a call. Raises what the far side reports, StoreUnavailable, StoreError."""
+        with self._judged(call):
+            return call.result()
+
+    def data(self, call: Call) -> bytes:
+        """Wait for the answer to a call and return the bytes that came with it. Raises as `answer` does."""
+        with self._judged(call):
+            return call.data()
+
+    def page(self, call: Call) -> list[Entry] | None:
+        """Wait for the next page of a listing, None after the last one. Raises as `answer` does."""
+        with self._judged(call):
+            page = call.page()
+        if page is not None:
+            self._written(lambda: self._sink.frame(Kind.MORE, call.number))
+        return page
+
+    def drop(self, call: Call) -> None:
+        """Take no more of a listing."""
+        call.abandoned = True
+        if not call.answered:
+            with suppress(LamellaError):
+                self._written(lambda: self._sink.frame(Kind.CANCEL, call.number))
+
+    @contextmanager
+    def _judged(self, call: Call) -> Iterator[None]:
+        """A far side that is there and does not answer is as good as gone."""
+        try:
+            yield
+        except StoreUnavailable as error:
+            if not call.answered:
+                self._fail(error)
+            raise
+        finally:
+            self._waits.answered(call)
+
+    def _register(self, call: Call) -> None:
+        with self._mutex:
+            if self._failure is not None:
+                raise self._reason()
+            self._number = call.number = self._number + 1
+            self._calls[call.number] = call
+        self._waits.sent(call)
+
+    def _written(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            # The program has ended; the reading thread is about to find out why.
+            if not self._reader.join(_CAUSE_SECONDS):
+                self._fail(StoreUnavailable(f"cannot send: {error.strerror}", obj=self._obj))
+            raise self._reason() from None
+
+    def _reason(self) -> LamellaError:
+        error = self._failure or StoreUnavailable("the connection has ended", obj=self._obj)
+        return type(error)(error.message, obj=error.obj, hint=error.hint)
+
+    # -- the reading thread -------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        failure: LamellaError
+        try:
+            self._check_magic()
+            while True:
+                self._take_frame()
+        except EOFError:
+            failure = self._end_of_program()
+        except ProtocolError as error:
+            failure = StoreError(f"the far side does not keep to the protocol: {error}", obj=self._obj)
+        except LamellaError as error:
+            failure = error
+        except TimeoutError as error:
+            failure = StoreUnavailable(str(error), obj=self._obj)
+        except OSError as error:
+            failure = StoreUnavailable(f"the connection failed: {error.strerror}", obj=self._obj)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the waiting threads must hear of it)
+            failure = StoreError(f"reading failed: {type(error).__name__}: {error}", obj=self._obj)
+        self._fail(failure)
+
+    def _check_magic(self) -> None:
+        magic = bytes(self._source.exactly(len(frames.SERVER_MAGIC)))
+        if magic != frames.SERVER_MAGIC:
+            said = frames.printable(magic + self._source.rest())
+            text = f"it does not answer as a server of Lamella, but says {said!r}"
+            raise StoreError(text, obj=self._obj, hint="does a login script there print something?")
+
+    def _take_frame(self) -> None:
+        length, kind, number = self._source.header()
+        if kind == Kind.TOCK:
+            return
+        with self._mutex:
+            call = self._calls.get(number)
+        if call is None:
+            if kind == Kind.ERROR and number == 0:  # the last words of a server that gives up
+                raise frames.decode_error(bytes(self._source.exactly(length)), self._obj)
+            raise ProtocolError("an answer that nobody asked for")
+        call.expects(kind, length)
+        payload = self._source.exactly(length)
+        if kind in {Kind.DATA, Kind.PAGE}:
+            call.take(kind, payload)
+            return
+        answer = bytes(payload) if kind == Kind.DONE else frames.decode_error(bytes(payload), call.obj)
+        with self._mutex:
+            del self._calls[number]
+        call.finish(answer)
+
+    def _wait_to_read(self) -> None:
+        while True:
+            readable = [descriptor for descriptor, _ in self._poll.poll(_POLL_SECONDS * 1000)]
+            if self._child.stderr in readable and not self._child.drain_stderr():
+                self._poll.unregister(self._child.stderr)
+            if self._child.stdout in readable:
+                self._heard = time.monotonic()
+                return
+            self._watch(time.monotonic())
+
+    def _watch(self, now: float) -> None:
+        """Say that this side is alive; raise when the other side seems not to be."""
+        if self._stop:
+            raise EOFError
+        with self._mutex:
+            since = min((call.begun for call in self._calls.values()), default=now)
+        if self._ticked > self._heard:
+            since = min(since, self._ticked)
+        if now - max(self._heard, since) > self._patience:
+            raise TimeoutError(f"no answer for {self._patience:g} seconds")
+        if self._sink.frames != self._frames_seen:
+            self._frames_seen, self._said = self._sink.frames, now
+        elif now - self._said > frames.TICK_SECONDS:
+            self._sink.frame_unless_busy(Kind.TICK)
+            if self._ticked <= self._heard:  # the first one that is not answered
+                self._ticked = now
+
+    def _end_of_program(self) -> LamellaError:
+        status = self._child.wait(_CAUSE_SECONDS)
+        self._child.drain_stderr()
+        said = self._child.said()[-_SHOWN_CHARACTERS:]
+        how = "ended" if status is None or not status else f"ended with status {status}"
+        text = f"{self._child.name} {how}" + (f": {said}" if said else " without a word")
+        if status in _NOT_THERE and self._route.boot:
+            return StoreRefused(text, obj=self._obj, hint="the far side needs python3 (3.8 or newer), or lamella")
+        if any(phrase in said for phrase in self._route.refusals):
+            return StoreRefused(text, obj=self._obj)
+        return StoreUnavailable(text, obj=self._obj)
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: LamellaError) -> None:
+        with self._mutex:
+            if self._failure is None:
+                self._failure = error
+            calls, self._calls = list(self._calls.values()), {}
+            reason = self._failure
+        if not self._stop:
+            self._child.kill()
+        for call in calls:
+            call.finish(reason)
+
+    def close(self) -> None:
+        """End the connection and the program."""
+        self._stop = True
+        self._fail(StoreError("the store is closed", obj=self._obj))
+        if not self._sink.shut(_CAUSE_SECONDS):
+            self._child.kill()
+            self._sink.shut(_END_SECONDS)
+        self._child.close_stdin()
+        if self._route.distant:
+            self._child.terminate()
+        if not self._reader.join(_END_SECONDS):
+            self._child.kill()
+            self._reader.join(_END_SECONDS)
+        self._child.end(_END_SECONDS)

@@ -1,0 +1,262 @@
+"""The requests of an S3 store, made with botocore: plain values out, Lamella's errors, a deadline on every wait.
+
+botocore's own retries are off: `RetryingStore` is the one place that tries again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import botocore.loaders
+import botocore.parsers
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+
+from lamella.base.errors import ObjectNotFound, StoreRefused, StoreUnavailable, UsageError
+from lamella.stores.s3.bounds import READ_SECONDS, SLOWEST_BYTES_PER_SECOND, BoundedSession
+from lamella.stores.s3.errors import answer_error, printable
+from lamella.stores.s3.place import S3Place
+
+CONNECT_SECONDS = 20
+"""Time for a connection, and for each 16 KiB on their way out."""
+CONNECTIONS = 32
+PAGE = 1000
+_PIECE = 1 << 20
+_CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile: ?profile=NAME"
+
+
+class Part(NamedTuple):
+    """A range that was read: `content` starts at the offset asked for, `size` is the whole object's."""
+
+    content: bytes
+    size: int
+
+
+class Listed(NamedTuple):
+    """One name of a listing, and its version in listings of versions."""
+
+    name: str
+    size: int
+    version: str = ""
+
+
+class S3Client:
+    """Requests on one bucket. Thread-safe."""
+
+    def __init__(
+        self, place: S3Place, environment: Mapping[str, str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._bucket = place.bucket
+        self._prefix = place.prefix
+        self._clock = clock
+        self._sends_condition = True
+        try:
+            self._client: Any = _client(place, environment)
+            endpoint = self._client._endpoint
+            endpoint.http_session = BoundedSession(endpoint.http_session, clock)
+        except (BotoCoreError, ValueError) as error:
+            raise UsageError(f"s3: cannot be used as configured: {printable(error)}") from error
+
+    @property
+    def is_amazon(self) -> bool:
+        """Whether requests go to Amazon itself, whose promises are known."""
+        host = str(self._client.meta.endpoint_url).partition("://")[2].partition("/")[0].partition(":")[0]
+        return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+    def close(self) -> None:
+        """Close connections."""
+        self._client.close()
+
+    def put(self, name: str, content: bytes, *, new: bool = True, storage_class: str | None = None) -> bool:
+        """Put an object, whole or not at all; False if it is to be `new` and the service says that the name is taken.
+
+        The service checks a SHA-256 of the content before it answers. `new` False replaces what is there.
+        """
+        arguments: dict[str, Any] = {"ChecksumSHA256": base64.b64encode(hashlib.sha256(content).digest()).decode()}
+        if storage_class is not None:
+            arguments["StorageClass"] = storage_class
+        if new and self._sends_condition:
+            arguments["IfNoneMatch"] = "*"
+        with self._translated(name):
+            try:
+                # A file, not bytes: each piece then has its own deadline, so a slow line is not taken for a dead one.
+                self._client.put_object(
+                    Bucket=self._bucket, Key=self._prefix + name, Body=BytesIO(content), **arguments
+                )
+            except ClientError as error:
+                if _code(error) == "PreconditionFailed" or _status(error) == 412:
+                    return False
+                if "IfNoneMatch" not in arguments or not (_code(error) == "NotImplemented" or _status(error) == 501):
+                    raise
+                self._sends_condition = False
+                return self.put(name, content, storage_class=storage_class)
+        return True
+
+    def size(self, name: str, version: str = "") -> int:
+        """The size of an object in bytes. Raises ObjectNotFound."""
+        with self._translated(name):
+            reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name, **_version(version))
+            return int(reply["ContentLength"])
+
+    def read(self, name: str, offset: int, end: int | None, version: str = "") -> Part | None:
+        """Read the bytes [offset, end) (to the end when None), or fewer where the object ends before.
+
+        None if the object has no byte at `offset`, which is also so for every empty range. Raises ObjectNotFound.
+        """
+        arguments: dict[str, Any] = _version(version)
+        if offset or end is not None:
+            arguments["Range"] = f"bytes={offset}-" + ("" if end is None else str(end - 1))
+        with self._translated(name):
+            try:
+                reply = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name, **arguments)
+            except ClientError as error:
+                if _status(error) == 416:
+                    return None
+                raise
+            with reply["Body"] as body:
+                return self._part(reply, body, offset, end, name)
+
+    def _part(self, reply: Any, body: Any, offset: int, end: int | None, name: str) -> Part:  # noqa: ANN401 - botocore's
+        length = int(reply["ContentLength"])
+        start, size = 0, length
+        if "ContentRange" in reply:
+            start, size = _content_range(str(reply["ContentRange"]), name)
+        wanted_end = size if end is None else min(end, size)
+        if start > offset or start + length < wanted_end:
+            raise StoreUnavailable("the service answered with another range than was asked for", obj=name)
+        content = self._body(body, wanted_end - start, name)
+        return Part(content[offset - start :], size)
+
+    def _body(self, body: Any, length: int, name: str) -> bytes:  # noqa: ANN401 - botocore's
+        deadline = self._clock() + READ_SECONDS + length / SLOWEST_BYTES_PER_SECOND
+        pieces: list[bytes] = []
+        missing = length
+        while missing > 0:
+            piece = body.read(min(missing, _PIECE))
+            if not piece:
+                raise StoreUnavailable(f"the answer ended {missing} bytes too early", obj=name)
+            pieces.append(piece)
+            missing -= len(piece)
+            if self._clock() > deadline:
+                raise StoreUnavailable("the answer comes too slowly", obj=name)
+        return b"".join(pieces)
+
+    def listing(self, prefix: str) -> Iterator[Listed]:
+        """All objects whose name starts with `prefix`, page by page."""
+        whole = self._prefix + prefix
+        token: dict[str, str] = {}
+        while True:
+            with self._translated(prefix):
+                reply = self._client.list_objects_v2(Bucket=self._bucket, Prefix=whole, MaxKeys=PAGE, **token)
+                rows = [Listed(str(row["Key"]), int(row["Size"])) for row in reply.get("Contents", ())]
+            for row in rows:
+                if not row.name.startswith(whole):
+                    raise StoreUnavailable("the service lists what was not asked for", obj=prefix)
+                yield Listed(row.name[len(self._prefix) :], row.size)
+            if not reply.get("IsTruncated"):
+                return
+            following = {"ContinuationToken": str(reply.get("NextContinuationToken", ""))}
+            if following == token or not following["ContinuationToken"]:
+                raise StoreUnavailable("the service's listing goes round in circles", obj=prefix)
+            token = following
+
+    def versions(self, name: str) -> list[Listed]:
+        """The stored versions of one key, newest first, at most a page of them."""
+        with self._translated(name):
+            reply = self._client.list_object_versions(Bucket=self._bucket, Prefix=self._prefix + name, MaxKeys=PAGE)
+        rows = (row for row in reply.get("Versions", ()) if row["Key"] == self._prefix + name)
+        return [Listed(name, int(row["Size"]), str(row["VersionId"])) for row in rows]
+
+    def delete(self, name: str, version: str = "") -> None:
+        """Remove an object, or one version of it; no error if there is none."""
+        try:
+            with self._translated(name):
+                self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name, **_version(version))
+        except ObjectNotFound:
+            return
+
+    def require_bucket(self) -> None:
+        """Raises NoRepository if there is no such bucket."""
+        with self._translated(""):
+            self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+
+    @contextmanager
+    def _translated(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            raise answer_error(error.response, name, self._bucket) from error
+        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+            raise StoreRefused("there are no usable credentials for S3", obj=name, hint=_CREDENTIALS_HINT) from error
+        except ParamValidationError as error:
+            raise StoreRefused(f"S3 has no such request: {printable(error)}", obj=name) from error
+        except (BotoCoreError, botocore.parsers.ResponseParserError, KeyError, ValueError) as error:
+            raise StoreUnavailable(f"the service does not answer properly: {printable(error)}", obj=name) from error
+
+
+def _client(place: S3Place, environment: Mapping[str, str]) -> Any:  # noqa: ANN401 - botocore has no types
+    session = botocore.session.Session(profile=place.profile)
+    session.register_component("data_loader", _descriptions())
+    key, secret = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
+    if key and secret and place.profile is None:
+        session.set_credentials(key, secret, environment.get("AWS_SESSION_TOKEN") or None)
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=CONNECTIONS,
+        tcp_keepalive=True,
+        s3={"addressing_style": "path" if place.path_style else "virtual"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return session.create_client(
+        "s3",
+        region_name=place.region or session.get_config_variable("region") or "us-east-1",
+        endpoint_url=place.endpoint,
+        verify=environment.get("AWS_CA_BUNDLE") or None,
+        config=config,
+    )
+
+
+@lru_cache(maxsize=1)
+def _descriptions() -> Any:  # noqa: ANN401 - botocore's
+    """botocore's descriptions of services, read once a process: a fifth of a second."""
+    return botocore.loaders.create_loader()
+
+
+def _version(version: str) -> dict[str, Any]:
+    return {"VersionId": version} if version else {}
+
+
+def _code(error: Any) -> str:  # noqa: ANN401 - botocore's
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: Any) -> int:  # noqa: ANN401 - botocore's
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _content_range(text: str, name: str) -> tuple[int, int]:
+    """First byte and whole size from `bytes FIRST-LAST/SIZE` (RFC 9110, 14.4)."""
+    unit, _, rest = text.partition(" ")
+    span, _, size = rest.partition("/")
+    first = span.partition("-")[0]
+    if unit != "bytes" or not (first.isdecimal() and size.isdecimal() and first.isascii() and size.isascii()):
+        raise StoreUnavailable("the service answered with a range that makes no sense", obj=name)
+    return int(first), int(size)
