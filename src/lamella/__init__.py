@@ -172,8 +172,8 @@ _HOMES = {
     " NothingMatched ObjectNotFound RepositoryError RolledBack SourceAtRisk SourceError StoreError StoreFull"
     " StoreRefused StoreUnavailable UnknownFormat UsageError",
     "lamella.base.events": "Event Progress Reporter Warned",
-    "lamella.operations.backup.story": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Request VolumeResult"
-    " execute_together plan_backup",
+    "lamella.operations.backup.story": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Request"
+    " VolumeResult execute_together plan_backup",
     "lamella.operations.backup.change_map": "ChangeMap read_map write_map",
     "lamella.operations.copy.copy": "CopyOptions CopyPlan CopyResult plan_copy",
     "lamella.operations.look.diff": "DiffResult compare",

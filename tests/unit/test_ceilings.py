@@ -30,9 +30,9 @@ TERMINAL = {
 }  # fmt: skip
 HOMES = {
     "cli/": TERMINAL,
-    "spawn.py": {"subprocess", "os.environ"},
-    "clock.py": {"time.time", "time.time_ns", "datetime.datetime.now"},
-    "pipeline.py": {"threading.Thread", "concurrent.futures"},
+    "run/spawn.py": {"subprocess", "os.environ"},
+    "base/clock.py": {"time.time", "time.time_ns", "datetime.datetime.now"},
+    "run/pipeline.py": {"threading.Thread", "concurrent.futures"},
     "testing/": {"threading.Thread"},  # contract suites call a store from several threads at once
 }
 BUILTINS = {"exit", "quit", "input", "SystemExit"}
@@ -144,11 +144,11 @@ def test_promise_is_found(tmp_path: Path) -> None:
     ("place", "text", "count"),
     [
         ("stores/a.py", "import subprocess  # noqa: TID251\n", 1),
-        ("spawn.py", "import subprocess\n", 0),
-        ("spawn.py", "import time\nnow = time.time()\n", 1),
+        ("run/spawn.py", "import subprocess\n", 0),
+        ("run/spawn.py", "import time\nnow = time.time()\n", 1),
         ("cli/a.py", "import os\nx = os.environ\nraise SystemExit(1)\n", 0),
         ("cli/a.py", "import concurrent.futures\n", 1),
-        ("pipeline.py", "from threading import Lock, Thread\n", 0),
+        ("run/pipeline.py", "from threading import Lock, Thread\n", 0),
         ("operations/a.py", "import threading\nx = threading.Lock()\ny = threading.Thread()\n", 1),
         ("operations/a.py", "def f() -> None:\n    raise SystemExit(1)\n", 1),
         ("operations/a.py", "def f() -> None:\n    raise SystemExit\n", 1),
@@ -158,6 +158,6 @@ def test_promise_is_found(tmp_path: Path) -> None:
 )
 def test_banned_name_is_found(tmp_path: Path, place: str, text: str, count: int) -> None:
     file = tmp_path / place
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     assert len(list(homeless(tmp_path))) == count

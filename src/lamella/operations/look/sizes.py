@@ -1,6 +1,6 @@
 """How much room snapshots take: what they need, what only they need, and what would be free without them.
 
-Everything the domain's other snapshots need is marked as a collector marks it (lamella.operations.shared.marking), so the work
+Everything the domain's other snapshots need is marked as a collector marks it (operations.shared.marking), so the work
 follows the number of different nodes, and memory stays flat. No data is read.
 """
 

@@ -1,4 +1,4 @@
-"""A server for the directory that its client names: what runs on a far side that has no Lamella (stores/pipe/bundle.py).
+"""A server for the directory that its client names: what runs on a far side that has no Lamella (bundle.py).
 
 It does what the account it runs under may do anyway; a place that must be protected from its client has a server that
 was started by somebody else (`lamella serve`).

@@ -14,27 +14,27 @@ from importlib.resources import files
 from lamella.stores.pipe.frames import BOOT_MAGIC
 
 MODULES = (
-    "errors",
-    "trust",
-    "pipeline",
+    "base.errors",
+    "base.trust",
+    "run.pipeline",
     "stores.base",
-    "stores.buffers",
     "stores.requests",
-    "stores._directory",
-    "stores._flock",
-    "stores._listing",
-    "stores._mounts",
-    "stores._reserve",
-    "stores.local",
-    "stores.received",
-    "stores.guarded",
-    "stores.frames",
-    "stores.framing",
-    "stores.serve_listings",
-    "stores.serve",
-    "stores.agent",
+    "stores.local.directory",
+    "stores.local.flock",
+    "stores.local.listing",
+    "stores.local.mounts",
+    "stores.local.reserve",
+    "stores.local.store",
+    "stores.pipe.buffers",
+    "stores.pipe.received",
+    "stores.pipe.guarded",
+    "stores.pipe.frames",
+    "stores.pipe.framing",
+    "stores.pipe.server_listings",
+    "stores.pipe.server",
+    "stores.pipe.agent",
 )
-_FIRST = "stores.unpacked"
+_FIRST = "stores.pipe.unpacked"
 
 # Reads BOOT_MAGIC, the length and the text; in words that every login shell takes literally between single quotes.
 _LOADER = (

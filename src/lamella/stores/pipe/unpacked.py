@@ -16,8 +16,8 @@ class Unpacked(importlib.abc.Loader):
 
     def __init__(self, sources: dict) -> None:  # type: ignore[type-arg]
         self._sources = sources
-        self._packages = {name.rpartition(".")[0] for name in sources} - {""}
-        self._packages |= {name.partition(".")[0] for name in sources}
+        parts = [name.split(".") for name in sources]
+        self._packages = {".".join(words[:count]) for words in parts for count in range(1, len(words))}
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> object:
         """As importlib asks."""
