@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.qubes.fake_qubesd import FakeQubesd
+from lamella_kit.fake_qubesd import FakeQubesd
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 COMMANDS = {

@@ -23,7 +23,7 @@ from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency, FrozenVolume
 from lamella.stores.base import Entry
 from lamella.stores.local.store import LocalStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.fault.world import SECRET, host_at, init
 
 MIB = 1 << 20

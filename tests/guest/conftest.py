@@ -26,7 +26,7 @@ from tests.guest.machine import Guest
 if TYPE_CHECKING:
     from tests.guest.lvm import Pool
 
-pytest.register_assert_rewrite("lamella.testing.source_contract", "lamella.testing.source_reading", "tests.guest.lvm")
+pytest.register_assert_rewrite("lamella_kit.source_contract", "lamella_kit.source_reading", "tests.guest.lvm")
 pytest.register_assert_rewrite("tests.qubes.stories")
 
 HERE = Path(__file__).parent

@@ -23,7 +23,7 @@ from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.link import Link
 from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, RetryingStore
-from lamella.testing.store_reading import listed
+from lamella_kit.store_reading import listed
 from tests.cli.program import Lamella
 from tests.system.bad_link import BadLink, bad_link
 from tests.system.ssh_server import SshServer, ssh_server

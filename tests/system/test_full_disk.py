@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lamella.testing.image_files import mounted
+from lamella_kit.image_files import mounted
 from tests.cli.program import Lamella
 from tests.features import require
 from tests.system import loop_fs
