@@ -32,6 +32,7 @@ try: env-try
 # (5: PYTEST_ARGS chose others).
 TWO := $(MAKE) --no-print-directory --jobs 2 --output-sync=target
 PYTEST := $(BIN)/python -m pytest
+QUICK := -m "not slow and not long"
 UNIT_TESTS := $(wildcard tests/unit/test_*.py)
 UNIT_FIRST := $(wildcard tests/unit/test_[a-q]*.py)
 FOLDERS := $(sort $(dir $(wildcard tests/*/test_*.py tests/*/*/test_*.py)))
@@ -40,16 +41,16 @@ FIRST := tests/fault/ tests/unit/ tests/property/
 unit: env-dev
 	@$(TWO) unit-first unit-second
 unit-first:
-	@$(PYTEST) $(UNIT_FIRST) $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(PYTEST) $(UNIT_FIRST) $(QUICK) $(PYTEST_ARGS) || [ $$? = 5 ]
 unit-second:
-	@$(PYTEST) $(filter-out $(UNIT_FIRST),$(UNIT_TESTS)) $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(PYTEST) $(filter-out $(UNIT_FIRST),$(UNIT_TESTS)) $(QUICK) $(PYTEST_ARGS) || [ $$? = 5 ]
 
 test: env-dev system
 	@$(TWO) rules test-first test-second
 test-first:
-	@$(PYTEST) $(FIRST) -m "not slow and not long" $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(PYTEST) $(FIRST) $(QUICK) $(PYTEST_ARGS) || [ $$? = 5 ]
 test-second:
-	@$(PYTEST) $(filter-out $(FIRST),$(FOLDERS)) -m "not slow and not long" $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(PYTEST) $(filter-out $(FIRST),$(FOLDERS)) $(QUICK) $(PYTEST_ARGS) || [ $$? = 5 ]
 
 test-all: env-dev system rules
 	@$(PYTEST) $(PYTEST_ARGS)
