@@ -33,5 +33,5 @@ def test_it_holds_every_module_of_the_source(wheel: zipfile.Path) -> None:
 
 
 def test_nothing_in_it_is_for_tests(wheel: zipfile.Path) -> None:
-    names = [name for name in wheel.root.namelist() if name.startswith("lamella/")]
+    names = [name for name in wheel.root.namelist() if name.endswith((".py", ".pyi"))]
     assert not [name for name in names if b"pytest" in wheel.joinpath(name).read_bytes()]
