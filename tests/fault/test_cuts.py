@@ -126,7 +126,7 @@ def gaps(total: int, chance: random.Random) -> list[int]:
     return [after - before for before, after in zip([0, *places], places, strict=False)]
 
 
-@pytest.mark.parametrize("tracks", [True, False], ids=["tracked", "read again"])
+@pytest.mark.parametrize("tracks", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tracked", "read again"])
 @pytest.mark.parametrize(
     ("size", "shrink"), [(64 * MIB, 32), pytest.param(2048 * MIB, 1, marks=pytest.mark.long)], ids=["64 MiB", "2 GiB"]
 )

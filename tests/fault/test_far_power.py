@@ -39,6 +39,7 @@ def calls_of_a_life(tmp_path: Path) -> int:
         return machine.store.calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returns", [False, True], ids=["stays dark", "comes back"])
 def test_power_cut_at_every_call_of_the_far_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: bool
