@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 
-# The programs under test write no bytecode, nor does a guest: without it each would compile every module at every start.
+# The programs under test write no bytecode, nor does a guest: each would compile every module at every start.
 if not sys.dont_write_bytecode:
     compileall.compile_dir(Path(__file__).parents[1] / "src", quiet=1)
 
