@@ -12,7 +12,7 @@ import pytest
 from lamella import rescue
 from lamella.base.errors import RolledBack
 from lamella.format.container import Kind
-from lamella.format.lost import was_rebuilt
+from lamella.format.inner import was_rebuilt
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.look.listing import snapshots

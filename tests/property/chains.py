@@ -10,9 +10,8 @@ from lamella.base.ids import RepoId, WriterId
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign
 from lamella.format.commit import Body, Entry, Head
-from lamella.format.known import Signed
 from lamella.format.marker import Marker
-from lamella.format.records import Checkpoint, RawRecord, prune_signed_message, raw
+from lamella.format.records import Checkpoint, RawRecord, Signed, prune_signed_message, raw
 from lamella.history.history import Chain, Commit, History
 from lamella.history.order import Clock
 

@@ -21,12 +21,25 @@ from lamella.base.ids import DomainId, RepoId, SnapId, VolumeId
 from lamella.base.trust import Sealed
 from lamella.format.commit import Entry, parse_name
 from lamella.format.deletion import Remove
-from lamella.format.known import Signed
-from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.origin import Origin, Place
-from lamella.format.records import NO_REF, Checkpoint, Confirm, RawRecord, Ref, Run, RunVolume, Volume, raw
-from lamella.format.seen import Seen
-from lamella.format.sessions import Abandon, Session
+from lamella.format.inner import Origin, Place
+from lamella.format.records import (
+    NO_REF,
+    Abandon,
+    Checkpoint,
+    Confirm,
+    Pin,
+    RawRecord,
+    Ref,
+    Rename,
+    Run,
+    RunVolume,
+    Seen,
+    Session,
+    Signed,
+    Tag,
+    Volume,
+    raw,
+)
 from lamella.history import checkpointing, publish, tombstones
 from lamella.history.catalogue import Catalogue, Snapshot, before, latest
 from lamella.history.compaction import COPIES_REMEMBERED_MS, InForce

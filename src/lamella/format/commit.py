@@ -13,6 +13,7 @@ from lamella.base.ids import WriterId
 from lamella.base.trust import Opened
 from lamella.format.container import MAX_CONTENT, TRAILER_SIZE
 from lamella.format.cursor import Cursor, u8, u32, u64
+from lamella.format.layout import HASH, ID, U64, row
 from lamella.format.records import Checkpoint, RawRecord, split
 
 PREFIX = "w/"
@@ -32,6 +33,9 @@ class Head(NamedTuple):
     def name(self) -> str:
         """The object name."""
         return f"{PREFIX}{self.writer.hex()}/{self.seq:016x}-{self.sha256.hex()}"
+
+
+HEAD = row(Head, ID, U64, HASH)
 
 
 def parse_name(name: str) -> Head | None:

@@ -20,8 +20,7 @@ from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, Entry, Head, decode_
 from lamella.format.container import MAX_OBJECT, TRAILER_SIZE
 from lamella.format.deletion import Audited, Forgo
 from lamella.format.known import understood
-from lamella.format.records import Checkpoint, SegmentPlace
-from lamella.format.seen import Seen
+from lamella.format.records import Checkpoint, Seen, SegmentPlace
 from lamella.history.commits import CommitReader
 from lamella.history.history import Chain, Commit, Gap, History, clocks_of
 from lamella.history.missing import Judge

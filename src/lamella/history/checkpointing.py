@@ -10,8 +10,7 @@ from lamella.crypto.derive import Keys
 from lamella.format.commit import SEGMENT_HEAD, Entry
 from lamella.format.container import Kind
 from lamella.format.known import understood
-from lamella.format.records import Checkpoint, SegmentPlace, raw
-from lamella.format.seen import Seen
+from lamella.format.records import Checkpoint, Seen, SegmentPlace, raw
 from lamella.history.compaction import Ended, InForce
 from lamella.history.history import Chain
 from lamella.history.order import Clock

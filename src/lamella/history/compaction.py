@@ -13,12 +13,10 @@ from lamella.base.errors import IntegrityError
 from lamella.base.ids import WriterId
 from lamella.format.commit import Entry
 from lamella.format.deletion import Audited, Remove, RemoveLast, Revive
+from lamella.format.inner import Origin
 from lamella.format.known import Known, understood
-from lamella.format.labels import Pin, Tag
 from lamella.format.lost import Lost
-from lamella.format.origin import Origin
-from lamella.format.records import UNSIGNED, AddSnap, Confirm, RawRecord, Ref, Run, raw
-from lamella.format.sessions import Abandon, Session
+from lamella.format.records import UNSIGNED, Abandon, AddSnap, Confirm, Pin, RawRecord, Ref, Run, Session, Tag, raw
 from lamella.history.history import Chain, History
 from lamella.history.open_sessions import open_sessions
 from lamella.history.order import Clock

@@ -15,7 +15,7 @@ from lamella.crypto.derive import Keys
 from lamella.format.commit import Head
 from lamella.format.deletion import Condemn, Reaped, Rescue
 from lamella.format.known import understood
-from lamella.format.sessions import Session
+from lamella.format.records import Session
 from lamella.history.history import Chain
 from lamella.history.signed import prune_signed
 

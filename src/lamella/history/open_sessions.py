@@ -9,7 +9,7 @@ from lamella.base.errors import IntegrityError
 from lamella.base.ids import WriterId
 from lamella.format.commit import Entry
 from lamella.format.known import understood
-from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
+from lamella.format.records import Abandon, PartialRoot, Session, SessionVolume
 from lamella.history.history import Chain
 
 

@@ -25,9 +25,8 @@ from lamella.format.commit import Entry
 from lamella.format.commit import Head as CommitHead
 from lamella.format.container import MAX_OBJECT, Kind
 from lamella.format.deletion import Forgo
-from lamella.format.known import Signed
 from lamella.format.node import Shape
-from lamella.format.records import Checkpoint, RawRecord, SegmentPlace
+from lamella.format.records import Checkpoint, RawRecord, SegmentPlace, Signed
 from lamella.history import state
 from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.chains import HistoryReader

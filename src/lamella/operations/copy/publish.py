@@ -9,8 +9,8 @@ from lamella.base.errors import IntegrityError, SourceError
 from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format import document
 from lamella.format.container import Kind
+from lamella.format.inner import ORIGIN, Origin, Place, first_place
 from lamella.format.node import Shape
-from lamella.format.origin import ORIGIN, Origin, Place, first_place
 from lamella.format.records import NO_REF, AddSnap, Document, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.history.catalogue import Snapshot
 from lamella.operations.copy.plan import CopyRow, State

@@ -13,8 +13,7 @@ from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.format.commit import Entry, Head
 from lamella.format.deletion import Audited
 from lamella.format.known import understood
-from lamella.format.records import Ref
-from lamella.format.seen import Seen
+from lamella.format.records import Ref, Seen
 from lamella.history.chains import said_clocks
 from lamella.history.compaction import (
     AUDITS_KEPT,

@@ -12,10 +12,8 @@ from typing import Self
 
 from lamella.base.errors import RepositoryError, StoreError
 from lamella.base.ids import DomainId, SnapId
-from lamella.format.known import Signed
-from lamella.format.records import Confirm, RawRecord, Ref, raw
-from lamella.format.sessions import Abandon, PartialRoot, SessionVolume
-from lamella.format.sessions import Session as SessionRecord
+from lamella.format.records import Abandon, Confirm, PartialRoot, RawRecord, Ref, SessionVolume, Signed, raw
+from lamella.format.records import Session as SessionRecord
 from lamella.history.publish import Published
 from lamella.operations.shared.confirmations import Confirmations
 from lamella.operations.writing.reliance import Reliance

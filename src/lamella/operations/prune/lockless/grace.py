@@ -12,9 +12,7 @@ from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.events import Reporter
 from lamella.format.commit import Head
 from lamella.format.deletion import Condemn, Reaped, Rescue
-from lamella.format.known import Signed
-from lamella.format.records import RawRecord, raw
-from lamella.format.sessions import Abandon, Session
+from lamella.format.records import Abandon, RawRecord, Session, Signed, raw
 from lamella.history.condemned import Batch
 from lamella.operations.prune.judge import Judged, judge
 from lamella.operations.prune.lockless.acknowledged import Acknowledgements
