@@ -18,9 +18,8 @@ import pytest
 from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.base.trust import Sealed
 from lamella.stores.local.store import LocalStore
-from lamella.stores.pipe.calls import Call
 from lamella.stores.pipe.client import PipeStore
-from lamella.stores.pipe.link import Link
+from lamella.stores.pipe.link import Call, Link
 from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, RetryingStore
 from lamella.testing.store_reading import listed

@@ -8,6 +8,7 @@ import pytest
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
+from lamella.base.names import Trailer
 from lamella.base.trust import Opened
 from lamella.format import commit, known, records
 from lamella.format.commit import Body, Entry, Head
@@ -79,7 +80,7 @@ def test_trailer() -> None:
     head = Head(commit.writer_id(PUBLIC), 1, hashlib.sha256(OBJECT).digest())
     assert commit.split_trailer(OBJECT, head) == (
         b"container",
-        commit.Trailer(PUBLIC, VOUCH, hashlib.sha256(b"container").digest(), b"s" * 64),
+        Trailer(PUBLIC, VOUCH, hashlib.sha256(b"container").digest(), b"s" * 64),
     )
     assert head.writer == hashlib.sha256(PUBLIC).digest()[:16]
 

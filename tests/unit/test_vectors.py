@@ -14,6 +14,7 @@ import pytest
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
+from lamella.base.names import commit_message
 from lamella.base.trust import Opened
 from lamella.crypto import chunk_id, seal, sign, slots
 from lamella.crypto.derive import DomainKeys, Keys
@@ -306,7 +307,7 @@ def test_commit(row: Json) -> None:
     assert trailer.public.hex() == row["public"]
     assert commit.writer_id(trailer.public) == head.writer
     assert trailer.container == hashlib.sha256(inside).digest()
-    message = commit.signed_message(mark(1).root, head.writer, head.seq, trailer.container)
+    message = commit_message(mark(1).root, head.writer, head.seq, trailer.container)
     assert sign.verified(trailer.public, trailer.signature, message)
     assert sign.sign(SEEDS["writer_seed"], message) == trailer.signature
     encoded = body_of(inside, head.writer + head.seq.to_bytes(8, "little"))

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import WriterId
+from lamella.base.names import COMMITS, TRAILER_SIZE, Trailer, commit_name, commit_of, trailer_of, writer_of
 from lamella.base.trust import Opened
-from lamella.format.container import MAX_CONTENT, TRAILER_SIZE
+from lamella.format.container import MAX_CONTENT
 from lamella.format.cursor import Cursor, u8, u32, u64
 from lamella.format.layout import HASH, ID, U64, row
 from lamella.format.records import Checkpoint, RawRecord, split
 
-PREFIX = "w/"
+PREFIX = COMMITS
 MAX_SEEN = 4096
 CHECKPOINT_EVERY = 24
-_NAME = re.compile(r"w/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{64})")
 
 
 class Head(NamedTuple):
@@ -32,7 +31,7 @@ class Head(NamedTuple):
     @property
     def name(self) -> str:
         """The object name."""
-        return f"{PREFIX}{self.writer.hex()}/{self.seq:016x}-{self.sha256.hex()}"
+        return commit_name(*self)
 
 
 HEAD = row(Head, ID, U64, HASH)
@@ -40,10 +39,8 @@ HEAD = row(Head, ID, U64, HASH)
 
 def parse_name(name: str) -> Head | None:
     """The commit that `name` names, None if it is not a commit's name."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    return Head(WriterId(bytes.fromhex(match[1])), int(match[2], 16), bytes.fromhex(match[3]))
+    found = commit_of(name)
+    return None if found is None else Head(WriterId(found.writer), found.seq, found.sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +86,6 @@ def parts(body: bytes) -> Iterator[bytes]:
         yield body[start : start + MAX_CONTENT]
 
 
-class Trailer(NamedTuple):
-    """The 144 bytes after a commit's container; `container` is the container's SHA-256, `vouch` shows the data root."""
-
-    public: bytes
-    vouch: bytes
-    container: bytes
-    signature: bytes
-
-
-def trailer_of(content: bytes) -> Trailer:
-    """What the end of an object says as a commit's trailer; nothing of it is checked."""
-    end = content[-TRAILER_SIZE:]
-    return Trailer(end[:32], end[32:48], end[48:80], end[80:])
-
-
 def split_trailer(content: bytes, head: Head) -> tuple[bytes, Trailer]:
     """(container, trailer), with both hashes and the writer id checked. Raises IntegrityError."""
     if len(content) <= TRAILER_SIZE or hashlib.sha256(content).digest() != head.sha256:
@@ -118,12 +100,7 @@ def split_trailer(content: bytes, head: Head) -> tuple[bytes, Trailer]:
 
 def writer_id(public: bytes) -> WriterId:
     """The id that belongs to a writer's public key."""
-    return WriterId(hashlib.sha256(public).digest()[:16])
-
-
-def signed_message(root: bytes, writer: WriterId, seq: int, container: bytes) -> bytes:
-    """What a commit's signature covers; `container` is the container's SHA-256."""
-    return b"lamella/1 commit\0" + root + bound(writer, seq) + container
+    return WriterId(writer_of(public))
 
 
 def bound(writer: WriterId, seq: int) -> bytes:

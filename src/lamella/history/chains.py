@@ -14,10 +14,11 @@ from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.ids import WriterId
+from lamella.base.names import TRAILER_SIZE
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
 from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, Entry, Head, decode_entries, decode_segment, parse_name
-from lamella.format.container import MAX_OBJECT, TRAILER_SIZE
+from lamella.format.container import MAX_OBJECT
 from lamella.format.deletion import Audited, Forgo
 from lamella.format.known import understood
 from lamella.format.records import Checkpoint, Seen, SegmentPlace

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lamella.base.errors import IntegrityError, StoreError
 from lamella.base.ids import CATALOGUE, VolumeId, WriterId
+from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
 from lamella.format.commit import SEGMENT_HEAD, Entry, Head
 from lamella.format.container import Kind
@@ -22,7 +23,6 @@ from lamella.history.chains import HistoryReader
 from lamella.history.compaction import COPIES_REMEMBERED_MS, Ended, InForce, begins_of
 from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.order import Clock
-from lamella.packs.blobmap import pack_name
 from lamella.packs.containers import build_single
 from lamella.packs.reach import require_alive
 from lamella.stores.base import Store

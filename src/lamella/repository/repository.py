@@ -16,6 +16,7 @@ from lamella.base.errors import (
     StoreError,
 )
 from lamella.base.ids import DomainId, RepoId, WriterId
+from lamella.base.names import COMMITS
 from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
 from lamella.format.commit import Entry
@@ -134,7 +135,7 @@ class Repository:
         if not self.history.heads and not self._may_be_lost:
             error = RolledBack if self.history.problems else IntegrityError
             hint = "bring back what is still somewhere with: lamella check --repair"
-            raise error("the repository lists no commit that opens: its history is lost", obj="w/", hint=hint)
+            raise error("the repository lists no commit that opens: its history is lost", obj=COMMITS, hint=hint)
         self.catalogue = state.build(self.keys, self.history)
         self._condemned = None
         if self._packs is not None:

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lamella.base.errors import Locked, StoreRefused
+from lamella.base.names import MARKER
 from lamella.stores.local.directory import DIRECTORY_FLAGS, FILE_FLAGS, checked_regular
 
-MARKER = "lamella"
-"""Name of the marker object (FORMAT 1)."""
 PAUSE_SECONDS = 0.05
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}

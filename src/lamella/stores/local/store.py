@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import NoRepository, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
+from lamella.base.names import MARKER
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, checked_name
 from lamella.stores.local.directory import (
@@ -30,7 +31,7 @@ from lamella.stores.local.directory import (
     sync_directory,
     write_whole,
 )
-from lamella.stores.local.flock import MARKER, held
+from lamella.stores.local.flock import held
 from lamella.stores.local.listing import TEMPORARY, Walk
 from lamella.stores.local.mounts import LOCKING_FILE_SYSTEMS, file_system_of
 from lamella.stores.local.reserve import give_up_reserve, keep_reserve

@@ -15,6 +15,7 @@ from lamella.stores.pipe.frames import BOOT_MAGIC
 
 MODULES = (
     "base.errors",
+    "base.names",
     "base.trust",
     "run.pipeline",
     "stores.base",
@@ -25,12 +26,8 @@ MODULES = (
     "stores.local.mounts",
     "stores.local.reserve",
     "stores.local.store",
-    "stores.pipe.buffers",
-    "stores.pipe.received",
-    "stores.pipe.guarded",
     "stores.pipe.frames",
-    "stores.pipe.framing",
-    "stores.pipe.server_listings",
+    "stores.pipe.guarded",
     "stores.pipe.server",
     "stores.pipe.agent",
 )

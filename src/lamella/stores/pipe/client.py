@@ -14,25 +14,91 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from lamella.base.errors import LamellaError, Locked, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable
+from lamella.base.names import COMMITS, KEYS, PACKS
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, Held, checked_name
 from lamella.stores.pipe import frames
-from lamella.stores.pipe.ahead import Ahead
-from lamella.stores.pipe.calls import Call
-from lamella.stores.pipe.frames import Hello, Kind
-from lamella.stores.pipe.link import Link, Route, Waits
+from lamella.stores.pipe.frames import Hello, Kind, ProtocolError
+from lamella.stores.pipe.link import Call, Link, Route, Waits
 from lamella.stores.requests import checked_prefix
 
-_COMMITS = "w/"
-_PACKS = "p/"
 _STILL_STORING_SECONDS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2)
 """A server that lost its client stores what it has received before it ends: pauses before each look for it."""
-_OPENING = ("", "keys/")
+_OPENING = ("", KEYS)
 """Where the small objects lie that whoever opens a repository reads first: marker and key slots (FORMAT 1)."""
-_LISTED = ("w/", "p/")
+_LISTED = (COMMITS, PACKS)
 """What whoever takes the shared lock lists next."""
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
+GOOD_SECONDS = 10.0
+_ROOM = frames.SMALL_OBJECTS * (frames.SMALL_BYTES + 256)
+
+
+class Ahead:
+    """What a client asks for before anyone wants it, in the same flight as something that is waited for anyway.
+
+    Opening a repository asks for its marker, then for its key slots, then for the lock, then for two listings: one
+    round trip each, if nobody thinks ahead. What came is good for some seconds, and for nothing once this side has
+    written.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._small: dict[str, Call] = {}
+        self._listings: dict[str, Call] = {}
+        self._link: Link | None = None
+        self._until = 0.0
+
+    def ask_small(self, link: Link, *prefixes: str) -> None:
+        """Ask for all small objects below these prefixes. Raises StoreUnavailable, StoreError."""
+        calls = {
+            prefix: link.ask(Kind.SMALL, prefix.encode("ascii"), Call(prefix, data_bytes=_ROOM)) for prefix in prefixes
+        }
+        with self._mutex:
+            self._small, self._link, self._until = calls, link, time.monotonic() + GOOD_SECONDS
+
+    def ask_listings(self, link: Link, *prefixes: str) -> None:
+        """Ask for listings. Raises StoreUnavailable, StoreError."""
+        self.forget()
+        calls = {prefix: link.ask(Kind.LIST, prefix.encode("ascii"), Call(prefix, listing=True)) for prefix in prefixes}
+        with self._mutex:
+            self._listings, self._link, self._until = calls, link, time.monotonic() + GOOD_SECONDS
+
+    def listing(self, link: Link, prefix: str) -> Call | None:
+        """A listing that is on its way, for one caller."""
+        with self._mutex:
+            return self._listings.pop(prefix, None) if self._good(link) else None
+
+    def small(self, link: Link, name: str) -> bytes | None:
+        """A small object that came along, None if it must be asked for."""
+        return self._below(link, name.rpartition("/")[0]).get(name)
+
+    def entries(self, link: Link, prefix: str) -> list[Entry] | None:
+        """The objects below a prefix all of which came along, None if they must be asked for."""
+        found = self._below(link, prefix.rstrip("/")) if prefix else {}
+        return [Entry(name, len(content)) for name, content in found.items()] or None
+
+    def _below(self, link: Link, folder: str) -> dict[str, bytes]:
+        with self._mutex:
+            call = self._small.get(f"{folder}/" if folder else "") if self._good(link) else None
+        if call is None:
+            return {}
+        try:
+            return frames.decode_small(link.data(call))
+        except (LamellaError, ProtocolError):
+            return {}
+
+    def _good(self, link: Link) -> bool:
+        return link is self._link and time.monotonic() < self._until
+
+    def forget(self) -> None:
+        """Nothing of it holds any more."""
+        with self._mutex:
+            link, listings = self._link, self._listings
+            self._small, self._listings, self._link = {}, {}, None
+        if link is not None:
+            for call in listings.values():
+                link.drop(call)
 
 
 class _Lock(Held):
@@ -102,7 +168,7 @@ class PipeStore:
 
     def _look_behind(self, link: Link, name: str) -> None:
         """Whoever publishes a commit looks at its chain next: the server lists it when the commit is durable."""
-        if name.startswith(_COMMITS):
+        if name.startswith(COMMITS):
             self._ahead.ask_listings(link, name.rpartition("/")[0] + "/")
 
     def _put(self, name: str, content: Sealed | Clear, *, durable: bool) -> None:
@@ -119,7 +185,7 @@ class PipeStore:
             link.answer(call)
         except StoreUnavailable:
             # Other names may be taken by other bytes; and a server that says why it failed has not stored it.
-            if link.failed and not durable and name.startswith(_PACKS):
+            if link.failed and not durable and name.startswith(PACKS):
                 self._doubtful.add(name)
             raise
         self._unsynced[name] = link, len(content)
@@ -309,7 +375,7 @@ class PipeStore:
         """Raises StoreError if a lock was lost that this write relies on."""
         with self._mutex:
             lost = [lock for lock in self._locks if lock.lost]
-        if any(lock.exclusive for lock in lost) or (lost and name.startswith(_COMMITS)):
+        if any(lock.exclusive for lock in lost) or (lost and name.startswith(COMMITS)):
             raise StoreError(
                 "the connection broke, and with it the repository's lock was lost for a while",
                 obj=name,

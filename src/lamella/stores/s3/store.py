@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
+from lamella.base.names import PACKS
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, checked_name
 from lamella.stores.memory import ReadersWriterLock
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from lamella.stores.s3.client import S3Client
 
 MAX_INVALID = 1000
-_PACKS = "p/"
 
 
 class S3Store:
@@ -82,7 +82,7 @@ class S3Store:
         StoreUnavailable, NoRepository.
         """
         self._check_writable(checked_name(name))
-        storage_class = self._place.storage_class if name.startswith(_PACKS) else None
+        storage_class = self._place.storage_class if name.startswith(PACKS) else None
         with self._names.held(name):
             if not self._refuses_taken and self._holds(name, content):
                 return

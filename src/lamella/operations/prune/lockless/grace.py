@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.events import Reporter
+from lamella.base.names import pack_name
 from lamella.format.commit import Head
 from lamella.format.deletion import Condemn, Reaped, Rescue
 from lamella.format.records import Abandon, RawRecord, Session, Signed, raw
@@ -22,7 +23,7 @@ from lamella.operations.prune.rewrite import Rewriting
 from lamella.operations.prune.survey import Surveyor, batches
 from lamella.operations.prune.usage import PackUse, Usage
 from lamella.operations.prune.view import View
-from lamella.packs.blobmap import Place, pack_name
+from lamella.packs.blobmap import Place
 from lamella.repository.repository import Repository
 
 PACKS_AT_ONCE = 1000
