@@ -19,7 +19,9 @@ from lamella.stores.base import Store
 from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store
-from lamella.stores.wrap import Backoff, LimitedStore, ReadOnlyStore, RetryingStore, TokenBucket
+from lamella.stores.wrap.limited import LimitedStore, TokenBucket
+from lamella.stores.wrap.read_only import ReadOnlyStore
+from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella.testing.crash_store import CrashStore
 from lamella.testing.fault_store import FaultStore, Method
 from lamella.testing.quota_store import QuotaStore

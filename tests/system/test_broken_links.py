@@ -21,7 +21,7 @@ from lamella.stores.local.store import LocalStore
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.link import Call, Link
 from lamella.stores.url import open_store
-from lamella.stores.wrap import Backoff, RetryingStore
+from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella.testing.store_reading import listed
 from tests.cli.program import Lamella
 from tests.system.bad_link import BadLink, bad_link

@@ -12,7 +12,8 @@ from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreFull, S
 from lamella.base.trust import Sealed
 from lamella.stores.base import Entry
 from lamella.stores.memory import MemoryStore
-from lamella.stores.wrap import Backoff, ReadOnlyStore, RetryingStore
+from lamella.stores.wrap.read_only import ReadOnlyStore
+from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella.testing.fault_store import FaultStore, Method
 
 AWAY = StoreUnavailable("away")

@@ -109,3 +109,8 @@ def text(value: str) -> bytes:
 def bytes16(value: bytes) -> bytes:
     """u16 length and bytes."""
     return u16(len(value)) + value
+
+
+def clipped(value: str) -> str:
+    """The beginning of a text, short enough for a text field."""
+    return value.encode("utf-8", "replace")[:250].decode("utf-8", "ignore")

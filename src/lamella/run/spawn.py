@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from lamella.base.errors import LamellaError, UsageError
+from lamella.base.errors import LamellaError, UsageError, printable
 
 MAX_OUTPUT = 1 << 20
 """Bytes of standard output accepted when the caller names no other bound."""
@@ -48,7 +48,7 @@ def run(
     when it cannot be started or ends with a status other than 0; the message holds what it wrote to standard error.
     """
     exchange = _started(argv, input or b"", timeout_seconds, max_output, error)
-    name = _printable(argv[0])
+    name = printable(argv[0])
     try:
         status = exchange.run_to_end()
     except subprocess.TimeoutExpired as reason:
@@ -70,7 +70,7 @@ def stream(
     may be incomplete then.
     """
     exchange = _started(argv, b"", timeout_seconds, _PIECE, error)
-    name = _printable(argv[0])
+    name = printable(argv[0])
     try:
         yield from exchange.pieces()
         status = exchange.ended()
@@ -88,7 +88,7 @@ def run_unbroken(argv: Sequence[str], *, timeout_seconds: float, error: type[Lam
     this process to end are taken when the program has ended. At the deadline it is asked to stop (SIGTERM); if it does
     not, it is left running. Raises `error` then, and like `run`.
     """
-    name = _printable(argv[0])
+    name = printable(argv[0])
     with _signals_later(), tempfile.TemporaryFile() as said:
         program = _popen(argv, error, subprocess.DEVNULL, said.fileno(), said.fileno())
         status = _waited_for(program, timeout_seconds)
@@ -147,7 +147,7 @@ def _popen(
 ) -> subprocess.Popen[bytes]:
     if not argv:
         raise error("no program to run")
-    name = _printable(argv[0])
+    name = printable(argv[0])
     try:
         return subprocess.Popen(
             list(argv),
@@ -165,7 +165,7 @@ def _popen(
 def _refuse_failure(name: str, status: int, text: bytes, error: type[LamellaError]) -> None:
     if status:
         how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-        said = _printable(text.decode("utf-8", "replace"))
+        said = printable(text.decode("utf-8", "replace"))
         raise error(f"{name} {how}" + (f": {said}" if said else ""), obj=name)
 
 
@@ -179,7 +179,7 @@ class Child:
     def __init__(
         self, argv: Sequence[str], *, terminal: bool = False, error: type[LamellaError] = LamellaError
     ) -> None:
-        self.name = _printable(argv[0])
+        self.name = printable(argv[0])
         self._stderr = bytearray()
         try:
             self._program = subprocess.Popen(
@@ -220,7 +220,7 @@ class Child:
 
     def said(self) -> str:
         """The end of what it wrote to standard error, as one printable line."""
-        return _printable(self._stderr.decode("utf-8", "replace"))
+        return printable(self._stderr.decode("utf-8", "replace"))
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -368,12 +368,6 @@ class _Exchange:
 def _environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     return inherited | {"LC_ALL": "C"}
-
-
-def _printable(text: str) -> str:
-    """One line that cannot move the cursor or colour a terminal; what were several are told apart by semicolons."""
-    shown = "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
-    return "; ".join(" ".join(line.split()) for line in shown.split("\n") if line.strip())
 
 
 def _reason(error: OSError | ValueError) -> str:

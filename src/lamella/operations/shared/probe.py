@@ -10,7 +10,7 @@ from lamella.base.names import PROBE
 from lamella.base.trust import Clear
 from lamella.stores.base import Store
 from lamella.stores.versions import Replaceable, reinstate
-from lamella.stores.wrap import Wrapper
+from lamella.stores.wrap.wrapper import Wrapper
 
 _CONTENTS = (b"A probe of lamella doctor; it may be deleted.\n", b"A probe of lamella doctor, replaced.\n")
 

@@ -21,6 +21,8 @@ from lamella.base.names import MARKER
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, checked_name
 from lamella.stores.local.directory import (
+    TEMPORARY,
+    Walk,
     checked_regular,
     holds_exactly,
     is_link,
@@ -31,10 +33,7 @@ from lamella.stores.local.directory import (
     sync_directory,
     write_whole,
 )
-from lamella.stores.local.flock import held
-from lamella.stores.local.listing import TEMPORARY, Walk
-from lamella.stores.local.mounts import LOCKING_FILE_SYSTEMS, file_system_of
-from lamella.stores.local.reserve import give_up_reserve, keep_reserve
+from lamella.stores.local.flock import LOCKING_FILE_SYSTEMS, file_system_of, held
 from lamella.stores.requests import checked_prefix, range_end
 
 if TYPE_CHECKING:
@@ -116,6 +115,8 @@ class LocalStore:
             try:
                 self._publish(above, leaf, name, content)
             except OSError as error:
+                from lamella.stores.local.reserve import give_up_reserve
+
                 if not (self._alone and give_up_reserve(self._root, error, len(content))):
                     raise
                 self._reserved = False
@@ -226,6 +227,8 @@ class LocalStore:
 
     def _keep_reserve(self) -> None:
         if not self._reserved and self._abilities.delete:
+            from lamella.stores.local.reserve import keep_reserve  # only writers need room kept back
+
             self._reserved = keep_reserve(self._root)
 
     def _publish(self, above: Parts, leaf: str, name: str, content: bytes | memoryview) -> None:

@@ -22,8 +22,6 @@ MODULES = (
     "stores.requests",
     "stores.local.directory",
     "stores.local.flock",
-    "stores.local.listing",
-    "stores.local.mounts",
     "stores.local.reserve",
     "stores.local.store",
     "stores.pipe.frames",

@@ -23,6 +23,7 @@ from lamella.base.errors import (
     StoreRefused,
     StoreUnavailable,
     UsageError,
+    printable,
 )
 from lamella.base.trust import Sealed
 from lamella.stores.base import MAX_NAME, Abilities, Entry
@@ -189,13 +190,12 @@ def decode_error(payload: bytes, obj: str) -> LamellaError:
     if kind is None:
         raise ProtocolError("an error of no known kind")
     message, _, hint = payload[1:].partition(b"\0")
-    return kind(printable(message) or "the far side failed", obj=obj, hint=printable(hint))
+    return kind(shown(message) or "the far side failed", obj=obj, hint=shown(hint))
 
 
-def printable(text: bytes) -> str:
-    """One bounded line that cannot move the cursor or colour a terminal."""
-    shown = text.decode("utf-8", "replace")[:_MAX_MESSAGE]
-    return " ".join("".join(c if c.isprintable() else " " if c.isspace() else "?" for c in shown).split())
+def shown(text: bytes) -> str:
+    """What the far side says, as one bounded line."""
+    return printable(text.decode("utf-8", "replace")[:_MAX_MESSAGE])
 
 
 def encode_entry(entry: Entry) -> bytes:

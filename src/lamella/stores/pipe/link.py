@@ -304,7 +304,7 @@ class Link:
     def _check_magic(self) -> None:
         magic = bytes(self._source.exactly(len(frames.SERVER_MAGIC)))
         if magic != frames.SERVER_MAGIC:
-            said = frames.printable(magic + self._source.rest())
+            said = frames.shown(magic + self._source.rest())
             text = f"it does not answer as a server of Lamella, but says {said!r}"
             raise StoreError(text, obj=self._obj, hint="does a login script there print something?")
 
