@@ -143,7 +143,7 @@ def _started(
 
 
 def _popen(
-    argv: Sequence[str], error: type[LamellaError], stdin: int, stdout: int, stderr: int
+    argv: Sequence[str], error: type[LamellaError], stdin: int, stdout: int, stderr: int, *, terminal: bool = False
 ) -> subprocess.Popen[bytes]:
     if not argv:
         raise error("no program to run")
@@ -155,7 +155,8 @@ def _popen(
             stdout=stdout,
             stderr=stderr,
             env=_environment(),
-            start_new_session=True,
+            start_new_session=not terminal,
+            preexec_fn=_ignore_interrupts if terminal else None,
             bufsize=0,
         )
     except (OSError, ValueError) as reason:
@@ -181,19 +182,7 @@ class Child:
     ) -> None:
         self.name = printable(argv[0])
         self._stderr = bytearray()
-        try:
-            self._program = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=_environment(),
-                start_new_session=not terminal,
-                preexec_fn=_ignore_interrupts if terminal else None,
-                bufsize=0,
-            )
-        except (OSError, ValueError) as reason:
-            raise error(f"cannot run {self.name}: {_reason(reason)}", obj=self.name) from reason
+        self._program = _popen(argv, error, subprocess.PIPE, subprocess.PIPE, subprocess.PIPE, terminal=terminal)
         stdin, stdout, stderr = self._pipes()
         self.stdin, self.stdout, self.stderr = stdin.fileno(), stdout.fileno(), stderr.fileno()
         os.set_blocking(self.stderr, False)

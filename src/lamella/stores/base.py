@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from lamella.base.errors import StoreRefused
+from lamella.base.errors import StoreError, StoreRefused
 from lamella.base.trust import Clear, Sealed
 
 MAX_NAME = 255
@@ -80,6 +80,28 @@ def checked_name(name: str) -> str:
     if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise StoreRefused(f"not a valid object name: {name[:300]!r}", obj=name[:300])
     return name
+
+
+def range_end(name: str, size: int, offset: int, length: int | None) -> int:
+    """Return the offset one past the last byte asked for, in an object of `size` bytes.
+
+    Raises StoreError when the range is negative or does not lie wholly inside the object.
+    """
+    if offset < 0 or (length is not None and length < 0):
+        raise StoreError(f"not a byte range: offset {offset}, length {length}", obj=name)
+    end = size if length is None else offset + length
+    if offset > size or end > size:
+        raise StoreError(f"object ends at byte {size}, before the range asked for ({offset}+{length})", obj=name)
+    return end
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return `prefix` if it is empty or a valid name followed by `/`; raise StoreRefused otherwise."""
+    if prefix:
+        if not prefix.endswith("/"):
+            raise StoreRefused(f"a listing prefix ends in '/': {prefix[:300]!r}", obj=prefix[:300])
+        checked_name(prefix[:-1])
+    return prefix
 
 
 def put_durable(store: Store, name: str, content: Sealed | Clear) -> None:

@@ -150,7 +150,10 @@ def sync_directory(descriptor: int) -> None:
 
 
 class Walk:
-    """One listing, streamed; a failure is never taken for emptiness. Counts what cannot be an object, so that a hostile directory cannot keep us busy for ever."""
+    """One listing, streamed; a failure is never taken for emptiness.
+
+    Counts what cannot be an object, so that a hostile directory cannot keep us busy for ever.
+    """
 
     def __init__(self, obj: str) -> None:
         self._obj = obj

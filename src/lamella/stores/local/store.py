@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from lamella.base.errors import NoRepository, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
 from lamella.base.names import MARKER
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, checked_name
+from lamella.stores.base import Abilities, Entry, checked_name, checked_prefix, range_end
 from lamella.stores.local.directory import (
     TEMPORARY,
     Walk,
@@ -34,7 +34,6 @@ from lamella.stores.local.directory import (
     write_whole,
 )
 from lamella.stores.local.flock import LOCKING_FILE_SYSTEMS, file_system_of, held
-from lamella.stores.requests import checked_prefix, range_end
 
 if TYPE_CHECKING:
     Parts = tuple[str, ...]

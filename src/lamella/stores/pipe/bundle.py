@@ -19,7 +19,6 @@ MODULES = (
     "base.trust",
     "run.pipeline",
     "stores.base",
-    "stores.requests",
     "stores.local.directory",
     "stores.local.flock",
     "stores.local.reserve",

@@ -16,11 +16,10 @@ from dataclasses import replace
 from lamella.base.errors import LamellaError, Locked, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable
 from lamella.base.names import COMMITS, KEYS, PACKS
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, Held, checked_name
+from lamella.stores.base import Abilities, Entry, Held, checked_name, checked_prefix
 from lamella.stores.pipe import frames
 from lamella.stores.pipe.frames import Hello, Kind, ProtocolError
 from lamella.stores.pipe.link import Call, Link, Route, Waits
-from lamella.stores.requests import checked_prefix
 
 _STILL_STORING_SECONDS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2)
 """A server that lost its client stores what it has received before it ends: pauses before each look for it."""

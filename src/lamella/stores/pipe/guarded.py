@@ -187,7 +187,7 @@ class Received:
 
 
 def _signed(public: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether the signature holds, or nothing here can tell (`can_verify`)."""
+    """Whether the signature holds. True where nothing can tell: a bare Python checks structure and hash only."""
     try:
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -196,14 +196,5 @@ def _signed(public: bytes, signature: bytes, message: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
-        return False
-    return True
-
-
-def can_verify() -> bool:
-    """Whether signatures of commits are checked here; a bare Python checks their structure and hash only."""
-    try:
-        import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401
-    except ImportError:
         return False
     return True

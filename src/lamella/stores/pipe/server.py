@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 from lamella.base.errors import LamellaError, ObjectNotFound, StoreError
 from lamella.base.names import MARKER
 from lamella.run.pipeline import Crew
-from lamella.stores.base import Entry
+from lamella.stores.base import Entry, range_end
 from lamella.stores.pipe import frames
 from lamella.stores.pipe.frames import FrameSink, FrameSource, Kind, ProtocolError
-from lamella.stores.requests import range_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,7 +134,7 @@ class Conversation:
             Kind.STAT: self._stat,
             Kind.LIST: self._list,
             Kind.MORE: lambda request, _: self._listings.more(request),
-            Kind.CANCEL: lambda request, _: self._listings.cancel(request),
+            Kind.CANCEL: lambda request, _: self._listings.more(request, cancelled=True),
             Kind.PUT: self._put,
             Kind.DELETE: self._delete,
             Kind.SYNC: self._sync,
@@ -177,13 +176,10 @@ class Conversation:
         def job() -> None:
             try:
                 reply = Kind.DONE, work()
-            except LamellaError as error:
-                reply = Kind.ERROR, frames.encode_error(error)
             except _Cut:
                 return
             except Exception as error:  # noqa: BLE001 (a fault of this side is still one answer)
-                text = f"the far side failed: {type(error).__name__}: {error}"
-                reply = Kind.ERROR, frames.encode_error(StoreError(text))
+                reply = Kind.ERROR, _failure(error)
             finally:
                 if after is not None:
                     after()
@@ -420,40 +416,24 @@ class Listings:
 
     def begin(self, request: int, prefix: str) -> None:
         """Send the first pages. Raises ProtocolError."""
+
+        def entries() -> Iterator[Entry]:
+            yield from self._store.list(prefix)
+
         with self._mutex:
             if request in self._listings or len(self._listings) >= _MAX_LISTINGS:
                 raise ProtocolError("too many listings at once")
-            listing = self._listings[request] = _Listing(iter(()))
+            listing = self._listings[request] = _Listing(entries())
+        self._crew.submit(lambda: self._go_on(request, listing))
 
-        def first() -> None:
-            try:
-                listing.entries = self._store.list(prefix)
-            except LamellaError as error:
-                self._listed(request, Kind.ERROR, frames.encode_error(error))
-                return
-            self._go_on(request, listing)
-
-        self._crew.submit(first)
-
-    def more(self, request: int) -> None:
-        """The client has taken a page."""
+    def more(self, request: int, *, cancelled: bool = False) -> None:
+        """The client has taken a page, or wants no more."""
         with self._mutex:
             listing = self._listings.get(request)
             if listing is None:  # it ended meanwhile
                 return
             listing.credit += 1
-            work = not listing.working
-            listing.working = True
-        if work:
-            self._crew.submit(lambda: self._go_on(request, listing))
-
-    def cancel(self, request: int) -> None:
-        """The client wants no more."""
-        with self._mutex:
-            listing = self._listings.get(request)
-            if listing is None:
-                return
-            listing.cancelled = True
+            listing.cancelled |= cancelled
             work = not listing.working
             listing.working = True
         if work:
@@ -472,14 +452,10 @@ class Listings:
                 page, finished = (b"", True) if cancelled else _page(listing.entries)
                 if page:
                     self._sink.frame(Kind.PAGE, request, page)
-            except LamellaError as error:
-                self._listed(request, Kind.ERROR, frames.encode_error(error))
-                return
             except OSError:
                 finished = True
             except Exception as error:  # noqa: BLE001 (a fault of this side is still one answer)
-                text = f"the far side failed: {type(error).__name__}: {error}"
-                self._listed(request, Kind.ERROR, frames.encode_error(StoreError(text)))
+                self._listed(request, Kind.ERROR, _failure(error))
                 return
             if finished:
                 self._listed(request, Kind.DONE, b"")
@@ -504,6 +480,13 @@ def _page(entries: Iterator[Entry]) -> tuple[bytes, bool]:
 
 class _Cut(Exception):
     """The client is not there any more to take an answer."""
+
+
+def _failure(error: Exception) -> bytes:
+    """The answer that reports an error, or a fault of this side."""
+    if not isinstance(error, LamellaError):
+        error = StoreError(f"the far side failed: {type(error).__name__}: {error}")
+    return frames.encode_error(error)
 
 
 def _whole(payload: bytes, size: int) -> bytes:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, cast
 from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
 from lamella.base.names import PACKS
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, checked_name
+from lamella.stores.base import Abilities, Entry, checked_name, checked_prefix, range_end
 from lamella.stores.memory import ReadersWriterLock
-from lamella.stores.requests import checked_prefix, range_end
 from lamella.stores.s3.place import S3Place, parse_place
 from lamella.stores.versions import Judge
 

@@ -1,1 +1,1 @@
-"""Stores around stores: reading only, trying again, limiting speed. Each passes the contract of the store inside."""
+"""Stores around stores: trying again, limiting speed. Each passes the contract of the store inside."""
