@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from lamella.base.ids import DomainId, RepoId, SnapId, VolumeId
 from lamella.base.trust import Sealed
-from lamella.format.commit import Entry, parse_name
+from lamella.format.commit import ChainEntry, parse_name
 from lamella.format.deletion import Remove
 from lamella.format.inner import Origin, Place
 from lamella.format.records import (
@@ -141,7 +141,9 @@ class World:
             chain.commits.append(Commit(head, body))
             chain.heads = [head]
             chain.entries += [
-                Entry(head.seq, body.prev, body.time_ms, row) for row in body.records if row.type != Checkpoint.TYPE
+                ChainEntry(head.seq, body.prev, body.time_ms, row)
+                for row in body.records
+                if row.type != Checkpoint.TYPE
             ]
         return build(repo.keys, history)
 
@@ -290,7 +292,7 @@ def test_a_removed_copy_is_remembered_so_that_it_is_not_copied_again() -> None:
 class Forgetful(InForce):
     """Leaves the first snapshot out of every checkpoint."""
 
-    def kept(self) -> list[Entry]:
+    def kept(self) -> list[ChainEntry]:
         return [entry for entry in super().kept() if entry.seq != 1]
 
 

@@ -145,10 +145,10 @@ def bodies(draw: st.DrawFn) -> Sample:
 
 # No commit has the number 0, and checkpoints carry no checkpoint.
 CARRIED = RAW.filter(lambda record: record.type != records.Checkpoint.TYPE)
-ENTRIES = few(st.builds(commit.Entry, st.integers(1, 2**64 - 1), exactly(32), U64, CARRIED))
+ENTRIES = few(st.builds(commit.ChainEntry, st.integers(1, 2**64 - 1), exactly(32), U64, CARRIED))
 
 
-def joined(entries: tuple[commit.Entry, ...]) -> bytes:
+def joined(entries: tuple[commit.ChainEntry, ...]) -> bytes:
     return b"".join(entry.encode() for entry in entries)
 
 

@@ -16,7 +16,7 @@ from lamella.base.errors import RolledBack, StoreRefused
 from lamella.base.ids import DomainId, VolumeId, WriterId
 from lamella.base.trust import Sealed
 from lamella.format.commit import CHECKPOINT_EVERY, Head
-from lamella.format.commit import Entry as CommitEntry
+from lamella.format.commit import ChainEntry as CommitEntry
 from lamella.format.deletion import Forgo
 from lamella.format.records import RawRecord, Volume, raw
 from lamella.history import order as orders
@@ -32,7 +32,7 @@ from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import doubts, find_volume
 from lamella.packs.containers import build_commit
 from lamella.repository.repository import Repository
-from lamella.stores.base import Abilities, Entry
+from lamella.stores.base import Abilities, ChainEntry
 from tests.counting_store import CountingStore
 from tests.property.chains import Script
 from tests.unit.small_repository import WRITER, Small, snapshot_record
@@ -153,14 +153,14 @@ def test_a_listing_that_was_overtaken_is_no_alarm(small: Small) -> None:
         made: list[Head] = []
 
         class Overtaken(CountingStore):
-            def list(self, prefix: str) -> Iterator[Entry]:
+            def list(self, prefix: str) -> Iterator[ChainEntry]:
                 yield from [*super().list(prefix)]
                 if prefix == "w/" and not made:
                     made.append(first.publish([EMPTY]).head)
                     last.reload()
                     late = last.publish([EMPTY]).head
                     assert late.writer > made[0].writer
-                    yield Entry(late.name, small.store.stat(late.name))
+                    yield ChainEntry(late.name, small.store.stat(late.name))
 
         with small.opened("four", store=Overtaken(small.store)) as repo:
             assert repo.problems == []

@@ -332,9 +332,9 @@ def body_of(inside: bytes, bound: bytes) -> bytes:
     return bytes(compression.decode(body, blobs[0].content_length, "w"))
 
 
-def entry(row: Json) -> commit.Entry:
+def entry(row: Json) -> commit.ChainEntry:
     raw = records.RawRecord(row["type"], unhex(row["value"]))
-    return commit.Entry(row["seq"], unhex(row["prev"]), row["time_ms"], raw)
+    return commit.ChainEntry(row["seq"], unhex(row["prev"]), row["time_ms"], raw)
 
 
 def test_segment_and_entries_of_a_checkpoint() -> None:

@@ -129,7 +129,7 @@ class NoRepository(RepositoryError):
 
 
 class Absent(NoRepository):
-    """The disk, host or bucket is not there just now, and the user said that this may be."""
+    """The disk, host or bucket is not available now, and the user allowed that (--if-available)."""
 
     exit_code = 75
     kind = "absent"

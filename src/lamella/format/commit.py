@@ -114,7 +114,7 @@ def fingerprint_message(root: bytes, heads: Iterable[Head]) -> bytes:
     return b"lamella/1 heads\0" + root + b"".join(rows)
 
 
-class Entry(NamedTuple):
+class ChainEntry(NamedTuple):
     """A record with the commit it came from, as checkpoints keep it."""
 
     seq: int
@@ -127,20 +127,20 @@ class Entry(NamedTuple):
         return u64(self.seq) + self.prev + u64(self.time_ms) + self.record.encode()
 
 
-def decode_entries(content: bytes, what: str) -> Iterator[Entry]:
+def decode_entries(content: bytes, what: str) -> Iterator[ChainEntry]:
     """Cut a sequence of entries. Raises IntegrityError."""
     cursor = Cursor(content, what)
     while cursor.remaining:
         seq, prev, time_ms, type_ = cursor.uint(8), cursor.take(32), cursor.uint(8), cursor.uint(2)
         if seq == 0 or type_ == Checkpoint.TYPE:
             cursor.fail("an entry that no commit can have made")
-        yield Entry(seq, prev, time_ms, RawRecord(type_, cursor.take(cursor.uint(4))))
+        yield ChainEntry(seq, prev, time_ms, RawRecord(type_, cursor.take(cursor.uint(4))))
 
 
 SEGMENT_HEAD = b"\x01" + bytes(7)
 
 
-def decode_segment(content: Opened, what: str) -> Iterator[Entry]:
+def decode_segment(content: Opened, what: str) -> Iterator[ChainEntry]:
     """The entries of a catalogue segment (kind 7). Raises IntegrityError."""
     if content[:8] != SEGMENT_HEAD:
         raise IntegrityError("a catalogue segment of unknown version", obj=what)

@@ -19,7 +19,7 @@ def _added(cursor: Cursor) -> AddSnap:
 
 @dataclass(frozen=True, slots=True)
 class Remove(Signed):
-    """REMOVE: these snapshots are no more. Unsigned it only marks them."""
+    """REMOVE: these snapshots are removed. Without a signature the record only marks them."""
 
     TYPE = 0x0010
     LAYOUT = (REFS, SIGNATURE)
@@ -29,7 +29,7 @@ class Remove(Signed):
 
 @dataclass(frozen=True, slots=True)
 class RemoveLast(Remove):
-    """REMOVE_LAST: as REMOVE, by somebody who said that no whole snapshot need be left: REVIVE brings none back."""
+    """REMOVE_LAST: as REMOVE, by an admin who accepted that no whole snapshot is left: REVIVE brings none back."""
 
     TYPE = 0x0018
 
@@ -97,6 +97,6 @@ class Audited(Retire):
 
 @dataclass(frozen=True, slots=True)
 class Forgo(Retire):
-    """FORGO: this commit, and those missing right before it, are given up: nobody waits for them any more."""
+    """FORGO: this commit, and those missing right before it, are given up: readers stop waiting for them."""
 
     TYPE = 0x0016

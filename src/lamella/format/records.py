@@ -255,7 +255,7 @@ class AddSnap(Record):
 
 @dataclass(frozen=True, slots=True)
 class Confirm(Record):
-    """CONFIRM: the packs of these snapshots were seen present after publication."""
+    """CONFIRM: the author saw the packs of these snapshots in the store after publishing them."""
 
     TYPE = 0x0004
     LAYOUT = (REFS,)

@@ -10,7 +10,7 @@ from lamella.base.errors import IntegrityError, Locked, RepositoryError, RolledB
 from lamella.base.ids import RepoId, WriterId
 from lamella.base.names import COMMITS
 from lamella.crypto.derive import Keys
-from lamella.format.commit import Entry, Head
+from lamella.format.commit import ChainEntry, Head
 from lamella.format.records import Checkpoint, RawRecord, Signed
 from lamella.history import state
 from lamella.history.catalogue import Catalogue
@@ -90,7 +90,7 @@ class Log:
             self._condemned = condemned(self.keys, list(self.history.chains.values()))
         return self._condemned
 
-    def checkpoint_entries(self, chain: Chain) -> list[Entry]:
+    def checkpoint_entries(self, chain: Chain) -> list[ChainEntry]:
         """What the newest checkpoint of a chain carries. Raises IntegrityError, StoreError."""
         if chain.carried is None:
             return []

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import SnapId, VolumeId, WriterId
 from lamella.crypto.derive import Keys
-from lamella.format.commit import Entry
+from lamella.format.commit import ChainEntry
 from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, RemoveLast, Rescue, Retire, Revive
 from lamella.format.known import Known, is_known, understood
 from lamella.format.lost import Bad, Lost
@@ -45,7 +45,7 @@ class Row(NamedTuple):
     """A record with its place in history."""
 
     place: Place
-    entry: Entry
+    entry: ChainEntry
     known: Known
 
     @property

@@ -1,6 +1,6 @@
 """The only user of subprocess: argument lists without a shell, C locale, a deadline, and bounded output.
 
-`run` and `stream` kill the program when they are left before its end; `run_unbroken` is for programs that must not be.
+`run` and `stream` kill the program when their caller leaves early; `run_unbroken` never kills it.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def stream(
 
 
 def run_unbroken(argv: Sequence[str], *, timeout_seconds: float, error: type[LamellaError] = LamellaError) -> None:
-    """Run a program that must not be broken off, such as one that holds devices suspended while it works.
+    """Run a program that must not be interrupted, such as one that holds devices suspended while it works.
 
-    It is never killed, and loses no pipe when this process is: its output goes to a nameless file. Signals that ask
-    this process to end are taken when the program has ended. At the deadline it is asked to stop (SIGTERM); if it does
-    not, it is left running. Raises `error` then, and like `run`.
+    It is never killed, and it survives the death of this process: its output goes to an unnamed file. Signals that ask
+    this process to end take effect when the program has ended. At the deadline it gets SIGTERM; if it does not stop, it
+    is left running. Raises `error` then, and like `run`.
     """
     name = printable(argv[0])
     with _signals_later(), tempfile.TemporaryFile() as said:
@@ -113,9 +113,9 @@ def _waited_for(program: subprocess.Popen[bytes], timeout_seconds: float) -> int
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """Let signals that ask this process to end wait until the block was left.
+    """Delay signals that ask this process to end until the block is left.
 
-    Not by masking them: the program would inherit the mask. Only the main thread takes signals.
+    Masking them would not do: the program would inherit the mask. Only the main thread receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -174,7 +174,7 @@ class Child:
     """A program that runs beside this one and is spoken to through pipes, until `end`.
 
     With `terminal` it stays on the terminal of this process, so that it can ask a person for a password; Ctrl-C is then
-    not for it: whoever started it decides when it ends. Raises `error` when it cannot be started.
+    not for it: its owner decides when it ends. Raises `error` when it cannot be started.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Abilities:
     immutable: bool = False
     """The far side enforces that this client can neither replace nor remove an existing object."""
     distant: bool = False
-    """Waiting for an answer costs more than the answer: worth asking several things at once, and nothing twice."""
+    """A round trip costs more than the data in it: callers ask several things at once, and nothing twice."""
 
 
 class Entry(NamedTuple):
@@ -46,10 +46,10 @@ class Entry(NamedTuple):
 
 
 class Held:
-    """A lock that is held, as far as its holder can know: a lock behind a connection can be lost with it.
+    """A lock that a holder behind a connection can lose together with the connection.
 
-    Others may have had it exclusively meanwhile. The holder then looks again at everything it relies on, and says so:
-    `seen = held.losses`, look, `held.renew(seen)`; a loss in between leaves it lost.
+    Another client may have held the exclusive lock meanwhile. The holder then reads again everything it relies on:
+    `seen = held.losses`, read, `held.renew(seen)`; after a further loss in between, the lock still counts as lost.
     """
 
     def __init__(self) -> None:
@@ -58,20 +58,20 @@ class Held:
 
     @property
     def losses(self) -> int:
-        """How often it was lost so far."""
+        """How often the lock was lost so far."""
         return self._losses
 
     @property
     def lost(self) -> bool:
-        """Whether it was lost since the holder last looked."""
+        """Whether the lock was lost and the holder has not renewed it since."""
         return self._losses != self._renewed
 
     def lose(self) -> None:
-        """The store's part."""
+        """Record a loss; the store calls this."""
         self._losses += 1
 
     def renew(self, losses: int) -> None:
-        """The holder's part: everything was looked at again since `losses` was so high."""
+        """Record that the holder read everything again after `losses` had this value."""
         self._renewed = losses
 
 

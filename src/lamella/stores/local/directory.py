@@ -149,7 +149,7 @@ def sync_directory(descriptor: int) -> None:
         os.sync()  # this file system cannot sync one directory: the whole system's is the only promise left
 
 
-class Walk:
+class DirectoryWalk:
     """One listing, streamed; a failure is never taken for emptiness.
 
     Counts what cannot be an object, so that a hostile directory cannot keep us busy for ever.

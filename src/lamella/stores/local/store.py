@@ -22,7 +22,7 @@ from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, checked_name, checked_prefix, range_end
 from lamella.stores.local.directory import (
     TEMPORARY,
-    Walk,
+    DirectoryWalk,
     checked_regular,
     holds_exactly,
     is_link,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     """The descriptor of a directory, and a name in it."""
 
 _UNFINISHED_KEPT_SECONDS = 7 * 86400
-"""What a killed writer left is removed by a later one: by then no writer can still be at it."""
+"""A later writer removes what a killed writer left: by then no writer can still be using it."""
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 
@@ -299,7 +299,7 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError):
                 pass  # nothing has this prefix, if the root is still there
             else:
-                yield from Walk(self.url).below(directory, prefix)
+                yield from DirectoryWalk(self.url).below(directory, prefix)
             # At the end, when nothing can vanish unnoticed any more: a removed directory reads as an empty one.
             self._check_in_place()
 

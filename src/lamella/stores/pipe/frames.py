@@ -1,8 +1,8 @@
 """The protocol of a store behind a pipe: frames, their limits, what is in them, and how they pass a descriptor
 (docs/PIPE.md).
 
-A frame is `length u32 | kind u8 | request u32 | payload`, little endian; `length` is that of the payload. Whoever reads
-knows from the kind how long a payload may be before taking a byte of it. This module and those it is packed with for a
+A frame is `length u32 | kind u8 | request u32 | payload`, little endian; `length` is that of the payload. A reader
+knows from the kind how long a payload may be before it takes a byte. This module and those it is packed with for a
 far side without Lamella (stores/pipe/bundle.py) run on Python 3.8.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 BOOT_MAGIC = b"LMLBOOT1"
-"""Stands before a packed agent (8 hex digits of length, then a zlib stream); a server that needs none skips it."""
+"""Precedes a packed agent (8 hex digits of length, then a zlib stream); a server that is installed skips the agent."""
 CLIENT_MAGIC = b"LMLPIPE1"
 SERVER_MAGIC = b"LMLSERV1"
 VERSION = 1
@@ -55,15 +55,15 @@ SMALL_OBJECTS = 32
 """... and so many of them are sent at once: as many as there may be key slots (FORMAT 3)."""
 
 TICK_SECONDS = 20.0
-"""Whoever said nothing for so long says TICK."""
+"""A side that sent nothing for so long sends TICK or TOCK."""
 SILENCE_SECONDS = 60.0
-"""A client that waits and hears nothing for so long gives the connection up ..."""
+"""A client that waits gives the connection up after this much silence ..."""
 ABANDONED_SECONDS = 120.0
-"""... and a server that hears nothing for so long ends, and with it the locks it holds. In this order: a client knows
-that its lock may be gone before anyone else can get it."""
+"""... and a server ends after this much, which releases its locks. The client's limit is shorter: it knows that its
+lock may be gone before another client can take it."""
 
 
-class Kind:
+class Frame:
     """What a frame is. Below 32 the client's, above the server's."""
 
     HELLO = 1
@@ -91,23 +91,29 @@ class Kind:
 _TEXT = 4096
 _BUFFER = 1 << 16
 CLIENT_LIMITS = {
-    Kind.HELLO: 2 * _TEXT,
-    Kind.GET: 16 + MAX_NAME,
-    Kind.STAT: MAX_NAME,
-    Kind.LIST: MAX_NAME,
-    Kind.MORE: 0,
-    Kind.CANCEL: 0,
-    Kind.PUT: 5 + MAX_NAME,
-    Kind.PIECE: PIECE,
-    Kind.DELETE: MAX_NAME,
-    Kind.SYNC: 0,
-    Kind.LOCK: 1,
-    Kind.UNLOCK: 4,
-    Kind.TICK: 0,
-    Kind.KEEP: 8 + MAX_NAME,
-    Kind.SMALL: MAX_NAME,
+    Frame.HELLO: 2 * _TEXT,
+    Frame.GET: 16 + MAX_NAME,
+    Frame.STAT: MAX_NAME,
+    Frame.LIST: MAX_NAME,
+    Frame.MORE: 0,
+    Frame.CANCEL: 0,
+    Frame.PUT: 5 + MAX_NAME,
+    Frame.PIECE: PIECE,
+    Frame.DELETE: MAX_NAME,
+    Frame.SYNC: 0,
+    Frame.LOCK: 1,
+    Frame.UNLOCK: 4,
+    Frame.TICK: 0,
+    Frame.KEEP: 8 + MAX_NAME,
+    Frame.SMALL: MAX_NAME,
 }
-SERVER_LIMITS = {Kind.DONE: _TEXT, Kind.DATA: PIECE, Kind.PAGE: PIECE, Kind.ERROR: _TEXT, Kind.TOCK: 0}
+SERVER_LIMITS = {
+    Frame.DONE: _TEXT,
+    Frame.DATA: PIECE,
+    Frame.PAGE: PIECE,
+    Frame.ERROR: _TEXT,
+    Frame.TOCK: 0,
+}
 
 GET = struct.Struct("<QQ")
 """Offset and length; a length of TO_THE_END has no other meaning."""

@@ -1,4 +1,4 @@
-"""What a server lets its client do: only add, only so many bytes, and only objects that are what they are called."""
+"""What a server allows its client: adding only, a quota, and only objects whose bytes match their names."""
 
 from __future__ import annotations
 

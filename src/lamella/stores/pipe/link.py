@@ -15,7 +15,7 @@ from lamella.run.pipeline import Beside
 from lamella.run.spawn import Child
 from lamella.stores.base import Abilities, Entry
 from lamella.stores.pipe import frames
-from lamella.stores.pipe.frames import MAX_LISTED, FrameSink, FrameSource, Hello, Kind, ProtocolError, decode_page
+from lamella.stores.pipe.frames import MAX_LISTED, Frame, FrameSink, FrameSource, Hello, ProtocolError, decode_page
 
 STALLED_SECONDS = 900.0
 """A single request may take so long without anything coming of it, such as a `sync` of a slow disk."""
@@ -65,14 +65,14 @@ class Call:
 
     def expects(self, kind: int, length: int) -> None:
         """Raises ProtocolError if no such frame can be part of the answer; asked before the payload is read."""
-        if kind == Kind.DATA and 0 < length <= self._room:
+        if kind == Frame.DATA and 0 < length <= self._room:
             self._room -= length
-        elif not (kind in {Kind.DONE, Kind.ERROR} or (kind == Kind.PAGE and self._listing and length)):
+        elif not (kind in {Frame.DONE, Frame.ERROR} or (kind == Frame.PAGE and self._listing and length)):
             raise ProtocolError("an answer that nobody asked for")
 
     def take(self, kind: int, payload: bytearray) -> None:
         """Keep a part of the answer that does not end it."""
-        if kind == Kind.DATA:
+        if kind == Frame.DATA:
             self._pieces.append(payload)
             return
         page = decode_page(bytes(payload))
@@ -130,7 +130,7 @@ class Call:
 
 
 class Waits:
-    """Counts the round trips that follow one another: those of requests sent after an earlier answer was there."""
+    """Counts consecutive round trips: a request sent after an answer arrived begins a new one."""
 
     def __init__(self) -> None:
         self.rounds = 0
@@ -140,12 +140,12 @@ class Waits:
         call.round = self.rounds + 1
 
     def answered(self, call: Call) -> None:
-        """Somebody goes on with an answer."""
+        """A caller continues with an answer."""
         self.rounds = max(self.rounds, call.round)
 
 
 class Link:
-    """A connection. It ends at the first thing that is wrong, and every request on its way fails with it."""
+    """A connection. The first fault ends it, and every pending request fails with it."""
 
     def __init__(
         self, route: Route, hello: Hello, obj: str, waits: Waits, ahead: Callable[[Link], None] = lambda link: None
@@ -175,7 +175,7 @@ class Link:
         self._reader = Beside(self._read, "lamella-pipe")
         try:
             self._written(lambda: self._sink.raw(route.boot + frames.CLIENT_MAGIC))
-            call = self.ask(Kind.HELLO, hello.encode(), Call(obj))
+            call = self.ask(Frame.HELLO, hello.encode(), Call(obj))
             ahead(self)
             self.abilities: Abilities = self._welcome(call)
         except BaseException:
@@ -209,7 +209,7 @@ class Link:
         with self._sending:
             self._register(call)
             try:
-                self._written(lambda: self._sink.frame(Kind.PUT, call.number, head))
+                self._written(lambda: self._sink.frame(Frame.PUT, call.number, head))
                 for at in range(0, len(view), frames.PIECE):
                     self._send_piece(call, view[at : at + frames.PIECE])
             except BaseException:
@@ -219,7 +219,7 @@ class Link:
         return call
 
     def _send_piece(self, call: Call, piece: memoryview) -> None:
-        self._written(lambda: self._sink.frame(Kind.PIECE, call.number, piece))
+        self._written(lambda: self._sink.frame(Frame.PIECE, call.number, piece))
 
     def answer(self, call: Call) -> bytes:
         """Wait for the answer to a call. Raises what the far side reports, StoreUnavailable, StoreError."""
@@ -236,7 +236,7 @@ class Link:
         with self._judged(call):
             page = call.page()
         if page is not None:
-            self._written(lambda: self._sink.frame(Kind.MORE, call.number))
+            self._written(lambda: self._sink.frame(Frame.MORE, call.number))
         return page
 
     def drop(self, call: Call) -> None:
@@ -244,7 +244,7 @@ class Link:
         call.abandoned = True
         if not call.answered:
             with suppress(LamellaError):
-                self._written(lambda: self._sink.frame(Kind.CANCEL, call.number))
+                self._written(lambda: self._sink.frame(Frame.CANCEL, call.number))
 
     @contextmanager
     def _judged(self, call: Call) -> Iterator[None]:
@@ -310,20 +310,20 @@ class Link:
 
     def _take_frame(self) -> None:
         length, kind, number = self._source.header()
-        if kind == Kind.TOCK:
+        if kind == Frame.TOCK:
             return
         with self._mutex:
             call = self._calls.get(number)
         if call is None:
-            if kind == Kind.ERROR and number == 0:  # the last words of a server that gives up
+            if kind == Frame.ERROR and number == 0:  # the last words of a server that gives up
                 raise frames.decode_error(bytes(self._source.exactly(length)), self._obj)
             raise ProtocolError("an answer that nobody asked for")
         call.expects(kind, length)
         payload = self._source.exactly(length)
-        if kind in {Kind.DATA, Kind.PAGE}:
+        if kind in {Frame.DATA, Frame.PAGE}:
             call.take(kind, payload)
             return
-        answer = bytes(payload) if kind == Kind.DONE else frames.decode_error(bytes(payload), call.obj)
+        answer = bytes(payload) if kind == Frame.DONE else frames.decode_error(bytes(payload), call.obj)
         with self._mutex:
             del self._calls[number]
         call.finish(answer)
@@ -351,7 +351,7 @@ class Link:
         if self._sink.frames != self._frames_seen:
             self._frames_seen, self._said = self._sink.frames, now
         elif now - self._said > frames.TICK_SECONDS:
-            self._sink.frame_unless_busy(Kind.TICK)
+            self._sink.frame_unless_busy(Frame.TICK)
             if self._ticked <= self._heard:  # the first one that is not answered
                 self._ticked = now
 

@@ -18,7 +18,7 @@ from lamella.base.names import MARKER
 from lamella.run.pipeline import Crew
 from lamella.stores.base import Entry, range_end
 from lamella.stores.pipe import frames
-from lamella.stores.pipe.frames import FrameSink, FrameSource, Kind, ProtocolError
+from lamella.stores.pipe.frames import Frame, FrameSink, FrameSource, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ class Server:
             self._sink.raw(frames.SERVER_MAGIC)
             self._greeting()
             length, kind, request = self._source.header()
-            if kind != Kind.HELLO:
+            if kind != Frame.HELLO:
                 raise ProtocolError("a request before the greeting")
             hello = frames.decode_hello(bytes(self._source.exactly(length)))
             store = self._opener(hello)
@@ -67,7 +67,7 @@ class Server:
             return self._last_words(error)
         except LamellaError as error:
             with suppress(OSError):
-                self._sink.frame(Kind.ERROR, request, frames.encode_error(error))
+                self._sink.frame(Frame.ERROR, request, frames.encode_error(error))
             return True
         with ExitStack() as stack:
             stack.callback(store.close)
@@ -75,7 +75,7 @@ class Server:
             self._receiving = True
             stack.callback(conversation.close)
             try:
-                self._sink.frame(Kind.DONE, request, frames.encode_welcome(store.abilities))
+                self._sink.frame(Frame.DONE, request, frames.encode_welcome(store.abilities))
                 conversation.run()
             except (ProtocolError, OSError) as error:
                 return self._last_words(error)
@@ -99,7 +99,7 @@ class Server:
 
     def _last_words(self, error: Exception) -> bool:
         with suppress(OSError):
-            self._sink.frame(Kind.ERROR, 0, frames.encode_error(StoreError(str(error) or "the client went away")))
+            self._sink.frame(Frame.ERROR, 0, frames.encode_error(StoreError(str(error) or "the client went away")))
         return False
 
     def _wait(self) -> None:
@@ -108,7 +108,7 @@ class Server:
         # A large object over a slow link: the client hears that it arrives.
         if self._receiving and time.monotonic() - self._told > frames.TICK_SECONDS:
             self._told = time.monotonic()
-            self._sink.frame_unless_busy(Kind.TOCK)
+            self._sink.frame_unless_busy(Frame.TOCK)
 
 
 class Conversation:
@@ -130,30 +130,30 @@ class Conversation:
         self._locks: dict[int, AbstractContextManager[object]] = {}
         self._receiving: tuple[int, str, bool, memoryview, int] | None = None
         self._verbs: dict[int, Callable[[int, bytes], None]] = {
-            Kind.GET: self._get,
-            Kind.STAT: self._stat,
-            Kind.LIST: self._list,
-            Kind.MORE: lambda request, _: self._listings.more(request),
-            Kind.CANCEL: lambda request, _: self._listings.more(request, cancelled=True),
-            Kind.PUT: self._put,
-            Kind.DELETE: self._delete,
-            Kind.SYNC: self._sync,
-            Kind.LOCK: self._lock,
-            Kind.UNLOCK: self._unlock,
-            Kind.KEEP: self._keep,
-            Kind.SMALL: self._small,
+            Frame.GET: self._get,
+            Frame.STAT: self._stat,
+            Frame.LIST: self._list,
+            Frame.MORE: lambda request, _: self._listings.more(request),
+            Frame.CANCEL: lambda request, _: self._listings.more(request, cancelled=True),
+            Frame.PUT: self._put,
+            Frame.DELETE: self._delete,
+            Frame.SYNC: self._sync,
+            Frame.LOCK: self._lock,
+            Frame.UNLOCK: self._unlock,
+            Frame.KEEP: self._keep,
+            Frame.SMALL: self._small,
         }
 
     def run(self) -> None:
         """Read requests for ever. Raises EOFError when the client ends the conversation, ProtocolError, OSError."""
         while True:
             length, kind, request = self._source.header()
-            if kind == Kind.PIECE:
+            if kind == Frame.PIECE:
                 self._piece(request, length)
                 continue
             payload = bytes(self._source.exactly(length))
-            if kind == Kind.TICK:
-                self._sink.frame_unless_busy(Kind.TOCK)
+            if kind == Frame.TICK:
+                self._sink.frame_unless_busy(Frame.TOCK)
             elif kind in self._verbs:
                 self._verbs[kind](request, payload)
             else:
@@ -175,11 +175,11 @@ class Conversation:
 
         def job() -> None:
             try:
-                reply = Kind.DONE, work()
+                reply = Frame.DONE, work()
             except _Cut:
                 return
             except Exception as error:  # noqa: BLE001 (a fault of this side is still one answer)
-                reply = Kind.ERROR, _failure(error)
+                reply = Frame.ERROR, _failure(error)
             finally:
                 if after is not None:
                     after()
@@ -203,7 +203,7 @@ class Conversation:
                 piece = memoryview(self._store.get(name, start, min(_READ_AT_ONCE, end - start)))
                 try:
                     for at in range(0, len(piece), frames.PIECE):
-                        self._sink.frame(Kind.DATA, request, piece[at : at + frames.PIECE])
+                        self._sink.frame(Frame.DATA, request, piece[at : at + frames.PIECE])
                 except OSError as error:
                     raise _Cut from error
             return b""
@@ -226,7 +226,7 @@ class Conversation:
                 names.append(entry.name)
             content = b"".join(frames.encode_small(name, self._store.get(name)) for name in names)
             for at in range(0, len(content), frames.PIECE):
-                self._sink.frame(Kind.DATA, request, content[at : at + frames.PIECE])
+                self._sink.frame(Frame.DATA, request, content[at : at + frames.PIECE])
             return b""
 
         self._answer(request, work)
@@ -269,7 +269,7 @@ class Conversation:
         self._answer(request, work)
 
     def _lock(self, request: int, payload: bytes) -> None:
-        """At once, so that what is asked next is done under the lock; it never waits for another holder."""
+        """Answered at once, so that later requests run under the lock; the server never waits for another holder."""
         self._answer_now(request, lambda: self._locked(request, payload == b"\x01"))
 
     def _locked(self, request: int, exclusive: bool) -> None:
@@ -291,9 +291,9 @@ class Conversation:
         try:
             work()
         except LamellaError as error:
-            self._sink.frame(Kind.ERROR, request, frames.encode_error(error))
+            self._sink.frame(Frame.ERROR, request, frames.encode_error(error))
         else:
-            self._sink.frame(Kind.DONE, request)
+            self._sink.frame(Frame.DONE, request)
 
     def _list(self, request: int, payload: bytes) -> None:
         prefix = _name(payload)
@@ -356,11 +356,11 @@ class Conversation:
         self._answer(request, work, after)
 
     def _make_room(self, size: int) -> None:
-        """Let no more be received until enough is stored; the client hears that this side is alive."""
+        """Wait until enough is stored to receive more; the client meanwhile hears that this side is alive."""
         with self._stored:
             while self._held_bytes and self._held_bytes + size > _MAX_HELD_BYTES:
                 if not self._stored.wait(frames.TICK_SECONDS):
-                    self._sink.frame_unless_busy(Kind.TOCK)
+                    self._sink.frame_unless_busy(Frame.TOCK)
             self._held_bytes += size
 
 
@@ -451,14 +451,14 @@ class Listings:
             try:
                 page, finished = (b"", True) if cancelled else _page(listing.entries)
                 if page:
-                    self._sink.frame(Kind.PAGE, request, page)
+                    self._sink.frame(Frame.PAGE, request, page)
             except OSError:
                 finished = True
             except Exception as error:  # noqa: BLE001 (a fault of this side is still one answer)
-                self._listed(request, Kind.ERROR, _failure(error))
+                self._listed(request, Frame.ERROR, _failure(error))
                 return
             if finished:
-                self._listed(request, Kind.DONE, b"")
+                self._listed(request, Frame.DONE, b"")
                 return
 
     def _listed(self, request: int, kind: int, payload: bytes) -> None:
@@ -479,7 +479,7 @@ def _page(entries: Iterator[Entry]) -> tuple[bytes, bool]:
 
 
 class _Cut(Exception):
-    """The client is not there any more to take an answer."""
+    """The client has gone: nobody takes the answer."""
 
 
 def _failure(error: Exception) -> bytes:

@@ -106,7 +106,7 @@ class BoundedSession:
         self._inner.close()
 
 
-class Part(NamedTuple):
+class RangeRead(NamedTuple):
     """A range that was read: `content` starts at the offset asked for, `size` is the whole object's."""
 
     content: bytes
@@ -179,7 +179,7 @@ class S3Client:
             reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name, **_version(version))
             return int(reply["ContentLength"])
 
-    def read(self, name: str, offset: int, end: int | None, version: str = "") -> Part | None:
+    def read(self, name: str, offset: int, end: int | None, version: str = "") -> RangeRead | None:
         """Read the bytes [offset, end) (to the end when None), or fewer where the object ends before.
 
         None if the object has no byte at `offset`, which is also so for every empty range. Raises ObjectNotFound.
@@ -197,7 +197,7 @@ class S3Client:
             with reply["Body"] as body:
                 return self._part(reply, body, offset, end, name)
 
-    def _part(self, reply: Any, body: Any, offset: int, end: int | None, name: str) -> Part:  # noqa: ANN401 - botocore's
+    def _part(self, reply: Any, body: Any, offset: int, end: int | None, name: str) -> RangeRead:  # noqa: ANN401 - botocore's
         length = int(reply["ContentLength"])
         start, size = 0, length
         if "ContentRange" in reply:
@@ -206,7 +206,7 @@ class S3Client:
         if start > offset or start + length < wanted_end:
             raise StoreUnavailable("the service answered with another range than was asked for", obj=name)
         content = self._body(body, wanted_end - start, name)
-        return Part(content[offset - start :], size)
+        return RangeRead(content[offset - start :], size)
 
     def _body(self, body: Any, length: int, name: str) -> bytes:  # noqa: ANN401 - botocore's
         deadline = self._clock() + READ_SECONDS + length / SLOWEST_BYTES_PER_SECOND

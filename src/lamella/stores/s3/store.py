@@ -168,7 +168,7 @@ class S3Store:
                     self._versions[name] = row.version
                     return True
         except (StoreRefused, ObjectNotFound):
-            return False  # versions are none of this credential's business, or gone meanwhile
+            return False  # this credential may not read versions, or they are gone meanwhile
         return False
 
     def try_replacing(self, name: str, content: bytes) -> bool:
