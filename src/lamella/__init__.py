@@ -225,7 +225,7 @@ def open_repository(
     """
     from lamella.repository.repository import Repository
     from lamella.stores.url import open_store
-    from lamella.stores.wrap import RetryingStore
+    from lamella.stores.wrap.retrying import RetryingStore
 
     with (
         closing(RetryingStore(open_store(url, read_only=read_only))) as store,
@@ -242,7 +242,7 @@ def create_repository(url: str, *, slots: Sequence[SlotWanted], host: Host) -> C
     from lamella.base.clock import now_ms
     from lamella.repository.create import create_repository as create
     from lamella.stores.url import open_store
-    from lamella.stores.wrap import RetryingStore
+    from lamella.stores.wrap.retrying import RetryingStore
 
     with closing(RetryingStore(open_store(url, create=True))) as store:
         return create(store, host, slots, now_ms)
@@ -256,7 +256,7 @@ def mirror(url: str, to: str, *, host: Host, reporter: Reporter | None = None, l
     from lamella.base.events import silent
     from lamella.operations.mirror.mirror import mirror as run
     from lamella.stores.url import open_store
-    from lamella.stores.wrap import RetryingStore
+    from lamella.stores.wrap.retrying import RetryingStore
 
     with (
         closing(RetryingStore(open_store(url, read_only=True))) as source,

@@ -10,7 +10,7 @@ import pytest
 
 from lamella.base.events import Event, Warned
 from lamella.base.ids import ChunkId
-from lamella.format.tracking import Refuted, Sampled
+from lamella.format.inner import Refuted, Sampled
 from lamella.memory.host import Host
 from lamella.memory.ledger import Ledger
 from lamella.operations.backup.sampling import runs_to_see_all

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lamella.base.errors import Locked, NoRepository, RepositoryError, RolledBack
+from lamella.base.names import pack_hash, pack_name
 from lamella.base.trust import Clear
 from lamella.format.commit import parse_name
 from lamella.format.deletion import Remove
@@ -21,7 +22,6 @@ from lamella.memory.host import Host
 from lamella.operations.mirror.mirror import MirrorResult, mirror, plan_mirror
 from lamella.operations.prune.prune import plan_prune
 from lamella.operations.shared.selection import select
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.containers import raw_body
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository

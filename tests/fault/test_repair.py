@@ -11,8 +11,9 @@ import pytest
 
 from lamella import rescue
 from lamella.base.errors import RolledBack
+from lamella.base.names import pack_name
 from lamella.format.container import Kind
-from lamella.format.lost import was_rebuilt
+from lamella.format.inner import was_rebuilt
 from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions
@@ -21,7 +22,6 @@ from lamella.operations.repair.repair import RepairOptions, repair
 from lamella.operations.repair.result import ASIDE, BACK, LEFT, REBUILT, RECORDED, STORED, RepairResult
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.stores.base import Abilities

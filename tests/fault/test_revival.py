@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lamella.base.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.names import pack_name
 from lamella.base.trust import Clear, Sealed
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove, RemoveLast, Revive
@@ -18,7 +19,6 @@ from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
 from lamella.operations.prune.survey import Surveyor
 from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import Selected, select
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore

@@ -14,6 +14,7 @@ import pytest
 
 from lamella.base.errors import Locked, RepositoryError, RolledBack, StoreFull, StoreUnavailable
 from lamella.base.ids import ChunkId, WriterId
+from lamella.base.names import pack_name
 from lamella.base.trust import Sealed
 from lamella.crypto.slots import Secret
 from lamella.format.commit import Head
@@ -30,7 +31,6 @@ from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.auditing import compact_log
 from lamella.operations.shared.selection import select
 from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Store
 from lamella_kit.fault_store import FaultStore

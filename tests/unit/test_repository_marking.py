@@ -9,11 +9,11 @@ import pytest
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId
+from lamella.base.names import pack_name
 from lamella.format.container import Kind
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.shared import marking
 from lamella.operations.shared.marking import LiveIds, Walk, roots_by_domain
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella_kit.scripted_source import ScriptedSource
 from tests.unit.small_repository import CHUNK, Small

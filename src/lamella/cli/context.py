@@ -26,7 +26,7 @@ from lamella.sources.keeping import Keeping, PoolLimits
 from lamella.sources.registry import open_kept_source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store
-from lamella.stores.wrap import LimitedStore, RetryingStore, TokenBucket
+from lamella.stores.wrap.retrying import RetryingStore
 
 
 class Context:
@@ -115,7 +115,11 @@ class Context:
     def _limited(self, store: Store) -> Store:
         configured = None if self.settings is None else self.settings.limit_rate
         rate = self.args.limit_rate or configured
-        return store if rate is None else LimitedStore(store, TokenBucket(rate))
+        if rate is None:
+            return store
+        from lamella.stores.wrap.limited import LimitedStore, TokenBucket  # only where a rate was given
+
+        return LimitedStore(store, TokenBucket(rate))
 
     @contextmanager
     def _may_be_absent(self) -> Iterator[None]:

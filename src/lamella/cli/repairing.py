@@ -24,7 +24,7 @@ from lamella.run.allocator import keep_freed_memory
 from lamella.sources.base import Source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store
-from lamella.stores.wrap import RetryingStore
+from lamella.stores.wrap.retrying import RetryingStore
 
 SHOWN_RANGES = 20
 EPILOG = """\

@@ -14,7 +14,6 @@ from lamella.cli.files import read_file
 from lamella.cli.terminal import ask_new_secret, ask_secret, has_terminal
 from lamella.crypto import slots
 from lamella.crypto.slots import Secret
-from lamella.run.spawn import run, shell_words
 
 _COMMAND_SECONDS = 120.0
 _MAX_PASSPHRASE = 1 << 20
@@ -160,6 +159,8 @@ def _from_passphrase_file(path: str) -> Secret:
 
 
 def _from_command(command: str) -> Secret:
+    from lamella.run.spawn import run, shell_words  # only where the secret comes from a command
+
     return _passphrase_of(run(shell_words(command), timeout_seconds=_COMMAND_SECONDS, error=LamellaError))
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from lamella.base.clock import Clock
 from lamella.base.errors import IntegrityError, Locked, RepositoryError, RolledBack
 from lamella.base.ids import RepoId, WriterId
+from lamella.base.names import COMMITS
 from lamella.crypto.derive import Keys
-from lamella.format.commit import Entry, Head
-from lamella.format.known import Signed
-from lamella.format.records import Checkpoint, RawRecord
+from lamella.format.commit import ChainEntry, Head
+from lamella.format.records import Checkpoint, RawRecord, Signed
 from lamella.history import state
 from lamella.history.catalogue import Catalogue
 from lamella.history.chains import HistoryReader, ReadSegment
@@ -72,7 +72,7 @@ class Log:
         if not self.history.heads and not may_be_lost:
             error = RolledBack if self.history.problems else IntegrityError
             hint = "bring back what is still somewhere with: lamella check --repair"
-            raise error("the repository lists no commit that opens: its history is lost", obj="w/", hint=hint)
+            raise error("the repository lists no commit that opens: its history is lost", obj=COMMITS, hint=hint)
         self.catalogue = state.build(self.keys, self.history)
         self._condemned = None
         self.sightings.look(self.history.heads, self.clock())
@@ -90,7 +90,7 @@ class Log:
             self._condemned = condemned(self.keys, list(self.history.chains.values()))
         return self._condemned
 
-    def checkpoint_entries(self, chain: Chain) -> list[Entry]:
+    def checkpoint_entries(self, chain: Chain) -> list[ChainEntry]:
         """What the newest checkpoint of a chain carries. Raises IntegrityError, StoreError."""
         if chain.carried is None:
             return []

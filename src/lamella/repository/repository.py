@@ -14,9 +14,8 @@ from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
 from lamella.format.commit import Head as CommitHead
 from lamella.format.deletion import Forgo
-from lamella.format.known import Signed
 from lamella.format.node import Shape
-from lamella.format.records import RawRecord
+from lamella.format.records import RawRecord, Signed
 from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.history import History
 from lamella.history.log import Log

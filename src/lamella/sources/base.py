@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lamella.base.delta import Delta
-from lamella.base.extents import Extent
+if TYPE_CHECKING:
+    from lamella.base.delta import Delta
+    from lamella.base.extents import Extent
 
 
 class Consistency(IntEnum):

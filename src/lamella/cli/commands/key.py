@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from lamella.base.errors import LamellaError, NothingMatched, UsageError
+from lamella.base.names import RESCUE
 from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
 from lamella.cli.commands.init import add_kdf_cost
 from lamella.cli.context import Context
@@ -18,7 +19,6 @@ from lamella.format.keyslot import PREFIX, Role, SlotType
 from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, export_domain, list_slots, remove_slot
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import select
-from lamella.repository.readme import RESCUE
 from lamella.repository.repository import Repository
 
 _NEW = """\

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.base.ids import DomainId, VolumeId
-from lamella.format.origin import Place, first_place
+from lamella.format.inner import Place, first_place
 from lamella.format.records import Ref, Volume
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.operations.shared.selection import Selected, find_snapshot, find_volume, split_selector

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from lamella.base.ids import CATALOGUE, DomainId
+from lamella.base.names import PACKS
 from lamella.format.node import Slot
 from lamella.history.catalogue import Snapshot
 from lamella.operations.shared.marking import PARTS, LiveIds, Roots, Walk, roots_by_domain
@@ -87,7 +88,7 @@ def totals_of(repo: Repository) -> Totals:
     repo.refresh_map()
     result = Totals(sum(snapshot.added.size for snapshot in repo.catalogue.snapshots))
     for entry in repo.store.list(""):
-        if entry.name.startswith("p/"):
+        if entry.name.startswith(PACKS):
             result.packs += 1
             result.packs_bytes += entry.size
         else:

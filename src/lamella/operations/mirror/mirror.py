@@ -17,12 +17,13 @@ from itertools import islice
 from lamella.base.errors import ObjectNotFound, RepositoryError, RolledBack, UsageError
 from lamella.base.events import Progress, Reporter, silent
 from lamella.base.ids import RepoId, WriterId
+from lamella.base.names import COMMITS, Part, part_of
 from lamella.base.trust import Clear
 from lamella.format import marker
 from lamella.format.commit import Head, parse_name
 from lamella.history.places import Places
 from lamella.memory.host import Host
-from lamella.operations.mirror.objects import Listing, Objects, check, part_of
+from lamella.operations.mirror.objects import Listing, Objects, check
 from lamella.operations.shared.findings import DAMAGE, NOTE, Finding
 from lamella.repository.slots import read_marker
 from lamella.run.pipeline import default_workers, ordered_map
@@ -176,14 +177,14 @@ class _Mirroring:
         """Copy what is missing; False if the source changed in a way that asks for another round."""
         self._vanished = False
         losses = [lock.losses for lock in self.locks]
-        commits = Listing.of(self._source, "w/")
+        commits = Listing.of(self._source, COMMITS)
         here = Objects.listed(self._source, commits)
         require_one_history(here, there)
         if self._result.rounds == 1:
             self._result.present_objects = sum(there.has(entry.name) for entry in here.entries())
         self._compare_sizes(here, there)
         self._copy([entry for entry in here.entries() if self._comes_first(entry, there)], there)
-        if self._vanished or (settled and Listing.of(self._source, "w/") != commits):
+        if self._vanished or (settled and Listing.of(self._source, COMMITS) != commits):
             return False
         if losses != [lock.losses for lock in self.locks]:
             return False  # somebody may have had the place alone meanwhile: look at everything again
@@ -206,7 +207,7 @@ class _Mirroring:
         return entry.name not in self._bad and not there.has(entry.name)
 
     def _comes_first(self, entry: Entry, there: Objects) -> bool:
-        return part_of(entry.name) not in ("w", "marker") and self._lacks(entry, there)
+        return part_of(entry.name) not in (Part.COMMIT, Part.MARKER) and self._lacks(entry, there)
 
     def _copy(self, entries: Sequence[Entry], there: Objects) -> None:
         """Copy objects and make them durable. What is not what its name says is reported and left out."""
@@ -246,7 +247,7 @@ class _Mirroring:
             self._report(Finding("mirror", DAMAGE, name, text))
             self._bad.add(name)
         for name in here.small.keys() & there.small.keys() - self._bad:
-            if part_of(name) == "text" and self._source.get(name) != self._target.get(name):
+            if part_of(name) == Part.TEXT and self._source.get(name) != self._target.get(name):
                 self._report(Finding("mirror", NOTE, name, "differs from the source's; left as it is"))
                 self._bad.add(name)
 

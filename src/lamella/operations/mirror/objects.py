@@ -9,37 +9,32 @@ from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError
 from lamella.base.ids import WriterId
+from lamella.base.names import (
+    COMMITS,
+    SLOT_SIZE,
+    TRAILER_SIZE,
+    Part,
+    commit_message,
+    hash_in,
+    pack_hash,
+    pack_name,
+    part_of,
+)
 from lamella.crypto.sign import verified
-from lamella.format import keyslot, marker
-from lamella.format.commit import parse_name, signed_message, split_trailer
-from lamella.format.container import MAX_OBJECT, TRAILER_SIZE
+from lamella.format import marker
+from lamella.format.commit import parse_name, split_trailer
+from lamella.format.container import MAX_OBJECT
 from lamella.operations.shared.findings import DAMAGE, Finding
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.reach import require_alive
-from lamella.repository.readme import README, RESCUE
 from lamella.stores.base import Entry, Store
 
 _MAX_TEXT = 16 * 1024 * 1024
-_LIMITS = {"p": MAX_OBJECT, "i": MAX_OBJECT, "w": MAX_OBJECT + TRAILER_SIZE, "keys": keyslot.SIZE}
-
-
-def part_of(name: str) -> str:
-    """Which part of a repository an object belongs to: marker, keys, p, w, i, text; empty for none."""
-    if name == marker.NAME:
-        return "marker"
-    if name in (README, RESCUE):
-        return "text"
-    if name.startswith(keyslot.PREFIX) and _hexadecimal(name.removeprefix(keyslot.PREFIX), 8):
-        return "keys"
-    if name.startswith("i/") and _hexadecimal(name.removeprefix("i/"), 64):
-        return "i"
-    if pack_hash(name) is not None:
-        return "p"
-    return "w" if parse_name(name) is not None else ""
-
-
-def _hexadecimal(text: str, length: int) -> bool:
-    return len(text) == length and all(letter in "0123456789abcdef" for letter in text)
+_MAX_BYTES = {
+    Part.PACK: MAX_OBJECT,
+    Part.SEGMENT: MAX_OBJECT,
+    Part.COMMIT: MAX_OBJECT + TRAILER_SIZE,
+    Part.KEY: SLOT_SIZE,
+}
 
 
 class Listing(NamedTuple):
@@ -67,10 +62,10 @@ class Objects:
     def listed(cls, store: Store, commits: Listing | None = None) -> Objects:
         """Everything a store lists, commits before packs. Raises StoreError."""
         found = cls()
-        for entry in (commits or Listing.of(store, "w/")).entries:
+        for entry in (commits or Listing.of(store, COMMITS)).entries:
             found.add(entry)
         for entry in store.list(""):
-            if not entry.name.startswith("w/"):
+            if not entry.name.startswith(COMMITS):
                 found.add(entry)
         return found
 
@@ -86,7 +81,7 @@ class Objects:
             self.ignored = self.ignored or name
             return
         self.small[name] = entry.size
-        head = parse_name(name) if part == "w" else None
+        head = parse_name(name) if part == Part.COMMIT else None
         if head is not None:
             self.commits.setdefault((head.writer, head.seq), set()).add(head.sha256)
 
@@ -126,10 +121,7 @@ def check(store: Store, entry: Entry, mark: marker.Marker) -> bytes | Finding:
     Raises ObjectNotFound if it is gone, StoreError if the store is out of reach.
     """
     name, part = entry.name, part_of(entry.name)
-    limit = {"p": MAX_OBJECT, "i": MAX_OBJECT, "w": MAX_OBJECT + TRAILER_SIZE, "keys": keyslot.SIZE}.get(
-        part, _MAX_TEXT
-    )
-    if entry.size > limit:
+    if entry.size > (_MAX_TEXT if part is None else _MAX_BYTES.get(part, _MAX_TEXT)):
         return Finding("mirror", DAMAGE, name, f"an object of {entry.size} bytes cannot be what its name says")
     try:
         content = store.get(name)
@@ -143,16 +135,16 @@ def check(store: Store, entry: Entry, mark: marker.Marker) -> bytes | Finding:
     return Finding("mirror", DAMAGE, name, "its bytes are not what its name says; not copied")
 
 
-def _is_what_it_says(name: str, part: str, content: bytes, mark: marker.Marker) -> bool:
-    if part == "text":
+def _is_what_it_says(name: str, part: Part | None, content: bytes, mark: marker.Marker) -> bool:
+    if part == Part.TEXT:
         return True  # nothing but a prune-signed FILE record says what it must be, and that needs a key
     head = parse_name(name)
     if head is None:
-        digest = hashlib.sha256(content).hexdigest()
-        return name.rpartition("/")[2] == (digest[:8] if part == "keys" else digest)
+        named = hash_in(name)
+        return named is not None and hashlib.sha256(content).digest().startswith(named)
     try:
         _, trailer = split_trailer(content, head)
     except IntegrityError:
         return False
-    message = signed_message(mark.root, head.writer, head.seq, trailer.container)
+    message = commit_message(mark.root, head.writer, head.seq, trailer.container)
     return verified(trailer.public, trailer.signature, message)

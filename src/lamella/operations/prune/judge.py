@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.ids import CATALOGUE
+from lamella.base.names import pack_name
 from lamella.format import document
 from lamella.format.container import Blob, Kind
 from lamella.operations.prune.usage import PackUse
 from lamella.operations.prune.view import View
-from lamella.packs.blobmap import Place, pack_name
+from lamella.packs.blobmap import Place
 from lamella.packs.containers import Head, read_head
 from lamella.packs.reach import require_alive
 from lamella.repository.repository import Repository

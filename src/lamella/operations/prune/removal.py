@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 from lamella.base.errors import UsageError
 from lamella.format.deletion import Remove
-from lamella.format.known import Signed
-from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.records import RawRecord, Ref, raw
+from lamella.format.records import Pin, RawRecord, Ref, Rename, Signed, Tag, raw
 from lamella.history.catalogue import VolumeState
 from lamella.operations.prune.health import Health
 from lamella.operations.shared.selection import Selected

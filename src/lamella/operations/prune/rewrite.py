@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from lamella.base.errors import IntegrityError, LamellaError, StoreError, UnknownFormat
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import pack_name
 from lamella.base.trust import Sealed
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.seal import PackOpener
 from lamella.format import compression
 from lamella.format.container import Blob
 from lamella.operations.prune.judge import Judged
-from lamella.packs.blobmap import pack_name
 from lamella.packs.containers import open_blob, open_head
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive

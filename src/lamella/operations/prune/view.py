@@ -13,6 +13,7 @@ from typing import Any
 from lamella.base.clock import Clock
 from lamella.base.errors import IntegrityError, RolledBack
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import COMMITS
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Checkpoint, Ref
 from lamella.history.catalogue import Catalogue
@@ -66,7 +67,7 @@ def history_troubles(repo: Repository) -> Iterator[IntegrityError]:
         hint = "upgrade lamella: what that writer says from there on is not known to this version"
         yield IntegrityError(text, obj=repo.store.url, hint=hint)
     for text in repo.catalogue.malformed:
-        yield IntegrityError(f"a record cannot be read, and nobody knows what it needs: {text}", obj="w/")
+        yield IntegrityError(f"a record cannot be read, and nobody knows what it needs: {text}", obj=COMMITS)
 
 
 @dataclass(slots=True)

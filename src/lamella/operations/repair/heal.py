@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 
 from lamella.base.errors import IntegrityError, StoreError
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import pack_name
 from lamella.crypto.chunk_id import identifier
 from lamella.format import document, node
 from lamella.format.compression import Encoder
@@ -23,7 +24,6 @@ from lamella.operations.repair.donors import Donors, View
 from lamella.operations.shared.gaps import Gap
 from lamella.operations.shared.selection import Selected
 from lamella.operations.writing.chunks import is_zero
-from lamella.packs.blobmap import pack_name
 from lamella.packs.containers import raw_body
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository

@@ -12,6 +12,7 @@ from functools import partial
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
+from lamella.base.names import KEYS, README, RESCUE, pack_hash, pack_name
 from lamella.base.trust import Clear, Sealed
 from lamella.format import commit
 from lamella.format.commit import Head
@@ -22,10 +23,9 @@ from lamella.operations.repair.heal import Depot
 from lamella.operations.repair.quarantine import may_set_aside, set_aside
 from lamella.operations.repair.result import ASIDE, BACK, LEFT, STORED, RepairResult
 from lamella.operations.shared.findings import DAMAGE, Finding
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.containers import open_blob, open_commit, open_head, open_whole
 from lamella.packs.reach import require_alive
-from lamella.repository.readme import README, RESCUE, readme_text, rescue_source
+from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
 
 
@@ -53,7 +53,7 @@ class ObjectRepair:
                 continue
             content = self._file(name, record.sha256)
             if content is None:
-                hint = "; add one anew: lamella key add" if name.startswith("keys/") else ""
+                hint = "; add one anew: lamella key add" if name.startswith(KEYS) else ""
                 self._result.did(LEFT, name, f"nobody here has its bytes{hint}")
             else:
                 self._replace(name, partial(self._repo.store.put, name, Clear(content)))

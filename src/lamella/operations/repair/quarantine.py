@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 
 from lamella.base.errors import StoreError
+from lamella.base.names import QUARANTINE
 from lamella.base.trust import Clear
 from lamella.stores.base import Store
-
-PREFIX = "quarantine/"
 
 
 def may_set_aside(store: Store) -> bool:
@@ -27,7 +26,7 @@ def set_aside(store: Store, name: str) -> str:
     both are there, and doing it again ends the same way. Raises StoreError; then the object is where it was.
     """
     content = store.get(name)
-    aside = f"{PREFIX}{hashlib.sha256(content).hexdigest()}/{name}"
+    aside = f"{QUARANTINE}{hashlib.sha256(content).hexdigest()}/{name}"
     store.put(aside, Clear(content))
     store.sync()
     if store.get(aside) != content:

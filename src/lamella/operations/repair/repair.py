@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from lamella.base.errors import NothingMatched, RepositoryError, UsageError
 from lamella.base.events import Progress, Reporter, silent
+from lamella.base.names import COMMITS, README, RESCUE
 from lamella.format.commit import Head
 from lamella.format.lost import Lost
 from lamella.format.records import UNSIGNED
@@ -32,7 +33,7 @@ from lamella.operations.shared.selection import Selected, select
 from lamella.operations.shared.verdicts import Verdicts
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.create import file_record
-from lamella.repository.readme import README, RESCUE, readme_text, rescue_source
+from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 
@@ -166,7 +167,7 @@ class _Mending:
         problems = [problem.message for problem in self._left(self._repo.problems)]
         if problems and not (self._options.dry and not self._repo.history.heads):
             self._result.problems = problems
-            self._result.did(LEFT, "w/", f"{what} cannot be published before this history is accepted")
+            self._result.did(LEFT, COMMITS, f"{what} cannot be published before this history is accepted")
             return False
         return True
 
@@ -183,10 +184,10 @@ class _Mending:
             if self._objects.ensure(name, content):
                 records.append(file_record(name, content))
         if repo.keys.prune_seed is None:
-            self._result.did(LEFT, "w/", "what the clear files must be can only be signed with an admin's secret")
+            self._result.did(LEFT, COMMITS, "what the clear files must be can only be signed with an admin's secret")
             records = []
         else:
-            self._result.did(RECORDED, "w/", "the marker, the key slot in use and the texts are signed anew")
+            self._result.did(RECORDED, COMMITS, "the marker, the key slot in use and the texts are signed anew")
         repo.publish(records)
         repo.reload(whole=True)
 

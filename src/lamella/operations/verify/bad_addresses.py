@@ -6,12 +6,12 @@ A BAD is a place to look at again, never a verdict (docs/decisions/0036): a fals
 from __future__ import annotations
 
 from lamella.base.errors import LamellaError
+from lamella.base.names import pack_hash, pack_name
 from lamella.format.container import Kind
 from lamella.format.lost import MAX_BAD, Address, Bad
 from lamella.format.records import raw
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.rereading import reread
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.repository.repository import Repository
 
 _MOST_RECORDS = 16

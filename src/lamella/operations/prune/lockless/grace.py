@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.events import Reporter
+from lamella.base.names import pack_name
 from lamella.format.commit import Head
 from lamella.format.deletion import Condemn, Reaped, Rescue
-from lamella.format.known import Signed
-from lamella.format.records import RawRecord, raw
-from lamella.format.sessions import Abandon, Session
+from lamella.format.records import Abandon, RawRecord, Session, Signed, raw
 from lamella.history.condemned import Batch
 from lamella.operations.prune.judge import Judged, judge
 from lamella.operations.prune.lockless.acknowledged import Acknowledgements
@@ -24,7 +23,7 @@ from lamella.operations.prune.rewrite import Rewriting
 from lamella.operations.prune.survey import Surveyor, batches
 from lamella.operations.prune.usage import PackUse, Usage
 from lamella.operations.prune.view import View
-from lamella.packs.blobmap import Place, pack_name
+from lamella.packs.blobmap import Place
 from lamella.repository.repository import Repository
 
 PACKS_AT_ONCE = 1000

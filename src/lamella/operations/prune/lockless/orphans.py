@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from lamella.base.errors import IntegrityError
 from lamella.format.known import understood
-from lamella.format.records import AddSnap
-from lamella.format.sessions import Session
+from lamella.format.records import AddSnap, Session
 from lamella.operations.prune.options import DAY_MS
 from lamella.operations.prune.usage import PackUse
 from lamella.operations.prune.view import FirstSeen
