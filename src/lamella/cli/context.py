@@ -168,7 +168,7 @@ class Context:
         names = repository.history.unexplained
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            hint = "if it was one, its host brings it back with: lamella check --repair"
+            hint = "if it was one, its host brings it back with: lamella repair"
             self.out.say(f"note: {names[0]}{more} is no commit, and nothing shows that it ever was; {hint}")
 
     def _secret(self) -> Secret:

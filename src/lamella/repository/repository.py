@@ -139,7 +139,7 @@ class Repository:
         self._map_is_fresh = self._map_is_fresh and self.history.heads == before
         if not self.history.heads and not self._may_be_lost:
             error = RolledBack if self.history.problems else IntegrityError
-            hint = "bring back what is still somewhere with: lamella check --repair"
+            hint = "bring back what is still somewhere with: lamella repair"
             raise error("the repository lists no commit that opens: its history is lost", obj="w/", hint=hint)
         self.catalogue = state.build(self.keys, self.history)
         self.condemned = condemned(self.keys, list(self.history.chains.values()))
@@ -221,7 +221,7 @@ class Repository:
         if self.place.mirror and not self.place.own:
             age = f" and lacks {len(self.older)} chains' newest commits" if self.older else ""
             hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
-            raise Locked(f"this place is a mirror made by copy --mirror{age}", obj=self.store.url, hint=hint)
+            raise Locked(f"this place is a mirror made by lamella mirror{age}", obj=self.store.url, hint=hint)
 
     def audited_checkpoints(self, writer: WriterId) -> list[Checkpoint]:
         """The newest audited checkpoints of a chain: it begins with the last one that can be read."""

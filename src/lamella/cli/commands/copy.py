@@ -1,12 +1,11 @@
-"""`lamella copy`: a second copy of snapshots in another repository, or of a whole repository."""
+"""`lamella copy`: a second copy of snapshots in another repository."""
 
 from __future__ import annotations
 
 import argparse
 
 from lamella.base.errors import UsageError
-from lamella.cli import copy_mirror
-from lamella.cli.arguments import SECRETS, add_dry_run
+from lamella.cli.arguments import SECRETS, add_dry_run, add_moved
 from lamella.cli.context import Context, SecondContext
 from lamella.cli.values import compression, shown_bytes, shown_seconds, workers
 from lamella.operations.copy.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
@@ -37,24 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compression", metavar="HOW", type=compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
     )
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
-    parser.add_argument(
-        "--mirror",
-        action="store_true",
-        help="make --to a second place of the whole repository, byte for byte, without keys; nothing is removed",
-    )
+    add_moved(parser, "--mirror", "lamella mirror")
     add_dry_run(parser)
 
 
 def run(context: Context) -> int:
     """Do it."""
     keep_freed_memory()
-    if not context.args.to:
+    args, out = context.args, context.out
+    if not args.to:
         raise UsageError("--to names no repository")
-    return copy_mirror.run(context) if context.args.mirror else _copy(context)
-
-
-def _copy(context: Context) -> int:
-    args, out, other = context.args, context.out, SecondContext(context)
+    other = SecondContext(context)
     other.check_secret()
     configured = context.config.backup
     options = CopyOptions(args.compression or configured.compression, args.workers or configured.workers)
