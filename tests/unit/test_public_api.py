@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -82,6 +83,23 @@ def test_every_name_can_be_had_and_no_other() -> None:
         _ = lamella.no_such_name  # type: ignore[attr-defined]
 
 
+def test_type_checkers_know_the_same_names() -> None:
+    stub = ast.parse(Path(lamella.__file__).with_name("__init__.pyi").read_text("utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    known = {one.asname: node.module for node in imports for one in node.names}
+    assert known == lamella._HOME_OF
+
+
+def test_nothing_inside_uses_the_public_names() -> None:
+    """They live above every room: whoever took one from here would look upward, unseen by import-linter."""
+    for path in Path(lamella.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                assert "lamella" not in [one.name for one in node.names], path
+            if isinstance(node, ast.ImportFrom) and node.module == "lamella":
+                assert not {one.name for one in node.names} & set(lamella.__all__), path
+
+
 def imported_after(program: str) -> set[str]:
     """The modules of Lamella and its dependencies that a program has imported at its end."""
     program += "\nimport sys\nprint(*sorted(sys.modules))"
@@ -101,7 +119,7 @@ def test_importing_lamella_is_light() -> None:
 def test_help_is_light() -> None:
     help_ = "from lamella.cli.main import main\nassert main(['--help'], {}) == 0"
     heavy = {name for name in imported_after(help_) if not name.startswith(("lamella.cli", "lamella.base.errors"))}
-    assert heavy == {"lamella"}
+    assert heavy == {"lamella", "lamella.base"}
 
 
 def test_errors_need_nothing_else() -> None:

@@ -1,7 +1,7 @@
 """The places at which this host knows one repository, and which of them are mirrors (docs/decisions/0029).
 
-A place becomes a mirror only by `lamella mirror` on this host, never by anything it says itself, and it stays what it is
-once this host has published there. What was seen at a place must be seen there again, whatever it is.
+Only `lamella mirror` on this host makes a place a mirror, never anything the place says itself, and a place stays what
+it is once this host has published there. What was seen at a place must be seen there again, whatever it is.
 """
 
 from __future__ import annotations

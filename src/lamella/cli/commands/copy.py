@@ -6,13 +6,14 @@ import argparse
 
 from lamella.base.errors import UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_moved
-from lamella.cli.context import Context, SecondContext
+from lamella.cli.context import Context
+from lamella.cli.destination import SecondContext
+from lamella.cli.output import INCOMPLETE
 from lamella.cli.values import compression, shown_bytes, shown_seconds, workers
 from lamella.operations.copy.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
 from lamella.operations.copy.plan import CopyRow, State
 from lamella.run.allocator import keep_freed_memory
 
-_INCOMPLETE = 3
 _OWN_SECRETS = """\
 The secret of the repository to copy to comes, by the same rules, from one of LAMELLA_TO_PASSPHRASE, _FILE, _COMMAND,
 _FD, --to-keyfile, --to-recovery-key-file or LAMELLA_TO_RECOVERY_KEY_FILE, the systemd credential
@@ -62,7 +63,7 @@ def _show_plan(context: Context, plan: CopyPlan) -> int:
     for row in plan.rows:
         context.out.line(_line(row, {State.WANTED: "would be copied", State.FAILED: "would fail"}))
     context.out.document({"dry_run": True, "snapshots": [_row(row) for row in plan.rows]})
-    return _INCOMPLETE if any(row.state == State.FAILED for row in plan.rows) else 0
+    return INCOMPLETE if any(row.state == State.FAILED for row in plan.rows) else 0
 
 
 _WORDS = {
@@ -106,7 +107,7 @@ def _report(context: Context, result: CopyResult) -> int:
             "snapshots": [_row(row) for row in result.rows],
         }
     )
-    return 0 if result.complete else _INCOMPLETE
+    return 0 if result.complete else INCOMPLETE
 
 
 def _row(row: CopyRow) -> dict[str, object]:
