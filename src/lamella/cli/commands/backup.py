@@ -10,9 +10,10 @@ from lamella.base.errors import LamellaError, NothingMatched, SourceError, Usage
 from lamella.cli import after_backup
 from lamella.cli.after_backup import Pruned
 from lamella.cli.arguments import SECRETS, add_dry_run
-from lamella.cli.context import Context, DestinationContext
+from lamella.cli.context import Context
+from lamella.cli.destination import DestinationContext
 from lamella.cli.files import read_file
-from lamella.cli.output import Output
+from lamella.cli.output import INCOMPLETE, Output
 from lamella.cli.values import chunk_log2, rate, seconds, shown_bytes, shown_seconds, size, workers
 from lamella.format.compression import check_setting
 from lamella.operations.backup.change_map import MAX_FILE, ChangeMap, read_map
@@ -31,8 +32,6 @@ from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
 from lamella.run.spawn import shell_words
 from lamella.sources.registry import name_from, split_name
-
-INCOMPLETE = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

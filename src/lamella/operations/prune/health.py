@@ -77,7 +77,7 @@ class Health:
         if not self.gone:
             return None
         text = f"more than {GONE_PERCENT} % of what is needed is gone, which no prune does"
-        hint = "look with: lamella verify; mend with: lamella check --repair"
+        hint = "look with: lamella verify; mend with: lamella repair"
         return RolledBack(text, obj=self.repo.store.url, hint=hint)
 
     # -- judging -------------------------------------------------------------------------------------------------------
@@ -196,5 +196,5 @@ def _said(snapshot: Snapshot) -> Flaw | None:
 
 def damage(name: str, flaw: Flaw) -> IntegrityError:
     """A flaw as it is reported."""
-    hint = "mend it with: lamella check --repair; or delete that snapshot"
+    hint = "mend it with: lamella repair; or delete that snapshot"
     return IntegrityError(f"{name} is not whole: {flaw.text}", obj=name, hint=hint)

@@ -225,7 +225,7 @@ class Surveyor:
         if not said or not unread <= {gap.id for gap in gaps}:
             view.closed.discard(domain_id)
             text = f"more of {snapshot.name} cannot be read than was recorded as lost: nothing is deleted beside it"
-            hint = "look with: lamella verify; mend with: lamella check --repair"
+            hint = "look with: lamella verify; mend with: lamella repair"
             view.troubles.append(IntegrityError(text, obj=snapshot.name, hint=hint))
 
     def sessions(self) -> list[OpenSession]:
