@@ -14,7 +14,8 @@ from lamella.format.container import Kind
 from lamella.format.records import Ref
 from lamella.operations.backup import run as backup_run
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.plan import PruneOptions, PruneResult
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.prune.rewrite import Rewriting
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
@@ -66,7 +67,7 @@ class Fleet:
     def prune(self, host: str, *names: str, options: PruneOptions | None = None) -> PruneResult:
         with self.opened(host) as repo:
             refs: list[Ref] = [one.snapshot.ref for one in select(repo, list(names))] if names else []
-            result = plan_prune(repo, refs, options).execute()
+            result = run_prune(repo, refs, options)
         for name in names:
             self.truth.volumes.pop(name, None)
         return result

@@ -24,7 +24,9 @@ from lamella.memory.pins import Problem
 from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.prune import health
 from lamella.operations.prune.health import Health
-from lamella.operations.prune.prune import DAY_MS, PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.needed import DAY_MS
+from lamella.operations.prune.plan import PruneOptions, PruneResult
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.auditing import compact_log
 from lamella.operations.shared.selection import select
@@ -64,7 +66,7 @@ class Pruned:
     def prune(self, *names: str, options: PruneOptions | None = None, store: Store | None = None) -> PruneResult:
         with self.alone(store=store) as repo:
             refs = [one.snapshot.ref for one in select(repo, list(names))] if names else []
-            result = plan_prune(repo, refs, options).execute()
+            result = run_prune(repo, refs, options)
         for name in names:
             del self.kept[name]
         return result
@@ -198,7 +200,7 @@ def test_a_writer_may_not_delete(world: Pruned) -> None:
     world.backup(noise(13, 3))
     before = world.small.store.objects()
     with world.alone(WRITER) as repo, pytest.raises(RepositoryError, match="not delete anything"):
-        plan_prune(repo, [], None)
+        run_prune(repo, [], None)
     assert world.small.store.objects() == before
 
 
@@ -309,7 +311,7 @@ def test_missing_history_keeps_everything(world: Pruned) -> None:
     before = world.small.store.objects()
     stranger = Repository.open(world.small.store, ADMIN, world.small.host("stranger"), clock=tick, exclusive=True)
     with stranger as repo, pytest.raises(Exception, match="missing") as raised:
-        plan_prune(repo, [], None).execute()
+        run_prune(repo, [], None)
     assert getattr(raised.value, "exit_code", 0) == 21
     assert world.small.store.objects() == before and first
 
@@ -322,7 +324,7 @@ def test_a_record_that_cannot_be_read_keeps_everything(world: Pruned) -> None:
     packs = world.packs()
     with world.alone() as repo:
         refs = [one.snapshot.ref for one in select(repo, [one])]
-        result = plan_prune(repo, refs).execute()
+        result = run_prune(repo, refs)
     assert [error.exit_code for error in result.blocked] == [20]
     assert (result.removed, world.packs()) == ([], packs)
 
@@ -349,11 +351,11 @@ def test_what_a_writer_saw_and_is_lost_can_be_accepted(world: Pruned) -> None:
         assert (problem.kind, problem.writer, problem.lacks) == ("seen", other, Head(other, 2, problem.lacks.sha256))
         refs = [found.snapshot.ref for found in select(repo, [one])]
         with pytest.raises(RolledBack):
-            plan_prune(repo, refs)
+            run_prune(repo, refs)
         writer = problem.message.split()[1]
         assert repo.accept_seen("00000000") == []
         assert repo.accept_seen(writer)
-        assert not plan_prune(repo, refs).execute().blocked
+        assert not run_prune(repo, refs).blocked
     del world.kept[one]
     world.check()
 
@@ -365,7 +367,7 @@ def test_prune_and_backup_keep_each_other_out(world: Pruned) -> None:
     with world.alone(), pytest.raises(Locked), world.small.opened():
         pass
     with world.small.opened() as repo, pytest.raises(Locked):
-        plan_prune(repo, []).execute()
+        run_prune(repo, [])
 
 
 def test_where_nothing_may_be_deleted_it_is_left_to_others(world: Pruned) -> None:
@@ -439,7 +441,7 @@ def test_an_object_that_may_have_been_a_commit_delays_deletion(world: Pruned) ->
     for days, deleted in ((29, 0), (31, 1)):
         clock = partial(int, now + days * DAY_MS)
         with Repository.open(world.small.store, ADMIN, later, clock=clock, exclusive=True) as repo:
-            assert plan_prune(repo, []).execute().deleted_packs == deleted, days
+            assert run_prune(repo, []).deleted_packs == deleted, days
     world.check()
 
 
@@ -476,7 +478,7 @@ def test_what_is_given_up_does_not_count_as_gone(world: Pruned) -> None:
         repo.publish([Lost.of(one.ref, [(0, 30 * CHUNK)])])
     with world.alone() as repo, Health(repo) as judged:
         for _ in range(2):
-            result = plan_prune(repo, [], None, judged).execute()
+            result = run_prune(repo, [], None, judged)
             assert not result.blocked and not result.damaged
 
 

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lamella.base.errors import LamellaError, UsageError
-from lamella.cli.policy import KEYS, PruneSettings, read_rules, zone
 from lamella.cli.values import rate
 from lamella.format.compression import check_setting
-from lamella.operations.prune.retention import Retention
 
 _MAX_WORKERS = 64
 _MAX_HOOK_SECONDS = 86400
@@ -55,6 +53,17 @@ class LvmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PruneSettings:
+    """`[prune]`: rules as they are written, "" standing for all volumes, and the zone of their calendar.
+
+    `lamella.cli.policy` reads them: no other command needs to know what rules are.
+    """
+
+    zone: str = "UTC"
+    rules: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
     """Everything configured, where each value comes from, and what is wrong with it."""
 
@@ -92,7 +101,7 @@ def load(place: Path) -> Configuration:
         tuple(files),
         reader.repositories,
         BackupSettings(**reader.backup),
-        reader.prune_settings(),
+        PruneSettings(reader.zone, reader.prune),
         LvmSettings(**reader.lvm),
         reader.default_repository,
         reader.written_rules(),
@@ -237,7 +246,9 @@ class _Reader:
             self._unknown(path, where)
 
     def _prune(self, path: Path, value: object) -> None:
-        """Rules are collected per volume, "" standing for all, and read when every file was seen."""
+        """Rules are checked and collected per volume, "" standing for all."""
+        from lamella.cli.policy import zone  # a configuration without [prune] loads nothing of retention
+
         for key, one in self._table(path, "prune", value):
             if key == "zone":
                 text = self._text(path, "prune.zone", one)
@@ -251,6 +262,8 @@ class _Reader:
                 self._rule(path, "prune", "", key, one)
 
     def _rule(self, path: Path, where: str, volume: str, key: str, value: object) -> None:
+        from lamella.cli.policy import KEYS, read_rules
+
         if key not in KEYS:
             self._unknown(path, f"{where}.{key}")
         elif self._is_new(path, f"{where}.{key}") and self._is_valid(path, where, read_rules, {key: value}):
@@ -266,11 +279,6 @@ class _Reader:
         else:
             return True
         return False
-
-    def prune_settings(self) -> PruneSettings:
-        """What `[prune]` says in all files together."""
-        rules = {name: read_rules(table) for name, table in self.prune.items()}
-        return PruneSettings(self.zone, rules.pop("", Retention()), rules)
 
     def written_rules(self) -> dict[str, str | int]:
         """The rules by their full keys, for showing."""

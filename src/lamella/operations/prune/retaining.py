@@ -10,9 +10,8 @@ from datetime import UTC, tzinfo
 from lamella.base.errors import UsageError
 from lamella.format.records import Ref
 from lamella.history.catalogue import Snapshot, latest
-from lamella.operations.prune.health import Health
+from lamella.operations.prune.health import Flaw, Health
 from lamella.operations.prune.retention import Moment, Retention, Verdict, believed_time, judge_until_stable
-from lamella.operations.prune.tracing import Flaw
 from lamella.operations.shared.selection import Selected, find_volume
 from lamella.repository.repository import Repository
 
@@ -37,7 +36,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedSnapshot:
     """A snapshot with its verdict."""
 
     selected: Selected
@@ -50,25 +49,25 @@ class Judged:
 class RetentionPlan:
     """What a policy says about the snapshots of a repository."""
 
-    rows: tuple[Judged, ...]
+    rows: tuple[JudgedSnapshot, ...]
 
     @property
-    def removed(self) -> tuple[Judged, ...]:
+    def removed(self) -> tuple[JudgedSnapshot, ...]:
         """What would go, by volume and newest first."""
         return tuple(row for row in self.rows if not row.verdict.keep)
 
     @property
-    def kept(self) -> tuple[Judged, ...]:
+    def kept(self) -> tuple[JudgedSnapshot, ...]:
         """What would stay."""
         return tuple(row for row in self.rows if row.verdict.keep)
 
     @property
-    def damaged(self) -> tuple[Judged, ...]:
+    def damaged(self) -> tuple[JudgedSnapshot, ...]:
         """What would stay and is not whole, unless a LOST that counts says so."""
         return tuple(row for row in self.kept if row.flaw is not None and not row.selected.snapshot.given_up)
 
     @property
-    def strange(self) -> tuple[Judged, ...]:
+    def strange(self) -> tuple[JudgedSnapshot, ...]:
         """What no rule looked at, because its time makes no sense."""
         return tuple(row for row in self.rows if not row.verdict.judged)
 
@@ -137,9 +136,9 @@ class _Judging:
     def _of(self, moment: Moment) -> Selected:
         return self._selected[moment.volume, moment.number]
 
-    def _row(self, verdict: Verdict) -> Judged:
+    def _row(self, verdict: Verdict) -> JudgedSnapshot:
         selected = self._of(verdict.moment)
-        return Judged(selected, verdict, self._flaws.get(selected.snapshot.ref))
+        return JudgedSnapshot(selected, verdict, self._flaws.get(selected.snapshot.ref))
 
 
 def _moment(repo: Repository, name: str, number: int, snapshot: Snapshot, newest: bool) -> Moment:

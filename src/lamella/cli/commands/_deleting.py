@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from lamella.cli.context import Context
 from lamella.cli.values import age, percent, shown_bytes
 from lamella.format.records import Ref
 from lamella.operations.prune.health import Health
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.plan import Fate, PruneOptions, PrunePlan, PruneResult, plan_prune
+from lamella.operations.prune.prune import run_prune
 
 
 def add_space_options(parser: argparse.ArgumentParser) -> None:
@@ -75,17 +76,17 @@ def opened(context: Context, *, read_only: bool, shared: bool = False) -> Iterat
 
 
 def agreed(
-    context: Context, health: Health, question: str, refs: Sequence[Ref], again: Callable[[], Sequence[Ref]]
-) -> list[Ref]:
+    context: Context, health: Health, question: str, removals: Mapping[Ref, str], again: Callable[[], Mapping[Ref, str]]
+) -> Mapping[Ref, str]:
     """Ask whether these snapshots may go; those that may, with the repository alone from here on where that can be had.
 
     While a person thinks, others go on: what came to be needed meanwhile stays, and nothing goes that was not shown.
     Raises Interrupted for a no, Locked, RolledBack.
     """
     if not context.asks:
-        return list(refs)
+        return removals
     repository = health.repo
-    if refs:
+    if removals:
         context.confirm(question)
     if repository.store.abilities.exclusive_lock:
         context.lock_exclusively(repository)
@@ -93,12 +94,62 @@ def agreed(
         repository.reload(whole=True, stored=True)
     repository.require_sound_history()
     health.begin()
-    return [ref for ref in again() if ref in set(refs)]
+    return {ref: reason for ref, reason in again().items() if ref in removals}
 
 
-def carry_out(context: Context, health: Health, refs: Sequence[Ref], how: PruneOptions) -> PruneResult:
+def planned(
+    context: Context, health: Health, removals: Mapping[Ref, str], how: PruneOptions
+) -> tuple[dict[str, Any], int]:
+    """Say what a prune would do now, with the bytes it would free; the figures for JSON, and the exit code."""
+    out, repository = context.out, health.repo
+    code = context.warn_of_problems(repository)
+    plan = plan_prune(repository, removals, how, health)
+    for note in [*plan.notes, *plan.waiting]:
+        out.say(note)
+    for name in plan.revived:
+        out.say(f"{name} would be back: it had been removed, and its volume has no whole snapshot left")
+    for error in plan.undecided if not code else ():
+        out.warn(_blocked(error.message, "nothing would be deleted"), error.obj)
+    for pack in plan.packs:
+        out.detail(f"would {pack.fate.value} pack {pack.use.pack.hex()}, {shown_bytes(pack.use.length)}: {pack.reason}")
+    for fate in Fate:
+        uses = plan.uses(fate)
+        if uses:
+            packs = f"{len(uses)} pack{'' if len(uses) == 1 else 's'}"
+            out.line(f"would {fate.value} {packs}, {shown_bytes(sum(use.length for use in uses))}")
+    out.line(_freed("would free", plan))
+    return _plan_document(plan), max([code, *(error.exit_code for error in plan.undecided)])
+
+
+def _plan_document(plan: PrunePlan) -> dict[str, Any]:
+    return {
+        "freed_bytes": plan.freed_bytes,
+        "condemned_bytes": plan.condemned_bytes,
+        "repacked_bytes": sum(use.needed for use in plan.uses(Fate.REWRITE)),
+        "deleted_packs": len(plan.gone),
+        "live_bytes": plan.live_bytes,
+        "dead_bytes": plan.dead_bytes,
+        "waiting": list(plan.waiting),
+        "blocked": [error.message for error in plan.undecided],
+        "damaged": [error.obj for error in plan.damaged],
+        "revived": list(plan.revived),
+        "notes": list(plan.notes),
+        "packs": [
+            {
+                "pack": one.use.pack.hex(),
+                "fate": one.fate.value,
+                "reason": one.reason,
+                "bytes": one.use.length,
+                "written_bytes": one.written,
+            }
+            for one in plan.packs
+        ],
+    }
+
+
+def carry_out(context: Context, health: Health, removals: Mapping[Ref, str], how: PruneOptions) -> PruneResult:
     """Remove these snapshots, and give back what nothing needs any more."""
-    return plan_prune(health.repo, refs, how, health).execute(context.out.report)
+    return run_prune(health.repo, removals, how, health, context.out.report)
 
 
 def report(context: Context, result: PruneResult) -> dict[str, Any]:
@@ -112,11 +163,7 @@ def report(context: Context, result: PruneResult) -> dict[str, Any]:
         out.warn(f"{error.message}; {error.hint}", error.obj)
     for error in result.blocked:
         out.warn(_blocked(error.message), error.obj)
-    line = f"freed {shown_bytes(result.freed_bytes)}"
-    if result.condemned_bytes:
-        until = f", from {iso(result.condemned_until_ms)} on" if result.condemned_until_ms else ""
-        line += f"; {shown_bytes(result.condemned_bytes)} can be freed by a later prune{until}"
-    out.line(line)
+    out.line(_freed("freed", result, result.condemned_until_ms))
     return {
         "freed_bytes": result.freed_bytes,
         "condemned_bytes": result.condemned_bytes,
@@ -134,8 +181,16 @@ def report(context: Context, result: PruneResult) -> dict[str, Any]:
     }
 
 
-def _blocked(text: str) -> str:
-    return text if text.startswith("nothing ") else f"nothing was deleted: {text}"
+def _freed(word: str, found: PrunePlan | PruneResult, until_ms: int = 0) -> str:
+    line = f"{word} {shown_bytes(found.freed_bytes)}"
+    if found.condemned_bytes:
+        until = f", from {iso(until_ms)} on" if until_ms else ""
+        line += f"; {shown_bytes(found.condemned_bytes)} can be freed by a later prune{until}"
+    return line
+
+
+def _blocked(text: str, nothing: str = "nothing was deleted") -> str:
+    return text if text.startswith("nothing ") else f"{nothing}: {text}"
 
 
 def exit_code(result: PruneResult) -> int:
