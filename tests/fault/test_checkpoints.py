@@ -133,8 +133,8 @@ def segmented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     place = tmp_path_factory.mktemp("segmented")
     store, host, truth = MemoryStore(), host_at(place / "host"), Truth()
     with pytest.MonkeyPatch.context() as patch, short_rescue(patch):
-        patch.setattr("lamella.history.checkpointing.TAIL_BYTES", 1000)
-        patch.setattr("lamella.history.checkpointing.SEGMENT_BYTES", 2000)
+        patch.setattr("lamella.history.checkpoints.TAIL_BYTES", 1000)
+        patch.setattr("lamella.history.checkpoints.SEGMENT_BYTES", 2000)
         init(store, host)
         for number in range(CHECKPOINT_EVERY + 4):
             truth.learn(backup(store, host, volume(content(number))), {"disk": content(number)})

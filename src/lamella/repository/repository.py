@@ -5,49 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lamella.base.clock import Clock, now_ms
 from lamella.base.errors import (
     IntegrityError,
     Locked,
-    ObjectNotFound,
     RepositoryError,
     RolledBack,
     StoreError,
-    UnknownFormat,
 )
-from lamella.base.ids import CATALOGUE, ChunkId, DomainId, RepoId, WriterId
-from lamella.base.trust import Opened
+from lamella.base.ids import DomainId, RepoId, WriterId
 from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
 from lamella.format.commit import Entry
 from lamella.format.commit import Head as CommitHead
-from lamella.format.container import MAX_OBJECT, Kind
 from lamella.format.deletion import Forgo
 from lamella.format.known import Signed
 from lamella.format.node import Shape
-from lamella.format.records import Checkpoint, RawRecord, SegmentPlace
+from lamella.format.records import Checkpoint, RawRecord
 from lamella.history import state
 from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.chains import HistoryReader
-from lamella.history.compaction import AUDITS_KEPT, Ended
-from lamella.history.condemned import Condemned, condemned
-from lamella.history.history import Chain, History
+from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.places import Places, judge, suffix
-from lamella.history.publish import Published, Publisher
-from lamella.history.tombstones import ended
 from lamella.memory.host import Host
 from lamella.memory.pins import Pins, Problem
 from lamella.memory.sightings import Sightings
-from lamella.packs.blobmap import BlobMap, pack_name
 from lamella.packs.cache import Cache
-from lamella.packs.containers import open_whole
-from lamella.packs.contents import Contents
-from lamella.packs.suspects import Suspects
-from lamella.packs.tree import Tree, TreeReader
 from lamella.repository.slots import Unlocked, unlock
 from lamella.stores.base import Held, Store
+
+if TYPE_CHECKING:
+    from lamella.history.compaction import Ended
+    from lamella.history.condemned import Condemned
+    from lamella.history.publish import Published
+    from lamella.packs.blobmap import BlobMap
+    from lamella.packs.contents import Contents
+    from lamella.packs.packs import Packs
+    from lamella.packs.suspects import Suspects
+    from lamella.packs.tree import Tree, TreeReader
 
 
 class Repository:
@@ -69,20 +66,17 @@ class Repository:
         # A mirror has other packs: one map for both places would be rebuilt at every turn.
         folder = self.repo_id.hex() + (f"-{apart}" if apart else "")
         self.cache = Cache.open(host.cache_dir / folder / "cache.sqlite")
-        self.blobs = BlobMap(self.cache, self.keys, store)
-        self.suspects = Suspects(self.cache)
-        self.contents = Contents(store, self.keys, self.blobs, self.suspects)
-        self._reader = HistoryReader(store, self.keys, self.cache, self._segment)
+        self._packs: Packs | None = None
+        self._reader = HistoryReader(store, self.keys, self.cache, lambda place: self.packs.catalogue_segment(place))
         self.history = History()
         self.older: list[Problem] = []
         """What a mirror lacks and this host saw at another place."""
         self._problems: list[Problem] = []
         self.catalogue = Catalogue()
-        self._map_is_fresh = False
         self._may_be_lost = False
         self._held = ExitStack()
         self._lock: Held | None = None
-        self.condemned = Condemned()
+        self._condemned: Condemned | None = None
         self.exclusive = False
         """Nobody else reads or writes the repository: the store's kernel says so."""
 
@@ -136,14 +130,16 @@ class Repository:
         before = self.history.heads
         self.history = self._reader.read(self.pins, whole=whole, stored=stored)
         # Commits that are new to this process may refer to packs that are, too.
-        self._map_is_fresh = self._map_is_fresh and self.history.heads == before
+        if self._packs is not None and self.history.heads != before:
+            self._packs.fresh = False
         if not self.history.heads and not self._may_be_lost:
             error = RolledBack if self.history.problems else IntegrityError
             hint = "bring back what is still somewhere with: lamella check --repair"
             raise error("the repository lists no commit that opens: its history is lost", obj="w/", hint=hint)
         self.catalogue = state.build(self.keys, self.history)
-        self.condemned = condemned(self.keys, list(self.history.chains.values()))
-        self.blobs.condemned = self.condemned.packs
+        self._condemned = None
+        if self._packs is not None:
+            self._packs.map.condemned = self.condemned.packs
         self.sightings.look(self.history.heads, self.clock())
         self._problems, self.older = judge(self.place, self.history)
         if not self.problems:
@@ -167,7 +163,8 @@ class Repository:
 
     def look_again(self) -> None:
         """Read the whole history and the listing of packs again, whatever was known. Raises StoreError."""
-        self._map_is_fresh = False
+        if self._packs is not None:
+            self._packs.fresh = False
         self.reload(whole=True)
         with suppress(IntegrityError):  # no packs at all: the snapshots will show it
             self.refresh_map()
@@ -314,6 +311,8 @@ class Repository:
             # Whoever retired this host took its silence for the end: it comes back as another writer.
             with self.memory.lock():
                 self.memory.new_writer_key()
+        from lamella.history.publish import Publisher
+
         publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
         published = publisher.publish(self.history, records, self.clock, self._ended, despite=despite)
         self._note_place(lambda: self.places.wrote_there(self.store.url, [published.head]))
@@ -334,48 +333,63 @@ class Repository:
             lock.renew(losses)
 
     def _ended(self) -> Ended:
+        from lamella.history.checkpoints import ended
+
         return ended(self.store, self._reader, self.history, self.catalogue, self.own_writer, self.clock())
 
-    # -- contents -----------------------------------------------------------------------------------------------------
+    # -- packs --------------------------------------------------------------------------------------------------------
+
+    @property
+    def packs(self) -> Packs:
+        """Where blobs lie. Made when it is first asked for: what reads only the history does without."""
+        if self._packs is None:
+            from lamella.packs.packs import Packs
+
+            self._packs = Packs(self.store, self.keys, self.cache)
+            self._packs.map.condemned = self.condemned.packs
+        return self._packs
+
+    @property
+    def blobs(self) -> BlobMap:
+        """The map of packs."""
+        return self.packs.map
+
+    @property
+    def suspects(self) -> Suspects:
+        """Places at which a blob did not open."""
+        return self.packs.suspects
+
+    @property
+    def contents(self) -> Contents:
+        """Reads contents by id."""
+        return self.packs.contents
+
+    @property
+    def condemned(self) -> Condemned:
+        """The packs that collectors have condemned, as the history that was read last says."""
+        if self._condemned is None:
+            from lamella.history.condemned import condemned
+
+            self._condemned = condemned(self.keys, list(self.history.chains.values()))
+        return self._condemned
 
     def refresh_map(self, *, again: bool = False) -> None:
         """Make the blob map agree with the store, once. Raises IntegrityError if all packs are gone, StoreError."""
-        if self._map_is_fresh and not again:
+        if self.packs.fresh and not again:
             return
-        own = self.own_writer
-        published = (pack for shot in self.catalogue.snapshots if shot.ref.writer == own for pack in shot.added.packs)
-        begun = (pack for session in self.catalogue.sessions if session.writer == own for pack in session.packs)
-        listed = self.blobs.refresh([*published, *begun], self.condemned.reaped)
-        if not listed and self.catalogue.snapshots:
-            raise IntegrityError("the repository lists no packs although it has snapshots", obj="p/")
-        self.suspects.apply(self.catalogue.bad, self.blobs)
-        self._map_is_fresh = True
+        own, catalogue = self.own_writer, self.catalogue
+        published = (pack for shot in catalogue.snapshots if shot.ref.writer == own for pack in shot.added.packs)
+        begun = (pack for session in catalogue.sessions if session.writer == own for pack in session.packs)
+        some = bool(catalogue.snapshots)
+        self.packs.refresh([*published, *begun], self.condemned.reaped, catalogue.bad, expected=some)
 
     def tree(self, snapshot: Snapshot) -> Tree:
         """The manifest of a snapshot."""
+        from lamella.packs.tree import Tree
+
         added = snapshot.added
         return Tree(Shape(added.volume_id, added.size, added.chunk_log2), added.root)
 
     def tree_reader(self, domain_id: DomainId) -> TreeReader:
         """Reads manifests of one domain; the map must be fresh."""
-
-        def fetch(kind: Kind, id_: ChunkId) -> Opened:
-            return self.contents.get(domain_id, kind, id_)
-
-        return TreeReader(fetch)
-
-    def _segment(self, place: SegmentPlace) -> Opened:
-        """A catalogue segment: at its hinted pack, fetched whole, else wherever the map finds it."""
-        name = pack_name(place.pack)
-        try:
-            size = self.store.stat(name)
-            if size > MAX_OBJECT:
-                raise IntegrityError("a container of impossible size", obj=name)
-            head, contents = open_whole(self.keys, name, self.store.get(name, 0, size))
-            for blob, content in zip(head.blobs, contents, strict=True):
-                if (blob.kind, blob.id) == (Kind.SEGMENT, place.id) and head.domain_id == CATALOGUE:
-                    return content
-        except (IntegrityError, ObjectNotFound, UnknownFormat):
-            pass
-        self.blobs.refresh()
-        return self.contents.get(CATALOGUE, Kind.SEGMENT, place.id)
+        return self.packs.tree_reader(domain_id)

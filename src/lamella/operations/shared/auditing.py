@@ -17,7 +17,6 @@ from lamella.format.records import Ref
 from lamella.format.seen import Seen
 from lamella.history.chains import said_clocks
 from lamella.history.compaction import (
-    AUDITS_KEPT,
     COPIES_REMEMBERED_MS,
     Ended,
     InForce,
@@ -25,7 +24,7 @@ from lamella.history.compaction import (
     differences,
     differing_clocks,
 )
-from lamella.history.history import Chain
+from lamella.history.history import AUDITS_KEPT, Chain
 from lamella.history.order import Clock
 from lamella.memory.pins import Problem
 from lamella.repository.repository import Repository
