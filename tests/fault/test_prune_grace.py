@@ -315,7 +315,7 @@ def test_a_pack_in_the_plan_that_a_fresh_head_needs_is_not_condemned(
 
     def stale(survey: Survey, needed: Needed, options: PruneOptions) -> PrunePlan:
         plan = plan_packs(survey, needed, options)
-        more = [PlannedPack(use, Fate.CONDEMN, "stale") for use in survey.usage().packs() if use.held]
+        more = [PlannedPack(use, Fate.CONDEMN, "stale") for use in survey.health.usage().packs() if use.held]
         assert more
         return replace(plan, packs=(*plan.packs, *more))
 

@@ -15,7 +15,7 @@ from lamella.format.deletion import Remove, RemoveLast, Revive
 from lamella.format.records import Ref, raw
 from lamella.history import publish
 from lamella.operations.prune.needed import Survey
-from lamella.operations.prune.plan import PruneOptions, PruneResult, Removal, plan_removals
+from lamella.operations.prune.plan import PlannedRemoval, PruneOptions, PruneResult, plan_removals
 from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import Selected, select
@@ -277,7 +277,7 @@ def test_two_prunes_that_each_kept_another_one(fleet: Fleet, monkeypatch: pytest
 
     def meanwhile(
         survey: Survey, wanted: dict[Ref, str], options: PruneOptions
-    ) -> tuple[tuple[Removal, ...], tuple[IntegrityError, ...]]:
+    ) -> tuple[tuple[PlannedRemoval, ...], tuple[IntegrityError, ...]]:
         monkeypatch.setattr("lamella.operations.prune.prune.plan_removals", judged)
         found = judged(survey, wanted, options)
         fleet.prune("a", old)

@@ -604,7 +604,7 @@ def test_a_pack_in_the_plan_that_a_fresh_head_needs_stays(world: Pruned, monkeyp
 
     def stale(survey: Survey, needed: Needed, options: PruneOptions) -> PrunePlan:
         plan = plan_packs(survey, needed, options)
-        more = [PlannedPack(use, Fate.DELETE, "stale") for use in survey.usage().packs() if use.held]
+        more = [PlannedPack(use, Fate.DELETE, "stale") for use in survey.health.usage().packs() if use.held]
         assert more
         return replace(plan, packs=(*plan.packs, *more))
 

@@ -14,7 +14,6 @@ from lamella.cli.values import age, percent, shown_bytes
 from lamella.format.records import Ref
 from lamella.operations.prune.health import Health
 from lamella.operations.prune.plan import Fate, PruneOptions, PrunePlan, PruneResult, plan_prune
-from lamella.operations.prune.prune import run_prune
 
 
 def add_space_options(parser: argparse.ArgumentParser) -> None:
@@ -101,15 +100,9 @@ def planned(
     context: Context, health: Health, removals: Mapping[Ref, str], how: PruneOptions
 ) -> tuple[dict[str, Any], int]:
     """Say what a prune would do now, with the bytes it would free; the figures for JSON, and the exit code."""
-    out, repository = context.out, health.repo
-    code = context.warn_of_problems(repository)
-    plan = plan_prune(repository, removals, how, health)
-    for note in [*plan.notes, *plan.waiting]:
-        out.say(note)
-    for name in plan.revived:
-        out.say(f"{name} would be back: it had been removed, and its volume has no whole snapshot left")
-    for error in plan.undecided if not code else ():
-        out.warn(_blocked(error.message, "nothing would be deleted"), error.obj)
+    out = context.out
+    code = context.warn_of_problems(health.repo)
+    plan = plan_prune(health.repo, removals, how, health)
     for pack in plan.packs:
         out.detail(f"would {pack.fate.value} pack {pack.use.pack.hex()}, {shown_bytes(pack.use.length)}: {pack.reason}")
     for fate in Fate:
@@ -117,76 +110,50 @@ def planned(
         if uses:
             packs = f"{len(uses)} pack{'' if len(uses) == 1 else 's'}"
             out.line(f"would {fate.value} {packs}, {shown_bytes(sum(use.length for use in uses))}")
-    out.line(_freed("would free", plan))
-    return _plan_document(plan), max([code, *(error.exit_code for error in plan.undecided)])
-
-
-def _plan_document(plan: PrunePlan) -> dict[str, Any]:
-    return {
-        "freed_bytes": plan.freed_bytes,
-        "condemned_bytes": plan.condemned_bytes,
-        "repacked_bytes": sum(use.needed for use in plan.uses(Fate.REWRITE)),
-        "deleted_packs": len(plan.gone),
-        "live_bytes": plan.live_bytes,
-        "dead_bytes": plan.dead_bytes,
-        "waiting": list(plan.waiting),
-        "blocked": [error.message for error in plan.undecided],
-        "damaged": [error.obj for error in plan.damaged],
-        "revived": list(plan.revived),
-        "notes": list(plan.notes),
-        "packs": [
-            {
-                "pack": one.use.pack.hex(),
-                "fate": one.fate.value,
-                "reason": one.reason,
-                "bytes": one.use.length,
-                "written_bytes": one.written,
-            }
-            for one in plan.packs
-        ],
-    }
-
-
-def carry_out(context: Context, health: Health, removals: Mapping[Ref, str], how: PruneOptions) -> PruneResult:
-    """Remove these snapshots, and give back what nothing needs any more."""
-    return run_prune(health.repo, removals, how, health, context.out.report)
+    for name in plan.revived:
+        out.say(f"{name} would be back: it had been removed, and its volume has no whole snapshot left")
+    for error in plan.undecided if not code else ():
+        out.warn(_blocked(error.message, "nothing would be deleted"), error.obj)
+    figures = _figures(context, plan, "would free")
+    figures["blocked"] = [error.message for error in plan.undecided]
+    figures["packs"] = [
+        {"pack": use.pack.hex(), "fate": fate.value, "reason": reason, "bytes": use.length, "written_bytes": written}
+        for use, fate, reason, written in plan.packs
+    ]
+    return figures, max([code, *(error.exit_code for error in plan.undecided)])
 
 
 def report(context: Context, result: PruneResult) -> dict[str, Any]:
     """Say what came of it; the figures for JSON."""
     out = context.out
-    for note in [*result.notes, *result.waiting]:
-        out.say(note)
     for name in result.revived:
         out.say(f"{name} is back: it had been removed, and its volume had no whole snapshot left")
     for error in result.damaged:
         out.warn(f"{error.message}; {error.hint}", error.obj)
     for error in result.blocked:
         out.warn(_blocked(error.message), error.obj)
-    out.line(_freed("freed", result, result.condemned_until_ms))
-    return {
-        "freed_bytes": result.freed_bytes,
-        "condemned_bytes": result.condemned_bytes,
-        "condemned_until": iso(result.condemned_until_ms) if result.condemned_until_ms else "",
-        "repacked_bytes": result.repacked_bytes,
-        "deleted_packs": result.deleted_packs,
-        "deleted_commits": result.deleted_commits,
-        "live_bytes": result.live_bytes,
-        "dead_bytes": result.dead_bytes,
-        "waiting": list(result.waiting),
-        "blocked": [error.message for error in result.blocked],
-        "damaged": [error.obj for error in result.damaged],
-        "revived": list(result.revived),
-        "notes": list(result.notes),
-    }
+    figures = _figures(context, result, "freed", result.condemned_until_ms)
+    figures["condemned_until"] = iso(result.condemned_until_ms) if result.condemned_until_ms else ""
+    figures["deleted_commits"] = result.deleted_commits
+    figures["blocked"] = [error.message for error in result.blocked]
+    return figures
 
 
-def _freed(word: str, found: PrunePlan | PruneResult, until_ms: int = 0) -> str:
-    line = f"{word} {shown_bytes(found.freed_bytes)}"
+_NUMBERS = ("freed_bytes", "condemned_bytes", "repacked_bytes", "deleted_packs", "live_bytes", "dead_bytes")
+
+
+def _figures(context: Context, found: PrunePlan | PruneResult, freed: str, until_ms: int = 0) -> dict[str, Any]:
+    """Say what a plan and a result have in common; the same for JSON."""
+    for note in [*found.notes, *found.waiting]:
+        context.out.say(note)
+    line = f"{freed} {shown_bytes(found.freed_bytes)}"
     if found.condemned_bytes:
         until = f", from {iso(until_ms)} on" if until_ms else ""
         line += f"; {shown_bytes(found.condemned_bytes)} can be freed by a later prune{until}"
-    return line
+    context.out.line(line)
+    lists = {name: list(getattr(found, name)) for name in ("waiting", "revived", "notes")}
+    damaged = [error.obj for error in found.damaged]
+    return {name: getattr(found, name) for name in _NUMBERS} | lists | {"damaged": damaged}
 
 
 def _blocked(text: str, nothing: str = "nothing was deleted") -> str:

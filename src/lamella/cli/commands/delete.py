@@ -13,7 +13,7 @@ from lamella.cli.context import Context
 from lamella.cli.terminal import can_confirm
 from lamella.format.records import Ref
 from lamella.operations.prune.health import Health
-from lamella.operations.prune.prune import require_prune_key
+from lamella.operations.prune.prune import require_prune_key, run_prune
 from lamella.operations.prune.removal import mark_removed, require_not_last, require_unpinned
 from lamella.operations.shared.selection import Selected, find_volume, select, split_selector
 from lamella.repository.repository import Repository
@@ -65,7 +65,7 @@ def run(context: Context) -> int:
         removals = deleting.agreed(
             context, health, question, _removals(chosen), lambda: _removals(_chosen(health, args))
         )
-        result = deleting.carry_out(context, health, removals, deleting.options(args))
+        result = run_prune(repository, removals, deleting.options(args), health, out.report)
     out.document({"removed": rows, **deleting.report(context, result)})
     return deleting.exit_code(result)
 

@@ -15,7 +15,7 @@ from lamella.cli.context import Context
 from lamella.cli.policy import add_rules, given_rules, policy_of
 from lamella.format.records import Ref
 from lamella.operations.prune.plan import PruneOptions
-from lamella.operations.prune.prune import require_prune_key
+from lamella.operations.prune.prune import require_prune_key, run_prune
 from lamella.operations.prune.retaining import JudgedSnapshot, RetentionPlan, plan_retention, require_rules
 from lamella.repository.repository import Repository
 
@@ -53,7 +53,7 @@ def run(context: Context) -> int:
             return max(code, IntegrityError.exit_code if plan.damaged else 0)
         require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
         removals = deleting.agreed(context, health, _question(plan), _removals(plan), lambda: _removals(judged()))
-        result = deleting.carry_out(context, health, removals, deleting.options(args))
+        result = run_prune(repository, removals, deleting.options(args), health, out.report)
     out.document({**document(plan), **deleting.report(context, result)})
     return deleting.exit_code(result)
 
@@ -80,7 +80,7 @@ def prune_after_backup(context: Context, volumes: Sequence[str]) -> Pruned:
         with deleting.opened(context, read_only=False) as health:
             plan = plan_retention(health.repo, policy_of(context.config.prune), volumes, health=health)
             show(context, plan, everything=False)
-            result = deleting.carry_out(context, health, _removals(plan), PruneOptions())
+            result = run_prune(health.repo, _removals(plan), PruneOptions(), health, context.out.report)
     except LamellaError as error:
         context.out.warn(f"the backup is saved, but nothing was pruned: {error.message}", error.obj)
         return Pruned({"error": error.message}, error.exit_code)

@@ -32,7 +32,7 @@ from lamella.operations.prune.plan import (
     batches,
     plan_packs,
 )
-from lamella.operations.prune.rewrite import JudgedPack, Rewriting, judge
+from lamella.operations.prune.rewrite import JudgedPack, Rewriting, delete_packs, judge
 from lamella.packs.blobmap import Place, pack_name
 from lamella.packs.usage import PackUse
 from lamella.repository.repository import Repository
@@ -75,7 +75,7 @@ def with_condemned(plan: PrunePlan, survey: Survey, needed: Needed, options: Pru
     knowledge = Acknowledgements(survey, options)
     knowledge.to_retire()
     batches_ = [batch for batch in repo.condemned.batches.values() if batch.waiting]
-    uses = {use.pack: use for use in survey.usage().packs() if use.pack in repo.blobs.condemned}
+    uses = {use.pack: use for use in survey.health.usage().packs() if use.pack in repo.blobs.condemned}
     wanted = _needed_blobs(repo, needed, uses.values())
     fates: dict[bytes, PlannedPack] = {}
     waiting: list[str] = []
@@ -181,24 +181,18 @@ class LocklessPruning:
 
     def _reap_some(self, needed: Needed, batch: Batch, packs: Collection[bytes]) -> None:
         repo = self._repo
-        there = [use for use in self._survey.usage().packs() if use.pack in packs]
+        there = [use for use in self._survey.health.usage().packs() if use.pack in packs]
         judged = judge(repo, needed, there)
         doomed = [one for one in judged if all(self._kept_elsewhere(batch, one, blob) for blob in one.needed)]
         rescued = [one for one in judged if one not in doomed]
         if rescued:
             self._publish([Rescue(batch.batch, tuple(one.use.pack for one in rescued))])
-        for one in doomed:
-            repo.store.delete(one.head.name)
-        repo.store.sync()
-        repo.blobs.forget(one.use.pack for one in doomed)
-        repo.blobs.drop_stale_segments()
+        delete_packs(repo, doomed, self._result)
         # A run that was killed while it deleted left packs that are gone and not said to be.
         gone = {pack for pack in set(packs) - {use.pack for use in there} if self._is_gone(pack)}
         said = tuple(sorted(gone | {one.use.pack for one in doomed}))
         if said:
             self._publish([Reaped(batch.batch, said, tuple(sorted(self._looked))), raw(Abandon(batch.batch))])
-        self._result.freed_bytes += sum(one.use.length for one in doomed)
-        self._result.deleted_packs += len(doomed)
 
     def _kept_elsewhere(self, batch: Batch, one: JudgedPack, blob: Blob) -> bool:
         """Whether a needed blob opens in a pack that the same batch wrote and nobody condemned."""

@@ -22,7 +22,7 @@ from lamella.operations.shared.gaps import GapFinder, lost_by
 from lamella.operations.shared.marking import Roots, roots_of
 from lamella.packs.reach import require_alive
 from lamella.packs.tree import Tree
-from lamella.packs.usage import LiveIds, Usage
+from lamella.packs.usage import LiveIds
 from lamella.repository.repository import Repository
 
 DAY_MS = 86_400_000
@@ -154,10 +154,6 @@ class Survey:
         if not self.dry:
             self.repo.blobs.keep_complete(root for roots in needed.roots.values() for root in roots)
         return needed
-
-    def usage(self) -> Usage:
-        """Every pack counted against what is needed by now. Raises StoreError."""
-        return self.health.usage()
 
     def _standing(self, without: Collection[Ref]) -> list[Snapshot]:
         return [snapshot for snapshot in self.repo.catalogue.snapshots if snapshot.ref not in without]

@@ -65,7 +65,7 @@ class Fate(Enum):
     RESCUE = "rescue"
 
 
-class Removal(NamedTuple):
+class PlannedRemoval(NamedTuple):
     """A snapshot that is removed, and why; with `last` by a REMOVE_LAST, so that it never comes back."""
 
     ref: Ref
@@ -88,7 +88,7 @@ class PrunePlan:
     """What a prune does. Whatever is not named here stays."""
 
     method: Method
-    removals: tuple[Removal, ...] = ()
+    removals: tuple[PlannedRemoval, ...] = ()
     packs: tuple[PlannedPack, ...] = ()
     revived: tuple[str, ...] = ()
     """Names of removed snapshots that come back, because their volume has no whole one left."""
@@ -114,6 +114,16 @@ class PrunePlan:
     def gone(self) -> list[PackUse]:
         """The packs that this run deletes: without a lock, those that were condemned before."""
         return self.uses(Fate.DELETE) + (self.uses(Fate.REWRITE) if self.method is Method.ALONE else [])
+
+    @property
+    def deleted_packs(self) -> int:
+        """How many packs this run deletes."""
+        return len(self.gone)
+
+    @property
+    def repacked_bytes(self) -> int:
+        """Needed bytes that are rewritten."""
+        return sum(use.needed for use in self.uses(Fate.REWRITE))
 
     @property
     def freed_bytes(self) -> int:
@@ -229,7 +239,7 @@ def known_removals(repo: Repository, removals: Iterable[Ref] | Mapping[Ref, str]
 
 def plan_removals(
     survey: Survey, wanted: Mapping[Ref, str], options: PruneOptions
-) -> tuple[tuple[Removal, ...], tuple[IntegrityError, ...]]:
+) -> tuple[tuple[PlannedRemoval, ...], tuple[IntegrityError, ...]]:
     """The snapshots that may go, and what is refused: a volume's last whole one, unless `options.last`.
 
     REMOVE_LAST also names what was removed of the volume before, so that none of it comes back.
@@ -242,13 +252,13 @@ def plan_removals(
     names = catalogue.shown_names()
     going = [one for one in catalogue.snapshots if one.ref in wanted]
     rows = [(one, f"{names[one.added.volume_id]}@{one.name}", wanted[one.ref]) for one in going]
-    plain = [Removal(one.ref, name, why) for one, name, why in rows if one.added.volume_id in whole]
+    plain = [PlannedRemoval(one.ref, name, why) for one, name, why in rows if one.added.volume_id in whole]
     emptied = {one.added.volume_id for one in going} - whole
     if not options.last:
         return tuple(plain), tuple(_last_of(names[volume_id]) for volume_id in sorted(emptied))
-    final = [Removal(one.ref, name, why, True) for one, name, why in rows if one.added.volume_id in emptied]
+    final = [PlannedRemoval(one.ref, name, why, True) for one, name, why in rows if one.added.volume_id in emptied]
     before = [
-        Removal(ref, f"{names[removal.added.volume_id]}@{removal.added.name}", "removed before", True)
+        PlannedRemoval(ref, f"{names[removal.added.volume_id]}@{removal.added.name}", "removed before", True)
         for ref, removal in sorted(catalogue.removed.items())
         if removal.added is not None and removal.added.volume_id in emptied and not removal.last
     ]
@@ -267,7 +277,7 @@ def plan_packs(survey: Survey, needed: Needed, options: PruneOptions) -> PrunePl
     live = unused = 0
     dead: list[PackUse] = []
     partly: list[PackUse] = []
-    for use in survey.usage().packs():
+    for use in survey.health.usage().packs():
         if use.pack in condemned:
             continue
         if method is Method.LOCKLESS and use.twins:  # who relies on a twin is not known without a lock

@@ -30,7 +30,7 @@ from lamella.operations.prune.plan import (
     plan_removals,
 )
 from lamella.operations.prune.removal import removals as records_of
-from lamella.operations.prune.rewrite import JudgedPack, Rewriting, judge
+from lamella.operations.prune.rewrite import JudgedPack, Rewriting, delete_packs, judge
 from lamella.operations.shared.auditing import compact_log
 from lamella.packs.usage import PackUse
 from lamella.repository.repository import Repository
@@ -184,18 +184,10 @@ class _Pruning:
 
     def _delete(self, judged: Sequence[JudgedPack]) -> None:
         """Delete packs and say so."""
-        if not judged:
-            return
-        repo = self._repo
-        packs = [one.use.pack for one in judged]
-        for one in judged:
-            repo.store.delete(one.head.name)
-        repo.store.sync()
-        repo.blobs.forget(packs)
-        repo.blobs.drop_stale_segments()
-        repo.publish([Reaped(os.urandom(16), tuple(packs), tuple(sorted(repo.history.heads)))])
-        self._result.freed_bytes += sum(one.use.length for one in judged)
-        self._result.deleted_packs += len(packs)
+        if judged:
+            delete_packs(self._repo, judged, self._result)
+            packs = tuple(one.use.pack for one in judged)
+            self._repo.publish([Reaped(os.urandom(16), packs, tuple(sorted(self._repo.history.heads)))])
 
     def _rewrite(self, needed: Needed, batch: Sequence[PackUse]) -> bool:
         """Copy, then delete; False if there is no room to go on."""

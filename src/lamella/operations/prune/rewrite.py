@@ -65,6 +65,17 @@ def judge(repo: Repository, needed: Needed, packs: Sequence[PackUse]) -> list[Ju
     return judged
 
 
+def delete_packs(repo: Repository, judged: Sequence[JudgedPack], result: PruneResult) -> None:
+    """Delete packs; the caller says so in the history. Raises StoreError."""
+    for one in judged:
+        repo.store.delete(one.head.name)
+    repo.store.sync()
+    repo.blobs.forget(one.use.pack for one in judged)
+    repo.blobs.drop_stale_segments()
+    result.freed_bytes += sum(one.use.length for one in judged)
+    result.deleted_packs += len(judged)
+
+
 def _head(repo: Repository, use: PackUse) -> Head | None:
     try:
         return read_head(repo.store, repo.keys, pack_name(use.pack), use.length)
