@@ -26,7 +26,7 @@ from lamella.history.order import Order
 from lamella.history.places import Place, judge
 from lamella.memory.host import HostMemory
 from lamella.memory.pins import Pins
-from lamella.operations.prune.view import history_troubles
+from lamella.operations.prune.needed import history_troubles
 from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import doubts, find_volume
 from lamella.packs.containers import build_commit
