@@ -33,7 +33,7 @@ from lamella.packs.tree_writer import TreeWriter
 from lamella.packs.usage import LiveIds, Usage
 from lamella.repository.repository import Repository
 from lamella.stores.base import Entry
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 
 DOMAIN = DomainId(b"bench-prune-bulk")
 CHUNKS_A_PACK = 64

@@ -22,7 +22,7 @@ from lamella.operations.shared.selection import select
 from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.lockless import LocklessStore, Turned
 from tests.fault.world import CHUNK, SECRET, SMALL_RESCUE, Truth, check_rescue, check_sound, fresh_host, host_at, init
 from tests.fault.world import short_rescue as short
@@ -322,5 +322,5 @@ def test_a_pack_in_the_plan_that_a_fresh_head_needs_is_not_condemned(
     monkeypatch.setattr("lamella.operations.prune.lockless.plan_packs", stale)
     fleet.prune("a", old, options=PruneOptions(repack=False))
     with fleet.opened("a") as repo:
-        assert {pack_name(pack) for pack in repo.condemned.packs} == doomed
+        assert {pack_name(pack) for pack in repo.log.condemned.packs} == doomed
     fleet.check()

@@ -16,7 +16,7 @@ from lamella.packs import usage
 from lamella.packs.blobmap import pack_name
 from lamella.packs.usage import LiveIds
 from lamella.repository.repository import Repository
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.unit.small_repository import CHUNK, Small
 
 

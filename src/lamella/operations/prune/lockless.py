@@ -74,7 +74,7 @@ def with_condemned(plan: PrunePlan, survey: Survey, needed: Needed, options: Pru
     repo = survey.repo
     knowledge = Acknowledgements(survey, options)
     knowledge.to_retire()
-    batches_ = [batch for batch in repo.condemned.batches.values() if batch.waiting]
+    batches_ = [batch for batch in repo.log.condemned.batches.values() if batch.waiting]
     uses = {use.pack: use for use in survey.health.usage().packs() if use.pack in repo.blobs.condemned}
     wanted = _needed_blobs(repo, needed, uses.values())
     fates: dict[bytes, PlannedPack] = {}
@@ -137,7 +137,7 @@ class LocklessPruning:
         # What others condemned may be all that a volume has left: it gets a snapshot back before this host agrees.
         if self._fresh() is not None:
             knowledge.acknowledge(lambda: self._publish([]))
-            for batch in list(self._repo.condemned.batches.values()):
+            for batch in list(self._repo.log.condemned.batches.values()):
                 if batch.waiting:
                     self._reap(knowledge, batch)
             if not self._result.blocked:
@@ -171,7 +171,7 @@ class LocklessPruning:
             needed = self._fresh()
             if needed is None:
                 return
-            now = self._repo.condemned.batches.get(batch.batch, batch)
+            now = self._repo.log.condemned.batches.get(batch.batch, batch)
             reasons = knowledge.lacking(now)
             if reasons:
                 self._result.waiting += [reason for reason in reasons if reason not in self._result.waiting]
@@ -245,7 +245,7 @@ class LocklessPruning:
         """What is condemned now, and from when it can go."""
         repo, first_seen = self._repo, self._survey.first_seen
         repo.reload(whole=True)
-        waiting = [batch for batch in repo.condemned.batches.values() if batch.waiting]
+        waiting = [batch for batch in repo.log.condemned.batches.values() if batch.waiting]
         packs = frozenset().union(*(batch.waiting for batch in waiting))
         self._result.condemned_bytes = sum(repo.blobs.length(pack) or 0 for pack in packs)
         now, grace = repo.clock(), self._options.grace_ms
@@ -283,7 +283,7 @@ class Acknowledgements:
         repo = self._repo
         own = repo.own_writer
         chain = None if own is None else repo.history.chains.get(own)
-        waiting = [batch for batch in repo.condemned.batches.values() if batch.waiting and batch.writer != own]
+        waiting = [batch for batch in repo.log.condemned.batches.values() if batch.waiting and batch.writer != own]
         if any(chain is None or not _knows(chain, batch) for batch in waiting):
             publish()
 
@@ -309,7 +309,7 @@ class Acknowledgements:
         """Runs that were begun before the CONDEMN and may rely on its packs."""
         reasons: list[str] = []
         for session in self._survey.sessions():
-            if session.session_id in self._repo.condemned.batches:
+            if session.session_id in self._repo.log.condemned.batches:
                 continue  # what a collector copied
             if session.writer == batch.writer:
                 knows = session.seq > batch.seq

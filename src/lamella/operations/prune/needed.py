@@ -300,6 +300,6 @@ class Survey:
         """The segments of every checkpoint of every chain, and of the audited ones before its beginning."""
         for chain in self.repo.history.chains.values():
             carried = [commit.checkpoint for commit in chain.commits]
-            for checkpoint in (*carried, chain.carried, *self.repo.audited_checkpoints(chain.writer)):
+            for checkpoint in (*carried, chain.carried, *self.repo.log.audited_checkpoints(chain.writer)):
                 if isinstance(checkpoint, Checkpoint):
                     yield from (place.id for place in checkpoint.segments)

@@ -62,7 +62,7 @@ def run_prune(
     """
     require_prune_key(repo.keys.prune_seed is not None, repo.store.url)
     repo.require_sound_history()
-    repo.require_writable()
+    repo.log.require_writable()
     wanted = known_removals(repo, removals)
     started = time.monotonic()
     with ExitStack() as held:
