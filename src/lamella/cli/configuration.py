@@ -11,7 +11,6 @@ from typing import Any
 from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.policy import KEYS, PruneSettings, read_rules, zone
 from lamella.cli.values import rate
-from lamella.format.compression import check_setting
 from lamella.operations.prune.retention import Retention
 
 _MAX_WORKERS = 64
@@ -289,6 +288,8 @@ class _Reader:
             return None
 
     def _is_compression(self, path: Path, where: str, text: str) -> bool:
+        from lamella.format.encoder import check_setting  # only where a configuration names a compression
+
         try:
             check_setting(text)
         except LamellaError as error:
