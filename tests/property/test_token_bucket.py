@@ -12,7 +12,7 @@ from lamella.base.errors import ObjectNotFound, StoreError
 from lamella.base.trust import Sealed
 from lamella.stores.memory import MemoryStore
 from lamella.stores.wrap.limited import BURST_SECONDS, PIECE, LimitedStore, TokenBucket
-from lamella.testing.store_reading import outcomes
+from lamella_kit.store_reading import outcomes
 from tests.counting_store import CountingStore
 
 RATE = 1000

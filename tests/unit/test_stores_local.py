@@ -30,7 +30,7 @@ from lamella.stores.local import flock as _flock
 from lamella.stores.local.directory import MAX_INVALID, store_error
 from lamella.stores.local.flock import file_system_in, file_system_of
 from lamella.stores.local.store import LocalStore
-from lamella.testing.store_reading import listed
+from lamella_kit.store_reading import listed
 
 WEEK_SECONDS = 7 * 86400
 
