@@ -32,7 +32,7 @@ from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import doubts, find_volume
 from lamella.packs.containers import build_commit
 from lamella.repository.repository import Repository
-from lamella.stores.base import Abilities, ChainEntry
+from lamella.stores.base import Abilities, Entry
 from tests.counting_store import CountingStore
 from tests.property.chains import Script
 from tests.unit.small_repository import WRITER, Small, snapshot_record
@@ -153,14 +153,14 @@ def test_a_listing_that_was_overtaken_is_no_alarm(small: Small) -> None:
         made: list[Head] = []
 
         class Overtaken(CountingStore):
-            def list(self, prefix: str) -> Iterator[ChainEntry]:
+            def list(self, prefix: str) -> Iterator[Entry]:
                 yield from [*super().list(prefix)]
                 if prefix == "w/" and not made:
                     made.append(first.publish([EMPTY]).head)
                     last.reload()
                     late = last.publish([EMPTY]).head
                     assert late.writer > made[0].writer
-                    yield ChainEntry(late.name, small.store.stat(late.name))
+                    yield Entry(late.name, small.store.stat(late.name))
 
         with small.opened("four", store=Overtaken(small.store)) as repo:
             assert repo.problems == []
