@@ -1,4 +1,4 @@
-"""`check --repair`: what it brings back, from where, what it records, and that doing it twice is doing it once."""
+"""`lamella repair`: what it brings back, from where, what it records, and that doing it twice is doing it once."""
 
 from __future__ import annotations
 

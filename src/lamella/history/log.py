@@ -71,7 +71,7 @@ class Log:
         self.history = self._reader.read(self.pins, whole=whole, stored=stored)
         if not self.history.heads and not may_be_lost:
             error = RolledBack if self.history.problems else IntegrityError
-            hint = "bring back what is still somewhere with: lamella check --repair"
+            hint = "bring back what is still somewhere with: lamella repair"
             raise error("the repository lists no commit that opens: its history is lost", obj=COMMITS, hint=hint)
         self.catalogue = state.build(self.keys, self.history)
         self._condemned = None
@@ -133,7 +133,7 @@ class Log:
         if self.place.mirror and not self.place.own:
             age = f" and lacks {len(self.older)} chains' newest commits" if self.older else ""
             hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
-            raise Locked(f"this place is a mirror made by copy --mirror{age}", obj=self.store.url, hint=hint)
+            raise Locked(f"this place is a mirror made by lamella mirror{age}", obj=self.store.url, hint=hint)
 
     def require_may_publish(self, problems: Sequence[Problem]) -> None:
         """Raises RepositoryError, RolledBack for one of these problems, Locked at a mirror."""

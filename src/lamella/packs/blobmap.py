@@ -258,6 +258,12 @@ class BlobMap:
         for _, name, length in self._cache.pages(query, -1, domain_id, domain_id):
             yield Entry(pack_name(name), length)
 
+    def domains(self) -> set[DomainId]:
+        """Every domain that has a pack whose head opened, or that an index segment names."""
+        with self._cache.lock:
+            query = "SELECT DISTINCT domain FROM packs WHERE trouble IS NULL"
+            return {DomainId(domain) for (domain,) in self._cache.connection.execute(query).fetchall()}
+
     def small_documents(self, longest: int) -> list[tuple[DomainId, ChunkId]]:
         """Documents and tree notes of at most `longest` bytes: domain and id."""
         query = (

@@ -1,4 +1,4 @@
-"""`lamella check`: the state of the repository's history, and repairs."""
+"""`lamella check`: the state of the repository's history."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError, RolledBack, UsageError
-from lamella.cli import repairing
-from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.arguments import SECRETS, add_dry_run, add_moved, add_yes
 from lamella.cli.context import Context
 from lamella.format.commit import Head, parse_name
 from lamella.history.acceptance import accept_history, accept_seen
@@ -16,12 +15,12 @@ from lamella.operations.repair.rebuild import find_trees
 from lamella.operations.shared.heads import fingerprint
 from lamella.repository.repository import Repository
 
-_REBUILD = "lamella check --repair --accept-rollback"
+_REBUILD = "lamella repair --accept-rollback"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.epilog = f"{repairing.EPILOG}\n{SECRETS}"
+    parser.epilog = SECRETS
     parser.add_argument(
         "--accept-rollback",
         action="store_true",
@@ -40,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="say for every host that this commit, named as a problem names it, is gone for good, with what it said; "
         "needs an admin's secret",
     )
-    repairing.add_arguments(parser)
+    add_moved(parser, "--repair", "lamella repair")
     add_yes(parser)
     add_dry_run(parser)
 
@@ -48,11 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Say whether the history goes on from what this host saw; with --accept-rollback, go on from here."""
     args = context.args
-    if args.give_up and (args.repair or args.accept_rollback or args.accept_seen):
-        raise UsageError("--give-up goes with none of --repair, --accept-rollback and --accept-seen")
-    if args.repair:
-        return repairing.run(context)
-    repairing.require_no_options(args)
+    if args.give_up and (args.accept_rollback or args.accept_seen):
+        raise UsageError("--give-up goes with neither --accept-rollback nor --accept-seen")
     return _give_up(context) if args.give_up else _look(context)
 
 

@@ -12,7 +12,8 @@ from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
 from lamella.cli.commands.init import add_kdf_cost
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
-from lamella.cli.secret import SecretSource, new_secret_source
+from lamella.cli.new_secret import new_secret_source
+from lamella.cli.secret import SecretSource
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.crypto.slots import MIN_KEY_FILE, Secret, recovery_text
 from lamella.format.keyslot import PREFIX, Role, SlotType

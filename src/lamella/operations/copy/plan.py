@@ -198,5 +198,5 @@ def by_run(rows: Sequence[CopyRow]) -> list[list[CopyRow]]:
 def require_two(source: Repository, target: Repository) -> None:
     """Raises UsageError if both are one repository."""
     if source.repo_id == target.repo_id:
-        hint = "copy --mirror makes a second place of one repository"
+        hint = "lamella mirror makes a second place of one repository"
         raise UsageError("both places are the same repository", obj=target.store.url, hint=hint)

@@ -126,7 +126,7 @@ def _has_marker(store: Store) -> bool:
 def _require_same(mark: marker.Marker, target: Store) -> None:
     if read_marker(target) != mark:
         raise RepositoryError(
-            "this place holds another repository", obj=target.url, hint="to copy snapshots into it, leave --mirror out"
+            "this place holds another repository", obj=target.url, hint="to copy snapshots into it: lamella copy"
         )
 
 

@@ -28,7 +28,7 @@ from lamella.operations.repair.objects import ObjectRepair
 from lamella.operations.repair.quarantine import may_set_aside
 from lamella.operations.repair.result import BACK, GIVEN_UP, LEFT, REBUILT, RECORDED, STORED, Gone, RepairResult
 from lamella.operations.shared.findings import VerifyResult
-from lamella.operations.shared.gaps import Gap, find_gaps, lost_by
+from lamella.operations.shared.gaps import MissingBlob, find_gaps, lost_by
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.shared.verdicts import Verdicts
 from lamella.operations.verify.verify import VerifyOptions, verify
@@ -216,11 +216,11 @@ class _Mending:
         self._again()
         self._record(gaps)
 
-    def _gaps(self) -> list[tuple[Selected, list[Gap]]]:
+    def _gaps(self) -> list[tuple[Selected, list[MissingBlob]]]:
         usable = [one for one in select(self._repo, []) if one.snapshot.added.usable]
         return [(one, gaps) for one, gaps in find_gaps(self._repo, usable) if gaps or one.snapshot.lost is not None]
 
-    def _fill(self, found: list[tuple[Selected, list[Gap]]], depot: Depot) -> bool:
+    def _fill(self, found: list[tuple[Selected, list[MissingBlob]]], depot: Depot) -> bool:
         """Whether anything was brought back."""
         before, steps = depot.blobs, len(self._result.actions)
         healer = Healer(self._repo, self._donors, depot)
@@ -237,7 +237,7 @@ class _Mending:
                 self._result.did(STORED, one.text, f"{filled} of {len(gaps)} missing parts were found elsewhere")
         return depot.blobs > before or len(self._result.actions) > steps
 
-    def _record(self, found: list[tuple[Selected, list[Gap]]]) -> None:
+    def _record(self, found: list[tuple[Selected, list[MissingBlob]]]) -> None:
         """Say in the repository what is lost, and what is whole again."""
         records: list[Lost] = []
         for one, gaps in found:
@@ -282,7 +282,9 @@ class _Mending:
             self._result.notes.append(f"the verdicts of this host could not be kept: {error.message}")
 
 
-def _not_taken(found: list[tuple[Selected, list[Gap]]], depot: Depot) -> list[tuple[Selected, list[Gap]]]:
+def _not_taken(
+    found: list[tuple[Selected, list[MissingBlob]]], depot: Depot
+) -> list[tuple[Selected, list[MissingBlob]]]:
     """What a dry run would leave."""
     return [
         (one, [gap for gap in gaps if not depot.has(one.snapshot.added.domain_id, gap.kind, gap.id)])

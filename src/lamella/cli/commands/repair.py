@@ -1,4 +1,4 @@
-"""`lamella check --repair`: what is asked for, where lost content may be had, and the report."""
+"""`lamella repair`: bring back what is still somewhere, and record what is lost."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lamella.base.errors import IntegrityError, RolledBack, UsageError
+from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.secret import DONOR, given_source, secret_source
 from lamella.cli.values import shown_bytes, shown_seconds, workers
@@ -26,47 +27,47 @@ from lamella.stores.base import Store
 from lamella.stores.url import open_store
 from lamella.stores.wrap.retrying import RetryingStore
 
-SHOWN_RANGES = 20
-EPILOG = """\
---repair deletes nothing. What is bad is moved to quarantine/ where a lock proves that nobody uses it, and otherwise
-left and remembered as bad. Lost content is looked for in other packs, in the live source, and in --from REPO: a copy
-of this repository, or another one with the same volumes. That one's secret comes from --from-keyfile,
---from-recovery-key-file, LAMELLA_FROM_PASSPHRASE, _FILE, _COMMAND, _FD or the configuration, else it is the same.
-What stays lost is recorded in the repository and shown by `lamella list` ever after.
+_SHOWN_RANGES = 20
+_EPILOG = """\
+A repair deletes nothing. It moves bad objects to quarantine/ where a lock proves that nobody uses them; elsewhere it
+leaves them and remembers that they are bad. It looks for lost content in other packs, in the live source, and in
+--from REPO: a copy of this repository, or another one with the same volumes. The secret of that repository comes from
+--from-keyfile, --from-recovery-key-file, LAMELLA_FROM_PASSPHRASE, _FILE, _COMMAND, _FD or the configuration; without
+any of these the repair uses the same secret for both. The repository records what stays lost, and `lamella list` shows
+this ever after.
+
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that belong to --repair."""
-    parser.add_argument(
-        "--repair", action="store_true", help="bring back what is still somewhere, and record what is lost"
-    )
+    """The command's own arguments."""
+    parser.epilog = _EPILOG + SECRETS
     parser.add_argument("--from", dest="donor", metavar="REPO", help="take lost content from this repository, too")
     parser.add_argument("--from-keyfile", metavar="FILE", help="open that repository with this key file")
-    parser.add_argument("--from-recovery-key-file", metavar="FILE", help="open it with the recovery key in this file")
+    parser.add_argument(
+        "--from-recovery-key-file", metavar="FILE", help="open that repository with the recovery key in this file"
+    )
     parser.add_argument(
         "--source",
         action="append",
         default=[],
         metavar="VOLUME=SOURCE",
-        help="take lost content from this source (default: where the volume came from)",
+        help="take lost content of VOLUME from SOURCE (default: the source the volume came from)",
     )
     parser.add_argument(
         "--level",
         choices=EXAMINATIONS,
-        help="examine by reading every pack (full), or go by the listing and by what is known to be bad "
-        "(default: full)",
+        default=EXAMINATIONS[-1],
+        help="full reads every pack; structure goes by the listing and by what is known to be bad (default: full)",
+    )
+    parser.add_argument(
+        "--accept-rollback",
+        action="store_true",
+        help="take the present history as the right one, and rebuild volumes that it lacks from their trees",
     )
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
-
-
-def require_no_options(args: argparse.Namespace) -> None:
-    """Raises UsageError for options that need --repair."""
-    named = {"--from": args.donor, "--source": args.source, "--level": args.level, "--workers": args.workers}
-    named |= {"--from-keyfile": args.from_keyfile, "--from-recovery-key-file": args.from_recovery_key_file}
-    given = [name for name, value in named.items() if value]
-    if given:
-        raise UsageError(f"{', '.join(given)} belongs to --repair")
+    add_yes(parser)
+    add_dry_run(parser)
 
 
 def run(context: Context) -> int:
@@ -74,7 +75,7 @@ def run(context: Context) -> int:
     keep_freed_memory()
     args, out = context.args, context.out
     options = RepairOptions(
-        args.level or EXAMINATIONS[-1],
+        args.level,
         _sources(context),
         dry=args.dry_run,
         rebuild=args.accept_rollback,
@@ -165,7 +166,7 @@ def _advise(context: Context, result: RepairResult) -> None:
     for problem in result.problems:
         out.warn(problem)
     if result.problems:
-        out.say("accept this history and go on with: lamella check --repair --accept-rollback")
+        out.say("accept this history and go on with: lamella repair --accept-rollback")
 
 
 def _action_line(action: Action, result: RepairResult) -> str:
@@ -175,10 +176,10 @@ def _action_line(action: Action, result: RepairResult) -> str:
 
 def _gone_lines(gone: Gone) -> Iterator[str]:
     yield f"lost of {gone.obj}: {shown_bytes(gone.lost_bytes)}"
-    for start, end in gone.ranges[:SHOWN_RANGES]:
+    for start, end in gone.ranges[:_SHOWN_RANGES]:
         yield f"    bytes {start} to {end}"
-    if len(gone.ranges) > SHOWN_RANGES:
-        yield f"    and {len(gone.ranges) - SHOWN_RANGES} more ranges; --json names them all"
+    if len(gone.ranges) > _SHOWN_RANGES:
+        yield f"    and {len(gone.ranges) - _SHOWN_RANGES} more ranges; --json names them all"
     yield from (f"    document {name}" for name in gone.documents)
 
 

@@ -5,13 +5,18 @@ The map says what to look at; what is deleted is decided by the packs' own direc
 
 from __future__ import annotations
 
+import tempfile
 from array import array
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
 
-from lamella.base.ids import DomainId
-from lamella.operations.shared.marking import PARTS, LiveIds
+from lamella.base.ids import ChunkId, DomainId
 from lamella.packs.cache import Cache
+
+PARTS = 256
+_ID = 24
+_SPILL_BYTES = 64 * 1024
 
 # Tree notes, which no tree refers to, do not count as waste: a pack is not rewritten for their sake.
 _ROWS = (
@@ -21,6 +26,69 @@ _ROWS = (
 _PACKS = (
     "SELECT number, name, domain, length FROM packs WHERE number > ? AND trouble IS NULL ORDER BY number LIMIT 5000"
 )
+
+
+class LiveIds:
+    """The ids that are needed. They lie in one temporary file; a part (all ids with one first byte) fits in memory.
+
+    The kind is not kept: it is part of what an id is the hash of. A context manager: leaving it gives the file back.
+    `directory` is where the file may grow to 24 bytes an id; None is the system's place for temporary files.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory
+        self._buffers = [bytearray() for _ in range(PARTS)]
+        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(PARTS)]
+        self._file: IO[bytes] | None = None
+        self._size = 0
+        self.added = 0
+        """Ids added, repetitions included."""
+
+    def __enter__(self) -> LiveIds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, ids: Iterable[ChunkId]) -> None:
+        """These are needed. Raises OSError if the temporary file cannot be written."""
+        buffers = self._buffers
+        touched: set[int] = set()
+        for id_ in ids:
+            first = id_[0]
+            buffers[first] += id_
+            touched.add(first)
+            self.added += 1
+        for number in touched:
+            if len(buffers[number]) >= _SPILL_BYTES:
+                self._spill(number)
+
+    def _spill(self, number: int) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - closed by __exit__
+        buffer = self._buffers[number]
+        self._file.seek(self._size)
+        self._file.write(buffer)
+        self._pieces[number].append((self._size, len(buffer)))
+        self._size += len(buffer)
+        buffer.clear()
+
+    def part(self, number: int) -> set[bytes]:
+        """All needed ids whose first byte is `number`."""
+        pieces = [bytes(self._buffers[number])]
+        for offset, length in self._pieces[number]:
+            assert self._file is not None
+            self._file.seek(offset)
+            pieces.append(self._file.read(length))
+        return {piece[at : at + _ID] for piece in pieces for at in range(0, len(piece), _ID)}
+
+    def among(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
+        """Those of `ids` that are needed."""
+        wanted: dict[int, set[ChunkId]] = {}
+        for id_ in ids:
+            wanted.setdefault(id_[0], set()).add(id_)
+        return {id_ for number, some in wanted.items() for id_ in some & self.part(number)}
 
 
 class PackUse(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from lamella.cli.context import Context
 from lamella.cli.values import age, percent, shown_bytes
 from lamella.format.records import Ref
 from lamella.operations.prune.health import Health
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.plan import Fate, PruneOptions, PrunePlan, PruneResult, plan_prune
 
 
 def add_space_options(parser: argparse.ArgumentParser) -> None:
@@ -75,17 +75,17 @@ def opened(context: Context, *, read_only: bool, shared: bool = False) -> Iterat
 
 
 def agreed(
-    context: Context, health: Health, question: str, refs: Sequence[Ref], again: Callable[[], Sequence[Ref]]
-) -> list[Ref]:
+    context: Context, health: Health, question: str, removals: Mapping[Ref, str], again: Callable[[], Mapping[Ref, str]]
+) -> Mapping[Ref, str]:
     """Ask whether these snapshots may go; those that may, with the repository alone from here on where that can be had.
 
     While a person thinks, others go on: what came to be needed meanwhile stays, and nothing goes that was not shown.
     Raises Interrupted for a no, Locked, RolledBack.
     """
     if not context.asks:
-        return list(refs)
+        return removals
     repository = health.repo
-    if refs:
+    if removals:
         context.confirm(question)
     if repository.store.abilities.exclusive_lock:
         context.lock_exclusively(repository)
@@ -93,49 +93,71 @@ def agreed(
         repository.reload(whole=True, stored=True)
     repository.require_sound_history()
     health.begin()
-    return [ref for ref in again() if ref in set(refs)]
+    return {ref: reason for ref, reason in again().items() if ref in removals}
 
 
-def carry_out(context: Context, health: Health, refs: Sequence[Ref], how: PruneOptions) -> PruneResult:
-    """Remove these snapshots, and give back what nothing needs any more."""
-    return plan_prune(health.repo, refs, how, health).execute(context.out.report)
+def planned(
+    context: Context, health: Health, removals: Mapping[Ref, str], how: PruneOptions
+) -> tuple[dict[str, Any], int]:
+    """Say what a prune would do now, with the bytes it would free; the figures for JSON, and the exit code."""
+    out = context.out
+    code = context.warn_of_problems(health.repo)
+    plan = plan_prune(health.repo, removals, how, health)
+    for pack in plan.packs:
+        out.detail(f"would {pack.fate.value} pack {pack.use.pack.hex()}, {shown_bytes(pack.use.length)}: {pack.reason}")
+    for fate in Fate:
+        uses = plan.uses(fate)
+        if uses:
+            packs = f"{len(uses)} pack{'' if len(uses) == 1 else 's'}"
+            out.line(f"would {fate.value} {packs}, {shown_bytes(sum(use.length for use in uses))}")
+    for name in plan.revived:
+        out.say(f"{name} would be back: it had been removed, and its volume has no whole snapshot left")
+    for error in plan.undecided if not code else ():
+        out.warn(_blocked(error.message, "nothing would be deleted"), error.obj)
+    figures = _figures(context, plan, "would free")
+    figures["blocked"] = [error.message for error in plan.undecided]
+    figures["packs"] = [
+        {"pack": use.pack.hex(), "fate": fate.value, "reason": reason, "bytes": use.length, "written_bytes": written}
+        for use, fate, reason, written in plan.packs
+    ]
+    return figures, max([code, *(error.exit_code for error in plan.undecided)])
 
 
 def report(context: Context, result: PruneResult) -> dict[str, Any]:
     """Say what came of it; the figures for JSON."""
     out = context.out
-    for note in [*result.notes, *result.waiting]:
-        out.say(note)
     for name in result.revived:
         out.say(f"{name} is back: it had been removed, and its volume had no whole snapshot left")
     for error in result.damaged:
         out.warn(f"{error.message}; {error.hint}", error.obj)
     for error in result.blocked:
         out.warn(_blocked(error.message), error.obj)
-    line = f"freed {shown_bytes(result.freed_bytes)}"
-    if result.condemned_bytes:
-        until = f", from {iso(result.condemned_until_ms)} on" if result.condemned_until_ms else ""
-        line += f"; {shown_bytes(result.condemned_bytes)} can be freed by a later prune{until}"
-    out.line(line)
-    return {
-        "freed_bytes": result.freed_bytes,
-        "condemned_bytes": result.condemned_bytes,
-        "condemned_until": iso(result.condemned_until_ms) if result.condemned_until_ms else "",
-        "repacked_bytes": result.repacked_bytes,
-        "deleted_packs": result.deleted_packs,
-        "deleted_commits": result.deleted_commits,
-        "live_bytes": result.live_bytes,
-        "dead_bytes": result.dead_bytes,
-        "waiting": list(result.waiting),
-        "blocked": [error.message for error in result.blocked],
-        "damaged": [error.obj for error in result.damaged],
-        "revived": list(result.revived),
-        "notes": list(result.notes),
-    }
+    figures = _figures(context, result, "freed", result.condemned_until_ms)
+    figures["condemned_until"] = iso(result.condemned_until_ms) if result.condemned_until_ms else ""
+    figures["deleted_commits"] = result.deleted_commits
+    figures["blocked"] = [error.message for error in result.blocked]
+    return figures
 
 
-def _blocked(text: str) -> str:
-    return text if text.startswith("nothing ") else f"nothing was deleted: {text}"
+_NUMBERS = ("freed_bytes", "condemned_bytes", "repacked_bytes", "deleted_packs", "live_bytes", "dead_bytes")
+
+
+def _figures(context: Context, found: PrunePlan | PruneResult, freed: str, until_ms: int = 0) -> dict[str, Any]:
+    """Say what a plan and a result have in common; the same for JSON."""
+    for note in [*found.notes, *found.waiting]:
+        context.out.say(note)
+    line = f"{freed} {shown_bytes(found.freed_bytes)}"
+    if found.condemned_bytes:
+        until = f", from {iso(until_ms)} on" if until_ms else ""
+        line += f"; {shown_bytes(found.condemned_bytes)} can be freed by a later prune{until}"
+    context.out.line(line)
+    lists = {name: list(getattr(found, name)) for name in ("waiting", "revived", "notes")}
+    damaged = [error.obj for error in found.damaged]
+    return {name: getattr(found, name) for name in _NUMBERS} | lists | {"damaged": damaged}
+
+
+def _blocked(text: str, nothing: str = "nothing was deleted") -> str:
+    return text if text.startswith("nothing ") else f"{nothing}: {text}"
 
 
 def exit_code(result: PruneResult) -> int:

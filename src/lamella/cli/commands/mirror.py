@@ -1,28 +1,40 @@
-"""`lamella copy --mirror`: a whole repository to a second place, without keys."""
+"""`lamella mirror`: a whole repository to a second place, byte for byte and without keys."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lamella.base.errors import IntegrityError, NoRepository, UsageError
-from lamella.cli.context import Context, SecondContext
-from lamella.cli.values import shown_bytes, shown_seconds
+from lamella.cli.arguments import add_dry_run
+from lamella.cli.context import Context
+from lamella.cli.destination import SecondContext
+from lamella.cli.values import shown_bytes, shown_seconds, workers
 from lamella.operations.mirror.mirror import MirrorResult, mirror, plan_mirror
+from lamella.run.allocator import keep_freed_memory
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 
-_NOT_WITH_MIRROR = ("volume", "to_keyfile", "to_recovery_key_file", "compression")
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = (
+        "A mirror needs no secret. It checks every object against its name, and never replaces or removes anything at\n"
+        "the second place. Run it again to bring over what is new; a run that was interrupted loses nothing."
+    )
+    parser.add_argument("--to", required=True, metavar="REPO", help="the second place; it is made if it is missing")
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    add_dry_run(parser)
 
 
 def run(context: Context) -> int:
     """Do it, or with -n say what would be done."""
-    args, out, other = context.args, context.out, SecondContext(context)
-    given = [name for name in _NOT_WITH_MIRROR if getattr(args, name)]
-    if given:
-        words = {"volume": "VOLUME"}.get(given[0], "--" + given[0].replace("_", "-"))
-        raise UsageError(f"{words} does not go with --mirror: the whole repository is copied, without keys")
-    with context.store(read_only=True) as source, _target(other, args.dry_run) as target:
+    keep_freed_memory()
+    args, out = context.args, context.out
+    if not args.to:
+        raise UsageError("--to names no repository")
+    with context.store(read_only=True) as source, _target(SecondContext(context), args.dry_run) as target:
         if args.dry_run:
             plan = plan_mirror(source, target)
             size = shown_bytes(plan.missing_bytes)
@@ -30,8 +42,8 @@ def run(context: Context) -> int:
             fields = {"missing_objects": plan.missing_objects, "missing_bytes": plan.missing_bytes}
             out.document({"mirror": True, "dry_run": True, **fields, "present_objects": plan.present_objects})
             return 0
-        workers = args.workers or context.config.backup.workers
-        result = mirror(source, target, context.host, reporter=out.report, workers=workers, lock_wait=args.lock_wait)
+        threads = args.workers or context.config.backup.workers
+        result = mirror(source, target, context.host, reporter=out.report, workers=threads, lock_wait=args.lock_wait)
     return _report(context, result)
 
 
