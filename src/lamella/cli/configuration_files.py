@@ -86,7 +86,7 @@ def _workers(value: object) -> int:
 
 
 def _compression(value: object) -> str:
-    from lamella.format.compression import check_setting
+    from lamella.format.encoder import check_setting
 
     return check_setting(_text(str(value) if isinstance(value, int) else value))
 

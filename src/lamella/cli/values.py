@@ -88,7 +88,7 @@ def workers(text: str) -> int:
 
 def compression(text: str) -> str:
     """How to compress: auto, 1 to 19, off or portable. Raises ArgumentTypeError."""
-    from lamella.format.compression import check_setting
+    from lamella.format.encoder import check_setting
 
     try:
         return check_setting(text)
