@@ -23,15 +23,13 @@ from lamella.stores.base import Store
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
-        "Without REPO only this machine is examined, without a secret nothing inside the repository. Checkpoints are\n"
-        "listed beside the sources of which this host keeps a moment, and beside SOURCE; as root also all thin pools\n"
-        "of LVM, with the snapshots of Lamella in them, reservations of their metadata, and restores that did not\n"
-        "end.\n\n" + SECRETS
+        "Without REPO the doctor examines this machine only; without a secret it examines nothing inside the\n"
+        "repository. It lists the checkpoints of this host's sources and of SOURCE. As root it also examines all thin\n"
+        "pools of LVM: Lamella's snapshots in them, reservations of their metadata, and unfinished restores.\n\n"
+        + SECRETS
     )
-    parser.add_argument(
-        "source", nargs="*", metavar="SOURCE", help="path of an image whose checkpoints are looked at too"
-    )
-    parser.add_argument("--fix", action="store_true", help="remove what killed runs of this host left")
+    parser.add_argument("source", nargs="*", metavar="SOURCE", help="also examine the checkpoints of this image")
+    parser.add_argument("--fix", action="store_true", help="remove what interrupted runs of this host left behind")
     parser.add_argument(
         "--owner", type=_owner, metavar="ID", help="with --fix: remove the checkpoints of this owner instead"
     )
@@ -44,10 +42,10 @@ def _owner(text: str) -> str:
 
 
 def run(context: Context) -> int:
-    """Examine, and say everything that was looked at."""
+    """Examine, and print every check."""
     args, out = context.args, context.out
     if args.owner is not None and not args.fix:
-        raise UsageError("--owner says whose checkpoints --fix removes: it needs --fix")
+        raise UsageError("--owner names whose checkpoints --fix removes: it needs --fix")
     checks = _checks(context)
     removed, found = _checkpoints(context, checks)
     for check in checks:

@@ -1,4 +1,4 @@
-"""`lamella repair`: bring back what is still somewhere, and record what is lost."""
+"""`lamella repair`: restore what still exists somewhere, and record what is lost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ this ever after.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = _EPILOG + SECRETS
-    parser.add_argument("--from", dest="donor", metavar="REPO", help="take lost content from this repository, too")
+    parser.add_argument("--from", dest="donor", metavar="REPO", help="also take lost content from this repository")
     parser.add_argument("--from-keyfile", metavar="FILE", help="open that repository with this key file")
     parser.add_argument(
         "--from-recovery-key-file", metavar="FILE", help="open that repository with the recovery key in this file"
@@ -57,12 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level",
         choices=EXAMINATIONS,
         default=EXAMINATIONS[-1],
-        help="full reads every pack; structure goes by the listing and by what is known to be bad (default: full)",
+        help="full reads every pack; structure uses the listing and what is known to be bad (default: full)",
     )
     parser.add_argument(
         "--accept-rollback",
         action="store_true",
-        help="take the present history as the right one, and rebuild volumes that it lacks from their trees",
+        help="accept the present history as correct, and rebuild volumes that it lacks from their trees",
     )
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     add_yes(parser)
@@ -161,11 +161,11 @@ def _advise(context: Context, result: RepairResult) -> None:
     for note in result.notes:
         out.say(note)
     if result.gone and not result.dry:
-        out.say("what is left of such a volume: restore.py writes it to FILE.lamella-partial and names the lost bytes")
+        out.say("restore.py writes what is left of such a volume to FILE.lamella-partial, and names the lost bytes")
     for problem in result.problems:
         out.warn(problem)
     if result.problems:
-        out.say("accept this history and go on with: lamella repair --accept-rollback")
+        out.say("to accept this history and continue: lamella repair --accept-rollback")
 
 
 def _action_line(action: Action, result: RepairResult) -> str:
