@@ -123,7 +123,7 @@ def test_help_is_light() -> None:
 
 
 def test_errors_need_nothing_else() -> None:
-    assert imported_after("import lamella\nlamella.LamellaError") == {"lamella", "lamella.base.errors"}
+    assert imported_after("import lamella\nlamella.LamellaError") == {"lamella", "lamella.base", "lamella.base.errors"}
 
 
 def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
