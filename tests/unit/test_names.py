@@ -33,7 +33,6 @@ TO_BE_RENAMED = {
     "Volume": 3,
     "Walk": 4,
     "_Comparing": 3,
-    "_Reader": 2,
 }
 
 
