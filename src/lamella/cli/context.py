@@ -13,7 +13,7 @@ from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
 from lamella.cli.output import Output
 from lamella.cli.places import config_place, this_host
-from lamella.cli.secret import FIRST, given_source, secret_source
+from lamella.cli.secret import FIRST, SecretSource, given_source, secret_source
 from lamella.memory.host import Host
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
@@ -159,10 +159,10 @@ class Context:
 
         Raises NoRepository, KeyRefused, Locked, IntegrityError, RolledBack, StoreError, UsageError.
         """
-        self.check_secret()  # report a contradiction on the command line first
+        self.given_secret()  # report a contradiction on the command line first
         with self.store(read_only=read_only) as store:
             self._require_marker(store)
-            secret = self._secret()
+            secret = self.secret()
             with self._opened(store, secret, whole, stored, exclusive) as repository:
                 self.require_expected(repository)
                 for note in repository.catalogue.notes:
@@ -180,12 +180,13 @@ class Context:
             hint = "if it was a commit, its host restores it with: lamella repair"
             self.out.say(f"note: {names[0]}{more} is no commit, and nothing shows that it ever was one; {hint}")
 
-    def _secret(self) -> Secret:
+    def secret(self) -> Secret:
+        """The secret of REPO, from its one source or the terminal. Raises UsageError, Interrupted."""
         return secret_source(self.args, self.env, self.settings, self.secret_names).read()
 
-    def check_secret(self) -> None:
-        """Raises UsageError if the user named several sources of the secret."""
-        given_source(self.args, self.env, self.settings, self.secret_names)
+    def given_secret(self) -> SecretSource | None:
+        """The source of the secret that the user named, unread. Raises UsageError for several sources."""
+        return given_source(self.args, self.env, self.settings, self.secret_names)
 
     def _opened(self, store: Store, secret: Secret, whole: bool, stored: bool, exclusive: bool) -> Repository:
         wait = self.args.lock_wait

@@ -48,7 +48,7 @@ def run(context: Context) -> int:
     if not args.to:
         raise UsageError("--to names no repository")
     other = SecondContext(context)
-    other.check_secret()
+    other.given_secret()
     configured = context.config.backup
     options = CopyOptions(args.compression or configured.compression, args.workers or configured.workers)
     with context.sound_repository() as source, other.sound_repository(read_only=args.dry_run) as target:

@@ -9,7 +9,6 @@ from lamella.base.clock import iso, now_ms
 from lamella.base.errors import LamellaError, NoRepository, SourceError, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.secret import given_source, secret_source
 from lamella.cli.terminal import has_terminal
 from lamella.cli.values import shown_bytes, shown_seconds
 from lamella.crypto.slots import Secret
@@ -135,7 +134,7 @@ def _checks(context: Context) -> list[Check]:
         named = False
     if not named:
         return examine(context.host, None, None)
-    given_source(context.args, context.env, context.settings)
+    context.given_secret()
     try:
         with context.store() as store:
             return examine(context.host, store, _secret(context, store), context.args.expect)
@@ -150,7 +149,7 @@ def _secret(context: Context, store: Store) -> Secret | None:
         read_marker(store)
     except LamellaError:
         return None  # a check of its own says why
-    if given_source(context.args, context.env, context.settings) is None and not has_terminal():
+    if context.given_secret() is None and not has_terminal():
         context.out.say("no secret is given: the repository's history is left out")
         return None
-    return secret_source(context.args, context.env, context.settings).read()
+    return context.secret()

@@ -12,7 +12,7 @@ from pathlib import Path
 from lamella.base.errors import IntegrityError, RolledBack, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
-from lamella.cli.secret import DONOR, given_source, secret_source
+from lamella.cli.secret import DONOR, given_source
 from lamella.cli.values import shown_bytes, shown_seconds, workers
 from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
@@ -114,11 +114,12 @@ def _sources(context: Context) -> dict[str, Source]:
 
 @contextmanager
 def _repository(context: Context) -> Iterator[Repository]:
-    context.check_secret()
+    context.given_secret()
     with context.store(read_only=context.args.dry_run) as store:
         read_marker(store)
-        secret = secret_source(context.args, context.env, context.settings, context.secret_names).read()
-        with Repository.open_damaged(store, secret, context.host, lock_wait=context.args.lock_wait) as repository:
+        with Repository.open_damaged(
+            store, context.secret(), context.host, lock_wait=context.args.lock_wait
+        ) as repository:
             context.require_expected(repository)
             yield repository
 
@@ -130,7 +131,6 @@ def _donor(context: Context, repository: Repository) -> Iterator[Repository]:
     """
     place, settings = context.named_place(context.args.donor)
     given = given_source(context.args, context.env, settings, DONOR)
-    source = given or secret_source(context.args, context.env, context.settings, context.secret_names)
     with ExitStack() as held:
         opened = open_store(place, read_only=True, environment=context.env)
         store: Store = held.enter_context(closing(RetryingStore(opened)))
@@ -138,7 +138,9 @@ def _donor(context: Context, repository: Repository) -> Iterator[Repository]:
         if read_marker(store).repo_id == repository.repo_id:
             own = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lamella-from-")))
             host = Host(host.machine, host.label, own / "state", own / "cache")
-        yield held.enter_context(Repository.open(store, source.read(), host, lock_wait=context.args.lock_wait))
+        yield held.enter_context(
+            Repository.open(store, given.read() if given else context.secret(), host, lock_wait=context.args.lock_wait)
+        )
 
 
 def _print(context: Context, result: RepairResult) -> None:
