@@ -30,7 +30,6 @@ TO_BE_RENAMED = {
     "Volume": 3,
     "Walk": 2,
     "_Comparing": 3,
-    "_Reader": 2,
 }
 
 

@@ -25,7 +25,7 @@ Check = Callable[[Any], object]
 
 def read(place: Path, files: Sequence[Path]) -> Configuration:
     """The configuration that these files make together."""
-    reader = _Reader()
+    reader = _ConfigurationReader()
     for path in files:
         reader.read(path)
     name = reader.default_repository
@@ -123,7 +123,7 @@ _LVM: Mapping[str, Check] = {"data_percent": _PERCENT, "metadata_percent": _PERC
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-class _Reader:
+class _ConfigurationReader:
     """Takes in one file after the other."""
 
     def __init__(self) -> None:
