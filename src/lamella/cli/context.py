@@ -17,7 +17,7 @@ from lamella.cli.places import config_place, this_host
 from lamella.cli.secret import FIRST, SECOND, given_source, secret_source
 from lamella.cli.terminal import can_confirm, confirm
 from lamella.crypto.slots import Secret
-from lamella.memory.host import Host
+from lamella.memory.host import Host, Notices
 from lamella.operations.shared.heads import require_fingerprint
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
@@ -48,8 +48,8 @@ class Context:
 
     @cached_property
     def host(self) -> Host:
-        """This host."""
-        return this_host(self.env)
+        """This host; what is wrong with its memory is a warning."""
+        return replace(this_host(self.env), notices=Notices(self.out.warn))
 
     @cached_property
     def _place(self) -> tuple[str, RepositorySettings | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
@@ -34,12 +34,11 @@ from lamella.history.chains import HistoryReader
 from lamella.history.compaction import AUDITS_KEPT, Ended
 from lamella.history.condemned import Condemned, condemned
 from lamella.history.history import Chain, History
-from lamella.history.places import Places, judge, suffix
+from lamella.history.places import judge
 from lamella.history.publish import Published, Publisher
 from lamella.history.tombstones import ended
 from lamella.memory.host import Host
-from lamella.memory.pins import Pins, Problem
-from lamella.memory.sightings import Sightings
+from lamella.memory.pins import Pins, Places, Problem, Sightings, suffix
 from lamella.packs.blobmap import BlobMap, pack_name
 from lamella.packs.cache import Cache
 from lamella.packs.containers import open_whole
@@ -148,7 +147,8 @@ class Repository:
         self._problems, self.older = judge(self.place, self.history)
         if not self.problems:
             self.pins.remember(self.history.heads)
-            self._note_place(lambda: self.places.opened(self.store.url, self.history.heads))
+            with self.memory.may_fail():
+                self.places.seen(self.store.url, self.history.heads)
 
     @property
     def losses(self) -> int:
@@ -268,8 +268,7 @@ class Repository:
         rows = [problem for problem in self._problems if problem.kind == "seen"]
         rows = [problem for problem in rows if problem.key.rpartition(":")[2].startswith(writer[:8])]
         accepted = [problem for problem in rows if problem.key not in self.pins.accepted]
-        self.pins.accepted |= {problem.key for problem in accepted}
-        self.pins.save()
+        self.pins.excuse(accepted)
         return [problem.message for problem in accepted]
 
     def give_up(self, heads: Sequence[CommitHead]) -> Published:
@@ -280,13 +279,6 @@ class Repository:
         self._require_may_publish([problem for problem in self.problems if problem.lacks is None])
         despite = {problem.key for problem in self._problems if problem.lacks is not None}
         return self._publish([Forgo(head) for head in heads], despite)
-
-    def _note_place(self, write: Callable[[], None]) -> None:
-        """Write to the state directory; failing there must not stand between anybody and a restore."""
-        try:
-            write()
-        except RepositoryError as error:
-            self.pins.unsaved = error.message
 
     @property
     def own_writer(self) -> WriterId | None:
@@ -316,7 +308,8 @@ class Repository:
                 self.memory.new_writer_key()
         publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
         published = publisher.publish(self.history, records, self.clock, self._ended, despite=despite)
-        self._note_place(lambda: self.places.wrote_there(self.store.url, [published.head]))
+        with self.memory.may_fail():
+            self.places.wrote_there(self.store.url, [published.head])
         return published
 
     def _require_lock(self) -> None:

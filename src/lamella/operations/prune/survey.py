@@ -11,6 +11,7 @@ from lamella.format.deletion import Remove, RemoveLast
 from lamella.format.records import AddSnap, Ref
 from lamella.history.catalogue import Snapshot
 from lamella.history.open_sessions import OpenSession
+from lamella.memory.pins import FirstSeen
 from lamella.operations.prune.health import Health, damage
 from lamella.operations.prune.options import DAY_MS, PruneOptions
 from lamella.operations.prune.removal import removals as records_of
@@ -19,7 +20,6 @@ from lamella.operations.prune.tracing import Flaw
 from lamella.operations.prune.usage import PackUse, Usage
 from lamella.operations.prune.view import (
     SESSION_KEPT_MS,
-    FirstSeen,
     View,
     catalogue_ids,
     history_troubles,

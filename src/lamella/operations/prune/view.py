@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from lamella.base.clock import Clock
 from lamella.base.errors import IntegrityError, RolledBack
 from lamella.base.ids import ChunkId, DomainId
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Checkpoint, Ref
 from lamella.history.catalogue import Catalogue
 from lamella.history.open_sessions import OpenSession
-from lamella.memory.host import HostMemory
 from lamella.operations.prune.options import PruneResult
 from lamella.operations.shared.marking import LiveIds, Roots
 from lamella.packs.tree import Tree
@@ -25,37 +22,6 @@ from lamella.repository.repository import Repository
 
 SESSION_KEPT_MS = 7 * 86_400_000
 """How long after its last commit an unfinished run still holds what it relies on."""
-_FIRST_SEEN = "first_seen.json"
-
-
-class FirstSeen:
-    """When this host first saw something: the only clock that nobody else can set."""
-
-    def __init__(self, memory: HostMemory, clock: Clock) -> None:
-        self._memory = memory
-        self._now = clock()
-        rows = memory.read(_FIRST_SEEN)
-        self._rows: dict[str, dict[str, int]] = {kind: _numbers(rows.get(kind)) for kind in rows}
-
-    def age_ms(self, kind: str, name: bytes) -> int:
-        """Milliseconds since the first sight, which may be now. A clock that went back starts again."""
-        rows = self._rows.setdefault(kind, {})
-        first = rows.setdefault(name.hex(), self._now)
-        if first > self._now:
-            rows[name.hex()] = first = self._now
-        return self._now - first
-
-    def save(self, kind: str, still_there: Collection[bytes]) -> None:
-        """Keep the sightings of these, forget the others. Raises RepositoryError."""
-        wanted = {name.hex() for name in still_there}
-        self._rows[kind] = {name: when for name, when in self._rows.get(kind, {}).items() if name in wanted}
-        self._memory.write(_FIRST_SEEN, dict(self._rows))
-
-
-def _numbers(rows: Any) -> dict[str, int]:  # noqa: ANN401 - as it was read
-    if not isinstance(rows, dict):
-        return {}
-    return {name: when for name, when in rows.items() if isinstance(name, str) and isinstance(when, int)}
 
 
 def history_troubles(repo: Repository) -> Iterator[IntegrityError]:

@@ -8,9 +8,9 @@ from lamella.base.errors import IntegrityError
 from lamella.format.known import understood
 from lamella.format.records import AddSnap
 from lamella.format.sessions import Session
+from lamella.memory.pins import FirstSeen
 from lamella.operations.prune.options import DAY_MS
 from lamella.operations.prune.usage import PackUse
-from lamella.operations.prune.view import FirstSeen
 from lamella.repository.repository import Repository
 
 ORPHAN_MS = 7 * DAY_MS
