@@ -2,7 +2,8 @@
 
 A record is a dataclass, a row a named tuple. Bytes are hexadecimal text, named tuples lists, mappings objects. A part
 of a mapping or list that does not fit its type is left out, a field that has a default takes it, and both are
-reported; anything else that does not fit makes the value around it unfit.
+reported; anything else that does not fit makes the value around it unfit. `Annotated[int, range(9)]` limits a type to
+what a container holds, `Annotated[bytes, 32]` to a length.
 """
 
 from __future__ import annotations
@@ -22,16 +23,6 @@ Reader = Callable[[Any, Faults], Any]
 
 FLAT: Final = object()
 """Marks a field whose own fields are written beside the others: `Annotated[Ref, FLAT]`."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Size:
-    """How many bytes there must be: `Annotated[bytes, Size(32)]`. Any container limits a type like this."""
-
-    length: int
-
-    def __contains__(self, value: bytes) -> bool:
-        return len(value) == self.length
 
 
 _SIZES: Final[dict[object, int]] = {WriterId: 16, VolumeId: 16, DomainId: 16, SnapId: 16, ChunkId: 24}
@@ -73,9 +64,13 @@ def parse(kind: type[Value], text: bytes, under: str, faults: Faults) -> Value:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Unfit("it is no JSON") from error
-    if under and under not in _expected(dict, content):
-        return kind()
-    return decode(kind, content[under] if under else content, faults)
+    if under:
+        rows = _expected(dict, content)
+        _note_unknown(rows, {under}, faults)
+        if under not in rows:
+            return kind()
+        content = rows[under]
+    return decode(kind, content, faults)
 
 
 def decode(kind: type[Value], content: object, faults: Faults) -> Value:
@@ -91,18 +86,20 @@ def _reader(kind: Any) -> Reader:  # noqa: ANN401 - a type, or what stands for o
     if made is not None:
         return made(*get_args(kind))
     if isinstance(kind, NewType):
-        return _limited(bytes, Size(_SIZES[kind]))
+        return _limited(bytes, _SIZES[kind])
     if dataclasses.is_dataclass(kind):
         return _by_name(kind)
     return _LEAVES.get(kind) or _by_position(kind)
 
 
 def _limited(kind: object, limit: Any) -> Reader:  # noqa: ANN401 - a container, or FLAT
-    inner = _by_name(kind) if limit is FLAT else _reader(kind)
+    if limit is FLAT:
+        return _by_name(kind, alone=False)
+    inner = _reader(kind)
 
     def read(content: Any, faults: Faults) -> Any:  # noqa: ANN401
         value = inner(content, faults)
-        if limit is not FLAT and value not in limit:
+        if len(value) != limit if isinstance(limit, int) else value not in limit:
             raise Unfit("a value out of its range")
         return value
 
@@ -140,11 +137,14 @@ def _list(kind: object, more: object) -> Reader:
     return read
 
 
-def _by_name(kind: Any) -> Reader:  # noqa: ANN401
+def _by_name(kind: Any, *, alone: bool = True) -> Reader:  # noqa: ANN401
+    names = _names(kind)
     fields = [(name, _reader(part), _is_flat(part), needed) for name, part, needed in _fields(kind)]
 
     def read(content: Any, faults: Faults) -> Any:  # noqa: ANN401
         rows, values = _expected(dict, content), {}
+        if alone:
+            _note_unknown(rows, names, faults)
         for name, read_part, is_flat, needed in fields:
             if not needed and name not in rows:
                 continue
@@ -177,6 +177,19 @@ def _fields(kind: Any) -> list[tuple[str, Any, bool]]:  # noqa: ANN401
     if not dataclasses.is_dataclass(kind):
         return [(name, hints[name], True) for name in kind._fields]
     return [(one.name, hints[one.name], one.default is one.default_factory) for one in dataclasses.fields(kind)]
+
+
+def _names(kind: Any) -> set[str]:  # noqa: ANN401
+    """Under which an object has the parts of the type."""
+    fields = _fields(kind)
+    return {name for name, part, _ in fields if not _is_flat(part)}.union(
+        *(_names(get_args(part)[0]) for _, part, _ in fields if _is_flat(part))
+    )
+
+
+def _note_unknown(rows: Mapping[str, object], known: set[str], faults: Faults) -> None:
+    """A name that nothing has was another one, before it was damaged."""
+    faults.extend(f"{name}: no such member" for name in rows if name not in known)
 
 
 def _is_flat(kind: object) -> bool:

@@ -24,7 +24,6 @@ from lamella.base.ids import RepoId, WriterId
 from lamella.crypto.sign import public_of
 from lamella.format.commit import writer_id
 from lamella.memory import codec
-from lamella.memory.codec import Size
 
 Record = TypeVar("Record")
 MOST_BYTES: Final = 1 << 28
@@ -133,7 +132,7 @@ def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
 class WriterKey:
     """The key pair under which this host publishes commits to one repository; without a seed there is none."""
 
-    seed: Annotated[bytes, Size(32)] = b""
+    seed: Annotated[bytes, 32] = b""
     machine: str = ""
 
     @property

@@ -21,7 +21,7 @@ from typing import Annotated
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, RepositoryError
 from lamella.memory import codec
-from lamella.memory.codec import FLAT, Size
+from lamella.memory.codec import FLAT
 from lamella.memory.host import Host, HostMemory
 
 GRAIN = 64 * 1024
@@ -52,7 +52,7 @@ class LinkRow:
 
     interval: object
     """As it was read: believed, and decoded, only if the MAC is right."""
-    mac: Annotated[bytes, Size(32)]
+    mac: Annotated[bytes, 32]
 
 
 class Intervals:

@@ -19,14 +19,14 @@ from lamella.base.ids import CATALOGUE, ChunkId, DomainId, VolumeId
 from lamella.crypto.derive import Keys, prf
 from lamella.format.records import Ref
 from lamella.memory import codec
-from lamella.memory.codec import FLAT, Size
+from lamella.memory.codec import FLAT
 from lamella.memory.host import Host, HostMemory, Table
 
 KEPT_MS = 7 * 24 * 3600 * 1000
 """For so long a broken run's moment is kept, as prune keeps what it stored (FORMAT 8, SESSION)."""
 Key = TypeVar("Key")
 Row = TypeVar("Row")
-Mac = Annotated[bytes, Size(32)]
+Mac = Annotated[bytes, 32]
 
 
 def _mac(key: bytes, volume_id: VolumeId, entry: LedgerEntry | ResumePoint) -> bytes:

@@ -13,7 +13,6 @@ from lamella.base.clock import Clock
 from lamella.base.errors import RepositoryError
 from lamella.base.ids import WriterId
 from lamella.format.commit import Head
-from lamella.memory.codec import Size
 from lamella.memory.host import HostMemory, Table
 
 
@@ -21,7 +20,7 @@ class SeenCommit(NamedTuple):
     """The newest commit that was seen of a writer."""
 
     seq: Annotated[int, range(1, 1 << 64)]
-    sha256: Annotated[bytes, Size(32)]
+    sha256: Annotated[bytes, 32]
 
 
 SeenHeads = dict[WriterId, SeenCommit]
