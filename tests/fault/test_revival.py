@@ -22,8 +22,8 @@ from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points
+from lamella_kit.fault_store import FaultStore
 from tests.fault.test_prune_grace import Fleet
 from tests.fault.world import (
     CHUNK,
@@ -299,7 +299,7 @@ def test_what_comes_back_relies_on_no_condemned_pack(fleet: Fleet) -> None:
     new = fleet.backup("a", NEW)
     assert fleet.prune("a", old).condemned_bytes
     with fleet.opened("a") as repo:
-        assert {pack_name(pack) for pack in repo.condemned.packs} == first
+        assert {pack_name(pack) for pack in repo.log.condemned.packs} == first
         rot(fleet.store.memory, repo, Kind.LEAF, [select(repo, [new])[0].snapshot.added.root])
     result = fleet.prune("b")
     assert result.revived == [old]

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lamella.memory import host as host_module
-from lamella.memory import intervals as intervals_module
 from lamella.operations.backup.pacing import Pace
 from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.moments.monitor import monitor
@@ -29,8 +28,8 @@ from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import ALL_CALLS, CrashPoint, CrashStore, PowerCut
-from lamella.testing.tracked_source import Killed, TrackedDisk
+from lamella_kit.crash_store import ALL_CALLS, CrashPoint, CrashStore, PowerCut
+from lamella_kit.tracked_source import Killed, TrackedDisk
 from tests.fault.world import CHUNK, SECRET, host_at, init, restored
 
 LOG2 = (16, 17)
@@ -94,7 +93,7 @@ class StateKill:
 
     @contextmanager
     def armed(self) -> Iterator[None]:
-        with patch.object(host_module, "write_durably", self), patch.object(intervals_module, "write_durably", self):
+        with patch.object(host_module, "write_durably", self):
             yield
 
 
