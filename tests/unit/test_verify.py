@@ -14,7 +14,7 @@ from lamella.base.trust import Clear
 from lamella.crypto.chunk_id import identifier
 from lamella.format.container import Kind
 from lamella.format.records import Run, RunVolume, raw
-from lamella.memory.verdicts import Verdict, Verdicts
+from lamella.memory.verdicts import Verdicts, VolumeVerdict
 from lamella.operations.backup.story import FailedRequest, Request, plan_backup
 from lamella.operations.look.listing import volumes
 from lamella.operations.shared.findings import VerifyResult
@@ -219,7 +219,7 @@ def test_bad_news_stays_until_a_look_as_deep(small: Small, tmp_path: Path) -> No
         volume_id = VolumeId(b"v" * 16)
 
         def say(time_ms: int, level: str, result: str) -> str:
-            verdicts.record([(volume_id, Verdict(time_ms, level, result, 1, "x", 0))])
+            verdicts.record([(volume_id, VolumeVerdict(time_ms, level, result, 1, "x", 0))])
             found = verdicts.of(volume_id)
             return "" if found is None else f"{found.level} {found.result}"
 

@@ -17,7 +17,7 @@ _DEPTH = {"source": 0, "structure": 0, "sample": 1, "restore": 2, "full": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class VolumeVerdict:
     """One verification of a volume: `time_ms` UTC, `level`, `result` (ok, damaged, incomplete), how many snapshots it
     looked at, the newest of them, and the bytes the whole verification read."""
 
@@ -40,7 +40,7 @@ class Verdict:
         }
 
 
-ByLevel = dict[str, Verdict]
+ByLevel = dict[str, VolumeVerdict]
 
 
 class Verdicts:
@@ -49,7 +49,7 @@ class Verdicts:
     def __init__(self, memory: HostMemory) -> None:
         self._table = Table(memory, "verified.json", dict[VolumeId, ByLevel], "volumes")
 
-    def of(self, volume_id: VolumeId) -> Verdict | None:
+    def of(self, volume_id: VolumeId) -> VolumeVerdict | None:
         """The verdict that counts for a volume. None if this host never verified it.
 
         Bad news stays until a look that had to see the same damage says otherwise; a weaker look never hides a deeper
@@ -64,7 +64,7 @@ class Verdicts:
         deepest = max(good, key=lambda one: (_DEPTH[one.level], one.time_ms))
         return newest if newest.result == INCOMPLETE else replace(deepest, result=OK)
 
-    def record(self, verdicts: Iterable[tuple[VolumeId, Verdict]]) -> None:
+    def record(self, verdicts: Iterable[tuple[VolumeId, VolumeVerdict]]) -> None:
         """Keep these, one a volume and level; bad news goes only for what clears it. Raises RepositoryError."""
 
         def update(stored: Mapping[VolumeId, ByLevel]) -> dict[VolumeId, ByLevel]:
@@ -90,7 +90,7 @@ class Verdicts:
         )
 
 
-def _clears(later: Verdict, one: Verdict) -> bool:
+def _clears(later: VolumeVerdict, one: VolumeVerdict) -> bool:
     """Whether a look that found no damage must have seen what an earlier one found: two samples read other chunks."""
     if later.level == one.level == "sample":
         return False

@@ -17,7 +17,7 @@ from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError,
 from lamella.base.events import Reporter, silent
 from lamella.base.ids import CATALOGUE, DomainId, VolumeId
 from lamella.memory import verdicts
-from lamella.memory.verdicts import Verdict, Verdicts
+from lamella.memory.verdicts import Verdicts, VolumeVerdict
 from lamella.operations.shared.findings import DAMAGE, INCOMPLETE, NOTE, Finding, VerifyResult
 from lamella.operations.shared.selection import Selected
 from lamella.operations.verify.bad_addresses import publish_bad, read_heads_again, read_known_again
@@ -196,16 +196,16 @@ def _remember(
 
 def _verdicts_of(
     selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str], now_ms: int
-) -> list[tuple[VolumeId, Verdict]]:
+) -> list[tuple[VolumeId, VolumeVerdict]]:
     """What a verification of these snapshots says about their volumes; `lacking` are names of volumes not saved."""
     by_volume: dict[VolumeId, list[Selected]] = {}
     for one in selected:
         by_volume.setdefault(one.volume.volume_id, []).append(one)
-    made: list[tuple[VolumeId, Verdict]] = []
+    made: list[tuple[VolumeId, VolumeVerdict]] = []
     for volume_id, ones in by_volume.items():
         damaged = any(one.text in result.unrestorable for one in ones)
         incomplete = ones[0].volume.name in lacking
         word = verdicts.DAMAGED if damaged else verdicts.INCOMPLETE if incomplete else verdicts.OK
         newest = max(ones, key=lambda one: (one.snapshot.added.time_ms, one.snapshot.name)).snapshot.name
-        made.append((volume_id, Verdict(now_ms, level, word, len(ones), newest, result.checked_bytes)))
+        made.append((volume_id, VolumeVerdict(now_ms, level, word, len(ones), newest, result.checked_bytes)))
     return made
