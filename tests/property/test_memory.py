@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lamella.base.errors import RolledBack, StoreUnavailable
@@ -160,7 +160,11 @@ def check(lived: World, place: Path, number: int, damage: Damage) -> None:
     assert told == [], "it is reported once"
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=12,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(number=st.integers(0, 12), damage=damages)
 def test_any_damage_is_noticed_and_nothing_is_lost(lived: World, tmp_path: Path, number: int, damage: Damage) -> None:
     with small_steps():
