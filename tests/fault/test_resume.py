@@ -467,10 +467,10 @@ def test_a_host_that_went_back_in_time_compares_everything(world: World, tmp_pat
 
 
 def test_a_moment_is_given_up_after_a_week(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamella.memory import resume
+    from lamella.memory import ledger
 
     interrupted(world, 7)
-    monkeypatch.setattr(resume, "KEPT_MS", -1)
+    monkeypatch.setattr(ledger, "KEPT_MS", -1)
     source = TrackedSource(world.disk)
     assert monitor(world.host, source).dropped == 1
     assert world.disk.moments == {}

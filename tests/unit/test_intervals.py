@@ -201,9 +201,7 @@ def test_nested_text_is_an_unreadable_record(tmp_path: Path) -> None:
     host = Host("1" * 16, "here", tmp_path / "state", tmp_path / "cache")
     nested = "[" * 100_000
     memory = host.memory(RepoId(bytes(16)))
-    memory.write("ledger.json", {})
-    (memory.directory / "ledger.json").write_text(nested)
-    assert memory.read("ledger.json") == {}
+    memory.replace(memory.directory / "ledger.json", nested.encode())
     assert needed_checkpoints(host, b"disk") == set()
     intervals = Intervals(host, b"disk")
     intervals.add("a", "b", Delta.everything(GRAIN, GRAIN, GRAIN))

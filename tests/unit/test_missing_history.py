@@ -8,12 +8,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lamella.base.errors import RolledBack, StoreRefused
-from lamella.base.ids import DomainId, VolumeId, WriterId
+from lamella.base.ids import DomainId, RepoId, VolumeId, WriterId
 from lamella.base.trust import Sealed
 from lamella.format.commit import CHECKPOINT_EVERY, ChainEntry, Head
 from lamella.format.deletion import Forgo
@@ -23,9 +22,9 @@ from lamella.history.catalogue import latest
 from lamella.history.history import Unreadable
 from lamella.history.missing import Judge
 from lamella.history.order import Order
-from lamella.history.places import Place, judge
-from lamella.memory.host import HostMemory
-from lamella.memory.pins import Pins
+from lamella.history.places import judge
+from lamella.memory.host import Host
+from lamella.memory.pins import KnownPlace, Pins, SeenCommit
 from lamella.operations.prune.needed import history_troubles
 from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import doubts, find_volume
@@ -212,7 +211,7 @@ def test_without_a_trace_only_a_witness_tells_junk_from_history(small: Small) ->
         assert list(history_troubles(repo)) == []
         assert repo.pins.heads[made[-1].writer][0] == made[-2].seq
     with small.opened("knew") as repo:
-        repo.pins.heads = {made[-1].writer: (made[-1].seq, made[-1].sha256)}
+        repo.pins.heads = {made[-1].writer: SeenCommit(made[-1].seq, made[-1].sha256)}
         repo.reload(whole=True, stored=True)
         assert [problem.lacks for problem in repo.problems] == [made[-1]]
 
@@ -266,7 +265,8 @@ def test_what_the_commits_missing_right_before_it_said_is_given_up_with_it(small
         assert [problem.lacks for problem in repo.problems] == [made[0]]
 
 
-def test_the_prune_keys_word_for_a_checkpoint_is_a_witness_by_itself() -> None:
+def test_the_prune_keys_word_for_a_checkpoint_is_a_witness_by_itself(tmp_path: Path) -> None:
+    nothing_remembered = Host("5" * 16, "box", tmp_path, tmp_path).memory(RepoId(bytes(16)))
     script = Script()
     script.commit(0, [])
     lost = Head(WriterId(b"w" * 16), 5, b"h" * 32)
@@ -274,19 +274,9 @@ def test_the_prune_keys_word_for_a_checkpoint_is_a_witness_by_itself() -> None:
         history = script.history()
         history.unreadable = [Unreadable(lost, "does not open", None, False)]
         history.audits = audits
-        Judge(history, Pins(NoMemory()), lambda evidence, intact: False).judge()
+        Judge(history, Pins(nothing_remembered), lambda evidence, intact: False).judge()
         assert [problem.kind for problem in history.problems] == kinds
         assert len(history.notes) == 1 - len(kinds)
-
-
-class NoMemory(HostMemory):
-    """Of a host that remembers nothing."""
-
-    def __init__(self) -> None:
-        pass
-
-    def read(self, name: str) -> dict[str, Any]:
-        return {}
 
 
 def test_only_the_prune_keys_word_gives_up_and_only_what_it_names(small: Small) -> None:
@@ -532,9 +522,9 @@ def test_a_mirror_may_lack_what_writers_saw_elsewhere(small: Small) -> None:
     with small.opened("fresh") as repo:
         history = repo.history
     assert [problem.kind for problem in history.problems] == ["seen"]
-    assert judge(Place(), history) == (history.problems, [])
-    assert judge(Place(mirror=True), history) == ([], history.problems)
-    there = Place(mirror=True, heads={made[1].writer: (made[1].seq, made[1].sha256)})
+    assert judge(KnownPlace(), history) == (history.problems, [])
+    assert judge(KnownPlace(mirror=True), history) == ([], history.problems)
+    there = KnownPlace(mirror=True, heads={made[1].writer: SeenCommit(made[1].seq, made[1].sha256)})
     problems, older = judge(there, history)
     assert ({problem.lacks for problem in problems}, older) == ({made[1]}, [])
     history.forgone = {made[1].writer: [made[1]]}

@@ -23,7 +23,7 @@ from lamella.history.catalogue import latest
 from lamella.history.history import Chain, History
 from lamella.history.publish import Publisher
 from lamella.memory.host import HostMemory, machine_name
-from lamella.operations.shared.confirmations import Confirmations
+from lamella.memory.verdicts import Confirmations
 from lamella.packs.containers import build_commit
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import WRITER, Small, snapshot_record
@@ -479,8 +479,8 @@ def test_broken_memory_is_lost_memory(small: Small, content: bytes) -> None:
     with small.opened() as repo:
         assert repo.problems == []
         assert repo.own_writer is None
-        assert all(len(ref.encode()) == 40 for ref in Confirmations(repo).waiting())
-        assert Confirmations(repo).take() == []
+        assert all(len(ref.encode()) == 40 for ref in Confirmations(repo.memory).waiting())
+        assert Confirmations(repo.memory).unsaid(repo.own_writer, []) == []
     for name, right in kept.items():
         (directory / name).write_bytes(right)
 
@@ -529,9 +529,9 @@ def test_a_state_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> 
 def test_confirmations_wait_for_the_next_commit(small: Small) -> None:
     with small.opened() as repo:
         ref = add(repo, 1)
-        waiting = Confirmations(repo)
+        waiting = Confirmations(repo.memory)
         waiting.add([ref, Ref(WriterId(b"x" * 16), 1, SnapId(b"y" * 16))])
-        assert waiting.take() == [ref]  # only the author's own word counts
+        assert waiting.unsaid(repo.own_writer, []) == [ref]  # only the author's own word counts
         waiting.drop([ref])
-        assert waiting.take() == []
+        assert waiting.unsaid(repo.own_writer, []) == []
         assert len(waiting.waiting()) == 1

@@ -13,7 +13,7 @@ from lamella.base.ids import RepoId, SnapId, WriterId
 from lamella.format.commit import Head
 from lamella.format.records import AddSnap, raw
 from lamella.memory.host import Host, HostMemory
-from lamella.memory.sightings import Sight, Sightings
+from lamella.memory.pins import Sight, Sightings
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.prune.removal import removals
 from lamella.operations.prune.retaining import Policy, plan_retention
@@ -74,8 +74,7 @@ DAMAGED = [[], {"rows": 7}, {"rows": [[1], ["zz", 1, 2, 3, 4], None]}, {"known":
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_memory_is_a_lost_one(memory: HostMemory, content: Any) -> None:  # noqa: ANN401
-    memory.write("other.json", {})
-    (memory.directory / "looks.json").write_text(json.dumps(content))
+    memory.replace(memory.directory / "looks.json", json.dumps(content).encode())
     sightings = Sightings(memory)
     sightings.look([head(ONE, 1)], 100)
     sightings.look([head(ONE, 2)], 200)
@@ -84,10 +83,10 @@ def test_a_damaged_memory_is_a_lost_one(memory: HostMemory, content: Any) -> Non
 
 def test_the_memory_is_bounded(memory: HostMemory) -> None:
     sightings = Sightings(memory)
-    sightings._rows = []
     sightings.look([head(ONE, 1)], 1)
     rows = [[ONE.hex(), seq, seq, seq, 0] for seq in range(2, 5001)]
-    memory.write("looks.json", {"looked_ms": 1, "known": {ONE.hex(): 5000}, "rows": rows})
+    content = {"looked_ms": 1, "known": {ONE.hex(): 5000}, "rows": rows}
+    memory.replace(memory.directory / "looks.json", json.dumps(content).encode())
     sightings.look([head(ONE, 5001)], 6000)
     assert len(json.loads((memory.directory / "looks.json").read_text())["rows"]) == 4096
     assert sightings.of(ONE, 2) is None

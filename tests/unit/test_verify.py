@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from lamella.base.trust import Clear
 from lamella.crypto.chunk_id import identifier
 from lamella.format.container import Kind
 from lamella.format.records import Run, RunVolume, raw
+from lamella.memory.verdicts import Verdicts, VolumeVerdict
 from lamella.operations.backup.story import FailedRequest, Request, plan_backup
 from lamella.operations.look.listing import volumes
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import select
-from lamella.operations.shared.verdicts import Verdict, Verdicts
 from lamella.operations.verify.verify import VerifyOptions, verify
+from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella_kit.fault_store import FaultStore
@@ -217,7 +219,7 @@ def test_bad_news_stays_until_a_look_as_deep(small: Small, tmp_path: Path) -> No
         volume_id = VolumeId(b"v" * 16)
 
         def say(time_ms: int, level: str, result: str) -> str:
-            verdicts.record([(volume_id, Verdict(time_ms, level, result, 1, "x", 0))])
+            verdicts.record([(volume_id, VolumeVerdict(time_ms, level, result, 1, "x", 0))])
             found = verdicts.of(volume_id)
             return "" if found is None else f"{found.level} {found.result}"
 
@@ -243,6 +245,10 @@ def test_bad_news_stays_until_a_look_as_deep(small: Small, tmp_path: Path) -> No
         assert found.result != "damaged"
 
 
+def _write(repo: Repository, content: object) -> None:
+    repo.memory.replace(repo.memory.directory / "verified.json", json.dumps(content).encode())
+
+
 def test_a_damaged_memory_of_verdicts_is_a_lost_one(small: Small) -> None:
     with small.opened() as repo:
         good = {"time_ms": 1, "level": "full", "result": "ok", "snapshots": 1, "newest": "x", "read_bytes": 0}
@@ -255,11 +261,11 @@ def test_a_damaged_memory_of_verdicts_is_a_lost_one(small: Small) -> None:
             {**good, "time_ms": 1 << 90},
         ]
         for row in bad:
-            repo.memory.write("verified.json", {"volumes": {"76" * 16: {"full": row}}})
+            _write(repo, {"volumes": {"76" * 16: {"full": row}}})
             assert Verdicts(repo.memory).of(VolumeId(b"v" * 16)) is None
         whole: object
         for whole in (7, [], {"volumes": 3}, {"volumes": {"76" * 16: 3}}):
-            repo.memory.write("verified.json", {"volumes": whole})
+            _write(repo, {"volumes": whole})
             assert Verdicts(repo.memory).of(VolumeId(b"v" * 16)) is None
 
 

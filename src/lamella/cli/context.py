@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from lamella.cli.configuration import Configuration, RepositorySettings
 from lamella.cli.output import Output
 from lamella.cli.places import config_place, this_host
 from lamella.cli.secret import FIRST, SecretSource, given_source, secret_source
-from lamella.memory.host import Host
+from lamella.memory.host import Host, Notices
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.stores.base import Store
@@ -47,8 +48,8 @@ class Context:
 
     @cached_property
     def host(self) -> Host:
-        """This host."""
-        return this_host(self.env)
+        """This host; what is wrong with its memory is a warning."""
+        return replace(this_host(self.env), notices=Notices(self.out.warn))
 
     @cached_property
     def _place(self) -> tuple[str, RepositorySettings | None]:

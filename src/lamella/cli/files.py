@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from lamella.base.durable import sync_directory, write_new
 from lamella.base.errors import LamellaError, UsageError
-
-PRIVATE = 0o600
 
 
 def read_file(path: str | Path, limit: int) -> bytes:
@@ -41,24 +39,6 @@ def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
         with suppress(OSError):
             made.unlink()
         raise LamellaError(f"cannot write {path}: {_reason(error)}", obj=str(path)) from error
-
-
-def write_new(path: Path, content: bytes) -> None:
-    """Write a file that must not exist (mode 0600), durably except for its name. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def exists(path: Path) -> UsageError:

@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from lamella.base.durable import write_durably
 from lamella.base.errors import LamellaError, UsageError
-from lamella.cli.files import exists, sync_directory, write_new
 from lamella.memory.host import Host, machine_name
 
 MACHINE_ID = Path("/etc/machine-id")
@@ -77,14 +77,9 @@ def _read_id(path: Path) -> str:
 
 def _new_id(state: Path) -> str:
     made, path = secrets.token_hex(16), state / "machine"
-    temporary = state / f"machine.{made[:8]}.tmp"
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_new(temporary, made.encode("ascii") + b"\n")
-        temporary.replace(path)
-        sync_directory(state)
-    except FileExistsError as error:
-        raise exists(temporary) from error
+        write_durably(path, made.encode("ascii") + b"\n")
     except OSError as error:
         raise LamellaError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
     return made

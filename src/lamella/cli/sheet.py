@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.base.clock import iso, now_ms
+from lamella.base.durable import sync_directory, write_new
 from lamella.base.errors import LamellaError, UsageError
-from lamella.cli.files import exists, sync_directory, write_file, write_new
+from lamella.cli.files import exists, write_file
 from lamella.cli.output import Output
 from lamella.cli.terminal import shows_secrets
 from lamella.cli.values import shown

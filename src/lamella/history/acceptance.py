@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from lamella.base.ids import WriterId
 from lamella.history.log import Log
-from lamella.history.places import suffix
-from lamella.memory.pins import Problem
+from lamella.memory.pins import Problem, suffix
 
 
 def accept_history(log: Log) -> list[Problem]:
@@ -43,6 +42,5 @@ def accept_seen(log: Log, writer: str) -> list[str]:
     rows = [problem for problem in log.found if problem.kind == "seen"]
     rows = [problem for problem in rows if problem.key.rpartition(":")[2].startswith(writer[:8])]
     accepted = [problem for problem in rows if problem.key not in log.pins.accepted]
-    log.pins.accepted |= {problem.key for problem in accepted}
-    log.pins.save()
+    log.pins.excuse(accepted)
     return [problem.message for problem in accepted]

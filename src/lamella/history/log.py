@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from lamella.base.clock import Clock
@@ -16,10 +16,9 @@ from lamella.history import state
 from lamella.history.catalogue import Catalogue
 from lamella.history.chains import HistoryReader, ReadSegment
 from lamella.history.history import AUDITS_KEPT, Chain, History
-from lamella.history.places import Places, judge, suffix
+from lamella.history.places import judge
 from lamella.memory.host import Host
-from lamella.memory.pins import Pins, Problem
-from lamella.memory.sightings import Sightings
+from lamella.memory.pins import Pins, Places, Problem, Sightings, suffix
 from lamella.packs.cache import Cache
 from lamella.stores.base import Store
 
@@ -79,7 +78,8 @@ class Log:
         self.found, self.older = judge(self.place, self.history)
         if not self.problems:
             self.pins.remember(self.history.heads)
-            self._note_place(lambda: self.places.opened(self.store.url, self.history.heads))
+            with self.memory.may_fail():
+                self.places.seen(self.store.url, self.history.heads)
 
     @property
     def condemned(self) -> Condemned:
@@ -170,12 +170,6 @@ class Log:
             lambda: ended(self.store, self._reader, self.history, self.catalogue, self.own_writer, self.clock()),
             despite=despite,
         )
-        self._note_place(lambda: self.places.wrote_there(self.store.url, [published.head]))
+        with self.memory.may_fail():
+            self.places.wrote_there(self.store.url, [published.head])
         return published
-
-    def _note_place(self, write: Callable[[], None]) -> None:
-        """Write to the state directory; a failure there must not stand between anybody and a restore."""
-        try:
-            write()
-        except RepositoryError as error:
-            self.pins.unsaved = error.message

@@ -1,9 +1,8 @@
-"""This host's own memory about repositories: writer key, pins, confirmations. Losing it costs time, never data.
+"""This host and the directory in which it remembers repositories. Losing it costs time and warnings, never data.
 
-Layout below the state directory: `machine` (only where the system has no machine id) and `repo/<repo id>/` with
-`writer.json`, `pins.json`, `confirmed.json`, `ledger.json`, `unfinished.json`, `places.json`, `lock`; the same in
-`repo/<repo id>-<place>/` for a place that is gone on with apart from the others; `sources/<hash>.lock`. Files are
-written beside and renamed, so a crash leaves the old state.
+Layout below the state directory: `machine` (only where the system has no machine id); `repo/<repo id>/` with the
+tables of one repository, and the same in `repo/<repo id>-<place>/` for a place that has a memory of its own;
+`intervals/` (lamella.memory.intervals); `sources/<hash>.lock`; `qubes-imports.json`. Decision: docs/decisions/0039.
 """
 
 from __future__ import annotations
@@ -13,29 +12,56 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Final, Generic, TypeVar
 
+from lamella.base.durable import write_durably
 from lamella.base.errors import Locked, RepositoryError
 from lamella.base.ids import RepoId, WriterId
 from lamella.crypto.sign import public_of
 from lamella.format.commit import writer_id
+from lamella.memory import codec
+
+Record = TypeVar("Record")
+MOST_BYTES: Final = 1 << 28
+"""No table is larger."""
+
+
+def _unheard(text: str) -> None:
+    """Nobody listens: what was told can be read in the result of a backup."""
+
+
+@dataclass(slots=True)
+class Notices:
+    """Reports what is wrong with the memory of a host: to `listener` at once, each matter once in a process."""
+
+    listener: Callable[[str], None] = _unheard
+    told: dict[str, str] = field(default_factory=dict)
+    """The texts, by matter."""
+
+    def tell(self, matter: str, text: str) -> None:
+        """Report a text, unless this matter was reported before."""
+        if matter not in self.told:
+            self.told[matter] = text
+            self.listener(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """Where this host keeps what it remembers, and what it calls itself.
 
-    `machine` is 16 hex digits naming the machine, `label` a human's name for it.
+    `machine` is 16 hex digits naming the machine, `label` a human's name for it, `notices` hears what is wrong with
+    the memory.
     """
 
     machine: str
     label: str
     state_dir: Path
     cache_dir: Path
+    notices: Notices = field(default_factory=Notices, compare=False, repr=False)
 
     @property
     def owner(self) -> str:
@@ -62,44 +88,14 @@ class Host:
         """What this host remembers about one repository, or about one place of it that has a memory of its own."""
         return HostMemory(self, self.state_dir / "repo" / (repo_id.hex() + (f"-{place}" if place else "")))
 
+    def memories(self) -> list[HostMemory]:
+        """What this host remembers about every repository and place."""
+        return [HostMemory(self, path) for path in sorted((self.state_dir / "repo").glob("*")) if path.is_dir()]
+
 
 def machine_name(machine_id: str) -> str:
     """The 16 hex digits under which a machine id appears in repositories."""
     return hashlib.sha256(b"lamella machine\0" + machine_id.strip().encode("utf-8")).hexdigest()[:16]
-
-
-def private_directory(path: Path) -> Path:
-    """Create a directory only its owner can enter. Raises RepositoryError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise RepositoryError(f"cannot create {path}: {error.strerror}", obj=str(path)) from error
-    return path
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a private file in one step: after a crash there is the old content or the new. Raises RepositoryError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise RepositoryError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -108,8 +104,8 @@ def held_file(path: Path, wait_seconds: float, busy: str) -> Iterator[None]:
 
     Raises Locked with the text `busy`, RepositoryError if the file cannot be made.
     """
-    private_directory(path.parent)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise RepositoryError(f"cannot create {path}: {error.strerror}", obj=str(path)) from error
@@ -134,10 +130,10 @@ def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class WriterKey:
-    """The key pair under which this host publishes commits to one repository."""
+    """The key pair under which this host publishes commits to one repository; without a seed there is none."""
 
-    seed: bytes
-    machine: str
+    seed: Annotated[bytes, 32] = b""
+    machine: str = ""
 
     @property
     def public(self) -> bytes:
@@ -151,45 +147,132 @@ class WriterKey:
 
 
 class HostMemory:
-    """The files of one repository in the state directory."""
+    """One directory of tables: those of a repository, of a place of its own, or of the whole host."""
 
     def __init__(self, host: Host, directory: Path) -> None:
         self.host = host
         self.directory = directory
 
-    def read(self, name: str) -> dict[str, Any]:
-        """The content of a JSON file, empty if it is missing or unreadable: lost memory is harmless by design."""
-        try:
-            content = json.loads((self.directory / name).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """Replace a JSON file, durably. Raises RepositoryError."""
-        private_directory(self.directory)
-        write_durably(self.directory / name, json.dumps(content, indent=1, sort_keys=True).encode("utf-8"))
-
     @contextmanager
     def lock(self, wait_seconds: float = 60.0) -> Iterator[None]:
-        """Held while this host appends to its chain or changes its memory. Raises Locked."""
+        """Held while this host appends to its chain. Raises Locked, RepositoryError."""
         with held_file(self.directory / "lock", wait_seconds, "another lamella of this host is publishing"):
             yield
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Held while a table is read, changed and written: for milliseconds. Raises Locked, RepositoryError.
+
+        A second lock, because publishing may take as long as a network does, and no listing should wait for that.
+        Order: `lock`, then this one.
+        """
+        with held_file(self.directory / "tables.lock", 60.0, "another lamella of this host is changing its memory"):
+            yield
+
+    def replace(self, path: Path, content: bytes) -> None:
+        """Write a file durably. Raises RepositoryError."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_durably(path, content)
+        except OSError as error:
+            raise RepositoryError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
+
+    @contextmanager
+    def may_fail(self) -> Iterator[None]:
+        """What is written inside is not needed for the work: an error is reported, and the work goes on.
+
+        An older memory costs time, or notices less, but a full disk must not stand between anybody and a restore.
+        """
+        try:
+            yield
+        except RepositoryError as error:
+            self.host.notices.tell("unsaved", f"what this host remembers is out of date: {error.message}")
 
     def writer_key(self) -> WriterKey | None:
         """This host's key for the repository; None if there is none yet, or if it was made on another machine.
 
         A state directory that was copied to another machine must not go on under the same id (FORMAT 8, fork).
         """
-        stored = self.read("writer.json")
-        try:
-            key = WriterKey(bytes.fromhex(stored["seed"]), str(stored["machine"]))
-        except (KeyError, TypeError, ValueError):
-            return None
-        return key if key.machine == self.host.machine and len(key.seed) == 32 else None
+        key = self._writer.read()
+        return key if key.seed and key.machine == self.host.machine else None
 
     def new_writer_key(self) -> WriterKey:
-        """Make and remember a new key; call it with `lock` held."""
+        """Make and remember a new key; call it with `lock` held. Raises RepositoryError."""
         key = WriterKey(os.urandom(32), self.host.machine)
-        self.write("writer.json", {"seed": key.seed.hex(), "machine": key.machine})
-        return key
+        return self._writer.change(lambda _: key)
+
+    @property
+    def _writer(self) -> Table[WriterKey]:
+        return Table(self, "writer.json", WriterKey)
+
+
+class Table(Generic[Record]):
+    """A JSON file that holds one value of one type: the type's empty value where there is no file.
+
+    One rule for damage: what does not fit the type is set aside as `<file>.damaged` and reported, and what is left of
+    it goes on being used. A file that the system cannot read is left alone: it is reported, and not written over.
+    """
+
+    def __init__(self, memory: HostMemory, name: str, kind: type[Record], under: str = "") -> None:
+        """With `under` the value is this member of the file's JSON object."""
+        self._memory = memory
+        self._path = memory.directory / name
+        self._kind = kind
+        self._under = under
+
+    def read(self) -> Record:
+        """What is remembered. Never fails: what cannot be read is reported and counts as forgotten."""
+        try:
+            record, _, fault = self._load()
+        except OSError as error:
+            self._report(f"cannot be read: {error.strerror}")
+            return self._kind()
+        if not fault:
+            return record
+        with suppress(RepositoryError), self._memory.changing():
+            return self._sound()  # another process may have set it aside meanwhile
+        self._report(f"is damaged, and cannot be set aside: {fault}")
+        return record
+
+    def change(self, update: Callable[[Record], Record]) -> Record:
+        """Replace the value by what `update` makes of it, durably; returns the new one. Raises RepositoryError."""
+        with self._memory.changing():
+            before = self._sound()
+            after = update(before)
+            if after != before:
+                self._write(after)
+            return after
+
+    def _sound(self) -> Record:
+        """The value; what is wrong with the file is set aside first. Raises RepositoryError."""
+        try:
+            record, content, fault = self._load()
+        except OSError as error:
+            raise RepositoryError(f"cannot read {self._path}: {error.strerror}", obj=str(self._path)) from error
+        if fault:
+            aside = self._path.with_name(f"{self._path.name}.damaged")
+            # The copy first: killed in between, the file is as damaged as before, and nothing is lost.
+            self._memory.replace(aside, content)
+            self._write(record)
+            self._report(f"is damaged, was set aside as {aside.name}, and is partly forgotten: {fault}")
+        return record
+
+    def _load(self) -> tuple[Record, bytes, str]:
+        """The value, the content of the file, and what is wrong with it. Raises OSError."""
+        content, faults = b"", codec.Faults()
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(MOST_BYTES)
+            return codec.parse(self._kind, content, self._under, faults), content, "; ".join(faults[:3])
+        except (FileNotFoundError, NotADirectoryError):
+            return self._kind(), content, ""
+        except codec.Unfit as error:
+            return self._kind(), content, str(error)
+
+    def _write(self, record: Record) -> None:
+        value = codec.encode(record)
+        content = json.dumps({self._under: value} if self._under else value, indent=1, sort_keys=True)
+        self._memory.replace(self._path, content.encode("utf-8"))
+
+    def _report(self, what: str) -> None:
+        self._memory.host.notices.tell(str(self._path), f"{self._path}, in which this host remembers, {what}")

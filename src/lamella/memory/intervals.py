@@ -1,10 +1,9 @@
 """What changed between kept moments, so that the older ones can be given up (docs/decisions/0006).
 
-An interval leads from one kept moment of a source to a later one and holds the delta between them. It is bound by
-hash to
-both moments and to the intervals that end where it begins, and by a MAC to this host. A backup follows the intervals
-from
-its repository's base to a moment that still exists. A gap, a foreign or an edited link ends the walk: all is compared.
+An interval leads from one kept moment of a source to a later one and holds the delta between them. It is bound by hash
+to both moments and to the intervals that end where it begins, and by a MAC to this host. A backup follows the intervals
+from its repository's base to a moment that still exists. A gap, a foreign or an edited link ends the walk: everything
+is compared.
 """
 
 from __future__ import annotations
@@ -17,16 +16,18 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, RepositoryError
-from lamella.memory.host import Host, private_directory, write_durably
+from lamella.memory import codec
+from lamella.memory.codec import FLAT
+from lamella.memory.host import Host, HostMemory
 
 GRAIN = 64 * 1024
 """Intervals are kept on the finest grid any volume may have."""
 _MOST_LINKS = 100_000
+_KEY_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,49 +38,50 @@ class Interval:
     end: str
     previous: tuple[str, ...]
     """Hashes of the links that end at `begin`."""
-    delta: Delta
-
-    def fields(self) -> dict[str, Any]:
-        """As it is written down."""
-        return {
-            "begin": self.begin,
-            "end": self.end,
-            "previous": list(self.previous),
-            "grain": self.delta.grain,
-            "base_size": self.delta.base_size,
-            "size": self.delta.size,
-            "changed": [list(run) for run in self.delta.changed.runs()],
-            "zeroed": [list(run) for run in self.delta.zeroed.runs()],
-        }
+    delta: Annotated[Delta, FLAT]
 
     @property
     def digest(self) -> str:
         """Names the link with everything in it."""
-        return hashlib.sha256(_canonical(self.fields())).hexdigest()
+        return hashlib.sha256(_canonical(self)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRow:
+    """A link and its MAC: one file."""
+
+    interval: object
+    """As it was read: believed, and decoded, only if the MAC is right."""
+    mac: Annotated[bytes, 32]
 
 
 class Intervals:
     """The links of one source on this host. The source's lock is held while they are changed."""
 
     def __init__(self, host: Host, identity: bytes) -> None:
-        self._host = host
-        self._directory = host.state_dir / "intervals" / hashlib.sha256(identity).hexdigest()[:16]
+        self._memory = HostMemory(host, host.state_dir / "intervals")
+        self._directory = self._memory.directory / hashlib.sha256(identity).hexdigest()[:16]
         self._identity = identity
 
     def link(self, begin: str) -> Interval | None:
-        """The link that leads on from a moment, None if there is none. Raises CheckpointLost for a foreign one."""
+        """The link that leads on from a moment, None if there is none.
+
+        Raises CheckpointLost for a damaged or foreign one: taken for absent, it would end the walk where none ends.
+        """
+        link = self._read(self._path(begin))
+        if link is not None and link.begin != begin:
+            raise CheckpointLost("the record of an interval was altered")
+        return link
+
+    def _read(self, path: Path) -> Interval | None:
         try:
-            row = json.loads(self._path(begin).read_text("utf-8"))
+            row = codec.parse(LinkRow, path.read_bytes(), "", [])
+            if not hmac.compare_digest(row.mac, self._mac(row.interval)):
+                raise CheckpointLost("the record of an interval was altered or belongs to another host or source")
+            return codec.decode(Interval, row.interval, [])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointLost("the record of an interval cannot be read") from error
-        try:
-            fields = row["interval"]
-            if not hmac.compare_digest(bytes.fromhex(row["mac"]), self._mac(fields)) or fields["begin"] != begin:
-                raise CheckpointLost("the record of an interval was altered or belongs to another host or source")
-            return _decode(fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (OSError, codec.Unfit, RecursionError) as error:
             raise CheckpointLost("the record of an interval cannot be read") from error
 
     def walk(self, begin: str) -> list[Interval]:
@@ -98,10 +100,9 @@ class Intervals:
     def add(self, begin: str, end: str, delta: Delta) -> None:
         """Write a link, durably. Raises RepositoryError."""
         previous = tuple(sorted(link.digest for link in self._all() if link.end == begin))
-        fields = Interval(begin, end, previous, delta).fields()
-        private_directory(self._directory)
-        row = {"interval": fields, "mac": self._mac(fields).hex()}
-        write_durably(self._path(begin), json.dumps(row).encode("utf-8"))
+        link = Interval(begin, end, previous, delta)
+        row = codec.encode(LinkRow(codec.encode(link), self._mac(link)))
+        self._memory.replace(self._path(begin), json.dumps(row).encode("utf-8"))
 
     def keep_only(self, bases: Iterable[str]) -> set[str]:
         """Remove the links that lead on from none of `bases`; returns the moments at which the others end.
@@ -126,9 +127,9 @@ class Intervals:
     def _all(self) -> list[Interval]:
         links: list[Interval] = []
         for path in self._files():
-            with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointLost):
-                link = self.link(str(json.loads(path.read_text("utf-8"))["interval"]["begin"]))
-                if link is not None:
+            with suppress(CheckpointLost):
+                link = self._read(path)
+                if link is not None and path == self._path(link.begin):
                     links.append(link)
         return links
 
@@ -138,21 +139,29 @@ class Intervals:
     def _path(self, begin: str) -> Path:
         return self._directory / f"{hashlib.sha256(begin.encode('utf-8')).hexdigest()[:32]}.json"
 
-    def _mac(self, fields: dict[str, Any]) -> bytes:
-        return hmac.digest(_host_key(self._host), self._identity + b"\0" + _canonical(fields), "sha256")
+    def _mac(self, link: object) -> bytes:
+        return hmac.digest(_host_key(self._memory), self._identity + b"\0" + _canonical(link), "sha256")
 
 
-def _host_key(host: Host) -> bytes:
-    """A secret of this host's state directory; links of another host's state are foreign."""
-    path = host.state_dir / "intervals" / "key"
+def _canonical(link: object) -> bytes:
+    return json.dumps(codec.encode(link), sort_keys=True, separators=(",", ":")).encode("utf-8")
+
+
+def _host_key(memory: HostMemory) -> bytes:
+    """A secret of this host's state directory; links of another host's state are foreign. Raises RepositoryError.
+
+    A damaged key goes: every link is foreign then.
+    """
+    path = memory.directory / "key"
     try:
         key = path.read_bytes()
     except FileNotFoundError:
-        private_directory(path.parent)
-        write_durably(path, os.urandom(32))
-        key = path.read_bytes()
+        key = b""
     except OSError as error:
         raise RepositoryError(f"cannot read {path}: {error.strerror}", obj=str(path)) from error
+    if len(key) != _KEY_SIZE:
+        key = os.urandom(_KEY_SIZE)
+        memory.replace(path, key)
     return key
 
 
@@ -165,18 +174,3 @@ def compose(links: Sequence[Interval], last: Delta) -> Delta:
         return last if whole is None else whole
     except ValueError as error:
         raise CheckpointLost("the intervals since the last backup do not meet") from error
-
-
-def _canonical(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("utf-8")
-
-
-def _decode(fields: dict[str, Any]) -> Interval:
-    delta = Delta(
-        int(fields["grain"]),
-        int(fields["base_size"]),
-        int(fields["size"]),
-        ChunkSet((int(first), int(end)) for first, end in fields["changed"]),
-        ChunkSet((int(first), int(end)) for first, end in fields["zeroed"]),
-    )
-    return Interval(str(fields["begin"]), str(fields["end"]), tuple(map(str, fields["previous"])), delta)

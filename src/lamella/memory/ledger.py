@@ -1,30 +1,50 @@
-"""Which kept moment of a source holds the bytes of which snapshot: this host's memory, bound to the repository.
+"""What a backup leaves for the next one on this host: kept moments, how far a broken run came, ids of new volumes.
 
-Losing it, or anything wrong in it, means that everything is read and compared; it is never a reason to assume anything.
+A kept moment is bound by a MAC to the repository's keys. Losing a table, or anything wrong in it, means that everything
+is read and compared, or sent twice; it is never a reason to assume anything.
 """
 
 from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, TypeVar
 
-from lamella.base.ids import ChunkId, SnapId, VolumeId, WriterId
+from lamella.base.clock import Clock, now_ms
+from lamella.base.errors import RepositoryError
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId, VolumeId
 from lamella.crypto.derive import Keys, prf
 from lamella.format.records import Ref
-from lamella.memory.host import Host, HostMemory
-from lamella.memory.resume import remembered_volumes, unfinished_moments
+from lamella.memory import codec
+from lamella.memory.codec import FLAT
+from lamella.memory.host import Host, HostMemory, Table
 
-_FILE = "ledger.json"
+KEPT_MS = 7 * 24 * 3600 * 1000
+"""For so long a broken run's moment is kept, as prune keeps what it stored (FORMAT 8, SESSION)."""
+Key = TypeVar("Key")
+Row = TypeVar("Row")
+Mac = Annotated[bytes, 32]
+
+
+def _mac(key: bytes, volume_id: VolumeId, entry: LedgerEntry | ResumePoint) -> bytes:
+    return prf(key, volume_id + json.dumps(codec.encode(entry), sort_keys=True).encode("utf-8"))
+
+
+def _without(rows: Mapping[Key, Row], gone: Key) -> dict[Key, Row]:
+    return {key: row for key, row in rows.items() if key != gone}
+
+
+# -- kept moments ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
     """A checkpoint of a source whose bytes are those of a committed snapshot."""
 
-    ref: Ref
+    ref: Annotated[Ref, FLAT]
     root: ChunkId
     size: int
     chunk_log2: int
@@ -32,77 +52,102 @@ class LedgerEntry:
     driver: str
     checkpoint: str
 
-    def fields(self) -> dict[str, Any]:
-        """As it is written down."""
-        return {
-            "writer": self.ref.writer.hex(),
-            "seq": self.ref.seq,
-            "snap_id": self.ref.snap_id.hex(),
-            "root": self.root.hex(),
-            "size": self.size,
-            "chunk_log2": self.chunk_log2,
-            "identity": self.identity.hex(),
-            "driver": self.driver,
-            "checkpoint": self.checkpoint,
-        }
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """An entry and its MAC."""
+
+    entry: LedgerEntry
+    mac: Mac
+
+
+def _ledger(memory: HostMemory) -> Table[dict[VolumeId, LedgerRow]]:
+    return Table(memory, "ledger.json", dict[VolumeId, LedgerRow], "volumes")
 
 
 class Ledger:
     """The entries of one repository, by volume."""
 
     def __init__(self, memory: HostMemory, keys: Keys) -> None:
-        self._memory = memory
+        self._table = _ledger(memory)
         self._key = keys.local_key("ledger")
 
     def entry(self, volume_id: VolumeId) -> tuple[LedgerEntry | None, str]:
         """The entry of a volume, or None and the reason why there is none that can be believed."""
-        row = self._rows().get(volume_id.hex())
+        row = self._table.read().get(volume_id)
         if row is None:
             return None, "this host keeps no moment of the last backup"
-        try:
-            fields = row["entry"]
-            genuine = hmac.compare_digest(bytes.fromhex(row["mac"]), self._mac(volume_id, fields))
-            entry = _decode(fields)
-        except (KeyError, TypeError, ValueError):
-            return None, "the record of the last moment cannot be read"
-        if not genuine:
+        if not hmac.compare_digest(row.mac, _mac(self._key, volume_id, row.entry)):
             return None, "the record of the last moment was altered or belongs to another repository"
-        return entry, ""
+        return row.entry, ""
 
     def record(self, volume_id: VolumeId, entry: LedgerEntry) -> None:
         """Replace a volume's entry, durably. Raises RepositoryError."""
-        fields = entry.fields()
-        row = {"entry": fields, "mac": self._mac(volume_id, fields).hex()}
-        with self._memory.lock():
-            self._memory.write(_FILE, {"volumes": {**self._rows(), volume_id.hex(): row}})
+        row = LedgerRow(entry, _mac(self._key, volume_id, entry))
+        self._table.change(lambda rows: {**rows, volume_id: row})
 
     def forget(self, volume_id: VolumeId) -> None:
-        """Remove a volume's entry, durably; no error if there is none."""
-        with self._memory.lock():
-            rows = self._rows()
-            if rows.pop(volume_id.hex(), None) is not None:
-                self._memory.write(_FILE, {"volumes": rows})
-
-    def _rows(self) -> dict[str, Any]:
-        rows = self._memory.read(_FILE).get("volumes")
-        return rows if isinstance(rows, dict) else {}
-
-    def _mac(self, volume_id: VolumeId, fields: dict[str, Any]) -> bytes:
-        return prf(self._key, volume_id + json.dumps(fields, sort_keys=True).encode("utf-8"))
+        """Remove a volume's entry, durably; no error if there is none. Raises RepositoryError."""
+        self._table.change(lambda rows: _without(rows, volume_id))
 
 
-def _decode(fields: dict[str, Any]) -> LedgerEntry:
-    writer = WriterId(bytes.fromhex(fields["writer"]))
-    ref = Ref(writer, int(fields["seq"]), SnapId(bytes.fromhex(fields["snap_id"])))
-    return LedgerEntry(
-        ref,
-        ChunkId(bytes.fromhex(fields["root"])),
-        int(fields["size"]),
-        int(fields["chunk_log2"]),
-        bytes.fromhex(fields["identity"]),
-        str(fields["driver"]),
-        str(fields["checkpoint"]),
-    )
+# -- broken runs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """A partial root of a session, and the kept moment whose bytes its chunks `[0, done)` are.
+
+    The repository says how far the run came (SESSION, FORMAT 8), this memory which moment it read: only together, and
+    only if they agree in everything, do they let a run go on.
+    """
+
+    session_id: bytes
+    root: ChunkId
+    size: int
+    chunk_log2: int
+    done: int
+    base_root: ChunkId
+    """Root of the snapshot the other chunks are shared from; 24 zero bytes without one."""
+    compared: bool
+    """The run compared everything: no change map may be used for what it had not come to."""
+    identity: bytes
+    driver: str
+    checkpoint: str
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRow:
+    """A resume point and its MAC."""
+
+    entry: ResumePoint
+    mac: Mac
+
+
+def _resume(memory: HostMemory) -> Table[dict[VolumeId, tuple[ResumeRow, ...]]]:
+    return Table(memory, "unfinished.json", dict[VolumeId, tuple[ResumeRow, ...]], "volumes")
+
+
+class ResumeMemory:
+    """The resume points of one repository, by volume."""
+
+    def __init__(self, memory: HostMemory, keys: Keys) -> None:
+        self._table = _resume(memory)
+        self._key = keys.local_key("resume")
+
+    def points(self, volume_id: VolumeId) -> list[ResumePoint]:
+        """Those of a volume that can be believed."""
+        rows = self._table.read().get(volume_id, ())
+        return [row.entry for row in rows if hmac.compare_digest(row.mac, _mac(self._key, volume_id, row.entry))]
+
+    def record(self, volume_id: VolumeId, points: Sequence[ResumePoint]) -> None:
+        """Replace a volume's points, durably; an empty list forgets the volume. Raises RepositoryError."""
+        rows = tuple(ResumeRow(point, _mac(self._key, volume_id, point)) for point in points)
+        self._table.change(lambda stored: {**stored, volume_id: rows} if rows else _without(stored, volume_id))
+
+
+# -- every repository of this host -------------------------------------------------------------------------------------
 
 
 def needed_checkpoints(host: Host, identity: bytes) -> set[str]:
@@ -110,24 +155,60 @@ def needed_checkpoints(host: Host, identity: bytes) -> set[str]:
 
     Entries are not authenticated here: keeping one too many is harmless, dropping a needed one costs a comparison.
     """
-    return {checkpoint for owner, checkpoint in _named(host) if owner == identity.hex()}
-
-
-def _named(host: Host) -> Iterator[tuple[str, str]]:
-    for path in sorted((host.state_dir / "repo").glob("*/" + _FILE)):
-        for row in remembered_volumes(path):
-            fields = row.get("entry") if isinstance(row, dict) else None
-            if isinstance(fields, dict):
-                yield str(fields.get("identity")), str(fields.get("checkpoint"))
-    yield from unfinished_moments(host)
+    return {entry.checkpoint for entry in _named(host) if entry.identity == identity}
 
 
 def tracked_identities(host: Host) -> list[bytes]:
     """The identities of all sources of which some repository's ledger or broken run on this host names a moment."""
-    found: set[bytes] = set()
-    for identity, _ in _named(host):
-        try:
-            found.add(bytes.fromhex(identity))
-        except ValueError:
-            continue
-    return sorted(found)
+    return sorted({entry.identity for entry in _named(host)})
+
+
+def _named(host: Host, clock: Clock = now_ms) -> Iterator[LedgerEntry | ResumePoint]:
+    now = clock()
+    for memory in host.memories():
+        for row in _ledger(memory).read().values():
+            yield row.entry
+        for rows in _resume(memory).read().values():
+            yield from (row.entry for row in rows if abs(now - row.entry.time_ms) <= KEPT_MS)
+
+
+# -- volumes whose first backup is not finished ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewVolume:
+    """The ids of a volume that is not in the repository yet.
+
+    Without this memory each attempt would have a new domain, and what the broken-off one sent could not be found again.
+    """
+
+    volume_id: VolumeId
+    domain_id: DomainId
+    domain_label: str
+
+
+def _intended(memory: HostMemory) -> Table[dict[bytes, NewVolume]]:
+    """By the source's identity."""
+    return Table(memory, "intended.json", dict[bytes, NewVolume])
+
+
+def new_volume(memory: HostMemory, identity: bytes, domain_label: str) -> NewVolume:
+    """The ids given to this source before, else fresh random ones. A domain counts only for the same label."""
+    known = _intended(memory).read().get(identity)
+    if known is not None and known.domain_label == domain_label and known.domain_id != CATALOGUE:
+        return known
+    return NewVolume(VolumeId(os.urandom(16)), DomainId(os.urandom(16)), domain_label)
+
+
+def remember(memory: HostMemory, identity: bytes, ids: NewVolume) -> str:
+    """Keep the ids until the volume is published; returns why that failed, empty if it did not."""
+    try:
+        _intended(memory).change(lambda known: {**known, identity: ids})
+    except RepositoryError as error:
+        return error.message
+    return ""
+
+
+def forget(memory: HostMemory, identity: bytes) -> None:
+    """The volume is in the repository now. Raises RepositoryError."""
+    _intended(memory).change(lambda known: _without(known, identity))

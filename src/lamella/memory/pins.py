@@ -1,17 +1,46 @@
-"""What this host has seen of a repository's history, and what it therefore expects to see again (FORMAT 9)."""
+"""What this host has seen of a repository and expects to see again (FORMAT 9): pins, places, first sights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Annotated, NamedTuple
 
+from lamella.base.clock import Clock
 from lamella.base.errors import RepositoryError
 from lamella.base.ids import WriterId
 from lamella.format.commit import Head
-from lamella.memory.host import HostMemory
+from lamella.memory.host import HostMemory, Table
 
-_FILE = "pins.json"
+
+class SeenCommit(NamedTuple):
+    """The newest commit that was seen of a writer."""
+
+    seq: Annotated[int, range(1, 1 << 64)]
+    sha256: Annotated[bytes, 32]
+
+
+SeenHeads = dict[WriterId, SeenCommit]
+_NEVER = SeenCommit(0, b"")
+
+
+def _newest(known: SeenHeads, heads: Iterable[Head]) -> SeenHeads:
+    """The newest commit of each writer; of several with one number the first."""
+    found = dict(known)
+    for head in heads:
+        if found.get(head.writer, _NEVER).seq < head.seq:
+            found[head.writer] = SeenCommit(head.seq, head.sha256)
+    return found
+
+
+def _heads(seen: SeenHeads) -> Iterable[Head]:
+    return [Head(writer, *commit) for writer, commit in seen.items()]
+
+
+# -- pins --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,62 +80,225 @@ class Problem:
         return f"mend it with: lamella repair; if nobody has that commit any more: {end}"
 
 
+@dataclass(frozen=True, slots=True)
+class PinnedHistory:
+    """The heads this host saw, and the keys of the problems its user accepted: the file `pins.json`."""
+
+    heads: SeenHeads = field(default_factory=dict)
+    accepted: tuple[str, ...] = ()
+
+
 class Pins:
     """The heads this host saw, and the problems its user accepted."""
 
     def __init__(self, memory: HostMemory) -> None:
         self._memory = memory
-        stored = memory.read(_FILE)
-        self.unsaved = ""
-        self.heads = _stored(stored)
-        accepted = stored.get("accepted")
-        rows = accepted if isinstance(accepted, list) else []
-        self.accepted: set[str] = {key for key in rows if isinstance(key, str)}
+        self._table = Table(memory, "pins.json", PinnedHistory)
+        self._take(self._table.read())
+
+    def _take(self, pinned: PinnedHistory) -> None:
+        self.heads, self.accepted = pinned.heads, set(pinned.accepted)
 
     def remember(self, heads: Iterable[Head]) -> None:
         """Pin these heads where they are newer than what is pinned; write only if something changed.
 
-        Where the state directory cannot be written, `unsaved` says why and the work goes on: an older pin notices less,
-        but a full disk must not stand between anybody and a restore.
+        Where the state directory cannot be written, that is reported and the work goes on.
         """
-        changed = False
-        for head in heads:
-            if self.heads.get(head.writer, (0, b""))[0] < head.seq:
-                self.heads[head.writer] = (head.seq, head.sha256)
-                changed = True
-        if changed:
-            # Another process of this host may have seen more meanwhile: nothing that was seen is forgotten.
-            for writer, seen in _stored(self._memory.read(_FILE)).items():
-                self.heads[writer] = max(seen, self.heads.get(writer, seen))
-            try:
-                self.save()
-            except RepositoryError as error:
-                self.unsaved = error.message
+        newest = _newest(self.heads, heads)
+        if newest != self.heads:
+            self.heads = newest
+            with self._memory.may_fail():
+                self.excuse([])
 
     def accept(self, heads: Iterable[Head], problems: Iterable[Problem]) -> None:
-        """Take the present history as the right one from now on."""
-        self.heads = {}
-        for head in heads:
-            if self.heads.get(head.writer, (0, b""))[0] < head.seq:
-                self.heads[head.writer] = (head.seq, head.sha256)
+        """Take the present history as the right one from now on. Raises RepositoryError."""
         self.accepted |= {problem.key for problem in problems}
-        self.save()
+        self.heads = _newest({}, heads)
+        self._take(self._table.change(lambda stored: self._merged(stored, self.heads)))
 
-    def save(self) -> None:
-        """Write the pins to the state directory."""
-        heads = {writer.hex(): [seq, sha256.hex()] for writer, (seq, sha256) in self.heads.items()}
-        self._memory.write(_FILE, {"heads": heads, "accepted": sorted(self.accepted)})
+    def excuse(self, problems: Iterable[Problem]) -> None:
+        """Accept these problems, and no other history. Raises RepositoryError."""
+        self.accepted |= {problem.key for problem in problems}
+        # Another process of this host may have seen more meanwhile: nothing that was seen is forgotten.
+        self._take(self._table.change(lambda stored: self._merged(stored, _newest(stored.heads, _heads(self.heads)))))
+
+    def _merged(self, stored: PinnedHistory, heads: SeenHeads) -> PinnedHistory:
+        return PinnedHistory(heads, tuple(sorted(self.accepted.union(stored.accepted))))
 
 
-def _stored(memory: dict[str, Any]) -> dict[WriterId, tuple[int, bytes]]:
-    """The remembered heads that have the right form; a damaged memory is a lost one."""
-    rows = memory.get("heads")
-    heads: dict[WriterId, tuple[int, bytes]] = {}
-    for writer, value in rows.items() if isinstance(rows, dict) else ():
-        try:
-            name, seq, sha256 = bytes.fromhex(writer), int(value[0]), bytes.fromhex(value[1])
-        except (ValueError, TypeError, LookupError, OverflowError):
-            continue
-        if (len(name), len(sha256)) == (16, 32) and seq > 0:
-            heads[WriterId(name)] = (seq, sha256)
-    return heads
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPlace:
+    """What this host knows of one place of a repository (docs/decisions/0029).
+
+    A place becomes a mirror only by `copy --mirror` on this host, never by anything it says itself, and it stays what
+    it is once this host has published there. What was seen at a place must be seen there again, whatever it is.
+    """
+
+    mirror: bool = False
+    """`copy --mirror` wrote there, and nothing else of this host."""
+    wrote: bool = False
+    """This host published commits there."""
+    own: bool = False
+    """Its user took it as a repository to go on with: it has a memory of its own."""
+    heads: SeenHeads = field(default_factory=dict)
+    """The newest commits seen there."""
+
+    def with_heads(self, heads: Iterable[Head]) -> KnownPlace:
+        """With these heads, where they are newer."""
+        return replace(self, heads=_newest(self.heads, heads))
+
+
+class Places:
+    """The places of one repository, by the store's url. What changes them raises RepositoryError."""
+
+    def __init__(self, memory: HostMemory) -> None:
+        self._table = Table(memory, "places.json", dict[str, KnownPlace], "places")
+
+    def get(self, url: str) -> KnownPlace:
+        """What is known of a place; nothing is said of one that was never seen."""
+        return self._table.read().get(url, KnownPlace())
+
+    def known(self, url: str) -> bool:
+        """Whether anything is remembered about the place."""
+        return url in self._table.read()
+
+    def elsewhere(self, url: str) -> bool:
+        """Whether another place is known that is no mirror."""
+        return any(other != url and not place.mirror for other, place in self._table.read().items())
+
+    def begun(self, url: str) -> None:
+        """`copy --mirror` begins to write there."""
+        self._change(url, lambda place: place if place.wrote or place.own else replace(place, mirror=True))
+
+    def seen(self, url: str, heads: Collection[Head]) -> None:
+        """These commits are there: the repository was opened and nothing was wrong, or `copy --mirror` brought them."""
+        self._change(url, lambda place: place.with_heads(heads))
+
+    def wrote_there(self, url: str, heads: Collection[Head]) -> None:
+        """This host published there."""
+        self._change(url, lambda place: replace(place.with_heads(heads), wrote=True))
+
+    def accepted(self, url: str, heads: Collection[Head], *, own: bool) -> None:
+        """The user goes on there with what is there now; with `own` as with a repository of its own."""
+        self._change(url, lambda place: replace(place, own=place.own or own, mirror=False, heads=_newest({}, heads)))
+
+    def _change(self, url: str, change: Callable[[KnownPlace], KnownPlace]) -> None:
+        before = self._table.read().get(url)
+        if before is None or change(before) != before:  # mostly nothing changes, and nobody waits for a lock
+            self._table.change(lambda places: {**places, url: change(places.get(url, KnownPlace()))})
+
+
+def suffix(url: str) -> str:
+    """16 hex digits by which the memory of a place of its own is told from the repository's."""
+    return hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+# -- first sights ------------------------------------------------------------------------------------------------------
+
+_MOST_SIGHTINGS = 4096
+
+
+class Sight(NamedTuple):
+    """The look that first showed a commit, and the one before; UTC milliseconds."""
+
+    first_ms: int
+    before_ms: int
+
+
+class Sighting(NamedTuple):
+    """The commits `first` to `last` of a writer were there at a look and not at the look before."""
+
+    writer: WriterId
+    first: int
+    last: int
+    first_ms: int
+    before_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """The file `looks.json`; before the first look `looked_ms` is 0."""
+
+    looked_ms: int = 0
+    known: dict[WriterId, int] = field(default_factory=dict)
+    rows: tuple[Sighting, ...] = ()
+
+    def shows_new(self, newest: SeenHeads) -> bool:
+        """Whether a look at these heads is worth noting."""
+        return not self.looked_ms or any(self.known.get(writer, 0) < seen.seq for writer, seen in newest.items())
+
+    def with_look(self, newest: SeenHeads, now_ms: int) -> Looks:
+        """With what is new at this moment. What was there when the memory began has no row."""
+        rows = [
+            Sighting(writer, self.known.get(writer, 0) + 1, seen.seq, now_ms, self.looked_ms)
+            for writer, seen in sorted(newest.items())
+            if self.looked_ms and self.known.get(writer, 0) < seen.seq
+        ]
+        known = {writer: max(seen.seq, self.known.get(writer, 0)) for writer, seen in newest.items()}
+        return Looks(now_ms, {**self.known, **known}, (*self.rows, *rows)[-_MOST_SIGHTINGS:])
+
+
+class Sightings:
+    """When this host first saw the commits of others: a memory that no other writer's clock can change (FORMAT 8).
+
+    Losing it, or its oldest rows, means believing what commits say.
+    """
+
+    def __init__(self, memory: HostMemory) -> None:
+        self._table = Table(memory, "looks.json", Looks)
+        self._take(self._table.read())
+
+    def _take(self, looks: Looks) -> None:
+        self._looks = looks
+        self._index: dict[WriterId, list[Sighting]] | None = None
+
+    def look(self, heads: Iterable[Head], now_ms: int) -> None:
+        """Note what is new at this moment. Where nothing can be written, this process alone knows."""
+        newest = _newest({}, heads)
+        if self._looks.shows_new(newest):
+            looks = self._looks.with_look(newest, now_ms)
+            with suppress(RepositoryError):
+                # Another process of this host may have looked meanwhile.
+                looks = self._table.change(lambda stored: stored.with_look(newest, now_ms))
+            self._take(looks)
+
+    def of(self, writer: WriterId, seq: int) -> Sight | None:
+        """The first sight of a commit; None if it was there before the memory begins, or is not known."""
+        if self._index is None:
+            self._index = {}
+            for row in sorted(self._looks.rows, key=lambda row: row.first):
+                self._index.setdefault(row.writer, []).append(row)
+        rows = self._index.get(writer, [])
+        position = bisect_right(rows, seq, key=lambda row: row.first) - 1
+        found = rows[position] if position >= 0 else None
+        return Sight(found.first_ms, found.before_ms) if found is not None and seq <= found.last else None
+
+
+class FirstSeen:
+    """When this host first saw something: the only clock that nobody else can set. A `dry` one is never written."""
+
+    def __init__(self, memory: HostMemory, clock: Clock, *, dry: bool = False) -> None:
+        self._table = Table(memory, "first_seen.json", dict[str, dict[str, int]])
+        self._dry = dry
+        self._now = clock()
+        self._rows = self._table.read()
+
+    def age_ms(self, kind: str, name: bytes) -> int:
+        """Milliseconds since the first sight, which may be now. A clock that went back starts again."""
+        rows = self._rows.setdefault(kind, {})
+        first = rows.setdefault(name.hex(), self._now)
+        if first > self._now:
+            rows[name.hex()] = first = self._now
+        return self._now - first
+
+    def younger(self, kind: str, names: Collection[bytes], age_ms: int) -> set[bytes]:
+        """Those first seen less than `age_ms` ago. What is not among `names` is forgotten. Raises RepositoryError."""
+        young = {name for name in names if self.age_ms(kind, name) < age_ms}
+        wanted = {name.hex() for name in names}
+        self._rows[kind] = {name: when for name, when in self._rows.get(kind, {}).items() if name in wanted}
+        if not self._dry:
+            self._table.change(lambda stored: {**stored, kind: self._rows[kind]})
+        return young

@@ -6,21 +6,26 @@ pools refuse to start the qube until then.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from lamella.base.errors import LamellaError, SourceError
 from lamella.base.events import Reporter
-from lamella.memory.host import Host, private_directory, write_durably
+from lamella.memory.host import Host, HostMemory, Table
 from lamella.operations.restore.restore import RestoreOptions, RestoreResult, plan_restore
 from lamella.operations.shared.selection import Selected
 from lamella.qubes.admin import Admin, Refused
 from lamella.qubes.names import check_qube, check_volume
 from lamella.repository.repository import Repository
 
-_FILE = "qubes-imports.json"
+
+class OpenImport(NamedTuple):
+    """An import that was begun and not ended."""
+
+    qube: str
+    volume: str
 
 
 class Imports:
@@ -28,16 +33,20 @@ class Imports:
 
     def __init__(self, admin: Admin, host: Host) -> None:
         self._admin = admin
-        self._path = host.state_dir / _FILE
+        self._open = Table(HostMemory(host, host.state_dir), "qubes-imports.json", tuple[OpenImport, ...])
 
     def close_left_open(self) -> list[str]:
         """Close what a killed restore left open; returns `QUBE:VOLUME` of each."""
-        left = self._read()
-        for name, volume in left:
-            self._end(name, volume, b"fail\nthe restore was broken off")
+        left = self._open.read()
+        for qube, volume in left:
+            try:
+                check_qube(qube), check_volume(volume)
+            except LamellaError:
+                continue  # no such name was written by us
+            self._end(qube, volume, b"fail\nthe restore was broken off")
         if left:
-            self._write([])
-        return [f"{name}:{volume}" for name, volume in left]
+            self._open.change(lambda _: ())
+        return [f"{qube}:{volume}" for qube, volume in left]
 
     def restore(
         self, repo: Repository, selected: Selected, qube: str, volume: str, reporter: Reporter, workers: int | None
@@ -51,7 +60,7 @@ class Imports:
 
     @contextmanager
     def _opened(self, qube: str, volume: str, size: int) -> Iterator[Path]:
-        self._write([*self._read(), (qube, volume)])
+        self._open.change(lambda rows: (*rows, OpenImport(qube, volume)))
         try:
             answer = self._admin.internal("internal.vm.volume.ImportBegin", qube, volume, str(size).encode("ascii"))
             yield _path(answer, qube)
@@ -69,18 +78,7 @@ class Imports:
             return  # that the import failed is reported as an error: it is what was asked for
 
     def _forget(self, qube: str, volume: str) -> None:
-        self._write([row for row in self._read() if row != (qube, volume)])
-
-    def _read(self) -> list[tuple[str, str]]:
-        try:
-            rows = json.loads(self._path.read_text("utf-8"))
-            return [(check_qube(name), check_volume(volume)) for name, volume in rows]
-        except (OSError, ValueError, TypeError, LamellaError):
-            return []
-
-    def _write(self, rows: list[tuple[str, str]]) -> None:
-        private_directory(self._path.parent)
-        write_durably(self._path, json.dumps(rows).encode("utf-8"))
+        self._open.change(lambda rows: tuple(row for row in rows if row != (qube, volume)))
 
 
 def _path(answer: bytes, qube: str) -> Path:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
+from lamella.base.durable import sync_directory
 from lamella.base.errors import Locked, SourceError, UsageError
 from lamella.sources._open_target import OpenTarget, in_use, refuse_used
 from lamella.sources.block_use import uses_of_device, uses_of_file
@@ -155,7 +156,7 @@ class NewFile(OpenTarget):
             else:
                 _rename_to_free_name(self.working_path, self.path)
             self.working_path = self.path
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
         self._close()
 
 
@@ -299,14 +300,6 @@ def _rename_to_free_name(partial: Path, path: Path) -> None:
         partial.rename(path)
     else:
         partial.unlink(missing_ok=True)  # another restore may have tidied up after this one already
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _exists(path: Path) -> UsageError:

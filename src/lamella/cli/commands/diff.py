@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lamella.base.durable import write_new
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.files import exists, write_new
+from lamella.cli.files import exists
 from lamella.cli.values import shown_bytes, workers
 from lamella.operations.backup.change_map import write_map
 from lamella.operations.look.diff import DiffResult, compare

@@ -15,7 +15,6 @@ from lamella.cli.context import Context
 from lamella.cli.secret import DONOR, given_source
 from lamella.cli.values import shown_bytes, shown_seconds, workers
 from lamella.history.acceptance import accept_history
-from lamella.memory.host import Host
 from lamella.operations.repair.repair import EXAMINATIONS, RepairOptions, repair
 from lamella.operations.repair.result import LEFT, Action, Gone, RepairResult
 from lamella.operations.shared.findings import Finding
@@ -137,7 +136,7 @@ def _donor(context: Context, repository: Repository) -> Iterator[Repository]:
         host = context.host
         if read_marker(store).repo_id == repository.repo_id:
             own = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lamella-from-")))
-            host = Host(host.machine, host.label, own / "state", own / "cache")
+            host = replace(host, state_dir=own / "state", cache_dir=own / "cache")
         yield held.enter_context(
             Repository.open(store, given.read() if given else context.secret(), host, lock_wait=context.args.lock_wait)
         )

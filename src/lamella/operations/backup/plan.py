@@ -10,13 +10,11 @@ from lamella.base.errors import UsageError
 from lamella.base.ids import NO_CHUNK, DomainId, VolumeId
 from lamella.format.records import UNSIGNED, Volume
 from lamella.history.catalogue import Snapshot, VolumeState, latest
-from lamella.memory.intended import new_volume
-from lamella.memory.ledger import Ledger, LedgerEntry
-from lamella.memory.resume import ResumePoint
+from lamella.memory.ledger import Ledger, LedgerEntry, ResumePoint, new_volume
+from lamella.memory.verdicts import Confirmations
 from lamella.operations.backup.change_map import ChangeMap
 from lamella.operations.backup.pacing import Pace
 from lamella.operations.shared.completeness import is_complete
-from lamella.operations.shared.confirmations import Confirmations
 from lamella.operations.shared.selection import find_snapshot
 from lamella.operations.writing.unfinished import resume_point
 from lamella.repository.repository import Repository
@@ -121,7 +119,7 @@ class Planner:
     def __init__(self, repo: Repository, options: BackupOptions) -> None:
         self._repo = repo
         self._options = options
-        self._waiting = set(Confirmations(repo).waiting())
+        self._waiting = set(Confirmations(repo.memory).waiting())
         self._ledger = Ledger(repo.memory, repo.keys)
         self._new_domains: dict[str, DomainId] = {}
 

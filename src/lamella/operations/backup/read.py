@@ -9,7 +9,7 @@ from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, IntegrityError
 from lamella.base.events import Reporter
 from lamella.format.inner import Refuted, Sampled
-from lamella.memory.resume import ResumePoint
+from lamella.memory.ledger import ResumePoint
 from lamella.operations.backup import sampling
 from lamella.operations.backup.plan import COMPARE, FULL, INCREMENTAL, BackupOptions
 from lamella.operations.backup.publish import Saved

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lamella.base.clock import now_ms
-from lamella.base.errors import IntegrityError, LamellaError, RepositoryError, SourceError
+from lamella.base.errors import IntegrityError, LamellaError, SourceError
 from lamella.base.ids import NO_CHUNK, VolumeId
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, PartialRoot, SessionVolume
-from lamella.memory.resume import ResumeMemory, ResumePoint
+from lamella.memory.ledger import ResumeMemory, ResumePoint
 from lamella.operations.backup.pacing import Pace
 from lamella.operations.backup.plan import COMPARE, PlanRow
 from lamella.operations.backup.publish import Saved
@@ -183,12 +183,10 @@ class Recorder:
         )
 
     def _remember(self, volume_id: VolumeId, points: list[ResumePoint]) -> bool:
-        try:
+        with self._repo.memory.may_fail():
             self._memory.record(volume_id, points)
-        except RepositoryError as error:
-            self._repo.pins.unsaved = error.message
-            return False
-        return True
+            return True
+        return False
 
     def _settle(self, saved: Saved, root: PartialRoot, point: ResumePoint | None) -> None:
         """The commit is durable: what only the one before it needed can go."""

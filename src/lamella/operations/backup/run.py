@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lamella.base.errors import RepositoryError, SourceAtRisk, SourceError, StoreError
 from lamella.base.events import Reporter, Warned
 from lamella.format.node import Shape, default_chunk_log2
-from lamella.memory.intended import NewVolume, forget, remember
+from lamella.memory.ledger import NewVolume, forget, remember
 from lamella.operations.backup.plan import FULL, BackupOptions, FailedRequest, PlanRow
 from lamella.operations.backup.publish import Saved, attach, publish, snapshot_name
 from lamella.operations.backup.read import VolumeRun
@@ -46,8 +46,8 @@ class BackupRun:
     def _remember_ids(self, row: PlanRow) -> None:
         """If the first backup of a volume is broken off, the next attempt uses what this one stored."""
         if row.base is None and row.record is not None:
-            ids = NewVolume(row.volume_id, row.domain_id)
-            trouble = remember(self._repo.memory, row.record.identity, row.record.domain_label, ids)
+            ids = NewVolume(row.volume_id, row.domain_id, row.record.domain_label)
+            trouble = remember(self._repo.memory, row.record.identity, ids)
             if trouble:
                 self.warn(f"{row.volume}: what is stored now will not be found again if this is broken off: {trouble}")
 
@@ -76,9 +76,8 @@ class BackupRun:
         if risks and not saved:
             raise risks[0]
         complete = all(result.result == "complete" for result in results)
-        if self._repo.pins.unsaved:
-            self.warn(f"what this host remembers is out of date: {self._repo.pins.unsaved}")
-        return BackupResult(name, complete, 0.0, metadata, stored, fingerprint(self._repo), results, self._warnings)
+        warnings = [*self._warnings, *self._repo.host.notices.told.values()]
+        return BackupResult(name, complete, 0.0, metadata, stored, fingerprint(self._repo), results, warnings)
 
     def _index(self) -> int:
         """Spare other machines reading the heads of many packs; returns the bytes put. The run is safe by now."""

@@ -12,10 +12,9 @@ from lamella.format.lost import Lost
 from lamella.format.node import Shape
 from lamella.format.records import Ref
 from lamella.history.catalogue import Snapshot, VolumeState
-from lamella.operations.shared.confirmations import Confirmations
+from lamella.memory.verdicts import Confirmations, Verdicts
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import Selected
-from lamella.operations.shared.verdicts import Verdicts
 from lamella.repository.repository import Repository
 
 Row = dict[str, Any]
@@ -62,7 +61,7 @@ def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:
     for snapshot in repo.catalogue.snapshots:
         if volume is None or snapshot.added.volume_id == volume.volume_id:
             runs[snapshot.name].append(snapshot)
-    waiting = set(Confirmations(repo).waiting())
+    waiting = set(Confirmations(repo.memory).waiting())
     rows = [_run_row(repo, found, shown, waiting) for found in runs.values()]
     return sorted(rows, key=lambda row: (str(row["time"]), str(row["snapshot"])))
 
@@ -141,7 +140,7 @@ def _snapshot(repo: Repository, selected: Selected) -> Row:
         "data_bytes": min(root.data_below * shape.chunk_size, added.size),
         "chunk_size": shape.chunk_size,
         "consistency": CONSISTENCY[added.consistency],
-        "confirmed": selected.snapshot.confirmed or selected.snapshot.ref in Confirmations(repo).waiting(),
+        "confirmed": selected.snapshot.confirmed or selected.snapshot.ref in Confirmations(repo.memory).waiting(),
         "tags": list(selected.snapshot.tags),
         "pinned": selected.snapshot.pinned,
         "marked_removed": selected.snapshot.marked_removed,

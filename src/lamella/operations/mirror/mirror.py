@@ -21,8 +21,8 @@ from lamella.base.names import COMMITS, Part, part_of
 from lamella.base.trust import Clear
 from lamella.format import marker
 from lamella.format.commit import Head, parse_name
-from lamella.history.places import Places
 from lamella.memory.host import Host
+from lamella.memory.pins import Places
 from lamella.operations.mirror.objects import Listing, Objects, check
 from lamella.operations.shared.findings import DAMAGE, NOTE, Finding
 from lamella.repository.slots import read_marker
@@ -269,7 +269,7 @@ class _Mirroring:
                     yield head
 
     def _finished(self, there: Objects) -> MirrorResult:
-        self._places.mirrored(self._target.url, self._newest(there))
+        self._places.seen(self._target.url, list(self._newest(there)))
         if there.ignored:
             self._report(Finding("mirror", NOTE, there.ignored, "no object of a repository; left as it is"))
         return self._result

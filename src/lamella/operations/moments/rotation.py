@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from lamella.memory.host import Host
 from lamella.memory.intervals import Intervals
-from lamella.memory.ledger import Ledger, LedgerEntry, needed_checkpoints
-from lamella.memory.resume import ResumeMemory
+from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, needed_checkpoints
 from lamella.operations.backup.publish import Saved
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, RolledBack, StoreError
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
@@ -16,6 +15,7 @@ from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Checkpoint, Ref
 from lamella.history.catalogue import Snapshot
 from lamella.history.open_sessions import OpenSession
+from lamella.memory.pins import FirstSeen
 from lamella.operations.prune.health import Flaw, Health, damage
 from lamella.operations.prune.removal import revivable, revive
 from lamella.operations.shared.gaps import GapFinder, lost_by
@@ -28,41 +28,6 @@ from lamella.repository.repository import Repository
 DAY_MS = 86_400_000
 SESSION_KEPT_MS = 7 * DAY_MS
 """How long after its last commit an unfinished run still holds what it relies on."""
-_FIRST_SEEN = "first_seen.json"
-
-
-class FirstSeen:
-    """When this host first saw something: the only clock that nobody else can set. A `dry` one is never written."""
-
-    def __init__(self, repo: Repository, *, dry: bool = False) -> None:
-        self._memory = repo.memory
-        self._dry = dry
-        self._now = repo.clock()
-        rows = self._memory.read(_FIRST_SEEN)
-        self._rows: dict[str, dict[str, int]] = {kind: _numbers(rows.get(kind)) for kind in rows}
-
-    def age_ms(self, kind: str, name: bytes) -> int:
-        """Milliseconds since the first sight, which may be now. A clock that went back starts again."""
-        rows = self._rows.setdefault(kind, {})
-        first = rows.setdefault(name.hex(), self._now)
-        if first > self._now:
-            rows[name.hex()] = first = self._now
-        return self._now - first
-
-    def younger(self, kind: str, names: Collection[bytes], age_ms: int) -> set[bytes]:
-        """Those first seen less than `age_ms` ago. What is not among `names` is forgotten. Raises RepositoryError."""
-        young = {name for name in names if self.age_ms(kind, name) < age_ms}
-        wanted = {name.hex() for name in names}
-        self._rows[kind] = {name: when for name, when in self._rows.get(kind, {}).items() if name in wanted}
-        if not self._dry:
-            self._memory.write(_FIRST_SEEN, dict(self._rows))
-        return young
-
-
-def _numbers(rows: Any) -> dict[str, int]:  # noqa: ANN401 - as it was read
-    if not isinstance(rows, dict):
-        return {}
-    return {name: when for name, when in rows.items() if isinstance(name, str) and isinstance(when, int)}
 
 
 def history_troubles(repo: Repository) -> Iterator[IntegrityError]:
@@ -110,7 +75,7 @@ class Survey:
         self.health = health
         self.dry = dry
         self._remove_delay_ms = remove_delay_ms
-        self.first_seen = FirstSeen(repo, dry=dry)
+        self.first_seen = FirstSeen(repo.memory, repo.clock, dry=dry)
         self.revived: list[AddSnap] = []
         """Snapshots that were published anew, or would be."""
         self._waiting: list[tuple[AddSnap, str]] = []

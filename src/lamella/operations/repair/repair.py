@@ -21,6 +21,7 @@ from lamella.format.records import UNSIGNED
 from lamella.history.acceptance import accept_history
 from lamella.history.catalogue import Snapshot
 from lamella.memory.pins import Problem
+from lamella.memory.verdicts import Verdicts
 from lamella.operations.repair import rebuild
 from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot, Healer
@@ -30,7 +31,6 @@ from lamella.operations.repair.result import BACK, GIVEN_UP, LEFT, REBUILT, RECO
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.gaps import MissingBlob, find_gaps, lost_by
 from lamella.operations.shared.selection import Selected, select
-from lamella.operations.shared.verdicts import Verdicts
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.create import file_record
 from lamella.repository.readme import readme_text, rescue_source

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError, SourceError, UsageError
 from lamella.base.events import Reporter, silent
-from lamella.base.ids import CATALOGUE, DomainId
+from lamella.base.ids import CATALOGUE, DomainId, VolumeId
+from lamella.memory import verdicts
+from lamella.memory.verdicts import Verdicts, VolumeVerdict
 from lamella.operations.shared.findings import DAMAGE, INCOMPLETE, NOTE, Finding, VerifyResult
 from lamella.operations.shared.selection import Selected
-from lamella.operations.shared.verdicts import Verdicts, verdicts_of
 from lamella.operations.verify.bad_addresses import publish_bad, read_heads_again, read_known_again
 from lamella.operations.verify.objects import (
     PackVerification,
@@ -188,6 +189,23 @@ def _remember(
     repo: Repository, selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str]
 ) -> None:
     try:
-        Verdicts(repo.memory).record(verdicts_of(selected, level, result, lacking, repo.clock()))
+        Verdicts(repo.memory).record(_verdicts_of(selected, level, result, lacking, repo.clock()))
     except RepositoryError as error:
         result.note("state", "", f"the verdict could not be kept: {error.message}")
+
+
+def _verdicts_of(
+    selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str], now_ms: int
+) -> list[tuple[VolumeId, VolumeVerdict]]:
+    """What a verification of these snapshots says about their volumes; `lacking` are names of volumes not saved."""
+    by_volume: dict[VolumeId, list[Selected]] = {}
+    for one in selected:
+        by_volume.setdefault(one.volume.volume_id, []).append(one)
+    made: list[tuple[VolumeId, VolumeVerdict]] = []
+    for volume_id, ones in by_volume.items():
+        damaged = any(one.text in result.unrestorable for one in ones)
+        incomplete = ones[0].volume.name in lacking
+        word = verdicts.DAMAGED if damaged else verdicts.INCOMPLETE if incomplete else verdicts.OK
+        newest = max(ones, key=lambda one: (one.snapshot.added.time_ms, one.snapshot.name)).snapshot.name
+        made.append((volume_id, VolumeVerdict(now_ms, level, word, len(ones), newest, result.checked_bytes)))
+    return made

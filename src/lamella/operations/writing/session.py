@@ -6,17 +6,17 @@ once any write failed. A long run says now and then what it has stored and how f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from lamella.base.errors import RepositoryError, StoreError
+from lamella.base.errors import StoreError
 from lamella.base.ids import DomainId, SnapId
 from lamella.base.names import PACKS, pack_hash, pack_name
 from lamella.format.records import Abandon, Confirm, PartialRoot, RawRecord, Ref, SessionVolume, Signed, raw
 from lamella.format.records import Session as SessionRecord
 from lamella.history.publish import Published
-from lamella.operations.shared.confirmations import Confirmations
+from lamella.memory.verdicts import Confirmations
 from lamella.operations.writing.reliance import Reliance
 from lamella.operations.writing.unfinished import Unfinished, nothing_unfinished
 from lamella.packs.packer import Packer
@@ -166,25 +166,21 @@ class Session:
 
         With `close` the session pins nothing any more.
         """
-        confirmations = Confirmations(self._repo)
-        earlier = confirmations.take()
+        repo, confirmations = self._repo, Confirmations(self._repo.memory)
+        said = {snapshot.ref for snapshot in repo.catalogue.snapshots if snapshot.confirmed}
+        earlier = confirmations.unsaid(repo.own_writer, said)
         news: list[RawRecord | Signed] = [raw(Confirm(tuple(earlier)))] if earlier else []
         closing = [*self._unfinished.closing, *([self.id] if self._open and close else [])]
         self._reliance.renew(self)
         published = self._repo.publish([*news, *records, *(raw(Abandon(session_id)) for session_id in closing)])
-        self._remember(lambda: confirmations.drop(earlier))
+        with repo.memory.may_fail():
+            confirmations.drop(earlier)
         self.commit_bytes += published.stored_bytes
         self._check_packs()
         head = published.head
-        self._remember(lambda: confirmations.add(Ref(head.writer, head.seq, snap_id) for snap_id in snapshots))
+        with repo.memory.may_fail():
+            confirmations.add(Ref(head.writer, head.seq, snap_id) for snap_id in snapshots)
         return published
-
-    def _remember(self, write: Callable[[], None]) -> None:
-        """Write to the state directory. The snapshot is safe by now: failing here costs a later run some time."""
-        try:
-            write()
-        except RepositoryError as error:
-            self._repo.pins.unsaved = error.message
 
     # -- figures ------------------------------------------------------------------------------------------------------
 

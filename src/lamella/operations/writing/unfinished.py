@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId
 from lamella.format.node import Shape
 from lamella.history.open_sessions import OpenSession
-from lamella.memory.resume import ResumeMemory, ResumePoint
+from lamella.memory.ledger import ResumeMemory, ResumePoint
 from lamella.operations.shared.completeness import tree_is_complete
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository

@@ -1,0 +1,44 @@
+"""Writing a file so that a crash leaves its old content or its new content, whole."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+PRIVATE = 0o600
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file that only its owner can read, in one step. Raises OSError.
+
+    Two writers of one file in one process need a lock: they share the temporary name.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # a killed process of the same number left it
+        write_new(temporary, content)
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a private file that must not exist, durably except for its name. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

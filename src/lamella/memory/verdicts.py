@@ -1,0 +1,122 @@
+"""What this host found out about snapshots: what verifications said, and which it saw whole after publication."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from lamella.base.clock import iso
+from lamella.base.ids import VolumeId, WriterId
+from lamella.format.records import Ref
+from lamella.memory.host import HostMemory, Table
+
+OK, DAMAGED, INCOMPLETE = "ok", "damaged", "incomplete"
+_END_OF_TIME_MS = 253_402_300_800_000
+_DEPTH = {"source": 0, "structure": 0, "sample": 1, "restore": 2, "full": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeVerdict:
+    """One verification of a volume: `time_ms` UTC, `level`, `result` (ok, damaged, incomplete), how many snapshots it
+    looked at, the newest of them, and the bytes the whole verification read."""
+
+    time_ms: Annotated[int, range(_END_OF_TIME_MS)]
+    level: Annotated[str, frozenset(_DEPTH)]
+    result: Annotated[str, (OK, DAMAGED, INCOMPLETE)]
+    snapshots: int
+    newest: str
+    read_bytes: int
+
+    def row(self) -> dict[str, Any]:
+        """For tables and JSON."""
+        return {
+            "time": iso(self.time_ms),
+            "level": self.level,
+            "result": self.result,
+            "snapshot": self.newest,
+            "snapshots": self.snapshots,
+            "read_bytes": self.read_bytes,
+        }
+
+
+ByLevel = dict[str, VolumeVerdict]
+
+
+class Verdicts:
+    """The verdicts of one repository's volumes."""
+
+    def __init__(self, memory: HostMemory) -> None:
+        self._table = Table(memory, "verified.json", dict[VolumeId, ByLevel], "volumes")
+
+    def of(self, volume_id: VolumeId) -> VolumeVerdict | None:
+        """The verdict that counts for a volume. None if this host never verified it.
+
+        Bad news stays until a look that had to see the same damage says otherwise; a weaker look never hides a deeper
+        one. Otherwise it is the deepest look, of these the newest; whether a volume was not saved the newest look says.
+        """
+        verdicts = self._table.read().get(volume_id, {}).values()
+        good = [one for one in verdicts if one.result != DAMAGED]
+        bad = [one for one in verdicts if one.result == DAMAGED and not any(_clears(other, one) for other in good)]
+        if bad or not good:
+            return max(bad, key=lambda one: one.time_ms, default=None)
+        newest = max(good, key=lambda one: one.time_ms)
+        deepest = max(good, key=lambda one: (_DEPTH[one.level], one.time_ms))
+        return newest if newest.result == INCOMPLETE else replace(deepest, result=OK)
+
+    def record(self, verdicts: Iterable[tuple[VolumeId, VolumeVerdict]]) -> None:
+        """Keep these, one a volume and level; bad news goes only for what clears it. Raises RepositoryError."""
+
+        def update(stored: Mapping[VolumeId, ByLevel]) -> dict[VolumeId, ByLevel]:
+            volumes = dict(stored)
+            for volume_id, verdict in verdicts:
+                kept = volumes.get(volume_id, {})
+                before = kept.get(verdict.level)
+                if verdict.result == DAMAGED or before is None or before.result != DAMAGED or _clears(verdict, before):
+                    volumes[volume_id] = {**kept, verdict.level: verdict}
+            return volumes
+
+        self._table.change(update)
+
+    def forget_damage(self, volumes: Iterable[VolumeId]) -> None:
+        """These are mended: bad news about them is no longer true. Raises RepositoryError."""
+        mended = set(volumes)
+
+        def good(level: ByLevel) -> ByLevel:
+            return {name: verdict for name, verdict in level.items() if verdict.result != DAMAGED}
+
+        self._table.change(
+            lambda stored: {one: good(levels) if one in mended else levels for one, levels in stored.items()}
+        )
+
+
+def _clears(later: VolumeVerdict, one: VolumeVerdict) -> bool:
+    """Whether a look that found no damage must have seen what an earlier one found: two samples read other chunks."""
+    if later.level == one.level == "sample":
+        return False
+    return later.time_ms > one.time_ms and _DEPTH[later.level] >= _DEPTH[one.level]
+
+
+class Confirmations:
+    """This host's snapshots whose packs were seen after publication, and no commit says so yet (FORMAT 8, CONFIRM)."""
+
+    def __init__(self, memory: HostMemory) -> None:
+        self._table = Table(memory, "confirmed.json", tuple[Ref, ...], "snapshots")
+
+    def waiting(self) -> list[Ref]:
+        """What is remembered."""
+        return list(self._table.read())
+
+    def unsaid(self, author: WriterId | None, said: Collection[Ref]) -> list[Ref]:
+        """What the author's next commit should confirm: only the author's own word counts."""
+        return [ref for ref in self._table.read() if ref.writer == author and ref not in said]
+
+    def add(self, refs: Iterable[Ref]) -> None:
+        """Remember that these are whole. Raises RepositoryError."""
+        news = set(refs)
+        self._table.change(lambda stored: tuple(sorted(news.union(stored))))
+
+    def drop(self, refs: Iterable[Ref]) -> None:
+        """Forget these: a commit says it now. Raises RepositoryError."""
+        said = set(refs)
+        self._table.change(lambda stored: tuple(ref for ref in stored if ref not in said))

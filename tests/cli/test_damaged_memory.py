@@ -1,0 +1,32 @@
+"""Commands on a host whose memory is damaged: a warning with the file's name, the usual exit code, and no traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import Lamella
+
+
+@pytest.mark.parametrize("content", [b"", b'{"heads": 3}', b"\xff" * 40])
+def test_commands_go_on_and_say_which_file(
+    saved: Lamella, image: Path, tmp_path: Path, own_places: Path, content: bytes
+) -> None:
+    saved.ok("verify", "--level", "full")
+    files = sorted(own_places.glob("state/repo/*/*.json"))
+    assert {path.stem for path in files} >= {"confirmed", "looks", "pins", "places", "verified", "writer"}
+    for path in files:
+        path.write_bytes(content)
+    said = ""
+    for words in (["list"], ["restore", "disk", "--to", tmp_path / "out.img"], ["check"]):
+        done = saved.ok(*words)
+        assert "Traceback" not in done.err
+        said += done.err
+    assert (tmp_path / "out.img").read_bytes() == image.read_bytes()
+    for name in ("pins", "places", "looks", "verified"):
+        assert said.count(f"{name}.json, in which") == 1, said
+    document = saved.json("backup", image)
+    assert any("writer.json" in text for text in document["warnings"])
+    assert saved.ok("backup", image).err.count("damaged") == 0
+    assert all(path.with_name(f"{path.name}.damaged").read_bytes() == content for path in files)
