@@ -271,7 +271,7 @@ def source(text: str, *, host: Host, driver: str | None = None, checkpoint_dir: 
     Where changes can be tracked, the moments kept for that lie in `checkpoint_dir`, or in `.lamella` at the top of the
     image's subvolume or mount.
     """
-    from lamella.sources.keeping import Keeping
+    from lamella.sources.base import Keeping
     from lamella.sources.registry import open_kept_source
 
     keeping = Keeping(host.owner, checkpoint_dir, records=host.source_records)

@@ -15,7 +15,7 @@ from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.file import FileSource
-from lamella.sources.target import PARTIAL_SUFFIX
+from lamella.sources.local_target import PARTIAL_SUFFIX
 from lamella.stores.memory import MemoryStore
 from lamella.testing.fault_store import FaultStore
 from lamella.testing.scripted_source import DisturbedSource

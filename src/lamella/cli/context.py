@@ -21,8 +21,7 @@ from lamella.memory.host import Host
 from lamella.operations.shared.heads import require_fingerprint
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
-from lamella.sources.base import Source
-from lamella.sources.keeping import Keeping, PoolLimits
+from lamella.sources.base import Keeping, PoolLimits, Source
 from lamella.sources.registry import open_kept_source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store

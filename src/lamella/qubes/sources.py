@@ -12,10 +12,9 @@ from lamella.memory.host import Host
 from lamella.qubes.admin import Admin
 from lamella.qubes.inventory import HALTED, PAUSED, Qube, power_state
 from lamella.qubes.places import Place
-from lamella.sources.base import Consistency, FrozenVolume, Source
-from lamella.sources.keeping import Keeping
+from lamella.sources.base import Consistency, FrozenVolume, Keeping, Source
+from lamella.sources.driver import Untracked, UntrackedMoment
 from lamella.sources.registry import open_kept_source
-from lamella.sources.untracked import Untracked, UntrackedMoment
 
 _TRIES = 5
 

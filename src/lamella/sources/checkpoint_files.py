@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from lamella.base.errors import CheckpointLost, SourceError
-from lamella.sources._cloning import file_system, generation
-from lamella.sources._tokens import parse_token, token_text
-from lamella.sources.keeping import Keeping
+from lamella.sources.base import Keeping
+from lamella.sources.cloning import file_system, generation
+from lamella.sources.driver import parse_token, token_text
 
 DIRECTORY: Final = ".lamella"
 """Name of the directory, in the topmost place we may write to."""

@@ -18,13 +18,13 @@ from lamella.memory.intervals import Intervals
 from lamella.memory.ledger import needed_checkpoints, tracked_identities
 from lamella.operations.doctor.checkpoints import FOREIGN, LEFTOVER, NEEDED, UNKNOWN, Judged
 from lamella.operations.doctor.doctor import Check
+from lamella.sources.base import Keeping
 from lamella.sources.checkpoint_files import ListedFile, source_name
-from lamella.sources.keeping import Keeping
-from lamella.sources.lvm import _lvm
+from lamella.sources.lvm import commands
 from lamella.sources.lvm import thin as lvm_thin
-from lamella.sources.lvm._lvm import LogicalVolume
-from lamella.sources.lvm._pool import pool_status, refuse_at_risk
-from lamella.sources.lvm._reservation import Reservations
+from lamella.sources.lvm.commands import LogicalVolume
+from lamella.sources.lvm.pools import pool_status, refuse_at_risk
+from lamella.sources.lvm.reservation import Reservations
 from lamella.sources.lvm.target import PARTIAL_ENDING, PARTIAL_TAG
 from lamella.sources.lvm.thin import ThinToken
 
@@ -55,7 +55,7 @@ class PoolExamination:
             yield Check("snapshots", not fixable, text + ("; --fix removes what nothing needs" if fixable else ""))
         for row in rows:
             if row.suspended:
-                hint = f"if no LVM command is running: dmsetup resume {_lvm.device_name(row.vg, row.name)}"
+                hint = f"if no LVM command is running: dmsetup resume {commands.device_name(row.vg, row.name)}"
                 yield Check("suspended", False, f"{row.text} is suspended, and whoever uses it waits; {hint}")
 
     def judged(self) -> list[Judged]:
@@ -103,7 +103,7 @@ class PoolExamination:
 
     def _rows(self) -> list[LogicalVolume]:
         fit = os.geteuid() == 0 and Path("/dev/mapper/control").exists() and shutil.which("lvs")
-        return _lvm.report() if fit else []
+        return commands.report() if fit else []
 
     def _pool(self, pool: LogicalVolume) -> Check:
         try:
@@ -125,7 +125,7 @@ class PoolExamination:
                     "reservation", False, f"{pool.text}: left by a killed run; the next one, or --fix, releases it"
                 )
             elif pool_status(pool).held is not None:
-                release = f"dmsetup message {_lvm.device_name(pool.vg, pool.name)}-tpool 0 release_metadata_snap"
+                release = f"dmsetup message {commands.device_name(pool.vg, pool.name)}-tpool 0 release_metadata_snap"
                 text = "another program holds the metadata snapshot; if none is running, it is left over"
                 yield Check("reservation", False, f"{pool.text}: {text}: {release}")
 

@@ -21,9 +21,9 @@ from lamella.operations.writing.chunks import is_zero
 from lamella.packs.tree import Run
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
-from lamella.sources.keeping import PoolLimits
-from lamella.sources.old_state import OldState
-from lamella.sources.target import Target, choose_target
+from lamella.sources.base import PoolLimits
+from lamella.sources.registry import choose_target
+from lamella.sources.target import OldState, Target
 
 
 @dataclass(frozen=True, slots=True)

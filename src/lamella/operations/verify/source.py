@@ -16,8 +16,7 @@ from lamella.operations.writing.chunks import is_zero
 from lamella.packs.tree import Run
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
-from lamella.sources.base import FrozenVolume, Source
-from lamella.sources.keeping import Keeping
+from lamella.sources.base import FrozenVolume, Keeping, Source
 from lamella.sources.registry import open_kept_source, open_source, place_of
 
 
