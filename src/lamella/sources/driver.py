@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Self
 
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, SourceError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    _Record = TypeVar("_Record", bound=DataclassInstance)
 
 _VERSION = 1
 _LONGEST_TEXT = 1024
@@ -99,23 +94,28 @@ class UntrackedMoment:
         raise CheckpointLost(self.why_untracked)
 
 
-def token_text(record: DataclassInstance) -> str:
-    """As the ledger keeps it; equal records give equal texts. Fields are numbers and texts."""
-    return json.dumps({"version": _VERSION, **asdict(record)}, sort_keys=True, separators=(",", ":"))
+@dataclass(frozen=True, slots=True)
+class MomentToken:
+    """By what a driver knows a kept moment again: numbers and texts, any difference means that it is another one."""
 
+    @property
+    def text(self) -> str:
+        """As the ledger keeps it; equal tokens give equal texts."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, sort_keys=True, separators=(",", ":"))
 
-def parse_token(kind: type[_Record], text: str) -> _Record:
-    """Read a text again. Raises CheckpointLost if it is none of this kind."""
-    lost = CheckpointLost("the record of the checkpoint cannot be read")
-    if len(text) > _LONGEST_TEXT:
-        raise lost
-    try:
-        found: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        raise lost from None
-    if not isinstance(found, dict) or found.pop("version", None) != _VERSION:
-        raise lost
-    kinds = {field.name: int if field.type == "int" else str for field in fields(kind)}
-    if set(found) != set(kinds) or any(type(found[name]) is not kinds[name] for name in kinds):
-        raise lost
-    return kind(**found)
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a text again. Raises CheckpointLost if it is none of this kind."""
+        lost = CheckpointLost("the record of the checkpoint cannot be read")
+        if len(text) > _LONGEST_TEXT:
+            raise lost
+        try:
+            found: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            raise lost from None
+        if not isinstance(found, dict) or found.pop("version", None) != _VERSION:
+            raise lost
+        kinds = {field.name: int if field.type == "int" else str for field in fields(cls)}
+        if set(found) != set(kinds) or any(type(found[name]) is not kinds[name] for name in kinds):
+            raise lost
+        return cls(**found)

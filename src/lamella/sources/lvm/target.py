@@ -91,12 +91,10 @@ class ThinDevice(BlockDevice):
                     obj=str(self._given),
                     hint="restore into a new volume",
                 )
-            queue = _SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity"
-            block = int(queue.read_text("ascii"))
+            block = _discarded_at_once(self._fd)
             # Without discards the zeros are written: the same to read, only larger.
             whole = self._size // block * block if block else 0
-            if whole:
-                fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("=QQ", 0, whole))
+            _discard(self._fd, 0, whole)
             zero_range(self._fd, whole, self._size, Zeroing.KEEP_SPACE)
 
 
@@ -163,12 +161,9 @@ class ThinInPlace(_Thin):
         The kernel takes whole blocks: one at the old end that is only in part the volume's stays.
         """
         with suppress(OSError), self._named(self._lv).open("rb+", buffering=0) as device:
-            rdev = os.fstat(device.fileno()).st_rdev
-            queue = _SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity"
-            block = int(queue.read_text("ascii"))
-            start = -(-size // block) * block if block else self._volume.size
-            if start < self._volume.size:
-                fcntl.ioctl(device.fileno(), _BLKDISCARD, struct.pack("=QQ", start, self._volume.size - start))
+            block = _discarded_at_once(device.fileno())
+            if block:
+                _discard(device.fileno(), -(-size // block) * block, self._volume.size)
 
     def finish(self) -> None:
         super().finish()
@@ -279,6 +274,17 @@ class ReplacedThin(_Beside):
             raise SourceError(
                 f"{self._text} was opened just now: it is exchanged when it is activated next time", obj=self._text
             )
+
+
+def _discarded_at_once(fd: int) -> int:
+    """Bytes that a device discards at the least, on a grid of as many; 0 where it discards nothing."""
+    rdev = os.fstat(fd).st_rdev
+    return int((_SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity").read_text("ascii"))
+
+
+def _discard(fd: int, start: int, end: int) -> None:
+    if start < end:
+        fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", start, end - start))
 
 
 def _refuse_open(volume: LogicalVolume) -> None:

@@ -20,7 +20,7 @@ from lamella.base.errors import CheckpointLost, SourceError, UsageError
 from lamella.base.extents import Extent
 from lamella.sources.base import Consistency, FrozenVolume, Keeping, Source
 from lamella.sources.checkpoint_files import source_name
-from lamella.sources.driver import OpenVolume, parse_token, read_failed, token_text
+from lamella.sources.driver import MomentToken, OpenVolume, read_failed
 from lamella.sources.lvm import commands, thin_tools
 from lamella.sources.lvm.commands import LogicalVolume
 from lamella.sources.lvm.pools import metadata_device, pool_status, refuse_at_risk
@@ -55,8 +55,8 @@ def open_lvm_thin(text: str, machine: str, keeping: Keeping) -> Source:
 
 
 @dataclass(frozen=True, slots=True)
-class ThinToken:
-    """What a snapshot was when it was made; any difference means that it is another one."""
+class ThinToken(MomentToken):
+    """What a snapshot was when it was made."""
 
     vg: str
     pool: str
@@ -68,21 +68,11 @@ class ThinToken:
     external: str
     """UUID, as the kernel knows it, of the device that unmapped blocks are read from; empty if they read as zero."""
 
-    @property
-    def text(self) -> str:
-        """As the ledger keeps it; the same snapshot gives the same text."""
-        return token_text(self)
-
     @classmethod
     def of(cls, row: LogicalVolume) -> ThinToken:
         """Describe a snapshot as it is now."""
         external = next((tag.removeprefix(_EXTERNAL) for tag in row.tags if tag.startswith(_EXTERNAL)), "")
         return cls(row.vg_uuid, row.pool_uuid, row.uuid, row.name, row.thin_id, row.transaction, row.size, external)
-
-    @classmethod
-    def parse(cls, text: str) -> ThinToken:
-        """Read a text again. Raises CheckpointLost if it is none of ours."""
-        return parse_token(cls, text)
 
 
 def identity_of(vg_uuid: str, lv: str) -> bytes:
@@ -178,7 +168,7 @@ class ThinSource:
             if row is None or not commands.is_device_of(row, os.fstat(fd).st_rdev):
                 raise SourceError(f"{commands.node_of(self._vg, name)} is not the snapshot that was made", obj=name)
             self._frozen[name] = row
-            frozen = FrozenThin(fd, row, _Comparison(self, pool, rows))
+            frozen = FrozenThin(fd, row, self, pool, rows)
             undone.callback(frozen.closed)
             yield frozen
 
@@ -315,33 +305,17 @@ class ThinSource:
         self._unkept.discard(name)
 
 
-class _Comparison:
-    """What a frozen snapshot needs for comparing itself: the driver, the pool, and what was there when it was made."""
+class FrozenThin(OpenVolume):
+    """A thin snapshot: nobody writes to it. `pool` and `rows` are what was there when it was made."""
 
-    def __init__(self, source: ThinSource, pool: LogicalVolume, rows: list[LogicalVolume]) -> None:
+    def __init__(
+        self, fd: int, row: LogicalVolume, source: ThinSource, pool: LogicalVolume, rows: list[LogicalVolume]
+    ) -> None:
+        super().__init__(commands.node_of(row.vg, row.name), fd, os.lseek(fd, 0, os.SEEK_END))
+        self._token = ThinToken.of(row)
         self._source = source
         self._pool = pool
         self._rows = rows
-
-    def delta(self, base: str, now: ThinToken, grain: int) -> Delta:
-        """What may differ from a kept moment to a snapshot. Raises CheckpointLost."""
-        token = ThinToken.parse(base)
-        if token != now:
-            self._source.find(token, self._rows)
-        return self._source.delta(token, now, self._pool, grain)
-
-    def mapped(self, now: ThinToken) -> Iterator[Extent]:
-        """What a snapshot maps. Raises SourceError."""
-        return self._source.mapped(now, self._pool)
-
-
-class FrozenThin(OpenVolume):
-    """A thin snapshot: nobody writes to it."""
-
-    def __init__(self, fd: int, row: LogicalVolume, comparison: _Comparison) -> None:
-        super().__init__(commands.node_of(row.vg, row.name), fd, os.lseek(fd, 0, os.SEEK_END))
-        self._token = ThinToken.of(row)
-        self._comparison = comparison
 
     @property
     def checkpoint(self) -> str:
@@ -356,7 +330,7 @@ class FrozenThin(OpenVolume):
         """Yield what the snapshot maps; all of it with an external origin, or if the metadata cannot be read now."""
         if not self._token.external:
             try:
-                yield from self._comparison.mapped(self._token)
+                yield from self._source.mapped(self._token, self._pool)
             except SourceError:
                 pass
             else:
@@ -365,7 +339,10 @@ class FrozenThin(OpenVolume):
 
     def delta_since(self, base: str, grain: int) -> Delta:
         """What differs from the kept moment, from the metadata of the pool. Raises CheckpointLost."""
-        return self._comparison.delta(base, self._token, grain)
+        token = ThinToken.parse(base)
+        if token != self._token:
+            self._source.find(token, self._rows)
+        return self._source.delta(token, self._token, self._pool, grain)
 
 
 def _number(name: str) -> int:
