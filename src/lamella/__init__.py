@@ -65,16 +65,11 @@ if TYPE_CHECKING:
     from lamella.operations.moments.monitor import MonitorResult, monitor
     from lamella.operations.prune.retaining import Policy, RetentionPlan, plan_retention
     from lamella.operations.prune.retention import Age, Retention, Thinning
-    from lamella.operations.restore.restore import (
-        RestoreOptions,
-        RestorePlan,
-        RestoreResult,
-        plan_restore,
-        read_document,
-    )
+    from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore
     from lamella.operations.shared.findings import Finding, VerifyResult
     from lamella.operations.shared.heads import fingerprint
     from lamella.operations.shared.selection import Selected, select
+    from lamella.operations.shared.streaming import read_document
     from lamella.operations.verify.verify import VerifyOptions, verify
     from lamella.repository.create import Created, SlotWanted
     from lamella.repository.repository import Repository
@@ -183,8 +178,9 @@ _HOMES = {
     "lamella.operations.mirror.mirror": "MirrorResult",
     "lamella.operations.moments.monitor": "MonitorResult monitor",
     "lamella.operations.backup.pacing": "Pace",
-    "lamella.operations.restore.restore": "RestoreOptions RestorePlan RestoreResult plan_restore read_document",
+    "lamella.operations.restore.restore": "RestoreOptions RestorePlan RestoreResult plan_restore",
     "lamella.operations.prune.retaining": "Policy RetentionPlan plan_retention",
+    "lamella.operations.shared.streaming": "read_document",
     "lamella.operations.shared.selection": "Selected select",
     "lamella.operations.look.sizes": "Sizes Totals sizes_of totals_of",
     "lamella.operations.verify.verify": "VerifyOptions verify",

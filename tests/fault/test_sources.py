@@ -10,8 +10,9 @@ import pytest
 
 from lamella.base.errors import LamellaError, NothingMatched, SourceError, UsageError
 from lamella.operations.backup.story import BackupOptions, FailedRequest, Request, plan_backup
-from lamella.operations.restore.restore import RestoreOptions, plan_restore, read_document
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import select
+from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.file import FileSource

@@ -75,10 +75,13 @@ def place_of(identity: bytes, machine: str) -> str | None:
     Raises SourceError if LVM cannot be asked.
     """
     from lamella.sources.file import path_of
-    from lamella.sources.lvm import thin as lvm_thin
 
     path = path_of(identity, machine)
-    return lvm_thin.place_of(identity) if path is None else str(path)
+    if path is not None or not identity.startswith(b"lvm:"):
+        return None if path is None else str(path)
+    from lamella.sources.lvm import thin  # most sources are files
+
+    return thin.place_of(identity)
 
 
 def choose_target(

@@ -14,8 +14,8 @@ from lamella.format.origin import ORIGIN, Origin, Place, first_place
 from lamella.format.records import NO_REF, AddSnap, Document, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.history.catalogue import Snapshot
 from lamella.operations.copy.plan import CopyRow, State
-from lamella.operations.restore.restore import read_document
 from lamella.operations.shared.selection import Selected
+from lamella.operations.shared.streaming import read_document
 from lamella.operations.writing.chunks import VolumeRead
 from lamella.operations.writing.session import Session
 from lamella.packs.packer import Packer

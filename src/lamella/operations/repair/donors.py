@@ -17,9 +17,8 @@ from lamella.base.trust import Opened
 from lamella.format.container import Kind
 from lamella.format.node import Slot
 from lamella.history.catalogue import VolumeState
-from lamella.operations.restore.restore import read_document
 from lamella.operations.shared.selection import Selected
-from lamella.operations.verify.source import live_source
+from lamella.operations.shared.streaming import live_source, read_document
 from lamella.repository.repository import Repository
 from lamella.sources.base import FrozenVolume, Source
 

@@ -21,8 +21,8 @@ from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
 from lamella.operations.repair.donors import Donors, View
 from lamella.operations.shared.gaps import Gap
+from lamella.operations.shared.reading import is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.writing.chunks import is_zero
 from lamella.packs.blobmap import pack_name
 from lamella.packs.containers import raw_body
 from lamella.packs.packer import Packer

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.base.errors import IntegrityError, LamellaError, NothingMatched, UsageError
+from lamella.base.errors import IntegrityError, LamellaError, UsageError
 from lamella.base.events import Progress, Reporter, silent
-from lamella.crypto.chunk_id import Identify, identifier
-from lamella.format import document
-from lamella.format.container import Kind
 from lamella.format.node import Slot
-from lamella.operations.shared.reading import RANGE
+from lamella.operations.shared.reading import RANGE, Buffers, is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.shared.streaming import Piece, VolumeStream
-from lamella.operations.writing.chunks import is_zero
+from lamella.operations.shared.streaming import Piece, VolumeStream, identify_chunk
 from lamella.packs.tree import Run
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
@@ -82,7 +77,6 @@ class RestorePlan:
         self._options = options
         self._stream = VolumeStream(repo, selected)
         self._tree = self._stream.tree
-        self._domain_id = self._stream.domain_id
         self._target: Target = choose_target(
             path,
             overwrite=options.overwrite,
@@ -179,7 +173,7 @@ class Comparison:
         self._tree = repo.tree(selected.snapshot)
         self._domain_id = selected.snapshot.added.domain_id
         self._target = target
-        self._local = threading.local()
+        self._buffers = Buffers(self._tree.shape.chunk_size)
         self._identify = identify_chunk(repo, selected)
 
     def ranges(self) -> Iterator[tuple[Run, ...]]:
@@ -219,33 +213,10 @@ class Comparison:
                     raise self._difference(offset)
 
     def _read(self, offset: int, length: int) -> memoryview:
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None:
-            buffer = self._local.buffer = bytearray(RANGE)
-        view = memoryview(buffer)[:length]
+        view = self._buffers.view(length)
         self._target.read_into(offset, view)
         return view
 
     def _difference(self, offset: int) -> IntegrityError:
         where = self._target.working_path
         return IntegrityError(f"{where} does not hold what was written at offset {offset}", obj=str(where))
-
-
-def identify_chunk(repo: Repository, selected: Selected) -> Identify:
-    """The id function for the chunks of a snapshot."""
-    return identifier(repo.keys.domain(selected.snapshot.added.domain_id), Kind.CHUNK)
-
-
-def read_document(repo: Repository, selected: Selected, name: str) -> bytes:
-    """A document of a snapshot. Raises NothingMatched, IntegrityError."""
-    added = selected.snapshot.added
-    found = next((row for row in added.documents if row.name == name), None)
-    if found is None:
-        names = ", ".join(row.name for row in added.documents) or "none"
-        raise NothingMatched(f"{selected.text} has no document {name}", obj=name, hint=f"documents: {names}")
-    repo.refresh_map()
-    parts = [repo.contents.get(added.domain_id, Kind.DOCUMENT, part) for part in found.parts]
-    content = b"".join(document.part_of(part, name) for part in parts)
-    if len(content) != found.size:
-        raise IntegrityError(f"document {name} has another length than recorded", obj=name)
-    return content

@@ -1,18 +1,23 @@
-"""Reading a volume's data in order, a few MiB at a time: what a restore writes and a verification compares."""
+"""What belongs to a snapshot of a volume: its data in order, the ids of its chunks, its documents, its live source."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from lamella.base.errors import IntegrityError, NothingMatched, SourceError
 from lamella.base.ids import ChunkId
 from lamella.base.trust import Opened
+from lamella.crypto.chunk_id import Identify, identifier
+from lamella.format import document
 from lamella.format.container import Kind
 from lamella.format.node import Shape
 from lamella.operations.shared.reading import RANGE
 from lamella.operations.shared.selection import Selected
 from lamella.packs.tree import Run, Tree
 from lamella.repository.repository import Repository
+from lamella.sources.base import Keeping, Source
+from lamella.sources.registry import open_kept_source, open_source, place_of
 
 
 class Piece(NamedTuple):
@@ -64,3 +69,34 @@ class VolumeStream:
     def span(self, first: int, end: int) -> tuple[int, int]:
         """The bytes of chunks `[first, end)`."""
         return first << self.shape.chunk_log2, min(end << self.shape.chunk_log2, self.shape.size)
+
+
+def identify_chunk(repo: Repository, selected: Selected) -> Identify:
+    """The id function for the chunks of a snapshot."""
+    return identifier(repo.keys.domain(selected.snapshot.added.domain_id), Kind.CHUNK)
+
+
+def read_document(repo: Repository, selected: Selected, name: str) -> bytes:
+    """A document of a snapshot. Raises NothingMatched, IntegrityError."""
+    added = selected.snapshot.added
+    found = next((row for row in added.documents if row.name == name), None)
+    if found is None:
+        names = ", ".join(row.name for row in added.documents) or "none"
+        raise NothingMatched(f"{selected.text} has no document {name}", obj=name, hint=f"documents: {names}")
+    repo.refresh_map()
+    parts = [repo.contents.get(added.domain_id, Kind.DOCUMENT, part) for part in found.parts]
+    content = b"".join(document.part_of(part, name) for part in parts)
+    if len(content) != found.size:
+        raise IntegrityError(f"document {name} has another length than recorded", obj=name)
+    return content
+
+
+def live_source(repo: Repository, one: Selected) -> Source:
+    """The source a volume was made from, if it is on this machine. Raises SourceError."""
+    host = repo.host
+    place = place_of(one.volume.identity, host.machine)
+    if place is None:
+        raise SourceError(f"the source of {one.volume_name} is not on this machine", obj=one.volume_name)
+    if one.volume.identity.startswith(b"file:"):
+        return open_source(place, machine=host.machine, driver="file")
+    return open_kept_source(place, host.machine, Keeping(host.owner, records=host.source_records))

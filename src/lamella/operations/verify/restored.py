@@ -14,10 +14,9 @@ from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId
 from lamella.crypto.chunk_id import identifier
 from lamella.format.container import Kind
-from lamella.operations.restore.restore import identify_chunk, read_document
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import Selected
-from lamella.operations.shared.streaming import Piece, VolumeStream
+from lamella.operations.shared.streaming import Piece, VolumeStream, identify_chunk, read_document
 from lamella.packs.tree import Run
 from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.repository import Repository

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 from lamella.base.errors import SourceError
 from lamella.base.events import Progress, Reporter
 from lamella.format.node import Slot
-from lamella.operations.restore.restore import identify_chunk
 from lamella.operations.shared.findings import VerifyResult
-from lamella.operations.shared.reading import RANGE
+from lamella.operations.shared.reading import RANGE, Buffers, is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.writing.chunks import is_zero
+from lamella.operations.shared.streaming import identify_chunk, live_source
 from lamella.packs.tree import Run
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
-from lamella.sources.base import FrozenVolume, Keeping, Source
-from lamella.sources.registry import open_kept_source, open_source, place_of
+from lamella.sources.base import FrozenVolume, Source
 
 
 def compare_with_source(
@@ -55,17 +52,6 @@ def compare_with_source(
     return True
 
 
-def live_source(repo: Repository, one: Selected) -> Source:
-    """The source a volume was made from, if it is on this machine. Raises SourceError."""
-    host = repo.host
-    place = place_of(one.volume.identity, host.machine)
-    if place is None:
-        raise SourceError(f"the source of {one.volume_name} is not on this machine", obj=one.volume_name)
-    if one.volume.identity.startswith(b"file:"):
-        return open_source(place, machine=host.machine, driver="file")
-    return open_kept_source(place, host.machine, Keeping(host.owner, records=host.source_records))
-
-
 class _Comparing:
     def __init__(self, repo: Repository, one: Selected, frozen: FrozenVolume) -> None:
         self._repo = repo
@@ -73,7 +59,7 @@ class _Comparing:
         self._frozen = frozen
         self._tree = repo.tree(one.snapshot)
         self._identify = identify_chunk(repo, one)
-        self._local = threading.local()
+        self._buffers = Buffers(self._tree.shape.chunk_size)
 
     def pieces(self) -> Iterator[Run]:
         """Runs of at most one range each."""
@@ -96,10 +82,7 @@ class _Comparing:
         return compared, different
 
     def _same(self, run: Run, start: int, length: int, here: int) -> bool:
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None:
-            buffer = self._local.buffer = bytearray(RANGE)
-        view = memoryview(buffer)[:here]
+        view = self._buffers.view(here)
         self._frozen.read_into(start, view)
         if here < length:
             return False
