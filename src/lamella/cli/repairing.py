@@ -17,6 +17,7 @@ from lamella.memory.host import Host
 from lamella.operations.repair.repair import EXAMINATIONS, RepairOptions, repair
 from lamella.operations.repair.result import LEFT, Action, Gone, RepairResult
 from lamella.operations.shared.findings import Finding
+from lamella.operations.verify.verify import examine_all
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.run.allocator import keep_freed_memory
@@ -92,7 +93,7 @@ def run(context: Context) -> int:
             options = replace(options, accepted=repository.lacking)
             repository.accept_history()
         others = [held.enter_context(_donor(context, repository))] if args.donor else []
-        result = repair(repository, replace(options, others=others), out.report, confirm)
+        result = repair(repository, examine_all, replace(options, others=others), out.report, confirm)
     _print(context, result)
     out.document(_document(result))
     if result.problems:
