@@ -9,9 +9,8 @@ from lamella.base.errors import IntegrityError, NothingMatched
 from lamella.history.catalogue import VolumeState
 from lamella.operations.shared.selection import Selected, find_snapshot, split_selector
 from lamella.operations.shared.streaming import read_document
-from lamella.qubes.backup import SETTINGS
-from lamella.qubes.lineage import DOM0, FEATURE, claimed_owner
-from lamella.qubes.settings import DOCUMENT, QubeSettings, decode_settings
+from lamella.qubes.names import DOM0, FEATURE, claimed_owner
+from lamella.qubes.settings import DOCUMENT, SETTINGS, QubeSettings, decode_settings
 from lamella.repository.repository import Repository
 
 

@@ -15,6 +15,8 @@ from lamella.qubes import names
 from lamella.qubes.admin import NO_ANSWER, Admin, Refused
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, facts_of
 
+SETTINGS: Final = "settings"
+"""Name of the volume without bytes that carries a qube's settings."""
 DOCUMENT: Final = "settings.json"
 """Name of the document in a snapshot of a qube's settings."""
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from lamella.qubes.admin import Admin, Refused
 from lamella.qubes.inventory import Inventory, property_of
-from lamella.qubes.lineage import FEATURE
+from lamella.qubes.names import FEATURE
 from lamella.qubes.settings import Property, QubeSettings, assigned_device, read_settings
 
 IN_PROGRESS: Final = "backup-restore-in-progress"

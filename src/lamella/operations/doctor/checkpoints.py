@@ -5,7 +5,7 @@ Files that are not named like checkpoints are neither listed nor touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,19 @@ class Judged:
     image: str = ""
 
 
+def needed_moments(host: Host, identity: bytes, name: Callable[[str], str]) -> set[str]:
+    """What some ledger's base of a source is, or what the intervals from it lead to, by the name in its token."""
+    names: set[str] = set()
+    for base in needed_checkpoints(host, identity):
+        moment = base
+        with suppress(CheckpointLost):
+            for link in Intervals(host, identity).walk(base):
+                moment = link.end
+        with suppress(CheckpointLost):
+            names.add(name(moment))
+    return names
+
+
 class CheckpointExamination:
     """Looks at the directories of the sources that this host's ledgers know, and of some more images."""
 
@@ -47,7 +60,10 @@ class CheckpointExamination:
         """Every checkpoint file, by path. Raises SourceError."""
         files = {file.path: file for image in self._images.values() for file in self._near(image)}
         known = {source_name(identity): identity for identity in self._images}
-        needed = {identity: self._needed(identity) for identity in self._images}
+        needed = {
+            identity: needed_moments(self._host, identity, lambda text: Token.parse(text).file)
+            for identity in self._images
+        }
         return [self._judge(files[path], known, needed) for path in sorted(files)]
 
     def _near(self, image: Path) -> list[ListedFile]:
@@ -61,18 +77,6 @@ class CheckpointExamination:
         if identity is None:
             return Judged(file, UNKNOWN)
         return Judged(file, NEEDED if file.path.name in needed[identity] else LEFTOVER, image)
-
-    def _needed(self, identity: bytes) -> set[str]:
-        """The names of the files that some ledger's base is, or that the intervals from it lead to."""
-        names: set[str] = set()
-        for base in needed_checkpoints(self._host, identity):
-            moment = base
-            with suppress(CheckpointLost):
-                for link in Intervals(self._host, identity).walk(base):
-                    moment = link.end
-            with suppress(CheckpointLost):
-                names.add(Token.parse(moment).file)
-        return names
 
     def remove_leftovers(self, lock_wait: float) -> tuple[list[Judged], list[Check]]:
         """Remove what killed runs of this host left, each source's under its lock; returns these, and what failed."""

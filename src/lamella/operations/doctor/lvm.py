@@ -14,9 +14,8 @@ from typing import Final
 
 from lamella.base.errors import CheckpointLost, LamellaError, SourceError
 from lamella.memory.host import Host
-from lamella.memory.intervals import Intervals
-from lamella.memory.ledger import needed_checkpoints, tracked_identities
-from lamella.operations.doctor.checkpoints import FOREIGN, LEFTOVER, NEEDED, UNKNOWN, Judged
+from lamella.memory.ledger import tracked_identities
+from lamella.operations.doctor.checkpoints import FOREIGN, LEFTOVER, NEEDED, UNKNOWN, Judged, needed_moments
 from lamella.operations.doctor.doctor import Check
 from lamella.sources.base import Keeping
 from lamella.sources.checkpoint_files import ListedFile, source_name
@@ -130,7 +129,10 @@ class PoolExamination:
                 yield Check("reservation", False, f"{pool.text}: {text}: {release}")
 
     def _judged(self, rows: list[LogicalVolume]) -> list[Judged]:
-        needed = {name: self._needed(identity) for name, identity in self._identities.items()}
+        needed = {
+            source: needed_moments(self._host, identity, lambda text: ThinToken.parse(text).volume)
+            for source, identity in self._identities.items()
+        }
         found: list[Judged] = []
         for row in sorted(rows, key=lambda row: row.text):
             state = self._state(row, rows, needed)
@@ -158,18 +160,6 @@ class PoolExamination:
     def _place(self, row: LogicalVolume) -> str:
         named = lvm_thin.named_by(self._identities.get(lvm_thin.source_in(row), b""))
         return "" if named is None else f"lvm:{row.vg}/{named[1]}"
-
-    def _needed(self, identity: bytes) -> set[str]:
-        """UUIDs of the snapshots that some ledger's base is, or that the intervals from it lead to."""
-        uuids: set[str] = set()
-        for base in needed_checkpoints(self._host, identity):
-            moment = base
-            with suppress(CheckpointLost):
-                for link in Intervals(self._host, identity).walk(base):
-                    moment = link.end
-            with suppress(CheckpointLost):
-                uuids.add(ThinToken.parse(moment).volume)
-        return uuids
 
 
 def _path(row: LogicalVolume) -> Path:
