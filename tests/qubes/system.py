@@ -13,7 +13,7 @@ from lamella.operations.backup.story import BackupOptions, BackupResult
 from lamella.qubes.admin import Admin
 from lamella.qubes.archive import read_snapshot
 from lamella.qubes.backup import QubesOptions, plan_qubes
-from lamella.qubes.inventory import Choice, Inventory, chosen
+from lamella.qubes.inventory import Inventory, QubeChoice, chosen
 from lamella.qubes.names import FEATURE, owner_of
 from lamella.qubes.restore import QubeResult, QubesRestore
 from lamella.qubes.restore_plan import QubeRestore, RestorePlanner, RestoreWishes
@@ -41,7 +41,7 @@ def back_up(
 ) -> BackupResult:
     with Repository.open(store, SECRET, host) as repo:
         inventory = Inventory(admin)
-        qubes = chosen(admin, inventory, Choice(names))
+        qubes = chosen(admin, inventory, QubeChoice(names))
         options = options if root is None else replace(options, dom0_root=root)
         return plan_qubes(repo, admin, inventory, qubes, options).execute()
 

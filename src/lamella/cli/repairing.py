@@ -15,7 +15,7 @@ from lamella.cli.secret import DONOR, given_source, secret_source
 from lamella.cli.values import shown_bytes, shown_seconds, workers
 from lamella.memory.host import Host
 from lamella.operations.repair.repair import EXAMINATIONS, RepairOptions, repair
-from lamella.operations.repair.result import LEFT, Action, Gone, RepairResult
+from lamella.operations.repair.result import LEFT, Gone, RepairResult, RepairStep
 from lamella.operations.shared.findings import Finding
 from lamella.operations.verify.verify import examine_all
 from lamella.repository.repository import Repository
@@ -168,7 +168,7 @@ def _advise(context: Context, result: RepairResult) -> None:
         out.say("accept this history and go on with: lamella check --repair --accept-rollback")
 
 
-def _action_line(action: Action, result: RepairResult) -> str:
+def _action_line(action: RepairStep, result: RepairResult) -> str:
     would = "would be " if result.dry and action.did != LEFT else ""
     return f"{would}{action.did}: {action.obj}" + (f": {action.message}" if action.message else "")
 

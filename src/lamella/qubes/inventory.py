@@ -147,7 +147,7 @@ def _volume(name: str, lines: list[str]) -> QubeVolume:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class QubeChoice:
     """What the user said. Without names, tags and labels: the qubes that are marked for backups."""
 
     names: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ class Choice:
     labels: tuple[str, ...] = ()
 
 
-def chosen(admin: Admin, inventory: Inventory, choice: Choice) -> list[Qube]:
+def chosen(admin: Admin, inventory: Inventory, choice: QubeChoice) -> list[Qube]:
     """The qubes, by name; dom0 among them where it is named or marked. Raises NothingMatched, UsageError."""
     if choice.everything and choice.names:
         raise UsageError("--all and names of qubes contradict each other")
@@ -169,7 +169,7 @@ def chosen(admin: Admin, inventory: Inventory, choice: Choice) -> list[Qube]:
     return [inventory.qubes[name] for name in sorted(names)]
 
 
-def _wanted(admin: Admin, inventory: Inventory, choice: Choice) -> Iterable[Qube]:
+def _wanted(admin: Admin, inventory: Inventory, choice: QubeChoice) -> Iterable[Qube]:
     if choice.names:
         return [inventory.qube(name) for name in choice.names]
     qubes = list(inventory.qubes.values())
@@ -180,7 +180,7 @@ def _wanted(admin: Admin, inventory: Inventory, choice: Choice) -> Iterable[Qube
     return [qube for qube in qubes if _is_marked(admin, qube)]
 
 
-def _labelled(admin: Admin, qube: Qube, choice: Choice) -> bool:
+def _labelled(admin: Admin, qube: Qube, choice: QubeChoice) -> bool:
     if choice.labels and property_of(admin, qube.name, "label") in choice.labels:
         return True
     return bool(choice.tags) and not set(choice.tags).isdisjoint(admin.lines("admin.vm.tag.List", qube.name))

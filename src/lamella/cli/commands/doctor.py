@@ -13,7 +13,7 @@ from lamella.cli.secret import given_source, secret_source
 from lamella.cli.terminal import has_terminal
 from lamella.cli.values import shown_bytes, shown_seconds
 from lamella.crypto.slots import Secret
-from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, Judged
+from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, FoundCheckpoint
 from lamella.operations.doctor.doctor import Check, examine
 from lamella.operations.doctor.lvm import PoolExamination
 from lamella.repository.slots import read_marker
@@ -70,14 +70,14 @@ def run(context: Context) -> int:
     return max((check.exit_code for check in checks if not check.ok), default=0)
 
 
-def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
+def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[FoundCheckpoint], list[FoundCheckpoint]]:
     """What was removed, and what is there afterwards; adds to the checks what is to be said of it."""
     args, configured = context.args, context.config.backup.checkpoint_dir
     more = [Path(text) for text in args.source if not text.startswith("lvm:")]
     examination = CheckpointExamination(context.host, more, None if configured is None else Path(configured))
-    removed: list[Judged] = []
+    removed: list[FoundCheckpoint] = []
     failed: list[Check] = []
-    found: list[Judged] = []
+    found: list[FoundCheckpoint] = []
     try:
         if args.owner is not None:
             removed, failed = examination.remove_owned_by(args.owner)
@@ -91,11 +91,11 @@ def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[Judged], l
     return removed + in_pools[0], found + in_pools[1]
 
 
-def _in_pools(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
+def _in_pools(context: Context, checks: list[Check]) -> tuple[list[FoundCheckpoint], list[FoundCheckpoint]]:
     """The same for thin pools."""
     args = context.args
     examination = PoolExamination(context.host, context.keeping)
-    removed: list[Judged] = []
+    removed: list[FoundCheckpoint] = []
     failed: list[Check] = []
     try:
         if args.owner is not None:
@@ -109,14 +109,14 @@ def _in_pools(context: Context, checks: list[Check]) -> tuple[list[Judged], list
         return removed, []
 
 
-def _shown(one: Judged, now: int) -> str:
+def _shown(one: FoundCheckpoint, now: int) -> str:
     age = shown_seconds(max(0, now - one.file.changed_ms) // 1000)
     kind = f"{one.state} {one.file.owner}" if one.state == FOREIGN else one.state
     of = f" of {one.image}" if one.image else ""
     return f"{one.file.path}  {shown_bytes(one.file.held_bytes)}  {age} old  {kind}{of}"
 
 
-def _row(one: Judged, now: int) -> dict[str, object]:
+def _row(one: FoundCheckpoint, now: int) -> dict[str, object]:
     return {
         "file": str(one.file.path),
         "image": one.image,

@@ -104,7 +104,7 @@ def _admin(context: Context) -> Admin:
 
 def _backup(context: Context) -> int:
     from lamella.qubes.backup import plan_qubes
-    from lamella.qubes.inventory import Choice, Inventory, chosen
+    from lamella.qubes.inventory import Inventory, QubeChoice, chosen
     from lamella.qubes.storage import kept_running
     from lamella.run.allocator import keep_freed_memory
 
@@ -112,7 +112,7 @@ def _backup(context: Context) -> int:
     admin = _admin(context)
     keep_freed_memory()
     inventory = Inventory(admin)
-    choice = Choice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
+    choice = QubeChoice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
     qubes = chosen(admin, inventory, choice)
     with kept_running(admin, context.place, out.report), context.sound_repository(read_only=args.dry_run) as repository:
         plan = plan_qubes(repository, admin, inventory, qubes, _options(context))

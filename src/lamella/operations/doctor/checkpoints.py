@@ -22,7 +22,7 @@ NEEDED, LEFTOVER, UNKNOWN, FOREIGN = "needed", "leftover", "unknown source", "ot
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class FoundCheckpoint:
     """A checkpoint file and what is known of it; `image` is empty if no known source made it."""
 
     file: ListedFile
@@ -56,7 +56,7 @@ class CheckpointExamination:
             if path is not None:
                 self._images[identity] = path
 
-    def judged(self) -> list[Judged]:
+    def judged(self) -> list[FoundCheckpoint]:
         """Every checkpoint file, by path. Raises SourceError."""
         files = {file.path: file for image in self._images.values() for file in self._near(image)}
         known = {source_name(identity): identity for identity in self._images}
@@ -69,18 +69,18 @@ class CheckpointExamination:
     def _near(self, image: Path) -> list[ListedFile]:
         return list_near(image, self._checkpoint_dir)
 
-    def _judge(self, file: ListedFile, known: Mapping[str, bytes], needed: Mapping[bytes, set[str]]) -> Judged:
+    def _judge(self, file: ListedFile, known: Mapping[str, bytes], needed: Mapping[bytes, set[str]]) -> FoundCheckpoint:
         identity = known.get(file.source)
         image = "" if identity is None else str(self._images[identity])
         if file.owner != self._host.owner:
-            return Judged(file, FOREIGN, image)
+            return FoundCheckpoint(file, FOREIGN, image)
         if identity is None:
-            return Judged(file, UNKNOWN)
-        return Judged(file, NEEDED if file.path.name in needed[identity] else LEFTOVER, image)
+            return FoundCheckpoint(file, UNKNOWN)
+        return FoundCheckpoint(file, NEEDED if file.path.name in needed[identity] else LEFTOVER, image)
 
-    def remove_leftovers(self, lock_wait: float) -> tuple[list[Judged], list[Check]]:
+    def remove_leftovers(self, lock_wait: float) -> tuple[list[FoundCheckpoint], list[Check]]:
         """Remove what killed runs of this host left, each source's under its lock; returns these, and what failed."""
-        removed: list[Judged] = []
+        removed: list[FoundCheckpoint] = []
         failed: list[Check] = []
         for identity, image in self._images.items():
             try:
@@ -94,9 +94,9 @@ class CheckpointExamination:
                 failed.append(Check("checkpoints", False, f"{image}: {error.message}"))
         return removed, failed
 
-    def remove_owned_by(self, owner: str) -> tuple[list[Judged], list[Check]]:
+    def remove_owned_by(self, owner: str) -> tuple[list[FoundCheckpoint], list[Check]]:
         """Remove an owner's checkpoints, but none that a ledger of this host needs; returns these, and what failed."""
-        removed: list[Judged] = []
+        removed: list[FoundCheckpoint] = []
         failed: list[Check] = []
         for one in self.judged():
             try:

@@ -15,7 +15,7 @@ from typing import Final
 from lamella.base.errors import CheckpointLost, LamellaError, SourceError
 from lamella.memory.host import Host
 from lamella.memory.ledger import tracked_identities
-from lamella.operations.doctor.checkpoints import FOREIGN, LEFTOVER, NEEDED, UNKNOWN, Judged, needed_moments
+from lamella.operations.doctor.checkpoints import FOREIGN, LEFTOVER, NEEDED, UNKNOWN, FoundCheckpoint, needed_moments
 from lamella.operations.doctor.doctor import Check
 from lamella.sources.base import Keeping
 from lamella.sources.checkpoint_files import ListedFile, source_name
@@ -57,13 +57,13 @@ class PoolExamination:
                 hint = f"if no LVM command is running: dmsetup resume {commands.device_name(row.vg, row.name)}"
                 yield Check("suspended", False, f"{row.text} is suspended, and whoever uses it waits; {hint}")
 
-    def judged(self) -> list[Judged]:
+    def judged(self) -> list[FoundCheckpoint]:
         """Every snapshot and every restored volume that is not complete, by name. Raises SourceError."""
         return self._judged(self._rows())
 
-    def mend(self, lock_wait: float) -> tuple[list[Judged], list[Check]]:
+    def mend(self, lock_wait: float) -> tuple[list[FoundCheckpoint], list[Check]]:
         """Remove what nothing needs and release what was reserved; returns what was removed, and what failed."""
-        removed: list[Judged] = []
+        removed: list[FoundCheckpoint] = []
         failed: list[Check] = []
         for pool in (row for row in self._rows() if row.kind == "thin-pool"):
             try:
@@ -75,9 +75,9 @@ class PoolExamination:
                 self._remove(one, _FIXABLE, lock_wait, removed, failed)
         return removed, failed
 
-    def remove_owned_by(self, owner: str, lock_wait: float) -> tuple[list[Judged], list[Check]]:
+    def remove_owned_by(self, owner: str, lock_wait: float) -> tuple[list[FoundCheckpoint], list[Check]]:
         """Remove an owner's snapshots, but none that a ledger of this host needs; returns these, and what failed."""
-        removed: list[Judged] = []
+        removed: list[FoundCheckpoint] = []
         failed: list[Check] = []
         for one in self.judged():
             if one.file.owner == owner and one.state not in (NEEDED, PARTIAL):
@@ -85,7 +85,12 @@ class PoolExamination:
         return removed, failed
 
     def _remove(
-        self, one: Judged, states: tuple[str, ...], lock_wait: float, removed: list[Judged], failed: list[Check]
+        self,
+        one: FoundCheckpoint,
+        states: tuple[str, ...],
+        lock_wait: float,
+        removed: list[FoundCheckpoint],
+        failed: list[Check],
     ) -> None:
         """Remove it if it is still there and in one of these states when its source's lock is held."""
         identity = self._identities.get(one.file.source)
@@ -128,18 +133,18 @@ class PoolExamination:
                 text = "another program holds the metadata snapshot; if none is running, it is left over"
                 yield Check("reservation", False, f"{pool.text}: {text}: {release}")
 
-    def _judged(self, rows: list[LogicalVolume]) -> list[Judged]:
+    def _judged(self, rows: list[LogicalVolume]) -> list[FoundCheckpoint]:
         needed = {
             source: needed_moments(self._host, identity, lambda text: ThinToken.parse(text).volume)
             for source, identity in self._identities.items()
         }
-        found: list[Judged] = []
+        found: list[FoundCheckpoint] = []
         for row in sorted(rows, key=lambda row: row.text):
             state = self._state(row, rows, needed)
             if state:
                 owner, source = lvm_thin.owner_in(row), lvm_thin.source_in(row)
                 file = ListedFile(_path(row), source, owner, row.mapped_bytes, row.made_ms, row.thin_id)
-                found.append(Judged(file, state, self._place(row)))
+                found.append(FoundCheckpoint(file, state, self._place(row)))
         return found
 
     def _state(self, row: LogicalVolume, rows: list[LogicalVolume], needed: Mapping[str, set[str]]) -> str:

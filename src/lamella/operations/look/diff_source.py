@@ -17,7 +17,7 @@ from lamella.history.catalogue import Snapshot
 from lamella.memory.ledger import Ledger
 from lamella.operations.look.diff import DiffResult, summed
 from lamella.operations.moments.monitor import delta_from
-from lamella.operations.shared.reading import RANGE, Buffers, is_zero
+from lamella.operations.shared.reading import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import identify_chunk
 from lamella.repository.repository import Repository
@@ -119,7 +119,7 @@ class _Comparing:
         self._local = threading.local()
         self._lock = threading.Lock()
         self.shape = Shape(added.volume_id, frozen.size, added.chunk_log2)
-        self._buffers = Buffers(self.shape.chunk_size)
+        self._buffers = ThreadBuffers(self.shape.chunk_size)
         self.read_bytes = 0
 
     def all(self) -> Iterator[tuple[int, int, bool]]:

@@ -23,7 +23,7 @@ from lamella.repository.repository import Repository
 from lamella.sources.base import FrozenVolume, Source
 
 
-class View(Protocol):
+class DonorView(Protocol):
     """One state of a volume somewhere else."""
 
     @property
@@ -148,7 +148,7 @@ class Donors:
                 continue
         return None
 
-    def views(self, one: Selected) -> Iterator[View]:
+    def views(self, one: Selected) -> Iterator[DonorView]:
         """Where a snapshot's bytes may be found: the same moment elsewhere first, then the live source, then others."""
         elsewhere = [view for other in self._others for view in _views(other, one)]
         yield from (view for alike, view in elsewhere if alike)

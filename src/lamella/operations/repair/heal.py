@@ -18,7 +18,7 @@ from lamella.format import document, node
 from lamella.format.compression import Encoder
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
-from lamella.operations.repair.donors import Donors, View
+from lamella.operations.repair.donors import Donors, DonorView
 from lamella.operations.shared.gaps import Gap
 from lamella.operations.shared.reading import is_zero
 from lamella.operations.shared.selection import Selected
@@ -109,7 +109,7 @@ class Healer:
 class _Filling:
     """One donor's view of one snapshot's volume."""
 
-    def __init__(self, repo: Repository, depot: Depot, one: Selected, view: View) -> None:
+    def __init__(self, repo: Repository, depot: Depot, one: Selected, view: DonorView) -> None:
         added = one.snapshot.added
         self._depot = depot
         self._repo = repo

@@ -10,9 +10,9 @@ from pathlib import Path
 from lamella.base.errors import IntegrityError, LamellaError, UsageError
 from lamella.base.events import Progress, Reporter, silent
 from lamella.format.node import Slot
-from lamella.operations.shared.reading import RANGE, Buffers, is_zero
+from lamella.operations.shared.reading import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.shared.streaming import Piece, VolumeStream, identify_chunk
+from lamella.operations.shared.streaming import ChunkBatch, VolumeStream, identify_chunk
 from lamella.packs.tree import Run
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
@@ -140,7 +140,7 @@ class RestorePlan:
     def _workers(self) -> int:
         return self._options.workers or default_workers()
 
-    def _write_piece(self, piece: Piece | Run) -> tuple[int, int]:
+    def _write_piece(self, piece: ChunkBatch | Run) -> tuple[int, int]:
         """Bytes written and the chunk behind them."""
         shape = self._tree.shape
         if isinstance(piece, Run):
@@ -173,7 +173,7 @@ class Comparison:
         self._tree = repo.tree(selected.snapshot)
         self._domain_id = selected.snapshot.added.domain_id
         self._target = target
-        self._buffers = Buffers(self._tree.shape.chunk_size)
+        self._buffers = ThreadBuffers(self._tree.shape.chunk_size)
         self._identify = identify_chunk(repo, selected)
 
     def ranges(self) -> Iterator[tuple[Run, ...]]:

@@ -113,7 +113,7 @@ def is_zero(part: memoryview) -> bool:
     return bytes(part) == zeros
 
 
-class Buffers:
+class ThreadBuffers:
     """One buffer for each thread, of a range or one chunk."""
 
     def __init__(self, chunk_size: int) -> None:

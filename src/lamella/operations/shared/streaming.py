@@ -20,7 +20,7 @@ from lamella.sources.base import Keeping, Source
 from lamella.sources.registry import open_kept_source, open_source, place_of
 
 
-class Piece(NamedTuple):
+class ChunkBatch(NamedTuple):
     """DATA chunks near each other, fetched together: numbers and ids."""
 
     chunks: tuple[tuple[int, ChunkId], ...]
@@ -39,7 +39,7 @@ class VolumeStream:
         """The volume's size and grid."""
         return self.tree.shape
 
-    def pieces(self, *, data_only: bool = False) -> Iterator[Piece | Run]:
+    def pieces(self, *, data_only: bool = False) -> Iterator[ChunkBatch | Run]:
         """The volume in order: DATA in pieces of at most one range, and runs that read as zero.
 
         With `data_only` without those runs; a piece then reaches across them.
@@ -54,14 +54,14 @@ class VolumeStream:
             elif data_only:
                 continue
             if chunks:
-                yield Piece(tuple(chunks))
+                yield ChunkBatch(tuple(chunks))
                 chunks = []
             if not isinstance(run.slot, bytes):
                 yield run
         if chunks:
-            yield Piece(tuple(chunks))
+            yield ChunkBatch(tuple(chunks))
 
-    def fetch(self, piece: Piece) -> dict[ChunkId, Opened]:
+    def fetch(self, piece: ChunkBatch) -> dict[ChunkId, Opened]:
         """The contents of a piece, each opened and its id recomputed. Raises IntegrityError if any cannot be had."""
         wanted = [(id_, self.shape.chunk_length(chunk)) for chunk, id_ in piece.chunks]
         return self._repo.contents.get_many(self.domain_id, Kind.CHUNK, wanted)

@@ -16,9 +16,9 @@ from lamella.crypto.chunk_id import identifier
 from lamella.format.container import Kind
 from lamella.format.node import Slot
 from lamella.operations.shared.findings import VerifyResult
-from lamella.operations.shared.reading import RANGE, Buffers, is_zero
+from lamella.operations.shared.reading import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.shared.streaming import Piece, VolumeStream, identify_chunk, live_source, read_document
+from lamella.operations.shared.streaming import ChunkBatch, VolumeStream, identify_chunk, live_source, read_document
 from lamella.packs.tree import Run
 from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.repository import Repository
@@ -88,7 +88,7 @@ class _RestoreComparison:
             _, end = self._stream.span(0, fetched.runs[-1].end)
             self._reporter(Progress("verify", self._one.volume_name, end, self._stream.shape.size))
 
-    def _fetch(self, piece: Piece | Run) -> _Fetched:
+    def _fetch(self, piece: ChunkBatch | Run) -> _Fetched:
         if isinstance(piece, Run):
             return _Fetched([piece])
         contents: dict[ChunkId, bytes] = {}
@@ -105,13 +105,13 @@ class _RestoreComparison:
         fetched.read_bytes = sum(map(len, contents.values()))
         return fetched
 
-    def _one_by_one(self, piece: Piece, contents: dict[ChunkId, bytes]) -> list[str]:
+    def _one_by_one(self, piece: ChunkBatch, contents: dict[ChunkId, bytes]) -> list[str]:
         """Fetch what can be had of a piece; what cannot, by its bytes."""
         troubles: list[str] = []
         for chunk, id_ in piece.chunks:
             start, end = self._stream.span(chunk, chunk + 1)
             try:
-                contents |= self._stream.fetch(Piece(((chunk, id_),)))
+                contents |= self._stream.fetch(ChunkBatch(((chunk, id_),)))
             except StoreUnavailable:
                 raise
             except LamellaError as error:
@@ -161,7 +161,7 @@ class _SourceComparison:
         self._frozen = frozen
         self._tree = repo.tree(one.snapshot)
         self._identify = identify_chunk(repo, one)
-        self._buffers = Buffers(self._tree.shape.chunk_size)
+        self._buffers = ThreadBuffers(self._tree.shape.chunk_size)
 
     def pieces(self) -> Iterator[Run]:
         """Runs of at most one range each."""

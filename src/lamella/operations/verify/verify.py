@@ -34,7 +34,7 @@ from lamella.operations.verify.objects import (
     read_heads_again,
     read_known_again,
 )
-from lamella.operations.verify.walk import Walk
+from lamella.operations.verify.walk import SnapshotWalk
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers
 from lamella.sources.base import Source
@@ -167,10 +167,10 @@ class _Verification:
         if self._options.level == "source":
             self._sources()
 
-    def _walk(self) -> Walk:
+    def _walk(self) -> SnapshotWalk:
         level, options = self._options.level, self._options
         sampled = level == "sample" and options.budget is None
-        return Walk(
+        return SnapshotWalk(
             self._repo,
             self._result,
             self._reporter,
