@@ -89,10 +89,6 @@ class Inventory:
         size, usage = facts.get("size", ""), facts.get("usage", "")
         return max(0, int(size) - int(usage)) if size.isdecimal() and usage.isdecimal() else None
 
-    def state(self, qube: Qube) -> str:
-        """The power state now, which may differ from the inventory's. Raises Refused if the qube is gone."""
-        return power_state(self._admin, qube.name)
-
 
 def power_state(admin: Admin, name: str) -> str:
     """Whether a qube is halted, running, paused or on its way, in qubesd's words."""
