@@ -33,29 +33,27 @@ def check_qube(name: str) -> str:
 
 def check_volume(name: str) -> str:
     """Return the name of a qube's volume. Raises UsageError."""
-    if not _VOLUME.fullmatch(name):
-        raise UsageError("not a name for a qube's volume", obj=ascii(name[:60]))
-    return name
+    return _checked(name, _VOLUME, "a name for a qube's volume")
 
 
 def check_word(name: str) -> str:
     """Return the name of a property, feature or tag. Raises UsageError."""
-    if not _WORD.fullmatch(name):
-        raise UsageError("not a name for a property, feature or tag", obj=ascii(name[:60]))
-    return name
+    return _checked(name, _WORD, "a name for a property, feature or tag")
 
 
 def check_label(name: str) -> str:
     """Return the name of a label. Raises UsageError."""
-    if not _LABEL.fullmatch(name):
-        raise UsageError("not a name for a label", obj=ascii(name[:60]))
-    return name
+    return _checked(name, _LABEL, "a name for a label")
 
 
 def check_uuid(text: str) -> str:
     """Return a UUID in its lower-case form with dashes. Raises UsageError."""
-    if not _UUID.fullmatch(text):
-        raise UsageError("not a UUID", obj=ascii(text[:60]))
+    return _checked(text, _UUID, "a UUID")
+
+
+def _checked(text: str, pattern: re.Pattern[str], what: str) -> str:
+    if not pattern.fullmatch(text):
+        raise UsageError(f"not {what}", obj=ascii(text[:60]))
     return text
 
 

@@ -139,9 +139,7 @@ class QubesRestore:
             self._admin.call("admin.vm.tag.Remove", row.name, IN_PROGRESS)
             raise SourceError(f"{row.name} was started meanwhile: it is not touched", obj=row.name)
         if self._wishes.settings:
-            applier = self._applier(row)
-            applier.early()
-            result.notes += applier.notes
+            self._applier(row, result).early()
 
     def _create(self, row: QubeRestore, result: QubeResult) -> None:
         label = row.settings.label
@@ -187,24 +185,21 @@ class QubesRestore:
 
     def _plain(self, row: QubeRestore, result: QubeResult) -> None:
         if self._wishes.settings:
-            applier = self._applier(row)
+            applier = self._applier(row, result)
             applier.template(row.template)
             applier.plain(exact=self._wishes.exact)
-            result.notes += applier.notes
 
     def _references(self, row: QubeRestore, result: QubeResult) -> None:
         if self._wishes.settings:
-            applier = self._applier(row)
-            applier.references()
-            result.notes += applier.notes
+            self._applier(row, result).references()
 
     def _release(self, row: QubeRestore, result: QubeResult) -> None:
         self._admin.call("admin.vm.tag.Remove", row.name, IN_PROGRESS)
         result.notes = [*row.notes, *result.notes]
         result.result = "restored"
 
-    def _applier(self, row: QubeRestore) -> Applier:
-        return Applier(self._admin, self._inventory, row.name, row.settings, self._renamed)
+    def _applier(self, row: QubeRestore, result: QubeResult) -> Applier:
+        return Applier(self._admin, self._inventory, row, self._renamed, result.notes)
 
 
 _FILE = "qubes-imports.json"

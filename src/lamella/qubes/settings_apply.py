@@ -12,6 +12,7 @@ from typing import Final
 from lamella.qubes.admin import Admin, Refused
 from lamella.qubes.inventory import Inventory, property_of
 from lamella.qubes.names import FEATURE
+from lamella.qubes.restore_plan import QubeRestore
 from lamella.qubes.settings import Property, QubeSettings, assigned_device, read_settings
 
 IN_PROGRESS: Final = "backup-restore-in-progress"
@@ -25,17 +26,17 @@ _OWN_TAG_NAMES: Final = frozenset({"anon-vm", "anon-gateway"})
 
 
 class Applier:
-    """Applies saved settings to the qube called `name`. `notes` grows with everything that could not be done."""
+    """Applies the settings of a row of the plan. `notes` grows with everything that could not be done."""
 
     def __init__(
-        self, admin: Admin, inventory: Inventory, name: str, settings: QubeSettings, renamed: Mapping[str, str]
+        self, admin: Admin, inventory: Inventory, row: QubeRestore, renamed: Mapping[str, str], notes: list[str]
     ) -> None:
         self._admin = admin
         self._inventory = inventory
-        self._name = name
-        self._settings = settings
+        self._name = row.name
+        self._settings = row.settings
         self._renamed = renamed
-        self.notes: list[str] = []
+        self.notes = notes
 
     def early(self) -> None:
         """What other qubes' creation and references need."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lamella.base.errors import IntegrityError, LamellaError, UsageError
 from lamella.base.events import Progress, Reporter, silent
+from lamella.crypto.chunk_id import Identify
 from lamella.format.node import Slot
 from lamella.operations.shared.reading import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
@@ -76,7 +77,6 @@ class RestorePlan:
         self._selected = selected
         self._options = options
         self._stream = VolumeStream(repo, selected)
-        self._tree = self._stream.tree
         self._target: Target = choose_target(
             path,
             overwrite=options.overwrite,
@@ -84,11 +84,10 @@ class RestorePlan:
             pool=options.pool,
             limits=options.pool_limits,
         )
-        shape = self._tree.shape
         self.target = path
         self.volume = selected.volume_name
         self.snapshot = selected.snapshot.name
-        self.size = shape.size
+        self.size = self._stream.shape.size
         self.data_bytes = data_bytes(repo, selected)
         self.in_place = self._target.old_state == OldState.LOST
         self.replaces = self._target.old_state != OldState.NONE
@@ -133,7 +132,7 @@ class RestorePlan:
         pieces = self._stream.pieces(data_only=self._target.starts_zeroed)
         for done, end in ordered_map(self._write_piece, pieces, workers=self._workers):
             written += done
-            reporter(Progress("restore", self.volume, min(end << self._tree.shape.chunk_log2, self.size), self.size))
+            reporter(Progress("restore", self.volume, self._stream.span(0, end)[1], self.size))
         return written
 
     @property
@@ -142,45 +141,42 @@ class RestorePlan:
 
     def _write_piece(self, piece: ChunkBatch | Run) -> tuple[int, int]:
         """Bytes written and the chunk behind them."""
-        shape = self._tree.shape
         if isinstance(piece, Run):
-            start, end = piece.first << shape.chunk_log2, min(piece.end << shape.chunk_log2, shape.size)
             clear = self._target.punch if piece.slot == Slot.HOLE else self._target.zero
-            clear(start, end)
+            clear(*self._stream.span(piece.first, piece.end))
             return 0, piece.end
         contents = self._stream.fetch(piece)
         written = 0
         for chunk, id_ in piece.chunks:
             content = contents[id_]
-            self._target.write(chunk << shape.chunk_log2, content)
+            self._target.write(chunk << self._stream.shape.chunk_log2, content)
             written += len(content)
         return written, piece.chunks[-1][0] + 1
 
     def _compare(self, reporter: Reporter) -> int:
         compared = 0
-        comparison = Comparison(self._repo, self._selected, self._target)
+        identify = identify_chunk(self._repo, self._selected)
+        comparison = _TargetComparison(self._stream, identify, self._target)
         for done, end in ordered_map(comparison.compare, comparison.ranges(), workers=self._workers):
             compared += done
-            reporter(Progress("compare", self.volume, min(end << self._tree.shape.chunk_log2, self.size), self.size))
+            reporter(Progress("compare", self.volume, self._stream.span(0, end)[1], self.size))
         return compared
 
 
-class Comparison:
+class _TargetComparison:
     """Compares what a target reads back with the manifest, to the last byte."""
 
-    def __init__(self, repo: Repository, selected: Selected, target: Target) -> None:
-        self._repo = repo
-        self._tree = repo.tree(selected.snapshot)
-        self._domain_id = selected.snapshot.added.domain_id
+    def __init__(self, stream: VolumeStream, identify: Identify, target: Target) -> None:
+        self._stream = stream
+        self._identify = identify
         self._target = target
-        self._buffers = ThreadBuffers(self._tree.shape.chunk_size)
-        self._identify = identify_chunk(repo, selected)
+        self._buffers = ThreadBuffers(stream.shape.chunk_size)
 
     def ranges(self) -> Iterator[tuple[Run, ...]]:
         """Adjoining DATA chunks, together at most one range, or one run of zeros."""
-        per_range = max(1, RANGE >> self._tree.shape.chunk_log2)
+        per_range = max(1, RANGE >> self._stream.shape.chunk_log2)
         batch: list[Run] = []
-        for run in self._repo.tree_reader(self._domain_id).runs(self._tree):
+        for run in self._stream.runs():
             is_data = isinstance(run.slot, bytes)
             if batch and (not is_data or len(batch) == per_range):
                 yield tuple(batch)
@@ -194,14 +190,13 @@ class Comparison:
 
     def compare(self, runs: tuple[Run, ...]) -> tuple[int, int]:
         """Bytes compared and the chunk behind them. Raises IntegrityError at the first difference."""
-        shape = self._tree.shape
-        first, last = runs[0].first << shape.chunk_log2, min(runs[-1].end << shape.chunk_log2, shape.size)
+        first, last = self._stream.span(runs[0].first, runs[-1].end)
         if not isinstance(runs[0].slot, bytes):
             self._compare_zeros(first, last)
             return last - first, runs[-1].end
         view = self._read(first, last - first)
         for run in runs:
-            start, end = run.first << shape.chunk_log2, min(run.end << shape.chunk_log2, shape.size)
+            start, end = self._stream.span(run.first, run.end)
             if self._identify(view[start - first : end - first]) != run.slot:
                 raise self._difference(start)
         return last - first, runs[-1].end

@@ -39,6 +39,10 @@ class VolumeStream:
         """The volume's size and grid."""
         return self.tree.shape
 
+    def runs(self) -> Iterator[Run]:
+        """The volume's manifest in order."""
+        return self._repo.tree_reader(self.domain_id).runs(self.tree)
+
     def pieces(self, *, data_only: bool = False) -> Iterator[ChunkBatch | Run]:
         """The volume in order: DATA in pieces of at most one range, and runs that read as zero.
 
@@ -46,7 +50,7 @@ class VolumeStream:
         """
         per_piece = max(1, RANGE >> self.shape.chunk_log2)
         chunks: list[tuple[int, ChunkId]] = []
-        for run in self._repo.tree_reader(self.domain_id).runs(self.tree):
+        for run in self.runs():
             if isinstance(run.slot, bytes):
                 chunks.append((run.first, run.slot))
                 if len(chunks) < per_piece:
