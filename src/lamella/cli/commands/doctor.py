@@ -13,7 +13,7 @@ from lamella.cli.secret import given_source, secret_source
 from lamella.cli.terminal import has_terminal
 from lamella.cli.values import shown_bytes, shown_seconds
 from lamella.crypto.slots import Secret
-from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, FoundCheckpoint
+from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, CleanUp, FoundCheckpoint
 from lamella.operations.doctor.doctor import Check, examine
 from lamella.operations.doctor.lvm import PoolExamination
 from lamella.repository.slots import read_marker
@@ -75,38 +75,36 @@ def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[FoundCheck
     args, configured = context.args, context.config.backup.checkpoint_dir
     more = [Path(text) for text in args.source if not text.startswith("lvm:")]
     examination = CheckpointExamination(context.host, more, None if configured is None else Path(configured))
-    removed: list[FoundCheckpoint] = []
-    failed: list[Check] = []
+    done = CleanUp([], [])
     found: list[FoundCheckpoint] = []
     try:
         if args.owner is not None:
-            removed, failed = examination.remove_owned_by(args.owner)
+            done = examination.remove_owned_by(args.owner)
         elif args.fix:
-            removed, failed = examination.remove_leftovers(args.lock_wait)
-        checks += [*failed, examination.check()]
+            done = examination.remove_leftovers(args.lock_wait)
+        checks += [*done.failed, examination.check()]
         found = examination.judged()
     except SourceError as error:
         checks.append(Check("checkpoints", False, error.message))
     in_pools = _in_pools(context, checks)
-    return removed + in_pools[0], found + in_pools[1]
+    return done.removed + in_pools[0], found + in_pools[1]
 
 
 def _in_pools(context: Context, checks: list[Check]) -> tuple[list[FoundCheckpoint], list[FoundCheckpoint]]:
     """The same for thin pools."""
     args = context.args
     examination = PoolExamination(context.host, context.keeping)
-    removed: list[FoundCheckpoint] = []
-    failed: list[Check] = []
+    done = CleanUp([], [])
     try:
         if args.owner is not None:
-            removed, failed = examination.remove_owned_by(args.owner, args.lock_wait)
+            done = examination.remove_owned_by(args.owner, args.lock_wait)
         elif args.fix:
-            removed, failed = examination.mend(args.lock_wait)
-        checks += [*failed, *examination.checks()]
-        return removed, examination.judged()
+            done = examination.mend(args.lock_wait)
+        checks += [*done.failed, *examination.checks()]
+        return done.removed, examination.judged()
     except SourceError as error:
         checks.append(Check("thin pools", False, error.message))
-        return removed, []
+        return done.removed, []
 
 
 def _shown(one: FoundCheckpoint, now: int) -> str:

@@ -12,10 +12,18 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
-from lamella.base.errors import CheckpointLost, LamellaError, SourceError
+from lamella.base.errors import CheckpointLost, SourceError
 from lamella.memory.host import Host
 from lamella.memory.ledger import tracked_identities
-from lamella.operations.doctor.checkpoints import FOREIGN, LEFTOVER, NEEDED, UNKNOWN, FoundCheckpoint, needed_moments
+from lamella.operations.doctor.checkpoints import (
+    FOREIGN,
+    LEFTOVER,
+    NEEDED,
+    UNKNOWN,
+    CleanUp,
+    FoundCheckpoint,
+    needed_moments,
+)
 from lamella.operations.doctor.doctor import Check
 from lamella.sources.base import Keeping
 from lamella.sources.checkpoint_files import ListedFile, source_name
@@ -61,49 +69,36 @@ class PoolExamination:
         """Every snapshot and every restored volume that is not complete, by name. Raises SourceError."""
         return self._judged(self._rows())
 
-    def mend(self, lock_wait: float) -> tuple[list[FoundCheckpoint], list[Check]]:
-        """Remove what nothing needs and release what was reserved; returns what was removed, and what failed."""
-        removed: list[FoundCheckpoint] = []
-        failed: list[Check] = []
+    def mend(self, lock_wait: float) -> CleanUp:
+        """Remove what nothing needs, and release what was reserved."""
+        done = CleanUp([], [])
         for pool in (row for row in self._rows() if row.kind == "thin-pool"):
-            try:
+            with done.attempt("reservation", pool.text):
                 Reservations(pool, self._keeping.records).mend()
-            except LamellaError as error:
-                failed.append(Check("reservation", False, f"{pool.text}: {error.message}"))
         for one in self.judged():
             if one.state in _FIXABLE:
-                self._remove(one, _FIXABLE, lock_wait, removed, failed)
-        return removed, failed
+                self._remove(one, _FIXABLE, lock_wait, done)
+        return done
 
-    def remove_owned_by(self, owner: str, lock_wait: float) -> tuple[list[FoundCheckpoint], list[Check]]:
-        """Remove an owner's snapshots, but none that a ledger of this host needs; returns these, and what failed."""
-        removed: list[FoundCheckpoint] = []
-        failed: list[Check] = []
+    def remove_owned_by(self, owner: str, lock_wait: float) -> CleanUp:
+        """Remove an owner's snapshots, but none that a ledger of this host needs."""
+        done = CleanUp([], [])
         for one in self.judged():
             if one.file.owner == owner and one.state not in (NEEDED, PARTIAL):
-                self._remove(one, (one.state,), lock_wait, removed, failed)
-        return removed, failed
+                self._remove(one, (one.state,), lock_wait, done)
+        return done
 
-    def _remove(
-        self,
-        one: FoundCheckpoint,
-        states: tuple[str, ...],
-        lock_wait: float,
-        removed: list[FoundCheckpoint],
-        failed: list[Check],
-    ) -> None:
+    def _remove(self, one: FoundCheckpoint, states: tuple[str, ...], lock_wait: float, done: CleanUp) -> None:
         """Remove it if it is still there and in one of these states when its source's lock is held."""
         identity = self._identities.get(one.file.source)
-        try:
-            with nullcontext() if identity is None else self._host.source_lock(identity, lock_wait):
-                rows = self._rows()
-                again = {found.file.path: found for found in self._judged(rows)}.get(one.file.path)
-                row = next((row for row in rows if _path(row) == one.file.path), None)
-                if again is not None and again.state in states and row is not None and not row.open:
-                    lvm_thin.remove(row)
-                    removed.append(one)
-        except LamellaError as error:
-            failed.append(Check("snapshots", False, f"{one.file.path}: {error.message}"))
+        lock = nullcontext() if identity is None else self._host.source_lock(identity, lock_wait)
+        with done.attempt("snapshots", one.file.path), lock:
+            rows = self._rows()
+            again = {found.file.path: found for found in self._judged(rows)}.get(one.file.path)
+            row = next((row for row in rows if _path(row) == one.file.path), None)
+            if again is not None and again.state in states and row is not None and not row.open:
+                lvm_thin.remove(row)
+                done.removed.append(one)
 
     def _rows(self) -> list[LogicalVolume]:
         fit = os.geteuid() == 0 and Path("/dev/mapper/control").exists() and shutil.which("lvs")

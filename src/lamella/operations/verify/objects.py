@@ -121,13 +121,65 @@ class PackCheck:
     """Where it does not open for good: blobs, or its head."""
 
 
-class PackReader:
-    """Reads whole packs and opens every blob in them."""
+class PackVerification:
+    """Reads packs from the first to the last byte, and remembers what it saw: bad places, and when a pack was sound."""
 
-    def __init__(self, repo: Repository) -> None:
+    def __init__(self, repo: Repository, result: VerifyResult, reporter: Reporter, workers: int) -> None:
         self._repo = repo
+        self._result = result
+        self._reporter = reporter
+        self._workers = workers
+        self._now = repo.clock()
+        self._sound: list[bytes] = []
 
-    def check(self, entry: Entry) -> PackCheck:
+    def everything(self, domains: set[DomainId] | None) -> None:
+        """Every pack of these domains (None: of all)."""
+        self._check(_packs(self._repo, domains), self._repo.blobs.total_length(domains))
+
+    def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:
+        """At most `budget` bytes of packs, and one pack at least: those this host has not read for the longest time."""
+        self._check(self._within(domains, budget), budget)
+
+    def _within(self, domains: set[DomainId] | None, budget: int) -> Iterator[Entry]:
+        left = budget
+        for due in self._repo.suspects.due(domains, self._now):
+            if due.length > left and left != budget:
+                return
+            left -= due.length
+            yield Entry(pack_name(due.pack), due.length)
+
+    def _check(self, packs: Iterator[Entry], total: int) -> None:
+        done = 0
+        try:
+            for outcome in ordered_map(self._read, packs, workers=self._workers):
+                self._note(outcome)
+                done += outcome.size
+                self._reporter(Progress("verify", "", done, total))
+        finally:
+            # Also when the user stops it: the next budgeted run goes on from here.
+            self._keep()
+
+    def _note(self, outcome: PackCheck) -> None:
+        self._result.checked_chunks += outcome.chunks
+        self._result.checked_bytes += outcome.chunk_bytes
+        self._result.checked_objects += 1
+        sha256 = pack_hash(outcome.name) or b""
+        if outcome.trouble:
+            self._result.damage("pack", outcome.name, outcome.trouble)
+            self._result.bad |= outcome.addresses
+            self._repo.suspects.mark(sha256, outcome.bad)
+            return
+        self._sound.append(sha256)
+        if len(self._sound) >= _KEEP_EVERY:
+            self._keep()
+
+    def _keep(self) -> None:
+        self._repo.suspects.prove(self._sound, self._now)
+        for pack in set(self._repo.suspects.packs()) & set(self._sound):
+            self._repo.suspects.clear(pack)
+        self._sound.clear()
+
+    def _read(self, entry: Entry) -> PackCheck:
         """Read a pack: name, head, padding, every blob. Raises StoreUnavailable."""
         outcome = PackCheck(entry.name, entry.size)
         pack = pack_hash(entry.name) or b""
@@ -181,65 +233,6 @@ class PackReader:
                 container.check_padding(content, head.header, head.blobs, outcome.name)
             except IntegrityError as error:
                 outcome.trouble = error.message  # every blob opened all the same
-
-
-class PackVerification:
-    """Reads packs from the first to the last byte, and remembers what it saw: bad places, and when a pack was sound."""
-
-    def __init__(self, repo: Repository, result: VerifyResult, reporter: Reporter, workers: int) -> None:
-        self._repo = repo
-        self._result = result
-        self._reporter = reporter
-        self._workers = workers
-        self._now = repo.clock()
-        self._sound: list[bytes] = []
-
-    def everything(self, domains: set[DomainId] | None) -> None:
-        """Every pack of these domains (None: of all)."""
-        self._check(_packs(self._repo, domains), self._repo.blobs.total_length(domains))
-
-    def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:
-        """At most `budget` bytes of packs, and one pack at least: those this host has not read for the longest time."""
-        self._check(self._within(domains, budget), budget)
-
-    def _within(self, domains: set[DomainId] | None, budget: int) -> Iterator[Entry]:
-        left = budget
-        for due in self._repo.suspects.due(domains, self._now):
-            if due.length > left and left != budget:
-                return
-            left -= due.length
-            yield Entry(pack_name(due.pack), due.length)
-
-    def _check(self, packs: Iterator[Entry], total: int) -> None:
-        done = 0
-        try:
-            for outcome in ordered_map(PackReader(self._repo).check, packs, workers=self._workers):
-                self._note(outcome)
-                done += outcome.size
-                self._reporter(Progress("verify", "", done, total))
-        finally:
-            # Also when the user stops it: the next budgeted run goes on from here.
-            self._keep()
-
-    def _note(self, outcome: PackCheck) -> None:
-        self._result.checked_chunks += outcome.chunks
-        self._result.checked_bytes += outcome.chunk_bytes
-        self._result.checked_objects += 1
-        sha256 = pack_hash(outcome.name) or b""
-        if outcome.trouble:
-            self._result.damage("pack", outcome.name, outcome.trouble)
-            self._result.bad |= outcome.addresses
-            self._repo.suspects.mark(sha256, outcome.bad)
-            return
-        self._sound.append(sha256)
-        if len(self._sound) >= _KEEP_EVERY:
-            self._keep()
-
-    def _keep(self) -> None:
-        self._repo.suspects.prove(self._sound, self._now)
-        for pack in set(self._repo.suspects.packs()) & set(self._sound):
-            self._repo.suspects.clear(pack)
-        self._sound.clear()
 
 
 def _packs(repo: Repository, domains: set[DomainId] | None) -> Iterator[Entry]:
