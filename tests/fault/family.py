@@ -24,6 +24,7 @@ import pytest
 from lamella import rescue
 from lamella.base.errors import LamellaError
 from lamella.base.ids import CATALOGUE, ChunkId
+from lamella.base.names import pack_name
 from lamella.crypto.slots import key_file
 from lamella.format.container import Kind
 from lamella.memory.host import Host
@@ -32,7 +33,6 @@ from lamella.operations.keyring import add_slot
 from lamella.operations.repair.repair import RepairOptions, repair
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.verify import VerifyOptions, examine_all, verify
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from tests.fault.damage import DOCUMENT, Objects, sparse

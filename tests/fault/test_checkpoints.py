@@ -11,6 +11,7 @@ import pytest
 from lamella.base.errors import RolledBack
 from lamella.format.commit import CHECKPOINT_EVERY, parse_name
 from lamella.format.records import AddSnap
+from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
@@ -122,7 +123,7 @@ def test_a_commit_of_a_long_chain_is_missing(life: Life, tmp_path: Path, part: s
             lost = set(truth.volumes) - shown
             assert len(lost) <= 1, f"one commit is missing, and {len(lost)} snapshots with it"
     with Repository.open(left, SECRET, host) as repo:
-        assert repo.accept_history()
+        assert accept_history(repo.log)
     result = backup(left, host, volume(content(77)))
     assert f"disk@{result.snapshot}" in texts(left, host)
 

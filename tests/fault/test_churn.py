@@ -19,7 +19,8 @@ from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId
 from lamella.format.container import Kind
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, raw
-from lamella.operations.prune.prune import PruneOptions, plan_prune
+from lamella.operations.prune.plan import PruneOptions
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.prune.retaining import Policy, plan_retention
 from lamella.operations.prune.retention import Retention
 from lamella.operations.writing.session import Session
@@ -92,7 +93,7 @@ class Churn:
 
     def prune(self, options: PruneOptions) -> None:
         with self.opened(exclusive=True) as repo:
-            result = plan_prune(repo, plan_retention(repo, RULES).refs, options).execute()
+            result = run_prune(repo, plan_retention(repo, RULES).refs, options)
         assert not result.blocked
         self.rewritten += result.repacked_bytes
         self.worst = max(self.worst, result.dead_bytes / result.live_bytes)

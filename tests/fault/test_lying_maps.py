@@ -10,7 +10,7 @@ import pytest
 
 from lamella.base.events import Event, Warned
 from lamella.base.ids import ChunkId
-from lamella.format.tracking import Refuted, Sampled
+from lamella.format.inner import Refuted, Sampled
 from lamella.memory.host import Host
 from lamella.memory.ledger import Ledger
 from lamella.operations.backup.sampling import runs_to_see_all
@@ -19,7 +19,7 @@ from lamella.operations.look import listing
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.tracked_source import Faults, TrackedDisk
+from lamella_kit.tracked_source import Faults, TrackedDisk
 from tests.fault.world import CHUNK, SECRET, Truth, check_rescue, host_at, init, restored
 
 CHUNKS = 256

@@ -16,13 +16,14 @@ import pytest
 
 from lamella.format.records import Ref
 from lamella.memory.host import Host
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.plan import PruneOptions, PruneResult
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import ALL_CALLS, WRITING_CALLS, CrashPoint, CrashStore, PowerCut, crash_points
-from lamella.testing.crash_store import surviving_subsets as subsets
+from lamella_kit.crash_store import ALL_CALLS, WRITING_CALLS, CrashPoint, CrashStore, PowerCut, crash_points
+from lamella_kit.crash_store import surviving_subsets as subsets
 from tests.fault.world import (
     CHUNK,
     SECRET,
@@ -78,7 +79,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
 
 def prune(store: Store, host: Host, removals: list[Ref], options: PruneOptions = NOTHING_UNUSED) -> PruneResult:
     with Repository.open(store, SECRET, host, exclusive=True) as repo:
-        return plan_prune(repo, removals, options).execute()
+        return run_prune(repo, removals, options)
 
 
 def size(objects: dict[str, bytes]) -> int:

@@ -13,13 +13,14 @@ import pytest
 from lamella.format.records import Ref
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.plan import PruneOptions, PruneResult
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import PowerCut, crash_points
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.crash_store import PowerCut, crash_points
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.lockless import LocklessCrash, Turned
 from tests.fault.world import CHUNK, SECRET, Truth, check_rescue, check_sound, fresh_host, host_at, init, short_rescue
 
@@ -48,7 +49,7 @@ class Start:
 
 def prune(store: Store, host: Host, clock: Turned, removals: list[Ref]) -> PruneResult:
     with Repository.open(store, SECRET, host, clock=clock, exclusive=True) as repo:
-        return plan_prune(repo, removals, OPTIONS).execute()
+        return run_prune(repo, removals, OPTIONS)
 
 
 @pytest.fixture

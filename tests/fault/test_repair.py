@@ -1,4 +1,4 @@
-"""`check --repair`: what it brings back, from where, what it records, and that doing it twice is doing it once."""
+"""`lamella repair`: what it brings back, from where, what it records, and that doing it twice is doing it once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 
 from lamella import rescue
 from lamella.base.errors import RolledBack
+from lamella.base.names import pack_name
 from lamella.format.container import Kind
-from lamella.format.lost import was_rebuilt
+from lamella.format.inner import was_rebuilt
+from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.look.listing import snapshots
@@ -20,12 +22,11 @@ from lamella.operations.repair.repair import RepairOptions, repair
 from lamella.operations.repair.result import ASIDE, BACK, LEFT, REBUILT, RECORDED, STORED, RepairResult
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.verify import VerifyOptions, examine_all, verify
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.stores.base import Abilities
 from lamella.stores.memory import MemoryStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.damage import DOCUMENT, Objects, Small, a_host, build, sparse
 from tests.fault.world import (
     CHUNK,
@@ -351,7 +352,7 @@ def test_a_history_that_lacks_a_part_is_not_published_upon_before_it_is_accepted
     with Repository.open_damaged(store, SECRET, host) as repo:
         with pytest.raises(RolledBack):
             repo.require_sound_history()
-        repo.accept_history()
+        accept_history(repo.log)
         accepted = repair(repo, examine_all, RepairOptions(rebuild=True, workers=1))
     assert REBUILT in did(accepted), "the first snapshot of the disk was only known to the lost commit"
     assert RECORDED in did(accepted)

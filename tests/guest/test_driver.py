@@ -20,8 +20,8 @@ from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError, Usage
 from lamella.sources.base import FrozenVolume, Keeping, PoolLimits, Source
 from lamella.sources.lvm import reservation
 from lamella.sources.registry import open_kept_source, place_of
-from lamella.testing.source_changes import SIZE
-from lamella.testing.source_reading import GRAIN, MIB, check_delta, pattern, whole
+from lamella_kit.source_changes import SIZE
+from lamella_kit.source_reading import GRAIN, MIB, check_delta, pattern, whole
 from tests.guest.lvm import BLOCK, MACHINE, OWNER, Pool, ThinChanges, ThinVolume, run
 
 CYCLES = int(os.environ.get("LAMELLA_GUEST_CYCLES", "50"))

@@ -14,7 +14,7 @@ from lamella.qubes.admin import Admin
 from lamella.qubes.inventory import Inventory
 from lamella.qubes.storage import kept_running
 from lamella.qubes.storage_qube import SERVICE, check_storage, install, storage_files
-from tests.qubes.fake_qubesd import FakeQubesd
+from lamella_kit.fake_qubesd import FakeQubesd
 
 
 def test_it_runs_as_long_as_it_is_needed_and_no_longer(admin: Admin, system: FakeQubesd) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lamella.base.errors import StoreError, StoreUnavailable
 from lamella.base.ids import ChunkId
+from lamella.base.names import pack_name
 from lamella.base.trust import Clear
 from lamella.format.container import Blob, Kind
 from lamella.format.lost import MAX_BAD, Address, Bad
@@ -18,7 +19,6 @@ from lamella.operations.look.listing import volumes
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import select
 from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore

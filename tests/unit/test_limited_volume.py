@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lamella.operations.moments.freezing import Hooks, Moment, frozen_sources
 from lamella.operations.moments.limited_volume import LimitedVolume
-from lamella.stores.wrap import TokenBucket
-from lamella.testing.scripted_source import ScriptedSource
+from lamella.stores.wrap.limited import TokenBucket
+from lamella_kit.scripted_source import ScriptedSource
 
 MIB = 1 << 20
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamella.base.errors import IntegrityError, RolledBack, UsageError
+from lamella.base.names import pack_hash, pack_name
 from lamella.base.trust import Sealed
 from lamella.format.container import Kind
 from lamella.format.records import RawRecord, raw
@@ -17,7 +18,6 @@ from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import select
 from lamella.operations.shared.streaming import read_document
 from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import OPTIONS, WRITER, Small, image, snapshot_record
 

@@ -11,16 +11,17 @@ import pytest
 
 from lamella.base.errors import IntegrityError, StoreError, StoreUnavailable
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
+from lamella.base.names import pack_hash, pack_name
 from lamella.base.trust import Sealed
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
 from lamella.format.container import MAX_OBJECT, Kind
-from lamella.packs.blobmap import BlobMap, pack_hash, pack_name
+from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
 from lamella.packs.containers import build, build_single, raw_body
 from lamella.packs.contents import Contents
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.unit.small_repository import Small
 
 DOMAIN, OTHER = DomainId(b"d" * 16), DomainId(b"o" * 16)

@@ -14,16 +14,17 @@ import pytest
 
 from lamella.base.errors import IntegrityError, StoreFull
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import pack_hash, pack_name
 from lamella.crypto.derive import Keys
 from lamella.format.container import MAX_BLOBS, Kind
-from lamella.packs.blobmap import BlobMap, pack_hash, pack_name
+from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
 from lamella.packs.containers import Head, open_blob, raw_body, read_head
 from lamella.packs.contents import Contents
 from lamella.packs.packer import BULK_TARGET, INCREMENTAL_TARGET, Packer
 from lamella.run.pipeline import Outbox
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.unit.small_repository import ADMIN, Small
 
 DOMAIN, OTHER = DomainId(b"d" * 16), DomainId(b"o" * 16)

@@ -27,6 +27,12 @@ Only `lamella.cli` prints an error or ends the process.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """A foreign text as one line that cannot move the cursor or colour a terminal; semicolons separate its lines."""
+    shown = "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
+    return "; ".join(" ".join(line.split()) for line in shown.split("\n") if line.strip())
+
+
 class LamellaError(Exception):
     """Base of all errors: one line of text, the object concerned, and what to do next.
 
@@ -123,7 +129,7 @@ class NoRepository(RepositoryError):
 
 
 class Absent(NoRepository):
-    """The disk, host or bucket is not there just now, and the user said that this may be."""
+    """The disk, host or bucket is not available now, and the user allowed that (--if-available)."""
 
     exit_code = 75
     kind = "absent"

@@ -17,13 +17,15 @@ COMMANDS = {
     "list": "show volumes and snapshots",
     "info": "show the repository, a volume or a snapshot",
     "diff": "show what differs between two snapshots of a volume",
-    "copy": "copy snapshots into another repository, or mirror a repository",
+    "copy": "copy snapshots into another repository",
+    "mirror": "keep a second place of a whole repository, byte for byte, without keys",
     "verify": "prove that snapshots can be restored; records what does not open",
     "prune": "remove the snapshots that no rule keeps, and give their space back",
     "delete": "remove snapshots by name",
     "tag": "give snapshots tags, take them away, pin and unpin",
     "rename": "give a volume another name",
-    "check": "look at the repository's history, accept it after a rollback, and repair damage",
+    "check": "look at the repository's history, and accept it after a rollback",
+    "repair": "bring back what is still somewhere, and record what is lost",
     "key": "list, add, remove and change the keys that open the repository",
     "monitor": "give back the space that kept moments of sources hold, without a backup",
     "qubes": "back up and restore whole qubes of Qubes OS, data and settings",
@@ -169,6 +171,18 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 def add_yes(parser: argparse.ArgumentParser) -> None:
     """-y, where a person at a terminal is asked first."""
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
+
+
+class _Moved(argparse.Action):
+    """An option that has become a command; naming that command is all it does."""
+
+    def __call__(self, *given: object) -> None:
+        raise UsageError(f"{self.option_strings[0]} is a command of its own", hint=f"write: {self.const}")
+
+
+def add_moved(parser: argparse.ArgumentParser, option: str, command: str) -> None:
+    """An option that now only names the command that took its place."""
+    parser.add_argument(option, action=_Moved, nargs=0, const=command, help=argparse.SUPPRESS)
 
 
 def add_actions(parser: argparse.ArgumentParser, name: str) -> Callable[..., argparse.ArgumentParser]:

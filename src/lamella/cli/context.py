@@ -5,27 +5,26 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import Absent, Interrupted, Locked, NoRepository, RolledBack, StoreUnavailable, UsageError
 from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
 from lamella.cli.output import Output
 from lamella.cli.places import config_place, this_host
-from lamella.cli.secret import FIRST, SECOND, given_source, secret_source
-from lamella.cli.terminal import can_confirm, confirm
-from lamella.crypto.slots import Secret
+from lamella.cli.secret import FIRST, given_source, secret_source
 from lamella.memory.host import Host
-from lamella.operations.shared.heads import require_fingerprint
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
-from lamella.sources.base import Keeping, PoolLimits, Source
-from lamella.sources.registry import open_kept_source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store
-from lamella.stores.wrap import LimitedStore, RetryingStore, TokenBucket
+from lamella.stores.wrap.retrying import RetryingStore
+
+# Sources, prompts and limits are imported where they are used: most commands that read a repository need none of them.
+if TYPE_CHECKING:
+    from lamella.crypto.slots import Secret
+    from lamella.sources.base import Keeping, Source
 
 
 class Context:
@@ -90,11 +89,17 @@ class Context:
 
     def source(self, text: str, driver: str | None = None) -> Source:
         """The source at a path, with the driver that fits it or the one named. Raises SourceError, UsageError."""
+        from lamella.sources.registry import open_kept_source
+
         return open_kept_source(text, self.host.machine, self.keeping, driver)
 
     @cached_property
     def keeping(self) -> Keeping:
         """What is configured about kept moments, and whose they are."""
+        from pathlib import Path
+
+        from lamella.sources.base import Keeping, PoolLimits
+
         configured, lvm = self.config.backup.checkpoint_dir, self.config.lvm
         return Keeping(
             self.host.owner,
@@ -114,7 +119,11 @@ class Context:
     def _limited(self, store: Store) -> Store:
         configured = None if self.settings is None else self.settings.limit_rate
         rate = self.args.limit_rate or configured
-        return store if rate is None else LimitedStore(store, TokenBucket(rate))
+        if rate is None:
+            return store
+        from lamella.stores.wrap.limited import LimitedStore, TokenBucket  # only where a rate was given
+
+        return LimitedStore(store, TokenBucket(rate))
 
     @contextmanager
     def _may_be_absent(self) -> Iterator[None]:
@@ -158,7 +167,7 @@ class Context:
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
                 self._note_unexplained(repository)
-                for lack in repository.older:
+                for lack in repository.log.older:
                     self.out.warn(f"an older copy: {lack.message}", store.url)
                 yield repository
 
@@ -167,7 +176,7 @@ class Context:
         names = repository.history.unexplained
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            hint = "if it was one, its host brings it back with: lamella check --repair"
+            hint = "if it was one, its host brings it back with: lamella repair"
             self.out.say(f"note: {names[0]}{more} is no commit, and nothing shows that it ever was; {hint}")
 
     def _secret(self) -> Secret:
@@ -186,7 +195,10 @@ class Context:
 
     def require_expected(self, repository: Repository) -> None:
         """Raises RolledBack unless the repository is in the state that --expect names."""
-        require_fingerprint(repository, self.args.expect)
+        if self.args.expect is not None:
+            from lamella.operations.shared.heads import require_fingerprint
+
+            require_fingerprint(repository, self.args.expect)
 
     def lock_exclusively(self, repository: Repository) -> None:
         """Exchange the shared lock for the exclusive one. Raises Locked, StoreError."""
@@ -202,7 +214,7 @@ class Context:
         with self.repository(read_only=read_only) as repository:
             repository.require_sound_history()
             if not read_only:
-                repository.require_writable()
+                repository.log.require_writable()
             yield repository
 
     def warn_of_problems(self, repository: Repository) -> int:
@@ -214,12 +226,17 @@ class Context:
     @property
     def asks(self) -> bool:
         """Whether there is a person to ask, and neither --yes nor --json is given."""
+        from lamella.cli.terminal import can_confirm
+
         return not (self.args.yes or self.args.json) and can_confirm()
 
     def confirm(self, question: str) -> None:
         """Ask if there is anybody to ask. Raises Interrupted for a no."""
-        if self.asks and not confirm(question):
-            raise Interrupted("not confirmed: nothing was done")
+        if self.asks:
+            from lamella.cli.terminal import confirm
+
+            if not confirm(question):
+                raise Interrupted("not confirmed: nothing was done")
 
 
 @contextmanager
@@ -230,42 +247,3 @@ def _locking(store: Store) -> Iterator[None]:
     except Locked as error:
         error.obj, error.hint = store.url, "try again later, or wait with --lock-wait SECONDS"
         raise
-
-
-class DestinationContext(Context):
-    """One of several repositories of a command; a secret that is named for all of them is read once."""
-
-    def __init__(self, first: Context, text: str, secrets: dict[str, Secret]) -> None:
-        super().__init__(first.args, first.env, first.out)
-        self.secret_names = replace(FIRST, prompt=f"Passphrase of {text}: ")
-        self._text = text
-        self._secrets = secrets
-        self.__dict__.update(config=first.config, host=first.host)
-
-    @cached_property
-    def _place(self) -> tuple[str, RepositorySettings | None]:
-        return self.named_place(self._text)
-
-    def _secret(self) -> Secret:
-        if given_source(self.args, self.env, None, self.secret_names) is None:
-            return super()._secret()
-        # A descriptor can be read only once.
-        return self._secrets.setdefault("", self._secrets.get("") or super()._secret())
-
-
-class SecondContext(Context):
-    """The other repository of a command that works on two: named by --to, its secret by options and variables of
-    its own.
-    """
-
-    secret_names = SECOND
-
-    def __init__(self, first: Context) -> None:
-        super().__init__(first.args, first.env, first.out)
-
-    def require_expected(self, repository: Repository) -> None:
-        """--expect is about the first one."""
-
-    @cached_property
-    def _place(self) -> tuple[str, RepositorySettings | None]:
-        return self.named_place(self.args.to)

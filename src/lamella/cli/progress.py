@@ -9,9 +9,9 @@ from threading import Lock
 from typing import TextIO
 
 from lamella.base.events import Progress
+from lamella.cli.output import INTERVAL_SECONDS
 from lamella.cli.values import shown, shown_bytes, shown_seconds
 
-INTERVAL_SECONDS = 0.1
 _SETTLED_SECONDS = 1.0
 
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 from lamella.base.errors import Absent, LamellaError
 from lamella.cli.commands.backup import (
-    INCOMPLETE,
     plan_shown,
     planned,
     pruned_after,
     result_shown,
     say_plan,
 )
-from lamella.cli.context import Context, DestinationContext
+from lamella.cli.context import Context
+from lamella.cli.destination import DestinationContext
+from lamella.cli.output import INCOMPLETE
 from lamella.crypto.slots import Secret
 from lamella.operations.backup.story import (
     BackupOptions,

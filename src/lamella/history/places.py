@@ -1,7 +1,7 @@
 """The places at which this host knows one repository, and which of them are mirrors (docs/decisions/0029).
 
-A place becomes a mirror only by `copy --mirror` on this host, never by anything it says itself, and it stays what it is
-once this host has published there. What was seen at a place must be seen there again, whatever it is.
+Only `lamella mirror` on this host makes a place a mirror, never anything the place says itself, and a place stays what
+it is once this host has published there. What was seen at a place must be seen there again, whatever it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Place:
     """What this host knows of one place."""
 
     mirror: bool = False
-    """`copy --mirror` wrote there, and nothing else of this host."""
+    """`lamella mirror` wrote there, and nothing else of this host."""
     wrote: bool = False
     """This host published commits there."""
     own: bool = False
@@ -61,11 +61,11 @@ class Places:
         return any(other != url and not _place(row).mirror for other, row in self._rows().items())
 
     def begun(self, url: str) -> None:
-        """`copy --mirror` begins to write there. Raises RepositoryError."""
+        """`lamella mirror` begins to write there. Raises RepositoryError."""
         self._change(url, lambda place: place if place.wrote or place.own else replace(place, mirror=True))
 
     def mirrored(self, url: str, heads: Iterable[Head]) -> None:
-        """`copy --mirror` brought these commits there. Raises RepositoryError."""
+        """`lamella mirror` brought these commits there. Raises RepositoryError."""
         found = list(heads)
         self._change(url, lambda place: place.with_heads(found))
 

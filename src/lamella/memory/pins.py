@@ -48,7 +48,7 @@ class Problem:
             return "look with: lamella check" if self.is_lack else f"accept with: {accept}"
         give_up = f"lamella check --give-up {self.lacks.name}"
         end = give_up if self.is_lack else f"{give_up}, or for this host alone: {accept}"
-        return f"mend it with: lamella check --repair; if nobody has that commit any more: {end}"
+        return f"mend it with: lamella repair; if nobody has that commit any more: {end}"
 
 
 class Pins:

@@ -1,7 +1,7 @@
 """The Source contract: one local volume, frozen, read, and asked what changed since a kept moment.
 
 A source knows byte ranges only: no repository, no keys. Drivers translate operating system errors into SourceError.
-`lamella.testing.source_contract` is the contract as a test suite.
+`lamella_kit.source_contract` is the contract as a test suite.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lamella.base.delta import Delta
-from lamella.base.extents import Extent
+if TYPE_CHECKING:
+    from lamella.base.delta import Delta
+    from lamella.base.extents import Extent
 
 _OWNER = re.compile(r"[0-9a-f]{8}")
 

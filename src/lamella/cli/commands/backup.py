@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import LamellaError, NothingMatched, SourceError, UsageError
-from lamella.cli import after_backup
-from lamella.cli.after_backup import Pruned
 from lamella.cli.arguments import SECRETS, add_dry_run
-from lamella.cli.context import Context, DestinationContext
+from lamella.cli.context import Context
+from lamella.cli.destination import DestinationContext
 from lamella.cli.files import read_file
-from lamella.cli.output import Output
+from lamella.cli.output import INCOMPLETE, Output
 from lamella.cli.values import chunk_log2, rate, seconds, shown_bytes, shown_seconds, size, workers
 from lamella.format.compression import check_setting
 from lamella.operations.backup.change_map import MAX_FILE, ChangeMap, read_map
@@ -32,7 +32,8 @@ from lamella.run.allocator import keep_freed_memory
 from lamella.run.spawn import shell_words
 from lamella.sources.registry import name_from, split_name
 
-INCOMPLETE = 3
+if TYPE_CHECKING:
+    from lamella.cli.commands.prune import Pruned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +147,9 @@ def planned(
 ) -> BackupPlan:
     """The plan for one repository. What would fail at its end fails here."""
     if context.args.prune:
-        after_backup.check(context, repository)
+        from lamella.cli.commands.prune import check_after_backup  # most backups prune nothing
+
+        check_after_backup(context, repository)
     return plan_backup(repository, requests, options)
 
 
@@ -162,7 +165,11 @@ def say_plan(out: Output, plan: BackupPlan) -> None:
 def pruned_after(context: Context, result: BackupResult) -> Pruned | None:
     """Remove what no rule keeps of the volumes that were saved, if that is wanted."""
     saved = [row.volume for row in result.volumes if row.result == "complete"]
-    return after_backup.prune(context, saved) if context.args.prune and saved else None
+    if not (context.args.prune and saved):
+        return None
+    from lamella.cli.commands.prune import prune_after_backup  # most backups prune nothing
+
+    return prune_after_backup(context, saved)
 
 
 def _options(context: Context) -> BackupOptions:

@@ -1,4 +1,4 @@
-"""`lamella check`: the state of the repository's history, and repairs."""
+"""`lamella check`: the state of the repository's history."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import argparse
 from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError, RolledBack, UsageError
-from lamella.cli import repairing
-from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.arguments import SECRETS, add_dry_run, add_moved, add_yes
 from lamella.cli.context import Context
 from lamella.format.commit import Head, parse_name
+from lamella.history.acceptance import accept_history, accept_seen
 from lamella.memory.pins import Problem
 from lamella.operations.repair.rebuild import find_trees
 from lamella.operations.shared.heads import fingerprint
 from lamella.repository.repository import Repository
 
-_REBUILD = "lamella check --repair --accept-rollback"
+_REBUILD = "lamella repair --accept-rollback"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.epilog = f"{repairing.EPILOG}\n{SECRETS}"
+    parser.epilog = SECRETS
     parser.add_argument(
         "--accept-rollback",
         action="store_true",
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="say for every host that this commit, named as a problem names it, is gone for good, with what it said; "
         "needs an admin's secret",
     )
-    repairing.add_arguments(parser)
+    add_moved(parser, "--repair", "lamella repair")
     add_yes(parser)
     add_dry_run(parser)
 
@@ -47,11 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Say whether the history goes on from what this host saw; with --accept-rollback, go on from here."""
     args = context.args
-    if args.give_up and (args.repair or args.accept_rollback or args.accept_seen):
-        raise UsageError("--give-up goes with none of --repair, --accept-rollback and --accept-seen")
-    if args.repair:
-        return repairing.run(context)
-    repairing.require_no_options(args)
+    if args.give_up and (args.accept_rollback or args.accept_seen):
+        raise UsageError("--give-up goes with neither --accept-rollback nor --accept-seen")
     return _give_up(context) if args.give_up else _look(context)
 
 
@@ -61,11 +58,11 @@ def _look(context: Context) -> int:
         problems = list(repository.problems)
         for problem in problems:
             out.line(f"problem: {problem.message}; {problem.remedy}")
-        mirror = repository.place.mirror
+        mirror = repository.log.place.mirror
         accepts = args.accept_rollback and (bool(problems) or mirror) and not args.dry_run
         if accepts:
             context.confirm("Take this history as the right one?")
-            repository.accept_history()
+            accept_history(repository.log)
         _accept_seen(context, repository)
         heads, marks = len(repository.history.heads), fingerprint(repository)
         notes = list(repository.catalogue.notes)
@@ -126,7 +123,7 @@ def _tell_of_trees(context: Context, repository: Repository) -> None:
 
 def _lacking(repository: Repository, text: str) -> Head:
     head = parse_name(text)
-    if head is None or head not in repository.lacking:
+    if head is None or head not in repository.log.lacking:
         raise NothingMatched(f"{text} is not known to be missing: nothing is given up", obj=text)
     return head
 
@@ -135,7 +132,7 @@ def _accept_seen(context: Context, repository: Repository) -> None:
     writer = context.args.accept_seen
     if writer is None or context.args.dry_run:
         return
-    accepted = repository.accept_seen(writer)
+    accepted = accept_seen(repository.log, writer)
     if not accepted:
         raise NothingMatched(f"writer {writer} saw nothing that is missing", obj=writer)
     for text in accepted:

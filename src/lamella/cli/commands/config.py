@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from lamella.base.errors import UsageError
 from lamella.cli import configuration
 from lamella.cli.arguments import add_actions
-from lamella.cli.configuration import Configuration
+from lamella.cli.configuration import Configuration, PruneSettings
 from lamella.cli.context import Context
 from lamella.cli.places import cache_place, config_place, state_place
 
@@ -76,5 +77,16 @@ def _values(found: Configuration) -> list[tuple[str, str | int | float]]:
             for key in ("url", "keyfile", "passphrase_file", "passphrase_command", "limit_rate")
         ]
     rows += [("prune.zone", found.prune.zone)]
-    rows += [(key, found.rules[key]) for key in sorted(found.rules)]
+    rows += sorted(_rules(found.prune))
     return [(key, value) for key, value in rows if value is not None]
+
+
+def _rules(prune: PruneSettings) -> Iterator[tuple[str, str | int]]:
+    """The rules as they are written, by their full keys."""
+    for name, table in prune.rules.items():
+        for key, value in table.items():
+            where = f"prune.volumes.{name}.{key}" if name else f"prune.{key}"
+            if isinstance(value, list):
+                yield where, ", ".join(map(str, value))
+            elif isinstance(value, int | str):
+                yield where, value

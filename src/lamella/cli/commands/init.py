@@ -9,7 +9,7 @@ from lamella.base.clock import now_ms
 from lamella.base.errors import LamellaError, NoRepository, RepositoryError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
-from lamella.cli.secret import first_secret_source
+from lamella.cli.new_secret import first_secret_source
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.crypto.slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N, Secret, new_recovery_key, recovery_text
 from lamella.format.keyslot import MAX_LOG_N

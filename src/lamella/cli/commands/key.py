@@ -7,18 +7,19 @@ import os
 from pathlib import Path
 
 from lamella.base.errors import LamellaError, NothingMatched, UsageError
+from lamella.base.names import RESCUE
 from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
 from lamella.cli.commands.init import add_kdf_cost
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
-from lamella.cli.secret import SecretSource, new_secret_source
+from lamella.cli.new_secret import new_secret_source
+from lamella.cli.secret import SecretSource
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.crypto.slots import MIN_KEY_FILE, Secret, recovery_text
 from lamella.format.keyslot import PREFIX, Role, SlotType
 from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, export_domain, list_slots, remove_slot
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import select
-from lamella.repository.readme import RESCUE
 from lamella.repository.repository import Repository
 
 _NEW = """\

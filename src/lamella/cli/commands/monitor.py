@@ -6,12 +6,11 @@ import argparse
 
 from lamella.base.errors import LamellaError, NothingMatched
 from lamella.cli.context import Context
+from lamella.cli.output import INCOMPLETE
 from lamella.cli.values import shown_bytes
 from lamella.memory.ledger import tracked_identities
 from lamella.operations.moments.monitor import MonitorResult, monitor
 from lamella.sources.registry import place_of
-
-_INCOMPLETE = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +52,7 @@ def run(context: Context) -> int:
             out.say(f"{done.source}: {note}")
     rows = [{name: getattr(row, name) for name in MonitorResult.__slots__} for row in results]
     out.document({"sources": rows, "failed": failed})
-    return _INCOMPLETE if failed else 0
+    return INCOMPLETE if failed else 0
 
 
 def _tracked(context: Context) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
 from lamella.cli.context import Context
+from lamella.cli.output import INCOMPLETE
 from lamella.cli.values import shown_bytes, workers
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from lamella.qubes.restore import QubeResult
     from lamella.qubes.restore_plan import QubeRestore, RestoreWishes
     from lamella.repository.repository import Repository
-
-_INCOMPLETE = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -258,7 +257,7 @@ def _report(context: Context, results: list[QubeResult], laid_out: list[str]) ->
     for line in laid_out:
         out.line(f"dom0: {line}")
     out.document({"qubes": [asdict(result) for result in results], "dom0": laid_out})
-    return _INCOMPLETE if any(result.result == "failed" for result in results) else 0
+    return INCOMPLETE if any(result.result == "failed" for result in results) else 0
 
 
 # -- list -------------------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def _print(context: Context, selected: list[Selected], result: VerifyResult, *, 
     if result.recorded:
         out.line(f"recorded for other hosts: {result.recorded} places that do not open")
     if result.damaged:
-        out.say("mend what can be mended with: lamella check --repair")
+        out.say("mend what can be mended with: lamella repair")
     count = len(selected)
     out.line(
         f"verified {count} snapshot{'' if count == 1 else 's'}: {result.checked_chunks} chunks checked, "

@@ -11,6 +11,7 @@ from lamella.base.clock import utc_text
 from lamella.base.ids import ChunkId, SnapId, VolumeId
 from lamella.format import document
 from lamella.format.container import Kind
+from lamella.format.cursor import clipped
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Document, Figures, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.operations.backup.plan import MODES, PlanRow
@@ -134,12 +135,8 @@ def _run_record(name: str, saved: Sequence[Saved], results: Sequence[VolumeResul
     ids = {one.row.volume: one.shape.volume_id for one in saved}
     entries = tuple(
         RunVolume(
-            ids.get(one.volume, VolumeId(bytes(16))), _short(one.volume), one.result != "complete", _short(one.error)
+            ids.get(one.volume, VolumeId(bytes(16))), clipped(one.volume), one.result != "complete", clipped(one.error)
         )
         for one in results
     )
     return Run(name, all(not entry.failed for entry in entries), entries)
-
-
-def _short(text: str) -> str:
-    return text.encode("utf-8", "replace")[:250].decode("utf-8", "ignore")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, IntegrityError
 from lamella.base.events import Reporter
-from lamella.format.tracking import Refuted, Sampled
+from lamella.format.inner import Refuted, Sampled
 from lamella.memory.resume import ResumePoint
 from lamella.operations.backup import sampling
 from lamella.operations.backup.plan import COMPARE, FULL, INCREMENTAL, BackupOptions

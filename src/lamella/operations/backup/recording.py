@@ -13,8 +13,7 @@ from lamella.base.clock import now_ms
 from lamella.base.errors import IntegrityError, LamellaError, RepositoryError, SourceError
 from lamella.base.ids import NO_CHUNK, VolumeId
 from lamella.format.node import Shape
-from lamella.format.records import NO_REF
-from lamella.format.sessions import PartialRoot, SessionVolume
+from lamella.format.records import NO_REF, PartialRoot, SessionVolume
 from lamella.memory.resume import ResumeMemory, ResumePoint
 from lamella.operations.backup.pacing import Pace
 from lamella.operations.backup.plan import COMPARE, PlanRow

@@ -23,7 +23,7 @@ from lamella.operations.backup.run import BackupRun
 from lamella.operations.moments.freezing import Hooks, clean, frozen_sources
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
-from lamella.stores.wrap import TokenBucket
+from lamella.stores.wrap.limited import TokenBucket
 
 __all__ = [
     "BackupOptions",

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from lamella.base.errors import IntegrityError, RepositoryError, SourceError
 from lamella.base.events import Event, Progress, Reporter, Warned, silent
 from lamella.format import compression
-from lamella.format.labels import Tag
+from lamella.format.inner import Origin, Place
 from lamella.format.node import Shape
-from lamella.format.origin import Origin, Place
+from lamella.format.records import Tag
 from lamella.history.catalogue import Snapshot
 from lamella.operations.copy.plan import CopyPlanner, CopyRow, State, by_run, choose, require_two
 from lamella.operations.copy.publish import Copied, CopyPublisher, carry_moment, copy_documents

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.base.ids import DomainId, VolumeId
-from lamella.format.origin import Place, first_place
+from lamella.format.inner import Place, first_place
 from lamella.format.records import Ref, Volume
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.operations.shared.selection import Selected, find_snapshot, find_volume, split_selector
@@ -198,5 +198,5 @@ def by_run(rows: Sequence[CopyRow]) -> list[list[CopyRow]]:
 def require_two(source: Repository, target: Repository) -> None:
     """Raises UsageError if both are one repository."""
     if source.repo_id == target.repo_id:
-        hint = "copy --mirror makes a second place of one repository"
+        hint = "lamella mirror makes a second place of one repository"
         raise UsageError("both places are the same repository", obj=target.store.url, hint=hint)

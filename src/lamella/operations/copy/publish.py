@@ -12,8 +12,9 @@ from lamella.base.errors import IntegrityError, SourceError
 from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format import document
 from lamella.format.container import Kind
+from lamella.format.cursor import clipped
+from lamella.format.inner import ORIGIN, Origin, Place, first_place
 from lamella.format.node import Shape
-from lamella.format.origin import ORIGIN, Origin, Place, first_place
 from lamella.format.records import NO_REF, AddSnap, Document, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.history.catalogue import Snapshot
 from lamella.memory.ledger import Ledger
@@ -135,15 +136,11 @@ class CopyPublisher:
             if volume_id in there:
                 rows.append(row._replace(volume_id=volume_id))
             elif row.volume_id in lost:
-                rows.append(row._replace(failed=True, reason=_short(f"not copied: {lost[row.volume_id]}")))
+                rows.append(row._replace(failed=True, reason=clipped(f"not copied: {lost[row.volume_id]}")))
             else:
                 whole = False
         rows += [row for row in known.volumes if row.failed and whole]
         return Run(name, not any(row.failed for row in rows), tuple(rows))
-
-
-def _short(text: str) -> str:
-    return text.encode("utf-8", "replace")[:250].decode("utf-8", "ignore")
 
 
 def carry_moment(source: Repository, here: Snapshot, target: Repository, there: Snapshot) -> None:

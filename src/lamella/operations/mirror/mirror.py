@@ -18,17 +18,26 @@ from itertools import islice
 from lamella.base.errors import IntegrityError, ObjectNotFound, RepositoryError, RolledBack, StoreError, UsageError
 from lamella.base.events import Progress, Reporter, silent
 from lamella.base.ids import RepoId, WriterId
+from lamella.base.names import (
+    COMMITS,
+    SLOT_SIZE,
+    TRAILER_SIZE,
+    Part,
+    commit_message,
+    hash_in,
+    pack_hash,
+    pack_name,
+    part_of,
+)
 from lamella.base.trust import Clear
 from lamella.crypto.sign import verified
-from lamella.format import keyslot, marker
-from lamella.format.commit import Head, parse_name, signed_message, split_trailer
-from lamella.format.container import MAX_OBJECT, TRAILER_SIZE
+from lamella.format import marker
+from lamella.format.commit import Head, parse_name, split_trailer
+from lamella.format.container import MAX_OBJECT
 from lamella.history.places import Places
 from lamella.memory.host import Host
 from lamella.operations.shared.findings import DAMAGE, NOTE, Finding
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.reach import require_alive
-from lamella.repository.readme import README, RESCUE
 from lamella.repository.slots import read_marker
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.stores.base import Entry, Held, Store
@@ -38,7 +47,12 @@ _SETTLED_ROUNDS = 3
 _MOST_ROUNDS = 100
 _SYNC_EVERY = 1000
 _MAX_TEXT = 16 * 1024 * 1024
-_LIMITS = {"p": MAX_OBJECT, "i": MAX_OBJECT, "w": MAX_OBJECT + TRAILER_SIZE, "keys": keyslot.SIZE}
+_MAX_BYTES = {
+    Part.PACK: MAX_OBJECT,
+    Part.SEGMENT: MAX_OBJECT,
+    Part.COMMIT: MAX_OBJECT + TRAILER_SIZE,
+    Part.KEY: SLOT_SIZE,
+}
 
 
 @dataclass(slots=True)
@@ -132,7 +146,7 @@ def _has_marker(store: Store) -> bool:
 def _require_same(mark: marker.Marker, target: Store) -> None:
     if read_marker(target) != mark:
         raise RepositoryError(
-            "this place holds another repository", obj=target.url, hint="to copy snapshots into it, leave --mirror out"
+            "this place holds another repository", obj=target.url, hint="to copy snapshots into it: lamella copy"
         )
 
 
@@ -213,7 +227,7 @@ class _Mirroring:
         return entry.name not in self._bad and not there.has(entry.name)
 
     def _comes_first(self, entry: Entry, there: Objects) -> bool:
-        return part_of(entry.name) not in ("w", "marker") and self._lacks(entry, there)
+        return part_of(entry.name) not in (Part.COMMIT, Part.MARKER) and self._lacks(entry, there)
 
     def _copy(self, entries: Sequence[Entry], there: Objects) -> None:
         """Copy objects and make them durable. What is not what its name says is reported and left out."""
@@ -253,7 +267,7 @@ class _Mirroring:
             self._report(Finding("mirror", DAMAGE, name, text))
             self._bad.add(name)
         for name in here.small.keys() & there.small.keys() - self._bad:
-            if part_of(name) == "text" and self._source.get(name) != self._target.get(name):
+            if part_of(name) == Part.TEXT and self._source.get(name) != self._target.get(name):
                 self._report(Finding("mirror", NOTE, name, "differs from the source's; left as it is"))
                 self._bad.add(name)
 
@@ -293,28 +307,9 @@ def _layers(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
         yield [row[number] for row in rows if number < len(row)]
 
 
-def part_of(name: str) -> str:
-    """Which part of a repository an object belongs to: marker, keys, p, w, i, text; empty for none."""
-    if name == marker.NAME:
-        return "marker"
-    if name in (README, RESCUE):
-        return "text"
-    if name.startswith(keyslot.PREFIX) and _hexadecimal(name.removeprefix(keyslot.PREFIX), 8):
-        return "keys"
-    if name.startswith("i/") and _hexadecimal(name.removeprefix("i/"), 64):
-        return "i"
-    if pack_hash(name) is not None:
-        return "p"
-    return "w" if parse_name(name) is not None else ""
-
-
-def _hexadecimal(text: str, length: int) -> bool:
-    return len(text) == length and all(letter in "0123456789abcdef" for letter in text)
-
-
 def _commits(store: Store) -> list[Entry]:
     """Every commit that a store lists, in order."""
-    return sorted(store.list("w/"), key=lambda entry: entry.name)
+    return sorted(store.list(COMMITS), key=lambda entry: entry.name)
 
 
 @dataclass(slots=True)
@@ -334,7 +329,7 @@ class Objects:
         for entry in _commits(store) if commits is None else commits:
             found.add(entry)
         for entry in store.list(""):
-            if not entry.name.startswith("w/"):
+            if not entry.name.startswith(COMMITS):
                 found.add(entry)
         return found
 
@@ -350,7 +345,7 @@ class Objects:
             self.ignored = self.ignored or name
             return
         self.small[name] = entry.size
-        head = parse_name(name) if part == "w" else None
+        head = parse_name(name) if part == Part.COMMIT else None
         if head is not None:
             self.commits.setdefault((head.writer, head.seq), set()).add(head.sha256)
 
@@ -390,8 +385,7 @@ def check(store: Store, entry: Entry, mark: marker.Marker) -> bytes | Finding:
     Raises ObjectNotFound if it is gone, StoreError if the store is out of reach.
     """
     name, part = entry.name, part_of(entry.name)
-    limit = _LIMITS.get(part, _MAX_TEXT)
-    if entry.size > limit:
+    if entry.size > (_MAX_TEXT if part is None else _MAX_BYTES.get(part, _MAX_TEXT)):
         return Finding("mirror", DAMAGE, name, f"an object of {entry.size} bytes cannot be what its name says")
     try:
         content = store.get(name)
@@ -405,16 +399,16 @@ def check(store: Store, entry: Entry, mark: marker.Marker) -> bytes | Finding:
     return Finding("mirror", DAMAGE, name, "its bytes are not what its name says; not copied")
 
 
-def _is_what_it_says(name: str, part: str, content: bytes, mark: marker.Marker) -> bool:
-    if part == "text":
+def _is_what_it_says(name: str, part: Part | None, content: bytes, mark: marker.Marker) -> bool:
+    if part == Part.TEXT:
         return True  # nothing but a prune-signed FILE record says what it must be, and that needs a key
     head = parse_name(name)
     if head is None:
-        digest = hashlib.sha256(content).hexdigest()
-        return name.rpartition("/")[2] == (digest[:8] if part == "keys" else digest)
+        named = hash_in(name)
+        return named is not None and hashlib.sha256(content).digest().startswith(named)
     try:
         _, trailer = split_trailer(content, head)
     except IntegrityError:
         return False
-    message = signed_message(mark.root, head.writer, head.seq, trailer.container)
+    message = commit_message(mark.root, head.writer, head.seq, trailer.container)
     return verified(trailer.public, trailer.signature, message)

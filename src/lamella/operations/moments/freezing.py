@@ -13,7 +13,7 @@ from lamella.operations.moments.limited_volume import LimitedVolume
 from lamella.operations.moments.rotation import drop_unneeded
 from lamella.run.spawn import run as run_command
 from lamella.sources.base import FrozenVolume, Source
-from lamella.stores.wrap import TokenBucket
+from lamella.stores.wrap.limited import TokenBucket
 
 Warn = Callable[[str], None]
 

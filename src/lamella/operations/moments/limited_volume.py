@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from lamella.base.delta import Delta
 from lamella.base.extents import Extent
 from lamella.sources.base import Consistency, FrozenVolume
-from lamella.stores.wrap import TokenBucket
+from lamella.stores.wrap.limited import TokenBucket
 
 
 class LimitedVolume:

@@ -19,7 +19,7 @@ from lamella.format.compression import Encoder
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
 from lamella.operations.repair.donors import Donors, DonorView
-from lamella.operations.shared.gaps import Gap
+from lamella.operations.shared.gaps import MissingBlob
 from lamella.operations.shared.reading import is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.writing.session import Session
@@ -88,7 +88,7 @@ class Healer:
         self._depot = depot
         self._failed: set[tuple[DomainId, ChunkId]] = set()
 
-    def heal(self, one: Selected, gap: Gap) -> bool:
+    def heal(self, one: Selected, gap: MissingBlob) -> bool:
         """Fill a gap, if any donor can; a copy of this repository may leave gaps below it, to be looked for again."""
         domain_id = one.snapshot.added.domain_id
         if self._depot.has(domain_id, gap.kind, gap.id):
@@ -120,7 +120,7 @@ class _Filling:
         self._keeps = False
         self._zeros: Slot | None = None
 
-    def fill(self, gap: Gap) -> bool:
+    def fill(self, gap: MissingBlob) -> bool:
         """Store what is missing if the donor has it."""
         if gap.document:
             return self._document(gap)
@@ -132,7 +132,7 @@ class _Filling:
             return True
         return any(self._builds(gap, zeros) for zeros in (None, Slot.HOLE, Slot.ZERO))
 
-    def _builds(self, gap: Gap, zeros: Slot | None) -> bool:
+    def _builds(self, gap: MissingBlob, zeros: Slot | None) -> bool:
         """Whether the donor's content makes the missing node; `zeros` is what zeros count as, None: as the donor says.
 
         A donor with another grid or another allocation cannot know which zeros had space behind them.
@@ -149,7 +149,7 @@ class _Filling:
                 return False
         return True
 
-    def _document(self, gap: Gap) -> bool:
+    def _document(self, gap: MissingBlob) -> bool:
         content = self._view.document(gap.document)
         for part in document.parts(content) if content is not None else ():
             if self._id(Kind.DOCUMENT, part) == gap.id:

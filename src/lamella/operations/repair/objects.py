@@ -12,6 +12,7 @@ from functools import partial
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
+from lamella.base.names import KEYS, QUARANTINE, README, RESCUE, pack_hash, pack_name
 from lamella.base.trust import Clear, Sealed
 from lamella.format import commit
 from lamella.format.commit import Head
@@ -21,15 +22,11 @@ from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot
 from lamella.operations.repair.result import ASIDE, BACK, LEFT, STORED, RepairResult
 from lamella.operations.shared.findings import DAMAGE, Finding
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.containers import open_blob, open_commit, open_head, open_whole
 from lamella.packs.reach import require_alive
-from lamella.repository.readme import README, RESCUE, readme_text, rescue_source
+from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
-
-PREFIX = "quarantine/"
-"""Of names that no reader looks at (FORMAT 1)."""
 
 
 class ObjectRepair:
@@ -56,7 +53,7 @@ class ObjectRepair:
                 continue
             content = self._file(name, record.sha256)
             if content is None:
-                hint = "; add one anew: lamella key add" if name.startswith("keys/") else ""
+                hint = "; add one anew: lamella key add" if name.startswith(KEYS) else ""
                 self._result.did(LEFT, name, f"nobody here has its bytes{hint}")
             else:
                 self._replace(name, partial(self._repo.store.put, name, Clear(content)))
@@ -304,7 +301,7 @@ def set_aside(store: Store, name: str) -> str:
     both are there, and doing it again ends the same way. Raises StoreError; then the object is where it was.
     """
     content = store.get(name)
-    aside = f"{PREFIX}{hashlib.sha256(content).hexdigest()}/{name}"
+    aside = f"{QUARANTINE}{hashlib.sha256(content).hexdigest()}/{name}"
     store.put(aside, Clear(content))
     store.sync()
     if store.get(aside) != content:

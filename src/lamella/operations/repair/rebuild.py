@@ -16,7 +16,7 @@ from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import CATALOGUE, DomainId, SnapId
 from lamella.format.container import Kind
 from lamella.format.document import MAX_NOTE, TreeNote
-from lamella.format.lost import rebuilt_mark
+from lamella.format.inner import rebuilt_mark
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, RawRecord, Volume, raw
 from lamella.repository.repository import Repository

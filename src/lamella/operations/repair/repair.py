@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 
 from lamella.base.errors import NothingMatched, RepositoryError, UsageError
 from lamella.base.events import Progress, Reporter, silent
+from lamella.base.names import COMMITS, README, RESCUE
 from lamella.format.commit import Head
 from lamella.format.lost import Lost
 from lamella.format.records import UNSIGNED
+from lamella.history.acceptance import accept_history
 from lamella.history.catalogue import Snapshot
 from lamella.memory.pins import Problem
 from lamella.operations.repair import rebuild
@@ -26,11 +28,11 @@ from lamella.operations.repair.heal import Depot, Healer
 from lamella.operations.repair.objects import ObjectRepair, may_set_aside
 from lamella.operations.repair.result import BACK, GIVEN_UP, LEFT, REBUILT, RECORDED, STORED, Gone, RepairResult
 from lamella.operations.shared.findings import VerifyResult
-from lamella.operations.shared.gaps import Gap, find_gaps, lost_by
+from lamella.operations.shared.gaps import MissingBlob, find_gaps, lost_by
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.shared.verdicts import Verdicts
 from lamella.repository.create import file_record
-from lamella.repository.readme import README, RESCUE, readme_text, rescue_source
+from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 
@@ -145,7 +147,7 @@ class _Mending:
         """Who takes the history as it is and may sign says so for every host: nobody has those commits any more."""
         repo = self._repo
         there = {commit.head for chain in repo.history.chains.values() for commit in chain.commits}
-        lacking = sorted({*self._options.accepted, *repo.lacking} - there)
+        lacking = sorted({*self._options.accepted, *repo.log.lacking} - there)
         if not lacking or repo.keys.prune_seed is None or not repo.history.heads:
             return
         for head in lacking:
@@ -168,14 +170,14 @@ class _Mending:
         problems = [problem.message for problem in self._left(self._repo.problems)]
         if problems and not (self._options.dry and not self._repo.history.heads):
             self._result.problems = problems
-            self._result.did(LEFT, "w/", f"{what} cannot be published before this history is accepted")
+            self._result.did(LEFT, COMMITS, f"{what} cannot be published before this history is accepted")
             return False
         return True
 
     def _begin_anew(self) -> None:
         """A new chain under a new key: nobody must take it for a part of the one that is lost."""
         repo = self._repo
-        repo.accept_history()
+        accept_history(repo.log)
         with repo.memory.lock():
             repo.memory.new_writer_key()
         records = [file_record("lamella", repo.keys.marker.encode())]
@@ -185,10 +187,10 @@ class _Mending:
             if self._objects.ensure(name, content):
                 records.append(file_record(name, content))
         if repo.keys.prune_seed is None:
-            self._result.did(LEFT, "w/", "what the clear files must be can only be signed with an admin's secret")
+            self._result.did(LEFT, COMMITS, "what the clear files must be can only be signed with an admin's secret")
             records = []
         else:
-            self._result.did(RECORDED, "w/", "the marker, the key slot in use and the texts are signed anew")
+            self._result.did(RECORDED, COMMITS, "the marker, the key slot in use and the texts are signed anew")
         repo.publish(records)
         repo.reload(whole=True)
 
@@ -217,11 +219,11 @@ class _Mending:
         self._again()
         self._record(gaps)
 
-    def _gaps(self) -> list[tuple[Selected, list[Gap]]]:
+    def _gaps(self) -> list[tuple[Selected, list[MissingBlob]]]:
         usable = [one for one in select(self._repo, []) if one.snapshot.added.usable]
         return [(one, gaps) for one, gaps in find_gaps(self._repo, usable) if gaps or one.snapshot.lost is not None]
 
-    def _fill(self, found: list[tuple[Selected, list[Gap]]], depot: Depot) -> bool:
+    def _fill(self, found: list[tuple[Selected, list[MissingBlob]]], depot: Depot) -> bool:
         """Whether anything was brought back."""
         before, steps = depot.blobs, len(self._result.actions)
         healer = Healer(self._repo, self._donors, depot)
@@ -238,7 +240,7 @@ class _Mending:
                 self._result.did(STORED, one.text, f"{filled} of {len(gaps)} missing parts were found elsewhere")
         return depot.blobs > before or len(self._result.actions) > steps
 
-    def _record(self, found: list[tuple[Selected, list[Gap]]]) -> None:
+    def _record(self, found: list[tuple[Selected, list[MissingBlob]]]) -> None:
         """Say in the repository what is lost, and what is whole again."""
         records: list[Lost] = []
         for one, gaps in found:
@@ -276,7 +278,9 @@ class _Mending:
             self._result.notes.append(f"the verdicts of this host could not be kept: {error.message}")
 
 
-def _not_taken(found: list[tuple[Selected, list[Gap]]], depot: Depot) -> list[tuple[Selected, list[Gap]]]:
+def _not_taken(
+    found: list[tuple[Selected, list[MissingBlob]]], depot: Depot
+) -> list[tuple[Selected, list[MissingBlob]]]:
     """What a dry run would leave."""
     return [
         (one, [gap for gap in gaps if not depot.has(one.snapshot.added.domain_id, gap.kind, gap.id)])

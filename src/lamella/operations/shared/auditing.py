@@ -10,11 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
-from lamella.format.commit import Entry, Head
+from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Audited
 from lamella.format.known import understood
-from lamella.format.records import Ref
-from lamella.format.seen import Seen
+from lamella.format.records import Ref, Seen
 from lamella.history.chains import said_clocks
 from lamella.history.compaction import (
     COPIES_REMEMBERED_MS,
@@ -96,7 +95,7 @@ def reapable_commits(repo: Repository) -> list[Head]:
         audits = [head for head in repo.history.audits.get(chain.writer, []) if chain.begin and head <= chain.begin]
         if chain.forked_at or _trouble(repo, chain) or len(audits) < AUDITS_KEPT:
             continue
-        found += repo.ancestors(audits[-AUDITS_KEPT])
+        found += repo.log.ancestors(audits[-AUDITS_KEPT])
     return found
 
 
@@ -145,7 +144,7 @@ def _old_enough(repo: Repository, delay_ms: int) -> frozenset[Ref]:
     now = repo.clock()
     found: set[Ref] = set()
     for ref, removal in repo.catalogue.removed.items():
-        sights = [repo.sightings.of(*commit) for commit in removal.commits]
+        sights = [repo.log.sightings.of(*commit) for commit in removal.commits]
         if any(sight is None or sight.first_ms + delay_ms <= now for sight in sights):
             found.add(ref)
     return frozenset(found)
@@ -154,9 +153,9 @@ def _old_enough(repo: Repository, delay_ms: int) -> frozenset[Ref]:
 def _wrong(repo: Repository, chain: Chain, ended: Ended) -> str:
     """What is wrong with the newest checkpoint; empty if nothing is. Raises IntegrityError, ObjectNotFound."""
     seq = chain.checkpoint[0]
-    carried: list[Entry] = []
+    carried: list[ChainEntry] = []
     facts: list[tuple[int, Seen]] = []
-    for entry in repo.checkpoint_entries(chain):
+    for entry in repo.log.checkpoint_entries(chain):
         if entry.record.type != Seen.TYPE:
             carried.append(entry)
         elif isinstance(fact := understood(entry.record), Seen):

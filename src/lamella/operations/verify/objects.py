@@ -13,18 +13,16 @@ from dataclasses import dataclass, field
 from lamella.base.errors import IntegrityError, LamellaError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import COMMITS, PROBE, QUARANTINE, README, RESCUE, SEGMENTS, pack_hash, pack_name
 from lamella.format import commit, container, keyslot, marker
 from lamella.format.container import Kind
 from lamella.format.lost import MAX_BAD, Address, Bad
 from lamella.format.records import raw
 from lamella.operations.shared.auditing import audit
 from lamella.operations.shared.findings import VerifyResult
-from lamella.operations.shared.probe import PROBE
 from lamella.operations.shared.rereading import reread
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.containers import open_blob, open_head
 from lamella.packs.reach import require_alive
-from lamella.repository.readme import README, RESCUE
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
 from lamella.stores.base import Entry
@@ -33,7 +31,7 @@ _MAX_FILE = 1 << 20
 _KEEP_EVERY = 64
 _MOST_RECORDS = 16
 """In one commit; the next verification publishes what is beyond."""
-_APART = ("i/", "quarantine/", PROBE)
+_APART = (SEGMENTS, QUARANTINE, PROBE)
 """Caches, and what a repair moved aside: no part of any snapshot."""
 
 
@@ -42,7 +40,7 @@ def check_history(repo: Repository, result: VerifyResult) -> None:
     for name, message in repo.history.damaged:
         result.damage("commit", name, message)
     for text in repo.catalogue.notes:
-        result.note("commit", "w/", text)
+        result.note("commit", COMMITS, text)
 
 
 def check_stored_commits(repo: Repository, result: VerifyResult) -> None:
@@ -64,7 +62,7 @@ def check_stored_commits(repo: Repository, result: VerifyResult) -> None:
 def check_checkpoints(repo: Repository, result: VerifyResult) -> None:
     """Each newest checkpoint against what came before it: what it leaves out would be forgotten by later readers."""
     for problem in audit(repo).problems:
-        result.damage("commit", "w/", problem.message)
+        result.damage("commit", COMMITS, problem.message)
 
 
 def check_files(repo: Repository, result: VerifyResult) -> None:

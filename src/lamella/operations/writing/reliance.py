@@ -13,9 +13,8 @@ from typing import Protocol
 from lamella.base.clock import both_clocks, seconds_since
 from lamella.base.errors import IntegrityError, StoreError, StoreUnavailable
 from lamella.base.ids import DomainId
-from lamella.format.records import NO_REF
-from lamella.format.sessions import SessionVolume
-from lamella.packs.blobmap import pack_name
+from lamella.base.names import pack_name
+from lamella.format.records import NO_REF, SessionVolume
 from lamella.packs.containers import open_blob, raw_body
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository

@@ -12,15 +12,13 @@ from typing import Self
 
 from lamella.base.errors import RepositoryError, StoreError
 from lamella.base.ids import DomainId, SnapId
-from lamella.format.known import Signed
-from lamella.format.records import Confirm, RawRecord, Ref, raw
-from lamella.format.sessions import Abandon, PartialRoot, SessionVolume
-from lamella.format.sessions import Session as SessionRecord
+from lamella.base.names import PACKS, pack_hash, pack_name
+from lamella.format.records import Abandon, Confirm, PartialRoot, RawRecord, Ref, SessionVolume, Signed, raw
+from lamella.format.records import Session as SessionRecord
 from lamella.history.publish import Published
 from lamella.operations.shared.confirmations import Confirmations
 from lamella.operations.writing.reliance import Reliance
 from lamella.operations.writing.unfinished import Unfinished, nothing_unfinished
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import Outbox, ordered_map
@@ -118,7 +116,7 @@ class Session:
             wanted |= packer.sizes
         found: dict[bytes | None, int] = {}
         if len(wanted) >= _LISTED_FROM:
-            found = {pack_hash(entry.name): entry.size for entry in self._repo.store.list("p/")}
+            found = {pack_hash(entry.name): entry.size for entry in self._repo.store.list(PACKS)}
         # What a listing does not show yet may be there all the same.
         unlisted = [pack for pack, size in wanted.items() if found.get(pack) != size]
         workers = min(len(unlisted), _LISTED_FROM) if self._repo.store.abilities.distant else 1

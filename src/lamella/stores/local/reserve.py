@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from lamella.stores.local.directory import FULL, opened_directory, write_whole
-from lamella.stores.local.listing import TEMPORARY
+from lamella.stores.local.directory import FULL, TEMPORARY, opened_directory, write_whole
 
 NAME = "reserve"
 SIZE = 1 << 20

@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
+from lamella.base.names import PACKS
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, checked_name
+from lamella.stores.base import Abilities, Entry, checked_name, checked_prefix, range_end
 from lamella.stores.memory import ReadersWriterLock
-from lamella.stores.requests import checked_prefix, range_end
 from lamella.stores.s3.place import S3Place, parse_place
 from lamella.stores.versions import Judge
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lamella.stores.s3.client import S3Client
 
 MAX_INVALID = 1000
-_PACKS = "p/"
 
 
 class S3Store:
@@ -82,7 +81,7 @@ class S3Store:
         StoreUnavailable, NoRepository.
         """
         self._check_writable(checked_name(name))
-        storage_class = self._place.storage_class if name.startswith(_PACKS) else None
+        storage_class = self._place.storage_class if name.startswith(PACKS) else None
         with self._names.held(name):
             if not self._refuses_taken and self._holds(name, content):
                 return
@@ -169,7 +168,7 @@ class S3Store:
                     self._versions[name] = row.version
                     return True
         except (StoreRefused, ObjectNotFound):
-            return False  # versions are none of this credential's business, or gone meanwhile
+            return False  # this credential may not read versions, or they are gone meanwhile
         return False
 
     def try_replacing(self, name: str, content: bytes) -> bool:
