@@ -15,7 +15,6 @@ from lamella.base.events import Reporter, Warned, silent
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions, BackupPlan, BackupResult, FailedRequest, Request, plan_backup
 from lamella.qubes.admin import Admin
-from lamella.qubes.dom0 import write_archive
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, QubeVolume, feature_of
 from lamella.qubes.names import owner_of
 from lamella.qubes.settings import DOCUMENT, SETTINGS, read_globals, read_settings
@@ -122,6 +121,8 @@ class _Requests:
 
     def _config(self, qube: Qube) -> Request | FailedRequest:
         """dom0's own files, as one archive made anew for this run."""
+        from lamella.qubes.dom0 import write_archive  # dom0 is rarely among the qubes
+
         name = f"{qube.name}:{CONFIG}"
         try:
             path = write_archive(self._host.cache_dir / ARCHIVE, self._options.dom0_root)

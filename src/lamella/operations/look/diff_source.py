@@ -17,7 +17,7 @@ from lamella.history.catalogue import Snapshot
 from lamella.memory.ledger import Ledger
 from lamella.operations.look.diff import DiffResult, summed
 from lamella.operations.moments.monitor import delta_from
-from lamella.operations.shared.reading import RANGE, ThreadBuffers, is_zero
+from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import identify_chunk
 from lamella.repository.repository import Repository

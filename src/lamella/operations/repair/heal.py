@@ -20,7 +20,7 @@ from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
 from lamella.operations.repair.donors import Donors, DonorView
 from lamella.operations.shared.gaps import MissingBlob
-from lamella.operations.shared.reading import is_zero
+from lamella.operations.shared.ranges import is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.writing.session import Session
 from lamella.packs.containers import raw_body

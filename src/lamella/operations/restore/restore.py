@@ -11,7 +11,7 @@ from lamella.base.errors import IntegrityError, LamellaError, UsageError
 from lamella.base.events import Progress, Reporter, silent
 from lamella.crypto.chunk_id import Identify
 from lamella.format.node import Slot
-from lamella.operations.shared.reading import RANGE, ThreadBuffers, is_zero
+from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import ChunkBatch, VolumeStream, identify_chunk
 from lamella.packs.tree import Run

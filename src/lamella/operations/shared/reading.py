@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import IntEnum
@@ -13,11 +12,8 @@ from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
 from lamella.base.extents import chunk_ranges
 from lamella.format.node import Shape, Slot
+from lamella.operations.shared.ranges import RANGE
 from lamella.sources.base import FrozenVolume
-
-RANGE = 4 * 1024 * 1024
-
-_ZEROS: dict[int, bytes] = {}
 
 
 class Act(IntEnum):
@@ -99,30 +95,3 @@ def _cut(first: int, end: int, act: Act, shape: Shape) -> Iterator[Task]:
         stop = min(end, (first // per_task + 1) * per_task)
         yield Task(first, stop, act)
         first = stop
-
-
-def is_zero(part: memoryview) -> bool:
-    """Whether all bytes are zero. The ends are looked at first: most data is recognised by them."""
-    length = len(part)
-    if part[0] or part[length - 1] or part[length >> 1]:
-        return False
-    zeros = _ZEROS.get(length)
-    if zeros is None:
-        zeros = _ZEROS.setdefault(length, bytes(length))
-    # Comparing a copy is many times faster than comparing a memoryview item by item.
-    return bytes(part) == zeros
-
-
-class ThreadBuffers:
-    """One buffer for each thread, of a range or one chunk."""
-
-    def __init__(self, chunk_size: int) -> None:
-        self._size = max(RANGE, chunk_size)
-        self._local = threading.local()
-
-    def view(self, length: int) -> memoryview:
-        """This thread's first `length` bytes, until it asks again."""
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None:
-            buffer = self._local.buffer = bytearray(self._size)
-        return memoryview(buffer)[:length]

@@ -9,10 +9,9 @@ from lamella.base.errors import IntegrityError, NothingMatched, SourceError
 from lamella.base.ids import ChunkId
 from lamella.base.trust import Opened
 from lamella.crypto.chunk_id import Identify, identifier
-from lamella.format import document
 from lamella.format.container import Kind
 from lamella.format.node import Shape
-from lamella.operations.shared.reading import RANGE
+from lamella.operations.shared.ranges import RANGE
 from lamella.operations.shared.selection import Selected
 from lamella.packs.tree import Run, Tree
 from lamella.repository.repository import Repository
@@ -82,6 +81,8 @@ def identify_chunk(repo: Repository, selected: Selected) -> Identify:
 
 def read_document(repo: Repository, selected: Selected, name: str) -> bytes:
     """A document of a snapshot. Raises NothingMatched, IntegrityError."""
+    from lamella.format import document  # most snapshots are read for their volumes
+
     added = selected.snapshot.added
     found = next((row for row in added.documents if row.name == name), None)
     if found is None:

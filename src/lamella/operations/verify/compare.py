@@ -16,7 +16,7 @@ from lamella.crypto.chunk_id import identifier
 from lamella.format.container import Kind
 from lamella.format.node import Slot
 from lamella.operations.shared.findings import VerifyResult
-from lamella.operations.shared.reading import RANGE, ThreadBuffers, is_zero
+from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import ChunkBatch, VolumeStream, identify_chunk, live_source, read_document
 from lamella.packs.tree import Run

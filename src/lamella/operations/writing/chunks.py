@@ -19,7 +19,8 @@ from lamella.base.trust import Opened
 from lamella.format.compression import Encoder, decode
 from lamella.format.container import Kind
 from lamella.format.node import Shape, Slot, SlotValue
-from lamella.operations.shared.reading import RANGE, Act, Task, is_zero
+from lamella.operations.shared.ranges import RANGE, is_zero
+from lamella.operations.shared.reading import Act, Task
 from lamella.packs.blobmap import Place
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
