@@ -285,6 +285,11 @@ def test_each_known_record_is_covered() -> None:
     assert len(RECORDS) == len(known.KINDS)
 
 
+def test_each_layout_has_a_field_for_each_attribute() -> None:
+    for kind in known.KINDS:
+        assert len(kind.LAYOUT) == len(kind.__match_args__), kind
+
+
 @every_decoder
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())

@@ -13,7 +13,7 @@ LamellaError
 │   └── StoreFull         no space left at the destination
 ├── RepositoryError       the repository as a whole cannot be used
 │   ├── NoRepository      there is none at that place                           exit 10
-│   │   └── Absent        its disk, host or bucket is not there just now            exit 75
+│   │   └── Absent        its disk, host or bucket is not available now             exit 75
 │   ├── Locked            another process holds what is needed                  exit 11
 │   └── UnknownFormat     written by a newer or another program
 ├── KeyRefused            wrong passphrase, key or altered marker               exit 12

@@ -25,7 +25,7 @@ Check = Callable[[Any], object]
 
 def read(place: Path, files: Sequence[Path]) -> Configuration:
     """The configuration that these files make together."""
-    reader = _Reader()
+    reader = _ConfigurationReader()
     for path in files:
         reader.read(path)
     name = reader.default_repository
@@ -86,7 +86,7 @@ def _workers(value: object) -> int:
 
 
 def _compression(value: object) -> str:
-    from lamella.format.compression import check_setting
+    from lamella.format.encoder import check_setting
 
     return check_setting(_text(str(value) if isinstance(value, int) else value))
 
@@ -123,7 +123,7 @@ _LVM: Mapping[str, Check] = {"data_percent": _PERCENT, "metadata_percent": _PERC
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-class _Reader:
+class _ConfigurationReader:
     """Takes in one file after the other."""
 
     def __init__(self) -> None:

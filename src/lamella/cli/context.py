@@ -1,4 +1,4 @@
-"""What a command is given: its arguments, this host, the configuration, the repository."""
+"""What a command works with: its arguments, this host, the configuration, the repository."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
 from lamella.cli.output import Output
 from lamella.cli.places import config_place, this_host
-from lamella.cli.secret import FIRST, given_source, secret_source
+from lamella.cli.secret import FIRST, SecretSource, given_source, secret_source
 from lamella.memory.host import Host
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """One run of one command. What is not asked for is not read."""
+    """One run of one command. Everything is read at first use."""
 
     secret_names = FIRST
 
@@ -54,20 +54,20 @@ class Context:
         return self.named_place(self._named())
 
     def _named(self) -> str:
-        """REPO as it was named."""
+        """REPO as the user named it."""
         text = self.args.repo or self.env.get("LAMELLA_REPO") or self.config.default_repository
         if not text:
             raise UsageError("no repository is named", hint="give -r REPO, or set LAMELLA_REPO")
         return str(text)
 
     def named_place(self, text: str) -> tuple[str, RepositorySettings | None]:
-        """Where a repository named on the command line is, and what is configured for it."""
+        """The URL and the settings of a repository that the command line names."""
         settings = self.config.repositories.get(text) if configuration.is_name(text) else None
         return (text, None) if settings is None else (settings.url, settings)
 
     @property
     def destinations(self) -> list[str]:
-        """All repositories that a backup goes to, as they were named: by -r, LAMELLA_REPO or the configuration.
+        """All destinations of a backup, as the user named them: by -r, LAMELLA_REPO or the configuration.
 
         Raises UsageError if there is none.
         """
@@ -79,12 +79,12 @@ class Context:
 
     @property
     def place(self) -> str:
-        """REPO: -r, LAMELLA_REPO or the configured default, names replaced by what they stand for."""
+        """The URL of REPO: -r, LAMELLA_REPO or the configured default."""
         return self._place[0]
 
     @property
     def settings(self) -> RepositorySettings | None:
-        """What is configured for REPO, if it was given by name."""
+        """The settings of REPO, if the user gave its configured name."""
         return self._place[1]
 
     def source(self, text: str, driver: str | None = None) -> Source:
@@ -95,7 +95,7 @@ class Context:
 
     @cached_property
     def keeping(self) -> Keeping:
-        """What is configured about kept moments, and whose they are."""
+        """The settings of checkpoints, and their owner."""
         from pathlib import Path
 
         from lamella.sources.base import Keeping, PoolLimits
@@ -127,7 +127,7 @@ class Context:
 
     @contextmanager
     def _may_be_absent(self) -> Iterator[None]:
-        """With --if-available, a place that cannot be reached is Absent."""
+        """With --if-available, an unreachable place is Absent."""
         try:
             yield
         except (NoRepository, StoreUnavailable) as error:
@@ -136,7 +136,7 @@ class Context:
             raise Absent(f"{self.place} is not available: {error.message}", obj=self.place) from error
 
     def _require_marker(self, store: Store) -> None:
-        """Raises NoRepository; with --if-available Absent where nothing at all is, as below an empty mount point."""
+        """Raises NoRepository; with --if-available, Absent for an empty place, such as an empty mount point."""
         nothing = False
         try:
             with self._may_be_absent():
@@ -151,17 +151,17 @@ class Context:
     def repository(
         self, *, read_only: bool = True, whole: bool = False, stored: bool = False, exclusive: bool = False
     ) -> Iterator[Repository]:
-        """The open repository. A missing one is reported before a secret is asked for.
+        """The open repository. A missing repository is an error before the command asks for a secret.
 
-        `exclusive`: nobody else may use it meanwhile, where the destination can promise that. `whole` and `stored` as
+        `exclusive`: keep everybody else out, where the destination can do that. `whole` and `stored` as
         for `Repository.open`.
 
         Raises NoRepository, KeyRefused, Locked, IntegrityError, RolledBack, StoreError, UsageError.
         """
-        self.check_secret()  # a contradiction on the command line comes first
+        self.given_secret()  # report a contradiction on the command line first
         with self.store(read_only=read_only) as store:
             self._require_marker(store)
-            secret = self._secret()
+            secret = self.secret()
             with self._opened(store, secret, whole, stored, exclusive) as repository:
                 self.require_expected(repository)
                 for note in repository.catalogue.notes:
@@ -172,19 +172,20 @@ class Context:
                 yield repository
 
     def _note_unexplained(self, repository: Repository) -> None:
-        """Junk and a commit of which nothing is left look the same."""
+        """An object without any evidence may be junk, or a commit of which everything else is lost."""
         names = repository.history.unexplained
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            hint = "if it was one, its host brings it back with: lamella repair"
-            self.out.say(f"note: {names[0]}{more} is no commit, and nothing shows that it ever was; {hint}")
+            hint = "if it was a commit, its host restores it with: lamella repair"
+            self.out.say(f"note: {names[0]}{more} is no commit, and nothing shows that it ever was one; {hint}")
 
-    def _secret(self) -> Secret:
+    def secret(self) -> Secret:
+        """The secret of REPO, from its one source or the terminal. Raises UsageError, Interrupted."""
         return secret_source(self.args, self.env, self.settings, self.secret_names).read()
 
-    def check_secret(self) -> None:
-        """Raises UsageError if several sources of the secret are named."""
-        given_source(self.args, self.env, self.settings, self.secret_names)
+    def given_secret(self) -> SecretSource | None:
+        """The source of the secret that the user named, unread. Raises UsageError for several sources."""
+        return given_source(self.args, self.env, self.settings, self.secret_names)
 
     def _opened(self, store: Store, secret: Secret, whole: bool, stored: bool, exclusive: bool) -> Repository:
         wait = self.args.lock_wait
@@ -207,7 +208,7 @@ class Context:
 
     @contextmanager
     def sound_repository(self, *, read_only: bool = True) -> Iterator[Repository]:
-        """The open repository, for commands that must not build on a history that is wrong, or write to a mirror.
+        """The open repository, for commands that need a sound history; refuses to write to a mirror.
 
         Raises as `repository`, and RolledBack.
         """
@@ -218,7 +219,7 @@ class Context:
             yield repository
 
     def warn_of_problems(self, repository: Repository) -> int:
-        """Say what is wrong with the history. Returns the exit code of a command that did its work all the same."""
+        """Warn of every problem of the history. Returns the exit code of a command that did its work nevertheless."""
         for problem in repository.problems:
             self.out.warn(f"{problem.message}; {problem.remedy}")
         return RolledBack.exit_code if repository.problems else 0
@@ -231,7 +232,7 @@ class Context:
         return not (self.args.yes or self.args.json) and can_confirm()
 
     def confirm(self, question: str) -> None:
-        """Ask if there is anybody to ask. Raises Interrupted for a no."""
+        """Ask the person at the terminal, if there is one. Raises Interrupted for a no."""
         if self.asks:
             from lamella.cli.terminal import confirm
 
@@ -241,7 +242,7 @@ class Context:
 
 @contextmanager
 def _locking(store: Store) -> Iterator[None]:
-    """Say of a lock that others hold where it is, and what can be done."""
+    """Add the place and a hint to the error for a lock that another process holds."""
     try:
         yield
     except Locked as error:

@@ -43,11 +43,11 @@ class DestinationContext(OtherContext):
         super().__init__(first, text, FIRST._replace(prompt=f"Passphrase of {text}: "))
         self._secrets = secrets
 
-    def _secret(self) -> Secret:
+    def secret(self) -> Secret:
         if given_source(self.args, self.env, None, self.secret_names) is None:
-            return super()._secret()
+            return super().secret()
         # A descriptor can be read only once.
-        return self._secrets.setdefault("", self._secrets.get("") or super()._secret())
+        return self._secrets.setdefault("", self._secrets.get("") or super().secret())
 
 
 class SecondContext(OtherContext):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-# The interpreter has loaded the two above by itself. Everything else is imported where it is needed: --help must be
-# quick, and `entry` must catch a Ctrl-C that comes while modules are imported.
+# The interpreter has loaded these two by itself. Everything else is imported where it is needed: --help must be quick,
+# and `entry` must catch a Ctrl-C that comes while modules are imported.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -47,7 +47,7 @@ def _guarded(argv: Sequence[str]) -> int:
 
 
 def _flushed(code: int) -> int:
-    """Write out what standard output still holds; a failure there is one of the command, a closed pipe is not."""
+    """Flush standard output. A failure there is a failure of the command; a closed pipe is not."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -61,9 +61,9 @@ def _flushed(code: int) -> int:
 
 
 def _take_streams() -> None:
-    """Have all three streams, and be able to print every name.
+    """Open the three streams that are closed, and make every name printable.
 
-    A closed one would give its number to the next file that is opened, and messages would be written into that.
+    Otherwise the next file to be opened would get the number of the closed stream, and messages would go into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -125,7 +125,7 @@ def _command(args: Namespace, env: Mapping[str, str]) -> int:
 
 
 def _output_before_parsing(argv: Sequence[str]) -> Output:
-    """How to report that the arguments cannot be parsed: as far as they say it."""
+    """The output for an error in the arguments, in the form that the arguments ask for."""
     from lamella.cli.arguments import COMMANDS
     from lamella.cli.output import Output
 

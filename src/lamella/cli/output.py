@@ -1,4 +1,4 @@
-"""What a command says: results on standard output, everything else on standard error (design: output, errors)."""
+"""The output of a command: results on standard output, everything else on standard error (design: output, errors)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Output:
             self._result(json.dumps({"schema": SCHEMA, "command": self.command, **fields}, indent=2))
 
     def secret(self, text: str, stream: str) -> None:
-        """Show a secret on "stdout" or "stderr", which the caller found to be a terminal."""
+        """Show a secret on "stdout" or "stderr"; the caller has made sure that it is a terminal."""
         self.clear()
         target = sys.stdout if stream == "stdout" else sys.stderr
         target.write(text)
@@ -98,7 +98,7 @@ class Output:
             self._message("message", text)
 
     def warn(self, text: str, obj: str = "") -> None:
-        """Something the user should know; shown whatever the options are."""
+        """A warning, whatever the options are."""
         prefix = f"{obj}: " if obj and obj not in text else ""
         self._message("warning", f"{prefix}{text}")
 
@@ -131,7 +131,7 @@ class Output:
     # -- progress -----------------------------------------------------------------------------------------------------
 
     def expect(self, stage: str, total_bytes: int) -> None:
-        """Say beforehand how much a stage will have to do, for the time that is left."""
+        """Tell the bar how many bytes a stage will process, so that it can show the time left."""
         if self._shows_bar:
             self._bar().tally.expected[stage] = total_bytes
 
@@ -160,7 +160,7 @@ class Output:
         self._event("progress", {"stage": event.stage, "volume": event.volume, **figures})
 
     def clear(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._drawn is not None:
             self._drawn.clear()
 
@@ -174,7 +174,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def drop(stream: TextIO) -> None:
-    """Nobody reads this stream any more: what is still written to it vanishes, so that the work can end well."""
+    """Send a stream that nobody reads any more to nowhere, so that the work can end well."""
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.dup2(nowhere, stream.fileno())

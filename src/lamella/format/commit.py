@@ -59,8 +59,7 @@ class Body:
         """The body's bytes, before they are cut into parts."""
         head = u8(1) + bytes(7) + self.writer + u64(self.seq) + self.prev + u64(self.time_ms)
         head += u64(self.checkpoint[0]) + self.checkpoint[1] + u32(len(self.seen))
-        seen = [head.writer + u64(head.seq) + head.sha256 for head in self.seen]
-        return b"".join((head, *seen, *(record.encode() for record in self.records)))
+        return b"".join((head, *map(HEAD.encode, self.seen), *(record.encode() for record in self.records)))
 
 
 def decode_body(content: bytes, head: Head) -> Body:
@@ -76,7 +75,7 @@ def decode_body(content: bytes, head: Head) -> Body:
         cursor.fail("its checkpoint cannot be one of its chain")
     if (writer, seq) != (head.writer, head.seq) or seq < 1 or (seq == 1) != (prev == bytes(32)) or count > MAX_SEEN:
         cursor.fail("its body contradicts its name or its place")
-    seen = tuple(Head(WriterId(cursor.take(16)), cursor.uint(8), cursor.take(32)) for _ in range(count))
+    seen = tuple(HEAD.decode(cursor) for _ in range(count))
     return Body(writer, seq, prev, time_ms, checkpoint, seen, tuple(split(cursor.rest(), head.name)))
 
 
@@ -110,8 +109,7 @@ def bound(writer: WriterId, seq: int) -> bytes:
 
 def fingerprint_message(root: bytes, heads: Iterable[Head]) -> bytes:
     """What the head fingerprint hashes."""
-    rows = sorted(head.writer + u64(head.seq) + head.sha256 for head in heads)
-    return b"lamella/1 heads\0" + root + b"".join(rows)
+    return b"lamella/1 heads\0" + root + b"".join(sorted(map(HEAD.encode, heads)))
 
 
 class ChainEntry(NamedTuple):

@@ -260,9 +260,8 @@ class BlobMap:
 
     def domains(self) -> set[DomainId]:
         """Every domain that has a pack whose head opened, or that an index segment names."""
-        with self._cache.lock:
-            query = "SELECT DISTINCT domain FROM packs WHERE trouble IS NULL"
-            return {DomainId(domain) for (domain,) in self._cache.connection.execute(query).fetchall()}
+        rows = self._cache.rows("SELECT DISTINCT domain FROM packs WHERE trouble IS NULL")
+        return {DomainId(domain) for (domain,) in rows}
 
     def small_documents(self, longest: int) -> list[tuple[DomainId, ChunkId]]:
         """Documents and tree notes of at most `longest` bytes: domain and id."""

@@ -59,8 +59,10 @@ def build_single(
 
     They are compressed with zlib: every reader has it, and what is in the catalogue is not much.
     """
+    from lamella.format.encoder import Encoder  # readers compress nothing
+
     domain = keys.domain(domain_id)
-    encoder = compression.Encoder("portable")
+    encoder = Encoder("portable")
     sealer = PackSealer(domain, new_salt(), bound=bound)
     blobs: list[SealedBlob] = []
     ids: list[ChunkId] = []

@@ -112,8 +112,7 @@ class Usage:
 
     def __init__(self, cache: Cache, live: LiveIds) -> None:
         self._cache = cache
-        with cache.lock:
-            last = cache.connection.execute("SELECT coalesce(max(number), 0) FROM packs").fetchone()[0]
+        (last,) = cache.row("SELECT coalesce(max(number), 0) FROM packs")
         self._blobs = array("Q", bytes(8 * (last + 1)))
         self._held = array("Q", bytes(8 * (last + 1)))
         self._spare: dict[int, dict[int, int]] = {}
@@ -156,16 +155,15 @@ class Usage:
 
     def _suspected(self, low: bytes, high: bytes) -> set[bytes]:
         query = "SELECT s.id FROM suspects s JOIN packs p ON p.name = s.pack WHERE s.id >= ? AND s.id < ?"
-        return {row[0] for row in self._cache.connection.execute(query, (low, high))}
+        return {row[0] for row in self._cache.rows(query, (low, high))}
 
     def _choose_keepers(self, copies: dict[bytes, list[tuple[int, int]]]) -> None:
         """Of several copies in one domain the one in the fullest pack is kept, if that pack is a twin."""
         among = {place[0] for places in copies.values() for place in places}
         domains: dict[int, bytes] = {}
         for number in among:
-            with self._cache.lock:
-                query = "SELECT name, domain FROM packs WHERE number = ?"
-                self._names[number], domains[number] = self._cache.connection.execute(query, (number,)).fetchone()
+            query = "SELECT name, domain FROM packs WHERE number = ?"
+            self._names[number], domains[number] = self._cache.row(query, (number,))
         for places in copies.values():
             by_domain: dict[bytes, list[tuple[int, int]]] = {}
             for place in places:
@@ -184,22 +182,13 @@ class Usage:
 
     def packs(self) -> Iterator[PackUse]:
         """Every pack whose head opened."""
-        after = -1
-        while True:
-            with self._cache.lock:
-                rows = self._cache.connection.execute(_PACKS, (after,)).fetchall()
-            if not rows:
-                return
-            for number, name, domain, length in rows:
-                held, spare = self._held[number], self._spare.get(number, {})
-                needed = held - sum(spare.values())
-                twins = tuple(self._names[keeper] for keeper in spare)
-                yield PackUse(name, DomainId(domain), length, self._blobs[number], needed, held, twins)
-            after = rows[-1][0]
+        for number, name, domain, length in self._cache.pages(_PACKS, -1):
+            held, spare = self._held[number], self._spare.get(number, {})
+            twins = tuple(self._names[keeper] for keeper in spare)
+            needed = held - sum(spare.values())
+            yield PackUse(name, DomainId(domain), length, self._blobs[number], needed, held, twins)
 
     def hinted(self) -> list[bytes]:
         """Packs that hold something needed and are known from an index segment only."""
         query = "SELECT number, name FROM packs WHERE header IS NULL AND trouble IS NULL ORDER BY name"
-        with self._cache.lock:
-            rows = self._cache.connection.execute(query).fetchall()
-        return [name for number, name in rows if self._held[number]]
+        return [name for number, name in self._cache.rows(query) if self._held[number]]

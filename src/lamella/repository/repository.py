@@ -43,7 +43,7 @@ class Repository:
         self.keys: Keys = unlocked.keys
         self.host = host
         self.clock = clock
-        self.log = Log(store, self.keys, host, clock)
+        self.log = Log(store, self.keys, host, lambda: self.clock())
         self.repo_id: RepoId = self.log.repo_id
         # A mirror has other packs: one map for both places would be rebuilt at every turn.
         folder = self.repo_id.hex() + (f"-{self.log.apart}" if self.log.apart else "")

@@ -14,7 +14,7 @@ from lamella.cli.destination import DestinationContext
 from lamella.cli.files import read_file
 from lamella.cli.output import INCOMPLETE, Output
 from lamella.cli.values import chunk_log2, rate, seconds, shown_bytes, shown_seconds, size, workers
-from lamella.format.compression import check_setting
+from lamella.format.encoder import check_setting
 from lamella.operations.backup.change_map import MAX_FILE, ChangeMap, read_map
 from lamella.operations.backup.pacing import Pace
 from lamella.operations.backup.plan import MAX_DOCUMENT, PlanRow

@@ -1,4 +1,4 @@
-"""`lamella config`: what is configured, and whether it is right."""
+"""`lamella config`: show the configuration, or validate it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = "Files: /etc/lamella/*.toml for root, else ~/.config/lamella/*.toml; LAMELLA_CONFIG names others."
     add = add_actions(parser, "action")
-    add("show", "print the configuration in force, and where each value comes from")
-    add("validate", "report everything that is wrong in the configuration files")
+    add("show", "print the effective configuration, and the origin of each value")
+    add("validate", "report every error in the configuration files")
 
 
 def run(context: Context) -> int:

@@ -17,7 +17,7 @@ from lamella.run.allocator import keep_freed_memory
 _OWN_SECRETS = """\
 The secret of the repository to copy to comes, by the same rules, from one of LAMELLA_TO_PASSPHRASE, _FILE, _COMMAND,
 _FD, --to-keyfile, --to-recovery-key-file or LAMELLA_TO_RECOVERY_KEY_FILE, the systemd credential
-lamella.to-passphrase; else from the configuration; else the terminal is asked.
+lamella.to-passphrase. Without any of these it comes from the configuration, and else the command asks at the terminal.
 """
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "volume",
         nargs="*",
         metavar="VOLUME[@SNAPSHOT]",
-        help="all snapshots of a volume, or this one (default: everything)",
+        help="all snapshots of this volume, or only SNAPSHOT (default: everything)",
     )
     parser.add_argument("--to", required=True, metavar="REPO", help="the repository to copy to; it must exist")
     parser.add_argument("--to-keyfile", metavar="FILE", help="open the repository to copy to with this key file")
@@ -48,7 +48,7 @@ def run(context: Context) -> int:
     if not args.to:
         raise UsageError("--to names no repository")
     other = SecondContext(context)
-    other.check_secret()
+    other.given_secret()
     configured = context.config.backup
     options = CopyOptions(args.compression or configured.compression, args.workers or configured.workers)
     with context.sound_repository() as source, other.sound_repository(read_only=args.dry_run) as target:

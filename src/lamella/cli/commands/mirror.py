@@ -20,8 +20,8 @@ from lamella.stores.memory import MemoryStore
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
-        "A mirror needs no secret. It checks every object against its name, and never replaces or removes anything at\n"
-        "the second place. Run it again to bring over what is new; a run that was interrupted loses nothing."
+        "This command needs no secret. It checks every object against its name, and never replaces or removes\n"
+        "anything at the second place. Run it again to copy what is new; an interrupted run loses nothing."
     )
     parser.add_argument("--to", required=True, metavar="REPO", help="the second place; it is made if it is missing")
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")

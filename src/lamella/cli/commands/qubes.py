@@ -34,49 +34,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _backup_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("qube", nargs="*", metavar="QUBE", help="default: those that are marked for backups")
+    parser.add_argument(
+        "qube", nargs="*", metavar="QUBE", help="back up this qube (default: all qubes that are marked for backups)"
+    )
     parser.add_argument("-x", "--exclude", action="append", default=[], metavar="QUBE", help="leave this qube out")
-    parser.add_argument("--all", action="store_true", help="every qube, dom0 included")
-    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="qubes that have this tag")
-    parser.add_argument("--label", action="append", default=[], metavar="LABEL", help="qubes of this label")
+    parser.add_argument("--all", action="store_true", help="back up every qube, dom0 included")
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="back up the qubes with this tag")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="LABEL", help="back up the qubes with this label"
+    )
     state = parser.add_mutually_exclusive_group()
-    state.add_argument("--live", action="store_true", help="running qubes as they are now (default)")
-    state.add_argument("--committed", action="store_true", help="running qubes as of their last shutdown")
-    parser.add_argument("--pause", action="store_true", help="hold running qubes still while they are frozen")
-    parser.add_argument("--no-template-roots", action="store_true", help="leave out what templates are made of")
+    state.add_argument("--live", action="store_true", help="back up the present state of running qubes (default)")
+    state.add_argument(
+        "--committed", action="store_true", help="back up the state of running qubes at their last shutdown"
+    )
+    parser.add_argument(
+        "--pause", action="store_true", help="pause running qubes while the backup makes its checkpoints"
+    )
+    parser.add_argument("--no-template-roots", action="store_true", help="leave out the root volumes of templates")
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     add_dry_run(parser)
 
 
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("qube", nargs="*", metavar="QUBE[@SNAPSHOT]", help="default: every qube of the repository")
+    parser.add_argument(
+        "qube", nargs="*", metavar="QUBE[@SNAPSHOT]", help="restore this qube (default: every qube in the repository)"
+    )
     parser.add_argument("-x", "--exclude", action="append", default=[], metavar="QUBE", help="leave this qube out")
     parser.add_argument("--overwrite", action="store_true", help="replace data and settings of qubes that exist")
-    parser.add_argument("--rename-conflicting", action="store_true", help="restore them under a new name instead")
+    parser.add_argument("--rename-conflicting", action="store_true", help="restore qubes that exist under a new name")
     parser.add_argument("--skip-conflicting", action="store_true", help="leave qubes that exist as they are")
-    parser.add_argument("--ignore-missing", action="store_true", help="use the default template for a missing one")
+    parser.add_argument(
+        "--ignore-missing", action="store_true", help="use the default template instead of a missing one"
+    )
     parser.add_argument("--skip-broken", action="store_true", help="leave out qubes whose template is missing")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--only-data", action="store_true", help="volumes, no settings")
-    only.add_argument("--only-settings", action="store_true", help="settings, no volumes")
-    parser.add_argument("--exact", action="store_true", help="also take away settings that the backup does not have")
-    parser.add_argument("--dom0-to", type=Path, metavar="FOLDER", help="lay dom0's saved files out in this new folder")
+    only.add_argument("--only-data", action="store_true", help="restore the volumes without the settings")
+    only.add_argument("--only-settings", action="store_true", help="restore the settings without the volumes")
+    parser.add_argument("--exact", action="store_true", help="also remove settings that the backup does not contain")
+    parser.add_argument(
+        "--dom0-to", type=Path, metavar="FOLDER", help="write the saved files of dom0 into this new folder"
+    )
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     add_yes(parser)
     add_dry_run(parser)
 
 
 def _storage_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("storage_qube", metavar="QUBE", help="the qube that stores; it is trusted with nothing")
-    parser.add_argument("--name", default="main", metavar="NAME", help="what the destination is called (default: main)")
+    parser.add_argument("storage_qube", metavar="QUBE", help="the qube that stores the backups; it needs no trust")
+    parser.add_argument("--name", default="main", metavar="NAME", help="name of the destination (default: main)")
     parser.add_argument(
         "--place",
         default="/home/user/lamella",
         metavar="PLACE",
         help="a directory in that qube, or a URL it serves",
     )
-    parser.add_argument("--append-only", action="store_true", help="nobody can delete or replace through this service")
-    parser.add_argument("--quota", metavar="SIZE", help="store no more than this")
+    parser.add_argument("--append-only", action="store_true", help="the service refuses to delete or replace anything")
+    parser.add_argument("--quota", metavar="SIZE", help="store at most SIZE bytes")
     parser.add_argument("--install", action="store_true", help="write the files in the qube, as root, through qvm-run")
     add_yes(parser)
     add_dry_run(parser)
@@ -116,7 +130,7 @@ def _backup(context: Context) -> int:
     with kept_running(admin, context.place, out.report), context.sound_repository(read_only=args.dry_run) as repository:
         plan = plan_qubes(repository, admin, inventory, qubes, _options(context))
         for left_out in plan.excluded:
-            out.say(f"{left_out}: left out as it was asked for")
+            out.say(f"{left_out}: left out, as you asked")
         if args.dry_run:
             return _show(context, plan)
         out.expect("backup", sum(row.source_bytes for row in plan.backup.rows))

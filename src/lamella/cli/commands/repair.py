@@ -1,4 +1,4 @@
-"""`lamella repair`: bring back what is still somewhere, and record what is lost."""
+"""`lamella repair`: restore what still exists somewhere, and record what is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from lamella.base.errors import IntegrityError, RolledBack, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
-from lamella.cli.secret import DONOR, given_source, secret_source
+from lamella.cli.secret import DONOR, given_source
 from lamella.cli.values import shown_bytes, shown_seconds, workers
 from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
@@ -43,7 +43,7 @@ this ever after.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = _EPILOG + SECRETS
-    parser.add_argument("--from", dest="donor", metavar="REPO", help="take lost content from this repository, too")
+    parser.add_argument("--from", dest="donor", metavar="REPO", help="also take lost content from this repository")
     parser.add_argument("--from-keyfile", metavar="FILE", help="open that repository with this key file")
     parser.add_argument(
         "--from-recovery-key-file", metavar="FILE", help="open that repository with the recovery key in this file"
@@ -59,12 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level",
         choices=EXAMINATIONS,
         default=EXAMINATIONS[-1],
-        help="full reads every pack; structure goes by the listing and by what is known to be bad (default: full)",
+        help="full reads every pack; structure uses the listing and what is known to be bad (default: full)",
     )
     parser.add_argument(
         "--accept-rollback",
         action="store_true",
-        help="take the present history as the right one, and rebuild volumes that it lacks from their trees",
+        help="accept the present history as correct, and rebuild volumes that it lacks from their trees",
     )
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     add_yes(parser)
@@ -115,11 +115,12 @@ def _sources(context: Context) -> dict[str, Source]:
 
 @contextmanager
 def _repository(context: Context) -> Iterator[Repository]:
-    context.check_secret()
+    context.given_secret()
     with context.store(read_only=context.args.dry_run) as store:
         read_marker(store)
-        secret = secret_source(context.args, context.env, context.settings, context.secret_names).read()
-        with Repository.open_damaged(store, secret, context.host, lock_wait=context.args.lock_wait) as repository:
+        with Repository.open_damaged(
+            store, context.secret(), context.host, lock_wait=context.args.lock_wait
+        ) as repository:
             context.require_expected(repository)
             yield repository
 
@@ -131,7 +132,6 @@ def _donor(context: Context, repository: Repository) -> Iterator[Repository]:
     """
     place, settings = context.named_place(context.args.donor)
     given = given_source(context.args, context.env, settings, DONOR)
-    source = given or secret_source(context.args, context.env, context.settings, context.secret_names)
     with ExitStack() as held:
         opened = open_store(place, read_only=True, environment=context.env)
         store: Store = held.enter_context(closing(RetryingStore(opened)))
@@ -139,7 +139,9 @@ def _donor(context: Context, repository: Repository) -> Iterator[Repository]:
         if read_marker(store).repo_id == repository.repo_id:
             own = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lamella-from-")))
             host = Host(host.machine, host.label, own / "state", own / "cache")
-        yield held.enter_context(Repository.open(store, source.read(), host, lock_wait=context.args.lock_wait))
+        yield held.enter_context(
+            Repository.open(store, given.read() if given else context.secret(), host, lock_wait=context.args.lock_wait)
+        )
 
 
 def _print(context: Context, result: RepairResult) -> None:
@@ -163,11 +165,11 @@ def _advise(context: Context, result: RepairResult) -> None:
     for note in result.notes:
         out.say(note)
     if result.gone and not result.dry:
-        out.say("what is left of such a volume: restore.py writes it to FILE.lamella-partial and names the lost bytes")
+        out.say("restore.py writes what is left of such a volume to FILE.lamella-partial, and names the lost bytes")
     for problem in result.problems:
         out.warn(problem)
     if result.problems:
-        out.say("accept this history and go on with: lamella repair --accept-rollback")
+        out.say("to accept this history and continue: lamella repair --accept-rollback")
 
 
 def _action_line(action: RepairStep, result: RepairResult) -> str:

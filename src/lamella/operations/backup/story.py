@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lamella.base.errors import LamellaError
 from lamella.base.events import Reporter, silent
-from lamella.format import compression
+from lamella.format.encoder import Encoder
 from lamella.memory.host import Host
 from lamella.operations.backup.plan import (
     BackupOptions,
@@ -47,7 +47,7 @@ def plan_backup(
     for request in requests:
         if isinstance(request, Request) and request.documents is not None:
             check_documents(request.documents)
-    compression.Encoder(options.compression)
+    Encoder(options.compression)
     repo.require_sound_history()
     repo.refresh_map()
     repo.contents.keeps_nodes = repo.store.abilities.distant

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from lamella.base.errors import IntegrityError, RepositoryError, SourceError
 from lamella.base.events import Event, Progress, Reporter, Warned, silent
-from lamella.format import compression
+from lamella.format.encoder import Encoder
 from lamella.format.inner import Origin, Place
 from lamella.format.node import Shape
 from lamella.format.records import Tag
@@ -67,7 +67,7 @@ def plan_copy(
 ) -> CopyPlan:
     """Decide what would be copied. Raises UsageError, NothingMatched, RolledBack, IntegrityError, StoreError."""
     options = options or CopyOptions()
-    compression.Encoder(options.compression)
+    Encoder(options.compression)
     require_two(source, target)
     source.refresh_map()
     target.refresh_map()

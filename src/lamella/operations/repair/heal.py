@@ -15,8 +15,8 @@ from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId, DomainId
 from lamella.crypto.chunk_id import identifier
 from lamella.format import document, node
-from lamella.format.compression import Encoder
 from lamella.format.container import Kind
+from lamella.format.encoder import Encoder
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
 from lamella.operations.repair.donors import Donors, DonorView
 from lamella.operations.shared.gaps import MissingBlob

@@ -16,8 +16,9 @@ from lamella.base.errors import IntegrityError, StoreError
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId
 from lamella.base.trust import Opened
-from lamella.format.compression import Encoder, decode
+from lamella.format.compression import decode
 from lamella.format.container import Kind
+from lamella.format.encoder import Encoder
 from lamella.format.node import Shape, Slot, SlotValue
 from lamella.operations.shared.ranges import RANGE, is_zero
 from lamella.operations.shared.reading import Act, Task

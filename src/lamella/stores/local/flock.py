@@ -93,7 +93,7 @@ def _try(descriptor: int, exclusive: bool) -> bool:
 
 
 def _is_current(root: int, descriptor: int) -> bool:
-    """Whether whoever opens the lock now would open the same file."""
+    """Whether opening the lock now would open the same file."""
     try:
         now = os.stat(MARKER, dir_fd=root, follow_symlinks=False)
     except FileNotFoundError:
