@@ -33,7 +33,7 @@ from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency
-from lamella.sources.untracked import Untracked, UntrackedMoment
+from lamella.sources.driver import Untracked, UntrackedMoment
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store

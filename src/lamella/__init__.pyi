@@ -70,11 +70,11 @@ from lamella.operations.restore.restore import (
     RestorePlan as RestorePlan,
     RestoreResult as RestoreResult,
     plan_restore as plan_restore,
-    read_document as read_document,
 )
 from lamella.operations.shared.findings import Finding as Finding, VerifyResult as VerifyResult
 from lamella.operations.shared.heads import fingerprint as fingerprint
 from lamella.operations.shared.selection import Selected as Selected, select as select
+from lamella.operations.shared.streaming import read_document as read_document
 from lamella.operations.verify.verify import VerifyOptions as VerifyOptions, verify as verify
 from lamella.repository.create import Created as Created, SlotWanted as SlotWanted
 from lamella.repository.repository import Repository as Repository

@@ -15,8 +15,7 @@ from lamella.operations.mirror.mirror import MirrorResult
 from lamella.repository import create
 from lamella.repository.create import Created, SlotWanted
 from lamella.repository.repository import Repository
-from lamella.sources.base import Source
-from lamella.sources.keeping import Keeping
+from lamella.sources.base import Keeping, Source
 from lamella.sources.registry import open_kept_source
 from lamella.stores.url import open_store
 from lamella.stores.wrap.retrying import RetryingStore

@@ -210,8 +210,8 @@ def test_what_cannot_be_recorded_changes_no_verdict(small: Small) -> None:
 
 
 def test_very_many_are_published_over_several_verifications(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.operations.verify.bad_addresses.MAX_BAD", 2)
-    monkeypatch.setattr("lamella.operations.verify.bad_addresses._MOST_RECORDS", 1)
+    monkeypatch.setattr("lamella.operations.verify.objects.MAX_BAD", 2)
+    monkeypatch.setattr("lamella.operations.verify.objects._MOST_RECORDS", 1)
     rows = addresses(small)
     objects = small.store.objects()
     content = bytearray(objects[pack_name(rows[0].pack)])

@@ -14,8 +14,9 @@ from lamella.format.container import Kind
 from lamella.format.records import RawRecord, raw
 from lamella.operations.backup.plan import MAX_DOCUMENT, PlanRow, check_documents
 from lamella.operations.backup.story import BackupOptions, FailedRequest, Request, plan_backup
-from lamella.operations.restore.restore import RestoreOptions, plan_restore, read_document
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import select
+from lamella.operations.shared.streaming import read_document
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import OPTIONS, WRITER, Small, image, snapshot_record

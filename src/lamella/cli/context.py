@@ -25,8 +25,7 @@ from lamella.stores.wrap.retrying import RetryingStore
 # Sources, prompts and limits are imported where they are used: most commands that read a repository need none of them.
 if TYPE_CHECKING:
     from lamella.crypto.slots import Secret
-    from lamella.sources.base import Source
-    from lamella.sources.keeping import Keeping
+    from lamella.sources.base import Keeping, Source
 
 
 class Context:
@@ -100,7 +99,7 @@ class Context:
         """The settings of checkpoints, and their owner."""
         from pathlib import Path
 
-        from lamella.sources.keeping import Keeping, PoolLimits
+        from lamella.sources.base import Keeping, PoolLimits
 
         configured, lvm = self.config.backup.checkpoint_dir, self.config.lvm
         return Keeping(

@@ -12,7 +12,7 @@ from lamella.cli.context import Context
 from lamella.cli.terminal import has_terminal
 from lamella.cli.values import shown_bytes, shown_seconds
 from lamella.crypto.slots import Secret
-from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, Judged
+from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, CleanUp, FoundCheckpoint
 from lamella.operations.doctor.doctor import Check, examine
 from lamella.operations.doctor.lvm import PoolExamination
 from lamella.repository.slots import read_marker
@@ -67,53 +67,51 @@ def run(context: Context) -> int:
     return max((check.exit_code for check in checks if not check.ok), default=0)
 
 
-def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
+def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[FoundCheckpoint], list[FoundCheckpoint]]:
     """What was removed, and what is there afterwards; adds to the checks what is to be said of it."""
     args, configured = context.args, context.config.backup.checkpoint_dir
     more = [Path(text) for text in args.source if not text.startswith("lvm:")]
     examination = CheckpointExamination(context.host, more, None if configured is None else Path(configured))
-    removed: list[Judged] = []
-    failed: list[Check] = []
-    found: list[Judged] = []
+    done = CleanUp([], [])
+    found: list[FoundCheckpoint] = []
     try:
         if args.owner is not None:
-            removed, failed = examination.remove_owned_by(args.owner)
+            done = examination.remove_owned_by(args.owner)
         elif args.fix:
-            removed, failed = examination.remove_leftovers(args.lock_wait)
-        checks += [*failed, examination.check()]
+            done = examination.remove_leftovers(args.lock_wait)
+        checks += [*done.failed, examination.check()]
         found = examination.judged()
     except SourceError as error:
         checks.append(Check("checkpoints", False, error.message))
     in_pools = _in_pools(context, checks)
-    return removed + in_pools[0], found + in_pools[1]
+    return done.removed + in_pools[0], found + in_pools[1]
 
 
-def _in_pools(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
+def _in_pools(context: Context, checks: list[Check]) -> tuple[list[FoundCheckpoint], list[FoundCheckpoint]]:
     """The same for thin pools."""
     args = context.args
     examination = PoolExamination(context.host, context.keeping)
-    removed: list[Judged] = []
-    failed: list[Check] = []
+    done = CleanUp([], [])
     try:
         if args.owner is not None:
-            removed, failed = examination.remove_owned_by(args.owner, args.lock_wait)
+            done = examination.remove_owned_by(args.owner, args.lock_wait)
         elif args.fix:
-            removed, failed = examination.mend(args.lock_wait)
-        checks += [*failed, *examination.checks()]
-        return removed, examination.judged()
+            done = examination.mend(args.lock_wait)
+        checks += [*done.failed, *examination.checks()]
+        return done.removed, examination.judged()
     except SourceError as error:
         checks.append(Check("thin pools", False, error.message))
-        return removed, []
+        return done.removed, []
 
 
-def _shown(one: Judged, now: int) -> str:
+def _shown(one: FoundCheckpoint, now: int) -> str:
     age = shown_seconds(max(0, now - one.file.changed_ms) // 1000)
     kind = f"{one.state} {one.file.owner}" if one.state == FOREIGN else one.state
     of = f" of {one.image}" if one.image else ""
     return f"{one.file.path}  {shown_bytes(one.file.held_bytes)}  {age} old  {kind}{of}"
 
 
-def _row(one: Judged, now: int) -> dict[str, object]:
+def _row(one: FoundCheckpoint, now: int) -> dict[str, object]:
     return {
         "file": str(one.file.path),
         "image": one.image,

@@ -117,8 +117,7 @@ def _admin(context: Context) -> Admin:
 
 def _backup(context: Context) -> int:
     from lamella.qubes.backup import plan_qubes
-    from lamella.qubes.choice import Choice, chosen
-    from lamella.qubes.inventory import Inventory
+    from lamella.qubes.inventory import Inventory, QubeChoice, chosen
     from lamella.qubes.storage import kept_running
     from lamella.run.allocator import keep_freed_memory
 
@@ -126,7 +125,7 @@ def _backup(context: Context) -> int:
     admin = _admin(context)
     keep_freed_memory()
     inventory = Inventory(admin)
-    choice = Choice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
+    choice = QubeChoice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
     qubes = chosen(admin, inventory, choice)
     with kept_running(admin, context.place, out.report), context.sound_repository(read_only=args.dry_run) as repository:
         plan = plan_qubes(repository, admin, inventory, qubes, _options(context))
@@ -165,8 +164,8 @@ def _show(context: Context, plan: QubesPlan) -> int:
 def _restore(context: Context) -> int:
     from lamella.qubes.archive import read_snapshot, saved_qubes
     from lamella.qubes.inventory import Inventory
-    from lamella.qubes.lineage import DOM0, owner_of
-    from lamella.qubes.restore_plan import Planner
+    from lamella.qubes.names import DOM0, owner_of
+    from lamella.qubes.restore_plan import RestorePlanner
     from lamella.qubes.storage import kept_running
 
     args = context.args
@@ -182,7 +181,7 @@ def _restore(context: Context) -> int:
             raise UsageError("dom0 is never overwritten", obj="dom0", hint="add --dom0-to FOLDER to see its files")
         wishes = _wishes(args)
         others = [one for one in saved if one.name != "dom0"]
-        rows = Planner(inventory, others, wishes, partial(owner_of, admin, machine=context.host.machine)).rows()
+        rows = RestorePlanner(inventory, others, wishes, partial(owner_of, admin, machine=context.host.machine)).rows()
         for row in rows:
             _tell(context, row)
         if args.dry_run:
@@ -280,9 +279,9 @@ def _report(context: Context, results: list[QubeResult], laid_out: list[str]) ->
 
 def _list(context: Context) -> int:
     from lamella.qubes.archive import saved_qubes
-    from lamella.qubes.backup import SETTINGS
     from lamella.qubes.inventory import Inventory
-    from lamella.qubes.lineage import owner_of
+    from lamella.qubes.names import owner_of
+    from lamella.qubes.settings import SETTINGS
 
     admin = _admin(context)
     present = Inventory(admin).qubes
@@ -324,7 +323,7 @@ def _list(context: Context) -> int:
 
 def _setup_storage(context: Context) -> int:
     from lamella.qubes.inventory import Inventory
-    from lamella.qubes.storage import check_storage, example_policy, install, storage_files
+    from lamella.qubes.storage_qube import check_storage, example_policy, install, storage_files
 
     args, out = context.args, context.out
     admin = _admin(context)

@@ -16,8 +16,9 @@ from lamella.cli.secret import DONOR, given_source
 from lamella.cli.values import shown_bytes, shown_seconds, workers
 from lamella.history.acceptance import accept_history
 from lamella.operations.repair.repair import EXAMINATIONS, RepairOptions, repair
-from lamella.operations.repair.result import LEFT, Action, Gone, RepairResult
+from lamella.operations.repair.result import LEFT, Gone, RepairResult, RepairStep
 from lamella.operations.shared.findings import Finding
+from lamella.operations.verify.verify import examine_all
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.run.allocator import keep_freed_memory
@@ -93,7 +94,7 @@ def run(context: Context) -> int:
             options = replace(options, accepted=repository.log.lacking)
             accept_history(repository.log)
         others = [held.enter_context(_donor(context, repository))] if args.donor else []
-        result = repair(repository, replace(options, others=others), out.report, confirm)
+        result = repair(repository, examine_all, replace(options, others=others), out.report, confirm)
     _print(context, result)
     out.document(_document(result))
     if result.problems:
@@ -170,7 +171,7 @@ def _advise(context: Context, result: RepairResult) -> None:
         out.say("to accept this history and continue: lamella repair --accept-rollback")
 
 
-def _action_line(action: Action, result: RepairResult) -> str:
+def _action_line(action: RepairStep, result: RepairResult) -> str:
     would = "would be " if result.dry and action.did != LEFT else ""
     return f"{would}{action.did}: {action.obj}" + (f": {action.message}" if action.message else "")
 

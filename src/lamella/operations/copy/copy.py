@@ -17,9 +17,8 @@ from lamella.format.inner import Origin, Place
 from lamella.format.node import Shape
 from lamella.format.records import Tag
 from lamella.history.catalogue import Snapshot
-from lamella.operations.copy.moments import carry_moment
 from lamella.operations.copy.plan import CopyPlanner, CopyRow, State, by_run, choose, require_two
-from lamella.operations.copy.publish import Copied, CopyPublisher, copy_documents
+from lamella.operations.copy.publish import Copied, CopyPublisher, carry_moment, copy_documents
 from lamella.operations.copy.volume import SnapshotVolume
 from lamella.operations.shared.completeness import is_complete
 from lamella.operations.shared.heads import fingerprint

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from lamella.base.errors import NothingMatched, RepositoryError, UsageError
@@ -25,13 +26,11 @@ from lamella.memory.verdicts import Verdicts
 from lamella.operations.repair import rebuild
 from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot, Healer
-from lamella.operations.repair.objects import ObjectRepair
-from lamella.operations.repair.quarantine import may_set_aside
+from lamella.operations.repair.objects import ObjectRepair, may_set_aside
 from lamella.operations.repair.result import BACK, GIVEN_UP, LEFT, REBUILT, RECORDED, STORED, Gone, RepairResult
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.gaps import MissingBlob, find_gaps, lost_by
 from lamella.operations.shared.selection import Selected, select
-from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.create import file_record
 from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
@@ -62,8 +61,13 @@ class RepairOptions:
     lock_wait: float = 0.0
 
 
+Examine = Callable[[Repository, str, int | None, Reporter], VerifyResult]
+"""Verifies all of a repository at a level, with so many workers, and publishes nothing: `verify.examine_all`."""
+
+
 def repair(
     repo: Repository,
+    examine: Examine,
     options: RepairOptions | None = None,
     reporter: Reporter = silent,
     confirm: Callable[[RepairResult], None] = lambda result: None,
@@ -79,13 +83,17 @@ def repair(
     result = RepairResult(options.dry)
     with Donors(repo, options.sources, options.others) as donors:
         mending = _Mending(repo, options, donors, result, reporter)
-        result.found = mending.examined(options.level).findings
+        result.found = examine(repo, options.level, options.workers, reporter).findings
         confirm(result)
         if not options.dry and may_set_aside(repo.store):
             repo.lock_exclusively(options.lock_wait)
         mending.history()
         mending.contents()
-        mending.finish()
+        if options.dry:
+            result.remaining = result.found
+        else:
+            with suppress(NothingMatched):
+                mending.finish(examine(repo, "structure", options.workers, reporter))
         result.notes += donors.notes
     result.seconds = round(time.monotonic() - started, 3)
     return result
@@ -103,11 +111,6 @@ class _Mending:
         self._result = result
         self._reporter = reporter
         self._objects = ObjectRepair(repo, donors, result)
-
-    def examined(self, level: str) -> VerifyResult:
-        """A verification of everything."""
-        options = VerifyOptions(level, workers=self._options.workers, publish=False)
-        return verify(self._repo, select(self._repo, []), options, self._reporter)
 
     def _again(self) -> None:
         """Look at the repository as it is now; of a dry run, it has not changed."""
@@ -262,15 +265,8 @@ class _Mending:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Look once more, and forget bad news that is not true any more."""
-        if self._options.dry:
-            self._result.remaining = self._result.found
-            return
-        try:
-            last = self.examined("structure")
-        except NothingMatched:
-            return
+    def finish(self, last: VerifyResult) -> None:
+        """Report what the last look found, and forget bad news that is not true any more."""
         self._result.remaining = last.findings
         self._result.problems = [problem.message for problem in self._repo.problems]
         whole = {one.volume.volume_id: True for one in select(self._repo, [])}

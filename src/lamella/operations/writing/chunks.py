@@ -20,7 +20,8 @@ from lamella.format.compression import decode
 from lamella.format.container import Kind
 from lamella.format.encoder import Encoder
 from lamella.format.node import Shape, Slot, SlotValue
-from lamella.operations.shared.reading import RANGE, Act, Task
+from lamella.operations.shared.ranges import RANGE, is_zero
+from lamella.operations.shared.reading import Act, Task
 from lamella.packs.blobmap import Place
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
@@ -33,7 +34,6 @@ from lamella.sources.base import FrozenVolume
 CHECK_ONE_IN = 16
 _MARK_BYTES = 1 << 30
 """So much may be read without a change before the tree is told that it was: what a stopped run loses at most."""
-_ZEROS: dict[int, bytes] = {}
 
 
 class MapRefuted(Exception):
@@ -102,18 +102,6 @@ class VolumeRead:
     changed_chunks: int = 0
     new_chunks: int = 0
     stored_bytes: int = 0
-
-
-def is_zero(part: memoryview) -> bool:
-    """Whether all bytes are zero. The ends are looked at first: most data is recognised by them."""
-    length = len(part)
-    if part[0] or part[length - 1] or part[length >> 1]:
-        return False
-    zeros = _ZEROS.get(length)
-    if zeros is None:
-        zeros = _ZEROS.setdefault(length, bytes(length))
-    # Comparing a copy is many times faster than comparing a memoryview item by item.
-    return bytes(part) == zeros
 
 
 class VolumeReader:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from lamella.base.errors import CheckpointLost, SourceError
-from lamella.sources.lvm._lvm import LogicalVolume, message
-from lamella.sources.lvm._pool import pool_device, pool_status
+from lamella.sources.lvm.commands import LogicalVolume, message
+from lamella.sources.lvm.pools import pool_device, pool_status
 
 WAIT_SECONDS: Final = 30.0
 """How long to wait for somebody else's reservation to go away."""

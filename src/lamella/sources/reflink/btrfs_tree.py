@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator
 
 from lamella.base.errors import SourceError
-from lamella.sources.reflink._fiemap import flush
-from lamella.sources.reflink._maps import Piece
+from lamella.sources.reflink.fiemap import flush
+from lamella.sources.reflink.maps import Piece
 
 _BTRFS_IOC_TREE_SEARCH_V2 = 0xC0709411
 _OWN_TREE = 0

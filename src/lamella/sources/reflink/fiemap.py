@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from lamella.base.errors import SourceError
 from lamella.base.extents import Extent
-from lamella.sources.reflink._maps import Piece
+from lamella.sources.reflink.maps import Piece
 
 _FS_IOC_FIEMAP = 0xC020660B  # linux/fs.h
 _FIEMAP_FLAG_SYNC = 0x0001

@@ -11,8 +11,8 @@ from typing import Final
 
 from lamella.base.errors import SourceAtRisk, SourceError
 from lamella.run.spawn import run
-from lamella.sources.keeping import PoolLimits
-from lamella.sources.lvm._lvm import QUERY_SECONDS, LogicalVolume, device_name
+from lamella.sources.base import PoolLimits
+from lamella.sources.lvm.commands import QUERY_SECONDS, LogicalVolume, device_name
 
 _FIELDS: Final = 7
 _HINT_BYTES: Final = 256 << 20

@@ -33,7 +33,7 @@ def differing(pieces: Iterable[bytes], thin1: int, thin2: int) -> Iterator[Exten
     maps are among them: they may read as zeros, or as the data of an external origin. Raises CheckpointLost, at the
     latest after the last range, if the output is not whole or not understood.
     """
-    return _Reader(_DeltaSchema(thin1, thin2)).extents(pieces)
+    return _XmlReader(_DeltaSchema(thin1, thin2)).extents(pieces)
 
 
 def mapped(pieces: Iterable[bytes], thin: int) -> Iterator[Extent]:
@@ -41,7 +41,7 @@ def mapped(pieces: Iterable[bytes], thin: int) -> Iterator[Extent]:
 
     Raises CheckpointLost like `differing`.
     """
-    return _Reader(_DumpSchema(thin)).extents(pieces)
+    return _XmlReader(_DumpSchema(thin)).extents(pieces)
 
 
 def _refused(why: str) -> CheckpointLost:
@@ -113,7 +113,7 @@ class _DumpSchema:
         pass
 
 
-class _Reader:
+class _XmlReader:
     """Drives expat; what a piece tells is handed on before the next piece is read."""
 
     def __init__(self, schema: _DeltaSchema | _DumpSchema) -> None:

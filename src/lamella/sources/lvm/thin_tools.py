@@ -13,8 +13,8 @@ from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, SourceError
 from lamella.base.extents import Extent
 from lamella.run.spawn import run, stream
-from lamella.sources.lvm import _thin_xml
-from lamella.sources.lvm._lvm import QUERY_SECONDS
+from lamella.sources.lvm import thin_xml
+from lamella.sources.lvm.commands import QUERY_SECONDS
 
 _DELTA_SECONDS: Final = 3600.0
 _OLDEST: Final = (0, 7, 4)
@@ -69,7 +69,7 @@ def delta(device: str, old: tuple[int, int], new: tuple[int, int], grain: int) -
     command = ["thin_delta", "--metadata-snap", "--thin1", str(old_id), "--thin2", str(new_id), device]
     changed = ChunkSet()
     with _output(command) as pieces:
-        for extent in _thin_xml.differing(pieces, old_id, new_id):
+        for extent in thin_xml.differing(pieces, old_id, new_id):
             _add(changed, extent, new_size, grain)
     return Delta.bounded(grain, old_size, new_size, changed, ChunkSet())
 
@@ -81,7 +81,7 @@ def mapped(device: str, thin_id: int, size: int) -> Iterator[Extent]:
     """
     blocks = ChunkSet()
     with _output(["thin_dump", "--metadata-snap", "--dev-id", str(thin_id), device]) as pieces:
-        for extent in _thin_xml.mapped(pieces, thin_id):
+        for extent in thin_xml.mapped(pieces, thin_id):
             _add(blocks, extent, size, _MAP_GRAIN)
     return (Extent(first * _MAP_GRAIN, min(end * _MAP_GRAIN, size)) for first, end in blocks.runs())
 
