@@ -44,21 +44,20 @@ if TYPE_CHECKING:
     from lamella.base.events import Event, Progress, Reporter, Warned
     from lamella.crypto.slots import Secret, key_file, passphrase, recovery_key
     from lamella.memory.host import Host, machine_name
-    from lamella.operations.backup.change_map import ChangeMap, read_map, write_map
-    from lamella.operations.backup.pacing import Pace
     from lamella.operations.backup.story import (
         BackupOptions,
         BackupPlan,
         BackupResult,
         FailedRequest,
         Outcome,
+        Pace,
         Request,
         VolumeResult,
         execute_together,
         plan_backup,
     )
     from lamella.operations.copy.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
-    from lamella.operations.look.diff import DiffResult, compare
+    from lamella.operations.look.diff import DiffResult, compare, write_map
     from lamella.operations.look.diff_source import SourceDiff, compare_source
     from lamella.operations.look.sizes import Sizes, Totals, sizes_of, totals_of
     from lamella.operations.mirror.mirror import MirrorResult
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
         plan_restore,
         read_document,
     )
+    from lamella.operations.shared.change_map import ChangeMap, read_map
     from lamella.operations.shared.findings import Finding, VerifyResult
     from lamella.operations.shared.heads import fingerprint
     from lamella.operations.shared.selection import Selected, select
@@ -172,17 +172,16 @@ _HOMES = {
     " NothingMatched ObjectNotFound RepositoryError RolledBack SourceAtRisk SourceError StoreError StoreFull"
     " StoreRefused StoreUnavailable UnknownFormat UsageError",
     "lamella.base.events": "Event Progress Reporter Warned",
-    "lamella.operations.backup.story": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Request"
-    " VolumeResult execute_together plan_backup",
-    "lamella.operations.backup.change_map": "ChangeMap read_map write_map",
+    "lamella.operations.backup.story": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Pace"
+    " Request VolumeResult execute_together plan_backup",
     "lamella.operations.copy.copy": "CopyOptions CopyPlan CopyResult plan_copy",
-    "lamella.operations.look.diff": "DiffResult compare",
+    "lamella.operations.look.diff": "DiffResult compare write_map",
     "lamella.operations.look.diff_source": "SourceDiff compare_source",
+    "lamella.operations.shared.change_map": "ChangeMap read_map",
     "lamella.operations.shared.findings": "Finding VerifyResult",
     "lamella.operations.shared.heads": "fingerprint",
     "lamella.operations.mirror.mirror": "MirrorResult",
     "lamella.operations.moments.monitor": "MonitorResult monitor",
-    "lamella.operations.backup.pacing": "Pace",
     "lamella.operations.restore.restore": "RestoreOptions RestorePlan RestoreResult plan_restore read_document",
     "lamella.operations.prune.retaining": "Policy RetentionPlan plan_retention",
     "lamella.operations.shared.selection": "Selected select",

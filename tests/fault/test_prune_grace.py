@@ -12,7 +12,7 @@ import pytest
 from lamella.base.errors import RepositoryError
 from lamella.format.container import Kind
 from lamella.format.records import Ref
-from lamella.operations.backup import run as backup_run
+from lamella.operations.backup import story
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
 from lamella.operations.prune.rewrite import Rewriting
@@ -53,7 +53,7 @@ class Fleet:
 
     @staticmethod
     def _between(during: Callable[[], object]) -> None:
-        module = vars(backup_run)
+        module = vars(story)
         inner = module["attach"]
 
         def attached(*arguments: object) -> object:

@@ -13,9 +13,8 @@ import pytest
 from lamella.base.chunkset import ChunkSet
 from lamella.base.errors import SourceError, StoreFull, StoreUnavailable
 from lamella.operations.backup import sampling
-from lamella.operations.backup.pacing import Pace
 from lamella.operations.backup.sampling import Sample
-from lamella.operations.backup.story import BackupOptions
+from lamella.operations.backup.story import BackupOptions, Pace
 from lamella.operations.moments.monitor import monitor
 from lamella.testing.tracked_source import Killed, TrackedDisk, TrackedSource
 from tests.fault.resuming import OPTIONS, PACK, RANGE, CountingStore, World, small_steps

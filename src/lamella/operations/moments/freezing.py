@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lamella.base.clock import Clock
 from lamella.base.errors import LamellaError, SourceError
 from lamella.memory.host import Host
-from lamella.operations.moments.limited_volume import LimitedVolume
 from lamella.operations.moments.rotation import drop_unneeded
 from lamella.run.spawn import run as run_command
 from lamella.sources.base import FrozenVolume, Source
-from lamella.stores.wrap import TokenBucket
+
+if TYPE_CHECKING:
+    from lamella.stores.wrap import TokenBucket
 
 Warn = Callable[[str], None]
 
@@ -45,7 +47,7 @@ Moments = Mapping[bytes, Moment | SourceError]
 def frozen_sources(
     sources: Sequence[Source], hooks: Hooks, clock: Clock, warn: Warn, *, bucket: TokenBucket | None = None
 ) -> Iterator[Moments]:
-    """Freeze all sources; the moments end with the context. All that is read of them goes through `bucket`.
+    """Freeze all sources; the moments end with the context. All reading of them goes through `bucket`.
 
     Raises LamellaError if `before` fails.
     """
@@ -58,9 +60,17 @@ def frozen_sources(
                 except SourceError as error:
                     moments[source.identity] = error
                 else:
-                    limited = frozen if bucket is None else LimitedVolume(frozen, bucket)
-                    moments[source.identity] = Moment(limited, clock())
+                    moments[source.identity] = Moment(_limited(frozen, bucket), clock())
         yield moments
+
+
+def _limited(frozen: FrozenVolume, bucket: TokenBucket | None) -> FrozenVolume:
+    if bucket is None:
+        return frozen
+    # Loaded only by a run with a read limit.
+    from lamella.operations.moments.limited_volume import LimitedVolume
+
+    return LimitedVolume(frozen, bucket)
 
 
 @contextmanager

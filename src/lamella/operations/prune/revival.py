@@ -16,7 +16,7 @@ from lamella.format.deletion import Revive
 from lamella.format.records import NO_REF, AddSnap, Ref
 from lamella.history.catalogue import Catalogue
 from lamella.operations.shared.marking import Roots, Walk
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.repository.repository import Repository
 
 
@@ -47,7 +47,7 @@ def revive(repo: Repository, removed: Ref, added: AddSnap) -> None:
     snap_id = SnapId(os.urandom(16))
     again = replace(added, snap_id=snap_id, parent=NO_REF, packs=())
     repo.blobs.relied |= _packs(repo, added)
-    with Session(repo, name=added.name) as session:
+    with WritingSession(repo, name=added.name) as session:
         session.publish([Revive(removed, again)], [snap_id])
 
 

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lamella.base.errors import RepositoryError, StoreError
 from lamella.base.ids import DomainId, SnapId
 from lamella.format.known import Signed
 from lamella.format.records import Confirm, RawRecord, Ref, raw
-from lamella.format.sessions import Abandon, PartialRoot, SessionVolume
-from lamella.format.sessions import Session as SessionRecord
+from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
 from lamella.history.publish import Published
 from lamella.operations.shared.confirmations import Confirmations
-from lamella.operations.writing.reliance import Reliance
-from lamella.operations.writing.unfinished import Unfinished, nothing_unfinished
+from lamella.operations.writing.unfinished import Unfinished
 from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import Outbox, ordered_map
+
+if TYPE_CHECKING:
+    from lamella.operations.writing.reliance import Reliance
 
 _DISTANT_UPLOADS = 16
 _DISTANT_BYTES = 48 << 20
@@ -31,33 +32,33 @@ _LISTED_FROM = 32
 """From so many packs on one listing is cheaper than asking for each."""
 
 
-class Session:
+class WritingSession:
     """Packs and records of one run, which may go on for others. A context manager: leaving it stops the uploads.
 
     `name` is what the snapshot may be called, for those who look at a run that was broken off.
     """
 
     def __init__(self, repo: Repository, unfinished: Unfinished | None = None, name: str = "") -> None:
-        unfinished = unfinished or nothing_unfinished()
         self._repo = repo
-        self._unfinished = unfinished
+        self._unfinished = unfinished = unfinished or Unfinished()
         self._name = name
         self._open = unfinished.continued
         self._pinned = dict.fromkeys(pack for session in unfinished.earlier for pack in session.packs)
         # The continued session pins its own packs already; those of the others are taken over with the first SESSION.
-        self._named = {
-            pack
-            for session in unfinished.earlier
-            for pack in session.packs
-            if unfinished.continued and session.session_id == unfinished.session_id
-        }
+        own = [session for session in unfinished.earlier if session.session_id == self.id] if self._open else []
+        self._named = {pack for session in own for pack in session.packs}
         # A distant store takes the next packs while the answer for the last one is on its way.
         distant = repo.store.abilities.distant
         self._outbox = Outbox(_DISTANT_UPLOADS, _DISTANT_BYTES) if distant else Outbox()
         self._packers: dict[DomainId, Packer] = {}
         self._earlier: dict[DomainId, dict[bytes, int]] = {}
         self.commit_bytes = 0
-        self._reliance = Reliance(repo)
+        self._reliance: Reliance | None = None
+        if not repo.store.abilities.exclusive_lock:
+            # Loaded only where packs may be deleted while this run goes on.
+            from lamella.operations.writing.reliance import Reliance
+
+            self._reliance = Reliance(repo, self)
 
     def __enter__(self) -> Self:
         return self
@@ -144,8 +145,9 @@ class Session:
         taken_over = [pack for pack in self._pinned if pack not in self._named and self._repo.blobs.length(pack)]
         stored = [pack for packer in self._packers.values() for pack in packer.arrived if pack not in self._named]
         packs = [*taken_over, *stored]
-        record = SessionRecord(self.id, self._name, tuple(volumes), tuple(packs), tuple(roots))
-        self._reliance.renew(self)
+        record = Session(self.id, self._name, tuple(volumes), tuple(packs), tuple(roots))
+        if self._reliance is not None:
+            self._reliance.renew()
         self.commit_bytes += self._repo.publish([raw(record)]).stored_bytes
         self._named.update(packs)
         self._open = True
@@ -155,7 +157,7 @@ class Session:
 
         Does nothing where the store's lock keeps everything in place. Raises StoreError, RolledBack, RepositoryError.
         """
-        if not self._repo.store.abilities.exclusive_lock:
+        if self._reliance is not None:
             self.note(volumes, roots)
             self._repo.reload()
             self._repo.refresh_map(again=True)
@@ -172,7 +174,8 @@ class Session:
         earlier = confirmations.take()
         news: list[RawRecord | Signed] = [raw(Confirm(tuple(earlier)))] if earlier else []
         closing = [*self._unfinished.closing, *([self.id] if self._open and close else [])]
-        self._reliance.renew(self)
+        if self._reliance is not None:
+            self._reliance.renew()
         published = self._repo.publish([*news, *records, *(raw(Abandon(session_id)) for session_id in closing)])
         self._remember(lambda: confirmations.drop(earlier))
         self.commit_bytes += published.stored_bytes

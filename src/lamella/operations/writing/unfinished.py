@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId
 from lamella.format.node import Shape
@@ -22,38 +22,34 @@ from lamella.sources.base import Source
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """The session a run writes under, and those that it takes the place of."""
+    """The session a run writes under, and the sessions whose place it takes; by default a session of its own."""
 
-    session_id: bytes
-    continued: bool
+    session_id: bytes = field(default_factory=lambda: os.urandom(16))
+    continued: bool = False
     """A session of that id is open: what it names need not be named again."""
-    earlier: tuple[OpenSession, ...]
-    """Whose packs are pinned on: the continued one, and all others with a volume of this run."""
-    closing: tuple[bytes, ...]
-    """Ids of those that pin nothing any more once this run is published."""
-
-
-def nothing_unfinished() -> Unfinished:
-    """A session of its own."""
-    return Unfinished(os.urandom(16), False, (), ())
+    earlier: tuple[OpenSession, ...] = ()
+    """Whose packs are pinned on: the continued session, and all others with a volume of this run."""
+    closing: tuple[bytes, ...] = ()
+    """Ids of sessions that pin nothing any more once this run is published."""
 
 
 def unfinished(repo: Repository, volumes: Collection[VolumeId]) -> Unfinished:
     """What to go on with, for a run over `volumes`, whose sources' locks are held."""
-    ours = [session for session in repo.catalogue.sessions if session.writer == repo.own_writer]
     published = _last_published(repo)
     closing: list[OpenSession] = []
     earlier: list[OpenSession] = []
-    for session in ours:
+    for session in repo.catalogue.sessions:
+        if session.writer != repo.own_writer:
+            continue
         left = {row.volume_id for row in session.volumes if published.get(row.volume_id, 0) <= session.seq}
         if not left or left <= set(volumes):
             closing.append(session)
         if left & set(volumes):
             earlier.append(session)
     continued = next((session for session in reversed(closing) if session in earlier), None)
-    if continued is None:
-        return Unfinished(os.urandom(16), False, tuple(earlier), tuple(session.session_id for session in closing))
     others = tuple(session.session_id for session in closing if session is not continued)
+    if continued is None:
+        return Unfinished(earlier=tuple(earlier), closing=others)
     return Unfinished(continued.session_id, True, tuple(earlier), others)
 
 
