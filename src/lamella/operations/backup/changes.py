@@ -12,12 +12,11 @@ from lamella.format.tracking import Sampled
 from lamella.memory.host import Host
 from lamella.memory.resume import ResumePoint
 from lamella.operations.backup import sampling
-from lamella.operations.backup.plan import COMPARE, INCREMENTAL, BackupOptions
+from lamella.operations.backup.plan import COMPARE, INCREMENTAL, BackupOptions, partial_tree
 from lamella.operations.backup.stages import Begun, Frozen, Way
 from lamella.operations.moments.monitor import delta_from
 from lamella.operations.shared import reading
 from lamella.operations.shared.reading import Task
-from lamella.operations.writing.unfinished import partial_tree
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 

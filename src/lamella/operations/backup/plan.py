@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 from lamella.base.errors import UsageError
 from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId
+from lamella.format.node import Shape
 from lamella.format.records import UNSIGNED, Volume
+from lamella.format.sessions import PartialRoot
 from lamella.history.catalogue import Snapshot, VolumeState, latest
 from lamella.memory.intended import new_volume
 from lamella.memory.ledger import Ledger, LedgerEntry
-from lamella.memory.resume import ResumePoint
-from lamella.operations.shared.completeness import is_complete
+from lamella.memory.resume import ResumeMemory, ResumePoint
+from lamella.operations.shared.completeness import is_complete, tree_is_complete
 from lamella.operations.shared.confirmations import Confirmations
 from lamella.operations.shared.selection import find_snapshot
-from lamella.operations.writing.unfinished import resume_point
+from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.registry import check_name, name_from
@@ -140,6 +142,11 @@ def check_documents(documents: Mapping[str, bytes]) -> None:
         raise UsageError("the documents of a snapshot may have 16 MiB together")
 
 
+def partial_tree(volume_id: VolumeId, reached: ResumePoint | PartialRoot) -> Tree:
+    """The tree of a volume as far as a run has come."""
+    return Tree(Shape(volume_id, reached.size, reached.chunk_log2), reached.root)
+
+
 def plan_volumes(
     repo: Repository, options: BackupOptions, requests: Sequence[Request | FailedRequest]
 ) -> list[VolumePlan]:
@@ -186,8 +193,7 @@ class _Planning:
         plan = self._first(request, name) if known is None else self._next(request, known, record)
         if self._options.changes is not None:
             return plan  # another tool's change map knows nothing of resume points
-        resume = resume_point(self._repo, request.source, plan.volume_id, plan.domain_id, plan.base_root)
-        return replace(plan, resume=resume)
+        return replace(plan, resume=self._resume_point(plan))
 
     # -- which volume -------------------------------------------------------------------------------------------------
 
@@ -317,4 +323,31 @@ class _Planning:
             if whole or is_complete(self._repo, snapshot):
                 return snapshot
             notes.append(f"snapshot {snapshot.name} of {volume.name} lacks packs: it is not used as a base")
+        return None
+
+    # -- from how far -------------------------------------------------------------------------------------------------
+
+    def _resume_point(self, plan: VolumePlan) -> ResumePoint | None:
+        """How far a broken-off run came whose moment this host kept; None if no such run agrees in everything."""
+        repo, source = self._repo, plan.request.source
+        if not source.tracks:
+            return None
+        named = {
+            (session.session_id, *root[2:])
+            for session in repo.catalogue.sessions
+            for root in session.partial_roots
+            if session.writer == repo.own_writer and root[:2] == (plan.volume_id, plan.domain_id)
+            # What is condemned is not relied on, also if it was one's own.
+            if not repo.blobs.condemned.intersection(session.packs)
+        }
+        expected = (source.identity, source.driver, plan.base_root)
+        found = [
+            point
+            for point in ResumeMemory(repo.memory, repo.keys).points(plan.volume_id)
+            if (point.identity, point.driver, point.base_root) == expected
+            and (point.session_id, point.root, point.size, point.chunk_log2, point.done) in named
+        ]
+        for point in sorted(found, key=lambda point: point.done, reverse=True):
+            if tree_is_complete(repo, plan.domain_id, partial_tree(plan.volume_id, point)):
+                return point
         return None

@@ -18,6 +18,7 @@ from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers
 from lamella.sources.base import Consistency
+from lamella.stores.wrap import TokenBucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Reading:
     recorder: Recorder
     reporter: Reporter
     warn: Callable[[str], None]
+    bucket: TokenBucket | None = None
 
     def volume(self, frozen: Frozen) -> Read | VolumeResult:
         """Read a volume; a source that fails gives a result. Raises StoreError, IntegrityError."""
@@ -98,6 +100,7 @@ class Reading:
             check_all=self.options.check_all,
             check_base=base is not None and not self.repo.blobs.complete(base.root),
             workers=self.options.workers or default_workers(),
+            bucket=self.bucket,
         )
         watch = self.recorder.watch(frozen, way)
         tree = reader.read(frozen.volume, tasks, frozen.plan.volume, self.reporter, watch)

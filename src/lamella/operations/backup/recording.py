@@ -10,18 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lamella.base.clock import now_ms
-from lamella.base.errors import IntegrityError, LamellaError, RepositoryError, SourceError
+from lamella.base.errors import LamellaError, RepositoryError, SourceError
 from lamella.base.ids import VolumeId
-from lamella.format.node import Shape
 from lamella.format.records import NO_REF
 from lamella.format.sessions import PartialRoot, SessionVolume
 from lamella.memory.resume import ResumeMemory, ResumePoint
-from lamella.operations.backup.plan import COMPARE, Pace, VolumePlan
+from lamella.operations.backup.plan import COMPARE, Pace, VolumePlan, partial_tree
 from lamella.operations.backup.stages import Frozen, Read, Way
 from lamella.operations.moments.rotation import drop_unneeded
+from lamella.operations.shared.completeness import tree_is_complete
 from lamella.operations.writing.chunks import Watch
 from lamella.operations.writing.session import WritingSession
-from lamella.packs.tree import Tree
 from lamella.packs.tree_writer import Partial
 from lamella.repository.repository import Repository
 
@@ -135,17 +134,10 @@ class Recorder:
     def _record_what_is_whole(self) -> None:
         """The interruption came between any two steps: a root counts only if all its nodes can be read again."""
         self._session.flush()
-        self._fresh = {volume_id: reached for volume_id, reached in self._fresh.items() if self._is_whole(reached.root)}
+        for root in [reached.root for reached in self._fresh.values()]:
+            if not tree_is_complete(self._repo, root.domain_id, partial_tree(root.volume_id, root)):
+                del self._fresh[root.volume_id]
         self.record()
-
-    def _is_whole(self, root: PartialRoot) -> bool:
-        tree = Tree(Shape(root.volume_id, root.size, root.chunk_log2), root.root)
-        try:
-            for _ in self._repo.tree_reader(root.domain_id).runs(tree):
-                pass
-        except IntegrityError:
-            return False
-        return True
 
     def broken(self) -> None:
         """The store failed: if it still takes a commit, what it has taken until then is pinned. Nothing is raised."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lamella.base.ids import NO_CHUNK, ChunkId
@@ -115,19 +115,5 @@ def failed(plan: VolumePlan, error: str, way: Way | None = None, shape: Shape | 
 
 def saved(read: Read) -> VolumeResult:
     """The result of a volume that was read to its end."""
-    plan, way, shape, figures = read.frozen.plan, read.way, read.frozen.shape, read.tree.figures
-    return VolumeResult(
-        plan.volume,
-        plan.driver,
-        way.mode,
-        way.reason,
-        shape.size,
-        figures.read_bytes,
-        figures.sampled_bytes,
-        way.resumed_bytes(shape),
-        figures.changed_chunks,
-        figures.new_chunks,
-        figures.stored_bytes,
-        "complete",
-        read.consistency,
-    )
+    begun = failed(read.frozen.plan, "", read.way, read.frozen.shape)
+    return replace(begun, result="complete", consistency=read.consistency, **read.tree.figures._asdict())

@@ -6,12 +6,13 @@ To one repository or to several from the same moment (docs/decisions/0017).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from lamella.base.clock import Clock
 from lamella.base.errors import LamellaError, RepositoryError, SourceAtRisk, SourceError, StoreError, UsageError
 from lamella.base.events import Reporter, Warned, silent
 from lamella.format import compression
@@ -32,13 +33,12 @@ from lamella.operations.backup.publish import attach, publish, snapshot_name
 from lamella.operations.backup.read import Reading
 from lamella.operations.backup.recording import Recorder
 from lamella.operations.backup.stages import BackupResult, Frozen, Read, VolumeResult, failed, saved
-from lamella.operations.moments.freezing import Hooks, Moments, clean, frozen_sources
-from lamella.operations.moments.rotation import rotate
+from lamella.operations.moments.rotation import drop_unneeded, rotate
 from lamella.operations.shared.heads import fingerprint
-from lamella.operations.writing.session import WritingSession
-from lamella.operations.writing.unfinished import unfinished
+from lamella.operations.writing.session import WritingSession, unfinished
 from lamella.repository.repository import Repository
-from lamella.sources.base import Source
+from lamella.run.spawn import run as run_command
+from lamella.sources.base import FrozenVolume, Source
 from lamella.stores.wrap import TokenBucket
 
 __all__ = [
@@ -92,11 +92,6 @@ class BackupPlan:
         """The sources that will be missing."""
         return [request for request in self.requests if isinstance(request, FailedRequest)]
 
-    @property
-    def sources(self) -> list[Source]:
-        """The sources to read."""
-        return [request.source for request in self.requests if isinstance(request, Request)]
-
     def execute(self, reporter: Reporter = silent) -> BackupResult:
         """Do it. Sources that fail are left out and reported; a failing destination raises and publishes nothing.
 
@@ -131,7 +126,8 @@ def execute_together(plans: Sequence[BackupPlan], reporter: Reporter = silent, t
     """
     first = plans[0]
     host, clock, options = first.repo.host, first.repo.clock, first.options
-    sources = list({source.identity: source for plan in plans for source in plan.sources}.values())
+    requests = [one for plan in plans for one in plan.requests if isinstance(one, Request)]
+    sources = list({request.source.identity: request.source for request in requests}.values())
     started = time.monotonic()
     with _locked(host, sources, options.lock_wait):
         runs = [_caught(partial(_planned, plan, reporter)) for plan in plans]
@@ -140,14 +136,12 @@ def execute_together(plans: Sequence[BackupPlan], reporter: Reporter = silent, t
             return [_outcome(plan, run) for plan, run in zip(plans, runs, strict=True) if not isinstance(run, _Run)]
         for planned in ready:
             tell(planned.plan, planned.rows)
-        warn = ready[0].warn
-        clean(host, sources, warn)
-        hooks = Hooks(options.before, options.after, options.hook_seconds, options.around)
         ends: list[BackupResult | LamellaError] = []
         bucket = None if options.read_rate is None else TokenBucket(options.read_rate)
-        with frozen_sources(sources, hooks, clock, warn, bucket=bucket) as moments:
+        with _frozen(host, sources, options, clock, ready[0].warn) as moments:
             for run in runs:
-                ends.append(_caught(partial(_saved, run, moments, started)) if isinstance(run, _Run) else run)
+                end = _caught(partial(_saved, run, moments, bucket, started)) if isinstance(run, _Run) else run
+                ends.append(end)
                 started = time.monotonic()
     return [_outcome(plan, end) for plan, end in zip(plans, ends, strict=True)]
 
@@ -211,10 +205,66 @@ def _planned(plan: BackupPlan, reporter: Reporter) -> _Run:
     return run
 
 
+# -- freeze ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _FrozenSource:
+    """A source that was frozen, and when."""
+
+    volume: FrozenVolume
+    time_ms: int
+
+
+_Moments = Mapping[bytes, _FrozenSource | SourceError]
+"""By the source's identity: its moment, or why there is none."""
+
+
+@contextmanager
+def _frozen(
+    host: Host, sources: Sequence[Source], options: BackupOptions, clock: Clock, warn: Callable[[str], None]
+) -> Iterator[_Moments]:
+    """Freeze all sources back to back, before any of them is read; the moments end with the context.
+
+    Raises LamellaError if the command before fails.
+    """
+    for source in sources:
+        try:  # what a killed run left
+            drop_unneeded(host, source)
+        except SourceError as error:
+            warn(f"{source.default_name}: an old kept moment could not be removed: {error.message}")
+    moments: dict[bytes, _FrozenSource | SourceError] = {}
+    with ExitStack() as held:
+        with _between_commands(options, warn):
+            for source in sources:
+                try:
+                    moments[source.identity] = _FrozenSource(held.enter_context(source.freeze()), clock())
+                except SourceError as error:
+                    moments[source.identity] = error
+        yield moments
+
+
+@contextmanager
+def _between_commands(options: BackupOptions, warn: Callable[[str], None]) -> Iterator[None]:
+    """Run the command before, then what is inside, then the command after, whatever happened."""
+    run = partial(run_command, timeout_seconds=options.hook_seconds, error=LamellaError)
+    try:
+        if options.before:
+            run(options.before)
+        with options.around():
+            yield
+    finally:
+        if options.after:
+            try:
+                run(options.after)
+            except LamellaError as error:
+                warn(f"the command after the freeze failed: {error.message}")
+
+
 # -- read, publish, confirm, rotate, report ----------------------------------------------------------------------------
 
 
-def _saved(run: _Run, moments: Moments, started: float) -> BackupResult:
+def _saved(run: _Run, moments: _Moments, bucket: TokenBucket | None, started: float) -> BackupResult:
     """Save what can be saved. Raises StoreError, RolledBack; SourceAtRisk if that is why nothing was saved."""
     repo, options = run.plan.repo, run.plan.options
     earlier = unfinished(repo, [row.volume_id for row in run.rows])
@@ -223,7 +273,7 @@ def _saved(run: _Run, moments: Moments, started: float) -> BackupResult:
         recorder = Recorder(repo, session, options.pace, run.rows, run.warn)
         with _recorded(recorder):
             recorder.announce()
-            reading = Reading(repo, options, session, recorder, run.reporter, run.warn)
+            reading = Reading(repo, options, session, recorder, run.reporter, run.warn, bucket)
             ends = [_read(reading, recorder, row, moments) for row in run.rows]
             reads = [end for end in ends if isinstance(end, Read)]
             attached = attach(session, reads, options.documents, repo.clock()) if reads else []
@@ -258,12 +308,12 @@ def _recorded(recorder: Recorder) -> Iterator[None]:
         raise
 
 
-def _read(reading: Reading, recorder: Recorder, plan: VolumePlan, moments: Moments) -> Read | VolumeResult:
+def _read(reading: Reading, recorder: Recorder, plan: VolumePlan, moments: _Moments) -> Read | VolumeResult:
     """Read one volume as it was frozen; a source that failed gives a result."""
     moment = moments[plan.request.source.identity]
     if isinstance(moment, SourceError):
         return failed(plan, moment.message)
-    volume = moment.frozen
+    volume = moment.volume
     shape = Shape(plan.volume_id, volume.size, plan.chunk_log2 or default_chunk_log2(volume.size))
     read = reading.volume(Frozen(plan, volume, moment.time_ms, shape))
     if isinstance(read, Read):

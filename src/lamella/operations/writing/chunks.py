@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from operator import add
+from time import sleep
 from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, StoreError
@@ -29,6 +30,7 @@ from lamella.packs.tree_writer import Partial, TreeWriter
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
 from lamella.sources.base import FrozenVolume
+from lamella.stores.wrap import TokenBucket
 
 CHECK_ONE_IN = 16
 _MARK_BYTES = 1 << 30
@@ -112,6 +114,8 @@ class VolumeReader:
     check_all: bool
     check_base: bool
     workers: int
+    bucket: TokenBucket | None = None
+    """Every read waits until its bytes may go through."""
 
     def __post_init__(self) -> None:
         self._identify = self.packer.identify(Kind.CHUNK)
@@ -182,6 +186,8 @@ class VolumeReader:
         offset = task.first << self.shape.chunk_log2
         length = min(task.end << self.shape.chunk_log2, self.shape.size) - offset
         view = self._buffer(length)
+        if self.bucket is not None and (seconds := self.bucket.book(length)) > 0:
+            sleep(seconds)
         frozen.read_into(offset, view)
         if task.act in (Act.SAMPLE, Act.SAMPLE_ZERO):
             self._compare(task, base, view)

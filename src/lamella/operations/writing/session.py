@@ -2,22 +2,27 @@
 
 Packs go out while the run reads; `sync`; the commit; `sync`; then the packs are looked up again. Nothing is published
 once any write failed. A long run says now and then what it has stored and how far it is: SESSION (FORMAT 8).
+
+The lock of a source is held from a run's beginning to its end. So whoever holds the lock of one of a session's volumes
+knows that the run which wrote the session is over, and may take the session's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from lamella.base.errors import RepositoryError, StoreError
-from lamella.base.ids import DomainId, SnapId
+from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format.known import Signed
 from lamella.format.records import Confirm, RawRecord, Ref, raw
 from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
+from lamella.history.open_sessions import OpenSession
 from lamella.history.publish import Published
 from lamella.operations.shared.confirmations import Confirmations
-from lamella.operations.writing.unfinished import Unfinished
 from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
@@ -30,6 +35,49 @@ _DISTANT_UPLOADS = 16
 _DISTANT_BYTES = 48 << 20
 _LISTED_FROM = 32
 """From so many packs on one listing is cheaper than asking for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The session a run writes under, and the sessions whose place it takes; by default a session of its own."""
+
+    session_id: bytes = field(default_factory=lambda: os.urandom(16))
+    continued: bool = False
+    """A session of that id is open: what it names need not be named again."""
+    earlier: tuple[OpenSession, ...] = ()
+    """Whose packs are pinned on: the continued session, and all others with a volume of this run."""
+    closing: tuple[bytes, ...] = ()
+    """Ids of sessions that pin nothing any more once this run is published."""
+
+
+def unfinished(repo: Repository, volumes: Collection[VolumeId]) -> Unfinished:
+    """What to go on with, for a run over `volumes`, whose sources' locks are held."""
+    published = _last_published(repo)
+    closing: list[OpenSession] = []
+    earlier: list[OpenSession] = []
+    for session in repo.catalogue.sessions:
+        if session.writer != repo.own_writer:
+            continue
+        left = {row.volume_id for row in session.volumes if published.get(row.volume_id, 0) <= session.seq}
+        if not left or left <= set(volumes):
+            closing.append(session)
+        if left & set(volumes):
+            earlier.append(session)
+    continued = next((session for session in reversed(closing) if session in earlier), None)
+    others = tuple(session.session_id for session in closing if session is not continued)
+    if continued is None:
+        return Unfinished(earlier=tuple(earlier), closing=others)
+    return Unfinished(continued.session_id, True, tuple(earlier), others)
+
+
+def _last_published(repo: Repository) -> dict[VolumeId, int]:
+    """The number of this host's last commit with a snapshot of each volume."""
+    found: dict[VolumeId, int] = {}
+    for snapshot in repo.catalogue.snapshots:
+        if snapshot.ref.writer == repo.own_writer:
+            volume_id = snapshot.added.volume_id
+            found[volume_id] = max(found.get(volume_id, 0), snapshot.ref.seq)
+    return found
 
 
 class WritingSession:
