@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from tests.cli.program import Lamella
 from tests.s3_services import S3Service, moto
 
-POLICY = Path(__file__).resolve().parents[2] / "docs" / "s3-append-only-policy.json"
+POLICY = Path(__file__).resolve().parents[2] / "docs" / "guide" / "s3-append-only-policy.json"
 ADMIN = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
 BUCKET = "my-backups"
 
@@ -56,7 +56,7 @@ def _user(iam: Any, name: str, policy: object) -> dict[str, str]:  # noqa: ANN40
 
 @pytest.fixture
 def guarded() -> Iterator[Guarded]:
-    """The set-up that docs/destinations.md describes."""
+    """The set-up that docs/guide/destinations.md describes."""
     with moto() as service:
         anybody = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
         iam = _client(service, "iam", anybody)

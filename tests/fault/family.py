@@ -79,7 +79,7 @@ def small_steps() -> Iterator[None]:
     """Checkpoints, catalogue segments and index segments come early."""
     with pytest.MonkeyPatch.context() as patch, short_rescue(patch):
         patch.setattr("lamella.history.publish.CHECKPOINT_EVERY", 4)
-        patch.setattr("lamella.history.checkpointing.TAIL_BYTES", 1000)
+        patch.setattr("lamella.history.checkpoints.TAIL_BYTES", 1000)
         patch.setattr("lamella.packs.segments.WORTH_WRITING", 1)
         patch.setattr("lamella.packs.segments.WORTH_READING", 1)
         patch.setattr("lamella.operations.repair.objects.rescue_source", lambda: SMALL_RESCUE)

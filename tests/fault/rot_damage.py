@@ -36,7 +36,7 @@ LOCKLESS: Mapping[str, object] = {"lamella.stores.local.store.LOCKING_FILE_SYSTE
 """With this a prune condemns, and deletes a day later what everybody has seen condemned."""
 CHECKPOINTED: Mapping[str, object] = {
     "lamella.history.publish.CHECKPOINT_EVERY": 2,
-    "lamella.history.checkpointing.TAIL_BYTES": 256,
+    "lamella.history.checkpoints.TAIL_BYTES": 256,
     "lamella.packs.segments.WORTH_WRITING": 0,
 }
 """With these a small repository has checkpoints, catalogue segments and index segments."""

@@ -11,6 +11,7 @@ import pytest
 from lamella.base.errors import RolledBack
 from lamella.format.commit import CHECKPOINT_EVERY, parse_name
 from lamella.format.records import AddSnap
+from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
@@ -122,7 +123,7 @@ def test_a_commit_of_a_long_chain_is_missing(life: Life, tmp_path: Path, part: s
             lost = set(truth.volumes) - shown
             assert len(lost) <= 1, f"one commit is missing, and {len(lost)} snapshots with it"
     with Repository.open(left, SECRET, host) as repo:
-        assert repo.accept_history()
+        assert accept_history(repo.log)
     result = backup(left, host, volume(content(77)))
     assert f"disk@{result.snapshot}" in texts(left, host)
 
@@ -133,8 +134,8 @@ def segmented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     place = tmp_path_factory.mktemp("segmented")
     store, host, truth = MemoryStore(), host_at(place / "host"), Truth()
     with pytest.MonkeyPatch.context() as patch, short_rescue(patch):
-        patch.setattr("lamella.history.checkpointing.TAIL_BYTES", 1000)
-        patch.setattr("lamella.history.checkpointing.SEGMENT_BYTES", 2000)
+        patch.setattr("lamella.history.checkpoints.TAIL_BYTES", 1000)
+        patch.setattr("lamella.history.checkpoints.SEGMENT_BYTES", 2000)
         init(store, host)
         for number in range(CHECKPOINT_EVERY + 4):
             truth.learn(backup(store, host, volume(content(number))), {"disk": content(number)})

@@ -12,6 +12,7 @@ from lamella.crypto.slots import key_file
 from lamella.format.commit import parse_name
 from lamella.format.known import understood
 from lamella.format.records import ForkSeen
+from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
@@ -104,7 +105,7 @@ def test_after_a_fork_was_accepted_each_goes_on_under_a_new_id(tmp_path: Path) -
     old = writers(store)
     for number, host in enumerate(hosts, start=1):
         with Repository.open(store, SECRET, host) as repo:
-            accepted = repo.accept_history()
+            accepted = accept_history(repo.log)
             assert accepted and all("fork" in problem.message for problem in accepted)
         truth.learn(backup(store, host, volume(ONE)), {"disk": ONE})
         assert len(writers(store) - old) == number
@@ -178,7 +179,7 @@ def test_a_repository_copied_back_is_refused_until_accepted(tmp_path: Path) -> N
         assert caught.value.exit_code == 21 and "accept-rollback" in caught.value.hint
     check_sound(old, host, known, tmp_path)
     with Repository.open(old, SECRET, host) as repo:
-        assert len(repo.accept_history()) == 1
+        assert len(accept_history(repo.log)) == 1
     known.learn(backup(old, host, volume(TWO)), {"disk": TWO})
     check_sound(old, host, known, tmp_path)
     check_rescue(old.objects(), known, tmp_path)
@@ -189,7 +190,7 @@ def test_a_host_that_accepted_notices_the_next_rollback(tmp_path: Path) -> None:
     old = copy_of(store)
     backup(store, host, volume(TWO))
     with Repository.open(old, SECRET, host) as repo:
-        repo.accept_history()
+        accept_history(repo.log)
     older = copy_of(old)
     backup(old, host, volume(TWO))
     with pytest.raises(RolledBack):

@@ -16,6 +16,7 @@ from lamella.base.errors import Locked, NoRepository, RepositoryError, RolledBac
 from lamella.base.trust import Clear
 from lamella.format.commit import parse_name
 from lamella.format.deletion import Remove
+from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.mirror.mirror import MirrorResult, mirror, plan_mirror
 from lamella.operations.prune.prune import plan_prune
@@ -407,7 +408,7 @@ def test_an_older_mirror_is_an_older_copy_and_no_rollback(life: Life) -> None:
     known = Truth(dict(life.truth.volumes))
     life.save("abXd")
     with Repository.open(target, SECRET, life.host) as repo:
-        assert not repo.problems and len(repo.older) == 1 and "older" in repo.older[0].message
+        assert not repo.problems and len(repo.log.older) == 1 and "older" in repo.log.older[0].message
     check_sound(target, life.host, known, life.place)
     for content in ("abXd", "other"):
         with pytest.raises(Locked, match="mirror") as caught:
@@ -416,7 +417,7 @@ def test_an_older_mirror_is_an_older_copy_and_no_rollback(life: Life) -> None:
     # In step again: nothing to warn of, and still only the mirror command writes there.
     life.mirror(target)
     with Repository.open(target, SECRET, life.host) as repo:
-        assert not repo.problems and not repo.older
+        assert not repo.problems and not repo.log.older
     with pytest.raises(Locked):
         life.save("abXd", target)
     life.save("abXe")  # and the source is as free as ever
@@ -429,7 +430,7 @@ def test_a_rollback_elsewhere_is_still_one(life: Life) -> None:
     life.save("abXd")
     for place in ("/primary", "/somewhere"):
         with Repository.open(At(place, old), SECRET, life.host) as repo:
-            assert len(repo.problems) == 1 and not repo.older
+            assert len(repo.problems) == 1 and not repo.log.older
         with pytest.raises(RolledBack):
             life.save("x", At(place, old))
 
@@ -442,7 +443,7 @@ def test_a_mirror_that_goes_back_is_a_rollback(life: Life) -> None:
     for host in (life.host, fresh_host(life.place / "reader")):
         mirror(life.store, target, host, workers=1)  # makes the place known to this host, without a key
         with Repository.open(At("/mirror", older), SECRET, host) as repo:
-            assert len(repo.problems) == 1 and not repo.older
+            assert len(repo.problems) == 1 and not repo.log.older
 
 
 def test_the_place_a_host_writes_to_never_becomes_a_mirror(life: Life) -> None:
@@ -454,7 +455,7 @@ def test_the_place_a_host_writes_to_never_becomes_a_mirror(life: Life) -> None:
     life.save("abXde")
     mirror(target, life.store, life.host, workers=1)
     with Repository.open(At("/primary", older), SECRET, life.host) as repo:
-        assert len(repo.problems) == 1 and not repo.older
+        assert len(repo.problems) == 1 and not repo.log.older
 
 
 def test_a_place_written_to_stays_strict_about_what_was_seen_elsewhere(life: Life) -> None:
@@ -468,7 +469,7 @@ def test_a_place_written_to_stays_strict_about_what_was_seen_elsewhere(life: Lif
     with Repository.open(target, SECRET, life.host) as repo:
         assert not repo.problems and len(repo.history.chains) == 2
     with Repository.open(At("/primary", hidden), SECRET, life.host) as repo:
-        assert len(repo.problems) == 1 and not repo.older
+        assert len(repo.problems) == 1 and not repo.log.older
 
 
 def test_a_place_that_is_only_read_and_mirrored_to_keeps_what_it_showed(life: Life) -> None:
@@ -480,7 +481,7 @@ def test_a_place_that_is_only_read_and_mirrored_to_keeps_what_it_showed(life: Li
         assert not repo.problems
     mirror(At("/mirror", older), life.store, reader, workers=1)
     with Repository.open(At("/primary", older), SECRET, reader) as repo:
-        assert len(repo.problems) == 1 and not repo.older
+        assert len(repo.problems) == 1 and not repo.log.older
 
 
 def test_a_mirror_that_was_accepted_goes_on_apart(life: Life) -> None:
@@ -490,7 +491,7 @@ def test_a_mirror_that_was_accepted_goes_on_apart(life: Life) -> None:
     life.save("abXd")
     at_primary = Truth(dict(life.truth.volumes))
     with Repository.open(target, SECRET, life.host) as repo:
-        assert len(repo.accept_history()) == 1
+        assert len(accept_history(repo.log)) == 1
     for text in ("mirror", "mirrors"):
         result = backup(target, life.host, volume(letters(text)))
         at_mirror.learn(result, {"disk": letters(text)})
@@ -521,9 +522,9 @@ def test_an_unknown_older_place_can_be_accepted_without_forgetting_the_other(lif
     newest = life.store.objects()
     with Repository.open(old, SECRET, life.host) as repo:
         assert len(repo.problems) == 1
-        repo.accept_history()
+        accept_history(repo.log)
     with Repository.open(old, SECRET, life.host) as repo:
-        assert not repo.problems and not repo.older
+        assert not repo.problems and not repo.log.older
     backup(old, life.host, volume(letters("here")))
     life.save("abXe")
     with Repository.open(At("/primary", newest), SECRET, life.host) as repo:

@@ -13,6 +13,7 @@ from lamella import rescue
 from lamella.base.errors import RolledBack
 from lamella.format.container import Kind
 from lamella.format.lost import was_rebuilt
+from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.look.listing import snapshots
@@ -351,7 +352,7 @@ def test_a_history_that_lacks_a_part_is_not_published_upon_before_it_is_accepted
     with Repository.open_damaged(store, SECRET, host) as repo:
         with pytest.raises(RolledBack):
             repo.require_sound_history()
-        repo.accept_history()
+        accept_history(repo.log)
         accepted = repair(repo, RepairOptions(rebuild=True, workers=1))
     assert REBUILT in did(accepted), "the first snapshot of the disk was only known to the lost commit"
     assert RECORDED in did(accepted)

@@ -299,7 +299,7 @@ def test_what_comes_back_relies_on_no_condemned_pack(fleet: Fleet) -> None:
     new = fleet.backup("a", NEW)
     assert fleet.prune("a", old).condemned_bytes
     with fleet.opened("a") as repo:
-        assert {pack_name(pack) for pack in repo.condemned.packs} == first
+        assert {pack_name(pack) for pack in repo.log.condemned.packs} == first
         rot(fleet.store.memory, repo, Kind.LEAF, [select(repo, [new])[0].snapshot.added.root])
     result = fleet.prune("b")
     assert result.revived == [old]

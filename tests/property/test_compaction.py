@@ -27,7 +27,7 @@ from lamella.format.origin import Origin, Place
 from lamella.format.records import NO_REF, Checkpoint, Confirm, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.format.seen import Seen
 from lamella.format.sessions import Abandon, Session
-from lamella.history import checkpointing, publish, tombstones
+from lamella.history import checkpoints, publish
 from lamella.history.catalogue import Catalogue, Snapshot, before, latest
 from lamella.history.compaction import COPIES_REMEMBERED_MS, InForce
 from lamella.history.history import Chain, Commit, History
@@ -162,7 +162,7 @@ def world(every: int, tail: int) -> Iterator[World]:
     try:
         with (
             mock.patch.object(publish, "CHECKPOINT_EVERY", every),
-            mock.patch.object(checkpointing, "TAIL_BYTES", tail),
+            mock.patch.object(checkpoints, "TAIL_BYTES", tail),
         ):
             yield World(place)
     finally:
@@ -189,7 +189,7 @@ def test_a_compacted_log_says_what_all_commits_say(made: list[Step], every: int,
 
 def settle(life: World, rounds: int = 8) -> None:
     """Everybody goes on publishing, the collector audits and reaps; nothing was removed lately."""
-    with mock.patch.object(tombstones, "REVIVABLE_MS", 0):
+    with mock.patch.object(checkpoints, "REVIVABLE_MS", 0):
         for _ in range(rounds):
             for host in HOSTS:
                 life.step(host, "nothing", 0, 0)
@@ -240,7 +240,7 @@ def test_a_tombstone_stays_while_somebody_has_not_seen_the_audit() -> None:
         life.step("three", "nothing", 0, 0)
         with life.small.opened() as repo:
             repo.publish([Remove((life.refs[0],))])
-        with mock.patch.object(tombstones, "REVIVABLE_MS", 0):
+        with mock.patch.object(checkpoints, "REVIVABLE_MS", 0):
             for _ in range(8):
                 for host in ("one", "two"):
                     life.step(host, "nothing", 0, 0)
@@ -284,7 +284,7 @@ class Forgetful(InForce):
 def test_a_checkpoint_that_leaves_something_out_is_not_believed() -> None:
     with world(3, 100_000) as life:
         life.step("two", "add", 0, 1)
-        with mock.patch.object(checkpointing, "InForce", Forgetful):
+        with mock.patch.object(checkpoints, "InForce", Forgetful):
             for _ in range(3):
                 life.step("two", "nothing", 0, 0)
         with life.small.opened("new") as repo:
@@ -317,7 +317,7 @@ def test_a_checkpoint_that_invents_is_not_believed() -> None:
             found = audit(repo)
             assert len(found.problems) == 1 and "what they had not" in found.problems[0].message
         with (
-            mock.patch.object(checkpointing, "_plain", lambda entries: entries),
+            mock.patch.object(checkpoints, "_plain", lambda entries: entries),
             mock.patch.object(InForce, "kept", lambda self: [entry._replace(time_ms=7) for entry in self._entries]),
         ):
             for _ in range(3):

@@ -252,12 +252,12 @@ def test_what_the_commits_missing_right_before_it_said_is_given_up_with_it(small
         assert [problem.lacks for problem in repo.problems] == [made[3]]
     with small.opened("knew") as repo:
         assert [problem.lacks for problem in repo.problems] == [made[6]]
-        assert repo.lacking == {made[6]}
+        assert repo.log.lacking == {made[6]}
         with pytest.raises(RolledBack):
             repo.publish([EMPTY])
         repo.give_up([made[6]])
         repo.reload()
-        assert (repo.problems, repo.lacking) == ([], set())
+        assert (repo.problems, repo.log.lacking) == ([], set())
     for host in ("early", "knew", "fresh"):
         with small.opened(host, whole=True) as repo:
             assert repo.problems == []
@@ -373,10 +373,10 @@ def test_a_chain_whose_only_trouble_is_given_up_may_be_audited(small: Small, los
         assert not audit(repo).passed
         repo.give_up([lost])
         repo.reload(whole=True)
-        entries = repo.checkpoint_entries(repo.history.chains[lost.writer])
+        entries = repo.log.checkpoint_entries(repo.history.chains[lost.writer])
         invented = replace_record(entries, lost.seq - 1, raw(snapshot_record(99)))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(repo, "checkpoint_entries", lambda chain: [*entries, invented])
+            patch.setattr(repo.log, "checkpoint_entries", lambda chain: [*entries, invented])
             assert "has 1 records that no commit before it has" in audit(repo).problems[0].message
         found = audit(repo)
         assert found.problems == [] and [head.writer for head in found.passed] == [lost.writer]

@@ -20,6 +20,7 @@ from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.lost import Address, Bad, Lost
 from lamella.format.records import AddSnap, RawRecord, raw
+from lamella.history.acceptance import accept_seen
 from lamella.memory.pins import Problem
 from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.prune import health
@@ -341,7 +342,7 @@ def test_what_a_writer_saw_and_is_lost_can_be_accepted(world: Pruned) -> None:
         world.small.store.delete(name)
     with world.alone() as repo:
         assert [problem.kind for problem in repo.problems] == ["gone"]  # the same commit is told once
-        for memory in (repo.pins.heads, repo.place.heads):  # as a host that never saw it
+        for memory in (repo.pins.heads, repo.log.place.heads):  # as a host that never saw it
             memory.pop(other)
         repo.reload(whole=True)
         (problem,) = repo.problems
@@ -351,8 +352,8 @@ def test_what_a_writer_saw_and_is_lost_can_be_accepted(world: Pruned) -> None:
         with pytest.raises(RolledBack):
             plan_prune(repo, refs)
         writer = problem.message.split()[1]
-        assert repo.accept_seen("00000000") == []
-        assert repo.accept_seen(writer)
+        assert accept_seen(repo.log, "00000000") == []
+        assert accept_seen(repo.log, writer)
         assert not plan_prune(repo, refs).execute().blocked
     del world.kept[one]
     world.check()

@@ -18,6 +18,7 @@ from lamella.base.ids import SnapId, WriterId
 from lamella.base.trust import Sealed
 from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, Head, parse_name
 from lamella.format.records import Confirm, RawRecord, Ref, raw
+from lamella.history.acceptance import accept_history
 from lamella.history.catalogue import latest
 from lamella.history.history import Chain, History
 from lamella.history.publish import Publisher
@@ -235,7 +236,7 @@ def test_a_commit_lists_at_most_so_many_heads(small: Small) -> None:
         for number in range(MAX_SEEN + 10):
             writer = WriterId(number.to_bytes(16, "big"))
             history.chains[writer] = Chain(writer, heads=[Head(writer, 1, bytes(32))])
-        publisher = Publisher(repo.store, repo.keys, repo.memory, repo.pins, repo._reader)
+        publisher = Publisher(repo.store, repo.keys, repo.memory, repo.pins, repo.log._reader)
         publisher.publish(history, [EMPTY], repo.clock)
         repo.reload()
         newest = own(repo).commits[-1]
@@ -283,7 +284,7 @@ def test_history_that_went_backwards_is_reported_until_accepted(small: Small) ->
                 repo.publish([EMPTY])
             assert len(names(repo)) == 2  # what is there can be read all the same
     with small.opened() as repo:
-        assert [problem.key.split(":")[0] for problem in repo.accept_history()] == ["back"]
+        assert [problem.key.split(":")[0] for problem in accept_history(repo.log)] == ["back"]
         assert repo.problems == []
     with small.opened() as repo:
         assert repo.problems == []
@@ -298,7 +299,7 @@ def test_a_chain_that_is_gone_is_reported(small: Small) -> None:
         small.store.delete(name)
     with small.opened() as repo:
         assert kinds(repo) == ["gone"]
-        repo.accept_history()
+        accept_history(repo.log)
     with small.opened() as repo:
         assert repo.problems == []
 
@@ -394,7 +395,7 @@ def test_a_state_directory_used_in_two_places_forks_and_a_new_chain_goes_on(smal
         assert {"snap-0100", "snap-0777"} <= set(names(repo))  # the union of the branches
         with pytest.raises(RolledBack):
             repo.publish([EMPTY])
-        repo.accept_history()
+        accept_history(repo.log)
         repo.publish([raw(snapshot_record(778))])
         repo.reload()
         assert repo.own_writer != first_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import os
 import random
 import shutil
@@ -267,6 +268,23 @@ def test_a_good_copy_elsewhere_is_used(bench: Bench) -> None:
     data[72 + entries + 40] ^= 1
     path.write_bytes(data)
     assert bench.restore("disk@20261101") == case.first
+
+
+def test_a_directory_under_another_id_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds the keys can seal a directory under an id that its content does not have."""
+    writer, chain = simple()
+
+    def lying(key: bytes, message: bytes) -> bytes:
+        right = hmac.digest(key, message, "sha256")
+        return right[::-1] if message.startswith(b"dir") else right
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rw, "prf", lying)
+        snap = one_chunk(writer, chain, 1)
+    writer.commit(chain, rw.volume_record(VOLUME, DOMAIN, "disk") + snap.record())
+    bench.save(writer)
+    result = bench.restore("disk")
+    assert isinstance(result, Result) and result.code == 20 and "the directory does not match its id" in result.err
 
 
 def forged(payload: bytes, rlen: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The sample: what it holds, the bound of its cursor, and the promise of docs/tracking.md about a driver that lies."""
+"""The sample: what it holds, the bound of its cursor, and what docs/guide/tracking.md says of a driver that lies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.sampling_bound import runs_to_see_all
 
 CHUNK = 128 * 1024
 GIB = 1 << 30
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "tracking.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "tracking.md"
 
 
 def delta_of(chunks: int, changed: set[int], zeroed: frozenset[int] = frozenset(), chunk_size: int = CHUNK) -> Delta:

@@ -159,7 +159,7 @@ class Context:
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
                 self._note_unexplained(repository)
-                for lack in repository.older:
+                for lack in repository.log.older:
                     self.out.warn(f"an older copy: {lack.message}", store.url)
                 yield repository
 
@@ -203,7 +203,7 @@ class Context:
         with self.repository(read_only=read_only) as repository:
             repository.require_sound_history()
             if not read_only:
-                repository.require_writable()
+                repository.log.require_writable()
             yield repository
 
     def warn_of_problems(self, repository: Repository) -> int:

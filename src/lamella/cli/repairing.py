@@ -13,6 +13,7 @@ from lamella.base.errors import IntegrityError, RolledBack, UsageError
 from lamella.cli.context import Context
 from lamella.cli.secret import DONOR, given_source, secret_source
 from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.repair.repair import EXAMINATIONS, RepairOptions, repair
 from lamella.operations.repair.result import LEFT, Action, Gone, RepairResult
@@ -89,8 +90,8 @@ def run(context: Context) -> int:
 
     with _repository(context) as repository, ExitStack() as held:
         if args.accept_rollback and not args.dry_run:
-            options = replace(options, accepted=repository.lacking)
-            repository.accept_history()
+            options = replace(options, accepted=repository.log.lacking)
+            accept_history(repository.log)
         others = [held.enter_context(_donor(context, repository))] if args.donor else []
         result = repair(repository, replace(options, others=others), out.report, confirm)
     _print(context, result)

@@ -26,7 +26,7 @@ from lamella.history.commits import CommitReader
 from lamella.history.history import Chain, Commit, Gap, History, clocks_of
 from lamella.history.missing import Judge
 from lamella.history.order import Clock
-from lamella.history.signed import prune_signed
+from lamella.history.records import of_kinds, prune_signed
 from lamella.memory.pins import Pins, Problem
 from lamella.packs.cache import Cache
 from lamella.stores.base import Store
@@ -96,13 +96,9 @@ class HistoryReader:
         found: dict[int, dict[WriterId, set[Head]]] = {Audited.TYPE: defaultdict(set), Forgo.TYPE: defaultdict(set)}
         for chain in chains:
             entries = self._salvaged(names[chain.writer]) if chain.lacking else chain.entries
-            for entry in entries:
-                if entry.record.type not in found or not prune_signed(self._keys, chain.writer, entry):
-                    continue
-                with suppress(IntegrityError):
-                    known = understood(entry.record)
-                    if isinstance(known, Audited | Forgo):
-                        found[entry.record.type][known.head.writer].add(known.head)
+            for entry, known in of_kinds(entries, Audited, Forgo):
+                if prune_signed(self._keys, chain.writer, entry):
+                    found[entry.record.type][known.head.writer].add(known.head)
         audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
         return audits, forgone
 
@@ -327,7 +323,7 @@ class _Reading:
         filled = [entry for entry in entries if any(gap.first <= entry.seq <= gap.last for gap in gaps)]
         filled = [entry for entry in filled if entry.record.type != Seen.TYPE]
         chain.entries = sorted([*chain.entries, *filled], key=lambda entry: entry.seq)
-        facts = [(entry.seq, fact) for entry in entries if isinstance(fact := _seen(entry), Seen)]
+        facts = [(entry.seq, fact) for entry, fact in of_kinds(entries, Seen)]
         chain.carried_clocks |= said_clocks(chain.writer, sorted({entry.seq for entry in filled}), facts)
 
     def _from_checkpoint(self, carried: Checkpoint | None, commit: Commit) -> None:
@@ -353,11 +349,6 @@ class _Reading:
     def _lack(self, seq: int, why: str) -> None:
         self._chain.lacking = f"the checkpoint in commit {seq}: {why}"
         self._problem("segment", seq, self._chain.lacking)
-
-
-def _seen(entry: Entry) -> Seen | None:
-    known = understood(entry.record) if entry.record.type == Seen.TYPE else None
-    return known if isinstance(known, Seen) else None
 
 
 def said_clocks(writer: WriterId, seqs: Iterable[int], facts: Iterable[tuple[int, Seen]]) -> dict[int, Clock]:

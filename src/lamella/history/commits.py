@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.crypto.derive import Keys
 from lamella.format.commit import Head
-from lamella.history.commits_ahead import fetch_ahead
-from lamella.history.evidence import Evidence, evidence_of, same
 from lamella.history.history import Commit, History, Unreadable
 from lamella.packs.cache import Cache
 from lamella.packs.containers import open_commit
 from lamella.packs.reach import reinstated, require_alive
+from lamella.run.pipeline import ordered_map
 from lamella.stores.base import Store
 
+if TYPE_CHECKING:
+    from lamella.history.evidence import Evidence
+
 _OPENED_KEPT = 1024
+_AT_ONCE = 8
 
 
 class CommitReader:
@@ -52,6 +56,8 @@ class CommitReader:
 
     def speaks_of(self, evidence: Evidence, intact: Iterable[Head]) -> bool:
         """Whether what a damaged object proves is one of these sound commits of its writer and number."""
+        from lamella.history.evidence import same  # rarely needed
+
         return any(same(evidence, content) for content in map(self._content, intact) if content is not None)
 
     def _content(self, head: Head) -> bytes | None:
@@ -89,15 +95,38 @@ class CommitReader:
             body = open_commit(self._keys, head, content)
         except (IntegrityError, UnknownFormat, StoreError) as error:
             require_alive(self._store, error)
-            evidence = None if content is None else evidence_of(self._keys, head, content)
+            evidence = None if content is None else self._evidence(head, content)
             withheld = isinstance(error, StoreError) and not isinstance(error, ObjectNotFound)
             history.unreadable.append(Unreadable(head, error.message, evidence, withheld))
             return None
         self._keep(head, content)
         return Commit(head, body)
 
+    def _evidence(self, head: Head, content: bytes) -> Evidence | None:
+        from lamella.history.evidence import evidence_of  # rarely needed
+
+        return evidence_of(self._keys, head, content)
+
     def _keep(self, head: Head, content: bytes) -> None:
         # Rotten bytes must not take the place of right ones in the cache: a repair takes them from there.
         if hashlib.sha256(content).digest() == head.sha256:
             self._sound.add(head)
             self._cache.remember_commits([(head.name, content)])
+
+
+def fetch_ahead(store: Store, heads: Iterable[Head]) -> Iterator[tuple[Head, bytes]]:
+    """Fetch commits together where each alone would cost a round trip. Nothing is checked.
+
+    Commits that cannot be fetched are left out: the reader asks for them again and reports the error.
+    """
+    wanted = list(heads)
+
+    def fetched(head: Head) -> tuple[Head, bytes] | None:
+        try:
+            return head, store.get(head.name)
+        except StoreError:
+            return None
+
+    for found in ordered_map(fetched, wanted, workers=min(_AT_ONCE, max(1, len(wanted)))):
+        if found is not None:
+            yield found

@@ -9,24 +9,22 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lamella.base.errors import IntegrityError
 from lamella.base.ids import WriterId
 from lamella.format.commit import Entry
 from lamella.format.deletion import Audited, Remove, RemoveLast, Revive
-from lamella.format.known import Known, understood
+from lamella.format.known import Known
 from lamella.format.labels import Pin, Tag
 from lamella.format.lost import Lost
 from lamella.format.origin import Origin
 from lamella.format.records import UNSIGNED, AddSnap, Confirm, RawRecord, Ref, Run, raw
 from lamella.format.sessions import Abandon, Session
-from lamella.history.history import Chain, History
+from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.open_sessions import open_sessions
 from lamella.history.order import Clock
+from lamella.history.records import decoded
 
 COPIES_REMEMBERED_MS = 400 * 86_400_000
 """How long removed copies are remembered, from their moment; an auditor allows for a month less."""
-AUDITS_KEPT = 2
-"""Audited checkpoints of a chain that stay named: if the newer one cannot be read, it begins with the older one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class InForce:
         self._writer = writer
         self._ended = ended
         self._entries = entries
-        known = [(entry, _known(entry)) for entry in entries]
+        known = [(entry, decoded(entry)) for entry in entries]
         self._confirmed = {
             ref for _, one in known if isinstance(one, Confirm) for ref in one.refs if ref.writer == writer
         }
@@ -87,7 +85,7 @@ class InForce:
 
     def _kept(self, entry: Entry) -> Entry | None:
         rule = _RULES.get(entry.record.type)
-        known = None if rule is None else _known(entry)
+        known = None if rule is None else decoded(entry)
         if rule is None or known is None:
             return entry  # unknown and malformed records are none of ours to drop
         record = rule(self, entry, known)
@@ -161,13 +159,6 @@ def _snapshot(known: Known | None) -> AddSnap | None:
     return known if isinstance(known, AddSnap) else known.added if isinstance(known, Revive) else None
 
 
-def _known(entry: Entry) -> Known | None:
-    try:
-        return understood(entry.record)
-    except IntegrityError:
-        return None
-
-
 Atom = tuple[object, ...]
 """The smallest thing a checkpoint can leave out: a record, or one snapshot of a CONFIRM or an unsigned REMOVE."""
 
@@ -176,7 +167,7 @@ def atoms(entries: Iterable[Entry]) -> Counter[Atom]:
     """What entries say, whichever way it is divided into records."""
     found: Counter[Atom] = Counter()
     for entry in entries:
-        known = _known(entry)
+        known = decoded(entry)
         if isinstance(known, Confirm):
             found.update({(Confirm.TYPE, ref): 1 for ref in known.refs})
             continue

@@ -6,20 +6,15 @@ A pack may be relied on by new snapshots only if every batch that condemned it r
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
-from lamella.base.errors import IntegrityError
 from lamella.base.ids import WriterId
 from lamella.crypto.derive import Keys
-from lamella.format.commit import Head
+from lamella.format.commit import Entry, Head
 from lamella.format.deletion import Condemn, Reaped, Rescue
-from lamella.format.known import understood
 from lamella.format.sessions import Session
 from lamella.history.history import Chain
-from lamella.history.signed import prune_signed
-
-_TYPES = (Condemn.TYPE, Rescue.TYPE, Reaped.TYPE)
+from lamella.history.records import of_kinds, prune_signed
 
 
 @dataclass(slots=True)
@@ -86,25 +81,14 @@ def condemned(keys: Keys, chains: Collection[Chain]) -> Condemned:
 
 def _written(chains: Iterable[Chain], batch: Batch) -> frozenset[bytes]:
     """A SESSION under the batch's id, in the commit of its CONDEMN, names the new packs."""
-    found: set[bytes] = set()
-    for chain in chains:
-        for entry in chain.entries if chain.writer == batch.writer else ():
-            if entry.seq == batch.seq and entry.record.type == Session.TYPE:
-                with suppress(IntegrityError):
-                    known = understood(entry.record)
-                    if isinstance(known, Session) and known.session_id == batch.batch:
-                        found |= set(known.packs)
-    return frozenset(found)
+    entries = [entry for chain in chains if chain.writer == batch.writer for entry in chain.entries]
+    sessions = [known for entry, known in of_kinds(entries, Session) if entry.seq == batch.seq]
+    return frozenset(pack for session in sessions if session.session_id == batch.batch for pack in session.packs)
 
 
 def _signed(keys: Keys, chains: Iterable[Chain]) -> Iterator[tuple[WriterId, int, Condemn | Rescue]]:
     for chain in chains:
-        for entry in chain.entries:
-            if entry.record.type not in _TYPES or not prune_signed(keys, chain.writer, entry):
-                continue
-            try:
-                known = understood(entry.record)
-            except IntegrityError:
-                continue
-            if isinstance(known, Condemn | Rescue):
+        rows: Iterator[tuple[Entry, Condemn | Rescue]] = of_kinds(chain.entries, Condemn, Rescue, Reaped)
+        for entry, known in rows:
+            if prune_signed(keys, chain.writer, entry):
                 yield chain.writer, entry.seq, known

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import WriterId
 from lamella.format.commit import Body, Entry, Head
 from lamella.format.known import understood
 from lamella.format.records import Checkpoint, SegmentPlace
-from lamella.history.evidence import Evidence
 from lamella.history.order import Clock
 from lamella.memory.pins import Problem
+
+if TYPE_CHECKING:
+    from lamella.history.evidence import Evidence
+
+AUDITS_KEPT = 2
+"""Audited checkpoints of a chain that stay named: if the newer one cannot be read, it begins with the older one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +34,9 @@ class Commit:
         """The checkpoint it carries, if any; a malformed one is none."""
         for record in self.body.records:
             if record.type == Checkpoint.TYPE:
-                try:
+                with suppress(IntegrityError):
                     known = understood(record)
-                except IntegrityError:
-                    return None
-                return known if isinstance(known, Checkpoint) else None
+                    return known if isinstance(known, Checkpoint) else None
         return None
 
 

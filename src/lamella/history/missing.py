@@ -7,14 +7,17 @@ it. FORGO excuses its absence. Everything else under a commit's name is junk, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from lamella.base.ids import WriterId
 from lamella.format.commit import Head
-from lamella.history.evidence import Evidence
 from lamella.history.history import Chain, Commit, Gap, History, Unreadable
 from lamella.memory.pins import Pins, Problem
 
-SpeaksOf = Callable[[Evidence, Iterable[Head]], bool]
+if TYPE_CHECKING:
+    from lamella.history.evidence import Evidence
+
+SpeaksOf = Callable[["Evidence", Iterable[Head]], bool]
 """Whether what a damaged object proves is one of these sound commits."""
 
 

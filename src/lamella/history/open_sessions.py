@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from lamella.base.errors import IntegrityError
 from lamella.base.ids import WriterId
 from lamella.format.commit import Entry
-from lamella.format.known import understood
 from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
 from lamella.history.history import Chain
+from lamella.history.records import of_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +42,14 @@ def open_sessions(chains: Iterable[Chain]) -> list[OpenSession]:
     found: list[OpenSession] = []
     for chain in chains:
         sessions: dict[bytes, OpenSession] = {}
-        for entry, known in _records(chain):
+        rows: Iterator[tuple[Entry, Session | Abandon]] = of_kinds(chain.entries, Session, Abandon)
+        for entry, known in rows:
             if isinstance(known, Session):
                 sessions[known.session_id] = _merged(chain.writer, sessions.pop(known.session_id, None), entry, known)
             elif not chain.forked_at or entry.seq < chain.forked_at:
                 sessions.pop(known.session_id, None)
         found += sessions.values()
     return found
-
-
-def _records(chain: Chain) -> Iterator[tuple[Entry, Session | Abandon]]:
-    for entry in chain.entries:
-        if entry.record.type in (Session.TYPE, Abandon.TYPE):
-            try:
-                known = understood(entry.record)
-            except IntegrityError:
-                continue
-            if isinstance(known, Session | Abandon):
-                yield entry, known
 
 
 def _merged(writer: WriterId, before: OpenSession | None, entry: Entry, last: Session) -> OpenSession:

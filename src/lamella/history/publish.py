@@ -33,7 +33,7 @@ from lamella.format.records import (
     raw,
 )
 from lamella.history.chains import HistoryReader
-from lamella.history.checkpointing import make_checkpoint
+from lamella.history.checkpoints import make_checkpoint
 from lamella.history.compaction import Ended
 from lamella.history.history import Chain, History
 from lamella.memory.host import HostMemory, WriterKey

@@ -22,7 +22,7 @@ from lamella.history.catalogue import Catalogue, Removal, Snapshot, VolumeState
 from lamella.history.history import Chain, History
 from lamella.history.open_sessions import open_sessions
 from lamella.history.order import Order, Place
-from lamella.history.signed import prune_signed
+from lamella.history.records import prune_signed
 
 _Kind = TypeVar("_Kind")
 _Label = TypeVar("_Label", Tag, Pin)

@@ -10,6 +10,7 @@ from lamella.cli import repairing
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.format.commit import Head, parse_name
+from lamella.history.acceptance import accept_history, accept_seen
 from lamella.memory.pins import Problem
 from lamella.operations.repair.rebuild import find_trees
 from lamella.operations.shared.heads import fingerprint
@@ -61,11 +62,11 @@ def _look(context: Context) -> int:
         problems = list(repository.problems)
         for problem in problems:
             out.line(f"problem: {problem.message}; {problem.remedy}")
-        mirror = repository.place.mirror
+        mirror = repository.log.place.mirror
         accepts = args.accept_rollback and (bool(problems) or mirror) and not args.dry_run
         if accepts:
             context.confirm("Take this history as the right one?")
-            repository.accept_history()
+            accept_history(repository.log)
         _accept_seen(context, repository)
         heads, marks = len(repository.history.heads), fingerprint(repository)
         notes = list(repository.catalogue.notes)
@@ -126,7 +127,7 @@ def _tell_of_trees(context: Context, repository: Repository) -> None:
 
 def _lacking(repository: Repository, text: str) -> Head:
     head = parse_name(text)
-    if head is None or head not in repository.lacking:
+    if head is None or head not in repository.log.lacking:
         raise NothingMatched(f"{text} is not known to be missing: nothing is given up", obj=text)
     return head
 
@@ -135,7 +136,7 @@ def _accept_seen(context: Context, repository: Repository) -> None:
     writer = context.args.accept_seen
     if writer is None or context.args.dry_run:
         return
-    accepted = repository.accept_seen(writer)
+    accepted = accept_seen(repository.log, writer)
     if not accepted:
         raise NothingMatched(f"writer {writer} saw nothing that is missing", obj=writer)
     for text in accepted:

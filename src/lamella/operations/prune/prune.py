@@ -40,7 +40,7 @@ def plan_prune(
     """
     require_prune_key(repo.keys.prune_seed is not None, repo.store.url)
     repo.require_sound_history()
-    repo.require_writable()
+    repo.log.require_writable()
     known = {snapshot.ref for snapshot in repo.catalogue.snapshots}
     strange = [ref for ref in removals if ref not in known and ref not in repo.catalogue.removed]
     if strange:

@@ -144,7 +144,7 @@ class _Judging:
 
 def _moment(repo: Repository, name: str, number: int, snapshot: Snapshot, newest: bool) -> Moment:
     trusted = snapshot.revived or snapshot.ref.writer == repo.own_writer
-    sight = None if trusted else repo.sightings.of(snapshot.ref.writer, snapshot.ref.seq)
+    sight = None if trusted else repo.log.sightings.of(snapshot.ref.writer, snapshot.ref.seq)
     said = snapshot.added.time_ms
     time_ms = said if sight is None else believed_time(said, sight.first_ms, sight.before_ms)
     return Moment(

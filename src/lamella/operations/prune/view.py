@@ -134,6 +134,6 @@ def catalogue_ids(repo: Repository) -> Iterator[ChunkId]:
     """The segments of every checkpoint of every chain, and of the audited ones before its beginning."""
     for chain in repo.history.chains.values():
         carried = [commit.checkpoint for commit in chain.commits]
-        for checkpoint in (*carried, chain.carried, *repo.audited_checkpoints(chain.writer)):
+        for checkpoint in (*carried, chain.carried, *repo.log.audited_checkpoints(chain.writer)):
             if isinstance(checkpoint, Checkpoint):
                 yield from (place.id for place in checkpoint.segments)

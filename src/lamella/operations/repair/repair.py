@@ -17,6 +17,7 @@ from lamella.base.events import Progress, Reporter, silent
 from lamella.format.commit import Head
 from lamella.format.lost import Lost
 from lamella.format.records import UNSIGNED
+from lamella.history.acceptance import accept_history
 from lamella.history.catalogue import Snapshot
 from lamella.memory.pins import Problem
 from lamella.operations.repair import rebuild
@@ -142,7 +143,7 @@ class _Mending:
         """Who takes the history as it is and may sign says so for every host: nobody has those commits any more."""
         repo = self._repo
         there = {commit.head for chain in repo.history.chains.values() for commit in chain.commits}
-        lacking = sorted({*self._options.accepted, *repo.lacking} - there)
+        lacking = sorted({*self._options.accepted, *repo.log.lacking} - there)
         if not lacking or repo.keys.prune_seed is None or not repo.history.heads:
             return
         for head in lacking:
@@ -172,7 +173,7 @@ class _Mending:
     def _begin_anew(self) -> None:
         """A new chain under a new key: nobody must take it for a part of the one that is lost."""
         repo = self._repo
-        repo.accept_history()
+        accept_history(repo.log)
         with repo.memory.lock():
             repo.memory.new_writer_key()
         records = [file_record("lamella", repo.keys.marker.encode())]

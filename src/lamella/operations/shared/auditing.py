@@ -17,7 +17,6 @@ from lamella.format.records import Ref
 from lamella.format.seen import Seen
 from lamella.history.chains import said_clocks
 from lamella.history.compaction import (
-    AUDITS_KEPT,
     COPIES_REMEMBERED_MS,
     Ended,
     InForce,
@@ -25,7 +24,7 @@ from lamella.history.compaction import (
     differences,
     differing_clocks,
 )
-from lamella.history.history import Chain
+from lamella.history.history import AUDITS_KEPT, Chain
 from lamella.history.order import Clock
 from lamella.memory.pins import Problem
 from lamella.repository.repository import Repository
@@ -97,7 +96,7 @@ def reapable_commits(repo: Repository) -> list[Head]:
         audits = [head for head in repo.history.audits.get(chain.writer, []) if chain.begin and head <= chain.begin]
         if chain.forked_at or _trouble(repo, chain) or len(audits) < AUDITS_KEPT:
             continue
-        found += repo.ancestors(audits[-AUDITS_KEPT])
+        found += repo.log.ancestors(audits[-AUDITS_KEPT])
     return found
 
 
@@ -146,7 +145,7 @@ def _old_enough(repo: Repository, delay_ms: int) -> frozenset[Ref]:
     now = repo.clock()
     found: set[Ref] = set()
     for ref, removal in repo.catalogue.removed.items():
-        sights = [repo.sightings.of(*commit) for commit in removal.commits]
+        sights = [repo.log.sightings.of(*commit) for commit in removal.commits]
         if any(sight is None or sight.first_ms + delay_ms <= now for sight in sights):
             found.add(ref)
     return frozenset(found)
@@ -157,7 +156,7 @@ def _wrong(repo: Repository, chain: Chain, ended: Ended) -> str:
     seq = chain.checkpoint[0]
     carried: list[Entry] = []
     facts: list[tuple[int, Seen]] = []
-    for entry in repo.checkpoint_entries(chain):
+    for entry in repo.log.checkpoint_entries(chain):
         if entry.record.type != Seen.TYPE:
             carried.append(entry)
         elif isinstance(fact := understood(entry.record), Seen):

@@ -49,7 +49,7 @@ class Acknowledgements:
         repo = self._repo
         own = repo.own_writer
         chain = None if own is None else repo.history.chains.get(own)
-        waiting = [batch for batch in repo.condemned.batches.values() if batch.waiting and batch.writer != own]
+        waiting = [batch for batch in repo.log.condemned.batches.values() if batch.waiting and batch.writer != own]
         if any(chain is None or not _knows(chain, batch) for batch in waiting):
             publish()
 
@@ -72,7 +72,7 @@ class Acknowledgements:
         """Runs that were begun before the CONDEMN and may rely on its packs."""
         reasons: list[str] = []
         for session in self._surveyor.sessions():
-            if session.session_id in self._repo.condemned.batches:
+            if session.session_id in self._repo.log.condemned.batches:
                 continue  # what a collector copied
             if session.writer == batch.writer:
                 knows = session.seq > batch.seq

@@ -48,7 +48,7 @@ class GracePruning:
         # What others condemned may be all that a volume has left: it gets a snapshot back before this host agrees.
         if self._fresh(surveyor) is not None:
             knowledge.acknowledge(lambda: self._publish([]))
-            for batch in list(self._repo.condemned.batches.values()):
+            for batch in list(self._repo.log.condemned.batches.values()):
                 if batch.waiting:
                     self._reap(surveyor, knowledge, batch)
             if not self._result.blocked:
@@ -83,7 +83,7 @@ class GracePruning:
             found = self._fresh(surveyor)
             if found is None:
                 return
-            now = self._repo.condemned.batches.get(batch.batch, batch)
+            now = self._repo.log.condemned.batches.get(batch.batch, batch)
             reasons = knowledge.lacking(now)
             if reasons:
                 self._result.waiting += [reason for reason in reasons if reason not in self._result.waiting]
@@ -174,7 +174,7 @@ class GracePruning:
         """What is condemned now, and from when it can go."""
         repo, first_seen = self._repo, surveyor.first_seen
         repo.reload(whole=True)
-        waiting = [batch for batch in repo.condemned.batches.values() if batch.waiting]
+        waiting = [batch for batch in repo.log.condemned.batches.values() if batch.waiting]
         packs = set().union(*(batch.waiting for batch in waiting))
         self._result.condemned_bytes = sum(repo.blobs.length(pack) or 0 for pack in packs)
         now, grace = repo.clock(), self._options.grace_ms

@@ -1,0 +1,181 @@
+"""The log of one repository as this host reads it, judges it and goes on with it (FORMAT 8, 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+from lamella.base.clock import Clock
+from lamella.base.errors import IntegrityError, Locked, RepositoryError, RolledBack
+from lamella.base.ids import RepoId, WriterId
+from lamella.crypto.derive import Keys
+from lamella.format.commit import Entry, Head
+from lamella.format.known import Signed
+from lamella.format.records import Checkpoint, RawRecord
+from lamella.history import state
+from lamella.history.catalogue import Catalogue
+from lamella.history.chains import HistoryReader, ReadSegment
+from lamella.history.history import AUDITS_KEPT, Chain, History
+from lamella.history.places import Places, judge, suffix
+from lamella.memory.host import Host
+from lamella.memory.pins import Pins, Problem
+from lamella.memory.sightings import Sightings
+from lamella.packs.cache import Cache
+from lamella.stores.base import Store
+
+if TYPE_CHECKING:
+    from lamella.history.condemned import Condemned
+    from lamella.history.publish import Published
+
+
+class Log:
+    """What is true in a repository: its chains, what they add up to, and what this host misses in them."""
+
+    def __init__(self, store: Store, keys: Keys, host: Host, clock: Clock) -> None:
+        self.store = store
+        self.keys = keys
+        self.host = host
+        self.clock = clock
+        self.repo_id: RepoId = keys.marker.repo_id
+        self.places = Places(host.memory(self.repo_id))
+        self.place = self.places.get(store.url)
+        self.apart = suffix(store.url) if self.place.own or self.place.mirror else ""
+        """Names what this host keeps of this place apart from what it keeps of the repository."""
+        self.recall(self.apart if self.place.own else "")
+        self.history = History()
+        self.catalogue = Catalogue()
+        self.found: list[Problem] = []
+        """All that is wrong with the history, also what the user has accepted."""
+        self.older: list[Problem] = []
+        """What a mirror lacks and this host saw at another place."""
+        self._condemned: Condemned | None = None
+
+    def recall(self, apart: str) -> None:
+        """Take up what this host remembers of the repository, or of this place apart from it."""
+        self.memory = self.host.memory(self.repo_id, apart)
+        self.pins = Pins(self.memory)
+        self.sightings = Sightings(self.memory)
+
+    def connect(self, cache: Cache, read_segment: ReadSegment) -> None:
+        """Say where copies of commits are kept, and who reads the segments of checkpoints."""
+        self._reader = HistoryReader(self.store, self.keys, cache, read_segment)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read(self, *, whole: bool, stored: bool, may_be_lost: bool) -> None:
+        """Read the history, add it up and judge it.
+
+        With `stored` each commit is read from the store once in this process, now and from now on: the cache shows what
+        may have rotted since. Raises IntegrityError or RolledBack for a lost history unless it `may_be_lost`.
+        """
+        self.history = self._reader.read(self.pins, whole=whole, stored=stored)
+        if not self.history.heads and not may_be_lost:
+            error = RolledBack if self.history.problems else IntegrityError
+            hint = "bring back what is still somewhere with: lamella check --repair"
+            raise error("the repository lists no commit that opens: its history is lost", obj="w/", hint=hint)
+        self.catalogue = state.build(self.keys, self.history)
+        self._condemned = None
+        self.sightings.look(self.history.heads, self.clock())
+        self.found, self.older = judge(self.place, self.history)
+        if not self.problems:
+            self.pins.remember(self.history.heads)
+            self._note_place(lambda: self.places.opened(self.store.url, self.history.heads))
+
+    @property
+    def condemned(self) -> Condemned:
+        """The packs that collectors have condemned, as the history that was read last says."""
+        if self._condemned is None:
+            from lamella.history.condemned import condemned
+
+            self._condemned = condemned(self.keys, list(self.history.chains.values()))
+        return self._condemned
+
+    def checkpoint_entries(self, chain: Chain) -> list[Entry]:
+        """What the newest checkpoint of a chain carries. Raises IntegrityError, StoreError."""
+        if chain.carried is None:
+            return []
+        return list(self._reader.checkpoint_entries(chain.carried, f"a checkpoint of writer {chain.writer.hex()[:8]}"))
+
+    def audited_checkpoints(self, writer: WriterId) -> list[Checkpoint]:
+        """The newest audited checkpoints of a chain: the chain begins with the last one that can be read."""
+        found = [self._reader.load(History(), head) for head in self.history.audits.get(writer, [])[-AUDITS_KEPT:]]
+        carried = [commit.checkpoint for commit in found if commit is not None]
+        return [checkpoint for checkpoint in carried if checkpoint is not None]
+
+    def ancestors(self, head: Head) -> list[Head]:
+        """The commits in the store that lead to this one without a gap, oldest first. Raises StoreError."""
+        return self._reader.ancestors(head)
+
+    # -- judging -------------------------------------------------------------------------------------------------------
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong and not yet accepted by the user; several problems that lack the same commit count once."""
+        found: dict[object, Problem] = {}
+        for problem in self.found:
+            if problem.key not in self.pins.accepted:
+                found.setdefault(problem.lacks or problem.key, problem)
+        return list(found.values())
+
+    @property
+    def lacking(self) -> set[Head]:
+        """The commits that are known and cannot be read, accepted or not."""
+        return {problem.lacks for problem in [*self.found, *self.older] if problem.lacks is not None}
+
+    def require_none(self, problems: Sequence[Problem]) -> None:
+        """Raises RolledBack naming the first of these problems, with the command that ends it."""
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise RolledBack(problems[0].message + more, obj=self.store.url, hint=problems[0].remedy)
+
+    def require_writable(self) -> None:
+        """Raises Locked at a mirror that its user has not taken as a repository to go on with."""
+        if self.place.mirror and not self.place.own:
+            age = f" and lacks {len(self.older)} chains' newest commits" if self.older else ""
+            hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
+            raise Locked(f"this place is a mirror made by copy --mirror{age}", obj=self.store.url, hint=hint)
+
+    def require_may_publish(self, problems: Sequence[Problem]) -> None:
+        """Raises RepositoryError, RolledBack for one of these problems, Locked at a mirror."""
+        newer = self.catalogue.read_only or self.own_writer in self.catalogue.unread
+        if newer or not self.keys.marker.writable:
+            raise RepositoryError(
+                "a newer version of lamella wrote here: this version may only read", obj=self.store.url
+            )
+        self.require_none(problems)
+        self.require_writable()
+
+    # -- going on ------------------------------------------------------------------------------------------------------
+
+    @property
+    def own_writer(self) -> WriterId | None:
+        """The id under which this host publishes here, if it did before."""
+        key = self.memory.writer_key()
+        return None if key is None else key.id
+
+    def publish(self, records: Sequence[RawRecord | Signed], despite: Collection[str] = ()) -> Published:
+        """Append one durable commit, despite the problems with these keys. Raises RolledBack, StoreError."""
+        from lamella.history.checkpoints import ended
+        from lamella.history.publish import Publisher
+
+        if self.own_writer in self.catalogue.retired:
+            # Whoever retired this host took its silence for the end: it comes back as another writer.
+            with self.memory.lock():
+                self.memory.new_writer_key()
+        publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
+        published = publisher.publish(
+            self.history,
+            records,
+            self.clock,
+            lambda: ended(self.store, self._reader, self.history, self.catalogue, self.own_writer, self.clock()),
+            despite=despite,
+        )
+        self._note_place(lambda: self.places.wrote_there(self.store.url, [published.head]))
+        return published
+
+    def _note_place(self, write: Callable[[], None]) -> None:
+        """Write to the state directory; a failure there must not stand between anybody and a restore."""
+        try:
+            write()
+        except RepositoryError as error:
+            self.pins.unsaved = error.message
