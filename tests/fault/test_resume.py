@@ -99,6 +99,28 @@ def test_ctrl_c_leaves_a_point_to_go_on_from(world: World) -> None:
     assert world.sent <= TOTAL + 64 * 1024, "nothing is sent twice"
 
 
+def test_a_source_that_cannot_say_what_changed_is_left_out_and_goes_on_later(world: World) -> None:
+    interrupted(world, 7)
+    world.add("other", 8)
+    real = TrackedDisk.counted
+
+    def counted(self: TrackedDisk, method: str) -> AbstractContextManager[None]:
+        if self is world.disk and method == "delta_since":
+            raise SourceError("no answer")
+        return real(self, method)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrackedDisk, "counted", counted)
+        result = world.run()
+    assert [(row.volume, row.result, row.error) for row in result.volumes] == [
+        ("disk", "failed", "no answer"),
+        ("other", "complete", ""),
+    ]
+    later = world.run()
+    assert [(row.result, row.resumed_bytes) for row in later.volumes] == [("complete", 28 * CHUNK), ("complete", 0)]
+    world.check()
+
+
 def test_ctrl_c_too_early_leaves_nothing(world: World) -> None:
     options = BackupOptions(chunk_log2=16, workers=1, pace=Pace(bytes=1 << 40, least_bytes=1 << 30))
     interrupted(world, 3, options=options)

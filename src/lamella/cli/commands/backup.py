@@ -118,7 +118,7 @@ def _compression(text: str) -> str:
 
 
 @dataclass(slots=True)
-class _Destination:
+class _BackupDestination:
     """A repository to back up to, and what became of the backup there."""
 
     text: str
@@ -147,7 +147,9 @@ def run(context: Context) -> int:
     keep_freed_memory()
     options, requests = _options(context), _requests(context)
     secrets: dict[str, Secret] = {}
-    destinations = [_Destination(text, DestinationContext(context, text, secrets)) for text in context.destinations]
+    destinations = [
+        _BackupDestination(text, DestinationContext(context, text, secrets)) for text in context.destinations
+    ]
     several, dry_run = len(destinations) > 1, context.args.dry_run
     with ExitStack() as held:
         for one in destinations:
@@ -173,7 +175,7 @@ def run(context: Context) -> int:
 
 
 @contextmanager
-def _failing(one: _Destination, several: bool) -> Iterator[None]:
+def _failing(one: _BackupDestination, several: bool) -> Iterator[None]:
     """An error is this destination's; among several it is said at once."""
     try:
         yield
@@ -203,7 +205,7 @@ def _opened(
     return plan
 
 
-def _execute(context: Context, destinations: Sequence[_Destination], several: bool) -> None:
+def _execute(context: Context, destinations: Sequence[_BackupDestination], several: bool) -> None:
     opened = {one.plan: one for one in destinations if one.plan is not None}
 
     def tell(plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
@@ -219,7 +221,7 @@ def _execute(context: Context, destinations: Sequence[_Destination], several: bo
                 raise outcome.error
 
 
-def _shown(one: _Destination, several: bool) -> dict[str, object]:
+def _shown(one: _BackupDestination, several: bool) -> dict[str, object]:
     """Say what became of one destination, and prune there if that is wanted; returns its document."""
     out, said = one.context.out, {}
     if several:
@@ -238,7 +240,7 @@ def _shown(one: _Destination, several: bool) -> dict[str, object]:
     return {"repository": one.text, **said} if several else said
 
 
-def _pruned(one: _Destination, result: BackupResult) -> dict[str, object]:
+def _pruned(one: _BackupDestination, result: BackupResult) -> dict[str, object]:
     """Remove what no rule keeps of the volumes that were saved, if that is wanted."""
     volumes = [row.volume for row in result.volumes if row.result == "complete"]
     if not (one.context.args.prune and volumes):
@@ -250,7 +252,7 @@ def _pruned(one: _Destination, result: BackupResult) -> dict[str, object]:
     return {"prune": pruned.document}
 
 
-def _exit_code(destinations: Sequence[_Destination], *, dry_run: bool) -> int:
+def _exit_code(destinations: Sequence[_BackupDestination], *, dry_run: bool) -> int:
     """0 if all is done, 3 if a part of it is, else that of the first failure; what was absent counts only alone."""
     there = [one for one in destinations if not isinstance(one.error, Absent)]
     failed = [one for one in there if one.code]

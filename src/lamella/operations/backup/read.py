@@ -22,7 +22,7 @@ from lamella.stores.wrap import TokenBucket
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Attempts:
     """Reads the volumes of one run."""
 
     repo: Repository
@@ -35,7 +35,11 @@ class Reading:
 
     def volume(self, frozen: Frozen) -> Read | VolumeResult:
         """Read a volume; a source that fails gives a result. Raises StoreError, IntegrityError."""
-        way = self._first_way(frozen)
+        way = Way(frozen.plan.mode, frozen.plan.reason, frozen.plan.base)
+        try:
+            way = self._going_on(frozen, way)
+        except SourceError as error:
+            return failed(frozen.plan, error.message, way, frozen.shape)
         while True:
             try:
                 return self._attempt(frozen, way)
@@ -48,14 +52,13 @@ class Reading:
             except IntegrityError as error:
                 way = self._without_what_is_damaged(frozen, way, error)
 
-    def _first_way(self, frozen: Frozen) -> Way:
-        plan = frozen.plan
-        way = Way(plan.mode, plan.reason, plan.base)
-        if plan.resume is None:
+    def _going_on(self, frozen: Frozen, way: Way) -> Way:
+        if frozen.plan.resume is None:
             return way
+        # Loaded only by a run that goes on for another.
         from lamella.operations.backup import changes
 
-        return changes.going_on(self.repo.host, frozen, way, plan.resume)
+        return changes.going_on(self.repo.host, frozen, way, frozen.plan.resume)
 
     def _attempt(self, frozen: Frozen, way: Way) -> Read:
         if way.begun is None and way.mode != INCREMENTAL:

@@ -30,7 +30,7 @@ from lamella.operations.backup.plan import (
     plan_volumes,
 )
 from lamella.operations.backup.publish import attach, publish, snapshot_name
-from lamella.operations.backup.read import Reading
+from lamella.operations.backup.read import Attempts
 from lamella.operations.backup.recording import Recorder
 from lamella.operations.backup.stages import BackupResult, Frozen, Read, VolumeResult, failed, saved
 from lamella.operations.moments.rotation import drop_unneeded, rotate
@@ -131,16 +131,17 @@ def execute_together(plans: Sequence[BackupPlan], reporter: Reporter = silent, t
     started = time.monotonic()
     with _locked(host, sources, options.lock_wait):
         runs = [_caught(partial(_planned, plan, reporter)) for plan in plans]
-        ready = [run for run in runs if isinstance(run, _Run)]
+        ready = [run for run in runs if isinstance(run, _BackupRun)]
+        errors = [run for run in runs if not isinstance(run, _BackupRun)]
         if not ready:
-            return [_outcome(plan, run) for plan, run in zip(plans, runs, strict=True) if not isinstance(run, _Run)]
+            return [_outcome(plan, error) for plan, error in zip(plans, errors, strict=True)]
         for planned in ready:
             tell(planned.plan, planned.rows)
         ends: list[BackupResult | LamellaError] = []
         bucket = None if options.read_rate is None else TokenBucket(options.read_rate)
         with _frozen(host, sources, options, clock, ready[0].warn) as moments:
             for run in runs:
-                end = _caught(partial(_saved, run, moments, bucket, started)) if isinstance(run, _Run) else run
+                end = _caught(partial(_saved, run, moments, bucket, started)) if isinstance(run, _BackupRun) else run
                 ends.append(end)
                 started = time.monotonic()
     return [_outcome(plan, end) for plan, end in zip(plans, ends, strict=True)]
@@ -170,7 +171,7 @@ def _locked(host: Host, sources: Sequence[Source], wait_seconds: float) -> Itera
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _BackupRun:
     """A run to one repository, planned under the locks of its sources."""
 
     plan: BackupPlan
@@ -187,13 +188,13 @@ class _Run:
 # -- plan --------------------------------------------------------------------------------------------------------------
 
 
-def _planned(plan: BackupPlan, reporter: Reporter) -> _Run:
+def _planned(plan: BackupPlan, reporter: Reporter) -> _BackupRun:
     """Decide what to do with each volume, now that nobody else backs up these sources.
 
     The ids of new volumes are remembered: if this run is broken off, the next attempt uses what this run stored.
     """
     plan.repo.reload()
-    run = _Run(plan, plan.rows, reporter)
+    run = _BackupRun(plan, plan.rows, reporter)
     for row in run.rows:
         for note in row.notes:
             run.warn(note)
@@ -264,7 +265,7 @@ def _between_commands(options: BackupOptions, warn: Callable[[str], None]) -> It
 # -- read, publish, confirm, rotate, report ----------------------------------------------------------------------------
 
 
-def _saved(run: _Run, moments: _Moments, bucket: TokenBucket | None, started: float) -> BackupResult:
+def _saved(run: _BackupRun, moments: _Moments, bucket: TokenBucket | None, started: float) -> BackupResult:
     """Save what can be saved. Raises StoreError, RolledBack; SourceAtRisk if that is why nothing was saved."""
     repo, options = run.plan.repo, run.plan.options
     earlier = unfinished(repo, [row.volume_id for row in run.rows])
@@ -273,8 +274,8 @@ def _saved(run: _Run, moments: _Moments, bucket: TokenBucket | None, started: fl
         recorder = Recorder(repo, session, options.pace, run.rows, run.warn)
         with _recorded(recorder):
             recorder.announce()
-            reading = Reading(repo, options, session, recorder, run.reporter, run.warn, bucket)
-            ends = [_read(reading, recorder, row, moments) for row in run.rows]
+            attempts = Attempts(repo, options, session, recorder, run.reporter, run.warn, bucket)
+            ends = [_read(attempts, recorder, row, moments) for row in run.rows]
             reads = [end for end in ends if isinstance(end, Read)]
             attached = attach(session, reads, options.documents, repo.clock()) if reads else []
         results = [VolumeResult(one.name, "", "full", "", error=one.message) for one in run.plan.failed]
@@ -308,20 +309,20 @@ def _recorded(recorder: Recorder) -> Iterator[None]:
         raise
 
 
-def _read(reading: Reading, recorder: Recorder, plan: VolumePlan, moments: _Moments) -> Read | VolumeResult:
+def _read(attempts: Attempts, recorder: Recorder, plan: VolumePlan, moments: _Moments) -> Read | VolumeResult:
     """Read one volume as it was frozen; a source that failed gives a result."""
     moment = moments[plan.request.source.identity]
     if isinstance(moment, SourceError):
         return failed(plan, moment.message)
     volume = moment.volume
     shape = Shape(plan.volume_id, volume.size, plan.chunk_log2 or default_chunk_log2(volume.size))
-    read = reading.volume(Frozen(plan, volume, moment.time_ms, shape))
+    read = attempts.volume(Frozen(plan, volume, moment.time_ms, shape))
     if isinstance(read, Read):
         recorder.finished(read)
     return read
 
 
-def _rotate(run: _Run, frozen: Frozen, entry: LedgerEntry) -> None:
+def _rotate(run: _BackupRun, frozen: Frozen, entry: LedgerEntry) -> None:
     """The commit is durable and confirmed: the new moment takes the place of the old moment."""
     try:
         forget(run.plan.repo.memory, frozen.source.identity)
@@ -330,7 +331,7 @@ def _rotate(run: _Run, frozen: Frozen, entry: LedgerEntry) -> None:
         run.warn(f"{frozen.plan.volume}: the next run must compare everything: {error.message}")
 
 
-def _index(run: _Run) -> int:
+def _index(run: _BackupRun) -> int:
     """Spare other machines reading the heads of many packs; returns the bytes put. The run is safe by now."""
     try:
         return run.plan.repo.blobs.write_segments()
