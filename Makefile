@@ -1,5 +1,7 @@
 # make try     see Lamella back up, verify and restore a real disk image
-# make test    everything the tests need, then all rules and all tests
+# make unit    the tests of single parts, in a minute
+# make test    everything the tests need, then all rules and all tests but the slow ones, in ten minutes
+# make test-all  the slow ones as well, one after the other: what .ci/run runs
 # make check   the rules alone: style, sizes, types, direction of imports
 # make format  rewrite the source in the one layout `check` accepts
 # make test-lvm  the tests of thin volumes, most of them in a guest machine (LAMELLA_GUEST_CYCLES=1000: a long fuzz)
@@ -20,13 +22,40 @@ export PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := test
-.PHONY: try test test-lvm check rules format bench fuzz clean env-try env-dev system
+.PHONY: try unit unit-first unit-second test test-first test-second test-all test-lvm check rules format bench fuzz clean \
+	env-try env-dev system
 
 try: env-try
 	@$(BIN)/python tools/try.py $(TRY_ARGS)
 
-test: env-dev system rules
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Two processes for two processors. Each has its output shown when it ends, and none is an error if it has no tests at all
+# (5: PYTEST_ARGS chose others).
+TWO := $(MAKE) --no-print-directory --jobs 2 --output-sync=target
+PYTEST := $(BIN)/python -m pytest
+# What they write they also sync, which costs nothing in memory; `make test-all` has it all on a real disk.
+MEMORY := $(shell [ "$$(df --output=avail /dev/shm 2>/dev/null | tail -n 1)" -ge 4000000 ] 2>/dev/null && echo TMPDIR=/dev/shm)
+QUICK := $(MEMORY) $(PYTEST) -m "not slow and not long" -o tmp_path_retention_policy=failed
+UNIT_TESTS := $(wildcard tests/unit/test_*.py)
+UNIT_FIRST := $(wildcard tests/unit/test_[a-q]*.py)
+FOLDERS := $(sort $(dir $(wildcard tests/*/test_*.py tests/*/*/test_*.py)))
+FIRST := tests/fault/ tests/unit/ tests/property/
+
+unit: env-dev
+	@$(TWO) unit-first unit-second
+unit-first:
+	@$(QUICK) $(UNIT_FIRST) $(PYTEST_ARGS) || [ $$? = 5 ]
+unit-second:
+	@$(QUICK) $(filter-out $(UNIT_FIRST),$(UNIT_TESTS)) $(PYTEST_ARGS) || [ $$? = 5 ]
+
+test: env-dev system
+	@$(TWO) rules test-first test-second
+test-first:
+	@$(QUICK) $(FIRST) $(PYTEST_ARGS) || [ $$? = 5 ]
+test-second:
+	@$(QUICK) $(filter-out $(FIRST),$(FOLDERS)) $(PYTEST_ARGS) || [ $$? = 5 ]
+
+test-all: env-dev system rules
+	@$(PYTEST) $(PYTEST_ARGS)
 
 test-lvm: env-dev system
 	@$(BIN)/python -m pytest tests/unit/test_lvm_words.py tests/unit/test_thin_xml.py tests/property/test_thin_xml.py \

@@ -23,7 +23,7 @@ from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
 from lamella.stores.url import open_store
-from tests.system.ssh_server import ssh_server
+from lamella_kit.ssh_server import ssh_server
 
 _PACK = 16 * MIB
 _UPLOADS = 3

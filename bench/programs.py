@@ -50,7 +50,7 @@ def lamella_command() -> list[str]:
 def module_path() -> dict[str, str]:
     """Makes `python -m lamella` and `python -m bench.plain` work from a checkout without an installation."""
     root = Path(__file__).resolve().parent.parent
-    return {"PYTHONPATH": os.pathsep.join((str(root), str(root / "src")))}
+    return {"PYTHONPATH": os.pathsep.join(str(root / below) for below in ("", "src", "kit"))}
 
 
 @dataclass

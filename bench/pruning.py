@@ -32,7 +32,7 @@ from lamella.packs.tree import Run, Tree
 from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.repository import Repository
 from lamella.stores.base import Entry
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 
 DOMAIN = DomainId(b"bench-prune-bulk")
 CHUNKS_A_PACK = 64

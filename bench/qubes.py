@@ -17,9 +17,8 @@ from pathlib import Path
 
 from bench.measure import MIB, BenchError, Sample, run, settle
 from bench.programs import lamella_command, module_path, tree_size
-from tests.qubes.fake_qubesd import FakeQubesd
-from tests.qubes.system import write
-from tests.system import loop_fs
+from lamella_kit import loop_fs
+from lamella_kit.fake_qubesd import FakeQubesd
 
 _SIZE = 4 << 30
 _HELD = 512
@@ -69,7 +68,7 @@ def main(folder: Path) -> None:
         system.add("tpl", "TemplateVM", label="black")
         system.add("work", template="tpl", label="red")
         data = _image(chance)
-        write(system, "work", data, offset=MIB)
+        system.write("work", data, offset=MIB)
         os.sync()
         dense = folder / "dense"
         dense.write_bytes(data)
@@ -83,7 +82,7 @@ def _steps(journey: Journey, system: FakeQubesd, chance: random.Random, zipped: 
     before = journey.size()
     for number, step in enumerate(("full", "after a 4 MiB change", "running, 4 MiB newer", "no change")):
         if number in (1, 2):
-            write(system, "work", chance.randbytes(4 * MIB), offset=(100 + 50 * number) * MIB)
+            system.write("work", chance.randbytes(4 * MIB), offset=(100 + 50 * number) * MIB)
         if number == 1:
             system.start("work")
             system.stop("work")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import compileall
 import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+# The programs under test write no bytecode, nor does a guest: each would compile every module at every start.
+if not sys.dont_write_bytecode:
+    compileall.compile_dir(Path(__file__).parents[1] / "src", quiet=1)
 
 _PLACES = {
     "HOME": "home",

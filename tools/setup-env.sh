@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes what the Makefile's targets need, and nothing when it is already there.
 #
-#   tools/setup-env.sh try     .venv with Lamella and what it needs to run
+#   tools/setup-env.sh try     .venv with Lamella, its kit, and what both need to run
 #   tools/setup-env.sh dev     .venv with the tools of the tests as well
 #   tools/setup-env.sh system  programs of the system that the tests use; installed when root, named otherwise
 #
@@ -74,7 +74,7 @@ make_venv() {
 
 # What the environment was made from. The path is part of it: an editable install in a copied directory points at the old one.
 fingerprint() {
-    { pwd -P; "$VENV/bin/python" --version; cat pyproject.toml tools/setup-env.sh; } | sha256sum | cut -d ' ' -f 1
+    { pwd -P; "$VENV/bin/python" --version; cat pyproject.toml kit/pyproject.toml tools/setup-env.sh; } | sha256sum | cut -d ' ' -f 1
 }
 
 venv_works() { "$VENV/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
@@ -95,7 +95,7 @@ set_up_python() {
     local what=.
     if [ "$1" = dev ]; then what='.[dev]'; fi
     say "installing Lamella ($1) into $VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what" --editable kit
     echo "$1 $(fingerprint)" >"$STAMP"
 }
 

@@ -115,7 +115,9 @@ JOBS: dict[str, tuple[list[str], Callable[[World], None]]] = {
 }
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    "job", [pytest.param(job, marks=[] if job in ("backup", "restore", "prune") else pytest.mark.slow) for job in JOBS]
+)
 def test_a_command_is_asked_to_end(world: World, job: str) -> None:
     words, check = JOBS[job]
     seconds = 0.0

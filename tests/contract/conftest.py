@@ -15,7 +15,7 @@ from tests.features import require
 
 _SECONDS = 30
 
-pytest.register_assert_rewrite("lamella.testing.store_contract", "lamella.testing.store_reading")
+pytest.register_assert_rewrite("lamella_kit.store_contract", "lamella_kit.store_reading")
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -20,11 +20,11 @@ from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, LimitedStore, ReadOnlyStore, RetryingStore, TokenBucket
-from lamella.testing.crash_store import CrashStore
-from lamella.testing.fault_store import FaultStore, Method
-from lamella.testing.quota_store import QuotaStore
-from lamella.testing.store_contract import ReadOnlyStoreContract, StoreContract
-from lamella.testing.store_reading import THREADS, WAIT_SECONDS, outcomes
+from lamella_kit.crash_store import CrashStore
+from lamella_kit.fault_store import FaultStore, Method
+from lamella_kit.quota_store import QuotaStore
+from lamella_kit.store_contract import ReadOnlyStoreContract, StoreContract
+from lamella_kit.store_reading import THREADS, WAIT_SECONDS, outcomes
 
 
 class InMemory:

@@ -16,9 +16,9 @@ from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
 from lamella.stores.wrap import RetryingStore
-from lamella.testing.fault_store import FaultStore
-from lamella.testing.quota_store import QuotaStore
-from lamella.testing.store_contract import ReadOnlyStoreContract, StoreContract
+from lamella_kit.fault_store import FaultStore
+from lamella_kit.quota_store import QuotaStore
+from lamella_kit.store_contract import ReadOnlyStoreContract, StoreContract
 
 
 class BehindPipe:

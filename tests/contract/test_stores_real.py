@@ -18,7 +18,7 @@ import lamella
 from lamella.base.errors import Locked, ObjectNotFound, StoreFull, StoreRefused, StoreUnavailable
 from lamella.base.trust import Sealed
 from lamella.stores.local.store import LocalStore
-from lamella.testing.store_reading import listed
+from lamella_kit.store_reading import listed
 from tests.contract.conftest import Mount
 from tests.features import require
 

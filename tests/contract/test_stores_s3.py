@@ -15,8 +15,8 @@ from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
 from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, RetryingStore
-from lamella.testing import store_contract
-from lamella.testing.store_contract import VALID_NAMES
+from lamella_kit import store_contract
+from lamella_kit.store_contract import VALID_NAMES
 from tests.contract.test_stores import Everything, Flaky, Plain, ReadOnly, _filled, _no_sleep
 from tests.features import require
 from tests.s3_proxy import proxied

@@ -22,7 +22,7 @@ from lamella.operations.restore.restore import read_document
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.world import CHUNK, SECRET, Truth, backup, host_at, init, restored, short_rescue, verified
 
 DOCUMENT = b"<settings memory='400'/>" * 3

@@ -21,7 +21,7 @@ from lamella.stores.pipe.guarded import GuardedStore
 from lamella.stores.pipe.link import Route
 from lamella.stores.pipe.server import Server
 from lamella.stores.wrap.wrapper import Wrapper
-from lamella.testing.crash_store import CrashPoint, CrashStore, PowerCut
+from lamella_kit.crash_store import CrashPoint, CrashStore, PowerCut
 
 T = TypeVar("T")
 RELAY = Path(__file__).with_name("relay.py")

@@ -10,8 +10,8 @@ from lamella.base.trust import Clear, Sealed
 from lamella.operations.prune.options import DAY_MS
 from lamella.stores.base import Abilities, Entry, Held
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import CrashStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.crash_store import CrashStore
+from lamella_kit.fault_store import FaultStore
 
 
 class LocklessStore(FaultStore):

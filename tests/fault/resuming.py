@@ -19,8 +19,8 @@ from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
-from lamella.testing.tracked_source import TrackedDisk
+from lamella_kit.fault_store import FaultStore
+from lamella_kit.tracked_source import TrackedDisk
 from tests.fault.world import CHUNK, SECRET, host_at, init, restored, verified
 
 RANGE = 4 * CHUNK

@@ -24,7 +24,7 @@ from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import Outbox
 from lamella.stores.memory import MemoryStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.world import CHUNK, SECRET, Truth, backup, check_rescue, check_sound, host_at, init
 
 

@@ -11,7 +11,7 @@ from lamella.format.deletion import Remove
 from lamella.history import publish
 from lamella.operations.shared.auditing import compact_log
 from lamella.repository.repository import Repository
-from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
+from lamella_kit.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
 from tests.property.test_compaction import World
 from tests.unit.small_repository import ADMIN, tick
 

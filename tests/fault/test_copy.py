@@ -22,9 +22,9 @@ from lamella.operations.restore.restore import read_document
 from lamella.operations.shared.selection import find_volume, newest, select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import ALL_CALLS, WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
-from lamella.testing.scripted_source import ScriptedSource
-from lamella.testing.tracked_source import TrackedDisk
+from lamella_kit.crash_store import ALL_CALLS, WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
+from lamella_kit.scripted_source import ScriptedSource
+from lamella_kit.tracked_source import TrackedDisk
 from tests.fault.copies import OPTIONS, Pair, copy, letters, same_trees
 from tests.fault.world import (
     SECRET,

@@ -16,8 +16,8 @@ from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import ALL_CALLS, WRITING_CALLS, CrashPoint, CrashStore, PowerCut, crash_points
-from lamella.testing.crash_store import surviving_subsets as subsets
+from lamella_kit.crash_store import ALL_CALLS, WRITING_CALLS, CrashPoint, CrashStore, PowerCut, crash_points
+from lamella_kit.crash_store import surviving_subsets as subsets
 from tests.fault.world import (
     CHUNK,
     SECRET,
@@ -100,7 +100,7 @@ def none_or_all(count: int) -> Iterator[frozenset[int]]:
 
 @pytest.mark.parametrize(
     ("counted", "choice"),
-    [(WRITING_CALLS, subsets), (ALL_CALLS, none_or_all)],
+    [(WRITING_CALLS, subsets), pytest.param(ALL_CALLS, none_or_all, marks=pytest.mark.slow)],
     ids=["writing calls, any subset lost", "all calls, none or all lost"],
 )
 def test_power_cut_at_every_call(
@@ -137,6 +137,7 @@ def test_what_a_crash_leaves_is_restored_by_the_emergency_reader_too(
     assert checked > 5
 
 
+@pytest.mark.slow
 def test_init_ended_at_every_call_leaves_nothing_in_the_way_of_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency, FrozenVolume
 from lamella.stores.base import Entry
 from lamella.stores.local.store import LocalStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.fault.world import SECRET, host_at, init
 
 MIB = 1 << 20
@@ -125,7 +125,7 @@ def gaps(total: int, chance: random.Random) -> list[int]:
     return [after - before for before, after in zip([0, *places], places, strict=False)]
 
 
-@pytest.mark.parametrize("tracks", [True, False], ids=["tracked", "read again"])
+@pytest.mark.parametrize("tracks", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tracked", "read again"])
 @pytest.mark.parametrize(
     ("size", "shrink"), [(64 * MIB, 32), pytest.param(2048 * MIB, 1, marks=pytest.mark.long)], ids=["64 MiB", "2 GiB"]
 )

@@ -77,10 +77,12 @@ def one_bit_of_each_byte(objects: Objects) -> list[Change]:
     ]
 
 
+@pytest.mark.slow
 def test_one_bit_of_each_byte_flipped(small: Small) -> None:
     run_flips(small, one_bit_of_each_byte(small.objects), warm=False, restores_every=5)
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_not_hidden_by_a_warm_cache(small: Small) -> None:
     run_flips(small, one_bit_of_each_byte(small.objects)[::9], warm=True, restores_every=2)
 

@@ -16,7 +16,7 @@ import pytest
 from lamella.base.errors import LamellaError
 from lamella.stores.memory import MemoryStore
 from lamella.stores.wrap.retrying import Backoff, RetryingStore
-from lamella.testing.crash_store import crash_points
+from lamella_kit.crash_store import crash_points
 from tests.fault.far_machine import FarMachine, every, none, some
 from tests.fault.test_crash import Story, next_run_works
 from tests.fault.world import fresh_host, host_at, short_rescue
@@ -39,6 +39,7 @@ def calls_of_a_life(tmp_path: Path) -> int:
         return machine.store.calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returns", [False, True], ids=["stays dark", "comes back"])
 def test_power_cut_at_every_call_of_the_far_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: bool

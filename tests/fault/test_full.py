@@ -17,8 +17,8 @@ from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
-from lamella.testing.image_files import mounted
-from lamella.testing.quota_store import QuotaStore
+from lamella_kit.image_files import mounted
+from lamella_kit.quota_store import QuotaStore
 from tests.fault.world import (
     CHUNK,
     SECRET,

@@ -14,7 +14,7 @@ from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Entry
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.fault.world import (
     CHUNK,
     SECRET,

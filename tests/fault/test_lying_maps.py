@@ -18,7 +18,7 @@ from lamella.operations.look import listing
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.tracked_source import Faults, TrackedDisk
+from lamella_kit.tracked_source import Faults, TrackedDisk
 from tests.fault.world import CHUNK, SECRET, Truth, check_rescue, host_at, init, restored
 from tests.sampling_bound import runs_to_see_all
 

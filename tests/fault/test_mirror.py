@@ -31,7 +31,7 @@ from lamella.stores.memory import MemoryStore
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
-from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
+from lamella_kit.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets
 from tests.fault.copies import copy, letters
 from tests.fault.world import (
     SECRET,

@@ -15,7 +15,7 @@ from lamella.stores.pipe import calls, frames, link
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
-from lamella.testing.store_reading import listed, outcomes
+from lamella_kit.store_reading import listed, outcomes
 
 PEER = Path(__file__).with_name("pipe_peer.py")
 OBJECT = "p/ab/x"

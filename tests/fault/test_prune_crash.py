@@ -21,8 +21,8 @@ from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import ALL_CALLS, WRITING_CALLS, CrashPoint, CrashStore, PowerCut, crash_points
-from lamella.testing.crash_store import surviving_subsets as subsets
+from lamella_kit.crash_store import ALL_CALLS, WRITING_CALLS, CrashPoint, CrashStore, PowerCut, crash_points
+from lamella_kit.crash_store import surviving_subsets as subsets
 from tests.fault.world import (
     CHUNK,
     SECRET,

@@ -19,7 +19,7 @@ from lamella.operations.prune.rewrite import Rewriting
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.lockless import LocklessStore, Turned
 from tests.fault.world import CHUNK, SECRET, SMALL_RESCUE, Truth, check_rescue, check_sound, fresh_host, host_at, init
 from tests.fault.world import short_rescue as short

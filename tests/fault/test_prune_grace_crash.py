@@ -18,8 +18,8 @@ from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import PowerCut, crash_points
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.crash_store import PowerCut, crash_points
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.lockless import LocklessCrash, Turned
 from tests.fault.world import CHUNK, SECRET, Truth, check_rescue, check_sound, fresh_host, host_at, init, short_rescue
 

@@ -17,8 +17,8 @@ from lamella.operations.shared.selection import select
 from lamella.packs.containers import raw_body
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.fault_store import FaultStore
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.world import CHUNK, SECRET, Truth, check_rescue, check_sound, fresh_host, host_at, init
 from tests.fault.world import short_rescue as short
 

@@ -26,7 +26,7 @@ from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.stores.base import Abilities
 from lamella.stores.memory import MemoryStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.damage import DOCUMENT, Objects, Small, a_host, build, sparse
 from tests.fault.world import (
     CHUNK,

@@ -16,7 +16,7 @@ from lamella.operations.backup import sampling
 from lamella.operations.backup.sampling import Sample
 from lamella.operations.backup.story import BackupOptions, Pace
 from lamella.operations.moments.monitor import monitor
-from lamella.testing.tracked_source import Killed, TrackedDisk, TrackedSource
+from lamella_kit.tracked_source import Killed, TrackedDisk, TrackedSource
 from tests.fault.resuming import OPTIONS, PACK, RANGE, CountingStore, World, small_steps
 from tests.fault.world import CHUNK, host_at
 

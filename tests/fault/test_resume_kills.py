@@ -16,8 +16,8 @@ from lamella.base.chunkset import ChunkSet
 from lamella.operations.backup import sampling
 from lamella.operations.backup.sampling import Sample
 from lamella.repository.repository import Repository
-from lamella.testing.crash_store import ALL_CALLS, CrashPoint, CrashStore, PowerCut
-from lamella.testing.tracked_source import Killed
+from lamella_kit.crash_store import ALL_CALLS, CrashPoint, CrashStore, PowerCut
+from lamella_kit.tracked_source import Killed
 from tests.fault.resuming import World, small_steps
 from tests.fault.world import CHUNK, SECRET
 from tests.property.test_tracking_machine import StateKill

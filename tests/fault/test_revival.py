@@ -22,8 +22,8 @@ from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points
+from lamella_kit.fault_store import FaultStore
 from tests.fault.test_prune_grace import Fleet
 from tests.fault.world import (
     CHUNK,

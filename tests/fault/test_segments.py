@@ -12,8 +12,8 @@ from lamella.base.trust import Clear, Sealed
 from lamella.packs import blobmap, segments
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import WRITING_CALLS, surviving_subsets
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.crash_store import WRITING_CALLS, surviving_subsets
+from lamella_kit.fault_store import FaultStore
 from tests.fault.test_crash import FIRST, SECOND, next_run_works, stories
 from tests.fault.world import (
     SECRET,

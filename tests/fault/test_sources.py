@@ -17,8 +17,8 @@ from lamella.sources.base import Source
 from lamella.sources.file import FileSource
 from lamella.sources.target import PARTIAL_SUFFIX
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
-from lamella.testing.scripted_source import DisturbedSource
+from lamella_kit.fault_store import FaultStore
+from lamella_kit.scripted_source import DisturbedSource
 from tests.fault.world import (
     CHUNK,
     SECRET,

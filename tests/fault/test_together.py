@@ -16,7 +16,7 @@ import pytest
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.fault.world import (
     CHUNK,
     SECRET,

@@ -17,7 +17,7 @@ from lamella.operations.moments.monitor import monitor
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.tracked_source import Killed, TrackedDisk
+from lamella_kit.tracked_source import Killed, TrackedDisk
 from tests.fault.world import CHUNK, SECRET, host_at, init, restored
 from tests.property.test_tracking_machine import StateKill
 

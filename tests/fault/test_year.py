@@ -29,8 +29,8 @@ from lamella.operations.prune.survey import Surveyor
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import CrashPoint, CrashStore, PowerCut
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.crash_store import CrashPoint, CrashStore, PowerCut
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.world import CHUNK, SECRET, Truth, check_rescue, check_sound, fresh_host, host_at, init
 
 T = TypeVar("T")

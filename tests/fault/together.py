@@ -14,7 +14,7 @@ from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.repository.repository import Repository
 from lamella.sources.registry import open_source
 from lamella.stores.local.store import LocalStore
-from lamella.testing.scripted_source import DisturbedSource
+from lamella_kit.scripted_source import DisturbedSource
 from tests.fault.world import SECRET, host_at
 
 

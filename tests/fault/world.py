@@ -26,7 +26,7 @@ from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 
 KEY = b"a key file for tests, 32+ bytes."
 SECRET = key_file(KEY)

@@ -7,7 +7,6 @@ counts, fails and is skipped outside exactly as it did inside.
 
 from __future__ import annotations
 
-import compileall
 import json
 import os
 import shlex
@@ -26,12 +25,21 @@ from tests.guest.machine import Guest
 if TYPE_CHECKING:
     from tests.guest.lvm import Pool
 
-pytest.register_assert_rewrite("lamella.testing.source_contract", "lamella.testing.source_reading", "tests.guest.lvm")
+pytest.register_assert_rewrite("lamella_kit.source_contract", "lamella_kit.source_reading", "tests.guest.lvm")
 pytest.register_assert_rewrite("tests.qubes.stories")
 
 HERE = Path(__file__).parent
 INSIDE = "LAMELLA_GUEST" in os.environ
 SECONDS = float(os.environ.get("LAMELLA_GUEST_SECONDS", "3000"))
+SHORT = {
+    "test_the_guest_has_device_mapper_a_disk_and_this_tree",
+    "test_several_volumes_are_frozen_before_any_is_read",
+    "test_a_pool_above_a_limit_is_refused_and_left_as_it_is",
+    "test_any_range_can_be_read",
+    "test_two_moments_at_once",
+    "test_nothing_outside_a_delta_changed[one byte]",
+}
+"""What `make test` runs in the guest: where the processor is a program, a test that starts Lamella takes a minute."""
 _playback = pytest.StashKey["Playback"]()
 _figures = pytest.StashKey[list[str]]()
 
@@ -42,8 +50,6 @@ class Playback:
     def __init__(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         self._config = config
         self._place = config._tmp_path_factory.mktemp("guest", numbered=True)  # type: ignore[attr-defined]
-        # The guest, where a program is slow, writes nothing here: it would compile every module at every start.
-        compileall.compile_dir(machine.ROOT / "src", quiet=1)
         selected = self._place / "selected"
         selected.write_text("".join(f"{item.nodeid}\n" for item in items))
         # Slow machines are no failures: how long all of it may take is limited by SECONDS.
@@ -101,13 +107,16 @@ def _of_guest(item: pytest.Item) -> bool:
     return HERE in item.path.parents
 
 
+@pytest.hookimpl(tryfirst=True)  # before items are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Outside, tests of the guest come last: it works while the others run."""
+    """Outside, tests of the guest come last: it works while the others run. All but the SHORT ones are slow."""
     if INSIDE:
         return
     items.sort(key=_of_guest)
     for item in filter(_of_guest, items):
         item.add_marker(pytest.mark.timeout(0))
+        if item.name not in SHORT:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

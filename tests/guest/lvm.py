@@ -106,7 +106,7 @@ def pool_on_the_disk() -> Iterator[Pool]:
 
 
 class ThinVolume:
-    """A thin volume of the contract (lamella.testing.volumes); sizes are rounded up to extents."""
+    """A thin volume of the contract (lamella_kit.volumes); sizes are rounded up to extents."""
 
     def __init__(self, pool: Pool, name: str) -> None:
         self.pool, self.name = pool, name

@@ -6,8 +6,8 @@ import re
 import time
 from pathlib import Path
 
+from lamella_kit.qubes_layouts import FakeVolume, Layout, Refusal
 from tests.guest.lvm import Pool, run
-from tests.qubes.layouts import FakeVolume, Layout, Refusal
 
 
 class ThinVolumes:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lamella.testing.source_reading import GRAIN, MIB, pattern
+from lamella_kit.source_reading import GRAIN, MIB, pattern
 from tests.cli.program import Lamella
 from tests.guest.lvm import BLOCK, Pool, ThinVolume, run
 

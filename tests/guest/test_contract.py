@@ -10,9 +10,9 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 
 from lamella.sources.base import Source
-from lamella.testing.source_changes import CHANGES, SIZE
-from lamella.testing.source_contract import SourceContract
-from lamella.testing.source_reading import GRAIN, KIB, MIB
+from lamella_kit.source_changes import CHANGES, SIZE
+from lamella_kit.source_contract import SourceContract
+from lamella_kit.source_reading import GRAIN, KIB, MIB
 from tests.guest.lvm import EXTENT, Pool, ThinChanges, ThinVolume
 
 TELLING = (

@@ -21,8 +21,8 @@ from lamella.sources.base import FrozenVolume, Source
 from lamella.sources.keeping import Keeping, PoolLimits
 from lamella.sources.lvm import _reservation
 from lamella.sources.registry import open_kept_source, place_of
-from lamella.testing.source_changes import SIZE
-from lamella.testing.source_reading import GRAIN, MIB, check_delta, pattern, whole
+from lamella_kit.source_changes import SIZE
+from lamella_kit.source_reading import GRAIN, MIB, check_delta, pattern, whole
 from tests.guest.lvm import BLOCK, MACHINE, OWNER, Pool, ThinChanges, ThinVolume, run
 
 CYCLES = int(os.environ.get("LAMELLA_GUEST_CYCLES", "50"))

@@ -11,14 +11,14 @@ from lamella.memory.host import Host
 from lamella.qubes.admin import Admin
 from lamella.qubes.restore_plan import RestoreWishes
 from lamella.stores.memory import MemoryStore
+from lamella_kit.fake_qubesd import FakeQubesd
 from tests.fault.world import host_at, init
 from tests.guest.lvm import Pool
 from tests.guest.qubes_pool import ThinVolumes
 from tests.qubes import stories
 from tests.qubes.conftest import populate
-from tests.qubes.fake_qubesd import FakeQubesd
 from tests.qubes.stories import saved
-from tests.qubes.system import content, restore, write
+from tests.qubes.system import content, restore
 
 SIZE = 6 << 20
 
@@ -61,9 +61,9 @@ def test_committed_and_live_states_are_told_apart(
     """And an import that a kill left open, which keeps the qube from starting, is closed by the next restore."""
     system.add("tpl", "TemplateVM")
     system.add("vault", template="tpl")
-    write(system, "vault", b"committed")
+    system.write("vault", b"committed")
     system.start("vault")
-    write(system, "vault", b"live data")
+    system.write("vault", b"live data")
     assert saved(store, host, admin, "vault")["vault:private"].consistency == 1
     system.stop("vault")
     assert saved(store, host, admin, "vault")["vault:private"].consistency == 3
@@ -71,7 +71,7 @@ def test_committed_and_live_states_are_told_apart(
 
     admin.internal("internal.vm.volume.ImportBegin", "vault", "private", str(SIZE).encode())
     (host.state_dir / "qubes-imports.json").write_text('[["vault", "private"]]')
-    write(system, "vault", b"newer    ")
+    system.write("vault", b"newer    ")
     done = restore(store, host, admin, ["vault"], RestoreWishes(overwrite=True))
     assert done["vault"].result == "restored"
     assert content(system, "vault")[:9] == b"live data"

@@ -16,7 +16,7 @@ from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.stores.memory import MemoryStore
-from lamella.testing.tracked_source import TrackedDisk
+from lamella_kit.tracked_source import TrackedDisk
 from tests.fault.world import CHUNK, SECRET, backup, host_at, init, volume
 from tests.property.test_state_machine import expected_ranges
 

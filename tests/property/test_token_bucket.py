@@ -13,7 +13,7 @@ from lamella.base.trust import Sealed
 from lamella.stores.memory import MemoryStore
 from lamella.stores.wrap import LimitedStore, TokenBucket
 from lamella.stores.wrap.limited import BURST_SECONDS, PIECE
-from lamella.testing.store_reading import outcomes
+from lamella_kit.store_reading import outcomes
 from tests.counting_store import CountingStore
 
 RATE = 1000

@@ -28,8 +28,8 @@ from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import ALL_CALLS, CrashPoint, CrashStore, PowerCut
-from lamella.testing.tracked_source import Killed, TrackedDisk
+from lamella_kit.crash_store import ALL_CALLS, CrashPoint, CrashStore, PowerCut
+from lamella_kit.tracked_source import Killed, TrackedDisk
 from tests.fault.world import CHUNK, SECRET, host_at, init, restored
 
 LOG2 = (16, 17)

@@ -10,8 +10,8 @@ import pytest
 from lamella.memory.host import Host
 from lamella.qubes.admin import Admin
 from lamella.stores.memory import MemoryStore
+from lamella_kit.fake_qubesd import FakeQubesd
 from tests.fault.world import host_at, init
-from tests.qubes.fake_qubesd import FakeQubesd
 
 pytest.register_assert_rewrite("tests.qubes.stories")
 

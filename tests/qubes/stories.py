@@ -14,9 +14,9 @@ from lamella.memory.host import Host
 from lamella.operations.backup.story import VolumeResult
 from lamella.qubes.admin import Admin
 from lamella.stores.base import Store
+from lamella_kit.fake_qubesd import FakeQubesd
 from tests.cli.program import Lamella
-from tests.qubes.fake_qubesd import FakeQubesd
-from tests.qubes.system import back_up, content, essence, restore, write
+from tests.qubes.system import back_up, content, essence, restore
 
 CHUNK = 1 << 16
 _SECTOR = 4096
@@ -29,18 +29,18 @@ def saved(store: Store, host: Host, admin: Admin, *names: str) -> dict[str, Volu
 def a_running_qube_costs_what_it_changed(store: Store, host: Host, admin: Admin, system: FakeQubesd) -> None:
     """Then it is shut down, renamed, lost and restored, and never read anew."""
     size = system.volume_size
-    write(system, "work", os.urandom(size * 2 // 3))
+    system.write("work", os.urandom(size * 2 // 3))
     os.sync()
     system.start("work")
     assert saved(store, host, admin, "work")["work:private"].mode == "full"
     for number in range(20):
-        write(system, "work", os.urandom(_SECTOR), offset=number * (size // 20 // CHUNK * CHUNK))
+        system.write("work", os.urandom(_SECTOR), offset=number * (size // 20 // CHUNK * CHUNK))
     row = saved(store, host, admin, "work")["work:private"]
     assert (row.mode, row.changed_chunks, row.consistency) == ("incremental", 20, 1)
     assert row.read_bytes - row.sampled_bytes == 20 * CHUNK
 
     system.stop("work")  # what it wrote to becomes the volume, and the volume a revision
-    write(system, "work", b"after the shutdown")
+    system.write("work", b"after the shutdown")
     row = saved(store, host, admin, "work")["work:private"]
     assert (row.mode, row.changed_chunks, row.consistency) == ("incremental", 1, 3)
 
@@ -72,9 +72,9 @@ def command(system: FakeQubesd, place: Path) -> Lamella:
 
 def five_qubes_live_while_one_writes_one_renamed_one_deleted(dom0: Lamella, system: FakeQubesd) -> None:
     """Template, two app qubes, standalone, named disposable; all come back under their names, settings included."""
-    write(system, "tpl", os.urandom(CHUNK), volume="root")
-    write(system, "vault", os.urandom(CHUNK))
-    write(system, "own", os.urandom(CHUNK), volume="root", offset=system.volume_size // 2)
+    system.write("tpl", os.urandom(CHUNK), volume="root")
+    system.write("vault", os.urandom(CHUNK))
+    system.write("own", os.urandom(CHUNK), volume="root", offset=system.volume_size // 2)
     for name in ("work", "vault", "own"):
         system.start(name)
     slots = system.volume_size // 2 // _SECTOR

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,17 +19,10 @@ from lamella.qubes.restore import QubeResult, QubesRestore
 from lamella.qubes.restore_plan import Planner, QubeRestore, RestoreWishes
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
+from lamella_kit.fake_qubesd import FakeQube, FakeQubesd
 from tests.fault.world import SECRET
-from tests.qubes.fake_qubesd import FakeQube, FakeQubesd
 
 FEW_WORKERS = QubesOptions(backup=BackupOptions(workers=1, chunk_log2=16))
-
-
-def write(system: FakeQubesd, name: str, content: bytes, *, volume: str = "private", offset: int = 0) -> None:
-    """What the qube writes: to its live volume."""
-    with system.live(name, volume).open("r+b") as file:
-        os.pwrite(file.fileno(), content, offset)
-        os.fsync(file.fileno())
 
 
 def content(system: FakeQubesd, name: str, volume: str = "private") -> bytes:

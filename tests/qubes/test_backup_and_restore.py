@@ -21,20 +21,20 @@ from lamella.qubes.settings_apply import IN_PROGRESS
 from lamella.qubes.sources import SettingsSource, volume_identity
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
+from lamella_kit.fake_qubesd import FakeQubesd
+from lamella_kit.qubes_layouts import Files, Refusal
 from tests.fault.world import SECRET, restored
-from tests.qubes.fake_qubesd import FakeQubesd
-from tests.qubes.layouts import Files, Refusal
-from tests.qubes.system import FEW_WORKERS, back_up, content, essence, planned, restore, write
+from tests.qubes.system import FEW_WORKERS, back_up, content, essence, planned, restore
 
 ALL = ("tpl", "sys-net", "work", "vault", "own", "dvm", "disp1")
 OVERWRITE = RestoreWishes(overwrite=True)
 
 
 def test_every_qube_comes_back_as_it_was(store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd) -> None:
-    write(system, "tpl", b"template", volume="root")
+    system.write("tpl", b"template", volume="root")
     system.start("work")
-    write(system, "work", b"alive")
-    write(system, "own", os.urandom(5000), volume="root", offset=70_000)
+    system.write("work", b"alive")
+    system.write("own", os.urandom(5000), volume="root", offset=70_000)
     before = {name: essence(system.qubes[name]) for name in ALL}
     bytes_before = {(n, v): content(system, n, v) for n in ALL for v in ("root", "private") if _has(system, n, v)}
     done = back_up(store, host, admin, *ALL)
@@ -61,9 +61,9 @@ def _has(system: FakeQubesd, name: str, volume: str) -> bool:
 def test_a_running_qube_is_saved_as_it_is_now_and_as_it_was(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd, tmp_path: Path
 ) -> None:
-    write(system, "work", b"committed")
+    system.write("work", b"committed")
     system.start("work")
-    write(system, "work", b"live data")
+    system.write("work", b"live data")
     for live, wanted in ((True, b"live data"), (False, b"committed")):
         done = back_up(store, host, admin, "work", options=replace(FEW_WORKERS, live=live))
         row = next(row for row in done.volumes if row.volume == "work:private")
@@ -77,7 +77,7 @@ def test_a_new_name_and_another_pool_keep_the_history(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd, tmp_path: Path
 ) -> None:
     system.pools["second"] = Files(tmp_path / "second")
-    write(system, "work", os.urandom(300_000))
+    system.write("work", os.urandom(300_000))
     back_up(store, host, admin, "work")
     system.rename("work", "job")
     system.move("job", "private", "second")
@@ -132,7 +132,7 @@ def test_each_qube_has_its_own_keys(store: MemoryStore, host: Host, admin: Admin
 def test_a_restored_qube_continues_its_history_and_its_clone_does_not(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
 ) -> None:
-    write(system, "vault", os.urandom(300_000))
+    system.write("vault", os.urandom(300_000))
     back_up(store, host, admin, "vault")
     system.remove("vault")
     restore(store, host, admin, ["vault"])
@@ -162,9 +162,9 @@ def test_what_is_copied_beside_its_original_has_a_history_of_its_own(
 def test_overwriting_keeps_the_old_state_as_a_revision(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
 ) -> None:
-    write(system, "vault", b"saved")
+    system.write("vault", b"saved")
     back_up(store, host, admin, "vault")
-    write(system, "vault", b"newer")
+    system.write("vault", b"newer")
     system.qubes["vault"].features["later"] = "1"
     system.resize("vault", "private", 3 << 20)
     with pytest.raises(UsageError, match="exists"):
@@ -207,9 +207,9 @@ def test_a_qube_that_starts_after_the_plan_is_left_alone(
 def test_damage_leaves_the_old_state_untouched(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
 ) -> None:
-    write(system, "vault", os.urandom(200_000))
+    system.write("vault", os.urandom(200_000))
     back_up(store, host, admin, "vault")
-    write(system, "vault", b"newer")
+    system.write("vault", b"newer")
     with Repository.open(store, SECRET, host) as repo:
         volume = next(v for v in repo.catalogue.volumes.values() if v.name == "vault:private")
         packs = [f"p/{pack.hex()[:2]}/{pack.hex()}" for pack in volume.snapshots[0].added.packs]
@@ -227,9 +227,9 @@ def test_damage_leaves_the_old_state_untouched(
 
 
 def test_what_no_pool_can_hold_is_not_begun(store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd) -> None:
-    write(system, "vault", os.urandom(200_000))
+    system.write("vault", os.urandom(200_000))
     back_up(store, host, admin, "vault")
-    write(system, "vault", b"newer")
+    system.write("vault", b"newer")
     system.pool_size = 100_000
     result = restore(store, host, admin, ["vault"], OVERWRITE)["vault"]
     assert (result.result, result.bytes_written) == ("failed", 0)
@@ -241,14 +241,14 @@ def test_what_no_pool_can_hold_is_not_begun(store: MemoryStore, host: Host, admi
 def test_a_kill_within_an_import_is_mended_by_the_next_restore(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
 ) -> None:
-    write(system, "vault", b"saved")
+    system.write("vault", b"saved")
     back_up(store, host, admin, "vault")
 
     def kill(method: str, dest: str) -> None:
         if method == "internal.vm.volume.ImportEnd":
             raise Refusal("QubesException", "gone")
 
-    write(system, "vault", b"newer")
+    system.write("vault", b"newer")
     system.before_call = kill
     assert restore(store, host, admin, ["vault"], OVERWRITE)["vault"].result == "failed"
     assert "private" in system.qubes["vault"].importing

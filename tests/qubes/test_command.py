@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lamella_kit.fake_qubesd import FakeQubesd
 from tests.cli.program import Lamella
-from tests.qubes.fake_qubesd import FakeQubesd
-from tests.qubes.system import content, write
+from tests.qubes.system import content
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def dom0(tmp_path: Path, system: FakeQubesd) -> Iterator[Lamella]:
 
 
 def test_the_main_job(dom0: Lamella, system: FakeQubesd, tmp_path: Path) -> None:
-    write(system, "work", b"first")
+    system.write("work", b"first")
     system.start("work")
-    write(system, "work", b"live!")
+    system.write("work", b"live!")
     done = dom0.json("qubes", "backup", "--all")
     assert done["result"] == "complete"
     assert "dom0" in done["qubes"]
@@ -91,8 +91,8 @@ def test_a_qube_that_cannot_be_read_does_not_stop_the_others(dom0: Lamella, syst
 
 
 def test_one_qubes_exported_key_opens_that_qube_only(dom0: Lamella, system: FakeQubesd, tmp_path: Path) -> None:
-    write(system, "work", b"work's own")
-    write(system, "vault", b"the vault's")
+    system.write("work", b"work's own")
+    system.write("vault", b"the vault's")
     dom0.ok("qubes", "backup", "work", "vault")
     key = tmp_path / "work.key"
     dom0.ok("key", "export-domain", "work:private", "--to", key)
@@ -117,7 +117,7 @@ def test_one_qubes_exported_key_opens_that_qube_only(dom0: Lamella, system: Fake
 def test_one_qube_set_back_to_an_older_state_is_noticed(dom0: Lamella, system: FakeQubesd, tmp_path: Path) -> None:
     """Each run is a commit: whoever hides the newest hides it for everybody who saw it, and is found out."""
     dom0.ok("qubes", "backup", "vault")
-    write(system, "vault", b"newer")
+    system.write("vault", b"newer")
     dom0.ok("qubes", "backup", "vault")
     (newest,) = sorted((tmp_path / "repository/w").glob("*/*"))[-1:]
     newest.unlink()

@@ -15,11 +15,11 @@ from lamella.qubes.lineage import FEATURE
 from lamella.qubes.restore_plan import RestoreWishes
 from lamella.qubes.settings_apply import IN_PROGRESS
 from lamella.stores.memory import MemoryStore
+from lamella_kit.fake_qubesd import FakeQubesd
+from lamella_kit.qubes_layouts import Refusal
 from tests.fault.world import host_at, init
 from tests.qubes.conftest import populate
-from tests.qubes.fake_qubesd import FakeQubesd
-from tests.qubes.layouts import Refusal
-from tests.qubes.system import back_up, content, essence, restore, write
+from tests.qubes.system import back_up, content, essence, restore
 
 NAMES = st.sampled_from(["work", "vault", "own"])
 SIZE = 1 << 18
@@ -54,7 +54,7 @@ class QubesLife(RuleBasedStateMachine):
 
     @rule(which=NAMES, data=st.binary(min_size=1, max_size=100), at=st.integers(0, SIZE // 2))
     def write_something(self, which: str, data: bytes, at: int) -> None:
-        write(self.system, self.names[which], data, offset=at)
+        self.system.write(self.names[which], data, offset=at)
 
     @rule(which=NAMES)
     def start_or_stop(self, which: str) -> None:

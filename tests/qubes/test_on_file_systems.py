@@ -10,9 +10,9 @@ import pytest
 from lamella.memory.host import Host
 from lamella.qubes.admin import Admin
 from lamella.stores.memory import MemoryStore
+from lamella_kit.fake_qubesd import FakeQubesd
 from tests.qubes import stories
 from tests.qubes.conftest import populate
-from tests.qubes.fake_qubesd import FakeQubesd
 from tests.system import loop_fs
 
 MIB = 1 << 20

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lamella_kit.fake_qubesd import FakeQubesd
 from tests.features import require
-from tests.qubes.fake_qubesd import FakeQubesd
 
 
 @pytest.fixture

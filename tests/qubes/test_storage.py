@@ -13,7 +13,7 @@ from lamella.base.events import Event, Warned, silent
 from lamella.qubes.admin import Admin
 from lamella.qubes.inventory import Inventory
 from lamella.qubes.storage import SERVICE, check_storage, install, kept_running, storage_files
-from tests.qubes.fake_qubesd import FakeQubesd
+from lamella_kit.fake_qubesd import FakeQubesd
 
 
 def test_it_runs_as_long_as_it_is_needed_and_no_longer(admin: Admin, system: FakeQubesd) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lamella_kit.fake_qubesd import FakeQubesd
 from tests.cli.program import Lamella
-from tests.qubes.fake_qubesd import FakeQubesd
-from tests.qubes.system import content, essence, write
+from tests.qubes.system import content, essence
 from tests.system.qrexec import qrexec
 
 
@@ -27,11 +27,11 @@ def test_dom0_to_a_storage_qube_and_back(system: FakeQubesd, tmp_path: Path, mon
         vault.map("main", vault.home / "store", "--append-only")
         lamella.ok("init", "-q")
         system.start("work")
-        write(system, "work", b"alive")
+        system.write("work", b"alive")
         lamella.ok("qubes", "backup", "work", "own", "disp1")
         assert system.qubes["vault"].state == "Halted"  # it was started for this, and only for this
         assert [call for call in system.calls if call.startswith(("admin.vm.Start ", "admin.vm.Shutdown "))]
-        write(system, "work", b"later", offset=70_000)
+        system.write("work", b"later", offset=70_000)
         done = lamella.json("qubes", "backup", "work")
         assert done["result"] == "complete"
 
@@ -49,7 +49,7 @@ def test_dom0_to_a_storage_qube_and_back(system: FakeQubesd, tmp_path: Path, mon
             damaged = bytearray(pack.read_bytes())
             damaged[len(damaged) // 2] ^= 1
             pack.write_bytes(damaged)
-        write(system, "work", b"newer")
+        system.write("work", b"newer")
         refused = lamella.run("qubes", "restore", "work", "--overwrite", "-y")
         assert refused.code in (3, 20), refused
         assert content(system, "work")[:5] == b"newer"

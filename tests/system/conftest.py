@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("lamella.testing.source_contract", "lamella.testing.source_reading")
+pytest.register_assert_rewrite("lamella_kit.source_contract", "lamella_kit.source_reading")

@@ -1,70 +1,24 @@
-"""Small Btrfs and XFS file systems on loop devices, taken down again whatever happens."""
+"""The file systems of the kit, for tests: where one cannot be had, the test is skipped, or fails if it is required."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
+from lamella_kit import loop_fs
 from tests.features import require
-
-_MKFS = {
-    "btrfs": ["mkfs.btrfs", "--quiet", "--force"],
-    "xfs": ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
-}
-_SECONDS = 60
-DEFAULT_SIZE = 512 << 20
-"""Bytes; XFS takes no less than 300 MiB. The file behind it is sparse."""
 
 
 @contextmanager
-def make(kind: str, options: str = "", size: int = DEFAULT_SIZE) -> Iterator[Path]:
-    """Give the mount point of a new file system, `btrfs` or `xfs`, mounted with `options`.
-
-    Skips the test where that is not to be had, or fails it if `LAMELLA_REQUIRE` lists the kind. Files still open at
-    the end do not keep the mount or the loop device alive longer than themselves.
-    """
+def make(kind: str, options: str = "", size: int = loop_fs.DEFAULT_SIZE) -> Iterator[Path]:
+    """Give the mount point of a new file system, `btrfs` or `xfs`, mounted with `options`."""
     need(kind)
-    with ExitStack() as stack:
-        place = Path(tempfile.mkdtemp(prefix="lamella-fs-"))
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
-        image, mount = place / "image", place / "mount"
-        mount.mkdir()
-        with image.open("wb") as file:
-            file.truncate(size)
-        _run([*_MKFS[kind], str(image)])
-        device = _run(["losetup", "--find", "--show", str(image)]).strip()
-        stack.callback(_run, ["losetup", "--detach", device])
-        _run(["mount", "-t", kind, *(["-o", options] if options else []), device, str(mount)])
-        stack.callback(_unmount, mount)
+    with loop_fs.make(kind, options, size) as mount:
         yield mount
 
 
 def need(kind: str) -> None:
-    """Skip the test, or fail it where that is asked for, unless `make` can work here."""
-    require(kind, os.geteuid() == 0, "loop devices and mounts need root")
-    for program in (_MKFS[kind][0], "losetup", "mount", "umount"):
-        require(kind, shutil.which(program) is not None, f"{program} is not installed")
-    require(kind, Path("/dev/loop-control").exists(), "this kernel has no loop devices")
-    known = Path("/proc/filesystems").read_text("ascii").split()
-    if kind not in known and shutil.which("modprobe"):
-        subprocess.run(["modprobe", kind], check=False, capture_output=True, timeout=_SECONDS)
-        known = Path("/proc/filesystems").read_text("ascii").split()
-    require(kind, kind in known, f"this kernel cannot mount {kind}")
-
-
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
-    return done.stdout
-
-
-def _unmount(mount: Path) -> None:
-    plain = subprocess.run(["umount", str(mount)], check=False, capture_output=True, timeout=_SECONDS)
-    if plain.returncode:
-        # A failed test may have left files open. The loop device is then freed with the last of them.
-        _run(["umount", "--lazy", str(mount)])
+    """Go on only if `make` can work here."""
+    reason = loop_fs.missing(kind)
+    require(kind, not reason, reason)

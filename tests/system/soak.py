@@ -32,7 +32,7 @@ from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.registry import open_source
 from lamella.stores.url import open_store
-from lamella.testing.image_changes import ImageChanges
+from lamella_kit.image_changes import ImageChanges
 from tests.system import loop_fs
 
 SECRET = key_file(b"soak" * 8)

@@ -23,7 +23,7 @@ from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.link import Link
 from lamella.stores.url import open_store
 from lamella.stores.wrap import Backoff, RetryingStore
-from lamella.testing.store_reading import listed
+from lamella_kit.store_reading import listed
 from tests.cli.program import Lamella
 from tests.system.bad_link import BadLink, bad_link
 from tests.system.ssh_server import SshServer, ssh_server
@@ -65,6 +65,7 @@ def _objects(count: int, size: int) -> dict[str, bytes]:
     return {f"p/{name[:2]}/{name}": content for name, content in zip(names, contents, strict=True)}
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_is_not_sent_again(link: BadLink, tmp_path: Path) -> None:
     store = _open(link, tmp_path / "repo")
     retrying = _retrying(store)
@@ -219,6 +220,7 @@ def lamella(tmp_path: Path, link: BadLink) -> Lamella:
     return made
 
 
+@pytest.mark.slow
 def test_a_backup_over_a_link_that_breaks_again_and_again(lamella: Lamella, link: BadLink, tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(os.urandom(96 * MIB))
@@ -235,6 +237,7 @@ def test_a_backup_over_a_link_that_breaks_again_and_again(lamella: Lamella, link
     assert lamella.json("verify", "--level", "full")["findings"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_of_two_gibibytes_cut_twenty_times_less_than_a_twentieth_is_sent_twice(
     lamella: Lamella, link: BadLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

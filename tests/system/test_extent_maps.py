@@ -18,7 +18,7 @@ from lamella.base.delta import Delta
 from lamella.base.errors import SourceError
 from lamella.sources.reflink import _btrfs_tree, _fiemap, _maps
 from lamella.sources.reflink._maps import Piece, ReadMap, compare, guarded
-from lamella.testing.image_changes import BLOCK, ImageChanges
+from lamella_kit.image_changes import BLOCK, ImageChanges
 from tests.system import loop_fs
 
 KIB = 1024

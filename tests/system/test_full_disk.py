@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lamella.testing.image_files import mounted
+from lamella_kit.image_files import mounted
 from tests.cli.program import Lamella
 from tests.features import require
 from tests.system import loop_fs
@@ -62,7 +62,14 @@ def reached(place: Path, how: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "how"), [("tmpfs", "directory"), ("xfs", "directory"), ("btrfs", "directory"), ("tmpfs", "ssh")]
+    ("kind", "how"),
+    [
+        ("tmpfs", "directory"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("xfs", "directory"), ("btrfs", "directory"), ("tmpfs", "ssh"))
+        ),
+    ],
 )
 def test_a_full_disk_can_be_pruned(kind: str, how: str, tmp_path: Path) -> None:
     keyfile, image = tmp_path / "key", tmp_path / "disk.img"

@@ -24,7 +24,7 @@ def top(request: pytest.FixtureRequest) -> Iterator[Path]:
         yield mount
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_the_next_run_goes_on(top: Path, tmp_path: Path, number: signal.Signals) -> None:
     image = top / f"vm-{number}" / "vm.img"
     image.parent.mkdir()

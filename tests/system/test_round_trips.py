@@ -99,6 +99,7 @@ def test_opening_and_a_backup_without_changes(server: SshServer, tmp_path: Path)
     assert place.backup() + SSH_ROUND_TRIPS <= 12
 
 
+@pytest.mark.slow
 def test_an_incremental_backup_of_thirty_small_volumes(server: SshServer, tmp_path: Path) -> None:
     place = Place(server, tmp_path, 30)
     place.backup()
@@ -106,6 +107,7 @@ def test_an_incremental_backup_of_thirty_small_volumes(server: SshServer, tmp_pa
     assert place.backup() + SSH_ROUND_TRIPS < 20
 
 
+@pytest.mark.slow
 def test_thirty_small_volumes_over_a_link_that_loses_packets(server: SshServer, link: BadLink, tmp_path: Path) -> None:
     """Slowly, over one connection; nothing is lost but time."""
     link.delay, link.loss = 0.025, 0.1
@@ -121,6 +123,7 @@ def test_thirty_small_volumes_over_a_link_that_loses_packets(server: SshServer, 
     assert link.cuts == 0
 
 
+@pytest.mark.slow
 def test_another_host_fetches_many_commits_at_once(server: SshServer, tmp_path: Path) -> None:
     place = Place(server, tmp_path, 1)
     for _ in range(12):

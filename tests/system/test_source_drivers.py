@@ -23,10 +23,10 @@ from lamella.base.errors import CheckpointLost, SourceAtRisk, UsageError
 from lamella.sources.base import Source
 from lamella.sources.checkpoint_files import DIRECTORY
 from lamella.sources.registry import open_source
-from lamella.testing.image_files import mounted, sparse_file
-from lamella.testing.source_changes import SIZE, overwrite
-from lamella.testing.source_contract import ReadOnlySourceContract, SourceContract
-from lamella.testing.source_reading import GRAIN, check_delta, pattern, whole
+from lamella_kit.image_files import mounted, sparse_file
+from lamella_kit.source_changes import SIZE, overwrite
+from lamella_kit.source_contract import ReadOnlySourceContract, SourceContract
+from lamella_kit.source_reading import GRAIN, check_delta, pattern, whole
 from tests.features import require
 from tests.system import loop_fs
 

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "lamella"
 
-MODULE_LINES = 400
+MODULE_LINES = 600
 STAND_ALONE = "rescue.py"
 STAND_ALONE_LINES = 2100
 
@@ -33,7 +33,6 @@ HOMES = {
     "run/spawn.py": {"subprocess", "os.environ"},
     "base/clock.py": {"time.time", "time.time_ns", "datetime.datetime.now"},
     "run/pipeline.py": {"threading.Thread", "concurrent.futures"},
-    "testing/": {"threading.Thread"},  # contract suites call a store from several threads at once
 }
 BUILTINS = {"exit", "quit", "input", "SystemExit"}
 
@@ -115,14 +114,14 @@ def test_names_say_something() -> None:
 
 
 def test_nothing_is_promised() -> None:
-    assert list(unfinished(SOURCE, *(ROOT / name for name in ("tests", "tools", "bench")))) == []
+    assert list(unfinished(SOURCE, *(ROOT / name for name in ("kit", "tests", "tools", "bench")))) == []
 
 
 def test_names_stay_in_their_homes() -> None:
     assert list(homeless(SOURCE)) == []
 
 
-@pytest.mark.parametrize(("name", "lines", "count"), [("a.py", 400, 0), ("a.py", 401, 1), ("rescue.py", 2101, 1)])
+@pytest.mark.parametrize(("name", "lines", "count"), [("a.py", 600, 0), ("a.py", 601, 1), ("rescue.py", 2101, 1)])
 def test_long_module_is_found(tmp_path: Path, name: str, lines: int, count: int) -> None:
     (tmp_path / name).write_text("x = 1\n" * lines)
     assert len(list(too_long(tmp_path))) == count

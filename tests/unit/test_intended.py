@@ -11,7 +11,7 @@ import pytest
 from lamella.base.errors import StoreError
 from lamella.memory.intended import NewVolume, forget, new_volume, remember
 from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.unit.small_repository import Small
 
 SIZE = 40 << 20

@@ -19,7 +19,7 @@ from lamella.operations.look.listing import snapshots
 from lamella.operations.repair.quarantine import may_set_aside, set_aside
 from lamella.operations.shared.selection import select
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.unit.small_repository import CHUNK, Small, image
 
 RANGES = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 20)), max_size=30).map(

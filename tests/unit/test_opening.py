@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bench.opening import grow
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_new_machine_opens_an_old_repository_with_few_requests(tmp_path: Path) -> None:

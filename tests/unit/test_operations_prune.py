@@ -33,9 +33,9 @@ from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Store
-from lamella.testing.fault_store import FaultStore
-from lamella.testing.quota_store import QuotaStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.fault_store import FaultStore
+from lamella_kit.quota_store import QuotaStore
+from lamella_kit.scripted_source import ScriptedSource
 from tests.unit.small_repository import ADMIN, CHUNK, WRITER, Small, tick
 
 OPTIONS = BackupOptions(chunk_log2=16, workers=1)

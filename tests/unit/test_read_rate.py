@@ -14,7 +14,7 @@ from lamella.operations.shared.reading import RANGE
 from lamella.operations.shared.selection import select
 from lamella.operations.writing import chunks
 from lamella.stores.wrap import TokenBucket
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.unit.small_repository import OPTIONS, Small
 
 LIMITED = replace(OPTIONS, read_rate=RANGE, workers=1)

@@ -13,7 +13,7 @@ from lamella.base.delta import Delta
 from lamella.base.ids import VolumeId
 from lamella.format.node import Shape, Slot
 from lamella.operations.shared.reading import RANGE, Act, Task, changes, everything
-from lamella.testing.tracked_source import TrackedDisk
+from lamella_kit.tracked_source import TrackedDisk
 
 LOG2 = 16
 CHUNK = 1 << LOG2

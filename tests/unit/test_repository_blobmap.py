@@ -20,7 +20,7 @@ from lamella.packs.cache import Cache
 from lamella.packs.containers import build, build_single, raw_body
 from lamella.packs.contents import Contents
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.unit.small_repository import Small
 
 DOMAIN, OTHER = DomainId(b"d" * 16), DomainId(b"o" * 16)

@@ -15,7 +15,7 @@ from lamella.operations.shared import marking
 from lamella.operations.shared.marking import LiveIds, Walk, roots_by_domain
 from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.unit.small_repository import CHUNK, Small
 
 

@@ -23,7 +23,7 @@ from lamella.packs.contents import Contents
 from lamella.packs.packer import BULK_TARGET, INCREMENTAL_TARGET, Packer
 from lamella.run.pipeline import Outbox
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.unit.small_repository import ADMIN, Small
 
 DOMAIN, OTHER = DomainId(b"d" * 16), DomainId(b"o" * 16)

@@ -16,7 +16,7 @@ from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.unit.small_repository import Small, image
 
 NOBODY = ChunkId(b"n" * 24)

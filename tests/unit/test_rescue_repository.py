@@ -197,6 +197,7 @@ def test_expected_fingerprint(bench: Bench) -> None:
     assert isinstance(result, Result) and result.code == 21
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_gives_the_data_or_an_error(bench: Bench) -> None:
     """Of every object a bit of every third or seventh byte: never other data, never a crash."""
     case = build()

@@ -19,7 +19,7 @@ from lamella.operations.prune.removal import removals
 from lamella.operations.prune.retaining import Policy, plan_retention
 from lamella.operations.prune.retention import HOUR_MS, Retention
 from lamella.repository.repository import Repository
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.unit.small_repository import CHUNK, WRITER, Small
 
 ONE, TWO = WriterId(b"1" * 16), WriterId(b"2" * 16)

@@ -19,7 +19,7 @@ from lamella.base.extents import Extent
 from lamella.run.spawn import run
 from lamella.sources.base import Consistency, FrozenVolume
 from lamella.sources.file import FileSource, FrozenFile
-from lamella.testing.image_files import loop_device, partition, sparse_file
+from lamella_kit.image_files import loop_device, partition, sparse_file
 from tests.unit.real_devices import need_devices
 
 MACHINE = "00112233445566ff"

@@ -31,7 +31,7 @@ from lamella.stores.local.listing import MAX_INVALID
 from lamella.stores.local.mounts import file_system_in, file_system_of
 from lamella.stores.local.store import LocalStore
 from lamella.stores.requests import range_end
-from lamella.testing.store_reading import listed
+from lamella_kit.store_reading import listed
 
 WEEK_SECONDS = 7 * 86400
 

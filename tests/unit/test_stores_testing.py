@@ -13,7 +13,7 @@ from lamella.base.errors import Locked, ObjectNotFound, StoreFull, StoreRefused,
 from lamella.base.trust import Sealed
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.crash_store import (
+from lamella_kit.crash_store import (
     ALL_CALLS,
     Change,
     CrashPoint,
@@ -22,9 +22,9 @@ from lamella.testing.crash_store import (
     crash_points,
     surviving_subsets,
 )
-from lamella.testing.fault_store import FaultStore
-from lamella.testing.quota_store import QuotaStore
-from lamella.testing.store_reading import listed
+from lamella_kit.fault_store import FaultStore
+from lamella_kit.quota_store import QuotaStore
+from lamella_kit.store_reading import listed
 
 AWAY = StoreUnavailable("away")
 

@@ -13,7 +13,7 @@ from lamella.base.trust import Sealed
 from lamella.stores.base import Entry
 from lamella.stores.memory import MemoryStore
 from lamella.stores.wrap import Backoff, ReadOnlyStore, RetryingStore
-from lamella.testing.fault_store import FaultStore, Method
+from lamella_kit.fault_store import FaultStore, Method
 
 AWAY = StoreUnavailable("away")
 

@@ -14,7 +14,7 @@ from lamella.base.errors import LamellaError, Locked, SourceError, UsageError
 from lamella.run.spawn import run
 from lamella.sources.block_use import uses_of_device, uses_of_file
 from lamella.sources.target import BlockDevice, InPlaceFile, NewFile, Target, choose_target
-from lamella.testing.image_files import loop_device, mounted, partition, sparse_file
+from lamella_kit.image_files import loop_device, mounted, partition, sparse_file
 from tests.unit.real_devices import need_devices
 
 MIB = 1 << 20

@@ -21,7 +21,7 @@ from lamella.operations.shared.verdicts import Verdict, Verdicts
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.testing.fault_store import FaultStore
+from lamella_kit.fault_store import FaultStore
 from tests.unit.small_repository import CHUNK, OPTIONS, Small, data, image
 
 LETTERS = "abc.0def"

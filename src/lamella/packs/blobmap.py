@@ -71,10 +71,7 @@ class BlobMap:
         """Packs that nothing new may rely on (lamella.history.condemned)."""
         self.relied: set[bytes] = set()
         """Packs in which something to be stored was found and therefore not stored again."""
-        with cache.lock:
-            cache.connection.execute(
-                "CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID"
-            )
+        cache.row("CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
 
     # -- agreeing with the store --------------------------------------------------------------------------------------
 
@@ -85,7 +82,7 @@ class BlobMap:
         deleted: trees stay complete without them. Raises StoreError.
         """
         listed = 0
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             connection.execute("DELETE FROM listed")
             for rows in _batches(self._listing()):
                 listed += len(rows)
@@ -129,8 +126,7 @@ class BlobMap:
         )
         after = b""
         while True:
-            with self._cache.lock:
-                rows = self._cache.connection.execute(query, (after,)).fetchall()
+            rows = self._cache.rows(query, (after,))
             if not rows:
                 return
             self._read_heads(rows)
@@ -142,7 +138,7 @@ class BlobMap:
             if isinstance(head, Head):
                 self._insert(sha256, head.domain_id, head.header, head.blobs, own=own)
             elif head is not None:
-                with self._cache.lock, self._cache.connection as connection:
+                with self._cache.change() as connection:
                     row = (sha256, size, own, head)
                     connection.execute(
                         "INSERT OR IGNORE INTO packs (name, length, own, trouble) VALUES (?, ?, ?, ?)", row
@@ -150,7 +146,7 @@ class BlobMap:
 
     def _drop_hint(self, sha256: bytes) -> bool:
         """Forget what a segment said of a pack whose head was looked at; returns whether it is an own pack."""
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             query = f"SELECT number, own FROM packs WHERE name = ? AND {_HINTED}"
             row = connection.execute(query, (sha256,)).fetchone()
             if row is None:
@@ -165,12 +161,10 @@ class BlobMap:
         Raises StoreUnavailable.
         """
         query = f"SELECT name, length FROM packs WHERE {_HINTED}"
-        with self._cache.lock:
-            if packs is None:
-                rows = self._cache.connection.execute(f"{query} ORDER BY name").fetchall()
-            else:
-                one = [self._cache.connection.execute(f"{query} AND name = ?", (name,)).fetchone() for name in packs]
-                rows = [row for row in one if row is not None]
+        if packs is None:
+            rows = self._cache.rows(f"{query} ORDER BY name")
+        else:
+            rows = [row for name in packs for row in self._cache.rows(f"{query} AND name = ?", (name,))]
         if rows:
             self._read_heads(rows)
         return len(rows)
@@ -185,7 +179,7 @@ class BlobMap:
 
     def mark_own(self, packs: Iterable[bytes]) -> None:
         """Remember that these packs were written by this host's writer."""
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             others = connection.execute("SELECT 1 FROM packs WHERE own = 0 LIMIT 1").fetchone()
             if others is None:
                 return
@@ -196,7 +190,7 @@ class BlobMap:
         self._insert(sha256, domain_id, header, blobs, own=True)
 
     def _insert(self, sha256: bytes, domain_id: DomainId, header: Header, blobs: Sequence[Blob], *, own: bool) -> None:
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             # The write lock first: two processes may have read the same new head.
             connection.execute("BEGIN IMMEDIATE")
             known = connection.execute("SELECT number FROM packs WHERE name = ?", (sha256,)).fetchone()
@@ -214,7 +208,7 @@ class BlobMap:
 
     def forget(self, packs: Iterable[bytes]) -> None:
         """These packs were deleted because nothing that stands needs them: trees that were complete still are."""
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             for pack in packs:
                 connection.execute("DELETE FROM blobs WHERE pack = (SELECT number FROM packs WHERE name = ?)", (pack,))
                 connection.execute("DELETE FROM packs WHERE name = ?", (pack,))
@@ -223,9 +217,8 @@ class BlobMap:
 
     def empty(self, domain_id: DomainId) -> bool:
         """Whether no pack of the domain is known."""
-        with self._cache.lock:
-            query = "SELECT 1 FROM packs WHERE domain = ? LIMIT 1"
-            return self._cache.connection.execute(query, (domain_id,)).fetchone() is None
+        query = "SELECT 1 FROM packs WHERE domain = ? LIMIT 1"
+        return self._cache.row(query, (domain_id,)) is None
 
     def find(self, kind: Kind, id_: ChunkId) -> list[Place]:
         """All known places of a blob, own packs first."""
@@ -245,8 +238,7 @@ class BlobMap:
 
     def _look_up(self, kind: Kind, ids: Sequence[ChunkId]) -> list[Row]:
         query = _LOOKUP.format(",".join("?" * len(ids)))
-        with self._cache.lock:
-            return self._cache.connection.execute(query, (kind, *ids)).fetchall()
+        return self._cache.rows(query, (kind, *ids))
 
     def reusable(self, kind: Kind, id_: ChunkId) -> list[Place]:
         """The places of a blob that something new may rely on, own packs first."""
@@ -254,11 +246,8 @@ class BlobMap:
 
     def has(self, kind: Kind, id_: ChunkId) -> bool:
         """Whether any place of a blob is known."""
-        with self._cache.lock:
-            query = (
-                "SELECT p.header FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.id = ? AND b.kind = ? LIMIT 1"
-            )
-            row = self._cache.connection.execute(query, (id_, kind)).fetchone()
+        query = "SELECT p.header FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.id = ? AND b.kind = ? LIMIT 1"
+        row = self._cache.row(query, (id_, kind))
         return row is not None and (row[0] is not None or bool(self.find(kind, id_)))
 
     def packs(self, domain_id: DomainId | None = None) -> Iterator[Entry]:
@@ -268,14 +257,8 @@ class BlobMap:
             "SELECT number, name, length FROM packs WHERE number > ? AND trouble IS NULL"
             " AND (? IS NULL OR domain = ?) ORDER BY number LIMIT 5000"
         )
-        after = -1
-        while True:
-            with self._cache.lock:
-                rows = self._cache.connection.execute(query, (after, domain_id, domain_id)).fetchall()
-            if not rows:
-                return
-            yield from (Entry(pack_name(name), length) for _, name, length in rows)
-            after = rows[-1][0]
+        for _, name, length in self._cache.pages(query, -1, domain_id, domain_id):
+            yield Entry(pack_name(name), length)
 
     def small_documents(self, longest: int) -> list[tuple[DomainId, ChunkId]]:
         """Documents and tree notes of at most `longest` bytes: domain and id."""
@@ -283,16 +266,14 @@ class BlobMap:
             "SELECT DISTINCT p.domain, b.id FROM blobs b JOIN packs p ON p.number = b.pack"
             " WHERE b.kind = ? AND b.content <= ? ORDER BY p.domain, b.id"
         )
-        with self._cache.lock:
-            rows = self._cache.connection.execute(query, (Kind.DOCUMENT, longest)).fetchall()
+        rows = self._cache.rows(query, (Kind.DOCUMENT, longest))
         return [(DomainId(domain), ChunkId(id_)) for domain, id_ in rows]
 
     def total_length(self, domains: set[DomainId] | None = None) -> int:
         """Bytes of the packs whose head opened; of these domains or all."""
         among = "" if domains is None else f" AND domain IN ({','.join('?' * len(domains))})"
         query = f"SELECT coalesce(sum(length), 0) FROM packs WHERE trouble IS NULL{among}"
-        with self._cache.lock:
-            return int(self._cache.connection.execute(query, tuple(sorted(domains or ()))).fetchone()[0])
+        return int(self._cache.row(query, tuple(sorted(domains or ())))[0])
 
     def stored(self, domain_id: DomainId, first: int) -> list[tuple[ChunkId, int, int]]:
         """A domain's blobs whose id begins with the byte `first`, by id: id, a number for the pack, sealed length."""
@@ -301,23 +282,19 @@ class BlobMap:
             " WHERE b.id >= ? AND b.id < ? AND p.domain = ? ORDER BY b.id"
         )
         low, high = bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * 25
-        with self._cache.lock:
-            rows = self._cache.connection.execute(query, (low, high, domain_id)).fetchall()
+        rows = self._cache.rows(query, (low, high, domain_id))
         return [(ChunkId(id_), pack, sealed) for id_, pack, sealed in rows]
 
     def bytes_of(self, packs: Iterable[int]) -> int:
         """The size of packs by the numbers that `stored` gives."""
-        with self._cache.lock:
-            connection = self._cache.connection
-            query = "SELECT length FROM packs WHERE number = ?"
-            return sum(int(connection.execute(query, (pack,)).fetchone()[0]) for pack in packs)
+        query = "SELECT length FROM packs WHERE number = ?"
+        return sum(int(self._cache.row(query, (pack,))[0]) for pack in packs)
 
     def troubled(self) -> list[tuple[str, str]]:
         """Packs whose head does not open: object name and reason. Opens those known from segments only."""
         self.open_hinted()
-        with self._cache.lock:
-            query = "SELECT name, trouble FROM packs WHERE trouble IS NOT NULL ORDER BY name"
-            rows = self._cache.connection.execute(query).fetchall()
+        query = "SELECT name, trouble FROM packs WHERE trouble IS NOT NULL ORDER BY name"
+        rows = self._cache.rows(query)
         return [(pack_name(name), trouble) for name, trouble in rows]
 
     def directory(self, sha256: bytes) -> Directory | None:
@@ -337,29 +314,25 @@ class BlobMap:
     def known(self, packs: Iterable[bytes]) -> set[bytes]:
         """Those of these packs that are listed, whether their head opened or not."""
         query = "SELECT name FROM packs WHERE name = ?"
-        with self._cache.lock:
-            rows = [self._cache.connection.execute(query, (pack,)).fetchone() for pack in set(packs)]
-        return {row[0] for row in rows if row is not None}
+        return {row[0] for pack in set(packs) for row in self._cache.rows(query, (pack,))}
 
     def length(self, sha256: bytes) -> int | None:
         """The length of a pack whose head opened, None for others."""
         self.open_hinted([sha256])
-        with self._cache.lock:
-            query = "SELECT length FROM packs WHERE name = ? AND trouble IS NULL"
-            row = self._cache.connection.execute(query, (sha256,)).fetchone()
+        query = "SELECT length FROM packs WHERE name = ? AND trouble IS NULL"
+        row = self._cache.row(query, (sha256,))
         return None if row is None else int(row[0])
 
     # -- what is known to be complete ---------------------------------------------------------------------------------
 
     def complete(self, root: ChunkId) -> bool:
         """Whether every blob below this root had a place when last looked, and no pack was lost since."""
-        with self._cache.lock:
-            query = "SELECT 1 FROM complete WHERE root = ?"
-            return self._cache.connection.execute(query, (root,)).fetchone() is not None
+        query = "SELECT 1 FROM complete WHERE root = ?"
+        return self._cache.row(query, (root,)) is not None
 
     def keep_complete(self, roots: Iterable[ChunkId]) -> None:
         """Forget that any other tree was complete."""
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             connection.execute("CREATE TEMP TABLE IF NOT EXISTS kept (root BLOB PRIMARY KEY) WITHOUT ROWID")
             connection.execute("DELETE FROM kept")
             connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((root,) for root in roots))
@@ -367,7 +340,7 @@ class BlobMap:
 
     def set_complete(self, roots: Iterable[ChunkId]) -> None:
         """Remember that every blob below these roots has a place."""
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             connection.executemany("INSERT OR IGNORE INTO complete VALUES (?)", ((root,) for root in roots))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -67,36 +67,62 @@ class Cache:
         with self.lock:
             self.connection.close()
 
+    # -- statements ----------------------------------------------------------------------------------------------------
+
+    def rows(self, query: str, parameters: Sequence[object] = ()) -> list[Any]:
+        """All rows of a query. Raises RepositoryError."""
+        with self.lock:
+            return self.connection.execute(query, parameters).fetchall()
+
+    def row(self, query: str, parameters: Sequence[object] = ()) -> Any:  # noqa: ANN401 - a row, or None for none
+        """The first row of a query, None without one. Raises RepositoryError."""
+        with self.lock:
+            return self.connection.execute(query, parameters).fetchone()
+
+    def pages(self, query: str, after: object, *parameters: object) -> Iterator[Any]:
+        """All rows of a query with a LIMIT, whose first parameter and first column say where it goes on.
+
+        The table may change meanwhile: nothing is held between two pages.
+        """
+        while True:
+            rows = self.rows(query, (after, *parameters))
+            if not rows:
+                return
+            yield from rows
+            after = rows[-1][0]
+
+    @contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """The connection in a transaction, with the lock held. Raises RepositoryError."""
+        with self.lock, self.connection as connection:
+            yield connection
+
+    # -- commits and nodes ---------------------------------------------------------------------------------------------
+
     def commit(self, name: str) -> bytes | None:
         """A remembered commit object, not yet checked."""
-        with self.lock:
-            row = self.connection.execute("SELECT content FROM commits WHERE name = ?", (name,)).fetchone()
+        row = self.row("SELECT content FROM commits WHERE name = ?", (name,))
         return None if row is None else bytes(row[0])
 
     def node(self, pack: bytes, offset: int) -> bytes | None:
         """A remembered sealed node at its place in a pack, not yet checked."""
-        with self.lock:
-            query = "SELECT sealed FROM nodes WHERE pack = ? AND place = ?"
-            row = self.connection.execute(query, (pack, offset)).fetchone()
+        row = self.row("SELECT sealed FROM nodes WHERE pack = ? AND place = ?", (pack, offset))
         return None if row is None else bytes(row[0])
 
     def remember_nodes(self, rows: Iterable[tuple[bytes, int, bytes]]) -> None:
         """Keep sealed nodes: pack, offset, bytes. The oldest make room."""
-        with self.lock, self.connection:
-            self.connection.executemany("INSERT OR IGNORE INTO nodes (pack, place, sealed) VALUES (?, ?, ?)", rows)
-            self.connection.execute(
-                "DELETE FROM nodes WHERE number <= (SELECT MAX(number) FROM nodes) - ?", (_NODES_KEPT,)
-            )
+        with self.change() as connection:
+            connection.executemany("INSERT OR IGNORE INTO nodes (pack, place, sealed) VALUES (?, ?, ?)", rows)
+            connection.execute("DELETE FROM nodes WHERE number <= (SELECT MAX(number) FROM nodes) - ?", (_NODES_KEPT,))
 
     def commit_names(self) -> list[str]:
         """The names of all remembered commits."""
-        with self.lock:
-            return [row[0] for row in self.connection.execute("SELECT name FROM commits ORDER BY name").fetchall()]
+        return [row[0] for row in self.rows("SELECT name FROM commits ORDER BY name")]
 
     def remember_commits(self, objects: Iterable[tuple[str, bytes]]) -> None:
         """Keep commit objects."""
-        with self.lock, self.connection:
-            self.connection.executemany("INSERT OR REPLACE INTO commits VALUES (?, ?)", objects)
+        with self.change() as connection:
+            connection.executemany("INSERT OR REPLACE INTO commits VALUES (?, ?)", objects)
 
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

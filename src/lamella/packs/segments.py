@@ -56,7 +56,7 @@ class Segments:
         """The segments there are, without those that cannot be one; forgets those that are gone."""
         entries = [entry for entry in self._store.list(PREFIX) if segment_hash(entry.name) and entry.size <= MAX_OBJECT]
         names = {segment_hash(entry.name) for entry in entries}
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             known = connection.execute("SELECT number, name FROM segments").fetchall()
             gone = [(number,) for number, name in known if name not in names]
             connection.executemany("DELETE FROM covered WHERE segment = ?", gone)
@@ -86,7 +86,7 @@ class Segments:
 
     def _enter(self, entry: Entry, domain_id: DomainId, contents: list[Opened]) -> None:
         """Enter the rows of one segment; of a malformed one, those before the fault."""
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             connection.execute("BEGIN IMMEDIATE")
             number = self._remember(entry.name)
             named = 0
@@ -136,16 +136,14 @@ class Segments:
         return sum(self._write(domain_id) for domain_id in self._lacking())
 
     def _known(self) -> set[bytes]:
-        with self._cache.lock:
-            return {row[0] for row in self._cache.connection.execute("SELECT name FROM segments").fetchall()}
+        return {row[0] for row in self._cache.rows("SELECT name FROM segments")}
 
     def _lacking(self) -> list[DomainId]:
         query = (
             "SELECT p.domain FROM packs p LEFT JOIN covered c ON c.pack = p.name"
             " WHERE p.header IS NOT NULL AND c.pack IS NULL GROUP BY p.domain HAVING COUNT(*) > ? ORDER BY p.domain"
         )
-        with self._cache.lock:
-            rows = self._cache.connection.execute(query, (WORTH_WRITING,)).fetchall()
+        rows = self._cache.rows(query, (WORTH_WRITING,))
         return [DomainId(row[0]) for row in rows]
 
     def _write(self, domain_id: DomainId) -> int:
@@ -156,7 +154,7 @@ class Segments:
             sha256 = hashlib.sha256(sealed).digest()
             self._store.put(segment_name(sha256), sealed)
             stored += len(sealed)
-            with self._cache.lock, self._cache.connection as connection:
+            with self._cache.change() as connection:
                 number = self._remember(segment_name(sha256), len(rows))
                 connection.executemany(
                     "INSERT OR IGNORE INTO covered VALUES (?, ?)", ((row.pack, number) for row in rows)
@@ -172,11 +170,10 @@ class Segments:
             "SELECT s.number, s.name FROM segments s WHERE 2 * (SELECT COUNT(*) FROM covered c"
             " JOIN packs p ON p.name = c.pack WHERE c.segment = s.number) < s.packs ORDER BY s.number"
         )
-        with self._cache.lock:
-            stale = self._cache.connection.execute(query).fetchall()
+        stale = self._cache.rows(query)
         for _, sha256 in stale:
             self._store.delete(segment_name(sha256))
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             connection.executemany("DELETE FROM covered WHERE segment = ?", ((number,) for number, _ in stale))
             connection.executemany("DELETE FROM segments WHERE number = ?", ((number,) for number, _ in stale))
         return len(stale)
@@ -200,25 +197,17 @@ class Segments:
     def _uncovered(self, domain_id: DomainId) -> Iterator[Covered]:
         query = (
             "SELECT p.name, p.number, p.header FROM packs p LEFT JOIN covered c ON c.pack = p.name"
-            " WHERE p.domain = ? AND p.header IS NOT NULL AND c.pack IS NULL AND p.name > ? ORDER BY p.name LIMIT 1000"
+            " WHERE p.name > ? AND p.domain = ? AND p.header IS NOT NULL AND c.pack IS NULL ORDER BY p.name LIMIT 1000"
         )
-        after = b""
-        while True:
-            with self._cache.lock:
-                rows = self._cache.connection.execute(query, (domain_id, after)).fetchall()
-            if not rows:
-                return
-            for name, number, header in rows:
-                blobs = self._blobs(number)
-                # Not a pack that was forgotten meanwhile, or of which the map leaves something out.
-                if directory_length(len(blobs)) == decode_header(header, name.hex()).directory_length:
-                    yield Covered(name, blobs)
-            after = rows[-1][0]
+        for name, number, header in self._cache.pages(query, b"", domain_id):
+            blobs = self._blobs(number)
+            # Not a pack that was forgotten meanwhile, or of which the map leaves something out.
+            if directory_length(len(blobs)) == decode_header(header, name.hex()).directory_length:
+                yield Covered(name, blobs)
 
     def _blobs(self, number: int) -> list[Blob]:
         query = "SELECT kind, id, place, sealed, content FROM blobs WHERE pack = ? ORDER BY place"
-        with self._cache.lock:
-            rows = self._cache.connection.execute(query, (number,)).fetchall()
+        rows = self._cache.rows(query, (number,))
         return [Blob(Kind(kind), ChunkId(id_), place, sealed, content) for kind, id_, place, sealed, content in rows]
 
 

@@ -57,7 +57,7 @@ class Suspects:
         )
         remove = "DELETE FROM blobs WHERE pack = (SELECT number FROM packs WHERE name = ?) AND kind = ? AND id = ?"
         rows = [(pack, kind, id_) for kind, id_ in names]
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             connection.executemany(move, rows)
             gone = connection.executemany(remove, rows).rowcount
             connection.execute("DELETE FROM proved WHERE pack = ?", (pack,))
@@ -74,7 +74,7 @@ class Suspects:
             "INSERT OR IGNORE INTO blobs SELECT s.id, s.kind, p.number, s.place, s.sealed, s.content"
             f" FROM suspects s JOIN packs p ON p.name = s.pack WHERE s.pack = ?{which}"
         )
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             connection.executemany(back, rows)
             connection.executemany(f"DELETE FROM suspects AS s WHERE s.pack = ?{which}", rows)
 
@@ -83,8 +83,7 @@ class Suspects:
 
         A pack that is gone, or whose head does not open, has its turn when it is there. Raises StoreUnavailable.
         """
-        with self._cache.lock:
-            done = set(self._cache.connection.execute("SELECT pack, kind, id FROM applied").fetchall())
+        done = set(self._cache.rows("SELECT pack, kind, id FROM applied"))
         packs: dict[bytes, list[Address]] = {}
         for one in addresses:
             if (one.pack, one.kind, one.id) not in done:
@@ -99,33 +98,30 @@ class Suspects:
                 continue
             whole = any(one.kind == Kind.DIRECTORY for one in ones)
             self.mark(pack, [(one.kind, one.id) for one in (directory.blobs if whole else ones)])
-            with self._cache.lock, self._cache.connection as connection:
+            with self._cache.change() as connection:
                 connection.executemany("INSERT OR IGNORE INTO applied VALUES (?, ?, ?)", ones)
 
     def places(self, kind: Kind, id_: ChunkId) -> list[Place]:
         """Where a blob should lie but did not open when it was last read."""
-        with self._cache.lock:
-            rows = self._cache.connection.execute(_PLACES, (kind, id_)).fetchall()
+        rows = self._cache.rows(_PLACES, (kind, id_))
         return [place_of(kind, row) for row in rows]
 
     def blobs(self, pack: bytes) -> list[Blob]:
         """The suspect blobs of a pack."""
         query = "SELECT kind, id, place, sealed, content FROM suspects WHERE pack = ? ORDER BY place"
-        with self._cache.lock:
-            rows = self._cache.connection.execute(query, (pack,)).fetchall()
+        rows = self._cache.rows(query, (pack,))
         return [Blob(Kind(kind), ChunkId(id_), place, sealed, content) for kind, id_, place, sealed, content in rows]
 
     def packs(self) -> list[bytes]:
         """Packs that are listed and have suspect places."""
         query = "SELECT DISTINCT s.pack FROM suspects s JOIN packs p ON p.name = s.pack ORDER BY s.pack"
-        with self._cache.lock:
-            return [row[0] for row in self._cache.connection.execute(query).fetchall()]
+        return [row[0] for row in self._cache.rows(query)]
 
     # -- proved packs -------------------------------------------------------------------------------------------------
 
     def prove(self, packs: Sequence[bytes], time_ms: int) -> None:
         """These packs were read to the last byte and are sound."""
-        with self._cache.lock, self._cache.connection as connection:
+        with self._cache.change() as connection:
             connection.executemany("INSERT OR REPLACE INTO proved VALUES (?, ?)", ((pack, time_ms) for pack in packs))
 
     def due(self, domains: set[DomainId] | None, before_ms: int) -> Iterator[Due]:

@@ -1,7 +1,7 @@
 """The Source contract: one local volume, frozen, read, and asked what changed since a kept moment.
 
 A source knows byte ranges only: no repository, no keys. Drivers translate operating system errors into SourceError.
-`lamella.testing.source_contract` is the contract as a test suite.
+`lamella_kit.source_contract` is the contract as a test suite.
 """
 
 from __future__ import annotations

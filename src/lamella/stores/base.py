@@ -1,7 +1,7 @@
 """The Store contract: names and sealed bytes, nothing else.
 
 Names are relative, lower-case ASCII, parts of `[a-z0-9._-]` joined by `/`, at most 255 bytes, no part empty or starting
-with `.`; they are checked in both directions. `lamella.testing.store_contract` is the contract as a test suite; every
+with `.`; they are checked in both directions. `lamella_kit.store_contract` is the contract as a test suite; every
 store and every wrapper passes it.
 
 Durability: after `sync` returns, every earlier `put` and `delete` survives a power cut; before that, any subset may.

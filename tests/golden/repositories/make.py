@@ -34,7 +34,7 @@ from lamella.operations.shared.auditing import audit, publish_audits, reapable_c
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
-from lamella.testing.scripted_source import ScriptedSource
+from lamella_kit.scripted_source import ScriptedSource
 from tests.fault.damage import sparse
 from tests.fault.world import CHUNK, KEY, SECRET, backup, host_at, short_rescue
 

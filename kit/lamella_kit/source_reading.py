@@ -1,4 +1,4 @@
-"""The reading half of the source contract as a test suite; lamella.testing.source_contract has the whole."""
+"""The reading half of the source contract as a test suite; lamella_kit.source_contract has the whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, SourceError
 from lamella.sources.base import Consistency, FrozenVolume, Source
-from lamella.testing.volumes import ChangingVolume, FileVolume
+from lamella_kit.volumes import ChangingVolume, FileVolume
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -127,7 +127,7 @@ class SourceReading:
 
         with self.source_of(self.filled(content)).freeze() as frozen:
             # A suite that outsiders run cannot borrow the threads of lamella.run.pipeline.
-            threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]  # noqa: TID251
+            threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:

@@ -19,10 +19,10 @@ import pytest
 
 from lamella.base.errors import CheckpointLost, SourceError
 from lamella.sources.base import Consistency, Source
-from lamella.testing.image_changes import ImageChanges
-from lamella.testing.source_changes import CHANGES, SIZE, overwrite
-from lamella.testing.source_reading import GRAIN, KIB, MIB, SourceReading, check_delta, pattern, whole
-from lamella.testing.volumes import ChangingVolume
+from lamella_kit.image_changes import ImageChanges
+from lamella_kit.source_changes import CHANGES, SIZE, overwrite
+from lamella_kit.source_reading import GRAIN, KIB, MIB, SourceReading, check_delta, pattern, whole
+from lamella_kit.volumes import ChangingVolume
 
 ROUNDS = 6
 READ_FOR_A_DELTA = 64 * KIB

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lamella.testing.source_reading import GRAIN, KIB, MIB, pattern
-from lamella.testing.volumes import ChangingVolume
+from lamella_kit.source_reading import GRAIN, KIB, MIB, pattern
+from lamella_kit.volumes import ChangingVolume
 
 CHANGES: dict[str, Callable[[ChangingVolume], None]] = {}
 """What may happen to a volume of about `SIZE` bytes between two moments, by name."""

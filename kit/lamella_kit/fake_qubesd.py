@@ -1,4 +1,4 @@
-"""A small qubesd: the real wire protocol on real sockets, and pools in the layouts of the real ones (layouts.py).
+"""A small qubesd: the real wire protocol on real sockets, and pools in the layouts of the real ones (qubes_layouts.py).
 
 It keeps to what the real one was seen to do, refusals included: references that do not hold, starts of qubes that are
 being restored, imports into running ones. What a test does to a qube (start, write, stop) goes through methods here.
@@ -6,6 +6,7 @@ being restored, imports into running ones. What a test does to a qube (start, wr
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.qubes.layouts import FakeVolume, Files, Layout, Refusal
+from lamella_kit.qubes_layouts import FakeVolume, Files, Layout, Refusal
 
 DEFAULTS: dict[str, tuple[str, str]] = {
     "autostart": ("bool", "False"), "backup_timestamp": ("int", ""), "debug": ("bool", "False"),
@@ -86,6 +87,12 @@ class FakeQubesd:
     def live(self, name: str, volume: str) -> Path:
         found = self.qubes[name].volumes[volume]
         return self.pools[found.pool].live(found.vid)
+
+    def write(self, name: str, content: bytes, *, volume: str = "private", offset: int = 0) -> None:
+        """What the qube writes: to its live volume, durable at once."""
+        with self.live(name, volume).open("r+b") as file:
+            os.pwrite(file.fileno(), content, offset)
+            os.fsync(file.fileno())
 
     def start(self, name: str) -> None:
         qube = self.qubes[name]

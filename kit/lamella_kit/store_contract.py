@@ -14,7 +14,7 @@ import pytest
 from lamella.base.errors import ObjectNotFound, StoreRefused
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import MAX_NAME, Store
-from lamella.testing.store_reading import (
+from lamella_kit.store_reading import (
     CONTENT,
     INVALID_NAMES,
     OTHER_PACK,

@@ -1,4 +1,4 @@
-"""The reading half of the store contract as a test suite, for pytest; lamella.testing.store_contract has the whole."""
+"""The reading half of the store contract as a test suite, for pytest; lamella_kit.store_contract has the whole."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def outcomes(calls: Iterable[Callable[[], T]]) -> list[T | Exception]:
             results[index] = error
 
     # A suite that outsiders run cannot borrow the threads of lamella.run.pipeline, which stop at the first failure.
-    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(calls)]  # noqa: TID251
+    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(calls)]
     for thread in threads:
         thread.start()
     for thread in threads:
