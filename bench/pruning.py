@@ -27,7 +27,7 @@ from lamella.operations.prune.prune import run_prune
 from lamella.operations.prune.retaining import Policy, plan_retention
 from lamella.operations.prune.retention import Retention
 from lamella.operations.shared.marking import LiveWalk, Roots, roots_by_domain
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.packs.tree import Run, Tree
 from lamella.packs.tree_writer import TreeWriter
 from lamella.packs.usage import LiveIds, Usage
@@ -88,7 +88,7 @@ def grow(place: Place, shape: Shape, snapshots: int, first: Ranges, changes: Cal
         root: ChunkId | None = None
         for number in range(snapshots):
             ranges = first if root is None else changes(chance)
-            with Session(repo) as session:
+            with WritingSession(repo) as session:
                 writer = TreeWriter(repo.tree_reader(DOMAIN), session.packer(DOMAIN).store_node)
                 base = None if root is None else Tree(shape, root)
                 root = writer.update(shape, base, _stored(session, ranges, chance))
@@ -101,7 +101,7 @@ def grow(place: Place, shape: Shape, snapshots: int, first: Ranges, changes: Cal
             repo.reload()
 
 
-def _stored(session: Session, ranges: Ranges, chance: random.Random) -> Iterator[Run]:
+def _stored(session: WritingSession, ranges: Ranges, chance: random.Random) -> Iterator[Run]:
     packer = session.packer(DOMAIN)
     for start, end in ranges:
         for chunk in range(start, end):
@@ -200,7 +200,7 @@ def wide(work: Path) -> Place:
     chance = random.Random(5)
     with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
         repo.refresh_map()
-        with Session(repo) as session:
+        with WritingSession(repo) as session:
             every = (Run(number, number + 1, ChunkId(chance.randbytes(24))) for number in range(shape.chunks))
             writer = TreeWriter(repo.tree_reader(DOMAIN), session.packer(DOMAIN).store_node)
             root = writer.update(shape, None, every)

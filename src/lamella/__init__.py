@@ -19,12 +19,10 @@ _HOMES = {
     "crypto.slots": "Secret key_file passphrase recovery_key",
     "facade": "create_repository mirror open_repository source",
     "memory.host": "Host machine_name",
-    "operations.backup.change_map": "ChangeMap read_map write_map",
-    "operations.backup.pacing": "Pace",
-    "operations.backup.story": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Request VolumeResult"
+    "operations.backup.story": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Pace Request VolumeResult"
     " execute_together plan_backup",
     "operations.copy.copy": "CopyOptions CopyPlan CopyResult plan_copy",
-    "operations.look.diff": "DiffResult compare",
+    "operations.look.diff": "DiffResult compare write_map",
     "operations.look.diff_source": "SourceDiff compare_source",
     "operations.look.sizes": "Sizes Totals sizes_of totals_of",
     "operations.mirror.mirror": "MirrorResult",
@@ -32,6 +30,7 @@ _HOMES = {
     "operations.prune.retaining": "Policy RetentionPlan plan_retention",
     "operations.prune.retention": "Age Retention Thinning",
     "operations.restore.restore": "RestoreOptions RestorePlan RestoreResult plan_restore",
+    "operations.shared.change_map": "ChangeMap read_map",
     "operations.shared.findings": "Finding VerifyResult",
     "operations.shared.heads": "fingerprint",
     "operations.shared.selection": "Selected select",

@@ -35,14 +35,13 @@ from lamella.facade import (
     source as source,
 )
 from lamella.memory.host import Host as Host, machine_name as machine_name
-from lamella.operations.backup.change_map import ChangeMap as ChangeMap, read_map as read_map, write_map as write_map
-from lamella.operations.backup.pacing import Pace as Pace
 from lamella.operations.backup.story import (
     BackupOptions as BackupOptions,
     BackupPlan as BackupPlan,
     BackupResult as BackupResult,
     FailedRequest as FailedRequest,
     Outcome as Outcome,
+    Pace as Pace,
     Request as Request,
     VolumeResult as VolumeResult,
     execute_together as execute_together,
@@ -54,7 +53,7 @@ from lamella.operations.copy.copy import (
     CopyResult as CopyResult,
     plan_copy as plan_copy,
 )
-from lamella.operations.look.diff import DiffResult as DiffResult, compare as compare
+from lamella.operations.look.diff import DiffResult as DiffResult, compare as compare, write_map as write_map
 from lamella.operations.look.diff_source import SourceDiff as SourceDiff, compare_source as compare_source
 from lamella.operations.look.sizes import Sizes as Sizes, Totals as Totals, sizes_of as sizes_of, totals_of as totals_of
 from lamella.operations.mirror.mirror import MirrorResult as MirrorResult
@@ -71,6 +70,7 @@ from lamella.operations.restore.restore import (
     RestoreResult as RestoreResult,
     plan_restore as plan_restore,
 )
+from lamella.operations.shared.change_map import ChangeMap as ChangeMap, read_map as read_map
 from lamella.operations.shared.findings import Finding as Finding, VerifyResult as VerifyResult
 from lamella.operations.shared.heads import fingerprint as fingerprint
 from lamella.operations.shared.selection import Selected as Selected, select as select

@@ -14,8 +14,7 @@ import pytest
 from lamella.base.trust import Clear, Sealed
 from lamella.history.open_sessions import OpenSession
 from lamella.memory.host import Host
-from lamella.operations.backup.pacing import Pace
-from lamella.operations.backup.story import BackupOptions, BackupResult, Request, VolumeResult, plan_backup
+from lamella.operations.backup.story import BackupOptions, BackupResult, Pace, Request, VolumeResult, plan_backup
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store

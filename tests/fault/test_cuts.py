@@ -15,8 +15,7 @@ from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, StoreUnavailable
 from lamella.base.extents import Extent
 from lamella.base.trust import Clear, Sealed
-from lamella.operations.backup.pacing import Pace
-from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.backup.story import BackupOptions, BackupResult, Pace, Request, plan_backup
 from lamella.operations.shared.selection import select
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository

@@ -13,7 +13,7 @@ from lamella.base.errors import RepositoryError
 from lamella.base.names import pack_name
 from lamella.format.container import Kind
 from lamella.format.records import Ref
-from lamella.operations.backup import run as backup_run
+from lamella.operations.backup import story
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.prune.needed import Needed, Survey
 from lamella.operations.prune.plan import Fate, PlannedPack, PruneOptions, PrunePlan, PruneResult, plan_packs
@@ -56,7 +56,7 @@ class Fleet:
 
     @staticmethod
     def _between(during: Callable[[], object]) -> None:
-        module = vars(backup_run)
+        module = vars(story)
         inner = module["attach"]
 
         def attached(*arguments: object) -> object:

@@ -12,7 +12,7 @@ from lamella.base.names import pack_hash, pack_name
 from lamella.base.trust import Sealed
 from lamella.format.container import Kind
 from lamella.format.records import RawRecord, raw
-from lamella.operations.backup.plan import MAX_DOCUMENT, PlanRow, check_documents
+from lamella.operations.backup.plan import MAX_DOCUMENT, VolumePlan, check_documents
 from lamella.operations.backup.story import BackupOptions, FailedRequest, Request, plan_backup
 from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import select
@@ -30,7 +30,7 @@ def small(tmp_path: Path) -> Small:
 
 
 def planned(repo: Repository, small: Small, path: Path, host: str = "one", name: str | None = None,
-            options: BackupOptions = OPTIONS) -> PlanRow:  # fmt: skip
+            options: BackupOptions = OPTIONS) -> VolumePlan:  # fmt: skip
     (row,) = plan_backup(repo, [Request(name, small.source(path, host))], options).rows
     return row
 
@@ -99,7 +99,7 @@ def test_one_run_names_each_source_and_volume_once(small: Small, tmp_path: Path)
             ([Request(None, small.source(disk)), Request("disk", small.source(other))], "would be called disk"),
         ):
             with pytest.raises(UsageError, match=text):
-                plan_backup(repo, requests, OPTIONS)
+                assert plan_backup(repo, requests, OPTIONS).rows
 
 
 def test_a_source_that_could_not_be_opened_makes_the_run_incomplete(small: Small, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.files import exists
 from lamella.cli.values import shown_bytes, workers
-from lamella.operations.backup.change_map import write_map
-from lamella.operations.look.diff import DiffResult, compare
+from lamella.operations.look.diff import DiffResult, compare, write_map
 from lamella.operations.look.diff_source import SourceDiff, compare_source
 from lamella.operations.shared.selection import Selected, select, split_selector
 from lamella.repository.repository import Repository

@@ -17,7 +17,7 @@ from lamella.cli.values import shown_bytes, workers
 
 if TYPE_CHECKING:
     from lamella.qubes.admin import Admin
-    from lamella.qubes.backup import QubesOptions, QubesPlan
+    from lamella.qubes.backup import QubesOptions
     from lamella.qubes.restore import QubeResult
     from lamella.qubes.restore_plan import QubeRestore, RestoreWishes
     from lamella.repository.repository import Repository
@@ -116,6 +116,8 @@ def _admin(context: Context) -> Admin:
 
 
 def _backup(context: Context) -> int:
+    from lamella.cli.backup_report import plan_shown, result_shown
+    from lamella.cli.output import INCOMPLETE
     from lamella.qubes.backup import plan_qubes
     from lamella.qubes.inventory import Inventory, QubeChoice, chosen
     from lamella.qubes.storage import kept_running
@@ -132,12 +134,12 @@ def _backup(context: Context) -> int:
         for left_out in plan.excluded:
             out.say(f"{left_out}: left out, as you asked")
         if args.dry_run:
-            return _show(context, plan)
-        out.expect("backup", sum(row.source_bytes for row in plan.backup.rows))
+            out.document(plan_shown(out, plan.backup))
+            return INCOMPLETE if plan.backup.failed else 0
         result = plan.execute(out.report)
-    from lamella.cli.commands.backup import report
-
-    return report(context, result, {"qubes": [qube.name for qube in plan.qubes], "excluded": plan.excluded})
+    names = [qube.name for qube in plan.qubes]
+    out.document({**result_shown(out, result), "qubes": names, "excluded": plan.excluded})
+    return 0 if result.complete else INCOMPLETE
 
 
 def _options(context: Context) -> QubesOptions:
@@ -150,12 +152,6 @@ def _options(context: Context) -> QubesOptions:
     )
     root = Path(context.env.get("LAMELLA_DOM0_ROOT") or "/")
     return QubesOptions(not args.committed, args.pause, not args.no_template_roots, root, backup)
-
-
-def _show(context: Context, plan: QubesPlan) -> int:
-    from lamella.cli.commands.backup import show_plan
-
-    return show_plan(context, plan.backup)
 
 
 # -- restore ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from lamella.operations.copy.volume import SnapshotVolume
 from lamella.operations.shared.completeness import is_complete
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.writing.chunks import VolumeReader
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers
 
@@ -125,7 +125,7 @@ class _Copying:
         wanted = [row for row in rows if row.state == State.WANTED]
         while wanted:
             done: list[Copied] = []
-            with Session(self._target) as session:
+            with WritingSession(self._target) as session:
                 session.announce()
                 while wanted and session.data_bytes < _COMMIT_AFTER:
                     one = self._copied(session, wanted.pop(0), result)
@@ -149,17 +149,17 @@ class _Copying:
         if lacking:
             self._target.publish(lacking)
 
-    def _copied(self, session: Session, row: CopyRow, result: CopyResult) -> Copied | None:
+    def _copied(self, session: WritingSession, row: CopyRow, result: CopyResult) -> Copied | None:
         try:
             one = self._copy(session, row)
         except SourceError as error:
             row.state, row.reason = State.FAILED, error.message
             self._reporter(Warned(f"{row.selected.text} was not copied: {error.message}"))
             return None
-        result.read_bytes += one.read.read_bytes
+        result.read_bytes += one.read.figures.read_bytes
         return one
 
-    def _copy(self, session: Session, row: CopyRow) -> Copied:
+    def _copy(self, session: WritingSession, row: CopyRow) -> Copied:
         base = self._base(row)
         if base is not None:
             try:
@@ -168,7 +168,7 @@ class _Copying:
                 self._reporter(Warned(f"{row.selected.text}: its neighbour there cannot be read: {error.message}"))
         return self._built_on(session, row, None)
 
-    def _built_on(self, session: Session, row: CopyRow, base: tuple[Snapshot, Snapshot] | None) -> Copied:
+    def _built_on(self, session: WritingSession, row: CopyRow, base: tuple[Snapshot, Snapshot] | None) -> Copied:
         if row.destination is None:
             raise ValueError("a row that is not to be copied")
         added, there = row.snapshot.added, row.destination

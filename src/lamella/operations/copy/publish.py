@@ -22,7 +22,7 @@ from lamella.operations.copy.plan import CopyRow, State
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import read_document
 from lamella.operations.writing.chunks import VolumeRead
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 
@@ -64,7 +64,7 @@ class CopyPublisher:
         for snapshot in target.catalogue.snapshots:
             self._there.setdefault(snapshot.name, set()).add(snapshot.added.volume_id)
 
-    def publish(self, session: Session, done: list[Copied], rows: list[CopyRow]) -> None:
+    def publish(self, session: WritingSession, done: list[Copied], rows: list[CopyRow]) -> None:
         """Publish copies of one run in one commit, and say in each what it became; `rows` are all of the run.
 
         Raises StoreError, RolledBack.
@@ -94,14 +94,14 @@ class CopyPublisher:
         self._introduced.add(destination.volume_id)
         return [destination.record]
 
-    def _note_tree(self, session: Session, one: Copied) -> None:
+    def _note_tree(self, session: WritingSession, one: Copied) -> None:
         if one.base is None or (one.base.added.root, one.base.added.size) != (one.read.root, one.shape.size):
             shape, name = one.shape, one.row.selected.volume.name
             time_ms = one.row.snapshot.added.time_ms
             note = document.TreeNote(shape.volume_id, one.read.root, shape.size, time_ms, shape.chunk_log2, name)
             session.packer(one.domain_id).store_node(Kind.DOCUMENT, note.encode())
 
-    def _add_snap(self, session: Session, one: Copied) -> AddSnap:
+    def _add_snap(self, session: WritingSession, one: Copied) -> AddSnap:
         """The original's record under the ids it has there; parent is the snapshot it shares with, if that is older."""
         added = one.row.snapshot.added
         before = one.base is not None and one.base.added.time_ms <= added.time_ms

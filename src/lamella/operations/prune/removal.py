@@ -20,7 +20,7 @@ from lamella.history.catalogue import Catalogue
 from lamella.operations.prune.health import Health
 from lamella.operations.shared.marking import LiveWalk, roots_of
 from lamella.operations.shared.selection import Selected
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.repository.repository import Repository
 
 _REFS = 4096
@@ -84,7 +84,7 @@ def revive(repo: Repository, removed: Ref, added: AddSnap) -> None:
     snap_id = SnapId(os.urandom(16))
     again = replace(added, snap_id=snap_id, parent=NO_REF, packs=())
     repo.blobs.relied |= _packs(repo, added)
-    with Session(repo, name=added.name) as session:
+    with WritingSession(repo, name=added.name) as session:
         session.publish([Revive(removed, again)], [snap_id])
 
 

@@ -22,7 +22,7 @@ from lamella.operations.repair.donors import Donors, DonorView
 from lamella.operations.shared.gaps import MissingBlob
 from lamella.operations.shared.ranges import is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.packs.containers import raw_body
 from lamella.repository.repository import Repository
 
@@ -32,7 +32,7 @@ class Depot:
 
     def __init__(self, repo: Repository, *, dry: bool) -> None:
         self._dry = dry
-        self._session = Session(repo)
+        self._session = WritingSession(repo)
         self._encoder = Encoder()
         self._taken: set[tuple[DomainId, Kind, ChunkId]] = set()
         self.blobs = 0

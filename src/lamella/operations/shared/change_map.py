@@ -1,6 +1,4 @@
-"""Change maps of other tools, in and out: which ranges differ from a known state (schema `lamella-map/1`, RBD's
-JSON).
-"""
+"""Change maps of other tools: which ranges differ from a known state (schema `lamella-map/1`, RBD's JSON)."""
 
 from __future__ import annotations
 
@@ -11,7 +9,6 @@ from typing import Any
 from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, UsageError
-from lamella.operations.look.diff import DiffResult
 
 SCHEMA = "lamella-map/1"
 MAX_FILE = 256 * 1024 * 1024
@@ -77,10 +74,3 @@ def _rbd_range(row: dict[str, Any]) -> tuple[int, int, bool]:
     if exists not in ("true", "false", True, False):
         raise ValueError(f"not true or false: {exists!r}")
     return _number(row["offset"]), _number(row["length"]), exists in ("false", False)
-
-
-def write_map(result: DiffResult, base: str) -> bytes:
-    """A comparison of two snapshots as a map from `base`, on the chunk grid."""
-    ranges = [[offset, length, kind] for offset, length, kind in result.ranges]
-    content = {"schema": SCHEMA, "size": result.size_b, "base": base, "ranges": ranges}
-    return json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"
