@@ -352,8 +352,8 @@ def test_what_a_writer_saw_and_is_lost_can_be_accepted(world: Pruned) -> None:
         world.small.store.delete(name)
     with world.alone() as repo:
         assert [problem.kind for problem in repo.problems] == ["gone"]  # the same commit is told once
-        for memory in (repo.pins.heads, repo.log.place.heads):  # as a host that never saw it
-            memory.pop(other)
+        repo.pins.accept([head for head in repo.history.heads if head.writer != other], [])  # a host that never saw it
+        repo.log.place.heads.pop(other)
         repo.reload(whole=True)
         (problem,) = repo.problems
         assert problem.lacks is not None
