@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from lamella.base.durable import write_durably
 from lamella.memory import host as host_module
 from lamella.operations.backup.pacing import Pace
 from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
@@ -81,7 +82,7 @@ class StateKill:
 
     def __init__(self, at: int, after: bool) -> None:
         self.at, self.after, self.count = at, after, 0
-        self._write = host_module.write_durably
+        self._write = write_durably
 
     def __call__(self, path: Path, content: bytes) -> None:
         self.count += 1

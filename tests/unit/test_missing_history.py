@@ -212,7 +212,7 @@ def test_without_a_trace_only_a_witness_tells_junk_from_history(small: Small) ->
         assert list(history_troubles(repo)) == []
         assert repo.pins.heads[made[-1].writer][0] == made[-2].seq
     with small.opened("knew") as repo:
-        repo.pins.heads = {made[-1].writer: (made[-1].seq, made[-1].sha256)}
+        repo.pins.heads = {made[-1].writer: SeenCommit(made[-1].seq, made[-1].sha256)}
         repo.reload(whole=True, stored=True)
         assert [problem.lacks for problem in repo.problems] == [made[-1]]
 
