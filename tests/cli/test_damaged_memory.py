@@ -9,6 +9,11 @@ import pytest
 from tests.cli.program import Lamella
 
 
+def aside_of(path: Path) -> bytes | None:
+    aside = path.with_name(f"{path.name}.damaged")
+    return aside.read_bytes() if aside.exists() else None
+
+
 @pytest.mark.parametrize("content", [b"", b'{"heads": 3}', b"\xff" * 40])
 def test_commands_go_on_and_say_which_file(
     saved: Lamella, image: Path, tmp_path: Path, own_places: Path, content: bytes
@@ -29,4 +34,5 @@ def test_commands_go_on_and_say_which_file(
     document = saved.json("backup", image)
     assert any("writer.json" in text for text in document["warnings"])
     assert saved.ok("backup", image).err.count("damaged") == 0
-    assert all(path.with_name(f"{path.name}.damaged").read_bytes() == content for path in files)
+    aside = {path.stem for path in files if aside_of(path) == content}
+    assert aside == {path.stem for path in files}

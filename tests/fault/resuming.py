@@ -54,7 +54,7 @@ class CountingStore(FaultStore):
         super().put(name, content)
 
 
-@dataclass(repr=False)
+@dataclass
 class World:
     """One host, one repository, disks that outlive its processes."""
 

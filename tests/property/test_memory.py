@@ -36,6 +36,18 @@ GUARDS = ("pins.json", "places.json")
 """What these say is expected of the repository: changed into something else of the same form they raise an alarm."""
 
 
+class Lived:
+    """Holds a world: Hypothesis shows what a test is given, and disks are long."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+
+@pytest.fixture
+def shown(lived: World) -> Lived:
+    return Lived(lived)
+
+
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A host with something in all its tables: a kept moment, intervals, a broken first backup, a mirror, a prune."""
@@ -167,9 +179,9 @@ def check(lived: World, place: Path, number: int, damage: Damage) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(number=st.integers(0, 12), damage=damages)
-def test_any_damage_is_noticed_and_nothing_is_lost(lived: World, tmp_path: Path, number: int, damage: Damage) -> None:
+def test_any_damage_is_noticed_and_nothing_is_lost(shown: Lived, tmp_path: Path, number: int, damage: Damage) -> None:
     with small_steps():
-        check(lived, tmp_path / "case", number, damage)
+        check(shown.world, tmp_path / "case", number, damage)
 
 
 def test_all_tables_may_be_damaged_at_once(lived: World, tmp_path: Path) -> None:
@@ -203,8 +215,14 @@ def test_the_check_notices_a_codec_that_lets_an_error_through(
     lived: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault: what is no JSON is an error of another kind than the one that tables expect."""
-    monkeypatch.setattr(codec, "Unfit", KeyError)
-    with pytest.raises(KeyError):
+    sound = codec.parse
+
+    def careless(kind: type[object], text: bytes, under: str, faults: list[str]) -> object:
+        json.loads(text)
+        return sound(kind, text, under, faults)
+
+    monkeypatch.setattr(codec, "parse", careless)
+    with pytest.raises(json.JSONDecodeError):
         check(lived, tmp_path / "case", 0, Damage("empty", 0.0))
 
 

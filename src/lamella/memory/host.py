@@ -132,8 +132,8 @@ def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
 class WriterKey:
     """The key pair under which this host publishes commits to one repository; without a seed there is none."""
 
-    seed: Annotated[bytes, 32] = b""
-    machine: str = ""
+    seed: Annotated[bytes, 32]
+    machine: str
 
     @property
     def public(self) -> bytes:
@@ -203,7 +203,7 @@ class HostMemory:
 
     @property
     def _writer(self) -> Table[WriterKey]:
-        return Table(self, "writer.json", WriterKey)
+        return Table(self, "writer.json", WriterKey, empty=lambda: WriterKey(b"", ""))
 
 
 class Table(Generic[Record]):
@@ -213,11 +213,20 @@ class Table(Generic[Record]):
     it goes on being used. A file that the system cannot read is left alone: it is reported, and not written over.
     """
 
-    def __init__(self, memory: HostMemory, name: str, kind: type[Record], under: str = "") -> None:
-        """With `under` the value is this member of the file's JSON object."""
+    def __init__(
+        self,
+        memory: HostMemory,
+        name: str,
+        kind: type[Record],
+        under: str = "",
+        *,
+        empty: Callable[[], Record] | None = None,
+    ) -> None:
+        """With `under` the value is this member of the file's JSON object; `empty` makes the value of no file."""
         self._memory = memory
         self._path = memory.directory / name
         self._kind = kind
+        self._empty = empty or kind
         self._under = under
 
     def read(self) -> Record:
@@ -226,7 +235,7 @@ class Table(Generic[Record]):
             record, _, fault = self._load()
         except OSError as error:
             self._report(f"cannot be read: {error.strerror}")
-            return self._kind()
+            return self._empty()
         if not fault:
             return record
         with suppress(RepositoryError), self._memory.changing():
@@ -253,7 +262,11 @@ class Table(Generic[Record]):
             aside = self._path.with_name(f"{self._path.name}.damaged")
             # The copy first: killed in between, the file is as damaged as before, and nothing is lost.
             self._memory.replace(aside, content)
-            self._write(record)
+            if record != self._empty():
+                self._write(record)
+            else:
+                with suppress(OSError):  # what stays is set aside again
+                    self._path.unlink(missing_ok=True)
             self._report(f"is damaged, was set aside as {aside.name}, and is partly forgotten: {fault}")
         return record
 
@@ -265,9 +278,9 @@ class Table(Generic[Record]):
                 content = file.read(MOST_BYTES)
             return codec.parse(self._kind, content, self._under, faults), content, "; ".join(faults[:3])
         except (FileNotFoundError, NotADirectoryError):
-            return self._kind(), content, ""
+            return self._empty(), content, ""
         except codec.Unfit as error:
-            return self._kind(), content, str(error)
+            return self._empty(), content, str(error)
 
     def _write(self, record: Record) -> None:
         value = codec.encode(record)
