@@ -219,7 +219,7 @@ class _Copying:
     def _copied_by_us(self, here: Snapshot, there: Snapshot) -> bool:
         """Whether this host made one of the two directly from the other.
 
-        Another writer may claim that a snapshot is a copy when it is not; building on such a snapshot would repeat the claim.
+        Another writer may claim that a snapshot is a copy when it is not: what is built on it repeats the claim.
         """
         sides = (self._source, here), (self._target, there)
         return any(_made_from(*copy, *original) for copy, original in (sides, sides[::-1]))
