@@ -29,7 +29,7 @@ from lamella.repository.repository import Repository
 
 @dataclass(slots=True)
 class QubeResult:
-    """What became of one qube."""
+    """The outcome for one qube."""
 
     qube: str
     action: str

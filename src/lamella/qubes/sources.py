@@ -46,7 +46,7 @@ class QubeSource:
 
     @property
     def driver(self) -> str:
-        """That of the pool's files or LVs."""
+        """The driver of the pool's files or LVs."""
         return self._inner.driver
 
     @property

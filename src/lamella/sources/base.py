@@ -112,7 +112,7 @@ class PoolLimits:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Whose checkpoints they are, and where they go if not where they would go by themselves."""
+    """Who owns the checkpoints, and where they go if not to their default place."""
 
     owner: str
     """8 hexadecimal digits; empty means that nothing is kept."""

@@ -96,7 +96,7 @@ class UntrackedMoment:
 
 @dataclass(frozen=True, slots=True)
 class MomentToken:
-    """By what a driver knows a kept moment again: numbers and texts, any difference means that it is another one."""
+    """Identifies a kept moment by numbers and texts. Any difference means another moment."""
 
     @property
     def text(self) -> str:

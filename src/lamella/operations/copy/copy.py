@@ -42,7 +42,7 @@ class CopyOptions:
 
 @dataclass(slots=True)
 class CopyResult:
-    """What became of it. `copied`, `present` and `failed` count snapshots of volumes."""
+    """The outcome. `copied`, `present` and `failed` count snapshots of volumes."""
 
     rows: list[CopyRow]
     read_bytes: int = 0
@@ -219,7 +219,7 @@ class _Copying:
     def _copied_by_us(self, here: Snapshot, there: Snapshot) -> bool:
         """Whether this host made one of the two directly from the other.
 
-        Other writers may say that a snapshot is a copy of what it is not, and a copy of such a one would repeat it.
+        Another writer may claim that a snapshot is a copy when it is not: what is built on it repeats the claim.
         """
         sides = (self._source, here), (self._target, there)
         return any(_made_from(*copy, *original) for copy, original in (sides, sides[::-1]))

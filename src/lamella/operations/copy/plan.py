@@ -18,7 +18,7 @@ from lamella.repository.repository import Repository
 
 
 class State(Enum):
-    """What copying a snapshot comes to."""
+    """The outcome of copying one snapshot."""
 
     WANTED = "wanted"
     COPIED = "copied"
@@ -27,7 +27,7 @@ class State(Enum):
     REMOVED = "removed"
     """The other repository had it, and it was removed there: only naming the snapshot copies it again."""
     FAILED = "failed"
-    """It could not be read, or not be understood."""
+    """It could not be read or understood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class CopyDestination:
 
 @dataclass(slots=True)
 class CopyRow:
-    """One snapshot that was selected. `there` is it in the other repository, once it is known to be there."""
+    """One selected snapshot. `there` is its copy in the other repository, once that is known."""
 
     selected: Selected
     state: State
@@ -129,7 +129,7 @@ class CopyPlanner:
         return CopyRow(one, State.WANTED, destination=self._destination(one.volume))
 
     def copies(self, volume: VolumeState) -> dict[int, Snapshot]:
-        """For each snapshot of a source volume that is in the target too, by its number: what it is there."""
+        """The copies in the target of a source volume's snapshots, by the number of the snapshot in the source."""
         found: dict[int, Snapshot] = {}
         for number, snapshot in enumerate(volume.snapshots):
             there = self._there.get(_first(self._source, snapshot))

@@ -1,4 +1,4 @@
-"""Is this host fit to back up to that repository? Each check says what it looked at."""
+"""Is this host fit to back up to that repository? Each check names its object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lamella.stores.base import Store
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool

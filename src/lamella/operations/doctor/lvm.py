@@ -114,7 +114,7 @@ class PoolExamination:
         return Check("thin pool", True, f"{pool.text}: {full}")
 
     def _reservation(self, pool: LogicalVolume) -> Iterator[Check]:
-        with suppress(SourceError):  # the pool itself is told to be inactive
+        with suppress(SourceError):  # the check of the pool itself reports that it is inactive
             try:
                 ours = Reservations(pool, self._keeping.records).stale()
             except CheckpointLost:

@@ -57,7 +57,7 @@ _MAX_BYTES = {
 
 @dataclass(slots=True)
 class MirrorResult:
-    """What became of it. `extra_objects` are in the mirror and no longer, or not yet, in the source."""
+    """The outcome. `extra_objects` are in the mirror, but not in the source: no longer, or not yet."""
 
     repo_id: RepoId
     copied_objects: int = 0
@@ -85,7 +85,7 @@ class MirrorPlan:
 
 
 def plan_mirror(source: Store, target: Store) -> MirrorPlan:
-    """Look what a mirror lacks. Raises NoRepository, RepositoryError, RolledBack, StoreError."""
+    """Find out what a mirror lacks. Raises NoRepository, RepositoryError, RolledBack, StoreError."""
     mark = read_marker(source)
     here, there = Objects.listed(source), Objects.listed(target)
     if marker.NAME in there.small:
@@ -181,7 +181,7 @@ class _Mirroring:
         raise RepositoryError("the source kept losing objects while it was read", obj=self._source.url)
 
     def _clear_way(self, there: Objects) -> None:
-        """An unfinished mirror is gone on with; anything else without a marker is left alone."""
+        """Resume an unfinished mirror; refuse anything else that has no marker."""
         empty = not there.count and not there.ignored
         if marker.NAME in there.small or empty or self._places.get(self._target.url).mirror:
             return
@@ -230,7 +230,7 @@ class _Mirroring:
         return part_of(entry.name) not in (Part.COMMIT, Part.MARKER) and self._lacks(entry, there)
 
     def _copy(self, entries: Sequence[Entry], there: Objects) -> None:
-        """Copy objects and make them durable. What is not what its name says is reported and left out."""
+        """Copy objects and make them durable. Report and leave out any object whose bytes do not fit its name."""
         total = sum(entry.size for entry in entries)
         done = 0
         waiting = iter(entries)

@@ -60,7 +60,7 @@ class SourceView:
         return bytes(buffer)
 
     def unallocated(self, start: int, end: int) -> bool:
-        """By the source's own map."""
+        """Whether the source's own map has no space there."""
         if self._extents is None:
             self._extents = list(self._frozen.allocated())
         place = bisect_right(self._extents, start, key=lambda extent: extent.start)
@@ -68,7 +68,7 @@ class SourceView:
         return not any(extent.start < end and extent.end > start for extent in near)
 
     def document(self, name: str) -> bytes | None:
-        """None: a source has no documents."""
+        """Always None: a source has no documents."""
         return None
 
 
@@ -102,7 +102,7 @@ class SnapshotView:
         return b"".join(pieces)[begin : begin + length]
 
     def unallocated(self, start: int, end: int) -> bool:
-        """By the other manifest."""
+        """Whether the other manifest has only holes there."""
         log2 = self._tree.shape.chunk_log2
         runs = self._repo.tree_reader(self._domain_id).runs(self._tree, start >> log2, -(-end >> log2))
         return all(run.slot == Slot.HOLE for run in runs)

@@ -30,7 +30,7 @@ class MissingBlob(NamedTuple):
 
 
 class GapFinder:
-    """Looks for gaps in the snapshots of one domain; what snapshots share is looked at once."""
+    """Looks for gaps in the snapshots of one domain; it looks once at what snapshots share."""
 
     def __init__(self, repo: Repository, domain_id: DomainId) -> None:
         self._repo = repo

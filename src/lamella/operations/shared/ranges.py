@@ -10,7 +10,7 @@ _ZEROS: dict[int, bytes] = {}
 
 
 def is_zero(part: memoryview) -> bool:
-    """Whether all bytes are zero. The ends are looked at first: most data is recognised by them."""
+    """Whether all bytes are zero. The ends come first: they suffice for most data."""
     length = len(part)
     if part[0] or part[length - 1] or part[length >> 1]:
         return False

@@ -221,7 +221,7 @@ def _verdicts_of(
 def check_runs(repo: Repository, selected: Sequence[Selected], result: VerifyResult) -> list[str]:
     """Add what the newest run of each volume did not save; returns the names of those volumes.
 
-    Where snapshots are named, only their volumes are looked at; their names may be the ones shown, `NAME~<4 hex>`.
+    If the user named snapshots, only their volumes count; a volume may go by its shown name, `NAME~<4 hex>`.
     """
     everything = len(selected) == len(repo.catalogue.snapshots)
     names = None if everything else {one.volume.name for one in selected} | {one.volume_name for one in selected}

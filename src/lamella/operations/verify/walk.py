@@ -42,7 +42,7 @@ class _Seen:
 
 
 class SnapshotWalk:
-    """Follows trees from snapshot to snapshot: only what differs from the one before is looked at again.
+    """Follows trees from snapshot to snapshot, and looks only at what differs from the snapshot before.
 
     `percent` of the chunks are read, at least one of each snapshot that brings any; 0 reads none. With `trust_map` a
     tree that this host knows to be complete is not followed: the listing has shown that no pack was lost since. Without

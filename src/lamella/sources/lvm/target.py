@@ -99,7 +99,7 @@ class ThinDevice(BlockDevice):
 
 
 class _Thin(ThinDevice):
-    """A thin volume by name, in a pool that is looked after."""
+    """A thin volume by name, in a pool whose room is checked before it is used."""
 
     def __init__(self, vg: str, lv: str, pool: LogicalVolume, limits: PoolLimits) -> None:
         self._vg, self._lv, self._pool, self._limits = vg, lv, pool, limits
