@@ -15,6 +15,7 @@ from lamella.memory.host import Host
 from lamella.memory.ledger import Ledger
 from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.look import listing
+from lamella.operations.look.description import describe
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
@@ -72,7 +73,7 @@ class World:
         with self.opened() as repo:
             (row,) = [row for row in listing.snapshots(repo) if row["snapshot"] == result.snapshot]
             (one,) = select(repo, [f"disk@{result.snapshot}"])
-            return row, listing.describe(repo, one)
+            return row, describe(repo, one)
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from lamella.base.trust import Clear, Sealed
 from lamella.crypto.slots import key_file
 from lamella.format.records import Volume, raw
 from lamella.operations.doctor.doctor import examine
+from lamella.operations.look.description import describe
 from lamella.operations.look.diff import compare
-from lamella.operations.look.listing import describe, snapshots, volumes
+from lamella.operations.look.listing import snapshots, volumes
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import find_volume, select
 from lamella.operations.verify.verify import VerifyOptions, verify

@@ -20,6 +20,7 @@ from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, Head, parse_name
 from lamella.format.records import Confirm, RawRecord, Ref, raw
 from lamella.history.acceptance import accept_history
 from lamella.history.catalogue import latest
+from lamella.history.compaction import Ended
 from lamella.history.history import Chain, History
 from lamella.history.publish import Publisher
 from lamella.memory.host import HostMemory, machine_name
@@ -237,7 +238,7 @@ def test_a_commit_lists_at_most_so_many_heads(small: Small) -> None:
             writer = WriterId(number.to_bytes(16, "big"))
             history.chains[writer] = Chain(writer, heads=[Head(writer, 1, bytes(32))])
         publisher = Publisher(repo.store, repo.keys, repo.memory, repo.pins, repo.log._reader)
-        publisher.publish(history, [EMPTY], repo.clock)
+        publisher.publish(history, [EMPTY], repo.clock, Ended)
         repo.reload()
         newest = own(repo).commits[-1]
         assert newest.head.seq == 2

@@ -13,7 +13,6 @@ from lamella.history.history import Commit, History, Unreadable
 from lamella.packs.cache import Cache
 from lamella.packs.containers import open_commit
 from lamella.packs.reach import reinstated, require_alive
-from lamella.run.pipeline import ordered_map
 from lamella.stores.base import Store
 
 if TYPE_CHECKING:
@@ -119,6 +118,8 @@ def fetch_ahead(store: Store, heads: Iterable[Head]) -> Iterator[tuple[Head, byt
 
     Commits that cannot be fetched are left out: the reader asks for them again and reports the error.
     """
+    from lamella.run.pipeline import ordered_map  # only for distant stores
+
     wanted = list(heads)
 
     def fetched(head: Head) -> tuple[Head, bytes] | None:

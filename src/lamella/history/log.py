@@ -23,6 +23,7 @@ from lamella.packs.cache import Cache
 from lamella.stores.base import Store
 
 if TYPE_CHECKING:
+    from lamella.history.compaction import Ended
     from lamella.history.condemned import Condemned
     from lamella.history.publish import Published
 
@@ -153,9 +154,13 @@ class Log:
         key = self.memory.writer_key()
         return None if key is None else key.id
 
+    def _ended(self) -> Ended:
+        from lamella.history.checkpoints import ended
+
+        return ended(self.store, self._reader, self.history, self.catalogue, self.own_writer, self.clock())
+
     def publish(self, records: Sequence[RawRecord | Signed], despite: Collection[str] = ()) -> Published:
         """Append one durable commit, despite the problems with these keys. Raises RolledBack, StoreError."""
-        from lamella.history.checkpoints import ended
         from lamella.history.publish import Publisher
 
         if self.own_writer in self.catalogue.retired:
@@ -163,13 +168,7 @@ class Log:
             with self.memory.lock():
                 self.memory.new_writer_key()
         publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
-        published = publisher.publish(
-            self.history,
-            records,
-            self.clock,
-            lambda: ended(self.store, self._reader, self.history, self.catalogue, self.own_writer, self.clock()),
-            despite=despite,
-        )
+        published = publisher.publish(self.history, records, self.clock, self._ended, despite=despite)
         with self.memory.may_fail():
             self.places.wrote_there(self.store.url, [published.head])
         return published

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lamella.base.clock import Clock
 from lamella.base.errors import RolledBack
@@ -33,13 +34,14 @@ from lamella.format.records import (
     raw,
 )
 from lamella.history.chains import HistoryReader
-from lamella.history.checkpoints import make_checkpoint
-from lamella.history.compaction import Ended
 from lamella.history.history import Chain, History
 from lamella.memory.host import HostMemory, WriterKey
 from lamella.memory.pins import Pins
 from lamella.packs.containers import build_commit
 from lamella.stores.base import Store, put_durable
+
+if TYPE_CHECKING:
+    from lamella.history.compaction import Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Publisher:
         history: History,
         records: Sequence[RawRecord | Signed],
         clock: Clock,
-        ended: Callable[[], Ended] = Ended,
+        ended: Callable[[], Ended],
         *,
         despite: Collection[str] = (),
     ) -> Published:
@@ -83,6 +85,8 @@ class Publisher:
             rows = [*news, *(self._signed(record, key, seq, prev) for record in records)]
             stored = 0
             if seq - chain.checkpoint[0] >= CHECKPOINT_EVERY:
+                from lamella.history.checkpoints import make_checkpoint  # due at one commit of many
+
                 checkpoint, stored = make_checkpoint(self._store, self._keys, chain, ended())
                 rows.append(raw(checkpoint))
             seen = self._seen(history, chain, complete=head is None or any(row.type == Checkpoint.TYPE for row in rows))

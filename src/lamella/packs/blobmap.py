@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from lamella.base.ids import ChunkId, DomainId
 from lamella.base.names import PACKS, pack_hash, pack_name
@@ -22,9 +23,13 @@ from lamella.format.container import Blob, Header, Kind, decode_header, object_l
 from lamella.packs.cache import Cache
 from lamella.packs.containers import Head
 from lamella.packs.heads import read_heads
-from lamella.packs.segments import WORTH_READING, Segments
 from lamella.stores.base import Entry, Store
 
+if TYPE_CHECKING:
+    from lamella.packs.segments import Segments
+
+WORTH_READING = 64
+"""With fewer new packs than this their heads are read at once, without index segments."""
 Row = tuple[bytes, int, int, int, bytes, bytes, bytes, int]
 _HINTED = "header IS NULL AND trouble IS NULL"
 _LOOKUP = (
@@ -62,7 +67,6 @@ class BlobMap:
         self._cache = self.cache = cache
         self._keys = keys
         self._store = store
-        self._segments = Segments(cache, keys, store)
         self.vanished = 0
         """Packs that were known and then not listed any more, counted since the start of this process."""
         self.condemned: frozenset[bytes] = frozenset()
@@ -90,7 +94,7 @@ class BlobMap:
                 "SELECT COUNT(*) FROM listed l LEFT JOIN packs p ON p.name = l.name WHERE p.name IS NULL"
             ).fetchone()[0]
         if new >= WORTH_READING:
-            self._segments.enter_hints(new)
+            self._segments().enter_hints(new)
         self._read_new_heads()
         self.mark_own(own_packs)
         return listed
@@ -167,13 +171,18 @@ class BlobMap:
             self._read_heads(rows)
         return len(rows)
 
+    def _segments(self) -> Segments:
+        from lamella.packs.segments import Segments  # only where many packs are new
+
+        return Segments(self._cache, self._keys, self._store)
+
     def write_segments(self) -> int:
         """Write index segments if many packs have none; returns the bytes put. Raises StoreError."""
-        return self._segments.write()
+        return self._segments().write()
 
     def drop_stale_segments(self) -> int:
         """Delete index segments most of whose packs are gone; returns how many. Raises StoreError."""
-        return self._segments.drop_stale()
+        return self._segments().drop_stale()
 
     def mark_own(self, packs: Iterable[bytes]) -> None:
         """Remember that these packs were written by this host's writer."""

@@ -23,8 +23,6 @@ from lamella.packs.reach import require_alive
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.stores.base import Entry, Store
 
-WORTH_READING = 64
-"""With fewer new packs than this their heads are read at once."""
 WORTH_WRITING = 256
 """More packs of a domain than this without a segment make a run write one."""
 MOST_WRITTEN = 16

@@ -20,6 +20,7 @@ from lamella.crypto.slots import DEFAULT_LOG_N, Secret, wrap
 from lamella.format import commit, keyslot, marker
 from lamella.format.records import File
 from lamella.history.chains import HistoryReader
+from lamella.history.compaction import Ended
 from lamella.history.history import History
 from lamella.history.publish import Publisher
 from lamella.memory.host import Host
@@ -80,7 +81,7 @@ def _first_commit(store: Store, host: Host, keys: Keys, objects: dict[str, Clear
     files = [file_record(name, content) for name, content in sorted(objects.items())]
     with closing(Cache.open(None)) as cache:
         reader = HistoryReader(store, keys, cache, lambda place: Opened(b""))
-        Publisher(store, keys, memory, Pins(memory), reader).publish(History(), files, clock)
+        Publisher(store, keys, memory, Pins(memory), reader).publish(History(), files, clock, Ended)
 
 
 def _clear_way(store: Store) -> None:

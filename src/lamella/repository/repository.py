@@ -14,7 +14,6 @@ from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
 from lamella.format.commit import Head as CommitHead
 from lamella.format.deletion import Forgo
-from lamella.format.node import Shape
 from lamella.format.records import RawRecord, Signed
 from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.history import History
@@ -247,6 +246,7 @@ class Repository:
 
     def tree(self, snapshot: Snapshot) -> Tree:
         """The manifest of a snapshot."""
+        from lamella.format.node import Shape
         from lamella.packs.tree import Tree
 
         added = snapshot.added

@@ -31,7 +31,6 @@ from lamella.operations.backup.story import (
     plan_backup,
 )
 from lamella.run.allocator import keep_freed_memory
-from lamella.run.spawn import shell_words
 from lamella.sources.registry import name_from, split_name
 
 if TYPE_CHECKING:
@@ -288,7 +287,11 @@ def _options(context: Context) -> BackupOptions:
 
 
 def _command(text: str | None) -> tuple[str, ...]:
-    return tuple(shell_words(text)) if text else ()
+    if not text:
+        return ()
+    from lamella.run.spawn import shell_words  # only for hooks
+
+    return tuple(shell_words(text))
 
 
 def _changes(args: argparse.Namespace) -> ChangeMap | None:

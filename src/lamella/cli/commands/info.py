@@ -9,6 +9,7 @@ from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.values import shown_bytes
 from lamella.operations.look import listing
+from lamella.operations.look.description import describe
 from lamella.operations.look.sizes import as_row, sizes_of, totals_of
 from lamella.operations.shared.selection import Selected, find_volume, select
 from lamella.repository.repository import Repository
@@ -41,7 +42,7 @@ def run(context: Context) -> int:
         if len(selected) > 1:
             facts: listing.Row = {"snapshots": [one.text for one in selected]}
         else:
-            facts = listing.describe(repository, selected[0] if selected else None)
+            facts = describe(repository, selected[0] if selected else None)
         if args.sizes:
             facts["sizes"] = as_row(sizes_of(repository, selected) if args.volume else totals_of(repository))
         code = context.warn_of_problems(repository)

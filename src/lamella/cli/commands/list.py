@@ -9,7 +9,6 @@ from lamella.cli.context import Context
 from lamella.cli.values import shown_bytes
 from lamella.operations.look import listing
 from lamella.operations.look.listing import Row
-from lamella.operations.shared.selection import find_volume
 from lamella.repository.repository import Repository
 
 
@@ -33,6 +32,8 @@ def run(context: Context) -> int:
 def _rows(repository: Repository, text: str | None) -> tuple[list[Row], list[Row]]:
     if text is None:
         return listing.volumes(repository), listing.snapshots(repository)
+    from lamella.operations.shared.selection import find_volume
+
     volume = find_volume(repository, text)
     volumes = [row for row in listing.volumes(repository) if row["id"] == volume.volume_id.hex()]
     return volumes, listing.snapshots(repository, volume)

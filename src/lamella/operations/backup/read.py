@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import CheckpointLost, IntegrityError, SourceError
 from lamella.base.events import Reporter
@@ -18,7 +19,9 @@ from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers
 from lamella.sources.base import Consistency
-from lamella.stores.wrap.limited import TokenBucket
+
+if TYPE_CHECKING:
+    from lamella.stores.wrap.limited import TokenBucket
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lamella.base.clock import Clock
 from lamella.base.errors import LamellaError, RepositoryError, SourceAtRisk, SourceError, StoreError, UsageError
@@ -36,9 +36,10 @@ from lamella.operations.moments.rotation import drop_unneeded, rotate
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.writing.session import WritingSession, unfinished
 from lamella.repository.repository import Repository
-from lamella.run.spawn import run as run_command
 from lamella.sources.base import FrozenVolume, Source
-from lamella.stores.wrap.limited import TokenBucket
+
+if TYPE_CHECKING:
+    from lamella.stores.wrap.limited import TokenBucket
 
 __all__ = [
     "BackupOptions",
@@ -137,7 +138,7 @@ def execute_together(plans: Sequence[BackupPlan], reporter: Reporter = silent, t
         for planned in ready:
             tell(planned.plan, planned.rows)
         ends: list[BackupResult | LamellaError] = []
-        bucket = None if options.read_rate is None else TokenBucket(options.read_rate)
+        bucket = _bucket(options)
         with _frozen(host, sources, options, clock, ready[0].warn) as moments:
             for run in runs:
                 end = _caught(partial(_saved, run, moments, bucket, started)) if isinstance(run, _BackupRun) else run
@@ -244,10 +245,23 @@ def _frozen(
         yield moments
 
 
+def _bucket(options: BackupOptions) -> TokenBucket | None:
+    if options.read_rate is None:
+        return None
+    from lamella.stores.wrap.limited import TokenBucket  # most runs read as fast as they can
+
+    return TokenBucket(options.read_rate)
+
+
 @contextmanager
 def _between_commands(options: BackupOptions, warn: Callable[[str], None]) -> Iterator[None]:
     """Run the command before, then what is inside, then the command after, whatever happened."""
-    run = partial(run_command, timeout_seconds=options.hook_seconds, error=LamellaError)
+
+    def run(command: tuple[str, ...]) -> None:
+        from lamella.run.spawn import run as started  # most runs have no commands
+
+        started(command, timeout_seconds=options.hook_seconds, error=LamellaError)
+
     try:
         if options.before:
             run(options.before)

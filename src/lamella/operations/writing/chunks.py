@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from operator import add
 from time import sleep
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamella.base.errors import IntegrityError, StoreError
 from lamella.base.events import Progress, Reporter
@@ -32,7 +32,9 @@ from lamella.packs.tree_writer import Partial, TreeWriter
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
 from lamella.sources.base import FrozenVolume
-from lamella.stores.wrap.limited import TokenBucket
+
+if TYPE_CHECKING:
+    from lamella.stores.wrap.limited import TokenBucket
 
 CHECK_ONE_IN = 16
 _MARK_BYTES = 1 << 30

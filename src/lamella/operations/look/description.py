@@ -1,0 +1,91 @@
+"""A repository, or one snapshot, as plain values: `lamella info`."""
+
+from __future__ import annotations
+
+from lamella.base.clock import iso
+from lamella.format.inner import Origin, Refuted, Sampled, was_rebuilt
+from lamella.format.node import Shape
+from lamella.memory.verdicts import Confirmations
+from lamella.operations.look.listing import CONSISTENCY, Row
+from lamella.operations.shared.heads import fingerprint
+from lamella.operations.shared.selection import Selected
+from lamella.repository.repository import Repository
+
+_MODES = {1: "full", 2: "incremental", 3: "compare"}
+
+
+def describe(repo: Repository, selected: Selected | None = None) -> Row:
+    """A repository, or one snapshot of a volume."""
+    return _repository(repo) if selected is None else _snapshot(repo, selected)
+
+
+def _repository(repo: Repository) -> Row:
+    catalogue = repo.catalogue
+    return {
+        "repository": repo.store.url,
+        "id": repo.repo_id.hex(),
+        "id_algorithm": {1: "hmac-sha256", 2: "blake2b"}[repo.keys.marker.id_alg],
+        "fingerprint": fingerprint(repo),
+        "role": "writer" if repo.keys.prune_seed is None else "admin",
+        "volumes": sum(bool(volume.snapshots) for volume in catalogue.volumes.values()),
+        "snapshots": len({snapshot.name for snapshot in catalogue.snapshots}),
+        "writers": [
+            {
+                "writer": chain.writer.hex(),
+                "label": catalogue.writers[chain.writer].label if chain.writer in catalogue.writers else "",
+                "commits": chain.head.seq if chain.head is not None else 0,
+                "this_host": chain.writer == repo.own_writer,
+            }
+            for chain in repo.history.chains.values()
+        ],
+        "history_checked": "whole" if repo.history.whole else "since the newest checkpoint",
+        "notes": list(catalogue.notes),
+    }
+
+
+def _snapshot(repo: Repository, selected: Selected) -> Row:
+    added = selected.snapshot.added
+    figures = added.figures
+    shape = Shape(added.volume_id, added.size, added.chunk_log2)
+    repo.refresh_map()
+    root = repo.tree_reader(added.domain_id).node(shape, added.root, shape.depth - 1, 0)
+    row: Row = {
+        "volume": selected.volume_name,
+        "snapshot": added.name,
+        "time": iso(added.time_ms),
+        "size": added.size,
+        "data_bytes": min(root.data_below * shape.chunk_size, added.size),
+        "chunk_size": shape.chunk_size,
+        "consistency": CONSISTENCY[added.consistency],
+        "confirmed": selected.snapshot.confirmed or selected.snapshot.ref in Confirmations(repo.memory).waiting(),
+        "tags": list(selected.snapshot.tags),
+        "pinned": selected.snapshot.pinned,
+        "marked_removed": selected.snapshot.marked_removed,
+        "writer": selected.snapshot.ref.writer.hex(),
+        "identity": selected.volume.identity.decode("utf-8", "backslashreplace"),
+        "copied_from": "" if (origin := Origin.of(added)) is None else origin.copied.repo_id.hex(),
+        "documents": [{"name": document.name, "size": document.size} for document in added.documents],
+    }
+    if figures is not None:
+        row |= {
+            "mode": _MODES.get(figures.mode, "unknown"),
+            "read_bytes": figures.read_bytes,
+            "stored_bytes": figures.stored_bytes,
+            "changed_chunks": figures.changed_chunks,
+            "new_chunks": figures.new_chunks,
+        }
+    row["rebuilt"] = was_rebuilt(added)
+    row["lost"] = None if selected.snapshot.lost is None else _lost(selected.snapshot.lost)
+    sampled, refuted = Sampled.of(added), Refuted.of(added)
+    row["sampled_bytes"] = 0 if sampled is None else sampled.sampled_bytes
+    row["map_refuted"] = None if refuted is None else refuted._asdict()
+    return row
+
+
+def _lost(lost: Lost) -> Row:
+    """What a repair said is gone."""
+    return {
+        "bytes": lost.lost_bytes,
+        "ranges": [{"start": start, "end": end} for start, end in lost.ranges],
+        "documents": list(lost.documents),
+    }
