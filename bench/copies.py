@@ -45,7 +45,7 @@ def _repeat(work: Path, load: Workload, series: Mapping[str, Series]) -> None:
         return first.call("copy", "--to", second.repository, "--to-keyfile", work / "second" / "key")
 
     def mirrored() -> Sample:
-        return first.call("copy", "--mirror", "--to", mirror)
+        return first.call("mirror", "--to", mirror)
 
     _timed(series["copy, full/lamella"], copy)
     _timed(series["mirror, full/lamella"], mirrored)

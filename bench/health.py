@@ -26,7 +26,7 @@ from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency, FrozenVolume
-from lamella.sources.untracked import Untracked, UntrackedMoment
+from lamella.sources.driver import Untracked, UntrackedMoment
 from lamella.stores.local.store import LocalStore
 
 PACKS = 1000

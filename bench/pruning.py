@@ -22,14 +22,15 @@ from lamella.format.container import Kind
 from lamella.format.node import Shape, default_chunk_log2
 from lamella.format.records import NO_REF, AddSnap, Ref, raw
 from lamella.operations.prune.health import Health
-from lamella.operations.prune.prune import HOUR_MS, PruneOptions, plan_prune
+from lamella.operations.prune.plan import HOUR_MS, PruneOptions
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.prune.retaining import Policy, plan_retention
 from lamella.operations.prune.retention import Retention
-from lamella.operations.prune.usage import Usage
-from lamella.operations.shared.marking import LiveIds, Roots, Walk, roots_by_domain
-from lamella.operations.writing.session import Session
+from lamella.operations.shared.marking import LiveWalk, Roots, roots_by_domain
+from lamella.operations.writing.session import WritingSession
 from lamella.packs.tree import Run, Tree
 from lamella.packs.tree_writer import TreeWriter
+from lamella.packs.usage import LiveIds, Usage
 from lamella.repository.repository import Repository
 from lamella.stores.base import Entry
 from lamella_kit.fault_store import FaultStore
@@ -87,7 +88,7 @@ def grow(place: Place, shape: Shape, snapshots: int, first: Ranges, changes: Cal
         root: ChunkId | None = None
         for number in range(snapshots):
             ranges = first if root is None else changes(chance)
-            with Session(repo) as session:
+            with WritingSession(repo) as session:
                 writer = TreeWriter(repo.tree_reader(DOMAIN), session.packer(DOMAIN).store_node)
                 base = None if root is None else Tree(shape, root)
                 root = writer.update(shape, base, _stored(session, ranges, chance))
@@ -100,7 +101,7 @@ def grow(place: Place, shape: Shape, snapshots: int, first: Ranges, changes: Cal
             repo.reload()
 
 
-def _stored(session: Session, ranges: Ranges, chance: random.Random) -> Iterator[Run]:
+def _stored(session: WritingSession, ranges: Ranges, chance: random.Random) -> Iterator[Run]:
     packer = session.packer(DOMAIN)
     for start, end in ranges:
         for chunk in range(start, end):
@@ -152,7 +153,7 @@ def many(work: Path) -> Place:
         opened = Repository.open(store, place.secret, place.host, whole=True, stored=True, exclusive=True)
         with opened as repo, Health(repo) as health:
             plan = plan_retention(repo, Policy(Retention(last=24, daily=7)), health=health)
-            result = plan_prune(repo, plan.refs, PruneOptions(repack=False), health).execute()
+            result = run_prune(repo, plan.refs, PruneOptions(repack=False), health)
         return {"requests": store.requests, "read_bytes": store.read_bytes, "removed": len(result.removed)}
 
     place.timed("prune 500", work_)
@@ -170,7 +171,7 @@ def _pruned(work: Path, shape: Shape, first: Ranges, changes: Callable[[random.R
     def work_() -> dict[str, Any]:
         store = Counting(place.store())
         with Repository.open(store, place.secret, place.host, exclusive=True) as repo:
-            result = plan_prune(repo, refs, PruneOptions(repack=False)).execute()
+            result = run_prune(repo, refs, PruneOptions(repack=False))
         facts = {"deleted_packs": result.deleted_packs, "read_bytes": store.read_bytes}
         return facts | {"freed_bytes": result.freed_bytes, "removed": len(result.removed)}
 
@@ -199,7 +200,7 @@ def wide(work: Path) -> Place:
     chance = random.Random(5)
     with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
         repo.refresh_map()
-        with Session(repo) as session:
+        with WritingSession(repo) as session:
             every = (Run(number, number + 1, ChunkId(chance.randbytes(24))) for number in range(shape.chunks))
             writer = TreeWriter(repo.tree_reader(DOMAIN), session.packer(DOMAIN).store_node)
             root = writer.update(shape, None, every)
@@ -213,7 +214,7 @@ def wide(work: Path) -> Place:
 
 
 def _marked(repo: Repository, roots: Roots, live: LiveIds) -> dict[str, Any]:
-    for _, ids in Walk(repo.contents, DOMAIN).referenced(roots):
+    for _, ids in LiveWalk(repo.contents, DOMAIN).referenced(roots):
         live.add(ids)
     return {"ids": live.added}
 

@@ -27,13 +27,13 @@ from lamella.memory.host import Host, machine_name
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.look.diff import compare
 from lamella.operations.shared.selection import select
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.packs.tree import Run, Tree
 from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency
-from lamella.sources.untracked import Untracked, UntrackedMoment
+from lamella.sources.driver import Untracked, UntrackedMoment
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store
@@ -163,7 +163,7 @@ def manifest(work: Path, gib: int) -> Place:
     def update(base: Tree | None, changes: Iterator[Run]) -> dict[str, Any]:
         with Repository.open(place.store(), place.secret, place.host) as repo:
             repo.refresh_map()
-            with Session(repo) as session:
+            with WritingSession(repo) as session:
                 writer = TreeWriter(repo.tree_reader(domain), session.packer(domain).store_node)
                 root.append(writer.update(shape, base, changes))
                 session.settle()

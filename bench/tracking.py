@@ -81,7 +81,7 @@ def _apparent(work: Path, load: Workload, series: dict[str, Series], snapshots: 
 
 def _fragmented(work: Path, series: dict[str, Series]) -> None:
     """An image of 131,072 extents: what the delta costs beside reading both maps."""
-    from lamella.sources.keeping import Keeping
+    from lamella.sources.base import Keeping
     from lamella.sources.reflink.btrfs import open_btrfs
     from lamella.sources.reflink.reflink import open_reflink
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Entry, Store
-from lamella.stores.wrap import Wrapper
+from lamella.stores.wrap.wrapper import Wrapper
 
 
 class CountingStore(Wrapper):

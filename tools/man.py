@@ -49,6 +49,8 @@ ENVIRONMENT = {
     "LAMELLA_NEW_PASSPHRASE, _FILE, _COMMAND, _FD": "The same for the new secret of key add and key change.",
     "LAMELLA_TO_PASSPHRASE, _FILE, _COMMAND, _FD": "The same for the repository that copy copies to.",
     "LAMELLA_TO_RECOVERY_KEY_FILE": "The same for the repository that copy copies to.",
+    "LAMELLA_FROM_PASSPHRASE, _FILE, _COMMAND, _FD": "The same for the repository that repair takes lost content from.",
+    "LAMELLA_FROM_RECOVERY_KEY_FILE": "The same for the repository that repair takes lost content from.",
     "LAMELLA_CONFIG": "Configuration file, or directory of *.toml; a missing one is an empty configuration.",
     "LAMELLA_STATE_DIR": "Where this host remembers what it saw of each repository.",
     "LAMELLA_CACHE_DIR": "Where caches go; they may be deleted at any time.",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lamella.base.errors import SourceError
 from lamella.base.extents import Extent
 from lamella.sources.base import Consistency, FrozenVolume, Source
-from lamella.sources.untracked import Untracked, UntrackedMoment
+from lamella.sources.driver import Untracked, UntrackedMoment
 
 BeforeRead = Callable[[int, int], None]
 """Called with the number of the read, the first being 1, and its offset; may change things or raise."""

@@ -404,6 +404,7 @@ class Store:
             self._top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise Problem(NO_REPOSITORY, f"{path}: {error.strerror}") from None
+        self.unlisted: set[str] = set()  # folders of which some names may not have been listed
 
     @contextlib.contextmanager
     def open(self, name: str, directory: bool = False) -> Iterator[int]:
@@ -448,9 +449,11 @@ class Store:
                     continue
                 invalid.append(shown(name)[:80])
                 if len(invalid) >= INVALID_NAMES:
+                    self.unlisted.add(folder)
                     report.warn(f"{folder}/: the listing stops after {INVALID_NAMES} names that are not of this format")
                     break
         except Bad as error:
+            self.unlisted.add(folder)
             report.warn(str(error))
         if invalid:
             report.warn(f"{folder}/: {len(invalid)} names of no object, ignored: {', '.join(invalid[:5])}")
@@ -1304,6 +1307,10 @@ class History:
             self._note(commit, records)
         for writer_id in list(self.chains.by_writer):
             self._link(writer_id)
+        for folder in sorted(store.unlisted):
+            if folder == "w" or folder.startswith("w/"):  # Any number of commits may be there.
+                self.missing.add(Head(bytes.fromhex(folder[2:]) or bytes(16), 0, bytes(32)))
+                self.warn(f"history is missing: {folder}/ was not listed to its end", history=True)
         self._judge()
         return self
 

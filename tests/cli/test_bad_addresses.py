@@ -91,7 +91,7 @@ def test_over_a_connection_that_only_reads(saved: Lamella, place: Path, tmp_path
 
 def test_at_a_mirror_nothing_is_recorded(saved: Lamella, place: Path, tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
-    saved.ok("copy", "--mirror", "--to", mirror)
+    saved.ok("mirror", "--to", mirror)
     damage(mirror)
     before = commits(mirror)
     proof = saved.json("-r", mirror, "verify", "--level", "full", code=20)

@@ -110,7 +110,7 @@ JOBS: dict[str, tuple[list[str], Callable[[World], None]]] = {
     "verify": (["verify", "--level", "full"], lambda world: None),
     "prune": (["prune", "--keep-last", "1", "--yes", "--max-unused", "1%"], _pruned),
     "copy": (["copy", "--to", "{}/other", "--to-keyfile", "{}/key"], _copied),
-    "mirror": (["copy", "--mirror", "--to", "{}/mirror"], _mirrored),
+    "mirror": (["mirror", "--to", "{}/mirror"], _mirrored),
     "check": (["check"], lambda world: None),
 }
 

@@ -1,4 +1,4 @@
-"""`lamella copy --mirror` as users meet it."""
+"""`lamella mirror` as users meet it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def change(image: Path) -> None:
 def test_mirror_without_a_key(saved: Lamella, place: Path, image: Path, tmp_path: Path) -> None:
     keyless = Lamella(saved.env)
     second = tmp_path / "mirror"
-    planned = keyless.json("copy", "--mirror", "--to", second, "-n")
+    planned = keyless.json("mirror", "--to", second, "-n")
     assert planned["missing_objects"] == len(tree(place)) and not second.exists()
-    made = keyless.json("copy", "--mirror", "--to", second)
+    made = keyless.json("mirror", "--to", second)
     assert (made["result"], made["copied_objects"]) == ("complete", planned["missing_objects"])
     assert tree(second) == tree(place)
     change(image)
     saved.ok("backup", image)
-    said = keyless.ok("copy", "--mirror", "--to", second).out
+    said = keyless.ok("mirror", "--to", second).out
     assert "objects copied" in said and tree(second) == tree(place)
     there = Lamella({"LAMELLA_REPO": str(second)}, saved.options)
     there.ok("restore", "disk", "--to", tmp_path / "out.img")
@@ -39,7 +39,7 @@ def test_mirror_without_a_key(saved: Lamella, place: Path, image: Path, tmp_path
 
 def test_an_older_mirror(saved: Lamella, place: Path, image: Path, tmp_path: Path) -> None:
     second = tmp_path / "mirror"
-    Lamella(saved.env).ok("copy", "--mirror", "--to", second)
+    Lamella(saved.env).ok("mirror", "--to", second)
     saved.ok("backup", image)
     there = Lamella({"LAMELLA_REPO": str(second)}, saved.options)
     listed = there.run("list")
@@ -63,7 +63,7 @@ def test_damage_is_left_out_and_named(saved: Lamella, place: Path, tmp_path: Pat
     content[-1] ^= 1
     pack.chmod(0o600)
     pack.write_bytes(content)
-    done = Lamella(saved.env).run("--json", "copy", "--mirror", "--to", tmp_path / "mirror")
+    done = Lamella(saved.env).run("--json", "mirror", "--to", tmp_path / "mirror")
     assert done.code == 20
     assert [row["object"] for row in done.json["findings"]] == [str(pack.relative_to(place))]
     assert not (tmp_path / "mirror" / pack.relative_to(place)).exists()
@@ -71,11 +71,18 @@ def test_damage_is_left_out_and_named(saved: Lamella, place: Path, tmp_path: Pat
 
 def test_what_is_refused(saved: Lamella, place: Path, tmp_path: Path) -> None:
     keyless = Lamella(saved.env)
-    assert keyless.run("copy", "--mirror", "--to", tmp_path / "m", "disk").code == 2
-    assert keyless.run("copy", "--mirror", "--to", tmp_path / "m", "--to-keyfile", "x").code == 2
-    assert keyless.run("copy", "--mirror", "--to", tmp_path / "m", "-r", tmp_path / "nothing").code == 10
+    assert keyless.run("mirror", "--to", tmp_path / "m", "disk").code == 2
+    assert keyless.run("mirror", "--to", tmp_path / "m", "--to-keyfile", "x").code == 2
+    assert keyless.run("mirror", "--to", tmp_path / "m", "-r", tmp_path / "nothing").code == 10
     other = tmp_path / "other"
     saved.ok("init", "-q", "-r", other)
-    refused = keyless.run("copy", "--mirror", "--to", other)
+    refused = keyless.run("mirror", "--to", other)
     assert refused.code == 1 and "another repository" in refused.err
-    assert keyless.run("copy", "--mirror", "--to", place).code == 2
+    assert keyless.run("mirror", "--to", place).code == 2
+
+
+def test_the_option_that_was_names_the_command(saved: Lamella) -> None:
+    moved = saved.run("copy", "--mirror")
+    assert moved.code == 2 and moved.out == ""
+    assert moved.err.splitlines() == ["lamella: --mirror is a command of its own; write: lamella mirror"]
+    assert saved.run("--json", "copy", "--to", "x", "--mirror").json["error"]["exit"] == 2

@@ -202,7 +202,7 @@ def test_one_sentence_names_the_object_and_the_command(world: World) -> None:
     code, out, err = world.run("knew", "check")
     assert (code, err) == (21, "")
     problem, fingerprint = out.splitlines()
-    assert problem.startswith("problem: ") and "lamella check --repair" in problem
+    assert problem.startswith("problem: ") and "lamella repair" in problem
     assert problem.endswith(f"lamella check --give-up {head.name}") and fingerprint.startswith("fingerprint ")
     (row,) = world.json("knew", "check", code=21)["problems"]
     assert (row["key"], row["object"]) == (f"unreadable:{head.writer.hex()}:6:{head.sha256.hex()}", head.name)
@@ -241,8 +241,8 @@ def sound_everywhere(world: World, *hosts: str, lacks_files: bool = False) -> No
 @pytest.mark.parametrize("which", [0, 3, 5])
 def test_a_repair_brings_it_back_from_the_cache(world: World, which: int) -> None:
     damaged(world.path(chain(world)[which]), "flipped")
-    assert world.run("knew", "check", "--repair", "-y")[0] == 21  # it has no cache
-    said = world.ok("one", "check", "--repair", "-y")
+    assert world.run("knew", "repair", "-y")[0] == 21  # it has no cache
+    said = world.ok("one", "repair", "-y")
     assert f": {chain(world)[which].name}" in said and "repaired: 2 steps" in said
     sound_everywhere(world, "one", "knew", "fresh")
     world.restored("fresh", "disk", b"d", 0)
@@ -281,10 +281,10 @@ def test_a_dry_repair_tells_what_the_repair_does(world: World, how: str) -> None
     """Who looks first is not told to give up what this host can bring back."""
     name = chain(world)[-2 if how == "deleted" else -1]
     damaged(world.path(name), how)
-    _, out, err = world.run("one", "check", "--repair", "-n")
+    _, out, err = world.run("one", "repair", "-n")
     assert f"would be put back: {name.name}" in out
     assert "--accept-rollback" not in out + err and "tree notes" not in out
-    world.ok("one", "check", "--repair", "-y")
+    world.ok("one", "repair", "-y")
     assert world.run("new", "list")[0] == 0
 
 
@@ -293,8 +293,8 @@ def test_the_repair_comes_first_whatever_is_missing(world: World) -> None:
     world.path(newest).unlink()
     _, out, _ = world.run("one", "check")
     (problem,) = (line for line in out.splitlines() if line.startswith("problem: "))
-    assert problem.index("lamella check --repair;") < problem.index(f"lamella check --give-up {newest.name}")
-    world.ok("one", "check", "--repair", "-y")
+    assert problem.index("lamella repair;") < problem.index(f"lamella check --give-up {newest.name}")
+    world.ok("one", "repair", "-y")
     world.restored("new", "disk", b"d", 0)
 
 
@@ -303,7 +303,7 @@ def test_who_takes_the_history_as_it_is_gives_up_for_every_host_and_finds_the_vo
     damaged(world.path(newest), "flipped")
     code, _, err = world.run("new", "check", "--give-up", newest.name, "-n")
     assert code == 21 and "one state of a volume that no snapshot names can be had back" in err
-    out = world.ok("new", "check", "--repair", "--accept-rollback", "-y")
+    out = world.ok("new", "repair", "--accept-rollback", "-y")
     assert f"given up: {newest.name}" in out and "rebuilt: disk@" in out
     for host in ("newer", "knew", "two"):
         world.ok(host, "list")
@@ -461,7 +461,7 @@ def test_a_state_that_is_expected(world: World) -> None:
         ["list"],
         ["info"],
         ["check"],
-        ["check", "--repair"],
+        ["repair"],
         ["verify"],
         ["backup", image],
         ["restore", "disk", "--to", target],

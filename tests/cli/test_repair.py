@@ -1,4 +1,4 @@
-"""`lamella check --repair` and the levels of `verify` as users meet them."""
+"""`lamella repair` and the levels of `verify` as users meet them."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def restored(lamella: Lamella, tmp_path: Path) -> bytes:
 
 
 def test_nothing_to_repair(saved: Lamella) -> None:
-    result = saved.json("check", "--repair")
+    result = saved.json("repair")
     assert (result["found"], result["actions"], result["lost"], result["remaining"]) == ([], [], [], [])
-    assert "nothing to repair" in saved.ok("check", "--repair").out
+    assert "nothing to repair" in saved.ok("repair").out
 
 
 def test_the_live_source_mends(saved: Lamella, image: Path, place: Path, tmp_path: Path) -> None:
     damage(packs(place)[0])
     assert saved.run("verify", "--level", "full").code == 20
     assert "DAMAGED" in saved.run("list").out
-    plan = saved.run("check", "--repair", "-n")
+    plan = saved.run("repair", "-n")
     assert plan.code == 20
     assert "would be moved aside: p/" in plan.out
     assert "would be stored anew: disk@" in plan.out
     assert not (place / "quarantine").exists()
-    result = saved.json("check", "--repair")
+    result = saved.json("repair")
     assert {row["action"] for row in result["actions"]} >= {"moved aside", "stored anew"}
     assert result["lost"] == result["remaining"] == []
     assert list((place / "quarantine").rglob("*"))
     assert restored(saved, tmp_path) == image.read_bytes()
     assert saved.json("verify", "--level", "full")["findings"] == []
-    assert saved.json("check", "--repair")["actions"] == []
+    assert saved.json("repair")["actions"] == []
 
 
 def test_a_loss_is_reported_by_range_and_shown_until_a_copy_mends_it(
@@ -61,7 +61,7 @@ def test_a_loss_is_reported_by_range_and_shown_until_a_copy_mends_it(
     content = image.read_bytes()
     image.unlink()
     damage(packs(place)[0])
-    shown = saved.run("check", "--repair")
+    shown = saved.run("repair")
     assert shown.code == 20
     assert "lost of disk@" in shown.out
     assert "    bytes " in shown.out
@@ -70,9 +70,9 @@ def test_a_loss_is_reported_by_range_and_shown_until_a_copy_mends_it(
     assert "INCOMPLETE, parts are lost: disk" in saved.ok("list").out
     lost = saved.json("info", "disk")["lost"]
     assert lost["bytes"] == sum(row["end"] - row["start"] for row in lost["ranges"]) > 0
-    (gone,) = saved.json("check", "--repair", code=20)["lost"]
+    (gone,) = saved.json("repair", code=20)["lost"]
     assert gone["ranges"] == lost["ranges"]
-    result = saved.json("check", "--repair", "--from", mirror)
+    result = saved.json("repair", "--from", mirror)
     assert result["lost"] == []
     (shot,) = saved.json("list")["snapshots"]
     assert (shot["result"], shot["lost"]) == ("complete", [])
@@ -87,7 +87,7 @@ def test_all_commits_lost(saved: Lamella, image: Path, place: Path, tmp_path: Pa
         saved.options,
     )
     assert stranger.run("list").code == 20
-    result = stranger.json("check", "--repair")
+    result = stranger.json("repair")
     assert [row["object"].partition("@")[0] for row in result["actions"] if row["action"] == "rebuilt"] == ["disk"]
     (shot,) = stranger.json("list")["snapshots"]
     assert shot["rebuilt"]
@@ -105,8 +105,8 @@ def test_from_another_repository_with_its_own_secret(saved: Lamella, image: Path
     image.unlink()
     for pack in packs(place):
         damage(pack)
-    assert saved.run("check", "--repair", "--from", other).code == 12, "the same key does not open it"
-    result = saved.json("check", "--repair", "--from", other, "--from-keyfile", key)
+    assert saved.run("repair", "--from", other).code == 12, "the same key does not open it"
+    result = saved.json("repair", "--from", other, "--from-keyfile", key)
     assert result["lost"] == []
     assert restored(saved, tmp_path) == content
 
@@ -116,18 +116,20 @@ def test_another_path_of_the_source(saved: Lamella, image: Path, place: Path, tm
     image.rename(moved)
     content = moved.read_bytes()
     damage(packs(place)[0])
-    result = saved.json("check", "--repair", "--source", f"disk={moved}")
+    result = saved.json("repair", "--source", f"disk={moved}")
     assert result["lost"] == []
     assert restored(saved, tmp_path) == content
 
 
 def test_what_makes_no_sense_is_2(saved: Lamella, tmp_path: Path) -> None:
     for words in (["--from", "x"], ["--source", "a=b"], ["--level", "full"], ["--from-keyfile", "x"]):
-        done = saved.run("check", *words)
-        assert done.code == 2
-        assert "--repair" in done.err
-    assert saved.run("check", "--repair", "--source", "disk").code == 2
-    assert saved.run("check", "--repair", "--from", tmp_path / "nowhere").code == 10
+        assert saved.run("check", *words).code == 2
+        moved = saved.run("check", *words, "--repair")
+        assert moved.code == 2 and moved.err.splitlines() == [
+            "lamella: --repair is a command of its own; write: lamella repair"
+        ]
+    assert saved.run("repair", "--source", "disk").code == 2
+    assert saved.run("repair", "--from", tmp_path / "nowhere").code == 10
 
 
 def test_a_repository_in_use_is_examined_and_not_mended(saved: Lamella, place: Path) -> None:
@@ -136,6 +138,6 @@ def test_a_repository_in_use_is_examined_and_not_mended(saved: Lamella, place: P
     damage(packs(place)[0])
     with (place / "lamella").open("rb") as marker:
         fcntl.flock(marker, fcntl.LOCK_SH)
-        assert saved.run("check", "--repair").code == 11
-        assert saved.run("check", "--repair", "-n").code == 20
+        assert saved.run("repair").code == 11
+        assert saved.run("repair", "-n").code == 20
     assert not (place / "quarantine").exists()

@@ -162,7 +162,8 @@ def test_interrupted_at_the_prompt(lamella: Lamella) -> None:
 
 def test_programs_do_not_inherit_secrets(home: Path, lamella: Lamella, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
-    env = {"LAMELLA_NEW_PASSPHRASE": "hidden", "LAMELLA_PASSPHRASE_COMMAND": f"sh -c 'env > {seen}; cat {home}/word'"}
+    hidden = dict.fromkeys((f"LAMELLA_{which}_PASSPHRASE" for which in ("NEW", "TO", "FROM")), "hidden")
+    env = {**hidden, "LAMELLA_PASSPHRASE_COMMAND": f"sh -c 'env > {seen}; cat {home}/word'"}
     lamella.ok("list", env=env)
     assert "PATH=" in seen.read_text()
     assert "hidden" not in seen.read_text()

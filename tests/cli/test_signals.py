@@ -142,3 +142,39 @@ def test_what_was_put_off_does_not_come_after_the_end() -> None:
         [sys.executable, "-c", ENDED], env=environment({}), capture_output=True, text=True, timeout=SECONDS
     )
     assert done.returncode == 0, done.stderr
+
+
+# As the script `lamella` does it, with a stop at the import of one module.
+EARLY = """
+import sys, time
+at = sys.argv.pop()
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == at:
+            print("here", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Stop())
+from lamella.cli.main import entry
+sys.argv[1:] = ["list", "-r", "/nowhere"]
+entry()
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["lamella.cli.signals", "lamella.base.errors", "argparse", "lamella.cli.output", "lamella.repository.repository"],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_early_interruption_shows_no_traceback(module: str, number: signal.Signals) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-c", EARLY, module],
+        env=environment({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with started as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=SECONDS)
+    by_default = number == signal.SIGTERM and module == "lamella.cli.signals"  # nothing has taken the signal yet
+    assert process.returncode == (-number if by_default else 130)
+    assert "Traceback" not in said

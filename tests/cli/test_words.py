@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from lamella.base.events import Progress
 from lamella.cli import values
+from lamella.cli.output import INTERVAL_SECONDS
 from lamella.cli.places import this_host
-from lamella.cli.progress import INTERVAL_SECONDS, Bar, line
+from lamella.cli.progress import Bar, line
 
 MIB = 1 << 20
 

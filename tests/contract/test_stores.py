@@ -19,7 +19,8 @@ from lamella.stores.base import Store
 from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store
-from lamella.stores.wrap import Backoff, LimitedStore, ReadOnlyStore, RetryingStore, TokenBucket
+from lamella.stores.wrap.limited import LimitedStore, TokenBucket
+from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella_kit.crash_store import CrashStore
 from lamella_kit.fault_store import FaultStore, Method
 from lamella_kit.quota_store import QuotaStore
@@ -118,14 +119,6 @@ class Everything(Plain):
         return RetryingStore(QuotaStore(FaultStore(limited(RetryingStore(self.inner()))), limit_bytes=1 << 30))
 
 
-class ReadOnly(ReadOnlyStoreContract):
-    def inner(self) -> Store:
-        raise NotImplementedError
-
-    def make_filled(self, objects: Mapping[str, bytes]) -> Store:
-        return ReadOnlyStore(_filled(self.inner(), objects))
-
-
 def _filled(store: Store, objects: Mapping[str, bytes]) -> Store:
     for name, content in objects.items():
         store.put(name, Clear(content))
@@ -165,9 +158,6 @@ class TestQuotaMemory(InMemory, Roomy): ...
 class TestEverythingMemory(InMemory, Everything): ...
 
 
-class TestReadOnlyMemory(InMemory, ReadOnly): ...
-
-
 class TestCrash(StoreContract):
     def make_store(self) -> Store:
         return CrashStore()
@@ -198,15 +188,12 @@ class TestQuotaLocal(InDirectory, Roomy): ...
 class TestEverythingLocal(InDirectory, Everything): ...
 
 
-class TestReadOnlyLocal(InDirectory, ReadOnly): ...
-
-
 class TestLocalByUrl(InDirectory, Plain):
     def make_store(self) -> Store:
         return open_store(f"file:{self.place / f'store-{next(self._numbers)}'}", create=True)
 
 
-class TestLocalOpenedReadOnly(InDirectory, ReadOnly):
+class TestLocalOpenedReadOnly(InDirectory, ReadOnlyStoreContract):
     def make_filled(self, objects: Mapping[str, bytes]) -> Store:
         store = _filled(self.inner(), objects)
         return LocalStore.open(store.url, read_only=True)

@@ -15,7 +15,7 @@ from lamella.stores.pipe import bundle
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
-from lamella.stores.wrap import RetryingStore
+from lamella.stores.wrap.retrying import RetryingStore
 from lamella_kit.fault_store import FaultStore
 from lamella_kit.quota_store import QuotaStore
 from lamella_kit.store_contract import ReadOnlyStoreContract, StoreContract

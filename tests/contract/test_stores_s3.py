@@ -14,10 +14,10 @@ from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
 from lamella.stores.url import open_store
-from lamella.stores.wrap import Backoff, RetryingStore
+from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella_kit import store_contract
-from lamella_kit.store_contract import VALID_NAMES
-from tests.contract.test_stores import Everything, Flaky, Plain, ReadOnly, _filled, _no_sleep
+from lamella_kit.store_contract import VALID_NAMES, ReadOnlyStoreContract
+from tests.contract.test_stores import Everything, Flaky, Plain, _filled, _no_sleep
 from tests.features import require
 from tests.s3_proxy import proxied
 from tests.s3_services import CREDENTIALS, S3RVER, S3Service, moto, s3rver
@@ -117,7 +117,7 @@ class TestS3ByUrl(InS3, Plain):
         return RetryingStore(store, Backoff(attempts=100, first_seconds=0), sleep=_no_sleep) if self.patient else store
 
 
-class TestReadOnlyS3(ReadOnly):
+class TestReadOnlyS3(ReadOnlyStoreContract):
     @pytest.fixture(autouse=True)
     def _at(self, enforcing: S3Service) -> None:
         self.service = enforcing

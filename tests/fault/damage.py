@@ -18,8 +18,8 @@ from lamella.base.errors import LamellaError
 from lamella.base.extents import Extent
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions
-from lamella.operations.restore.restore import read_document
 from lamella.operations.shared.selection import select
+from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella_kit.scripted_source import ScriptedSource

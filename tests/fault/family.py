@@ -24,6 +24,7 @@ import pytest
 from lamella import rescue
 from lamella.base.errors import LamellaError
 from lamella.base.ids import CATALOGUE, ChunkId
+from lamella.base.names import pack_name
 from lamella.crypto.slots import key_file
 from lamella.format.container import Kind
 from lamella.memory.host import Host
@@ -31,8 +32,7 @@ from lamella.operations.backup.story import BackupOptions
 from lamella.operations.keyring import add_slot
 from lamella.operations.repair.repair import RepairOptions, repair
 from lamella.operations.shared.selection import Selected, select
-from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.blobmap import pack_name
+from lamella.operations.verify.verify import VerifyOptions, examine_all, verify
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from tests.fault.damage import DOCUMENT, Objects, sparse
@@ -313,13 +313,13 @@ def _repaired(family: Family, objects: Objects, host: Host, scratch: Path, copy:
     others = () if copy is None else (copy,)
     try:
         with Repository.open_damaged(store, SECRET, host) as repo:
-            result = repair(repo, RepairOptions(others=others, workers=1))
+            result = repair(repo, examine_all, RepairOptions(others=others, workers=1))
     except LamellaError as error:
         return {"refused": error.kind}
     _nothing_is_lost(objects, store.objects())
     once = store.objects()
     with Repository.open_damaged(store, SECRET, host) as repo:
-        again = repair(repo, RepairOptions(others=others, workers=1))
+        again = repair(repo, examine_all, RepairOptions(others=others, workers=1))
     assert store.objects() == once, "a second repair changed something"
     assert {one.did for one in again.actions} <= {"left"}, again.actions
     after = _verified(family, once, scratch)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from lamella.base.trust import Clear, Sealed
-from lamella.operations.prune.options import DAY_MS
+from lamella.operations.prune.needed import DAY_MS
 from lamella.stores.base import Abilities, Entry, Held
 from lamella.stores.memory import MemoryStore
 from lamella_kit.crash_store import CrashStore

@@ -14,8 +14,7 @@ import pytest
 from lamella.base.trust import Clear, Sealed
 from lamella.history.open_sessions import OpenSession
 from lamella.memory.host import Host
-from lamella.operations.backup.pacing import Pace
-from lamella.operations.backup.story import BackupOptions, BackupResult, Request, VolumeResult, plan_backup
+from lamella.operations.backup.story import BackupOptions, BackupResult, Pace, Request, VolumeResult, plan_backup
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
@@ -34,7 +33,7 @@ OPTIONS = BackupOptions(chunk_log2=16, workers=1, pace=PACE)
 def small_steps() -> Iterator[None]:
     """Ranges of 4 chunks and packs of 6, so that small disks have many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lamella.operations.shared.reading.RANGE", RANGE)
+        patch.setattr("lamella.operations.shared.ranges.RANGE", RANGE)
         for name in ("INCREMENTAL_TARGET", "BULK_TARGET", "RESUMED_TARGET"):
             patch.setattr(f"lamella.packs.packer.{name}", PACK)
         yield

@@ -129,7 +129,7 @@ def _words(world: World, cell: Cell) -> Words:
     if word == "copy":
         return ["copy", "--to", world.second, "--to-keyfile", world.key]
     if word == "mirror":
-        return ["copy", "--mirror", "--to", world.place / "live" / "mirror"]
+        return ["mirror", "--to", world.place / "live" / "mirror"]
     return ["diff", world.at("v", "oldest"), world.at("v", "newest")]
 
 
@@ -141,8 +141,8 @@ COMMANDS: Mapping[str, Words | None] = {
     "verify-sample": ["verify", "--level", "sample"],
     "verify-full": ["verify", "--level", "full"],
     "check": ["check"],
-    "repair-dry": ["check", "--repair", "-n"],
-    "repair": ["check", "--repair", "-y"],
+    "repair-dry": ["repair", "-n"],
+    "repair": ["repair", "-y"],
     "doctor": ["doctor"],
     "tag": ["tag", "w@latest", "kept"],
     "rename": ["rename", "v", "renamed"],

@@ -16,10 +16,10 @@ import pytest
 from lamella.base.ids import ChunkId, DomainId
 from lamella.base.trust import Sealed
 from lamella.crypto.seal import PackSealer
-from lamella.format.compression import Encoder
 from lamella.format.container import Kind
+from lamella.format.encoder import Encoder
 from lamella.operations.backup.story import BackupOptions
-from lamella.operations.shared.reading import RANGE
+from lamella.operations.shared.ranges import RANGE
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import Outbox

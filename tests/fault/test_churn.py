@@ -19,10 +19,11 @@ from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId
 from lamella.format.container import Kind
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, raw
-from lamella.operations.prune.prune import PruneOptions, plan_prune
+from lamella.operations.prune.plan import PruneOptions
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.prune.retaining import Policy, plan_retention
 from lamella.operations.prune.retention import Retention
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.packs import packer
 from lamella.packs.containers import raw_body
 from lamella.packs.tree import Run, Tree
@@ -70,7 +71,7 @@ class Churn:
             chosen = sorted(hot | {self.chance.randrange(self.chunks) for _ in range(half)})
         with self.opened() as repo:
             repo.refresh_map()
-            with Session(repo) as session:
+            with WritingSession(repo) as session:
                 writer = TreeWriter(repo.tree_reader(DOMAIN), session.packer(DOMAIN).store_node)
                 base = None if self.root is None else Tree(self.shape, self.root)
                 self.root = writer.update(self.shape, base, self._stored(session, chosen))
@@ -82,7 +83,7 @@ class Churn:
                 session.publish([raw(added)], [added.snap_id])
                 self.written += session.data_bytes
 
-    def _stored(self, session: Session, chunks: list[int]) -> Iterator[Run]:
+    def _stored(self, session: WritingSession, chunks: list[int]) -> Iterator[Run]:
         ours = session.packer(DOMAIN)
         for chunk in chunks:
             content = self.chance.randbytes(self.stored)
@@ -92,7 +93,7 @@ class Churn:
 
     def prune(self, options: PruneOptions) -> None:
         with self.opened(exclusive=True) as repo:
-            result = plan_prune(repo, plan_retention(repo, RULES).refs, options).execute()
+            result = run_prune(repo, plan_retention(repo, RULES).refs, options)
         assert not result.blocked
         self.rewritten += result.repacked_bytes
         self.worst = max(self.worst, result.dead_bytes / result.live_bytes)

@@ -13,13 +13,12 @@ from lamella.base.errors import NothingMatched, UsageError
 from lamella.base.trust import Clear
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove
-from lamella.format.labels import Tag
-from lamella.format.origin import Origin, Place
-from lamella.format.records import raw
+from lamella.format.inner import Origin, Place
+from lamella.format.records import Tag, raw
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.copy.plan import State
-from lamella.operations.restore.restore import read_document
 from lamella.operations.shared.selection import find_volume, newest, select
+from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella_kit.crash_store import ALL_CALLS, WRITING_CALLS, CrashStore, PowerCut, crash_points, surviving_subsets

@@ -10,10 +10,9 @@ import pytest
 
 from lamella.base.events import Event, Warned
 from lamella.base.ids import ChunkId
-from lamella.format.tracking import Refuted, Sampled
+from lamella.format.inner import Refuted, Sampled
 from lamella.memory.host import Host
 from lamella.memory.ledger import Ledger
-from lamella.operations.backup.sampling import runs_to_see_all
 from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.look import listing
 from lamella.operations.shared.selection import select
@@ -21,6 +20,7 @@ from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella_kit.tracked_source import Faults, TrackedDisk
 from tests.fault.world import CHUNK, SECRET, Truth, check_rescue, host_at, init, restored
+from tests.sampling_bound import runs_to_see_all
 
 CHUNKS = 256
 

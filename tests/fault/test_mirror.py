@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from lamella.base.errors import Locked, NoRepository, RepositoryError, RolledBack
+from lamella.base.names import pack_hash, pack_name
 from lamella.base.trust import Clear
 from lamella.format.commit import parse_name
 from lamella.format.deletion import Remove
 from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.mirror.mirror import MirrorResult, mirror, plan_mirror
-from lamella.operations.prune.prune import plan_prune
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.selection import select
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.containers import raw_body
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
@@ -299,14 +299,14 @@ def test_a_prune_waits_for_the_mirror_and_the_mirror_keeps_what_it_had(life: Lif
     before = target.objects()
     with Repository.open(life.store, SECRET, life.host, exclusive=True) as repo:
         gone = select(repo, [])[-1]
-        assert plan_prune(repo, [gone.snapshot.ref]).execute().deleted_packs
+        assert run_prune(repo, [gone.snapshot.ref]).deleted_packs
     del life.truth.volumes[gone.text]
     assert life.mirror(target).extra_objects > 0
     assert before.items() < target.objects().items()
     check_sound(target, life.host, life.truth, life.place)
     check_rescue(target.objects(), life.truth, life.place)
     with Repository.open(target, SECRET, life.host, exclusive=True) as repo, pytest.raises(Locked, match="mirror"):
-        plan_prune(repo, [])
+        run_prune(repo, [])
 
 
 class Slipping(Changing):

@@ -11,7 +11,7 @@ import pytest
 
 from lamella.base.errors import LamellaError, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.base.trust import Sealed
-from lamella.stores.pipe import calls, frames, link
+from lamella.stores.pipe import frames, link
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
@@ -132,7 +132,7 @@ def test_another_version_is_refused(connect: Connect) -> None:
 
 
 def test_an_endless_listing_takes_no_memory_and_ends(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "MAX_LISTED", 300_000)
+    monkeypatch.setattr(link, "MAX_LISTED", 300_000)
     store = connect("endless-list")
     with pytest.raises(StoreError, match="more than"):
         for _ in store.list("p/"):
@@ -148,7 +148,7 @@ def test_an_endless_listing_takes_no_memory_and_ends(connect: Connect, monkeypat
 @pytest.mark.parametrize("lie", ["silent", "ticking"])
 def test_no_answer_ends_the_wait_for_every_thread(connect: Connect, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "SILENCE_SECONDS", 1.0)
-    monkeypatch.setattr(calls, "STALLED_SECONDS", 2.0)
+    monkeypatch.setattr(link, "STALLED_SECONDS", 2.0)
     monkeypatch.setattr(link, "_POLL_SECONDS", 0.1)
     store = connect(lie)
     results = outcomes([lambda: store.get(OBJECT)] * 3)

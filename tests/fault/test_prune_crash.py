@@ -16,7 +16,8 @@ import pytest
 
 from lamella.format.records import Ref
 from lamella.memory.host import Host
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.plan import PruneOptions, PruneResult
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
@@ -78,7 +79,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
 
 def prune(store: Store, host: Host, removals: list[Ref], options: PruneOptions = NOTHING_UNUSED) -> PruneResult:
     with Repository.open(store, SECRET, host, exclusive=True) as repo:
-        return plan_prune(repo, removals, options).execute()
+        return run_prune(repo, removals, options)
 
 
 def size(objects: dict[str, bytes]) -> int:

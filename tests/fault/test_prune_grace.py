@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from lamella.base.errors import RepositoryError
+from lamella.base.names import pack_name
 from lamella.format.container import Kind
 from lamella.format.records import Ref
-from lamella.operations.backup import run as backup_run
+from lamella.operations.backup import story
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.needed import Needed, Survey
+from lamella.operations.prune.plan import Fate, PlannedPack, PruneOptions, PrunePlan, PruneResult, plan_packs
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.prune.rewrite import Rewriting
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
@@ -53,7 +56,7 @@ class Fleet:
 
     @staticmethod
     def _between(during: Callable[[], object]) -> None:
-        module = vars(backup_run)
+        module = vars(story)
         inner = module["attach"]
 
         def attached(*arguments: object) -> object:
@@ -66,7 +69,7 @@ class Fleet:
     def prune(self, host: str, *names: str, options: PruneOptions | None = None) -> PruneResult:
         with self.opened(host) as repo:
             refs: list[Ref] = [one.snapshot.ref for one in select(repo, list(names))] if names else []
-            result = plan_prune(repo, refs, options).execute()
+            result = run_prune(repo, refs, options)
         for name in names:
             self.truth.volumes.pop(name, None)
         return result
@@ -299,4 +302,25 @@ def test_packs_of_a_run_that_nobody_heard_of_are_left_alone_for_a_week(fleet: Fl
     assert fleet.prune("a").condemned_bytes > 0
     fleet.clock.days(2)
     assert fleet.prune("a").deleted_packs == 1
+    fleet.check()
+
+
+def test_a_pack_in_the_plan_that_a_fresh_head_needs_is_not_condemned(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan names every pack, as if it were older than every head: the executor reads each directory again."""
+    old = fleet.backup("a", random.Random(90).randbytes(20 * CHUNK))
+    doomed = fleet.packs()
+    fleet.backup("a", random.Random(91).randbytes(20 * CHUNK))
+
+    def stale(survey: Survey, needed: Needed, options: PruneOptions) -> PrunePlan:
+        plan = plan_packs(survey, needed, options)
+        more = [PlannedPack(use, Fate.CONDEMN, "stale") for use in survey.health.usage().packs() if use.held]
+        assert more
+        return replace(plan, packs=(*plan.packs, *more))
+
+    monkeypatch.setattr("lamella.operations.prune.lockless.plan_packs", stale)
+    fleet.prune("a", old, options=PruneOptions(repack=False))
+    with fleet.opened("a") as repo:
+        assert {pack_name(pack) for pack in repo.log.condemned.packs} == doomed
     fleet.check()

@@ -13,7 +13,8 @@ import pytest
 from lamella.format.records import Ref
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.plan import PruneOptions, PruneResult
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
@@ -48,7 +49,7 @@ class Start:
 
 def prune(store: Store, host: Host, clock: Turned, removals: list[Ref]) -> PruneResult:
     with Repository.open(store, SECRET, host, clock=clock, exclusive=True) as repo:
-        return plan_prune(repo, removals, OPTIONS).execute()
+        return run_prune(repo, removals, OPTIONS)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from lamella.base.trust import Clear, Sealed
 from lamella.format.container import Kind
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
-from lamella.operations.prune.prune import plan_prune
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.prune.rewrite import Rewriting
 from lamella.operations.shared.selection import select
 from lamella.packs.containers import raw_body
@@ -83,7 +83,7 @@ def test_a_twin_that_nobody_made_durable_is_before_anything_rests_on_it(
     store.volatile.add(twin)
     with Repository.open(store, SECRET, host, exclusive=True) as repo:
         refs = [row.snapshot.ref for row in select(repo, [names[0]])]
-        pruned = plan_prune(repo, refs).execute()
+        pruned = run_prune(repo, refs)
     truth.volumes.pop(names[0])
     assert pruned.deleted_packs == 1 and not pruned.repacked_bytes, "the old pack went in favour of its twin"
     left = store.after_power_cut()

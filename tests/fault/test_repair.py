@@ -1,4 +1,4 @@
-"""`check --repair`: what it brings back, from where, what it records, and that doing it twice is doing it once."""
+"""`lamella repair`: what it brings back, from where, what it records, and that doing it twice is doing it once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 
 from lamella import rescue
 from lamella.base.errors import RolledBack
+from lamella.base.names import pack_name
 from lamella.format.container import Kind
-from lamella.format.lost import was_rebuilt
+from lamella.format.inner import was_rebuilt
 from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions
@@ -20,8 +21,7 @@ from lamella.operations.look.listing import snapshots
 from lamella.operations.repair.repair import RepairOptions, repair
 from lamella.operations.repair.result import ASIDE, BACK, LEFT, REBUILT, RECORDED, STORED, RepairResult
 from lamella.operations.shared.selection import Selected, select
-from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.blobmap import pack_name
+from lamella.operations.verify.verify import VerifyOptions, examine_all, verify
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.stores.base import Abilities
@@ -64,7 +64,7 @@ def mend(
 ) -> RepairResult:
     with Repository.open_damaged(store, SECRET, host) as repo:
         options = RepairOptions(level, sources or {}, copies, dry, workers=1)
-        return repair(repo, options)
+        return repair(repo, examine_all, options)
 
 
 def did(result: RepairResult) -> set[str]:
@@ -353,7 +353,7 @@ def test_a_history_that_lacks_a_part_is_not_published_upon_before_it_is_accepted
         with pytest.raises(RolledBack):
             repo.require_sound_history()
         accept_history(repo.log)
-        accepted = repair(repo, RepairOptions(rebuild=True, workers=1))
+        accepted = repair(repo, examine_all, RepairOptions(rebuild=True, workers=1))
     assert REBUILT in did(accepted), "the first snapshot of the disk was only known to the lost commit"
     assert RECORDED in did(accepted)
     assert not accepted.problems
@@ -373,8 +373,8 @@ def test_clear_files_and_slots_come_back(small: Small, tmp_path: Path) -> None:
     host = fresh_host(tmp_path / "stranger")
     with Repository.open_damaged(store, SECRET, host) as repo, twin(small, tmp_path) as copy:
         store.delete(slot)  # while it is open: nobody could open it any more
-        alone = repair(repo, RepairOptions(workers=1))
+        alone = repair(repo, examine_all, RepairOptions(workers=1))
         assert [(one.did, one.obj) for one in alone.actions] == [(LEFT, slot)]
-        result = repair(repo, RepairOptions(others=(copy,), workers=1))
+        result = repair(repo, examine_all, RepairOptions(others=(copy,), workers=1))
     assert not result.damaged
     assert store.objects() == small.objects

@@ -13,9 +13,8 @@ import pytest
 from lamella.base.chunkset import ChunkSet
 from lamella.base.errors import SourceError, StoreFull, StoreUnavailable
 from lamella.operations.backup import sampling
-from lamella.operations.backup.pacing import Pace
 from lamella.operations.backup.sampling import Sample
-from lamella.operations.backup.story import BackupOptions
+from lamella.operations.backup.story import BackupOptions, Pace
 from lamella.operations.moments.monitor import monitor
 from lamella_kit.tracked_source import Killed, TrackedDisk, TrackedSource
 from tests.fault.resuming import OPTIONS, PACK, RANGE, CountingStore, World, small_steps
@@ -98,6 +97,28 @@ def test_ctrl_c_leaves_a_point_to_go_on_from(world: World) -> None:
     assert [one.done for one in session.partial_roots] == [28]
     check_goes_on(world, resumed=28 * CHUNK)
     assert world.sent <= TOTAL + 64 * 1024, "nothing is sent twice"
+
+
+def test_a_source_that_cannot_say_what_changed_is_left_out_and_goes_on_later(world: World) -> None:
+    interrupted(world, 7)
+    world.add("other", 8)
+    real = TrackedDisk.counted
+
+    def counted(self: TrackedDisk, method: str) -> AbstractContextManager[None]:
+        if self is world.disk and method == "delta_since":
+            raise SourceError("no answer")
+        return real(self, method)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrackedDisk, "counted", counted)
+        result = world.run()
+    assert [(row.volume, row.result, row.error) for row in result.volumes] == [
+        ("disk", "failed", "no answer"),
+        ("other", "complete", ""),
+    ]
+    later = world.run()
+    assert [(row.result, row.resumed_bytes) for row in later.volumes] == [("complete", 28 * CHUNK), ("complete", 0)]
+    world.check()
 
 
 def test_ctrl_c_too_early_leaves_nothing(world: World) -> None:

@@ -23,10 +23,9 @@ from lamella.base.ids import ChunkId, DomainId
 from lamella.base.trust import Clear, Sealed
 from lamella.format.container import Kind
 from lamella.operations.backup import sampling
-from lamella.operations.backup.pacing import Pace
 from lamella.operations.backup.sampling import Sample
-from lamella.operations.backup.story import BackupOptions
-from lamella.operations.writing.session import Session
+from lamella.operations.backup.story import BackupOptions, Pace
+from lamella.operations.writing.session import WritingSession
 from lamella.packs.containers import raw_body
 from lamella.packs.packer import Packer
 from lamella.run.pipeline import Outbox
@@ -141,17 +140,17 @@ def test_while_a_flush_waits_for_a_pack_of_a_worker(tmp_path: Path) -> None:
 def test_while_it_is_said_how_far_the_run_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commit before that one counts: what was in the main thread's hands is torn, so nothing more is said."""
     world = World.make(tmp_path / "world", CHUNKS)
-    flush = Session.flush
+    flush = WritingSession.flush
     said: list[set[str]] = []
 
-    def interrupted(session: Session) -> None:
+    def interrupted(session: WritingSession) -> None:
         said.append({name for name in world.memory.objects() if name.startswith("w/")})
         if len(said) == 3:
             raise KeyboardInterrupt
         flush(session)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Session, "flush", interrupted)
+        patch.setattr(WritingSession, "flush", interrupted)
         world.run(options=BackupOptions(chunk_log2=16, workers=1, pace=PACE))
     assert said[-1] == {name for name in world.memory.objects() if name.startswith("w/")}
     world.disk.revive()

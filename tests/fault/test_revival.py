@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from lamella.base.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.errors import IntegrityError, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.names import pack_name
 from lamella.base.trust import Clear, Sealed
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove, RemoveLast, Revive
 from lamella.format.records import Ref, raw
 from lamella.history import publish
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
-from lamella.operations.prune.survey import Surveyor
+from lamella.operations.prune.needed import Survey
+from lamella.operations.prune.plan import PlannedRemoval, PruneOptions, PruneResult, plan_removals
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import Selected, select
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
@@ -96,7 +97,7 @@ class Story:
 
     def prune(self, store: Store | None = None, host: str = "host") -> PruneResult:
         with self.opened(store, host) as repo:
-            return plan_prune(repo, []).execute()
+            return run_prune(repo, [])
 
     def restores(self, store: MemoryStore | None = None) -> None:
         """The old content is what both readers give, under its name."""
@@ -126,7 +127,7 @@ def test_what_was_removed_comes_back_when_the_other_one_rots(story: Story) -> No
     assert again.revived == [] and [error.obj for error in again.damaged] == [story.new]
     with story.opened() as repo:
         refs = [story.one(repo, story.new).snapshot.ref]
-        assert plan_prune(repo, refs).execute().blocked == []
+        assert run_prune(repo, refs).blocked == []
     story.restores()
 
 
@@ -142,7 +143,7 @@ def test_who_gives_up_the_last_one_gets_nothing_back(story: Story) -> None:
     story.removed(story.old)
     with story.opened() as repo:
         refs = [story.one(repo, story.new).snapshot.ref]
-        result = plan_prune(repo, refs, PruneOptions(last=True)).execute()
+        result = run_prune(repo, refs, PruneOptions(last=True))
     assert (result.revived, result.removed) == ([], refs) and result.deleted_packs
     assert story.prune().revived == []
     with story.opened() as repo:
@@ -272,15 +273,17 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
 
 def test_two_prunes_that_each_kept_another_one(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = fleet.backup("a", OLD), fleet.backup("a", NEW)
-    judged = Surveyor.allowed
+    judged = plan_removals
 
-    def meanwhile(self: Surveyor, removals: set[Ref], *, last: bool) -> tuple[list[Remove], list[object]]:
-        monkeypatch.setattr(Surveyor, "allowed", judged)
-        found = judged(self, removals, last=last)
+    def meanwhile(
+        survey: Survey, wanted: dict[Ref, str], options: PruneOptions
+    ) -> tuple[tuple[PlannedRemoval, ...], tuple[IntegrityError, ...]]:
+        monkeypatch.setattr("lamella.operations.prune.prune.plan_removals", judged)
+        found = judged(survey, wanted, options)
         fleet.prune("a", old)
-        return found  # type: ignore[return-value]
+        return found
 
-    monkeypatch.setattr(Surveyor, "allowed", meanwhile)
+    monkeypatch.setattr("lamella.operations.prune.prune.plan_removals", meanwhile)
     result = fleet.prune("b", new)
     assert result.revived == [new], "the newest of what both removed"
     fleet.truth.volumes[new] = NEW

@@ -112,7 +112,7 @@ def test_c1_rot_in_the_newest_keeps_the_whole_one_before(bench: Bench, world: Wo
 def test_c1_after_a_repair_said_what_is_lost(bench: Bench, world: World, kind: str) -> None:
     rotten(bench, kind)
     shutil.rmtree(world.place / "src", ignore_errors=True)
-    assert world.run("maker", "check", "--repair", "-y").code == 20
+    assert world.run("maker", "repair", "-y").code == 20
     # A loss that its author recorded is shown ever after, counts as not whole, and stops nothing.
     assert world.run("maker", *KEEP_ONE).code == 0
     restores(world, "middle")

@@ -10,12 +10,13 @@ import pytest
 
 from lamella.base.errors import LamellaError, NothingMatched, SourceError, UsageError
 from lamella.operations.backup.story import BackupOptions, FailedRequest, Request, plan_backup
-from lamella.operations.restore.restore import RestoreOptions, plan_restore, read_document
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import select
+from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.file import FileSource
-from lamella.sources.target import PARTIAL_SUFFIX
+from lamella.sources.local_target import PARTIAL_SUFFIX
 from lamella.stores.memory import MemoryStore
 from lamella_kit.fault_store import FaultStore
 from lamella_kit.scripted_source import DisturbedSource

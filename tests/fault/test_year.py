@@ -22,10 +22,10 @@ import pytest
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.prune.health import Health
-from lamella.operations.prune.prune import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.plan import PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.prune.retaining import Policy, plan_retention
 from lamella.operations.prune.retention import Retention
-from lamella.operations.prune.survey import Surveyor
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
@@ -109,7 +109,7 @@ class Life:
                 plan = plan_retention(repo, Policy(RULES))
                 for row in plan.removed:
                     self.truth.volumes.pop(row.selected.text, None)
-                return plan_prune(repo, plan.refs, options).execute()
+                return run_prune(repo, plan.refs, options)
 
         result = self.powered(work, 25, risk)
         self.counts["prunes"] += 1
@@ -149,11 +149,9 @@ class Life:
         store = MemoryStore(self.objects)
         opened = Repository.open(store, SECRET, self.host, clock=self.clock, exclusive=True, whole=True)
         with opened as repo, Health(repo) as health:
-            surveyor = Surveyor(repo, PruneOptions(max_unused=0), health)
-            view, usage = surveyor.view()
-            choice = surveyor.choose(view, usage)
-            assert not choice.dead and not choice.wasteful and not choice.unused_bytes
-            known = {use.pack.hex() for use in usage.packs()}
+            plan = plan_prune(repo, [], PruneOptions(max_unused=0), health)
+            assert not plan.packs and not plan.undecided and not plan.unused_bytes
+            known = {use.pack.hex() for use in health.usage().packs()}
             listed = {
                 f"{volume.name}@{one.name}" for volume in repo.catalogue.volumes.values() for one in volume.snapshots
             }

@@ -14,8 +14,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from lamella.sources.base import Source
-from lamella.sources.keeping import Keeping
+from lamella.sources.base import Keeping, Source
 from lamella.sources.registry import open_kept_source
 from tests.guest.machine import DISK
 

@@ -17,9 +17,8 @@ from random import Random
 import pytest
 
 from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError, UsageError
-from lamella.sources.base import FrozenVolume, Source
-from lamella.sources.keeping import Keeping, PoolLimits
-from lamella.sources.lvm import _reservation
+from lamella.sources.base import FrozenVolume, Keeping, PoolLimits, Source
+from lamella.sources.lvm import reservation
 from lamella.sources.registry import open_kept_source, place_of
 from lamella_kit.source_changes import SIZE
 from lamella_kit.source_reading import GRAIN, MIB, check_delta, pattern, whole
@@ -263,7 +262,7 @@ def test_the_reservation_is_released_whatever_happens(
         assert held(pool)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lamella.sources.lvm._thin_tools.delta", broken)
+    monkeypatch.setattr("lamella.sources.lvm.thin_tools.delta", broken)
     with pool.source(volume.name).freeze() as frozen, pytest.raises(KeyboardInterrupt):
         frozen.delta_since(base, GRAIN)
     assert not held(pool)
@@ -275,8 +274,8 @@ def test_somebody_elses_reservation_is_left_alone(
     base = kept(pool.source(volume.name))
     run("dmsetup", "message", pool.device, "0", "reserve_metadata_snap")
     before = pool.status()[3]
-    wait = _reservation.Reservations.held
-    monkeypatch.setattr(_reservation.Reservations, "held", lambda self, wait_seconds=0.0: wait(self, 0.0))
+    wait = reservation.Reservations.held
+    monkeypatch.setattr(reservation.Reservations, "held", lambda self, wait_seconds=0.0: wait(self, 0.0))
     lost(pool.source(volume.name), base, "another program holds the metadata snapshot")
     with pool.source(volume.name).freeze() as frozen:
         assert [(one.start, one.end) for one in frozen.allocated()] == [(0, frozen.size)], "without the map: all of it"
@@ -393,7 +392,7 @@ def shims(tmp_path: Path) -> Shims:
 CYCLE = """
 import sys
 from pathlib import Path
-from lamella.sources.keeping import Keeping
+from lamella.sources.base import Keeping
 from lamella.sources.registry import open_kept_source
 source = open_kept_source(sys.argv[1], "0123456789abcdef", Keeping("00c0ffee", records=Path(sys.argv[2])))
 base = source.kept()[0]

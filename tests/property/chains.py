@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from lamella.base.ids import RepoId, WriterId
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign
-from lamella.format.commit import Body, Entry, Head
-from lamella.format.known import Signed
+from lamella.format.commit import Body, ChainEntry, Head
 from lamella.format.marker import Marker
-from lamella.format.records import Checkpoint, RawRecord, prune_signed_message, raw
+from lamella.format.records import Checkpoint, RawRecord, Signed, prune_signed_message, raw
 from lamella.history.history import Chain, Commit, History
 from lamella.history.order import Clock
 
@@ -53,7 +52,7 @@ class Script:
         chain.clocks[head.sha256] = clock
         chain.commits.append(Commit(head, body))
         chain.heads = [head]
-        chain.entries += [Entry(seq, prev, body.time_ms, row) for row in rows if row.type != Checkpoint.TYPE]
+        chain.entries += [ChainEntry(seq, prev, body.time_ms, row) for row in rows if row.type != Checkpoint.TYPE]
         return head
 
     def history(self, order: Sequence[int] | None = None) -> History:

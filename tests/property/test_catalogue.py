@@ -11,9 +11,20 @@ from lamella.base.errors import IntegrityError
 from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format.deletion import Remove, Retire
 from lamella.format.known import understood
-from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.records import Confirm, RawRecord, Ref, Run, RunVolume, Volume, raw
-from lamella.format.sessions import Abandon, Session
+from lamella.format.records import (
+    Abandon,
+    Confirm,
+    Pin,
+    RawRecord,
+    Ref,
+    Rename,
+    Run,
+    RunVolume,
+    Session,
+    Tag,
+    Volume,
+    raw,
+)
 from lamella.history.catalogue import Catalogue, latest
 from lamella.history.state import build
 from tests.property.chains import KEYS, Script, writer

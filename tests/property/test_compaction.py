@@ -19,14 +19,27 @@ from hypothesis import strategies as st
 
 from lamella.base.ids import DomainId, RepoId, SnapId, VolumeId
 from lamella.base.trust import Sealed
-from lamella.format.commit import Entry, parse_name
+from lamella.format.commit import ChainEntry, parse_name
 from lamella.format.deletion import Remove
-from lamella.format.known import Signed
-from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.origin import Origin, Place
-from lamella.format.records import NO_REF, Checkpoint, Confirm, RawRecord, Ref, Run, RunVolume, Volume, raw
-from lamella.format.seen import Seen
-from lamella.format.sessions import Abandon, Session
+from lamella.format.inner import Origin, Place
+from lamella.format.records import (
+    NO_REF,
+    Abandon,
+    Checkpoint,
+    Confirm,
+    Pin,
+    RawRecord,
+    Ref,
+    Rename,
+    Run,
+    RunVolume,
+    Seen,
+    Session,
+    Signed,
+    Tag,
+    Volume,
+    raw,
+)
 from lamella.history import checkpoints, publish
 from lamella.history.catalogue import Catalogue, Snapshot, before, latest
 from lamella.history.compaction import COPIES_REMEMBERED_MS, InForce
@@ -128,7 +141,9 @@ class World:
             chain.commits.append(Commit(head, body))
             chain.heads = [head]
             chain.entries += [
-                Entry(head.seq, body.prev, body.time_ms, row) for row in body.records if row.type != Checkpoint.TYPE
+                ChainEntry(head.seq, body.prev, body.time_ms, row)
+                for row in body.records
+                if row.type != Checkpoint.TYPE
             ]
         return build(repo.keys, history)
 
@@ -277,7 +292,7 @@ def test_a_removed_copy_is_remembered_so_that_it_is_not_copied_again() -> None:
 class Forgetful(InForce):
     """Leaves the first snapshot out of every checkpoint."""
 
-    def kept(self) -> list[Entry]:
+    def kept(self) -> list[ChainEntry]:
         return [entry for entry in super().kept() if entry.seq != 1]
 
 

@@ -22,13 +22,10 @@ from lamella.format import (
     document,
     keyslot,
     known,
-    labels,
     lost,
     marker,
     node,
     records,
-    seen,
-    sessions,
 )
 from lamella.format.container import Kind
 
@@ -148,10 +145,10 @@ def bodies(draw: st.DrawFn) -> Sample:
 
 # No commit has the number 0, and checkpoints carry no checkpoint.
 CARRIED = RAW.filter(lambda record: record.type != records.Checkpoint.TYPE)
-ENTRIES = few(st.builds(commit.Entry, st.integers(1, 2**64 - 1), exactly(32), U64, CARRIED))
+ENTRIES = few(st.builds(commit.ChainEntry, st.integers(1, 2**64 - 1), exactly(32), U64, CARRIED))
 
 
-def joined(entries: tuple[commit.Entry, ...]) -> bytes:
+def joined(entries: tuple[commit.ChainEntry, ...]) -> bytes:
     return b"".join(entry.encode() for entry in entries)
 
 
@@ -189,8 +186,8 @@ ADD_SNAPS = st.builds(
     documents=few(DOCUMENTS), packs=few(exactly(32)), inner=few(RAW),
 )  # fmt: skip
 IDS, PACKS = exactly(16), few(exactly(32))
-BASES = st.builds(sessions.SessionVolume, VOLUMES, TEXT, REFS, CHUNK_IDS)
-PARTIAL = st.builds(sessions.PartialRoot, VOLUMES, DOMAINS, CHUNK_IDS, U64, st.integers(16, 22), U64)
+BASES = st.builds(records.SessionVolume, VOLUMES, TEXT, REFS, CHUNK_IDS)
+PARTIAL = st.builds(records.PartialRoot, VOLUMES, DOMAINS, CHUNK_IDS, U64, st.integers(16, 22), U64)
 U40 = st.integers(0, 1 << 40)
 
 
@@ -205,17 +202,17 @@ ADDRESSES = st.builds(lost.Address, exactly(32), PACK_KINDS, exactly(24).filter(
 
 
 RECORDS: dict[str, st.SearchStrategy[Any]] = {
-    "TAG": st.builds(labels.Tag, REFS, st.booleans(), TEXT, SIGNATURES),
-    "RENAME": st.builds(labels.Rename, VOLUMES, TEXT, SIGNATURES),
-    "PIN": st.builds(labels.Pin, REFS, st.booleans(), TEXT, SIGNATURES),
-    "SESSION": st.builds(sessions.Session, IDS, TEXT, few(BASES), PACKS, few(PARTIAL)),
-    "ABANDON": st.builds(sessions.Abandon, IDS),
+    "TAG": st.builds(records.Tag, REFS, st.booleans(), TEXT, SIGNATURES),
+    "RENAME": st.builds(records.Rename, VOLUMES, TEXT, SIGNATURES),
+    "PIN": st.builds(records.Pin, REFS, st.booleans(), TEXT, SIGNATURES),
+    "SESSION": st.builds(records.Session, IDS, TEXT, few(BASES), PACKS, few(PARTIAL)),
+    "ABANDON": st.builds(records.Abandon, IDS),
     "REMOVE": st.builds(deletion.Remove, few(REFS), SIGNATURES),
     "CONDEMN": st.builds(deletion.Condemn, IDS, PACKS, few(HEADS), SIGNATURES),
     "RESCUE": st.builds(deletion.Rescue, IDS, PACKS, SIGNATURES),
     "REAPED": st.builds(deletion.Reaped, IDS, PACKS, few(HEADS), SIGNATURES),
     "RETIRE": st.builds(deletion.Retire, HEADS, SIGNATURES),
-    "SEEN": st.builds(seen.Seen, few(st.tuples(WRITERS, U64))),
+    "SEEN": st.builds(records.Seen, few(st.tuples(WRITERS, U64))),
     "AUDITED": st.builds(deletion.Audited, HEADS, SIGNATURES),
     "FORGO": st.builds(deletion.Forgo, HEADS, SIGNATURES),
     "REVIVE": st.builds(deletion.Revive, REFS, ADD_SNAPS, SIGNATURES),
@@ -286,6 +283,11 @@ def returns_same_or_refuses(sample: Sample, raw: bytes) -> None:
 
 def test_each_known_record_is_covered() -> None:
     assert len(RECORDS) == len(known.KINDS)
+
+
+def test_each_layout_has_a_field_for_each_attribute() -> None:
+    for kind in known.KINDS:
+        assert len(kind.LAYOUT) == len(kind.__match_args__), kind
 
 
 @every_decoder

@@ -21,7 +21,7 @@ from lamella.memory.verdicts import Confirmations, Verdicts
 from lamella.operations.look import listing
 from lamella.operations.mirror.mirror import mirror
 from lamella.operations.moments.monitor import monitor
-from lamella.operations.prune.prune import plan_prune
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore
@@ -65,7 +65,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         with Repository.open(world.memory.connect(), SECRET, world.host) as repo:
             assert not verified(repo).damaged
             listing.volumes(repo)
-            FirstSeen(repo.memory, repo.clock).save("unneeded", [])
+            FirstSeen(repo.memory, repo.clock).younger("unneeded", [], 0)
         mirror(world.memory.connect(), At("/mirror"), world.host)
         world.add("second", 20)
         store = world.store()
@@ -143,7 +143,8 @@ def used(world: World, host: Host) -> None:
         for name, one in found.items():
             assert restored(repo, one, world.place / "out.img") == world.truth[name]
         assert not verified(repo, "structure").damaged
-        assert not plan_prune(repo, []).execute().blocked
+        result = run_prune(repo, [])
+        assert not (result.blocked or result.damaged)
 
 
 def check(lived: World, place: Path, number: int, damage: Damage) -> None:

@@ -17,11 +17,11 @@ from lamella.operations.prune.retention import (
     ALL,
     HOUR_MS,
     Age,
-    Moment,
+    DatedSnapshot,
     Period,
     Retention,
+    Ruling,
     Thinning,
-    Verdict,
     believed_time,
     judge,
     judge_until_stable,
@@ -53,13 +53,13 @@ past = st.one_of(
 
 
 @st.composite
-def lives(draw: st.DrawFn) -> list[Moment]:
+def lives(draw: st.DrawFn) -> list[DatedSnapshot]:
     """Snapshots of two volumes."""
     found = []
     for number in range(draw(st.integers(0, 25))):
         time_ms = draw(past)
         found.append(
-            Moment(
+            DatedSnapshot(
                 draw(st.sampled_from(["v", "w"])),
                 f"s{number:02}",
                 time_ms,
@@ -72,14 +72,16 @@ def lives(draw: st.DrawFn) -> list[Moment]:
     return found
 
 
-def kept(moments: list[Moment], rules: Retention, zone: object = UTC, *, spare_last: bool = True) -> list[Moment]:
+def kept(
+    moments: list[DatedSnapshot], rules: Retention, zone: object = UTC, *, spare_last: bool = True
+) -> list[DatedSnapshot]:
     assert isinstance(zone, UTC.__class__ | ZoneInfo)
     return [row.moment for row in judge(moments, lambda _: rules, NOW_MS, zone, spare_last=spare_last) if row.keep]
 
 
 @given(lives(), policies, zones, st.booleans())
 def test_every_snapshot_has_one_verdict_and_a_reason(
-    moments: list[Moment], rules: Retention, zone: object, spare: bool
+    moments: list[DatedSnapshot], rules: Retention, zone: object, spare: bool
 ) -> None:
     verdicts = judge(moments, lambda _: rules, NOW_MS, UTC, spare_last=spare)
     assert sorted(row.moment.snapshot for row in verdicts) == sorted(row.snapshot for row in moments)
@@ -87,14 +89,14 @@ def test_every_snapshot_has_one_verdict_and_a_reason(
 
 
 @given(lives(), policies, zones, st.booleans())
-def test_what_was_kept_is_kept_again(moments: list[Moment], rules: Retention, zone: object, spare: bool) -> None:
+def test_what_was_kept_is_kept_again(moments: list[DatedSnapshot], rules: Retention, zone: object, spare: bool) -> None:
     once = kept(moments, rules, zone, spare_last=spare)
     assert kept(once, rules, zone, spare_last=spare) == once
 
 
 @given(lives(), policies, policies, zones)
 def test_a_further_rule_never_removes_anything(
-    moments: list[Moment], rules: Retention, more: Retention, zone: object
+    moments: list[DatedSnapshot], rules: Retention, more: Retention, zone: object
 ) -> None:
     fields = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
     both = replace(
@@ -109,7 +111,7 @@ def test_a_further_rule_never_removes_anything(
 
 
 @given(lives(), policies, zones)
-def test_no_volume_is_emptied(moments: list[Moment], rules: Retention, zone: object) -> None:
+def test_no_volume_is_emptied(moments: list[DatedSnapshot], rules: Retention, zone: object) -> None:
     left = kept(moments, rules, zone)
     assert {row.volume for row in left} == {row.volume for row in moments}
     for volume in {row.volume for row in moments}:
@@ -121,9 +123,9 @@ def test_no_volume_is_emptied(moments: list[Moment], rules: Retention, zone: obj
 
 @given(lives(), policies, st.integers(NOW_MS + HOUR_MS + 1, 1 << 62), zones)
 def test_the_future_stays_and_changes_nothing(
-    moments: list[Moment], rules: Retention, time_ms: int, zone: object
+    moments: list[DatedSnapshot], rules: Retention, time_ms: int, zone: object
 ) -> None:
-    future = Moment("v", "future", time_ms)
+    future = DatedSnapshot("v", "future", time_ms)
     left = kept([*moments, future], rules, zone)
     assert future in left
     assert [row for row in left if row is not future] == kept(moments, rules, zone)
@@ -131,9 +133,9 @@ def test_the_future_stays_and_changes_nothing(
 
 @given(lives(), policies, st.lists(past, max_size=5), zones)
 def test_what_is_not_whole_pushes_no_whole_one_out(
-    moments: list[Moment], rules: Retention, times: list[int], zone: object
+    moments: list[DatedSnapshot], rules: Retention, times: list[int], zone: object
 ) -> None:
-    broken = [Moment("v", f"x{at}", time_ms, good=False) for at, time_ms in enumerate(times)]
+    broken = [DatedSnapshot("v", f"x{at}", time_ms, good=False) for at, time_ms in enumerate(times)]
     whole = [row for row in moments if row.good]
     assert set(kept(whole, rules, zone)) <= set(kept([*moments, *broken], rules, zone))
 
@@ -141,13 +143,17 @@ def test_what_is_not_whole_pushes_no_whole_one_out(
 # -- health ------------------------------------------------------------------------------------------------------------
 
 
-def names(rows: Iterable[Moment | Verdict]) -> set[str]:
+def names(rows: Iterable[DatedSnapshot | Ruling]) -> set[str]:
     """The snapshots, of verdicts those that stay."""
-    moments = (row if isinstance(row, Moment) else row.moment for row in rows if isinstance(row, Moment) or row.keep)
+    moments = (
+        row if isinstance(row, DatedSnapshot) else row.moment
+        for row in rows
+        if isinstance(row, DatedSnapshot) or row.keep
+    )
     return {row.snapshot for row in moments}
 
 
-def taken_as(moments: Iterable[Moment], bad: Collection[str]) -> list[Moment]:
+def taken_as(moments: Iterable[DatedSnapshot], bad: Collection[str]) -> list[DatedSnapshot]:
     """The same snapshots, all of them good but for these."""
     return [replace(row, good=row.snapshot not in bad) for row in moments]
 
@@ -159,12 +165,12 @@ class Looker:
         self.bad = bad
         self.asked: list[str] = []
 
-    def __call__(self, rows: Sequence[Moment]) -> list[Moment]:
+    def __call__(self, rows: Sequence[DatedSnapshot]) -> list[DatedSnapshot]:
         self.asked += [row.snapshot for row in rows]
         return [row for row in rows if row.snapshot in self.bad]
 
 
-def hold_the_laws(moments: list[Moment], bad: Collection[str], rules: Retention, zone: object) -> None:
+def hold_the_laws(moments: list[DatedSnapshot], bad: Collection[str], rules: Retention, zone: object) -> None:
     """The laws of 0036, for a history in which `bad` are not whole."""
     assert isinstance(zone, UTC.__class__ | ZoneInfo)
     healthy, sick = taken_as(moments, ()), taken_as(moments, bad)
@@ -189,13 +195,13 @@ def hold_the_laws(moments: list[Moment], bad: Collection[str], rules: Retention,
 
 
 @given(lives(), policies, zones)
-def test_health(moments: list[Moment], rules: Retention, zone: object) -> None:
+def test_health(moments: list[DatedSnapshot], rules: Retention, zone: object) -> None:
     hold_the_laws(moments, {row.snapshot for row in moments if not row.good}, rules, zone)
 
 
 @given(lives(), policies, zones, st.sets(st.integers(0, 24)))
 def test_one_more_that_is_not_whole_costs_no_other(
-    moments: list[Moment], rules: Retention, zone: object, more: set[int]
+    moments: list[DatedSnapshot], rules: Retention, zone: object, more: set[int]
 ) -> None:
     """Where nothing is counted by the hour of arrival or by bands of age, both of which the newest one shifts."""
     plain = [replace(row, arrived_ms=None) for row in moments]
@@ -206,14 +212,14 @@ def test_one_more_that_is_not_whole_costs_no_other(
     assert before - new <= names(kept(taken_as(plain, bad | new), rules, zone))
 
 
-def random_history(random: Random) -> tuple[list[Moment], set[str], Retention]:
+def random_history(random: Random) -> tuple[list[DatedSnapshot], set[str], Retention]:
     """Some snapshots of a volume within three weeks, who of them is not whole, and rules."""
     moments = []
     for number in range(random.randrange(1, 11)):
         time_ms = NOW_MS - random.randrange(-3, 500) * HOUR_MS
         arrived = random.random() < 0.3
         moments.append(
-            Moment(
+            DatedSnapshot(
                 "v",
                 f"s{number}",
                 time_ms,
@@ -242,9 +248,9 @@ def test_health_in_many_histories(histories: int) -> None:
         hold_the_laws(*random_history(random), UTC)
 
 
-def day(number: int, *, good: bool = True, latest: bool = False) -> Moment:
+def day(number: int, *, good: bool = True, latest: bool = False) -> DatedSnapshot:
     """A snapshot so many days old."""
-    return Moment("v", f"d{number:02}", NOW_MS - number * 24 * HOUR_MS, good=good, latest=latest)
+    return DatedSnapshot("v", f"d{number:02}", NOW_MS - number * 24 * HOUR_MS, good=good, latest=latest)
 
 
 def test_a_whole_one_beyond_the_age_stays_beside_a_newer_broken_one() -> None:
@@ -309,13 +315,14 @@ def test_what_is_known_not_to_be_whole_is_not_looked_into_again() -> None:
 # -- calendars ---------------------------------------------------------------------------------------------------------
 
 
-def hourly(start: datetime, hours: int) -> list[Moment]:
+def hourly(start: datetime, hours: int) -> list[DatedSnapshot]:
     return [
-        Moment("v", f"s{hour:04}", int((start + timedelta(hours=hour)).timestamp() * 1000)) for hour in range(hours)
+        DatedSnapshot("v", f"s{hour:04}", int((start + timedelta(hours=hour)).timestamp() * 1000))
+        for hour in range(hours)
     ]
 
 
-def left(moments: list[Moment], rules: Retention, now: datetime, zone: ZoneInfo = BERLIN) -> list[str]:
+def left(moments: list[DatedSnapshot], rules: Retention, now: datetime, zone: ZoneInfo = BERLIN) -> list[str]:
     now_ms = int(now.timestamp() * 1000)
     rows = judge(moments, lambda _: rules, now_ms, zone)
     return [
@@ -395,9 +402,10 @@ def test_a_machine_that_stands_still_loses_nothing() -> None:
 def test_a_flood_pushes_nothing_out() -> None:
     """Another writer publishes many in one hour; only one of them counts."""
     good = [
-        Moment("v", f"g{day}", NOW_MS - day * 24 * HOUR_MS, arrived_ms=NOW_MS - day * 24 * HOUR_MS) for day in (1, 2)
+        DatedSnapshot("v", f"g{day}", NOW_MS - day * 24 * HOUR_MS, arrived_ms=NOW_MS - day * 24 * HOUR_MS)
+        for day in (1, 2)
     ]
-    flood = [Moment("v", f"x{number}", NOW_MS - number, arrived_ms=NOW_MS) for number in range(50)]
+    flood = [DatedSnapshot("v", f"x{number}", NOW_MS - number, arrived_ms=NOW_MS) for number in range(50)]
     assert set(good) <= set(kept([*good, *flood], Retention(last=3)))
     assert good[1] not in kept([*good, *flood], Retention(last=2))
     own = [replace(row, arrived_ms=None) for row in flood]
@@ -414,12 +422,12 @@ def test_the_rules_of_a_volume_are_its_own() -> None:
 
 def test_reasons() -> None:
     moments = [
-        Moment("v", "old", NOW_MS - 50 * HOUR_MS, pinned="trial"),
-        Moment("v", "mid", NOW_MS - 30 * HOUR_MS, tags=frozenset({"a"})),
-        Moment("v", "gone", NOW_MS - 29 * HOUR_MS),
-        Moment("v", "new", NOW_MS - HOUR_MS),
-        Moment("v", "waiting", NOW_MS, good=False),
-        Moment("v", "later", NOW_MS + 3 * HOUR_MS),
+        DatedSnapshot("v", "old", NOW_MS - 50 * HOUR_MS, pinned="trial"),
+        DatedSnapshot("v", "mid", NOW_MS - 30 * HOUR_MS, tags=frozenset({"a"})),
+        DatedSnapshot("v", "gone", NOW_MS - 29 * HOUR_MS),
+        DatedSnapshot("v", "new", NOW_MS - HOUR_MS),
+        DatedSnapshot("v", "waiting", NOW_MS, good=False),
+        DatedSnapshot("v", "later", NOW_MS + 3 * HOUR_MS),
     ]
     rows = judge(moments, lambda _: Retention(last=1, tags=frozenset({"a"})), NOW_MS, UTC)
     found = {row.moment.snapshot: (row.keep, row.reasons) for row in rows}
@@ -436,7 +444,7 @@ def test_reasons() -> None:
 
 def test_copies_that_arrive_together_are_not_taken_for_one_days_snapshots() -> None:
     """Their own times cannot be true, and the time of arrival says nothing about them."""
-    copies = [Moment("v", f"c{number}", NOW_MS, arrived_ms=NOW_MS, doubtful=True) for number in range(30)]
+    copies = [DatedSnapshot("v", f"c{number}", NOW_MS, arrived_ms=NOW_MS, doubtful=True) for number in range(30)]
     rows = judge(copies, lambda _: Retention(daily=7), NOW_MS, UTC)
     assert all(row.keep for row in rows)
     assert [row.reasons for row in rows if row.judged] == [("daily 1",)]
@@ -444,7 +452,7 @@ def test_copies_that_arrive_together_are_not_taken_for_one_days_snapshots() -> N
 
 
 def test_the_latest_by_the_chain_is_spared_whatever_its_clock_said() -> None:
-    moments = [Moment("v", "odd", 0, latest=True), *hourly(NOW - timedelta(hours=3), 3)]
+    moments = [DatedSnapshot("v", "odd", 0, latest=True), *hourly(NOW - timedelta(hours=3), 3)]
     assert "odd" in [row.snapshot for row in kept(moments, Retention(last=2))]
 
 

@@ -18,12 +18,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.look.diff import compare
-from lamella.operations.prune.prune import PruneOptions, plan_prune
+from lamella.operations.prune.plan import PruneOptions
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
-from lamella.sources._zeroing import Zeroing, zero_range
+from lamella.sources.target import Zeroing, zero_range
 from tests.unit.small_repository import CHUNK, Small
 
 NAMES = ("alpha", "beta")
@@ -203,7 +204,7 @@ class Life(RuleBasedStateMachine):
     def prune(self, one: Kept, repack: bool, unused: float) -> None:
         with self.small.opened(exclusive=True) as repo:
             refs = [row.snapshot.ref for row in self.selected(repo, one)]
-            result = plan_prune(repo, refs, PruneOptions(repack=repack, max_unused=unused, last=True)).execute()
+            result = run_prune(repo, refs, PruneOptions(repack=repack, max_unused=unused, last=True))
         assert (result.removed, result.blocked) == (refs, [])
         assert not repack or result.dead_bytes * 100 <= unused * result.live_bytes
         if one == [other for other in self.snapshots if other.volume == one.volume][-1]:

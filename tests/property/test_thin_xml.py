@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import CheckpointLost
-from lamella.sources.lvm._thin_xml import differing, mapped
+from lamella.sources.lvm.thin_xml import differing, mapped
 
 KINDS = ("same", "different", "left_only", "right_only")
 elements = st.lists(

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from lamella.base.errors import ObjectNotFound, StoreError
 from lamella.base.trust import Sealed
 from lamella.stores.memory import MemoryStore
-from lamella.stores.wrap import LimitedStore, TokenBucket
-from lamella.stores.wrap.limited import BURST_SECONDS, PIECE
+from lamella.stores.wrap.limited import BURST_SECONDS, PIECE, LimitedStore, TokenBucket
 from lamella_kit.store_reading import outcomes
 from tests.counting_store import CountingStore
 

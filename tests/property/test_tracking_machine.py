@@ -21,8 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from lamella.base.durable import write_durably
 from lamella.memory import host as host_module
-from lamella.operations.backup.pacing import Pace
-from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
+from lamella.operations.backup.story import BackupOptions, BackupResult, Pace, Request, plan_backup
 from lamella.operations.moments.monitor import monitor
 from lamella.operations.shared import reading
 from lamella.operations.shared.selection import select

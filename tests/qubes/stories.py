@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamella.memory.host import Host
-from lamella.operations.backup.result import VolumeResult
+from lamella.operations.backup.story import VolumeResult
 from lamella.qubes.admin import Admin
 from lamella.stores.base import Store
 from lamella_kit.fake_qubesd import FakeQubesd

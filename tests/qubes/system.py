@@ -12,11 +12,10 @@ from lamella.operations.backup.story import BackupOptions, BackupResult
 from lamella.qubes.admin import Admin
 from lamella.qubes.archive import read_snapshot
 from lamella.qubes.backup import QubesOptions, plan_qubes
-from lamella.qubes.choice import Choice, chosen
-from lamella.qubes.inventory import Inventory
-from lamella.qubes.lineage import FEATURE, owner_of
+from lamella.qubes.inventory import Inventory, QubeChoice, chosen
+from lamella.qubes.names import FEATURE, owner_of
 from lamella.qubes.restore import QubeResult, QubesRestore
-from lamella.qubes.restore_plan import Planner, QubeRestore, RestoreWishes
+from lamella.qubes.restore_plan import QubeRestore, RestorePlanner, RestoreWishes
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella_kit.fake_qubesd import FakeQube, FakeQubesd
@@ -34,14 +33,14 @@ def back_up(
 ) -> BackupResult:
     with Repository.open(store, SECRET, host) as repo:
         inventory = Inventory(admin)
-        qubes = chosen(admin, inventory, Choice(names))
+        qubes = chosen(admin, inventory, QubeChoice(names))
         options = options if root is None else replace(options, dom0_root=root)
         return plan_qubes(repo, admin, inventory, qubes, options).execute()
 
 
-def planner(repo: Repository, admin: Admin, names: Iterable[str], wishes: RestoreWishes) -> Planner:
+def planner(repo: Repository, admin: Admin, names: Iterable[str], wishes: RestoreWishes) -> RestorePlanner:
     saved = [read_snapshot(repo, name) for name in names]
-    return Planner(Inventory(admin), saved, wishes, partial(owner_of, admin, machine=repo.host.machine))
+    return RestorePlanner(Inventory(admin), saved, wishes, partial(owner_of, admin, machine=repo.host.machine))
 
 
 def planned(store: Store, host: Host, admin: Admin, names: Iterable[str], wishes: RestoreWishes) -> list[QubeRestore]:

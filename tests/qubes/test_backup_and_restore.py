@@ -13,10 +13,11 @@ from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.shared.selection import select
 from lamella.qubes.admin import Admin
+from lamella.qubes.archive import decode_settings
 from lamella.qubes.dom0 import differences, lay_out
 from lamella.qubes.inventory import Inventory
 from lamella.qubes.restore_plan import Action, RestoreWishes
-from lamella.qubes.settings import DOCUMENT, QubeSettings, decode_settings, read_settings
+from lamella.qubes.settings import DOCUMENT, QubeSettings, read_settings
 from lamella.qubes.settings_apply import IN_PROGRESS
 from lamella.qubes.sources import SettingsSource, volume_identity
 from lamella.repository.repository import Repository

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lamella.qubes.admin import Admin
-from lamella.qubes.lineage import FEATURE
+from lamella.qubes.names import FEATURE
 from lamella.qubes.restore_plan import RestoreWishes
 from lamella.qubes.settings_apply import IN_PROGRESS
 from lamella.stores.memory import MemoryStore

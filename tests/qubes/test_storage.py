@@ -12,7 +12,8 @@ from lamella.base.errors import NothingMatched, UsageError
 from lamella.base.events import Event, Warned, silent
 from lamella.qubes.admin import Admin
 from lamella.qubes.inventory import Inventory
-from lamella.qubes.storage import SERVICE, check_storage, install, kept_running, storage_files
+from lamella.qubes.storage import kept_running
+from lamella.qubes.storage_qube import SERVICE, check_storage, install, storage_files
 from lamella_kit.fake_qubesd import FakeQubesd
 
 

@@ -18,11 +18,10 @@ import pytest
 from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.base.trust import Sealed
 from lamella.stores.local.store import LocalStore
-from lamella.stores.pipe.calls import Call
 from lamella.stores.pipe.client import PipeStore
-from lamella.stores.pipe.link import Link
+from lamella.stores.pipe.link import Call, Link
 from lamella.stores.url import open_store
-from lamella.stores.wrap import Backoff, RetryingStore
+from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella_kit.store_reading import listed
 from tests.cli.program import Lamella
 from tests.system.bad_link import BadLink, bad_link

@@ -16,15 +16,15 @@ import pytest
 
 from lamella.base.delta import Delta
 from lamella.base.errors import SourceError
-from lamella.sources.reflink import _btrfs_tree, _fiemap, _maps
-from lamella.sources.reflink._maps import Piece, ReadMap, compare, guarded
+from lamella.sources.reflink import btrfs_tree, fiemap, maps
+from lamella.sources.reflink.maps import Piece, ReadMap, compare, guarded
 from lamella_kit.image_changes import BLOCK, ImageChanges
 from tests.system import loop_fs
 
 KIB = 1024
 FICLONE = 0x40049409  # linux/fs.h
 
-READERS: dict[str, ReadMap] = {"tree": _btrfs_tree.pieces, "fiemap": _fiemap.pieces}
+READERS: dict[str, ReadMap] = {"tree": btrfs_tree.pieces, "fiemap": fiemap.pieces}
 ON: dict[str, list[str]] = {"btrfs": ["tree", "fiemap"], "xfs": ["fiemap"]}
 
 
@@ -170,7 +170,7 @@ def overwrite(path: Path, offset: int, content: bytes, *, sync: bool = True) -> 
 
 def raw_map(path: Path) -> list[tuple[int, int, int, int]]:
     with opened(path) as (fd,):
-        return list(_fiemap._extents(fd, path.stat().st_size, 0))
+        return list(fiemap._extents(fd, path.stat().st_size, 0))
 
 
 def compressed_pairs(mount: Path, tries: int) -> Iterator[tuple[Path, Path]]:
@@ -201,10 +201,10 @@ def test_neighbouring_compressed_extents_are_told_apart(options: str) -> None:
 
 
 def test_a_reader_that_believes_compressed_addresses_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fiemap, "_PLAIN", _fiemap._PLAIN | 0x0008)  # FIEMAP_EXTENT_ENCODED
+    monkeypatch.setattr(fiemap, "_PLAIN", fiemap._PLAIN | 0x0008)  # FIEMAP_EXTENT_ENCODED
     with loop_fs.make("btrfs", "compress=zstd") as mount:
         for old, new in compressed_pairs(mount, 2):
-            assert wrong(delta_of(_fiemap.pieces, old, new), old.read_bytes(), new.read_bytes()) != []
+            assert wrong(delta_of(fiemap.pieces, old, new), old.read_bytes(), new.read_bytes()) != []
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in ON.items() for name in names])
@@ -234,8 +234,8 @@ def test_holes_and_preallocated_ranges_are_both_zeros(kind: str, name: str) -> N
         assert not delta_of(READERS[name], old, image).changed
         assert not delta_of(READERS[name], old, image).zeroed
         with opened(old, image) as (sparse, full):
-            assert [(e.start, e.end) for e in _fiemap.allocated(sparse, 64 * BLOCK)] == [(16 * BLOCK, 17 * BLOCK)]
-            assert [(e.start, e.end) for e in _fiemap.allocated(full, 64 * BLOCK)] == [(0, 64 * BLOCK)]
+            assert [(e.start, e.end) for e in fiemap.allocated(sparse, 64 * BLOCK)] == [(16 * BLOCK, 17 * BLOCK)]
+            assert [(e.start, e.end) for e in fiemap.allocated(full, 64 * BLOCK)] == [(0, 64 * BLOCK)]
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in ON.items() for name in names])
@@ -268,7 +268,7 @@ def fragmented(path: Path, blocks: int) -> Path:
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in ON.items() for name in names])
 def test_maps_of_many_answers_are_complete(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More pieces than one answer of the kernel or one window holds, and a reading that begins in the middle."""
-    monkeypatch.setattr(_maps, "_WINDOW", 700)
+    monkeypatch.setattr(maps, "_WINDOW", 700)
     count = 5000
     expected = [(2 * number + 1) * BLOCK for number in range(count)]
     changed = [0, 5, 699, 700, 701, 2500, count - 1]
@@ -295,11 +295,11 @@ def test_other_file_systems_and_files_are_refused(tmp_path: Path) -> None:
             return next(read_map(fd, 1 << 20), None)
 
     with pytest.raises(SourceError):
-        first(_btrfs_tree.pieces, tmp_path)
+        first(btrfs_tree.pieces, tmp_path)
     with pytest.raises(SourceError):
-        first(_fiemap.pieces, Path("/proc/self/status"))
+        first(fiemap.pieces, Path("/proc/self/status"))
     with loop_fs.make("xfs") as mount, pytest.raises(SourceError):
-        first(_btrfs_tree.pieces, overwrite(mount / "image", 0, b"x"))
+        first(btrfs_tree.pieces, overwrite(mount / "image", 0, b"x"))
 
 
 def as_nobody(work: Callable[[], object]) -> str:
@@ -328,6 +328,6 @@ def test_without_privilege_the_tree_says_so_and_fiemap_works() -> None:
         image = overwrite(mount / "image", 0, os.urandom(8 * BLOCK))
         with opened(image) as (fd,):
             assert (
-                as_nobody(lambda: guarded(_btrfs_tree.pieces, fd, fd, 8 * BLOCK, 8 * BLOCK, BLOCK)) == "PermissionError"
+                as_nobody(lambda: guarded(btrfs_tree.pieces, fd, fd, 8 * BLOCK, 8 * BLOCK, BLOCK)) == "PermissionError"
             )
-            assert as_nobody(lambda: guarded(_fiemap.pieces, fd, fd, 8 * BLOCK, 8 * BLOCK, BLOCK)) == "none"
+            assert as_nobody(lambda: guarded(fiemap.pieces, fd, fd, 8 * BLOCK, 8 * BLOCK, BLOCK)) == "none"

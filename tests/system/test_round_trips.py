@@ -24,7 +24,7 @@ from lamella.repository.slots import read_marker
 from lamella.sources.registry import open_source
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.url import open_store
-from lamella.stores.wrap import RetryingStore
+from lamella.stores.wrap.retrying import RetryingStore
 from tests.fault.world import restored
 from tests.system.bad_link import BadLink, bad_link
 from tests.system.ssh_server import SshServer, ssh_server

@@ -289,9 +289,8 @@ def test_monitor_after_the_state_was_lost_does_nothing_wrong(world: World) -> No
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-import lamella.operations.backup.run as run_module
+import lamella.operations.backup.story as story
 import lamella.operations.moments.monitor as monitor_module
-import lamella.operations.moments.rotation as rotation
 from lamella.memory.intervals import Intervals
 from lamella.memory.ledger import Ledger
 from lamella.sources.reflink.reflink import ClonedSource
@@ -308,8 +307,8 @@ def killed_after(function):
 
 what, image, work, runs = sys.argv[1:]
 points = {
-    "publishing": (run_module, "publish", False),
-    "published": (run_module, "publish", True),
+    "publishing": (story, "publish", False),
+    "published": (story, "publish", True),
     "before keep": (ClonedSource, "keep", False),
     "after keep": (ClonedSource, "keep", True),
     "after the ledger": (Ledger, "record", True),

@@ -9,6 +9,7 @@ import pytest
 
 from lamella.base.errors import StoreError, StoreUnavailable
 from lamella.base.ids import ChunkId
+from lamella.base.names import pack_name
 from lamella.base.trust import Clear
 from lamella.format.container import Blob, Kind
 from lamella.format.lost import MAX_BAD, Address, Bad
@@ -18,7 +19,6 @@ from lamella.operations.look.listing import volumes
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import select
 from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
@@ -210,8 +210,8 @@ def test_what_cannot_be_recorded_changes_no_verdict(small: Small) -> None:
 
 
 def test_very_many_are_published_over_several_verifications(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.operations.verify.bad_addresses.MAX_BAD", 2)
-    monkeypatch.setattr("lamella.operations.verify.bad_addresses._MOST_RECORDS", 1)
+    monkeypatch.setattr("lamella.operations.verify.objects.MAX_BAD", 2)
+    monkeypatch.setattr("lamella.operations.verify.objects._MOST_RECORDS", 1)
     rows = addresses(small)
     objects = small.store.objects()
     content = bytearray(objects[pack_name(rows[0].pack)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamella.stores.pipe.buffers import Buffers
+from lamella.stores.pipe.server import Buffers
 
 MIB = 1 << 20
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import CheckpointLost, UsageError
-from lamella.operations.backup.change_map import SCHEMA, ChangeMap, read_map, write_map
-from lamella.operations.look.diff import DiffResult
+from lamella.operations.look.diff import DiffResult, write_map
+from lamella.operations.shared.change_map import SCHEMA, ChangeMap, read_map
 
 GRAIN = 1 << 16
 SIZE = 20 * GRAIN + 5

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import CheckpointLost
+from lamella.sources.base import Keeping
 from lamella.sources.checkpoint_files import DIRECTORY, CheckpointFiles, Token, source_name
-from lamella.sources.keeping import Keeping
 from lamella.sources.reflink.reflink import nearly_full
 
 OWNER = "00c0ffee"

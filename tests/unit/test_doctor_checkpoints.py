@@ -20,7 +20,7 @@ from lamella.operations.doctor.checkpoints import (
     NEEDED,
     UNKNOWN,
     CheckpointExamination,
-    Judged,
+    FoundCheckpoint,
 )
 from lamella.sources.checkpoint_files import DIRECTORY, Token, source_name
 from lamella.sources.file import FileSource, path_of
@@ -73,7 +73,7 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-def paths(judged: list[Judged]) -> set[Path]:
+def paths(judged: list[FoundCheckpoint]) -> set[Path]:
     return {one.file.path for one in judged}
 
 

@@ -26,8 +26,6 @@ GUIDES = [README, *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 FOLDERS = ("src", "tests", "docs", "bench", "tools", "packaging", "changes", "kit")
 # What documents name and what lies outside of the checkout: files of a repository, features of qubes, credentials.
 ELSEWHERE = {"restore.py", "copy.py", "lamella.continues", "lamella.passphrase"}
-# Commands that the guides already name and that are about to be there.
-COMING = {"repair", "mirror"}
 
 _FENCE = re.compile(r"^(`{3,}).*?^\1`*$", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^(`{3,}).*?^\1`*$|^ {4}[^\n]*$", re.MULTILINE | re.DOTALL)
@@ -154,8 +152,6 @@ def commands_in(text: str) -> Iterator[str]:
 def misunderstood(text: str) -> Iterator[str]:
     """Yield each command line of a document that the program refuses, and each option in its text that is unknown."""
     for line in commands_in(text):
-        if line.split()[0] in COMING - set(COMMANDS):
-            continue
         try:
             parse(shlex.split(line, comments=True))
         except UsageError as error:
@@ -167,10 +163,8 @@ def misunderstood(text: str) -> Iterator[str]:
 def _unknown_words(span: str) -> Iterator[str]:
     words = span.split()[1:]
     named = [word for word in words if not word.startswith("-")]
-    if named and named[0].islower() and named[0].isalpha() and named[0] not in COMMANDS | dict.fromkeys(COMING):
+    if named and named[0].islower() and named[0].isalpha() and named[0] not in COMMANDS:
         yield f"{span}: there is no command {named[0]}"
-        return
-    if named and named[0] in COMING - set(COMMANDS):
         return
     known = _options(*named[:2])
     for word in words:

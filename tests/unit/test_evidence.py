@@ -9,10 +9,11 @@ import pytest
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import CATALOGUE, RepoId
+from lamella.base.names import TRAILER_SIZE, commit_message
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign
-from lamella.format.commit import Body, Head, parts, signed_message, writer_id
-from lamella.format.container import HEADER_SIZE, TRAILER_SIZE, Kind
+from lamella.format.commit import Body, Head, parts, writer_id
+from lamella.format.container import HEADER_SIZE, Kind
 from lamella.format.marker import Marker
 from lamella.format.records import Writer, raw
 from lamella.history.evidence import Evidence, evidence_of, same
@@ -101,7 +102,7 @@ def test_the_prune_key_is_no_writer() -> None:
 
 def test_a_trailer_counts_only_with_its_signature() -> None:
     digest = hashlib.sha256(INSIDE).digest()
-    signature = sign(SEED, signed_message(KEYS.root, HEAD.writer, HEAD.seq, digest))
+    signature = sign(SEED, commit_message(KEYS.root, HEAD.writer, HEAD.seq, digest))
     front = public_of(SEED) + KEYS.vouch(public_of(SEED))
     assert evidence_of(KEYS, HEAD, front + digest + signature) == Evidence(digest, None)
     assert evidence_of(KEYS, HEAD, front + digest + sign(OTHER, b"")) is None
@@ -111,7 +112,7 @@ def test_a_trailer_counts_only_with_its_signature() -> None:
 def test_nobody_without_the_keys_makes_evidence() -> None:
     """Anybody can make a key and sign with it: the trailer shows that its writer has been given the data root."""
     head = Head(writer_id(public_of(OTHER)), 1, bytes(32))
-    signature = sign(OTHER, signed_message(KEYS.root, head.writer, 1, b"d" * 32))
+    signature = sign(OTHER, commit_message(KEYS.root, head.writer, 1, b"d" * 32))
     for vouch in (bytes(16), KEYS.vouch(public_of(SEED)), CONTENT[-112:-96]):
         assert evidence_of(KEYS, head, public_of(OTHER) + vouch + b"d" * 32 + signature) is None
     with pytest.raises(IntegrityError):

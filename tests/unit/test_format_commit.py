@@ -8,9 +8,10 @@ import pytest
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
+from lamella.base.names import Trailer
 from lamella.base.trust import Opened
 from lamella.format import commit, known, records
-from lamella.format.commit import Body, Entry, Head
+from lamella.format.commit import Body, ChainEntry, Head
 from lamella.format.records import RawRecord
 
 WRITER = WriterId(b"w" * 16)
@@ -79,7 +80,7 @@ def test_trailer() -> None:
     head = Head(commit.writer_id(PUBLIC), 1, hashlib.sha256(OBJECT).digest())
     assert commit.split_trailer(OBJECT, head) == (
         b"container",
-        commit.Trailer(PUBLIC, VOUCH, hashlib.sha256(b"container").digest(), b"s" * 64),
+        Trailer(PUBLIC, VOUCH, hashlib.sha256(b"container").digest(), b"s" * 64),
     )
     assert head.writer == hashlib.sha256(PUBLIC).digest()[:16]
 
@@ -117,7 +118,7 @@ def test_bodies_are_cut_into_parts_of_8_mib(length: int) -> None:
 
 @pytest.mark.parametrize("head", [b"", b"\x01", b"\x02" + bytes(7), b"\x01" + bytes(6) + b"\x01"])
 def test_segments_of_another_kind(head: bytes) -> None:
-    entry = Entry(1, bytes(32), 5, RawRecord(1, b"x"))
+    entry = ChainEntry(1, bytes(32), 5, RawRecord(1, b"x"))
     with pytest.raises(IntegrityError):
         list(commit.decode_segment(Opened(head + entry.encode()), "s"))
 

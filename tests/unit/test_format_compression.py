@@ -14,7 +14,8 @@ import pytest
 from lamella.base.errors import IntegrityError, UnknownFormat, UsageError
 from lamella.base.trust import Opened
 from lamella.format import compression
-from lamella.format.compression import Codec, Encoder, check_frame, check_setting, decode
+from lamella.format.compression import Codec, check_frame, decode
+from lamella.format.encoder import Encoder, check_setting
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 SINGLE, CHECKSUM, RESERVED, UNUSED = 0x20, 0x04, 0x08, 0x10

@@ -67,6 +67,9 @@ def test_imports_point_downward() -> None:
         ("lamella", "lamella.rescue"),
         ("lamella.rescue", "lamella.base.ids"),
         ("lamella.base.errors", "lamella.base.events"),
+        ("lamella.operations.repair.heal", "lamella.operations.verify.verify"),
+        ("lamella.operations.shared.reading", "lamella.operations.writing.session"),
+        ("lamella.cli.main", "lamella.operations.prune.lockless"),
     ],
 )
 def test_upward_import_is_found(tree: Path, module: str, imported: str) -> None:

@@ -16,7 +16,7 @@ from lamella.format.known import understood
 from lamella.format.lost import Lost, fewer, join
 from lamella.format.records import NO_REF, RawRecord, raw
 from lamella.operations.look.listing import snapshots
-from lamella.operations.repair.quarantine import may_set_aside, set_aside
+from lamella.operations.repair.objects import may_set_aside, set_aside
 from lamella.operations.shared.selection import select
 from lamella.stores.memory import MemoryStore
 from lamella_kit.fault_store import FaultStore

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError
-from lamella.sources.keeping import PoolLimits
-from lamella.sources.lvm import _lvm, _pool, _thin_tools
+from lamella.sources.base import PoolLimits
+from lamella.sources.lvm import commands, pools, thin_tools
 from lamella.sources.lvm import thin as lvm_thin
-from lamella.sources.lvm._lvm import LogicalVolume
+from lamella.sources.lvm.commands import LogicalVolume
 from lamella.sources.lvm.thin import ThinToken
 
 STATUS = "0 819200 thin-pool 6 113/1024 19/6400 - rw discard_passdown queue_if_no_space - 256 "
@@ -27,13 +27,13 @@ def volume(**other: object) -> LogicalVolume:
 
 
 def test_names_of_devices_double_their_dashes() -> None:
-    assert _lvm.device_name("qubes_dom0", "vm-a-b+lam00c0ffeex1") == "qubes_dom0-vm--a--b+lam00c0ffeex1"
-    assert str(_lvm.node_of("a-b", "c")) == "/dev/mapper/a--b-c"
+    assert commands.device_name("qubes_dom0", "vm-a-b+lam00c0ffeex1") == "qubes_dom0-vm--a--b+lam00c0ffeex1"
+    assert str(commands.node_of("a-b", "c")) == "/dev/mapper/a--b-c"
 
 
 @pytest.mark.parametrize("text", ["vg/lv", "/dev/vg/lv"])
 def test_a_logical_volume_by_name(text: str) -> None:
-    assert _lvm.parsed(text) == ("vg", "lv")
+    assert commands.parsed(text) == ("vg", "lv")
 
 
 def test_identities_are_told_apart() -> None:
@@ -72,27 +72,27 @@ def test_a_token_is_written_and_read_alike() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"report":[]}', '{"report":[{"lv":[{}]}]}', '{"report":[{"lv":7}]}'])
 def test_a_report_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(_lvm, "run", lambda *_, **__: text.encode())
+    monkeypatch.setattr(commands, "run", lambda *_, **__: text.encode())
     with pytest.raises(SourceError, match="cannot be read"):
-        _lvm.report("vg")
+        commands.report("vg")
 
 
 # -- pools -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_status_is_read() -> None:
-    status = _pool.parse_status(STATUS, "vg/pool")
+    status = pools.parse_status(STATUS, "vg/pool")
     assert (status.transaction, status.held, status.mode, status.needs_check) == (6, None, "rw", False)
     assert (status.metadata_used, status.metadata_total, status.data_used, status.data_total) == (113, 1024, 19, 6400)
-    assert _pool.parse_status(STATUS.replace("6400 - rw", "6400 77 rw"), "vg/pool").held == 77
-    assert _pool.parse_status(STATUS.replace("- 256", "needs_check 256"), "vg/pool").needs_check
-    _pool.refuse_at_risk(volume(), status, PoolLimits())
+    assert pools.parse_status(STATUS.replace("6400 - rw", "6400 77 rw"), "vg/pool").held == 77
+    assert pools.parse_status(STATUS.replace("- 256", "needs_check 256"), "vg/pool").needs_check
+    pools.refuse_at_risk(volume(), status, PoolLimits())
 
 
 @pytest.mark.parametrize("line", ["", "x", "0 1 thin-pool", "0 1 thin-pool 1 2 3 - rw x", "0 1 thin 1 1/2 1/2 - rw x"])
 def test_a_status_that_makes_no_sense(line: str) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
-        _pool.parse_status(line, "vg/pool")
+        pools.parse_status(line, "vg/pool")
 
 
 @pytest.mark.parametrize(
@@ -109,16 +109,16 @@ def test_a_status_that_makes_no_sense(line: str) -> None:
 )
 def test_a_pool_at_risk_is_refused_with_what_helps(line: str, says: str, helps: str) -> None:
     with pytest.raises(SourceAtRisk, match=says) as caught:
-        _pool.refuse_at_risk(volume(), _pool.parse_status(line, "vg/pool"), PoolLimits())
+        pools.refuse_at_risk(volume(), pools.parse_status(line, "vg/pool"), PoolLimits())
     assert helps in caught.value.hint
     assert caught.value.exit_code == 22
 
 
 def test_the_limits_can_be_chosen() -> None:
-    status = _pool.parse_status(STATUS.replace("19/", "5760/"), "vg/pool")
-    _pool.refuse_at_risk(volume(), status, PoolLimits(data_percent=95))
+    status = pools.parse_status(STATUS.replace("19/", "5760/"), "vg/pool")
+    pools.refuse_at_risk(volume(), status, PoolLimits(data_percent=95))
     with pytest.raises(SourceAtRisk, match="limit 10 %"):
-        _pool.refuse_at_risk(volume(), status, PoolLimits(metadata_percent=10))
+        pools.refuse_at_risk(volume(), status, PoolLimits(metadata_percent=10))
 
 
 # -- versions --------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_the_limits_can_be_chosen() -> None:
     ],
 )
 def test_versions_are_numbers(said: str, version: tuple[int, ...], fault: str) -> None:
-    assert _thin_tools.version_of(said) == version
-    found = _thin_tools.fault_of(version)
+    assert thin_tools.version_of(said) == version
+    found = thin_tools.fault_of(version)
     assert fault in found
     assert bool(fault) == bool(found)

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import SourceError
-from lamella.sources.reflink import _btrfs_tree
-from lamella.sources.reflink._maps import Piece
+from lamella.sources.reflink import btrfs_tree
+from lamella.sources.reflink.maps import Piece
 
 SIZE = 1 << 30
 INLINE, REGULAR, PREALLOCATED = 0, 1, 2
@@ -53,13 +53,13 @@ def kernel(answer: Callable[[int, int], tuple[int, bytes]]) -> Iterator[None]:
         buffer[112 : 112 + len(content)] = content[: len(buffer) - 112]
         return 0
 
-    with patch("fcntl.ioctl", ioctl), patch.object(_btrfs_tree, "flush"):
+    with patch("fcntl.ioctl", ioctl), patch.object(btrfs_tree, "flush"):
         yield
 
 
 def read(size: int = SIZE, start: int = 0) -> list[Piece]:
     with Path(__file__).open("rb") as file:
-        return list(_btrfs_tree.pieces(file.fileno(), size, start))
+        return list(btrfs_tree.pieces(file.fileno(), size, start))
 
 
 def mapped(items: list[Item], size: int = SIZE, at_once: int = 2) -> list[Piece]:

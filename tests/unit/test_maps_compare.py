@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
-from lamella.sources.reflink._maps import Piece, compare
+from lamella.sources.reflink.maps import Piece, compare
 
 HOLE, ZEROS, OPAQUE = "hole", "zeros", "opaque"
 Label = str | int

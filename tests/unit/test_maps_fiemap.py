@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from lamella.base.errors import SourceError
 from lamella.base.extents import Extent
-from lamella.sources.reflink import _fiemap
-from lamella.sources.reflink._maps import Piece
+from lamella.sources.reflink import fiemap
+from lamella.sources.reflink.maps import Piece
 
 K = 4096
 SIZE = 100 * K
@@ -59,7 +59,7 @@ def honest(extents: list[Raw], at_once: int = 1000) -> Callable[[int], list[Raw]
 
 def mapped(extents: list[Raw], size: int = SIZE, start: int = 0, at_once: int = 1000) -> list[Piece]:
     with kernel(honest(extents, at_once)):
-        return list(_fiemap.pieces(0, size, start))
+        return list(fiemap.pieces(0, size, start))
 
 
 @pytest.mark.parametrize("flags", [0, LAST, SHARED, MERGED, LAST | MERGED | SHARED])
@@ -85,7 +85,7 @@ def test_preallocated_reads_as_zeros(flags: int) -> None:
 def test_a_second_device_has_addresses_of_its_own() -> None:
     first = mapped([(0, 9 * K, K, 0)])
     with kernel(honest([(0, 9 * K, K, 0)]), xflags=0x0001):  # FS_XFLAG_REALTIME
-        second = list(_fiemap.pieces(0, SIZE))
+        second = list(fiemap.pieces(0, SIZE))
     assert first[0].place != second[0].place
 
 
@@ -108,7 +108,7 @@ def test_the_end_of_the_file_cuts() -> None:
 
 def test_only_the_first_request_syncs() -> None:
     with kernel(honest([(at * K, 900 * K + at * 3 * K, K, 0) for at in range(4)], at_once=2)) as asked:
-        assert len(list(_fiemap.pieces(0, SIZE))) == 4
+        assert len(list(fiemap.pieces(0, SIZE))) == 4
     assert asked == [1, 0, 0]
 
 
@@ -123,36 +123,36 @@ def test_only_the_first_request_syncs() -> None:
 )
 def test_maps_that_make_no_sense_are_refused(extents: list[Raw]) -> None:
     with kernel(lambda _: extents), pytest.raises(SourceError):
-        list(_fiemap.pieces(0, SIZE))
+        list(fiemap.pieces(0, SIZE))
 
 
 def test_a_map_that_does_not_get_on_is_refused() -> None:
     with kernel(lambda _: [(0, 9 * K, K, 0)]), pytest.raises(SourceError):
-        list(_fiemap.pieces(0, SIZE))
+        list(fiemap.pieces(0, SIZE))
 
 
 def test_more_extents_than_have_room_are_refused() -> None:
     with kernel(lambda _: [(0, 9 * K, K, 0)], count=1 << 20), pytest.raises(SourceError):
-        list(_fiemap.pieces(0, SIZE))
+        list(fiemap.pieces(0, SIZE))
 
 
 def test_allocated_ranges_are_joined_and_hold_preallocated_ones() -> None:
     extents = [(0, 9 * K, K, UNWRITTEN), (K, 0, K, DELALLOC), (2 * K, 9 * K, K, 0), (5 * K, 9 * K, K, UNWRITTEN)]
     with kernel(honest(extents)):
-        assert list(_fiemap.allocated(0, SIZE)) == [Extent(0, 3 * K), Extent(5 * K, 6 * K)]
+        assert list(fiemap.allocated(0, SIZE)) == [Extent(0, 3 * K), Extent(5 * K, 6 * K)]
     with kernel(honest([])):
-        assert list(_fiemap.allocated(0, SIZE)) == []
+        assert list(fiemap.allocated(0, SIZE)) == []
 
 
 def test_a_file_system_without_maps_is_refused() -> None:
     def none(_: int) -> list[Raw]:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    for read in (_fiemap.pieces, _fiemap.allocated):
+    for read in (fiemap.pieces, fiemap.allocated):
         with kernel(none), pytest.raises(SourceError, match="not supported"):
             list(read(0, SIZE))
     with Path("/proc/self/status").open("rb") as file, pytest.raises(SourceError):
-        list(_fiemap.pieces(file.fileno(), SIZE))
+        list(fiemap.pieces(file.fileno(), SIZE))
 
 
 numbers = st.integers(0, 1 << 20) | st.integers(0, (1 << 64) - 1)
@@ -164,7 +164,7 @@ numbers = st.integers(0, 1 << 20) | st.integers(0, (1 << 64) - 1)
 def test_any_answer_is_read_or_refused(extents: list[Raw], start: int) -> None:
     with kernel(lambda _: extents):
         try:
-            found = list(_fiemap.pieces(0, SIZE, start))
+            found = list(fiemap.pieces(0, SIZE, start))
         except SourceError:
             return
     at = start

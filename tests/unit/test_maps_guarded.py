@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import CheckpointLost, SourceError
-from lamella.sources.reflink import _maps
-from lamella.sources.reflink._maps import Piece, ReadMap, compare, guarded
+from lamella.sources.reflink.maps import Piece, ReadMap, compare, guarded
 from tests.unit.test_maps_compare import Label, layouts, pieces
 
 OLD, NEW = 3, 4
@@ -36,7 +35,7 @@ def test_windows_make_no_difference(
     old: list[Label], new: list[Label], cuts: frozenset[int], window: int, grain: int, by_start: bool
 ) -> None:
     maps = {OLD: pieces(old, cuts), NEW: pieces(new)}
-    with patch.object(_maps, "_WINDOW", window):
+    with patch("lamella.sources.reflink.maps._WINDOW", window):
         delta = guarded(still(maps, by_start=by_start), OLD, NEW, len(old), len(new), grain)
     assert delta == compare(iter(maps[OLD]), iter(maps[NEW]), len(old), len(new), grain)
 
@@ -112,7 +111,7 @@ def test_no_difference_hides_behind_a_move(
     same: list[bool], moved: list[tuple[int, int, int, int]], window: int
 ) -> None:
     files = MovingFiles(same, moved)
-    with patch.object(_maps, "_WINDOW", window):
+    with patch("lamella.sources.reflink.maps._WINDOW", window):
         try:
             delta = guarded(files.read, OLD, NEW, BLOCKS, BLOCKS, 1)
         except CheckpointLost:
@@ -223,5 +222,5 @@ def test_pieces_joined_over_the_border_of_two_windows_are_no_hole(joined: int, w
         readings += 1
         return still(maps, by_start=True)(fd, size, start)
 
-    with patch.object(_maps, "_WINDOW", 1):
+    with patch("lamella.sources.reflink.maps._WINDOW", 1):
         assert list(guarded(read, OLD, NEW, 6, 6, 1).changed.runs()) == [(0, 6)]

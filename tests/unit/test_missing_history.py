@@ -14,8 +14,7 @@ import pytest
 from lamella.base.errors import RolledBack, StoreRefused
 from lamella.base.ids import DomainId, RepoId, VolumeId, WriterId
 from lamella.base.trust import Sealed
-from lamella.format.commit import CHECKPOINT_EVERY, Head
-from lamella.format.commit import Entry as CommitEntry
+from lamella.format.commit import CHECKPOINT_EVERY, ChainEntry, Head
 from lamella.format.deletion import Forgo
 from lamella.format.records import RawRecord, Volume, raw
 from lamella.history import order as orders
@@ -26,7 +25,7 @@ from lamella.history.order import Order
 from lamella.history.places import judge
 from lamella.memory.host import Host
 from lamella.memory.pins import KnownPlace, Pins, SeenCommit
-from lamella.operations.prune.view import history_troubles
+from lamella.operations.prune.needed import history_troubles
 from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import doubts, find_volume
 from lamella.packs.containers import build_commit
@@ -61,7 +60,7 @@ def names(repo: Repository) -> list[str]:
     return sorted(snapshot.name for snapshot in repo.catalogue.snapshots)
 
 
-def replace_record(entries: Sequence[CommitEntry], seq: int, record: RawRecord) -> CommitEntry:
+def replace_record(entries: Sequence[ChainEntry], seq: int, record: RawRecord) -> ChainEntry:
     """The entry of that commit with another record."""
     return next(entry for entry in entries if entry.seq == seq)._replace(record=record)
 

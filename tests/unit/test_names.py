@@ -10,29 +10,10 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "lamella"
 
 # Different ideas of one name, and how many there are: to be emptied, never to grow.
 TO_BE_RENAMED = {
-    "Action": 2,
-    "Bad": 2,
-    "Choice": 2,
-    "Destination": 2,
-    "Entry": 2,
-    "Gap": 2,
     "Head": 2,
-    "Host": 2,
-    "Judged": 3,
-    "Kind": 2,
-    "Moment": 2,
-    "Piece": 2,
     "Place": 4,
-    "Planner": 2,
-    "Problem": 2,
-    "Reporter": 2,
     "Run": 2,
-    "Session": 3,
-    "View": 2,
-    "Volume": 3,
-    "Walk": 4,
-    "_Comparing": 3,
-    "_Reader": 2,
+    "Session": 2,
 }
 
 

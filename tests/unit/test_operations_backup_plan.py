@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from lamella.base.errors import IntegrityError, RolledBack, UsageError
+from lamella.base.names import pack_hash, pack_name
 from lamella.base.trust import Sealed
 from lamella.format.container import Kind
 from lamella.format.records import RawRecord, raw
-from lamella.operations.backup.plan import MAX_DOCUMENT, PlanRow, check_documents
+from lamella.operations.backup.plan import MAX_DOCUMENT, VolumePlan, check_documents
 from lamella.operations.backup.story import BackupOptions, FailedRequest, Request, plan_backup
-from lamella.operations.restore.restore import RestoreOptions, plan_restore, read_document
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import select
+from lamella.operations.shared.streaming import read_document
 from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import OPTIONS, WRITER, Small, image, snapshot_record
 
@@ -29,7 +30,7 @@ def small(tmp_path: Path) -> Small:
 
 
 def planned(repo: Repository, small: Small, path: Path, host: str = "one", name: str | None = None,
-            options: BackupOptions = OPTIONS) -> PlanRow:  # fmt: skip
+            options: BackupOptions = OPTIONS) -> VolumePlan:  # fmt: skip
     (row,) = plan_backup(repo, [Request(name, small.source(path, host))], options).rows
     return row
 
@@ -98,7 +99,7 @@ def test_one_run_names_each_source_and_volume_once(small: Small, tmp_path: Path)
             ([Request(None, small.source(disk)), Request("disk", small.source(other))], "would be called disk"),
         ):
             with pytest.raises(UsageError, match=text):
-                plan_backup(repo, requests, OPTIONS)
+                assert plan_backup(repo, requests, OPTIONS).rows
 
 
 def test_a_source_that_could_not_be_opened_makes_the_run_incomplete(small: Small, tmp_path: Path) -> None:

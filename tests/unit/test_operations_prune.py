@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -14,6 +14,7 @@ import pytest
 
 from lamella.base.errors import Locked, RepositoryError, RolledBack, StoreFull, StoreUnavailable
 from lamella.base.ids import ChunkId, WriterId
+from lamella.base.names import pack_name
 from lamella.base.trust import Sealed
 from lamella.crypto.slots import Secret
 from lamella.format.commit import Head
@@ -25,12 +26,21 @@ from lamella.memory.pins import Problem
 from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
 from lamella.operations.prune import health
 from lamella.operations.prune.health import Health
-from lamella.operations.prune.prune import DAY_MS, PruneOptions, PruneResult, plan_prune
+from lamella.operations.prune.needed import DAY_MS, Needed, Survey
+from lamella.operations.prune.plan import (
+    Fate,
+    PlannedPack,
+    PruneOptions,
+    PrunePlan,
+    PruneResult,
+    plan_packs,
+    plan_prune,
+)
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.auditing import compact_log
 from lamella.operations.shared.selection import select
 from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Store
 from lamella_kit.fault_store import FaultStore
@@ -65,7 +75,7 @@ class Pruned:
     def prune(self, *names: str, options: PruneOptions | None = None, store: Store | None = None) -> PruneResult:
         with self.alone(store=store) as repo:
             refs = [one.snapshot.ref for one in select(repo, list(names))] if names else []
-            result = plan_prune(repo, refs, options).execute()
+            result = run_prune(repo, refs, options)
         for name in names:
             del self.kept[name]
         return result
@@ -199,7 +209,7 @@ def test_a_writer_may_not_delete(world: Pruned) -> None:
     world.backup(noise(13, 3))
     before = world.small.store.objects()
     with world.alone(WRITER) as repo, pytest.raises(RepositoryError, match="not delete anything"):
-        plan_prune(repo, [], None)
+        run_prune(repo, [], None)
     assert world.small.store.objects() == before
 
 
@@ -310,7 +320,7 @@ def test_missing_history_keeps_everything(world: Pruned) -> None:
     before = world.small.store.objects()
     stranger = Repository.open(world.small.store, ADMIN, world.small.host("stranger"), clock=tick, exclusive=True)
     with stranger as repo, pytest.raises(Exception, match="missing") as raised:
-        plan_prune(repo, [], None).execute()
+        run_prune(repo, [], None)
     assert getattr(raised.value, "exit_code", 0) == 21
     assert world.small.store.objects() == before and first
 
@@ -323,7 +333,7 @@ def test_a_record_that_cannot_be_read_keeps_everything(world: Pruned) -> None:
     packs = world.packs()
     with world.alone() as repo:
         refs = [one.snapshot.ref for one in select(repo, [one])]
-        result = plan_prune(repo, refs).execute()
+        result = run_prune(repo, refs)
     assert [error.exit_code for error in result.blocked] == [20]
     assert (result.removed, world.packs()) == ([], packs)
 
@@ -350,11 +360,11 @@ def test_what_a_writer_saw_and_is_lost_can_be_accepted(world: Pruned) -> None:
         assert (problem.kind, problem.writer, problem.lacks) == ("seen", other, Head(other, 2, problem.lacks.sha256))
         refs = [found.snapshot.ref for found in select(repo, [one])]
         with pytest.raises(RolledBack):
-            plan_prune(repo, refs)
+            run_prune(repo, refs)
         writer = problem.message.split()[1]
         assert accept_seen(repo.log, "00000000") == []
         assert accept_seen(repo.log, writer)
-        assert not plan_prune(repo, refs).execute().blocked
+        assert not run_prune(repo, refs).blocked
     del world.kept[one]
     world.check()
 
@@ -366,7 +376,7 @@ def test_prune_and_backup_keep_each_other_out(world: Pruned) -> None:
     with world.alone(), pytest.raises(Locked), world.small.opened():
         pass
     with world.small.opened() as repo, pytest.raises(Locked):
-        plan_prune(repo, []).execute()
+        run_prune(repo, [])
 
 
 def test_where_nothing_may_be_deleted_it_is_left_to_others(world: Pruned) -> None:
@@ -440,7 +450,7 @@ def test_an_object_that_may_have_been_a_commit_delays_deletion(world: Pruned) ->
     for days, deleted in ((29, 0), (31, 1)):
         clock = partial(int, now + days * DAY_MS)
         with Repository.open(world.small.store, ADMIN, later, clock=clock, exclusive=True) as repo:
-            assert plan_prune(repo, []).execute().deleted_packs == deleted, days
+            assert run_prune(repo, []).deleted_packs == deleted, days
     world.check()
 
 
@@ -477,7 +487,7 @@ def test_what_is_given_up_does_not_count_as_gone(world: Pruned) -> None:
         repo.publish([Lost.of(one.ref, [(0, 30 * CHUNK)])])
     with world.alone() as repo, Health(repo) as judged:
         for _ in range(2):
-            result = plan_prune(repo, [], None, judged).execute()
+            result = run_prune(repo, [], None, judged)
             assert not result.blocked and not result.damaged
 
 
@@ -518,3 +528,87 @@ def test_a_node_that_cannot_be_read_for_a_moment_costs_nothing(world: Pruned, ti
         world.kept[first] = noise(47, 70)
     if not given_up:
         world.check()
+
+
+# -- the plan as a value -----------------------------------------------------------------------------------------------
+
+
+def planned(world: Pruned, *names: str, options: PruneOptions | None = None) -> PrunePlan:
+    with world.small.opened() as repo:
+        refs = {one.snapshot.ref: "as asked" for one in select(repo, list(names))} if names else {}
+        return plan_prune(repo, refs, options)
+
+
+def test_a_plan_names_snapshots_and_packs_and_writes_nothing(world: Pruned) -> None:
+    content = noise(50, 60)
+    first = world.backup(content)
+    world.backup(content[: 10 * CHUNK] + noise(51, 50))
+    gone = world.backup(noise(52, 20), "other")
+    world.backup(noise(53, 5), "other")
+    before, state = world.small.store.objects(), tree(world.small.host().state_dir)
+    plan = planned(world, first, gone)
+    assert (world.small.store.objects(), tree(world.small.host().state_dir)) == (before, state)
+    assert [(one.name, one.reason, one.last) for one in plan.removals] == [
+        (first, "as asked", False),
+        (gone, "as asked", False),
+    ]
+    assert [pack.fate for pack in plan.packs] == [Fate.DELETE, Fate.REWRITE]
+    assert [pack.reason for pack in plan.packs] == ["nothing in it is needed", "17 % of it is needed"]
+    with pytest.raises(FrozenInstanceError):
+        plan.live_bytes = 0  # type: ignore[misc]
+    result = world.prune(first, gone)
+    assert abs(plan.freed_bytes - result.freed_bytes) * 100 < result.freed_bytes
+    assert (plan.live_bytes, plan.dead_bytes, len(plan.gone)) == (
+        result.live_bytes,
+        result.dead_bytes,
+        result.deleted_packs,
+    )
+    world.check()
+
+
+def tree(place: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+def test_a_plan_says_what_cannot_be_decided(world: Pruned) -> None:
+    first = world.backup(noise(54, 30))
+    bad = world.backup(noise(55, 30))
+    world.backup(noise(56, 30))
+    rot(world, Kind.LEAF, added(world, bad).root)
+    plan = planned(world, first)
+    assert [error.exit_code for error in plan.undecided] == [20] and [error.obj for error in plan.damaged] == [bad]
+    assert not plan.packs and plan.freed_bytes == 0, "nothing is deleted where a snapshot cannot be read"
+    (whole,) = (text for text in world.kept if text not in (first, bad))
+    refused = planned(world, first, whole)
+    assert not refused.removals and refused.undecided[0].obj == "disk", "the last whole snapshot stays"
+    final = planned(world, first, bad, whole, options=PruneOptions(last=True))
+    assert [one.last for one in final.removals] == [True] * 3 and not final.undecided
+    assert final.freed_bytes == sum(world.packs().values())
+    with world.small.opened() as repo, pytest.raises(RepositoryError, match="not in the repository"):
+        plan_prune(repo, [repo.catalogue.snapshots[0].ref._replace(seq=999)])
+
+
+def test_a_plan_keeps_what_was_removed_too_lately(world: Pruned) -> None:
+    first = world.backup(noise(57, 30))
+    world.backup(noise(58, 30))
+    options = PruneOptions(remove_delay_ms=DAY_MS)
+    assert planned(world, first).freed_bytes > 30 * CHUNK
+    plan = planned(world, first, options=options)
+    assert len(plan.removals) == 1 and plan.freed_bytes == 0 and "old enough" in plan.notes[0]
+    assert world.prune(first, options=options).freed_bytes == 0
+
+
+def test_a_pack_in_the_plan_that_a_fresh_head_needs_stays(world: Pruned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan names every pack, as if it were older than every head: the executor reads each directory again."""
+    first = world.backup(noise(59, 20))
+    world.backup(noise(60, 20))
+
+    def stale(survey: Survey, needed: Needed, options: PruneOptions) -> PrunePlan:
+        plan = plan_packs(survey, needed, options)
+        more = [PlannedPack(use, Fate.DELETE, "stale") for use in survey.health.usage().packs() if use.held]
+        assert more
+        return replace(plan, packs=(*plan.packs, *more))
+
+    monkeypatch.setattr("lamella.operations.prune.prune.plan_packs", stale)
+    assert world.prune(first, options=PruneOptions(repack=False)).deleted_packs == 1
+    world.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -80,6 +81,23 @@ def test_every_name_can_be_had_and_no_other() -> None:
         assert getattr(lamella, name) is getattr(lamella, name)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = lamella.no_such_name  # type: ignore[attr-defined]
+
+
+def test_type_checkers_know_the_same_names() -> None:
+    stub = ast.parse(Path(lamella.__file__).with_name("__init__.pyi").read_text("utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    known = {one.asname: node.module for node in imports for one in node.names}
+    assert known == lamella._HOME_OF
+
+
+def test_nothing_inside_uses_the_public_names() -> None:
+    """They live above every room: whoever took one from here would look upward, unseen by import-linter."""
+    for path in Path(lamella.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                assert "lamella" not in [one.name for one in node.names], path
+            if isinstance(node, ast.ImportFrom) and node.module == "lamella":
+                assert not {one.name for one in node.names} & set(lamella.__all__), path
 
 
 def imported_after(program: str) -> set[str]:

@@ -11,11 +11,12 @@ import pytest
 
 from lamella.base.errors import IntegrityError, StoreError, StoreUnavailable
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
+from lamella.base.names import pack_hash, pack_name
 from lamella.base.trust import Sealed
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
 from lamella.format.container import MAX_OBJECT, Kind
-from lamella.packs.blobmap import BlobMap, pack_hash, pack_name
+from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
 from lamella.packs.containers import build, build_single, raw_body
 from lamella.packs.contents import Contents

@@ -10,8 +10,7 @@ import pytest
 from lamella.base.errors import NothingMatched
 from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format.deletion import Remove
-from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.records import Ref, Run, Volume, raw
+from lamella.format.records import Pin, Ref, Rename, Run, Tag, Volume, raw
 from lamella.history.catalogue import Snapshot, latest
 from lamella.operations.look import listing
 from lamella.operations.shared.selection import select

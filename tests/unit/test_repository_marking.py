@@ -9,11 +9,12 @@ import pytest
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId
+from lamella.base.names import pack_name
 from lamella.format.container import Kind
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
-from lamella.operations.shared import marking
-from lamella.operations.shared.marking import LiveIds, Walk, roots_by_domain
-from lamella.packs.blobmap import pack_name
+from lamella.operations.shared.marking import LiveWalk, roots_by_domain
+from lamella.packs import usage
+from lamella.packs.usage import LiveIds
 from lamella.repository.repository import Repository
 from lamella_kit.scripted_source import ScriptedSource
 from tests.unit.small_repository import CHUNK, Small
@@ -35,7 +36,7 @@ def marked(repo: Repository, *without: str) -> list[tuple[Kind, ChunkId]]:
     return [
         (kind, id_)
         for domain_id, roots in roots_by_domain(repo.catalogue, gone).items()
-        for kind, ids in Walk(repo.contents, domain_id).referenced(roots)
+        for kind, ids in LiveWalk(repo.contents, domain_id).referenced(roots)
         for id_ in ids
     ]
 
@@ -80,7 +81,7 @@ def test_a_lost_node_ends_the_mark(tmp_path: Path) -> None:
 
 
 def test_ids_are_kept_on_disk_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marking, "_SPILL_BYTES", 240)
+    monkeypatch.setattr(usage, "_SPILL_BYTES", 240)
     chance = random.Random(4)
     ids = [ChunkId(chance.randbytes(24)) for _ in range(20_000)]
     with LiveIds(tmp_path) as live:

@@ -14,9 +14,10 @@ import pytest
 
 from lamella.base.errors import IntegrityError, StoreFull
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import pack_hash, pack_name
 from lamella.crypto.derive import Keys
 from lamella.format.container import MAX_BLOBS, Kind
-from lamella.packs.blobmap import BlobMap, pack_hash, pack_name
+from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
 from lamella.packs.containers import Head, open_blob, raw_body, read_head
 from lamella.packs.contents import Contents

@@ -8,11 +8,11 @@ import pytest
 
 from lamella.base.errors import StoreError, StoreUnavailable
 from lamella.base.ids import ChunkId
+from lamella.base.names import pack_name
 from lamella.base.trust import Clear
 from lamella.format.container import Kind
 from lamella.format.lost import Address
 from lamella.operations.shared.rereading import Reread, reread
-from lamella.packs.blobmap import pack_name
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore

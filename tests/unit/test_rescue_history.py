@@ -484,3 +484,26 @@ def test_restore_says_which_snapshot_before_it_begins(bench: Bench) -> None:
     assert "restored and compared" in lines[-1] and result.code == 0
     result = bench.run("restore", "disk", "--to", str(bench.target))
     assert result.code == 2 and result.err.startswith("restoring disk@")
+
+
+@pytest.mark.parametrize("hidden", ["w", "the writer", "many names"])
+def test_a_folder_of_commits_that_is_not_listed_to_its_end_is_missing_history(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """A storage that hides the newest commits this way would otherwise be given an older snapshot as the latest."""
+    writer, chain, _ = two_snapshots()
+    folder = "w" if hidden == "w" else f"w/{chain.writer.hex()}"
+    if hidden == "many names":
+        writer.objects |= {f"{folder}/{number:04}": b"" for number in range(1000)}
+    bench.save(writer)
+    real = os.listdir
+
+    def listed(place: int) -> list[str]:
+        if hidden != "many names" and str(Path(f"/proc/self/fd/{place}").readlink()).endswith(f"/{folder}"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(place)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    result = bench.run("list")
+    assert result.code == 21 and "was not listed to its end" in result.err
+    assert "was not listed to its end" in refused(bench, "disk")

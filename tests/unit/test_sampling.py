@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
-from lamella.operations.backup.sampling import MOST_BYTES, choose, runs_to_see_all, sample_size
+from lamella.operations.backup.sampling import MOST_BYTES, choose, sample_size
+from tests.sampling_bound import runs_to_see_all
 
 CHUNK = 128 * 1024
 GIB = 1 << 30

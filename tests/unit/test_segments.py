@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from lamella.base.errors import IntegrityError, StoreUnavailable, UnknownFormat
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import pack_name
 from lamella.base.trust import Opened, Sealed
 from lamella.crypto.derive import Keys
 from lamella.format import segment
 from lamella.format.container import FIRST_READ, Blob, Kind, aligned
 from lamella.format.segment import Covered, segment_hash, segment_name
-from lamella.packs.blobmap import BlobMap, pack_name
+from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
 from lamella.packs.containers import build_single
 from lamella.packs.contents import Contents

@@ -25,12 +25,11 @@ from lamella.base.errors import (
     UsageError,
 )
 from lamella.base.trust import Sealed
+from lamella.stores.base import range_end
 from lamella.stores.local import flock as _flock
-from lamella.stores.local.directory import store_error
-from lamella.stores.local.listing import MAX_INVALID
-from lamella.stores.local.mounts import file_system_in, file_system_of
+from lamella.stores.local.directory import MAX_INVALID, store_error
+from lamella.stores.local.flock import file_system_in, file_system_of
 from lamella.stores.local.store import LocalStore
-from lamella.stores.requests import range_end
 from lamella_kit.store_reading import listed
 
 WEEK_SECONDS = 7 * 86400

@@ -8,14 +8,14 @@ import pytest
 
 from lamella.base.errors import StoreRefused
 from lamella.base.ids import RepoId
+from lamella.base.names import MARKER, TRAILER_SIZE
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of
 from lamella.format.commit import Body, Head, writer_id
-from lamella.format.container import TRAILER_SIZE
 from lamella.format.marker import Marker
 from lamella.packs.containers import build_commit
 from lamella.stores.memory import MemoryStore
-from lamella.stores.pipe.received import MARKER, Received
+from lamella.stores.pipe.guarded import Received
 
 SEED = b"w" * 32
 MARK = Marker(RepoId(b"r" * 16), public_of(b"p" * 32), 1)

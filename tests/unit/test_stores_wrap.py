@@ -12,7 +12,7 @@ from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreFull, S
 from lamella.base.trust import Sealed
 from lamella.stores.base import Entry
 from lamella.stores.memory import MemoryStore
-from lamella.stores.wrap import Backoff, ReadOnlyStore, RetryingStore
+from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella_kit.fault_store import FaultStore, Method
 
 AWAY = StoreUnavailable("away")
@@ -179,17 +179,3 @@ def test_a_listing_that_stays_broken_ends_with_the_error_not_early() -> None:
     with pytest.raises(StoreUnavailable):
         next(listing)
     trial.faults.assert_all_fired()
-
-
-def test_read_only_never_reaches_the_store_inside_with_a_write() -> None:
-    faults = FaultStore(MemoryStore({"a": b"x"}))
-    for method in ("put", "delete", "sync"):
-        faults.fail(method, AssertionError("reached"))
-    store = ReadOnlyStore(faults)
-    with pytest.raises(StoreRefused):
-        store.put("a", Sealed(b"x"))
-    with pytest.raises(StoreRefused):
-        store.delete("a")
-    store.sync()
-    with store.lock(exclusive=True), pytest.raises(Locked), faults.lock(exclusive=False):
-        pytest.fail("the lock is not that of the store inside")

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from lamella.base.errors import CheckpointLost
-from lamella.sources.lvm._thin_xml import differing, mapped
+from lamella.sources.lvm.thin_xml import differing, mapped
 from tests.features import require
 
 RECORDED = Path(__file__).with_name("thin_reports")

@@ -14,10 +14,11 @@ import pytest
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
+from lamella.base.names import commit_message
 from lamella.base.trust import Opened
 from lamella.crypto import chunk_id, seal, sign, slots
 from lamella.crypto.derive import DomainKeys, Keys
-from lamella.format import commit, compression, container, document, keyslot, known, marker, node, origin, records
+from lamella.format import commit, compression, container, document, inner, keyslot, known, marker, node, records
 from lamella.format.container import Kind
 from lamella.format.cursor import Cursor
 from tests.golden import make_vectors
@@ -284,17 +285,17 @@ def test_figures_and_unknown_inner_records() -> None:
 def test_origin(row: Json) -> None:
     snap = add_snap(next(one for one in RECORDS if one["type"] == records.AddSnap.TYPE)["fields"])
     first, copied = (
-        origin.Place(RepoId(unhex(place["repo_id"])), records.Ref.decode(Cursor(unhex(place["ref"]), "a ref")))
+        inner.Place(RepoId(unhex(place["repo_id"])), records.Ref.decode(Cursor(unhex(place["ref"]), "a ref")))
         for place in (row["first"], row["copied"])
     )
-    made = origin.Origin(first, copied)
+    made = inner.Origin(first, copied)
     assert made.encode() == records.RawRecord(row["type"], unhex(row["value"]))
     copy = replace(snap, inner=(*snap.inner, made.encode()))
-    assert copy.usable and origin.Origin.of(copy) == made
-    assert origin.Origin.of(replace(copy, inner=(made.encode()._replace(value=unhex(row["value"])[:-1]),))) is None
+    assert copy.usable and inner.Origin.of(copy) == made
+    assert inner.Origin.of(replace(copy, inner=(made.encode()._replace(value=unhex(row["value"])[:-1]),))) is None
     elsewhere = RepoId(bytes(16))
-    assert origin.first_place(elsewhere, copied.ref, copy) == first
-    assert origin.first_place(elsewhere, copied.ref, snap) == origin.Place(elsewhere, copied.ref)
+    assert inner.first_place(elsewhere, copied.ref, copy) == first
+    assert inner.first_place(elsewhere, copied.ref, snap) == inner.Place(elsewhere, copied.ref)
 
 
 @pytest.mark.parametrize("row", VECTORS["commits"], ids=["first", "second"])
@@ -306,7 +307,7 @@ def test_commit(row: Json) -> None:
     assert trailer.public.hex() == row["public"]
     assert commit.writer_id(trailer.public) == head.writer
     assert trailer.container == hashlib.sha256(inside).digest()
-    message = commit.signed_message(mark(1).root, head.writer, head.seq, trailer.container)
+    message = commit_message(mark(1).root, head.writer, head.seq, trailer.container)
     assert sign.verified(trailer.public, trailer.signature, message)
     assert sign.sign(SEEDS["writer_seed"], message) == trailer.signature
     encoded = body_of(inside, head.writer + head.seq.to_bytes(8, "little"))
@@ -331,9 +332,9 @@ def body_of(inside: bytes, bound: bytes) -> bytes:
     return bytes(compression.decode(body, blobs[0].content_length, "w"))
 
 
-def entry(row: Json) -> commit.Entry:
+def entry(row: Json) -> commit.ChainEntry:
     raw = records.RawRecord(row["type"], unhex(row["value"]))
-    return commit.Entry(row["seq"], unhex(row["prev"]), row["time_ms"], raw)
+    return commit.ChainEntry(row["seq"], unhex(row["prev"]), row["time_ms"], raw)
 
 
 def test_segment_and_entries_of_a_checkpoint() -> None:

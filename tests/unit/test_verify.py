@@ -187,9 +187,7 @@ def test_the_restore_level_notices_a_manifest_that_its_chunks_do_not_make(
 ) -> None:
     """A reader that gave other bytes than its ids say would be noticed, too."""
     small.backup(image(tmp_path / "disk.img", LETTERS))
-    monkeypatch.setattr(
-        "lamella.operations.verify.restored.identify_chunk", lambda repo, one: lambda content: b"x" * 24
-    )
+    monkeypatch.setattr("lamella.operations.verify.compare.identify_chunk", lambda repo, one: lambda content: b"x" * 24)
     result = proof(small, VerifyOptions("restore"))
     assert [one.kind for one in result.findings] == ["tree"]
     assert result.unrestorable

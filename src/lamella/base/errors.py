@@ -13,7 +13,7 @@ LamellaError
 │   └── StoreFull         no space left at the destination
 ├── RepositoryError       the repository as a whole cannot be used
 │   ├── NoRepository      there is none at that place                           exit 10
-│   │   └── Absent        its disk, host or bucket is not there just now            exit 75
+│   │   └── Absent        its disk, host or bucket is not available now             exit 75
 │   ├── Locked            another process holds what is needed                  exit 11
 │   └── UnknownFormat     written by a newer or another program
 ├── KeyRefused            wrong passphrase, key or altered marker               exit 12
@@ -25,6 +25,12 @@ Only `lamella.cli` prints an error or ends the process.
 """
 
 from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """A foreign text as one line that cannot move the cursor or colour a terminal; semicolons separate its lines."""
+    shown = "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
+    return "; ".join(" ".join(line.split()) for line in shown.split("\n") if line.strip())
 
 
 class LamellaError(Exception):
@@ -123,7 +129,7 @@ class NoRepository(RepositoryError):
 
 
 class Absent(NoRepository):
-    """The disk, host or bucket is not there just now, and the user said that this may be."""
+    """The disk, host or bucket is not available now, and the user allowed that (--if-available)."""
 
     exit_code = 75
     kind = "absent"

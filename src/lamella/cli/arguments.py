@@ -16,32 +16,34 @@ COMMANDS = {
     "restore": "write a volume, or a document, back to a file or device",
     "list": "show volumes and snapshots",
     "info": "show the repository, a volume or a snapshot",
-    "diff": "show what differs between two snapshots of a volume",
-    "copy": "copy snapshots into another repository, or mirror a repository",
-    "verify": "prove that snapshots can be restored; records what does not open",
-    "prune": "remove the snapshots that no rule keeps, and give their space back",
+    "diff": "show the differences between two snapshots of a volume",
+    "copy": "copy snapshots into another repository",
+    "mirror": "copy a whole repository to a second place, byte for byte, without keys",
+    "verify": "prove that snapshots can be restored, and record what does not open",
+    "prune": "remove the snapshots that no rule keeps, and free their space",
     "delete": "remove snapshots by name",
-    "tag": "give snapshots tags, take them away, pin and unpin",
-    "rename": "give a volume another name",
-    "check": "look at the repository's history, accept it after a rollback, and repair damage",
+    "tag": "add and remove tags of snapshots, pin and unpin snapshots",
+    "rename": "rename a volume",
+    "check": "examine the repository's history, and accept it after a rollback",
+    "repair": "repair a damaged repository: restore what still exists, and record what is lost",
     "key": "list, add, remove and change the keys that open the repository",
-    "monitor": "give back the space that kept moments of sources hold, without a backup",
+    "monitor": "free the space that checkpoints of sources hold, without a backup",
     "qubes": "back up and restore whole qubes of Qubes OS, data and settings",
-    "serve": "give a destination to one client on standard input and output",
+    "serve": "serve a destination to one client on standard input and output",
     "config": "show and validate the configuration",
-    "doctor": "examine this machine, its places and the repository for trouble",
+    "doctor": "examine this machine, its directories and the repository for trouble",
 }
 
 EXIT_CODES = """\
 exit codes: 0 done, 1 failed, 2 usage, 3 incomplete (some volumes failed, the rest is safe), 4 nothing matched,
 10 no repository, 11 locked, 12 wrong key, 20 damage found, 21 rollback, fork or missing history,
 22 source at risk, 75 destination absent and --if-available, 130 interrupted.
-What a command committed is safe whatever it ends with."""
+What a command has committed is safe, whatever its exit code."""
 
 SECRETS = """\
 The secret comes from one of LAMELLA_PASSPHRASE, LAMELLA_PASSPHRASE_FILE, LAMELLA_PASSPHRASE_COMMAND,
 LAMELLA_PASSPHRASE_FD, --keyfile, --recovery-key-file or LAMELLA_RECOVERY_KEY_FILE, the systemd credential
-lamella.passphrase; else from the configuration; else the terminal is asked."""
+lamella.passphrase. Without any of these it comes from the configuration, else the command asks at the terminal."""
 
 DEFAULTS: dict[str, Any] = {
     "repos": [],
@@ -61,13 +63,13 @@ DEFAULTS: dict[str, Any] = {
 
 
 class CommandModule(Protocol):
-    """What a module in lamella.cli.commands offers."""
+    """The interface of a module in lamella.cli.commands."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Describe the command's own arguments."""
 
     def run(self, context: Any) -> int:  # noqa: ANN401  (a Context, whose import is not cheap)
-        """Do it, and return the exit code."""
+        """Run the command. Returns the exit code."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -80,7 +82,7 @@ class CommandParser(argparse.ArgumentParser):
         self._fill = fill
 
     def fill(self) -> None:
-        """Add the arguments that were put off."""
+        """Add the arguments, at first use."""
         fill, self._fill = self._fill, None
         if fill is not None:
             fill(self)
@@ -107,7 +109,7 @@ def build() -> CommandParser:
         description="Encrypted, deduplicating, incremental backups of virtual machine volumes.",
         epilog=EXIT_CODES,
     )
-    parser.add_argument("--version", action="store_true", default=argparse.SUPPRESS, help="print the version and end")
+    parser.add_argument("--version", action="store_true", default=argparse.SUPPRESS, help="print the version and exit")
     add_global(parser, repos="repos_before")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     for name, text in COMMANDS.items():
@@ -124,7 +126,7 @@ def _filling(name: str) -> Callable[[CommandParser], None]:
 
 
 def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None:
-    """The options that every command has, before and after its name; unset ones leave what was set before."""
+    """The options of every command, before and after its name; an option not given keeps its value."""
 
     def add(*names: str, **options: Any) -> None:  # noqa: ANN401
         group.add_argument(*names, default=argparse.SUPPRESS, **options)
@@ -140,35 +142,53 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
     )
     add("--keyfile", metavar="FILE", help="open the repository with this key file")
     add("--recovery-key-file", metavar="FILE", help="open the repository with the recovery key in this file")
-    add("--lock-wait", metavar="SECONDS", type=seconds, help="wait so long for a locked repository (default 0)")
+    add("--lock-wait", metavar="SECONDS", type=seconds, help="wait up to SECONDS for a locked repository (default 0)")
     add(
         "--limit-rate",
         metavar="RATE",
         type=rate,
-        help="move at most so many bytes a second, such as 5M, to and from REPO",
+        help="transfer at most RATE bytes a second to and from REPO, for example 5M",
     )
     add(
         "--expect",
         metavar="FINGERPRINT",
         type=fingerprint,
-        help="end with 21 unless REPO has this head fingerprint, as check and info show it: it is in that very state",
+        help="end with 21 unless REPO has this head fingerprint, which check and info show for the present state",
     )
-    add("--if-available", action="store_true", help="end with 75 if the disk, host or bucket of REPO is not there")
+    add("--if-available", action="store_true", help="end with 75 if the disk, host or bucket of REPO is absent")
     add("--json", action="store_true", help="print the result as one JSON document")
-    add("--json-lines", action="store_true", help="print progress and messages as JSON objects, one a line, on stderr")
-    add("-q", "--quiet", action="store_true", help="no progress, warnings and errors only")
-    add("-v", "--verbose", action="store_true", help="say more")
+    add(
+        "--json-lines",
+        action="store_true",
+        help="print progress and messages as JSON objects on stderr, one object on each line",
+    )
+    add("-q", "--quiet", action="store_true", help="print warnings and errors only")
+    add("-v", "--verbose", action="store_true", help="print more details")
     add("--debug", action="store_true", help="show tracebacks of errors")
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    """-n, which every writing command has."""
-    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, and do nothing")
+    """-n, for every command that writes."""
+    parser.add_argument(
+        "-n", "--dry-run", action="store_true", help="show what the command would do, and change nothing"
+    )
 
 
 def add_yes(parser: argparse.ArgumentParser) -> None:
-    """-y, where a person at a terminal is asked first."""
+    """-y, for commands that ask before they act."""
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
+
+
+class _Moved(argparse.Action):
+    """An option that has become a command; naming that command is all it does."""
+
+    def __call__(self, *given: object) -> None:
+        raise UsageError(f"{self.option_strings[0]} is a command of its own", hint=f"write: {self.const}")
+
+
+def add_moved(parser: argparse.ArgumentParser, option: str, command: str) -> None:
+    """An option that now only names the command that took its place."""
+    parser.add_argument(option, action=_Moved, nargs=0, const=command, help=argparse.SUPPRESS)
 
 
 def add_actions(parser: argparse.ArgumentParser, name: str) -> Callable[..., argparse.ArgumentParser]:

@@ -1,4 +1,4 @@
-"""What a command is given: its arguments, this host, the configuration, the repository."""
+"""What a command works with: its arguments, this host, the configuration, the repository."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import Absent, Interrupted, Locked, NoRepository, RolledBack, StoreUnavailable, UsageError
 from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
 from lamella.cli.output import Output
 from lamella.cli.places import config_place, this_host
-from lamella.cli.secret import FIRST, SECOND, given_source, secret_source
-from lamella.cli.terminal import can_confirm, confirm
-from lamella.crypto.slots import Secret
+from lamella.cli.secret import FIRST, SecretSource, given_source, secret_source
 from lamella.memory.host import Host, Notices
-from lamella.operations.shared.heads import require_fingerprint
 from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
-from lamella.sources.base import Source
-from lamella.sources.keeping import Keeping, PoolLimits
-from lamella.sources.registry import open_kept_source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store
-from lamella.stores.wrap import LimitedStore, RetryingStore, TokenBucket
+from lamella.stores.wrap.retrying import RetryingStore
+
+# Sources, prompts and limits are imported where they are used: most commands that read a repository need none of them.
+if TYPE_CHECKING:
+    from lamella.crypto.slots import Secret
+    from lamella.sources.base import Keeping, Source
 
 
 class Context:
-    """One run of one command. What is not asked for is not read."""
+    """One run of one command. Everything is read at first use."""
 
     secret_names = FIRST
 
@@ -56,20 +55,20 @@ class Context:
         return self.named_place(self._named())
 
     def _named(self) -> str:
-        """REPO as it was named."""
+        """REPO as the user named it."""
         text = self.args.repo or self.env.get("LAMELLA_REPO") or self.config.default_repository
         if not text:
             raise UsageError("no repository is named", hint="give -r REPO, or set LAMELLA_REPO")
         return str(text)
 
     def named_place(self, text: str) -> tuple[str, RepositorySettings | None]:
-        """Where a repository named on the command line is, and what is configured for it."""
+        """The URL and the settings of a repository that the command line names."""
         settings = self.config.repositories.get(text) if configuration.is_name(text) else None
         return (text, None) if settings is None else (settings.url, settings)
 
     @property
     def destinations(self) -> list[str]:
-        """All repositories that a backup goes to, as they were named: by -r, LAMELLA_REPO or the configuration.
+        """All destinations of a backup, as the user named them: by -r, LAMELLA_REPO or the configuration.
 
         Raises UsageError if there is none.
         """
@@ -81,21 +80,27 @@ class Context:
 
     @property
     def place(self) -> str:
-        """REPO: -r, LAMELLA_REPO or the configured default, names replaced by what they stand for."""
+        """The URL of REPO: -r, LAMELLA_REPO or the configured default."""
         return self._place[0]
 
     @property
     def settings(self) -> RepositorySettings | None:
-        """What is configured for REPO, if it was given by name."""
+        """The settings of REPO, if the user gave its configured name."""
         return self._place[1]
 
     def source(self, text: str, driver: str | None = None) -> Source:
         """The source at a path, with the driver that fits it or the one named. Raises SourceError, UsageError."""
+        from lamella.sources.registry import open_kept_source
+
         return open_kept_source(text, self.host.machine, self.keeping, driver)
 
     @cached_property
     def keeping(self) -> Keeping:
-        """What is configured about kept moments, and whose they are."""
+        """The settings of checkpoints, and their owner."""
+        from pathlib import Path
+
+        from lamella.sources.base import Keeping, PoolLimits
+
         configured, lvm = self.config.backup.checkpoint_dir, self.config.lvm
         return Keeping(
             self.host.owner,
@@ -115,11 +120,15 @@ class Context:
     def _limited(self, store: Store) -> Store:
         configured = None if self.settings is None else self.settings.limit_rate
         rate = self.args.limit_rate or configured
-        return store if rate is None else LimitedStore(store, TokenBucket(rate))
+        if rate is None:
+            return store
+        from lamella.stores.wrap.limited import LimitedStore, TokenBucket  # only where a rate was given
+
+        return LimitedStore(store, TokenBucket(rate))
 
     @contextmanager
     def _may_be_absent(self) -> Iterator[None]:
-        """With --if-available, a place that cannot be reached is Absent."""
+        """With --if-available, an unreachable place is Absent."""
         try:
             yield
         except (NoRepository, StoreUnavailable) as error:
@@ -128,7 +137,7 @@ class Context:
             raise Absent(f"{self.place} is not available: {error.message}", obj=self.place) from error
 
     def _require_marker(self, store: Store) -> None:
-        """Raises NoRepository; with --if-available Absent where nothing at all is, as below an empty mount point."""
+        """Raises NoRepository; with --if-available, Absent for an empty place, such as an empty mount point."""
         nothing = False
         try:
             with self._may_be_absent():
@@ -143,17 +152,17 @@ class Context:
     def repository(
         self, *, read_only: bool = True, whole: bool = False, stored: bool = False, exclusive: bool = False
     ) -> Iterator[Repository]:
-        """The open repository. A missing one is reported before a secret is asked for.
+        """The open repository. A missing repository is an error before the command asks for a secret.
 
-        `exclusive`: nobody else may use it meanwhile, where the destination can promise that. `whole` and `stored` as
+        `exclusive`: keep everybody else out, where the destination can do that. `whole` and `stored` as
         for `Repository.open`.
 
         Raises NoRepository, KeyRefused, Locked, IntegrityError, RolledBack, StoreError, UsageError.
         """
-        self.check_secret()  # a contradiction on the command line comes first
+        self.given_secret()  # report a contradiction on the command line first
         with self.store(read_only=read_only) as store:
             self._require_marker(store)
-            secret = self._secret()
+            secret = self.secret()
             with self._opened(store, secret, whole, stored, exclusive) as repository:
                 self.require_expected(repository)
                 for note in repository.catalogue.notes:
@@ -164,19 +173,20 @@ class Context:
                 yield repository
 
     def _note_unexplained(self, repository: Repository) -> None:
-        """Junk and a commit of which nothing is left look the same."""
+        """An object without any evidence may be junk, or a commit of which everything else is lost."""
         names = repository.history.unexplained
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            hint = "if it was one, its host brings it back with: lamella check --repair"
-            self.out.say(f"note: {names[0]}{more} is no commit, and nothing shows that it ever was; {hint}")
+            hint = "if it was a commit, its host restores it with: lamella repair"
+            self.out.say(f"note: {names[0]}{more} is no commit, and nothing shows that it ever was one; {hint}")
 
-    def _secret(self) -> Secret:
+    def secret(self) -> Secret:
+        """The secret of REPO, from its one source or the terminal. Raises UsageError, Interrupted."""
         return secret_source(self.args, self.env, self.settings, self.secret_names).read()
 
-    def check_secret(self) -> None:
-        """Raises UsageError if several sources of the secret are named."""
-        given_source(self.args, self.env, self.settings, self.secret_names)
+    def given_secret(self) -> SecretSource | None:
+        """The source of the secret that the user named, unread. Raises UsageError for several sources."""
+        return given_source(self.args, self.env, self.settings, self.secret_names)
 
     def _opened(self, store: Store, secret: Secret, whole: bool, stored: bool, exclusive: bool) -> Repository:
         wait = self.args.lock_wait
@@ -187,7 +197,10 @@ class Context:
 
     def require_expected(self, repository: Repository) -> None:
         """Raises RolledBack unless the repository is in the state that --expect names."""
-        require_fingerprint(repository, self.args.expect)
+        if self.args.expect is not None:
+            from lamella.operations.shared.heads import require_fingerprint
+
+            require_fingerprint(repository, self.args.expect)
 
     def lock_exclusively(self, repository: Repository) -> None:
         """Exchange the shared lock for the exclusive one. Raises Locked, StoreError."""
@@ -196,7 +209,7 @@ class Context:
 
     @contextmanager
     def sound_repository(self, *, read_only: bool = True) -> Iterator[Repository]:
-        """The open repository, for commands that must not build on a history that is wrong, or write to a mirror.
+        """The open repository, for commands that need a sound history; refuses to write to a mirror.
 
         Raises as `repository`, and RolledBack.
         """
@@ -207,7 +220,7 @@ class Context:
             yield repository
 
     def warn_of_problems(self, repository: Repository) -> int:
-        """Say what is wrong with the history. Returns the exit code of a command that did its work all the same."""
+        """Warn of every problem of the history. Returns the exit code of a command that did its work nevertheless."""
         for problem in repository.problems:
             self.out.warn(f"{problem.message}; {problem.remedy}")
         return RolledBack.exit_code if repository.problems else 0
@@ -215,58 +228,24 @@ class Context:
     @property
     def asks(self) -> bool:
         """Whether there is a person to ask, and neither --yes nor --json is given."""
+        from lamella.cli.terminal import can_confirm
+
         return not (self.args.yes or self.args.json) and can_confirm()
 
     def confirm(self, question: str) -> None:
-        """Ask if there is anybody to ask. Raises Interrupted for a no."""
-        if self.asks and not confirm(question):
-            raise Interrupted("not confirmed: nothing was done")
+        """Ask the person at the terminal, if there is one. Raises Interrupted for a no."""
+        if self.asks:
+            from lamella.cli.terminal import confirm
+
+            if not confirm(question):
+                raise Interrupted("not confirmed: nothing was done")
 
 
 @contextmanager
 def _locking(store: Store) -> Iterator[None]:
-    """Say of a lock that others hold where it is, and what can be done."""
+    """Add the place and a hint to the error for a lock that another process holds."""
     try:
         yield
     except Locked as error:
         error.obj, error.hint = store.url, "try again later, or wait with --lock-wait SECONDS"
         raise
-
-
-class DestinationContext(Context):
-    """One of several repositories of a command; a secret that is named for all of them is read once."""
-
-    def __init__(self, first: Context, text: str, secrets: dict[str, Secret]) -> None:
-        super().__init__(first.args, first.env, first.out)
-        self.secret_names = replace(FIRST, prompt=f"Passphrase of {text}: ")
-        self._text = text
-        self._secrets = secrets
-        self.__dict__.update(config=first.config, host=first.host)
-
-    @cached_property
-    def _place(self) -> tuple[str, RepositorySettings | None]:
-        return self.named_place(self._text)
-
-    def _secret(self) -> Secret:
-        if given_source(self.args, self.env, None, self.secret_names) is None:
-            return super()._secret()
-        # A descriptor can be read only once.
-        return self._secrets.setdefault("", self._secrets.get("") or super()._secret())
-
-
-class SecondContext(Context):
-    """The other repository of a command that works on two: named by --to, its secret by options and variables of
-    its own.
-    """
-
-    secret_names = SECOND
-
-    def __init__(self, first: Context) -> None:
-        super().__init__(first.args, first.env, first.out)
-
-    def require_expected(self, repository: Repository) -> None:
-        """--expect is about the first one."""
-
-    @cached_property
-    def _place(self) -> tuple[str, RepositorySettings | None]:
-        return self.named_place(self.args.to)

@@ -1,4 +1,4 @@
-"""Files a command reads and writes on its own behalf: secrets, sheets, documents. Never a volume."""
+"""Reading and writing the small files of a command: secrets, sheets, documents. Never a volume."""
 
 from __future__ import annotations
 

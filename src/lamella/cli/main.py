@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from lamella.base.errors import Interrupted, LamellaError, UsageError
-from lamella.cli import signals
-from lamella.cli.arguments import COMMANDS, build, load, parse
-
-# Everything else is imported when a command runs: --help must be quick.
+# The interpreter has loaded these two by itself. Everything else is imported where it is needed: --help must be quick,
+# and `entry` must catch a Ctrl-C that comes while modules are imported.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Mapping, Sequence
+
     from lamella.cli.output import Output
 
-_SECRET_VARIABLES = ("LAMELLA_PASSPHRASE", "LAMELLA_NEW_PASSPHRASE", "LAMELLA_TO_PASSPHRASE")
+_SECRET_VARIABLES = (
+    "LAMELLA_PASSPHRASE",
+    "LAMELLA_NEW_PASSPHRASE",
+    "LAMELLA_TO_PASSPHRASE",
+    "LAMELLA_FROM_PASSPHRASE",
+)
+_INTERRUPTED = 130
 
 
 def entry() -> None:
     """The command `lamella`."""
-    sys.exit(_guarded(sys.argv[1:]))
+    try:
+        code = _guarded(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    sys.exit(code)
 
 
 def _guarded(argv: Sequence[str]) -> int:
@@ -29,17 +37,17 @@ def _guarded(argv: Sequence[str]) -> int:
     for name in _SECRET_VARIABLES:
         os.environ.pop(name, None)  # no program that is started from here inherits a secret
     _take_streams()
+    from lamella.cli import signals
+
     signals.take()
     try:
         return _flushed(main(argv, env))
-    except KeyboardInterrupt:
-        return Interrupted.exit_code
     finally:
         signals.leave()
 
 
 def _flushed(code: int) -> int:
-    """Write out what standard output still holds; a failure there is one of the command, a closed pipe is not."""
+    """Flush standard output. A failure there is a failure of the command; a closed pipe is not."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -53,9 +61,9 @@ def _flushed(code: int) -> int:
 
 
 def _take_streams() -> None:
-    """Have all three streams, and be able to print every name.
+    """Open the three streams that are closed, and make every name printable.
 
-    A closed one would give its number to the next file that is opened, and messages would be written into that.
+    Otherwise the next file to be opened would get the number of the closed stream, and messages would go into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -67,6 +75,9 @@ def _take_streams() -> None:
 
 def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
     """Run one command and return its exit code. Never raises a LamellaError."""
+    from lamella.base.errors import UsageError
+    from lamella.cli.arguments import build, parse
+
     try:
         args = parse(argv)
     except UsageError as error:
@@ -84,6 +95,8 @@ def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
 
 
 def _command(args: Namespace, env: Mapping[str, str]) -> int:
+    from lamella.base.errors import Interrupted, LamellaError
+    from lamella.cli.arguments import load
     from lamella.cli.output import Output
 
     out = Output(args.command, as_json=args.json, as_events=args.json_lines, quiet=args.quiet, verbose=args.verbose)
@@ -112,7 +125,8 @@ def _command(args: Namespace, env: Mapping[str, str]) -> int:
 
 
 def _output_before_parsing(argv: Sequence[str]) -> Output:
-    """How to report that the arguments cannot be parsed: as far as they say it."""
+    """The output for an error in the arguments, in the form that the arguments ask for."""
+    from lamella.cli.arguments import COMMANDS
     from lamella.cli.output import Output
 
     options = argv[: argv.index("--")] if "--" in argv else argv

@@ -1,4 +1,4 @@
-"""What a command says: results on standard output, everything else on standard error (design: output, errors)."""
+"""The output of a command: results on standard output, everything else on standard error (design: output, errors)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lamella.base.errors import LamellaError
 from lamella.base.events import Event, Progress, Warned
-from lamella.cli.progress import INTERVAL_SECONDS, Bar
 from lamella.cli.values import shown
 
+if TYPE_CHECKING:
+    from lamella.cli.progress import Bar
+
 SCHEMA = "lamella/1"
+INCOMPLETE = 3
+"""The exit code of a command that did a part of its work; what it committed is safe."""
+INTERVAL_SECONDS = 0.1
+"""Between two reports of progress."""
 
 
 class Output:
@@ -40,8 +46,8 @@ class Output:
         self.verbose = verbose
         self._document_written = False
         self._next_event: dict[str, float] = {}
-        shows_bar = not (quiet or as_events) and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
-        self._bar = Bar(sys.stderr) if shows_bar else None
+        self._shows_bar = not (quiet or as_events) and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self._drawn: Bar | None = None
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -64,7 +70,7 @@ class Output:
             self._result(json.dumps({"schema": SCHEMA, "command": self.command, **fields}, indent=2))
 
     def secret(self, text: str, stream: str) -> None:
-        """Show a secret on "stdout" or "stderr", which the caller found to be a terminal."""
+        """Show a secret on "stdout" or "stderr"; the caller has made sure that it is a terminal."""
         self.clear()
         target = sys.stdout if stream == "stdout" else sys.stderr
         target.write(text)
@@ -92,7 +98,7 @@ class Output:
             self._message("message", text)
 
     def warn(self, text: str, obj: str = "") -> None:
-        """Something the user should know; shown whatever the options are."""
+        """A warning, whatever the options are."""
         prefix = f"{obj}: " if obj and obj not in text else ""
         self._message("warning", f"{prefix}{text}")
 
@@ -125,9 +131,16 @@ class Output:
     # -- progress -----------------------------------------------------------------------------------------------------
 
     def expect(self, stage: str, total_bytes: int) -> None:
-        """Say beforehand how much a stage will have to do, for the time that is left."""
-        if self._bar is not None:
-            self._bar.tally.expected[stage] = total_bytes
+        """Tell the bar how many bytes a stage will process, so that it can show the time left."""
+        if self._shows_bar:
+            self._bar().tally.expected[stage] = total_bytes
+
+    def _bar(self) -> Bar:
+        if self._drawn is None:
+            from lamella.cli.progress import Bar  # only where something takes time, and a person sees it
+
+            self._drawn = Bar(sys.stderr)
+        return self._drawn
 
     def report(self, event: Event) -> None:
         """A reporter for operations (lamella.base.events)."""
@@ -135,8 +148,8 @@ class Output:
             self.warn(event.message, event.obj)
         elif self.as_events:
             self._progress_event(event)
-        elif self._bar is not None:
-            self._bar.update(event)
+        elif self._shows_bar:
+            self._bar().update(event)
 
     def _progress_event(self, event: Progress) -> None:
         now, key = time.monotonic(), f"{event.stage} {event.volume}"
@@ -147,9 +160,9 @@ class Output:
         self._event("progress", {"stage": event.stage, "volume": event.volume, **figures})
 
     def clear(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.clear()
+        """Remove the bar."""
+        if self._drawn is not None:
+            self._drawn.clear()
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -161,7 +174,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def drop(stream: TextIO) -> None:
-    """Nobody reads this stream any more: what is still written to it vanishes, so that the work can end well."""
+    """Send a stream that nobody reads any more to nowhere, so that the work can end well."""
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.dup2(nowhere, stream.fileno())

@@ -1,4 +1,4 @@
-"""Where this host keeps configuration, state and cache, and what it is called (design: places)."""
+"""The directories of this host for configuration, state and cache, and its name (design: places)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def config_place(env: Mapping[str, str]) -> Path:
 
 
 def state_place(env: Mapping[str, str]) -> Path:
-    """What cannot be rebuilt, and costs time when it is lost."""
+    """The state directory: nothing can rebuild it, and its loss costs time."""
     return _place(env, "LAMELLA_STATE_DIR", "/var/lib/lamella", "XDG_STATE_HOME", ".local/state")
 
 
 def cache_place(env: Mapping[str, str]) -> Path:
-    """What can be thrown away."""
+    """The cache directory: anybody may delete it."""
     return _place(env, "LAMELLA_CACHE_DIR", "/var/cache/lamella", "XDG_CACHE_HOME", ".cache")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import UsageError
+from lamella.cli.configuration import PruneSettings
 from lamella.operations.prune.retention import ALL, Age, Period, Retention, Thinning
 
 if TYPE_CHECKING:  # not needed to read the configuration
@@ -17,15 +17,6 @@ if TYPE_CHECKING:  # not needed to read the configuration
 _COUNTS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 KEYS = (*(f"keep_{name}" for name in _COUNTS), "keep_within", "keep_tags", "thin_older")
 """The keys of `[prune]` and `[prune.volumes.NAME]`."""
-
-
-@dataclass(frozen=True, slots=True)
-class PruneSettings:
-    """`[prune]`: rules for all volumes, rules of single ones, and the zone of their calendar."""
-
-    zone: str = "UTC"
-    rules: Retention = field(default_factory=Retention)
-    volumes: Mapping[str, Retention] = field(default_factory=dict)
 
 
 def count(text: str) -> int:
@@ -114,7 +105,8 @@ def policy_of(settings: PruneSettings, given: Retention | None = None, zone_text
     found = zone(zone_text or settings.zone)
     if given is not None and not given.empty:
         return Policy(given, {}, found)
-    return Policy(settings.rules, settings.volumes, found)
+    rules = {name: read_rules(table) for name, table in settings.rules.items()}
+    return Policy(rules.pop("", Retention()), rules, found)
 
 
 def read_rules(table: Mapping[str, object]) -> Retention:

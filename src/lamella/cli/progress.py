@@ -1,4 +1,4 @@
-"""One line at the bottom of a terminal that says how far the work is."""
+"""The progress bar: one line at the bottom of a terminal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from threading import Lock
 from typing import TextIO
 
 from lamella.base.events import Progress
+from lamella.cli.output import INTERVAL_SECONDS
 from lamella.cli.values import shown, shown_bytes, shown_seconds
 
-INTERVAL_SECONDS = 0.1
 _SETTLED_SECONDS = 1.0
 
 
 class Tally:
-    """How far all volumes of one stage have come together."""
+    """The progress of all volumes of one stage together."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -78,7 +78,7 @@ class Bar:
 
 
 def line(event: Progress, done: int, total: int, spent_seconds: float) -> str:
-    """The text of the bar; what matters least comes last, where a narrow terminal cuts it off."""
+    """The text of the bar; a narrow terminal cuts off its end, so the least important part comes last."""
     parts = [f"{event.stage} {shown(event.volume)}"]
     if total:
         parts.append(f"{min(100.0, done * 100 / total):5.1f} %  {shown_bytes(done)} of {shown_bytes(total)}")

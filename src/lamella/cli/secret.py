@@ -5,31 +5,26 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.configuration import RepositorySettings
-from lamella.cli.files import read_file
-from lamella.cli.terminal import ask_new_secret, ask_secret, has_terminal
 from lamella.crypto import slots
 from lamella.crypto.slots import Secret
-from lamella.run.spawn import run, shell_words
 
 _COMMAND_SECONDS = 120.0
 _MAX_PASSPHRASE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class SecretSource:
+class SecretSource(NamedTuple):
     """One place a secret can be read from, and its name as the user knows it."""
 
     label: str
     read: Callable[[], Secret]
 
 
-@dataclass(frozen=True, slots=True)
-class SecretNames:
+class SecretNames(NamedTuple):
     """What the sources of one repository's secret are called: a command that opens two has two sets of names."""
 
     variables: str
@@ -52,10 +47,10 @@ def given_source(
     """
     recovery = f"{names.variables}RECOVERY_KEY_FILE"
     named = [
-        *_variables(env, f"{names.variables}PASSPHRASE"),
-        *_argument(args, f"{names.options}keyfile", _from_key_file),
+        *passphrase_variables(env, f"{names.variables}PASSPHRASE"),
+        *_argument(args, f"{names.options}keyfile", from_key_file),
         *_argument(args, f"{names.options}recovery_key_file", _from_recovery_file),
-        *_option(recovery, env.get(recovery), _from_recovery_file),
+        *option(recovery, env.get(recovery), _from_recovery_file),
         *_credential(env, names.credential),
     ]
     return only_one(named) or only_one(_configured(settings))
@@ -71,6 +66,8 @@ def secret_source(
     found = given_source(args, env, settings, names)
     if found is not None:
         return found
+    from lamella.cli.terminal import ask_secret, has_terminal  # only where nothing names a secret
+
     if not has_terminal():
         option = f"--{names.options.replace('_', '-')}"
         raise UsageError(
@@ -78,34 +75,6 @@ def secret_source(
             hint=f"set {names.variables}PASSPHRASE_FILE, or give {option}keyfile or {option}recovery-key-file",
         )
     return SecretSource("terminal", lambda: slots.passphrase(ask_secret(names.prompt)))
-
-
-def first_secret_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource:
-    """The source of a secret that is about to be set: as `secret_source`, but typed twice. A key file must exist."""
-    found = secret_source(args, env, settings)
-    return SecretSource(found.label, _typed_twice) if found.label == "terminal" else found
-
-
-def new_secret_source(args: Namespace, env: Mapping[str, str]) -> SecretSource:
-    """The source of a further secret, for `key add` and `key change`. Raises UsageError as `secret_source` does."""
-    named = [
-        *_variables(env, "LAMELLA_NEW_PASSPHRASE"),
-        *_option("--new-passphrase-file", args.new_passphrase_file, _from_passphrase_file),
-        *_option("--new-passphrase-command", args.new_passphrase_command, _from_command),
-        *_option("--new-passphrase-fd", args.new_passphrase_fd, _from_descriptor),
-        *_option("--new-keyfile", args.new_keyfile, _from_key_file),
-    ]
-    if args.recovery:
-        named.append(SecretSource("--recovery", slots.new_recovery_key))
-    found = only_one(named)
-    if found is not None:
-        return found
-    if not has_terminal():
-        raise UsageError(
-            "no new secret is given, and there is no terminal to ask for one",
-            hint="give --new-passphrase-file, --new-keyfile or --recovery",
-        )
-    return SecretSource("terminal", _typed_twice)
 
 
 def only_one(sources: list[SecretSource]) -> SecretSource | None:
@@ -116,25 +85,22 @@ def only_one(sources: list[SecretSource]) -> SecretSource | None:
     return sources[0] if sources else None
 
 
-def _typed_twice() -> Secret:
-    return slots.passphrase(ask_new_secret("passphrase"))
-
-
-def _variables(env: Mapping[str, str], prefix: str) -> list[SecretSource]:
+def passphrase_variables(env: Mapping[str, str], prefix: str) -> list[SecretSource]:
     """The sources named by PREFIX and PREFIX_FILE, _COMMAND, _FD; an empty variable counts as unset."""
-    readers = {"": slots.passphrase, "_FILE": _from_passphrase_file, "_COMMAND": _from_command, "_FD": _from_descriptor}
+    readers = {"": slots.passphrase, "_FILE": from_passphrase_file, "_COMMAND": from_command, "_FD": from_descriptor}
     found: list[SecretSource] = []
     for suffix, reader in readers.items():
-        found += _option(prefix + suffix, env.get(prefix + suffix), reader)
+        found += option(prefix + suffix, env.get(prefix + suffix), reader)
     return found
 
 
-def _option(label: str, value: str | None, reader: Callable[[str], Secret]) -> list[SecretSource]:
+def option(label: str, value: str | None, reader: Callable[[str], Secret]) -> list[SecretSource]:
+    """The source that an option, a variable or a key of the configuration names, if it is set."""
     return [SecretSource(label, lambda: reader(value))] if value else []
 
 
 def _argument(args: Namespace, name: str, reader: Callable[[str], Secret]) -> list[SecretSource]:
-    return _option(f"--{name.replace('_', '-')}", getattr(args, name), reader)
+    return option(f"--{name.replace('_', '-')}", getattr(args, name), reader)
 
 
 def _credential(env: Mapping[str, str], name: str) -> list[SecretSource]:
@@ -142,28 +108,33 @@ def _credential(env: Mapping[str, str], name: str) -> list[SecretSource]:
     path = Path(directory, name) if directory else None
     if path is None or not path.exists():
         return []
-    return [SecretSource(f"credential {name}", lambda: _from_passphrase_file(str(path)))]
+    return [SecretSource(f"credential {name}", lambda: from_passphrase_file(str(path)))]
 
 
 def _configured(settings: RepositorySettings | None) -> list[SecretSource]:
     if settings is None:
         return []
     return [
-        *_option("keyfile in the configuration", settings.keyfile, _from_key_file),
-        *_option("passphrase_file in the configuration", settings.passphrase_file, _from_passphrase_file),
-        *_option("passphrase_command in the configuration", settings.passphrase_command, _from_command),
+        *option("keyfile in the configuration", settings.keyfile, from_key_file),
+        *option("passphrase_file in the configuration", settings.passphrase_file, from_passphrase_file),
+        *option("passphrase_command in the configuration", settings.passphrase_command, from_command),
     ]
 
 
-def _from_passphrase_file(path: str) -> Secret:
-    return _passphrase_of(read_file(path, _MAX_PASSPHRASE))
+def from_passphrase_file(path: str) -> Secret:
+    """The passphrase in a file. Raises UsageError."""
+    return _passphrase_of(_content(path, _MAX_PASSPHRASE))
 
 
-def _from_command(command: str) -> Secret:
+def from_command(command: str) -> Secret:
+    """The passphrase that a command prints. Raises LamellaError, UsageError."""
+    from lamella.run.spawn import run, shell_words  # only where the secret comes from a command
+
     return _passphrase_of(run(shell_words(command), timeout_seconds=_COMMAND_SECONDS, error=LamellaError))
 
 
-def _from_descriptor(number: str) -> Secret:
+def from_descriptor(number: str) -> Secret:
+    """The passphrase that a file descriptor yields. Raises UsageError."""
     if not number.isdecimal():
         raise UsageError(f"not a file descriptor: {number!r}")
     try:
@@ -176,12 +147,19 @@ def _from_descriptor(number: str) -> Secret:
     return _passphrase_of(content)
 
 
-def _from_key_file(path: str) -> Secret:
-    return slots.key_file(read_file(path, slots.MAX_KEY_FILE))
+def from_key_file(path: str) -> Secret:
+    """The content of a key file. Raises UsageError."""
+    return slots.key_file(_content(path, slots.MAX_KEY_FILE))
 
 
 def _from_recovery_file(path: str) -> Secret:
-    return slots.recovery_key(read_file(path, _MAX_PASSPHRASE).decode("ascii", "replace"))
+    return slots.recovery_key(_content(path, _MAX_PASSPHRASE).decode("ascii", "replace"))
+
+
+def _content(path: str, limit: int) -> bytes:
+    from lamella.cli.files import read_file
+
+    return read_file(path, limit)
 
 
 def _passphrase_of(content: bytes) -> Secret:

@@ -1,8 +1,8 @@
-"""Being asked to end: Ctrl-C and its like raise KeyboardInterrupt in the main thread, where that tears nothing.
+"""Signals that end a command: they raise KeyboardInterrupt in the main thread, at a point where that breaks nothing.
 
 The standard library's locks and futures are Python code, and an exception between two of its steps leaves a lock taken
-for ever or released twice: a run would wait without end, or call it a fault of its own. So the exception waits until
-the main thread is out of there; only where it is blocked, which it is at a safe step, the exception is raised inside.
+for ever, or releases it twice: the run would hang, or report an internal error. So the exception waits until the main
+thread has left that code. Only where the thread is blocked, which is a safe step, the exception is raised inside.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def take() -> None:
 
 
 def leave() -> None:
-    """The work is done, its result told: the interpreter's own end may be cut short."""
+    """The work is done and its result is printed: a signal may now cut the interpreter's own end short."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (*_ENDING, signal.SIGALRM):
         if signal.getsignal(number) is _stop:

@@ -11,7 +11,7 @@ from lamella.cli.output import is_terminal
 
 
 def has_terminal() -> bool:
-    """Whether a secret can be asked for: through the process's terminal, whatever its streams are."""
+    """Whether the process has a terminal to ask for a secret, whatever its streams are."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
@@ -20,7 +20,7 @@ def has_terminal() -> bool:
 
 
 def ask_secret(prompt: str) -> str:
-    """What is typed, not shown. Call it only with a terminal. Raises Interrupted at the end of input."""
+    """Read a secret without showing it. Needs a terminal. Raises Interrupted at the end of input."""
     try:
         return getpass.getpass(prompt)
     except EOFError:
@@ -50,7 +50,7 @@ def confirm(question: str) -> bool:
 
 
 def shows_secrets(*, as_json: bool) -> str:
-    """The stream on which a secret may be shown: one that a person sees and no file keeps; empty if there is none."""
+    """The stream that may show a secret, a terminal: "stdout", "stderr", or "" without any."""
     if not as_json and is_terminal(sys.stdout):
         return "stdout"
     return "stderr" if is_terminal(sys.stderr) else ""

@@ -23,10 +23,10 @@ def size(text: str) -> int:
 
 
 def budget(text: str) -> int:
-    """A size of which a small one has a unit: nobody means 20 bytes with `20`. Raises ArgumentTypeError."""
+    """A size; a small number needs a unit, for nobody means 20 bytes by `20`. Raises ArgumentTypeError."""
     found = size(text)
     if found < 1 << 20 and not text.strip()[-1].isalpha():
-        raise argparse.ArgumentTypeError(f"{text.strip()!r} would be so many bytes; write for example 20G")
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} means bytes; write for example 20G")
     return found
 
 
@@ -88,7 +88,7 @@ def workers(text: str) -> int:
 
 def compression(text: str) -> str:
     """How to compress: auto, 1 to 19, off or portable. Raises ArgumentTypeError."""
-    from lamella.format.compression import check_setting
+    from lamella.format.encoder import check_setting
 
     try:
         return check_setting(text)
@@ -104,7 +104,7 @@ def _number(text: str) -> float:
 
 
 def shown_bytes(count: float) -> str:
-    """A number of bytes as people read it: `512 B`, `1.5 GiB`."""
+    """A number of bytes for people: `512 B`, `1.5 GiB`."""
     for unit in _UNITS[:-1]:
         if abs(count) < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -113,7 +113,7 @@ def shown_bytes(count: float) -> str:
 
 
 def shown_seconds(count: float) -> str:
-    """A time as people read it: `0.8 s`, `2:05`, `3:00:10`."""
+    """A length of time for people: `0.8 s`, `2:05`, `3:00:10`."""
     if count < 60:
         return f"{count:.1f} s"
     minutes, rest = divmod(round(count), 60)
@@ -122,9 +122,9 @@ def shown_seconds(count: float) -> str:
 
 
 def shown(text: str) -> str:
-    """Text that cannot move the cursor, colour a terminal or reorder a line: what is not printable is escaped.
+    """Text that cannot move the cursor, colour a terminal or reorder a line: unprintable characters are escaped.
 
-    Names come from the repository, and so from whoever could write there.
+    Names come from the repository: whoever can write there chooses them.
     """
     if text.isprintable():
         return text

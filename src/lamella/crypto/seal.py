@@ -1,7 +1,7 @@
 """Sealing blobs into a container and opening them (FORMAT 4, 5).
 
 A `PackSealer` belongs to one salt. Two different bodies under one key and nonce would give away the XOR of both:
-whoever wants to seal a (kind, id) reserves it first, and only one caller gets it.
+a caller reserves a (kind, id) before it seals it, and only one caller succeeds.
 """
 
 from __future__ import annotations

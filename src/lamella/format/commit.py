@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import WriterId
+from lamella.base.names import COMMITS, TRAILER_SIZE, Trailer, commit_name, commit_of, trailer_of, writer_of
 from lamella.base.trust import Opened
-from lamella.format.container import MAX_CONTENT, TRAILER_SIZE
+from lamella.format.container import MAX_CONTENT
 from lamella.format.cursor import Cursor, u8, u32, u64
+from lamella.format.layout import HASH, ID, U64, row
 from lamella.format.records import Checkpoint, RawRecord, split
 
-PREFIX = "w/"
+PREFIX = COMMITS
 MAX_SEEN = 4096
 CHECKPOINT_EVERY = 24
-_NAME = re.compile(r"w/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{64})")
 
 
 class Head(NamedTuple):
@@ -31,15 +31,16 @@ class Head(NamedTuple):
     @property
     def name(self) -> str:
         """The object name."""
-        return f"{PREFIX}{self.writer.hex()}/{self.seq:016x}-{self.sha256.hex()}"
+        return commit_name(*self)
+
+
+HEAD = row(Head, ID, U64, HASH)
 
 
 def parse_name(name: str) -> Head | None:
     """The commit that `name` names, None if it is not a commit's name."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    return Head(WriterId(bytes.fromhex(match[1])), int(match[2], 16), bytes.fromhex(match[3]))
+    found = commit_of(name)
+    return None if found is None else Head(WriterId(found.writer), found.seq, found.sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,7 @@ class Body:
         """The body's bytes, before they are cut into parts."""
         head = u8(1) + bytes(7) + self.writer + u64(self.seq) + self.prev + u64(self.time_ms)
         head += u64(self.checkpoint[0]) + self.checkpoint[1] + u32(len(self.seen))
-        seen = [head.writer + u64(head.seq) + head.sha256 for head in self.seen]
-        return b"".join((head, *seen, *(record.encode() for record in self.records)))
+        return b"".join((head, *map(HEAD.encode, self.seen), *(record.encode() for record in self.records)))
 
 
 def decode_body(content: bytes, head: Head) -> Body:
@@ -75,7 +75,7 @@ def decode_body(content: bytes, head: Head) -> Body:
         cursor.fail("its checkpoint cannot be one of its chain")
     if (writer, seq) != (head.writer, head.seq) or seq < 1 or (seq == 1) != (prev == bytes(32)) or count > MAX_SEEN:
         cursor.fail("its body contradicts its name or its place")
-    seen = tuple(Head(WriterId(cursor.take(16)), cursor.uint(8), cursor.take(32)) for _ in range(count))
+    seen = tuple(HEAD.decode(cursor) for _ in range(count))
     return Body(writer, seq, prev, time_ms, checkpoint, seen, tuple(split(cursor.rest(), head.name)))
 
 
@@ -83,21 +83,6 @@ def parts(body: bytes) -> Iterator[bytes]:
     """Cut an encoded body into kind-6 contents."""
     for start in range(0, len(body), MAX_CONTENT):
         yield body[start : start + MAX_CONTENT]
-
-
-class Trailer(NamedTuple):
-    """The 144 bytes after a commit's container; `container` is the container's SHA-256, `vouch` shows the data root."""
-
-    public: bytes
-    vouch: bytes
-    container: bytes
-    signature: bytes
-
-
-def trailer_of(content: bytes) -> Trailer:
-    """What the end of an object says as a commit's trailer; nothing of it is checked."""
-    end = content[-TRAILER_SIZE:]
-    return Trailer(end[:32], end[32:48], end[48:80], end[80:])
 
 
 def split_trailer(content: bytes, head: Head) -> tuple[bytes, Trailer]:
@@ -114,12 +99,7 @@ def split_trailer(content: bytes, head: Head) -> tuple[bytes, Trailer]:
 
 def writer_id(public: bytes) -> WriterId:
     """The id that belongs to a writer's public key."""
-    return WriterId(hashlib.sha256(public).digest()[:16])
-
-
-def signed_message(root: bytes, writer: WriterId, seq: int, container: bytes) -> bytes:
-    """What a commit's signature covers; `container` is the container's SHA-256."""
-    return b"lamella/1 commit\0" + root + bound(writer, seq) + container
+    return WriterId(writer_of(public))
 
 
 def bound(writer: WriterId, seq: int) -> bytes:
@@ -129,11 +109,10 @@ def bound(writer: WriterId, seq: int) -> bytes:
 
 def fingerprint_message(root: bytes, heads: Iterable[Head]) -> bytes:
     """What the head fingerprint hashes."""
-    rows = sorted(head.writer + u64(head.seq) + head.sha256 for head in heads)
-    return b"lamella/1 heads\0" + root + b"".join(rows)
+    return b"lamella/1 heads\0" + root + b"".join(sorted(map(HEAD.encode, heads)))
 
 
-class Entry(NamedTuple):
+class ChainEntry(NamedTuple):
     """A record with the commit it came from, as checkpoints keep it."""
 
     seq: int
@@ -146,20 +125,20 @@ class Entry(NamedTuple):
         return u64(self.seq) + self.prev + u64(self.time_ms) + self.record.encode()
 
 
-def decode_entries(content: bytes, what: str) -> Iterator[Entry]:
+def decode_entries(content: bytes, what: str) -> Iterator[ChainEntry]:
     """Cut a sequence of entries. Raises IntegrityError."""
     cursor = Cursor(content, what)
     while cursor.remaining:
         seq, prev, time_ms, type_ = cursor.uint(8), cursor.take(32), cursor.uint(8), cursor.uint(2)
         if seq == 0 or type_ == Checkpoint.TYPE:
             cursor.fail("an entry that no commit can have made")
-        yield Entry(seq, prev, time_ms, RawRecord(type_, cursor.take(cursor.uint(4))))
+        yield ChainEntry(seq, prev, time_ms, RawRecord(type_, cursor.take(cursor.uint(4))))
 
 
 SEGMENT_HEAD = b"\x01" + bytes(7)
 
 
-def decode_segment(content: Opened, what: str) -> Iterator[Entry]:
+def decode_segment(content: Opened, what: str) -> Iterator[ChainEntry]:
     """The entries of a catalogue segment (kind 7). Raises IntegrityError."""
     if content[:8] != SEGMENT_HEAD:
         raise IntegrityError("a catalogue segment of unknown version", obj=what)

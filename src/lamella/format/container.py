@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import ChunkId
+from lamella.base.names import CONTAINER_MAGIC
 from lamella.base.trust import Opened
 from lamella.format.cursor import Cursor, u8, u16, u32
 
-MAGIC = b"LMLPACK\x01"
+MAGIC = CONTAINER_MAGIC
 HEADER_SIZE = 72
 FIRST_READ = 32 * 1024
 MAX_OBJECT = 64 * 1024 * 1024
@@ -20,7 +21,6 @@ MAX_BLOBS = 65535
 BODY_HEAD = 5
 TAG = 16
 ENTRY_SIZE = 32
-TRAILER_SIZE = 144
 MAX_CHUNK = 4 * 1024 * 1024
 MAX_NODE = 56 + 24 * 64
 MAX_CONTENT = 8 * 1024 * 1024

@@ -28,11 +28,12 @@ class Cursor:
 
     def take(self, length: int) -> bytes:
         """The next `length` bytes."""
-        if length > self.remaining:
-            self.fail("ends too early")
         start = self.position
-        self.position = start + length
-        return self._content[start : self.position]
+        end = start + length
+        if end > len(self._content):
+            self.fail("ends too early")
+        self.position = end
+        return self._content[start:end]
 
     def uint(self, width: int) -> int:
         """The next little-endian unsigned integer of `width` bytes."""
@@ -108,3 +109,8 @@ def text(value: str) -> bytes:
 def bytes16(value: bytes) -> bytes:
     """u16 length and bytes."""
     return u16(len(value)) + value
+
+
+def clipped(value: str) -> str:
+    """The beginning of a text, short enough for a text field."""
+    return value.encode("utf-8", "replace")[:250].decode("utf-8", "ignore")

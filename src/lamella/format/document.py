@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId, VolumeId
 from lamella.base.trust import Opened
 from lamella.format.container import MAX_CONTENT
-from lamella.format.cursor import Cursor, text, u8, u64
+from lamella.format.cursor import Cursor
+from lamella.format.layout import CHUNK, ID, TEXT, U8, U64, checked, row
 from lamella.format.node import MAX_CHUNK_LOG2, MIN_CHUNK_LOG2
 
 PART_MAGIC = b"LMLDOCU\x01"
@@ -34,8 +34,7 @@ def part_of(content: Opened, what: str) -> bytes:
     return content[8:]
 
 
-@dataclass(frozen=True, slots=True)
-class TreeNote:
+class TreeNote(NamedTuple):
     """Says which root is a volume's manifest, for the case that all commits are lost."""
 
     volume_id: VolumeId
@@ -47,21 +46,22 @@ class TreeNote:
 
     def encode(self) -> bytes:
         """The content."""
-        head = NOTE_MAGIC + self.volume_id + self.root + u64(self.size) + u64(self.time_ms)
-        return head + u8(self.chunk_log2) + text(self.name)
+        return NOTE_MAGIC + _NOTE.encode(self)
 
     @classmethod
-    def decode(cls, content: Opened) -> Self:
+    def decode(cls, content: Opened) -> TreeNote:
         """Read a note. Raises IntegrityError for what is none."""
         cursor = Cursor(content, "a tree note")
         if cursor.take(8) != NOTE_MAGIC:
             cursor.fail("no tree note")
-        volume_id, root = VolumeId(cursor.take(16)), ChunkId(cursor.take(24))
-        size, time_ms, chunk_log2, name = cursor.uint(8), cursor.uint(8), cursor.uint(1), cursor.text()
+        note = _NOTE.decode(cursor)
         cursor.end()
-        if not MIN_CHUNK_LOG2 <= chunk_log2 <= MAX_CHUNK_LOG2 or time_ms >= MAX_TIME_MS:
-            cursor.fail("a chunk size or time out of range")
-        return cls(volume_id, root, size, time_ms, chunk_log2, name)
+        return note
+
+
+_CHUNK_LOG2 = checked(U8, lambda log2: MIN_CHUNK_LOG2 <= log2 <= MAX_CHUNK_LOG2, "a chunk size out of range")
+_TIME = checked(U64, lambda time_ms: time_ms < MAX_TIME_MS, "a time out of range")
+_NOTE = row(TreeNote, ID, CHUNK, U64, _TIME, _CHUNK_LOG2, TEXT)
 
 
 def note_root(content: Opened) -> ChunkId | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lamella.base.ids import ChunkId, DomainId, VolumeId
-from lamella.format.cursor import text, u8, u32, u64
+from lamella.format.layout import CHUNK, HASH, ID, TEXT, U8, U64, many, padded, row
 
 MAGIC = b"LMLDOMK\x01"
 
@@ -33,6 +33,8 @@ class ExportedKeys(NamedTuple):
 
 def encode(keys: ExportedKeys, trees: Sequence[ExportedTree]) -> bytes:
     """The file."""
-    rows = [text(tree.name) + tree.volume_id + tree.root + u64(tree.size) + u8(tree.chunk_log2) for tree in trees]
-    head = MAGIC + u8(keys.id_alg) + bytes(7) + keys.r + keys.domain_id + keys.enc + keys.id_key
-    return b"".join((head, u32(len(rows)), *rows))
+    return MAGIC + _KEYS.encode(keys) + _TREES.encode(tuple(trees))
+
+
+_KEYS = row(ExportedKeys, padded(U8, 7), HASH, ID, HASH, HASH)
+_TREES = many(4, row(ExportedTree, TEXT, ID, CHUNK, U64, U8))

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.names import KEYS, SLOT_SIZE
 from lamella.base.trust import Clear
 from lamella.format.cursor import Cursor, u8
 
-PREFIX = "keys/"
-SIZE = 176
+PREFIX = KEYS
+SIZE = SLOT_SIZE
 MAGIC = b"LMLSLOT\x01"
 MAX_SLOTS = 32
 MIN_LOG_N, MAX_LOG_N, MAX_P, SCRYPT_R = 15, 20, 4, 8

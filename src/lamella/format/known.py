@@ -2,75 +2,19 @@
 
 from __future__ import annotations
 
+from lamella.format import deletion, lost, records
 from lamella.format.cursor import Cursor
-from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, RemoveLast, Rescue, Retire, Revive
-from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.lost import Bad, Lost
-from lamella.format.records import (
-    AddSnap,
-    Checkpoint,
-    Confirm,
-    File,
-    FileGone,
-    ForkSeen,
-    RawRecord,
-    Run,
-    Volume,
-    Writer,
-)
-from lamella.format.seen import Seen
-from lamella.format.sessions import Abandon, Session
+from lamella.format.records import RawRecord, Record
 
-Signed = (
-    Volume
-    | File
-    | FileGone
-    | Tag
-    | Rename
-    | Pin
-    | Remove
-    | Condemn
-    | Rescue
-    | Reaped
-    | Retire
-    | Audited
-    | Forgo
-    | Revive
-    | RemoveLast
-    | Lost
-)
-"""Records that end in the prune key's signature, or in 64 zero bytes."""
+Known = Record
 
-Known = Signed | Writer | AddSnap | Confirm | Session | Abandon | ForkSeen | Run | Checkpoint | Seen | Bad
-
-KINDS: tuple[type[Known], ...] = (
-    Writer,
-    Volume,
-    AddSnap,
-    Confirm,
-    Tag,
-    Rename,
-    Pin,
-    File,
-    FileGone,
-    Session,
-    Abandon,
-    Checkpoint,
-    ForkSeen,
-    Remove,
-    Condemn,
-    Rescue,
-    Reaped,
-    Retire,
-    Audited,
-    Forgo,
-    Revive,
-    RemoveLast,
-    Run,
-    Lost,
-    Seen,
-    Bad,
-)
+_BASIC = (records.Writer, records.Volume, records.AddSnap, records.Confirm, records.File, records.FileGone, records.Run)
+_LABELS = (records.Tag, records.Rename, records.Pin)
+_SESSIONS = (records.Session, records.Abandon)
+_CHAINS = (records.Checkpoint, records.Seen, records.ForkSeen, deletion.Retire, deletion.Audited, deletion.Forgo)
+_DELETION = (deletion.Remove, deletion.RemoveLast, deletion.Revive, deletion.Condemn, deletion.Rescue, deletion.Reaped)
+_DAMAGE = (lost.Lost, lost.Bad)
+KINDS: tuple[type[Record], ...] = (*_BASIC, *_LABELS, *_SESSIONS, *_CHAINS, *_DELETION, *_DAMAGE)
 _BY_TYPE = {kind.TYPE: kind for kind in KINDS}
 
 
@@ -79,7 +23,7 @@ def is_known(record: RawRecord) -> bool:
     return record.type in _BY_TYPE
 
 
-def understood(record: RawRecord) -> Known | None:
+def understood(record: RawRecord) -> Record | None:
     """The record's meaning; None for a type this version does not know. Raises IntegrityError when malformed."""
     kind = _BY_TYPE.get(record.type)
     if kind is None:

@@ -1,18 +1,20 @@
-"""What repairs and verifications say in the repository (FORMAT 8): what of a snapshot is lost, which snapshots were
-rebuilt, and at which addresses a blob did not open."""
+"""What repairs and verifications say in the repository (FORMAT 8): which parts of a snapshot are lost, and at which
+addresses a blob did not open.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from itertools import pairwise
+from typing import NamedTuple, Self
 
 from lamella.base.ids import ChunkId
 from lamella.format.container import Kind
-from lamella.format.cursor import Cursor, text, u8, u16, u32, u64
-from lamella.format.records import UNSIGNED, AddSnap, RawRecord, Ref
+from lamella.format.cursor import Cursor, u64
+from lamella.format.layout import CHUNK, HASH, SIGNATURE, TEXT, U8, U64, Field, checked, many, row
+from lamella.format.records import REF, UNSIGNED, Record, Ref, Signed
 
-REBUILT = 0x8020
 MAX_RANGES = 4096
 MAX_BAD = 4096
 """Addresses in one BAD record."""
@@ -21,14 +23,23 @@ Range = tuple[int, int]
 """First byte and the byte after the last one."""
 
 
+def _range(cursor: Cursor) -> Range:
+    start, length = cursor.uint(8), cursor.uint(8)
+    return start, start + length
+
+
+_RANGE = Field[Range](lambda one: u64(one[0]) + u64(one[1] - one[0]), _range, 16)
+
+
 @dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Signed):
     """LOST: these parts of a snapshot cannot be restored. Without any part: it is whole, whatever was said before.
 
     `lost_bytes` are exact; `ranges` ascend, and where there were more than 4096 some reach across what is not lost.
     """
 
-    TYPE: ClassVar[int] = 0x8002
+    TYPE = 0x8002
+    LAYOUT = (REF, U64, many(4, _RANGE), many(2, TEXT), SIGNATURE)
     ref: Ref
     lost_bytes: int
     ranges: tuple[Range, ...] = ()
@@ -47,25 +58,15 @@ class Lost:
         """Whether nothing is lost."""
         return not self.ranges and not self.documents
 
-    def encode_value(self) -> bytes:
-        ranges = b"".join(u64(start) + u64(end - start) for start, end in self.ranges)
-        names = b"".join(text(name) for name in self.documents)
-        head = self.ref.encode() + u64(self.lost_bytes) + u32(len(self.ranges))
-        return head + ranges + u16(len(self.documents)) + names + self.signature
-
-    @classmethod
-    def decode(cls, cursor: Cursor) -> Self:
-        ref, total = Ref.decode(cursor), cursor.uint(8)
-        ranges: list[Range] = []
-        for _ in range(cursor.count(4, 16)):
-            start, length = cursor.uint(8), cursor.uint(8)
-            if not length or (ranges and start <= ranges[-1][1]):
-                cursor.fail("ranges that are empty or do not ascend")
-            ranges.append((start, start + length))
-        names = tuple(cursor.text() for _ in range(cursor.count(2, 1)))
-        if len(ranges) > MAX_RANGES or (total == 0) != (not ranges) or total > sum(b - a for a, b in ranges):
-            cursor.fail("impossible sums")
-        return cls(ref, total, tuple(ranges), names, cursor.take(64))
+    def fault(self) -> str:
+        """Ranges that cannot be, or sums that do not fit them."""
+        empty = any(start == end for start, end in self.ranges)
+        if empty or any(following <= end for (_, end), (following, _) in pairwise(self.ranges)):
+            return "ranges that are empty or do not ascend"
+        most = sum(end - start for start, end in self.ranges)
+        if len(self.ranges) > MAX_RANGES or (self.lost_bytes == 0) != (not self.ranges) or self.lost_bytes > most:
+            return "impossible sums"
+        return ""
 
 
 class Address(NamedTuple):
@@ -81,31 +82,26 @@ class Address(NamedTuple):
         return cls(pack, Kind.DIRECTORY, ChunkId(bytes(24)))
 
 
+_IN_PACKS = (Kind.DIRECTORY, Kind.CHUNK, Kind.LEAF, Kind.INNER, Kind.DOCUMENT, Kind.SEGMENT)
+_KIND = checked(U8, lambda kind: kind in _IN_PACKS, "a kind of blob that no pack has")
+_ADDRESS = checked(
+    row(lambda pack, kind, id_: Address(pack, Kind(kind), id_), HASH, _KIND, CHUNK),
+    lambda address: (address.kind == Kind.DIRECTORY) == (address.id == bytes(24)),
+    "a directory with an id, or a blob without",
+)
+
+
 @dataclass(frozen=True, slots=True)
-class Bad:
+class Bad(Record):
     """BAD: a verification could not open these blobs. A place to look at again, never a verdict (FORMAT 8, BAD)."""
 
-    TYPE: ClassVar[int] = 0x8004
+    TYPE = 0x8004
+    LAYOUT = (many(4, _ADDRESS),)
     addresses: tuple[Address, ...]
 
-    def encode_value(self) -> bytes:
-        return u32(len(self.addresses)) + b"".join(one.pack + u8(one.kind) + one.id for one in self.addresses)
-
-    @classmethod
-    def decode(cls, cursor: Cursor) -> Self:
-        count = cursor.count(4, 57)
-        if not 0 < count <= MAX_BAD:
-            cursor.fail("an impossible number of addresses")
-        return cls(tuple(_address(cursor) for _ in range(count)))
-
-
-def _address(cursor: Cursor) -> Address:
-    pack, kind, id_ = cursor.take(32), cursor.uint(1), ChunkId(cursor.take(24))
-    if kind not in (Kind.DIRECTORY, Kind.CHUNK, Kind.LEAF, Kind.INNER, Kind.DOCUMENT, Kind.SEGMENT):
-        cursor.fail("a kind of blob that no pack has")
-    if (kind == Kind.DIRECTORY) != (id_ == bytes(24)):
-        cursor.fail("a directory with an id, or a blob without")
-    return Address(pack, Kind(kind), id_)
+    def fault(self) -> str:
+        """None, or too many."""
+        return "" if 0 < len(self.addresses) <= MAX_BAD else "an impossible number of addresses"
 
 
 def join(ranges: Iterable[Range]) -> list[Range]:
@@ -128,13 +124,3 @@ def fewer(ranges: list[Range], most: int) -> list[Range]:
     return [
         (ranges[first][0], ranges[end - 1][1]) for first, end in zip(starts, [*starts[1:], len(ranges)], strict=True)
     ]
-
-
-def rebuilt_mark() -> RawRecord:
-    """REBUILT, an inner record of ADD_SNAP: made again from a tree note after its commit was lost."""
-    return RawRecord(REBUILT, b"\x01" + bytes(7))
-
-
-def was_rebuilt(added: AddSnap) -> bool:
-    """Whether a snapshot says that a repair made it again."""
-    return any(record.type == REBUILT for record in added.inner)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import RepoId
+from lamella.base.names import MARKER, MARKER_SIZE, root_of
 from lamella.base.trust import Clear
 from lamella.format.cursor import Cursor, u8
 
-NAME = "lamella"
-SIZE = 64
+NAME = MARKER
+SIZE = MARKER_SIZE
 MAGIC = b"LAMELLA\0"
 MAJOR, MINOR = 1, 0
 HMAC_SHA256, BLAKE2B = 1, 2
@@ -33,8 +33,7 @@ class Marker:
     @property
     def root(self) -> bytes:
         """R: the 32 bytes that salt every derivation."""
-        encoded = self.encode()
-        return hashlib.sha256(encoded[:9] + b"\0" + encoded[10:]).digest()
+        return root_of(self.encode())
 
     @property
     def writable(self) -> bool:

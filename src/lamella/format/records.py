@@ -1,14 +1,38 @@
-"""Records carried by commits (FORMAT 8): what every repository is made of, and the shapes all records share."""
+"""Records carried by commits (FORMAT 8): what every repository is made of, labels, and runs that are not finished.
+
+Each record is a dataclass whose `LAYOUT` has one field of bytes for each attribute, in the same order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Protocol, Self
+from struct import Struct
+from typing import ClassVar, NamedTuple, Self
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
-from lamella.format.cursor import Cursor, bytes16, text, u8, u16, u32, u64
+from lamella.format.cursor import Cursor, u8, u16, u32, u64
+from lamella.format.layout import (
+    BYTES16,
+    CHUNK,
+    FLAG,
+    HASH,
+    ID,
+    REST,
+    SIGNATURE,
+    TEXT,
+    U8,
+    U64,
+    Field,
+    T,
+    checked,
+    many,
+    padded,
+    pair,
+    row,
+    whole,
+)
 
 OPTIONAL = 0x8000
 UNSIGNED = bytes(64)
@@ -16,6 +40,7 @@ FIGURES = 0x8001
 MAX_RECORDS = 65536
 DOCUMENT_PART = 8 * 1024 * 1024 - 8
 """Bytes of a document in each of its parts but the last."""
+_REF = Struct("<16sQ16s")
 
 
 class Ref(NamedTuple):
@@ -32,7 +57,7 @@ class Ref(NamedTuple):
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
         """The next 40 bytes."""
-        return cls(WriterId(cursor.take(16)), cursor.uint(8), SnapId(cursor.take(16)))
+        return cls(*_REF.unpack(cursor.take(40)))
 
 
 NO_REF = Ref(WriterId(bytes(16)), 0, SnapId(bytes(16)))
@@ -49,20 +74,6 @@ class RawRecord(NamedTuple):
         return u16(self.type) + u32(len(self.value)) + self.value
 
 
-class Record(Protocol):
-    """A record with a meaning."""
-
-    TYPE: ClassVar[int]
-
-    def encode_value(self) -> bytes:
-        """The value without type and length."""
-
-
-def raw(record: Record) -> RawRecord:
-    """The record as it goes into a commit."""
-    return RawRecord(record.TYPE, record.encode_value())
-
-
 def split(content: bytes, what: str) -> Iterator[RawRecord]:
     """Cut a sequence of records. Raises IntegrityError."""
     cursor = Cursor(content, what)
@@ -75,27 +86,84 @@ def split(content: bytes, what: str) -> Iterator[RawRecord]:
         yield RawRecord(type_, cursor.take(cursor.uint(4)))
 
 
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """WRITER: who publishes this chain."""
+class Record:
+    """A record with a meaning. Subclasses are dataclasses; `LAYOUT` has a field for each attribute."""
 
-    TYPE: ClassVar[int] = 0x0001
-    label: str
-    machine: str
+    __slots__ = ()
+    TYPE: ClassVar[int]
+    LAYOUT: ClassVar[tuple[Field, ...]]  # type: ignore[type-arg]
+    __match_args__: ClassVar[tuple[str, ...]]
 
     def encode_value(self) -> bytes:
-        return text(self.label) + text(self.machine)
+        """The value without type and length. Raises OverflowError for a number or text too large for its field."""
+        names = self.__match_args__
+        return b"".join([field.encode(getattr(self, name)) for field, name in zip(self.LAYOUT, names, strict=True)])
 
     @classmethod
     def decode(cls, cursor: Cursor) -> Self:
-        return cls(cursor.text(), cursor.text())
+        """Read a value. Raises IntegrityError."""
+        value = cls(*[field.decode(cursor) for field in cls.LAYOUT])
+        if why := value.fault():
+            cursor.fail(why)
+        return value
+
+    def fault(self) -> str:
+        """What is wrong with attributes that are sound one by one; empty: nothing."""
+        return ""
+
+
+class Signed(Record):
+    """A record that ends in the prune key's signature, or in 64 zero bytes."""
+
+    __slots__ = ()
+
+
+def raw(record: Record) -> RawRecord:
+    """The record as it goes into a commit."""
+    return RawRecord(record.TYPE, record.encode_value())
+
+
+def _split_inner(cursor: Cursor) -> tuple[RawRecord, ...]:
+    return tuple(split(cursor.rest(), "ADD_SNAP"))
+
+
+def _operation(cursor: Cursor) -> bool:
+    operation = cursor.uint(1)
+    if operation not in (1, 2):
+        cursor.fail("an unknown operation")
+    return operation == 2
+
+
+REF = Field(Ref.encode, Ref.decode, 40)
+REFS = many(4, REF)
+PACKS = many(4, HASH)
+DOMAIN = checked(ID, lambda domain_id: domain_id != CATALOGUE, "names the catalogue as its domain")
+CHUNK_LOG2 = checked(U8, lambda log2: 16 <= log2 <= 22, "a chunk size out of range")
+_CONSISTENCY = checked(padded(U8, 2), lambda number: number <= 4, "an unknown consistency")
+_INNER = Field(lambda records: b"".join([record.encode() for record in records]), _split_inner, 0)
+_COMPLETE = Field[bool](lambda complete: u8(not complete), lambda cursor: not cursor.flag(), 1)
+_REMOVED = Field[bool](lambda removed: u8(2 if removed else 1), _operation, 1)
+
+
+# --- writers, volumes, snapshots, files ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Volume:
+class Writer(Record):
+    """WRITER: who publishes this chain."""
+
+    TYPE = 0x0001
+    LAYOUT = (TEXT, TEXT)
+    label: str
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Volume(Signed):
     """VOLUME: a name and an identity for a volume id; `signature` lets an admin change another writer's volume."""
 
-    TYPE: ClassVar[int] = 0x0002
+    TYPE = 0x0002
+    LAYOUT = (ID, DOMAIN, CHUNK_LOG2, TEXT, TEXT, BYTES16, SIGNATURE)
     volume_id: VolumeId
     domain_id: DomainId
     chunk_log2: int
@@ -104,15 +172,6 @@ class Volume:
     identity: bytes
     signature: bytes = UNSIGNED
 
-    def encode_value(self) -> bytes:
-        head = self.volume_id + self.domain_id + u8(self.chunk_log2) + text(self.name) + text(self.domain_label)
-        return head + bytes16(self.identity) + self.signature
-
-    @classmethod
-    def decode(cls, cursor: Cursor) -> Self:
-        volume_id, domain_id, log2 = VolumeId(cursor.take(16)), domain_of(cursor), chunk_log2_of(cursor)
-        return cls(volume_id, domain_id, log2, cursor.text(), cursor.text(), cursor.bytes16(), cursor.take(64))
-
 
 class Document(NamedTuple):
     """A document attached to a snapshot: its name, size and the ids of its parts."""
@@ -120,6 +179,13 @@ class Document(NamedTuple):
     name: str
     size: int
     parts: tuple[ChunkId, ...]
+
+
+DOCUMENT = checked(
+    row(Document, TEXT, U64, many(2, CHUNK)),
+    lambda document: len(document.parts) == -(-document.size // DOCUMENT_PART),
+    "a document whose size does not fit its parts",
+)
 
 
 class Figures(NamedTuple):
@@ -133,24 +199,23 @@ class Figures(NamedTuple):
 
     def encode(self) -> RawRecord:
         """The inner record."""
-        return RawRecord(FIGURES, u8(self.mode) + bytes(7) + b"".join(u64(number) for number in self[1:]))
+        return RawRecord(FIGURES, _FIGURES.encode(self))
 
     @classmethod
-    def decode(cls, value: bytes) -> Self:
-        """Read the inner record's value."""
-        cursor = Cursor(value, "FIGURES")
-        mode = cursor.uint(1)
-        cursor.zeros(7)
-        figures = cls(mode, cursor.uint(8), cursor.uint(8), cursor.uint(8), cursor.uint(8))
-        cursor.end()
-        return figures
+    def decode(cls, value: bytes) -> Figures:
+        """Read the inner record's value. Raises IntegrityError."""
+        return whole(_FIGURES, value, "FIGURES")
+
+
+_FIGURES = row(Figures, padded(U8, 7), U64, U64, U64, U64)
 
 
 @dataclass(frozen=True, slots=True)
-class AddSnap:
+class AddSnap(Record):
     """ADD_SNAP: one volume's committed moment."""
 
-    TYPE: ClassVar[int] = 0x0003
+    TYPE = 0x0003
+    LAYOUT = (ID, ID, DOMAIN, CHUNK_LOG2, _CONSISTENCY, U64, CHUNK, U64, REF, TEXT, many(2, DOCUMENT), PACKS, _INNER)
     snap_id: SnapId
     volume_id: VolumeId
     domain_id: DomainId
@@ -165,37 +230,18 @@ class AddSnap:
     packs: tuple[bytes, ...] = ()
     inner: tuple[RawRecord, ...] = ()
 
-    def encode_value(self) -> bytes:
-        head = self.snap_id + self.volume_id + self.domain_id + u8(self.chunk_log2) + u8(self.consistency) + u16(0)
-        head += u64(self.size) + self.root + u64(self.time_ms) + self.parent.encode() + text(self.name)
-        rows = [text(row.name) + u64(row.size) + u16(len(row.parts)) + b"".join(row.parts) for row in self.documents]
-        tail = [u32(len(self.packs)), *self.packs, *(record.encode() for record in self.inner)]
-        return b"".join((head, u16(len(rows)), *rows, *tail))
-
-    @classmethod
-    def decode(cls, cursor: Cursor) -> Self:
-        snap_id, volume_id, domain_id = SnapId(cursor.take(16)), VolumeId(cursor.take(16)), domain_of(cursor)
-        log2, consistency = chunk_log2_of(cursor), cursor.uint(1)
-        cursor.zeros(2)
-        if consistency > 4:
-            cursor.fail("an unknown consistency")
-        size, root, time_ms = cursor.uint(8), ChunkId(cursor.take(24)), cursor.uint(8)
-        parent, name = Ref.decode(cursor), cursor.text()
-        documents = tuple(_document(cursor) for _ in range(cursor.count(2, 11)))
-        packs = tuple(cursor.take(32) for _ in range(cursor.count(4, 32)))
-        inner = tuple(split(cursor.rest(), "ADD_SNAP"))
-        return cls(
-            snap_id, volume_id, domain_id, log2, consistency, size, root, time_ms, parent, name, documents, packs, inner
-        )
+    def inner_value(self, type_: int, field: Field[T]) -> T | None:
+        """What an optional inner record says; None without one, or if it cannot be read: then it was not said."""
+        value = next((record.value for record in self.inner if record.type == type_), None)
+        try:
+            return None if value is None else whole(field, value, "ADD_SNAP")
+        except IntegrityError:
+            return None
 
     @property
     def figures(self) -> Figures | None:
         """What the run did, if it said so."""
-        value = next((record.value for record in self.inner if record.type == FIGURES), None)
-        try:
-            return None if value is None else Figures.decode(value)
-        except IntegrityError:
-            return None  # an optional record: what cannot be read was not said
+        return self.inner_value(FIGURES, _FIGURES)
 
     @property
     def usable(self) -> bool:
@@ -207,86 +253,43 @@ class AddSnap:
         return replace(self, packs=())
 
 
-def domain_of(cursor: Cursor) -> DomainId:
-    """The next 16 bytes, which may not name the catalogue."""
-    domain_id = DomainId(cursor.take(16))
-    if domain_id == CATALOGUE:
-        cursor.fail("names the catalogue as its domain")
-    return domain_id
-
-
-def chunk_log2_of(cursor: Cursor) -> int:
-    """The next byte, as the logarithm of a chunk size."""
-    log2 = cursor.uint(1)
-    if not 16 <= log2 <= 22:
-        cursor.fail("a chunk size out of range")
-    return log2
-
-
-def _document(cursor: Cursor) -> Document:
-    name, size = cursor.text(), cursor.uint(8)
-    parts = tuple(ChunkId(cursor.take(24)) for _ in range(cursor.count(2, 24)))
-    if len(parts) != -(-size // DOCUMENT_PART):
-        cursor.fail("a document whose size does not fit its parts")
-    return Document(name, size, parts)
-
-
 @dataclass(frozen=True, slots=True)
-class Confirm:
-    """CONFIRM: the packs of these snapshots were seen present after publication."""
+class Confirm(Record):
+    """CONFIRM: the author saw the packs of these snapshots in the store after publishing them."""
 
-    TYPE: ClassVar[int] = 0x0004
+    TYPE = 0x0004
+    LAYOUT = (REFS,)
     refs: tuple[Ref, ...]
 
-    def encode_value(self) -> bytes:
-        return u32(len(self.refs)) + b"".join(ref.encode() for ref in self.refs)
-
-    @classmethod
-    def decode(cls, cursor: Cursor) -> Self:
-        return cls(tuple(Ref.decode(cursor) for _ in range(cursor.count(4, 40))))
-
 
 @dataclass(frozen=True, slots=True)
-class File:
+class File(Signed):
     """FILE: an object outside packs and commits that must have these bytes. Counts only when prune-signed."""
 
-    TYPE: ClassVar[int] = 0x0008
+    TYPE = 0x0008
+    LAYOUT = (TEXT, U64, HASH, SIGNATURE)
     name: str
     size: int
     sha256: bytes
     signature: bytes = UNSIGNED
-
-    def encode_value(self) -> bytes:
-        return text(self.name) + u64(self.size) + self.sha256 + self.signature
-
-    @classmethod
-    def decode(cls, cursor: Cursor) -> Self:
-        return cls(cursor.text(), cursor.uint(8), cursor.take(32), cursor.take(64))
 
 
 @dataclass(frozen=True, slots=True)
 class FileGone(File):
     """FILE_GONE: that object is no longer expected."""
 
-    TYPE: ClassVar[int] = 0x0009
+    TYPE = 0x0009
 
 
 @dataclass(frozen=True, slots=True)
-class ForkSeen:
+class ForkSeen(Record):
     """FORK_SEEN: this writer goes on for `writer`, whose chain forked at `seq` into `heads`."""
 
-    TYPE: ClassVar[int] = 0x000D
+    TYPE = 0x000D
+    LAYOUT = (ID, U64, many(1, HASH))
     writer: WriterId
     seq: int
     heads: tuple[bytes, ...]
-
-    def encode_value(self) -> bytes:
-        return self.writer + u64(self.seq) + u8(len(self.heads)) + b"".join(self.heads)
-
-    @classmethod
-    def decode(cls, cursor: Cursor) -> Self:
-        writer, seq = WriterId(cursor.take(16)), cursor.uint(8)
-        return cls(writer, seq, tuple(cursor.take(32) for _ in range(cursor.count(1, 32))))
 
 
 class RunVolume(NamedTuple):
@@ -299,26 +302,14 @@ class RunVolume(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Run(Record):
     """RUN: what a run intended and what became of it."""
 
-    TYPE: ClassVar[int] = 0x8001
+    TYPE = 0x8001
+    LAYOUT = (TEXT, _COMPLETE, many(2, row(RunVolume, ID, TEXT, FLAG, TEXT)))
     name: str
     complete: bool
     volumes: tuple[RunVolume, ...]
-
-    def encode_value(self) -> bytes:
-        rows = [row.volume_id + text(row.name) + u8(row.failed) + text(row.reason) for row in self.volumes]
-        return b"".join((text(self.name), u8(not self.complete), u16(len(rows)), *rows))
-
-    @classmethod
-    def decode(cls, cursor: Cursor) -> Self:
-        name, incomplete = cursor.text(), cursor.flag()
-        rows = tuple(
-            RunVolume(VolumeId(cursor.take(16)), cursor.text(), cursor.flag(), cursor.text())
-            for _ in range(cursor.count(2, 19))
-        )
-        return cls(name, not incomplete, rows)
 
 
 class SegmentPlace(NamedTuple):
@@ -329,24 +320,118 @@ class SegmentPlace(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Record):
     """CHECKPOINT: the whole state of a chain, in segments and the entries that follow them."""
 
-    TYPE: ClassVar[int] = 0x000C
+    TYPE = 0x000C
+    LAYOUT = (many(4, pair(U64, HASH)), many(4, row(SegmentPlace, CHUNK, HASH)), REST)
     earlier: tuple[tuple[int, bytes], ...]
     segments: tuple[SegmentPlace, ...]
     entries: bytes
 
-    def encode_value(self) -> bytes:
-        earlier = [u64(seq) + sha256 for seq, sha256 in self.earlier]
-        segments = [place.id + place.pack for place in self.segments]
-        return b"".join((u32(len(earlier)), *earlier, u32(len(segments)), *segments, self.entries))
+
+@dataclass(frozen=True, slots=True)
+class Seen(Record):
+    """SEEN: the commit of this entry, and so every later one of its chain, had seen these chains up to these seqs.
+
+    Checkpoints keep it, so that the order of commits survives the commits themselves.
+    """
+
+    TYPE = 0x8003
+    LAYOUT = (many(2, pair(ID, U64)),)
+    heads: tuple[tuple[WriterId, int], ...]
 
     @classmethod
-    def decode(cls, cursor: Cursor) -> Self:
-        earlier = tuple((cursor.uint(8), cursor.take(32)) for _ in range(cursor.count(4, 40)))
-        places = tuple(SegmentPlace(ChunkId(cursor.take(24)), cursor.take(32)) for _ in range(cursor.count(4, 56)))
-        return cls(earlier, places, cursor.rest())
+    def of(cls, clock: Mapping[WriterId, int]) -> Self:
+        """What a clock says, ordered by writer."""
+        return cls(tuple(sorted(clock.items())))
+
+
+# --- labels: tags and pins of snapshots, names of volumes -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tag(Signed):
+    """TAG: a snapshot gets a tag, or loses it (`removed`); `signature` lets an admin take another writer's tag away."""
+
+    TYPE = 0x0005
+    LAYOUT = (REF, _REMOVED, TEXT, SIGNATURE)
+    ref: Ref
+    removed: bool
+    tag: str
+    signature: bytes = UNSIGNED
+
+
+@dataclass(frozen=True, slots=True)
+class Rename(Signed):
+    """RENAME: a volume's new name; `signature` lets an admin rename another writer's volume."""
+
+    TYPE = 0x0006
+    LAYOUT = (ID, TEXT, SIGNATURE)
+    volume_id: VolumeId
+    name: str
+    signature: bytes = UNSIGNED
+
+
+@dataclass(frozen=True, slots=True)
+class Pin(Signed):
+    """PIN: no rule removes this snapshot, or rules may again (`removed`); signed as a Tag."""
+
+    TYPE = 0x0007
+    LAYOUT = (REF, _REMOVED, TEXT, SIGNATURE)
+    ref: Ref
+    removed: bool
+    reason: str
+    signature: bytes = UNSIGNED
+
+
+# --- runs that are not finished -------------------------------------------------------------------------------------
+
+
+class SessionVolume(NamedTuple):
+    """A volume the run means to save, and the snapshot it shares from (NO_REF and NO_CHUNK: none)."""
+
+    volume_id: VolumeId
+    name: str
+    base: Ref
+    base_root: ChunkId
+
+
+class PartialRoot(NamedTuple):
+    """A resume point: a tree whose chunks `[0, done)` are those of the frozen volume."""
+
+    volume_id: VolumeId
+    domain_id: DomainId
+    root: ChunkId
+    size: int
+    chunk_log2: int
+    done: int
+
+
+_VOLUME = row(SessionVolume, ID, TEXT, REF, CHUNK)
+_PARTIAL = row(PartialRoot, ID, DOMAIN, CHUNK, U64, CHUNK_LOG2, U64)
+
+
+@dataclass(frozen=True, slots=True)
+class Session(Record):
+    """SESSION: pins what a run that is not finished shares and stored, `packs` since the SESSION before."""
+
+    TYPE = 0x000A
+    LAYOUT = (ID, TEXT, many(2, _VOLUME), PACKS, many(2, _PARTIAL))
+    session_id: bytes
+    name: str
+    volumes: tuple[SessionVolume, ...] = ()
+    packs: tuple[bytes, ...] = ()
+    partial_roots: tuple[PartialRoot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon(Record):
+    """ABANDON: the session pins nothing any more, because it was published or given up."""
+
+    TYPE = 0x000B
+    LAYOUT = (ID,)
+    session_id: bytes
 
 
 def prune_signed_message(root: bytes, writer: WriterId, seq: int, prev: bytes, record: RawRecord) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.names import SEGMENTS, Part, hash_in
 from lamella.base.trust import Opened
 from lamella.format.container import (
     ENTRY_SIZE,
@@ -20,7 +21,7 @@ from lamella.format.container import (
 )
 from lamella.format.cursor import Cursor, u8, u32
 
-PREFIX = "i/"
+PREFIX = SEGMENTS
 MAX_PACKS = 4096
 _HEAD = 8
 _ROW = 40
@@ -40,10 +41,7 @@ def segment_name(sha256: bytes) -> str:
 
 def segment_hash(name: str) -> bytes | None:
     """The hash in a segment's object name, None if it is not one."""
-    text = name.removeprefix(PREFIX)
-    if text == name or len(text) != 64 or set(text) - set("0123456789abcdef"):
-        return None
-    return bytes.fromhex(text)
+    return hash_in(name, Part.SEGMENT)
 
 
 def row_size(blobs: int) -> int:

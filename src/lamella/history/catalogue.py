@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from lamella.base.ids import VolumeId, WriterId
 from lamella.format.commit import Head
+from lamella.format.inner import Origin
 from lamella.format.lost import Address, Lost
-from lamella.format.origin import Origin
 from lamella.format.records import AddSnap, File, Ref, Run, Volume, Writer
 from lamella.history.open_sessions import OpenSession
 from lamella.history.order import Clock

@@ -14,14 +14,14 @@ from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.ids import WriterId
+from lamella.base.names import TRAILER_SIZE
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
-from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, Entry, Head, decode_entries, decode_segment, parse_name
-from lamella.format.container import MAX_OBJECT, TRAILER_SIZE
+from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, decode_entries, decode_segment, parse_name
+from lamella.format.container import MAX_OBJECT
 from lamella.format.deletion import Audited, Forgo
 from lamella.format.known import understood
-from lamella.format.records import Checkpoint, SegmentPlace
-from lamella.format.seen import Seen
+from lamella.format.records import Checkpoint, Seen, SegmentPlace
 from lamella.history.commits import CommitReader
 from lamella.history.history import Chain, Commit, Gap, History, clocks_of
 from lamella.history.missing import Judge
@@ -102,7 +102,7 @@ class HistoryReader:
         audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
         return audits, forgone
 
-    def _salvaged(self, names: Names) -> Iterator[Entry]:
+    def _salvaged(self, names: Names) -> Iterator[ChainEntry]:
         """The records of every commit and checkpoint of a chain that can be read, however they hang together."""
         for seq in sorted(names):
             for head in names[seq]:
@@ -110,7 +110,7 @@ class HistoryReader:
                 if commit is None:
                     continue
                 for record in commit.body.records:
-                    yield Entry(seq, commit.body.prev, commit.body.time_ms, record)
+                    yield ChainEntry(seq, commit.body.prev, commit.body.time_ms, record)
                 if commit.checkpoint is not None:
                     with suppress(IntegrityError, ObjectNotFound):
                         yield from list(self.checkpoint_entries(commit.checkpoint, head.name))
@@ -188,7 +188,9 @@ class HistoryReader:
         """One commit, from the cache or the store; None, and a row in `unreadable`, if it does not open."""
         return self._commits.load(history, head)
 
-    def checkpoint_parts(self, checkpoint: Checkpoint, name: str) -> Iterator[tuple[SegmentPlace | None, list[Entry]]]:
+    def checkpoint_parts(
+        self, checkpoint: Checkpoint, name: str
+    ) -> Iterator[tuple[SegmentPlace | None, list[ChainEntry]]]:
         """What a checkpoint carries, by segment; last what it holds itself. Raises IntegrityError, StoreError."""
         for place in checkpoint.segments:
             yield place, list(decode_segment(self._segment(place), name))
@@ -204,7 +206,7 @@ class HistoryReader:
             self._segments[place.id] = found
         return found
 
-    def checkpoint_entries(self, checkpoint: Checkpoint, name: str) -> Iterator[Entry]:
+    def checkpoint_entries(self, checkpoint: Checkpoint, name: str) -> Iterator[ChainEntry]:
         """All entries a checkpoint carries, segments first. Raises IntegrityError, StoreError."""
         for _, entries in self.checkpoint_parts(checkpoint, name):
             yield from entries
@@ -300,7 +302,7 @@ class _Reading:
             if commit.head.seq == base and base > 1:
                 self._from_checkpoint(carried, commit)
             chain.entries += [
-                Entry(commit.head.seq, commit.body.prev, commit.body.time_ms, record)
+                ChainEntry(commit.head.seq, commit.body.prev, commit.body.time_ms, record)
                 for record in commit.body.records
                 if record.type != Checkpoint.TYPE
             ]

@@ -11,19 +11,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lamella.base.errors import IntegrityError, StoreError
 from lamella.base.ids import CATALOGUE, VolumeId, WriterId
+from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
-from lamella.format.commit import SEGMENT_HEAD, Entry, Head
+from lamella.format.commit import SEGMENT_HEAD, ChainEntry, Head
 from lamella.format.container import Kind
 from lamella.format.deletion import Revive
 from lamella.format.known import understood
-from lamella.format.records import AddSnap, Checkpoint, Ref, SegmentPlace, raw
-from lamella.format.seen import Seen
+from lamella.format.records import AddSnap, Checkpoint, Ref, Seen, SegmentPlace, raw
 from lamella.history.catalogue import Catalogue
 from lamella.history.chains import HistoryReader
 from lamella.history.compaction import COPIES_REMEMBERED_MS, Ended, InForce, begins_of
 from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.order import Clock
-from lamella.packs.blobmap import pack_name
 from lamella.packs.containers import build_single
 from lamella.packs.reach import require_alive
 from lamella.stores.base import Store
@@ -37,7 +36,7 @@ REVIVABLE = 3
 REVIVABLE_MS = 30 * 86_400_000
 """and for how long after their removal."""
 
-_Part = tuple[SegmentPlace, list[Entry]]
+_Part = tuple[SegmentPlace, list[ChainEntry]]
 
 
 def make_checkpoint(store: Store, keys: Keys, chain: Chain, ended: Ended) -> tuple[Checkpoint, int]:
@@ -68,11 +67,11 @@ def make_checkpoint(store: Store, keys: Keys, chain: Chain, ended: Ended) -> tup
     return Checkpoint(tuple(earlier), tuple(segments), b"".join(tail)), stored
 
 
-def _plain(entries: Sequence[Entry]) -> list[Entry]:
+def _plain(entries: Sequence[ChainEntry]) -> list[ChainEntry]:
     return [entry for entry in entries if entry.record.type != Seen.TYPE]
 
 
-def _reused(chain: Chain, kept: Sequence[Entry]) -> tuple[list[_Part], list[Entry]]:
+def _reused(chain: Chain, kept: Sequence[ChainEntry]) -> tuple[list[_Part], list[ChainEntry]]:
     """The segments that can stay as they are, from the first on, and the entries that are in none of them."""
     parts: list[_Part] = []
     done = 0
@@ -85,7 +84,7 @@ def _reused(chain: Chain, kept: Sequence[Entry]) -> tuple[list[_Part], list[Entr
     return parts, list(kept[done:])
 
 
-def _encoded(chain: Chain, parts: Sequence[_Part], rest: Sequence[Entry]) -> list[bytes]:
+def _encoded(chain: Chain, parts: Sequence[_Part], rest: Sequence[ChainEntry]) -> list[bytes]:
     """The entries as bytes, with what their commits had seen beyond what the segments say."""
     facts = [understood(entry.record) for _, entries in parts for entry in entries if entry.record.type == Seen.TYPE]
     said: dict[WriterId, int] = {}

@@ -10,14 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lamella.base.ids import WriterId
-from lamella.format.commit import Entry
+from lamella.format.commit import ChainEntry
 from lamella.format.deletion import Audited, Remove, RemoveLast, Revive
+from lamella.format.inner import Origin
 from lamella.format.known import Known
-from lamella.format.labels import Pin, Tag
 from lamella.format.lost import Lost
-from lamella.format.origin import Origin
-from lamella.format.records import UNSIGNED, AddSnap, Confirm, RawRecord, Ref, Run, raw
-from lamella.format.sessions import Abandon, Session
+from lamella.format.records import UNSIGNED, Abandon, AddSnap, Confirm, Pin, RawRecord, Ref, Run, Session, Tag, raw
 from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.open_sessions import open_sessions
 from lamella.history.order import Clock
@@ -57,7 +55,7 @@ def begins_of(history: History) -> dict[WriterId, int]:
 class InForce:
     """Tells which records of one chain are in force, among all its records up to a checkpoint."""
 
-    def __init__(self, writer: WriterId, entries: Sequence[Entry], ended: Ended) -> None:
+    def __init__(self, writer: WriterId, entries: Sequence[ChainEntry], ended: Ended) -> None:
         self._writer = writer
         self._ended = ended
         self._entries = entries
@@ -78,12 +76,12 @@ class InForce:
             if sum(head.seq < other.seq for other in {*audits} if other.writer == head.writer) < AUDITS_KEPT
         }
 
-    def kept(self) -> list[Entry]:
+    def kept(self) -> list[ChainEntry]:
         """The entries a checkpoint must carry, in order, without what is superfluous in them."""
         found = (self._kept(entry) for entry in self._entries)
         return [entry for entry in found if entry is not None]
 
-    def _kept(self, entry: Entry) -> Entry | None:
+    def _kept(self, entry: ChainEntry) -> ChainEntry | None:
         rule = _RULES.get(entry.record.type)
         known = None if rule is None else decoded(entry)
         if rule is None or known is None:
@@ -93,7 +91,7 @@ class InForce:
 
     # Each rule returns the record as it is kept, None if it is not.
 
-    def _add_snap(self, entry: Entry, known: Known) -> RawRecord | None:
+    def _add_snap(self, entry: ChainEntry, known: Known) -> RawRecord | None:
         assert isinstance(known, AddSnap)
         ref = Ref(self._writer, entry.seq, known.snap_id)
         if self._ended.is_gone(ref):
@@ -102,34 +100,34 @@ class InForce:
             return raw(known.without_packs()) if remembered else None
         return raw(known.without_packs()) if known.packs and ref in self._confirmed else entry.record
 
-    def _revive(self, entry: Entry, known: Known) -> RawRecord | None:
+    def _revive(self, entry: ChainEntry, known: Known) -> RawRecord | None:
         """Its signature covers all of it: it goes, or stays as it is."""
         assert isinstance(known, Revive)
         ref = Ref(self._writer, entry.seq, known.added.snap_id)
         return None if self._ended.is_gone(ref) and ref not in self._ended.revivable else entry.record
 
-    def _confirm(self, entry: Entry, known: Known) -> RawRecord | None:
+    def _confirm(self, entry: ChainEntry, known: Known) -> RawRecord | None:
         assert isinstance(known, Confirm)
         refs = tuple(ref for ref in known.refs if ref.writer == self._writer and not self._ended.is_gone(ref))
         return raw(Confirm(refs)) if refs else None
 
-    def _label(self, entry: Entry, known: Known) -> RawRecord | None:
+    def _label(self, entry: ChainEntry, known: Known) -> RawRecord | None:
         assert isinstance(known, Tag | Pin | Lost)
         return None if self._ended.is_gone(known.ref) else entry.record
 
-    def _run(self, entry: Entry, known: Known) -> RawRecord | None:
+    def _run(self, entry: ChainEntry, known: Known) -> RawRecord | None:
         assert isinstance(known, Run)
         return entry.record if known.name in self._names else None
 
-    def _session(self, entry: Entry, known: Known) -> RawRecord | None:
+    def _session(self, entry: ChainEntry, known: Known) -> RawRecord | None:
         assert isinstance(known, Session | Abandon)
         return entry.record if isinstance(known, Session) and known.session_id in self._open else None
 
-    def _audited(self, entry: Entry, known: Known) -> RawRecord | None:
+    def _audited(self, entry: ChainEntry, known: Known) -> RawRecord | None:
         assert isinstance(known, Audited)
         return entry.record if known.head in self._audits else None
 
-    def _remove(self, entry: Entry, known: Known) -> RawRecord | None:
+    def _remove(self, entry: ChainEntry, known: Known) -> RawRecord | None:
         """A tombstone goes as a whole: its signature covers all it names. Without one it is a mark on what is there."""
         assert isinstance(known, Remove)
         if entry.record.value[-64:] == UNSIGNED:
@@ -138,7 +136,7 @@ class InForce:
         return None if all(ref in self._ended.buried for ref in known.refs) else entry.record
 
 
-_Rule = Callable[[InForce, Entry, Known], RawRecord | None]
+_Rule = Callable[[InForce, ChainEntry, Known], RawRecord | None]
 _RULES: dict[int, _Rule] = {
     AddSnap.TYPE: InForce._add_snap,
     Confirm.TYPE: InForce._confirm,
@@ -163,7 +161,7 @@ Atom = tuple[object, ...]
 """The smallest thing a checkpoint can leave out: a record, or one snapshot of a CONFIRM or an unsigned REMOVE."""
 
 
-def atoms(entries: Iterable[Entry]) -> Counter[Atom]:
+def atoms(entries: Iterable[ChainEntry]) -> Counter[Atom]:
     """What entries say, whichever way it is divided into records."""
     found: Counter[Atom] = Counter()
     for entry in entries:
@@ -181,7 +179,9 @@ def atoms(entries: Iterable[Entry]) -> Counter[Atom]:
     return found
 
 
-def differences(carried: Iterable[Entry], kept: Iterable[Entry], every: Iterable[Entry]) -> tuple[int, int]:
+def differences(
+    carried: Iterable[ChainEntry], kept: Iterable[ChainEntry], every: Iterable[ChainEntry]
+) -> tuple[int, int]:
     """(what a checkpoint leaves out though it is in force, what it says though no commit said it)."""
     said = atoms(carried)
     lacking = sum(1 for atom in atoms(kept) if atom not in said)

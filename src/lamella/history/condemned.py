@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from lamella.base.ids import WriterId
 from lamella.crypto.derive import Keys
-from lamella.format.commit import Entry, Head
+from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Condemn, Reaped, Rescue
-from lamella.format.sessions import Session
+from lamella.format.records import Session
 from lamella.history.history import Chain
 from lamella.history.records import of_kinds, prune_signed
 
@@ -88,7 +88,7 @@ def _written(chains: Iterable[Chain], batch: Batch) -> frozenset[bytes]:
 
 def _signed(keys: Keys, chains: Iterable[Chain]) -> Iterator[tuple[WriterId, int, Condemn | Rescue]]:
     for chain in chains:
-        rows: Iterator[tuple[Entry, Condemn | Rescue]] = of_kinds(chain.entries, Condemn, Rescue, Reaped)
+        rows: Iterator[tuple[ChainEntry, Condemn | Rescue]] = of_kinds(chain.entries, Condemn, Rescue, Reaped)
         for entry, known in rows:
             if prune_signed(keys, chain.writer, entry):
                 yield chain.writer, entry.seq, known

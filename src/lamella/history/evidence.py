@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import CATALOGUE
+from lamella.base.names import TRAILER_SIZE, commit_message, trailer_of
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackOpener
 from lamella.crypto.sign import verified
-from lamella.format.commit import Head, bound, signed_message, trailer_of, writer_id
-from lamella.format.container import HEADER_SIZE, TRAILER_SIZE, Kind, decode_directory, decode_header
+from lamella.format.commit import Head, bound, writer_id
+from lamella.format.container import HEADER_SIZE, Kind, decode_directory, decode_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def _vouched_container(keys: Keys, head: Head, content: bytes) -> bytes | None:
         return None
     if trailer.vouch != keys.vouch(trailer.public):
         return None  # anybody can make a key and sign with it
-    message = signed_message(keys.root, head.writer, head.seq, trailer.container)
+    message = commit_message(keys.root, head.writer, head.seq, trailer.container)
     return trailer.container if verified(trailer.public, trailer.signature, message) else None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import WriterId
-from lamella.format.commit import Body, Entry, Head
+from lamella.format.commit import Body, ChainEntry, Head
 from lamella.format.known import understood
 from lamella.format.records import Checkpoint, SegmentPlace
 from lamella.history.order import Clock
@@ -64,7 +64,7 @@ class Chain:
     writer: WriterId
     commits: list[Commit] = field(default_factory=list)
     """Ascending by seq; several of one seq only in a fork."""
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[ChainEntry] = field(default_factory=list)
     """Every record of the chain in force, also those that only a checkpoint still carries. CHECKPOINTs excepted."""
     heads: list[Head] = field(default_factory=list)
     forked_at: int = 0
@@ -78,7 +78,7 @@ class Chain:
     """By SHA-256 of a commit."""
     carried_clocks: dict[int, Clock] = field(default_factory=dict)
     """By seq, of commits that only a checkpoint still carries; without those of which it does not say."""
-    carried_parts: list[tuple[SegmentPlace, list[Entry]]] = field(default_factory=list)
+    carried_parts: list[tuple[SegmentPlace, list[ChainEntry]]] = field(default_factory=list)
     """The segments of the checkpoint that the reading began with, and what is in them."""
     begin: Head | None = None
     """The audited checkpoint with which the chain begins; None: it begins with its first commit."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from lamella.base.clock import Clock
 from lamella.base.errors import IntegrityError, Locked, RepositoryError, RolledBack
 from lamella.base.ids import RepoId, WriterId
+from lamella.base.names import COMMITS
 from lamella.crypto.derive import Keys
-from lamella.format.commit import Entry, Head
-from lamella.format.known import Signed
-from lamella.format.records import Checkpoint, RawRecord
+from lamella.format.commit import ChainEntry, Head
+from lamella.format.records import Checkpoint, RawRecord, Signed
 from lamella.history import state
 from lamella.history.catalogue import Catalogue
 from lamella.history.chains import HistoryReader, ReadSegment
@@ -70,8 +70,8 @@ class Log:
         self.history = self._reader.read(self.pins, whole=whole, stored=stored)
         if not self.history.heads and not may_be_lost:
             error = RolledBack if self.history.problems else IntegrityError
-            hint = "bring back what is still somewhere with: lamella check --repair"
-            raise error("the repository lists no commit that opens: its history is lost", obj="w/", hint=hint)
+            hint = "bring back what is still somewhere with: lamella repair"
+            raise error("the repository lists no commit that opens: its history is lost", obj=COMMITS, hint=hint)
         self.catalogue = state.build(self.keys, self.history)
         self._condemned = None
         self.sightings.look(self.history.heads, self.clock())
@@ -90,7 +90,7 @@ class Log:
             self._condemned = condemned(self.keys, list(self.history.chains.values()))
         return self._condemned
 
-    def checkpoint_entries(self, chain: Chain) -> list[Entry]:
+    def checkpoint_entries(self, chain: Chain) -> list[ChainEntry]:
         """What the newest checkpoint of a chain carries. Raises IntegrityError, StoreError."""
         if chain.carried is None:
             return []
@@ -133,7 +133,7 @@ class Log:
         if self.place.mirror and not self.place.own:
             age = f" and lacks {len(self.older)} chains' newest commits" if self.older else ""
             hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
-            raise Locked(f"this place is a mirror made by copy --mirror{age}", obj=self.store.url, hint=hint)
+            raise Locked(f"this place is a mirror made by lamella mirror{age}", obj=self.store.url, hint=hint)
 
     def require_may_publish(self, problems: Sequence[Problem]) -> None:
         """Raises RepositoryError, RolledBack for one of these problems, Locked at a mirror."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lamella.base.ids import WriterId
-from lamella.format.commit import Entry
-from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
+from lamella.format.commit import ChainEntry
+from lamella.format.records import Abandon, PartialRoot, Session, SessionVolume
 from lamella.history.history import Chain
 from lamella.history.records import of_kinds
 
@@ -42,7 +42,7 @@ def open_sessions(chains: Iterable[Chain]) -> list[OpenSession]:
     found: list[OpenSession] = []
     for chain in chains:
         sessions: dict[bytes, OpenSession] = {}
-        rows: Iterator[tuple[Entry, Session | Abandon]] = of_kinds(chain.entries, Session, Abandon)
+        rows: Iterator[tuple[ChainEntry, Session | Abandon]] = of_kinds(chain.entries, Session, Abandon)
         for entry, known in rows:
             if isinstance(known, Session):
                 sessions[known.session_id] = _merged(chain.writer, sessions.pop(known.session_id, None), entry, known)
@@ -52,7 +52,7 @@ def open_sessions(chains: Iterable[Chain]) -> list[OpenSession]:
     return found
 
 
-def _merged(writer: WriterId, before: OpenSession | None, entry: Entry, last: Session) -> OpenSession:
+def _merged(writer: WriterId, before: OpenSession | None, entry: ChainEntry, last: Session) -> OpenSession:
     packs = tuple(dict.fromkeys((*(before.packs if before is not None else ()), *last.packs)))
     return OpenSession(
         writer, entry.seq, entry.time_ms, last.session_id, last.name, last.volumes, packs, last.partial_roots

@@ -23,11 +23,11 @@ from lamella.format.commit import (
     Head,
     parse_name,
 )
-from lamella.format.known import Signed
 from lamella.format.records import (
     Checkpoint,
     ForkSeen,
     RawRecord,
+    Signed,
     Writer,
     prune_signed_message,
     raw,

@@ -9,14 +9,14 @@ from lamella.base.errors import IntegrityError
 from lamella.base.ids import WriterId
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import verified
-from lamella.format.commit import Entry
+from lamella.format.commit import ChainEntry
 from lamella.format.known import Known, understood
 from lamella.format.records import UNSIGNED, prune_signed_message
 
 _Wanted = TypeVar("_Wanted")
 
 
-def decoded(entry: Entry) -> Known | None:
+def decoded(entry: ChainEntry) -> Known | None:
     """The record of an entry; None for a malformed record and for one of a later version."""
     try:
         return understood(entry.record)
@@ -24,7 +24,7 @@ def decoded(entry: Entry) -> Known | None:
         return None
 
 
-def of_kinds(entries: Iterable[Entry], *kinds: type[_Wanted]) -> Iterator[tuple[Entry, _Wanted]]:
+def of_kinds(entries: Iterable[ChainEntry], *kinds: type[_Wanted]) -> Iterator[tuple[ChainEntry, _Wanted]]:
     """The well-formed records of these kinds, each with its entry. `kinds` are record classes with a TYPE."""
     types = {kind.TYPE for kind in kinds}  # type: ignore[attr-defined]
     for entry in entries:
@@ -34,7 +34,7 @@ def of_kinds(entries: Iterable[Entry], *kinds: type[_Wanted]) -> Iterator[tuple[
                 yield entry, known
 
 
-def prune_signed(keys: Keys, writer: WriterId, entry: Entry) -> bool:
+def prune_signed(keys: Keys, writer: WriterId, entry: ChainEntry) -> bool:
     """Whether the prune key signed this record, in this commit of this writer (FORMAT 8, [sig])."""
     value = entry.record.value
     if len(value) < 64 or value[-64:] == UNSIGNED:

@@ -12,12 +12,24 @@ from typing import NamedTuple, TypeVar
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import SnapId, VolumeId, WriterId
 from lamella.crypto.derive import Keys
-from lamella.format.commit import Entry
+from lamella.format.commit import ChainEntry
 from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, RemoveLast, Rescue, Retire, Revive
 from lamella.format.known import Known, is_known, understood
-from lamella.format.labels import Pin, Rename, Tag
 from lamella.format.lost import Bad, Lost
-from lamella.format.records import OPTIONAL, AddSnap, Confirm, File, FileGone, Ref, Run, Volume, Writer
+from lamella.format.records import (
+    OPTIONAL,
+    AddSnap,
+    Confirm,
+    File,
+    FileGone,
+    Pin,
+    Ref,
+    Rename,
+    Run,
+    Tag,
+    Volume,
+    Writer,
+)
 from lamella.history.catalogue import Catalogue, Removal, Snapshot, VolumeState
 from lamella.history.history import Chain, History
 from lamella.history.open_sessions import open_sessions
@@ -33,7 +45,7 @@ class Row(NamedTuple):
     """A record with its place in history."""
 
     place: Place
-    entry: Entry
+    entry: ChainEntry
     known: Known
 
     @property

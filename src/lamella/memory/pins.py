@@ -77,7 +77,7 @@ class Problem:
             return "look with: lamella check" if self.is_lack else f"accept with: {accept}"
         give_up = f"lamella check --give-up {self.lacks.name}"
         end = give_up if self.is_lack else f"{give_up}, or for this host alone: {accept}"
-        return f"mend it with: lamella check --repair; if nobody has that commit any more: {end}"
+        return f"mend it with: lamella repair; if nobody has that commit any more: {end}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,10 +278,11 @@ class Sightings:
 
 
 class FirstSeen:
-    """When this host first saw something: the only clock that nobody else can set."""
+    """When this host first saw something: the only clock that nobody else can set. A `dry` one is never written."""
 
-    def __init__(self, memory: HostMemory, clock: Clock) -> None:
+    def __init__(self, memory: HostMemory, clock: Clock, *, dry: bool = False) -> None:
         self._table = Table(memory, "first_seen.json", dict[str, dict[str, int]])
+        self._dry = dry
         self._now = clock()
         self._rows = self._table.read()
 
@@ -293,8 +294,11 @@ class FirstSeen:
             rows[name.hex()] = first = self._now
         return self._now - first
 
-    def save(self, kind: str, still_there: Collection[bytes]) -> None:
-        """Keep the sightings of these, forget the others. Raises RepositoryError."""
-        wanted = {name.hex() for name in still_there}
+    def younger(self, kind: str, names: Collection[bytes], age_ms: int) -> set[bytes]:
+        """Those first seen less than `age_ms` ago. What is not among `names` is forgotten. Raises RepositoryError."""
+        young = {name for name in names if self.age_ms(kind, name) < age_ms}
+        wanted = {name.hex() for name in names}
         self._rows[kind] = {name: when for name, when in self._rows.get(kind, {}).items() if name in wanted}
-        self._table.change(lambda stored: {**stored, kind: self._rows[kind]})
+        if not self._dry:
+            self._table.change(lambda stored: {**stored, kind: self._rows[kind]})
+        return young

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import PACKS, pack_hash, pack_name
 from lamella.crypto.derive import Keys
 from lamella.format.container import Blob, Header, Kind, decode_header, object_length
 from lamella.packs.cache import Cache
 from lamella.packs.containers import Head
-from lamella.packs.heads import PREFIX as PREFIX
-from lamella.packs.heads import pack_hash as pack_hash
-from lamella.packs.heads import pack_name as pack_name
 from lamella.packs.heads import read_heads
 from lamella.packs.segments import WORTH_READING, Segments
 from lamella.stores.base import Entry, Store
@@ -98,7 +96,7 @@ class BlobMap:
         return listed
 
     def _listing(self) -> Iterator[tuple[bytes, int]]:
-        for entry in self._store.list(PREFIX):
+        for entry in self._store.list(PACKS):
             sha256 = pack_hash(entry.name)
             if sha256 is not None:
                 yield sha256, entry.size
@@ -259,6 +257,11 @@ class BlobMap:
         )
         for _, name, length in self._cache.pages(query, -1, domain_id, domain_id):
             yield Entry(pack_name(name), length)
+
+    def domains(self) -> set[DomainId]:
+        """Every domain that has a pack whose head opened, or that an index segment names."""
+        rows = self._cache.rows("SELECT DISTINCT domain FROM packs WHERE trouble IS NULL")
+        return {DomainId(domain) for (domain,) in rows}
 
     def small_documents(self, longest: int) -> list[tuple[DomainId, ChunkId]]:
         """Documents and tree notes of at most `longest` bytes: domain and id."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
+from lamella.base.names import commit_message
 from lamella.base.trust import Opened, Sealed
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import DomainKeys, Keys
@@ -58,8 +59,10 @@ def build_single(
 
     They are compressed with zlib: every reader has it, and what is in the catalogue is not much.
     """
+    from lamella.format.encoder import Encoder  # readers compress nothing
+
     domain = keys.domain(domain_id)
-    encoder = compression.Encoder("portable")
+    encoder = Encoder("portable")
     sealer = PackSealer(domain, new_salt(), bound=bound)
     blobs: list[SealedBlob] = []
     ids: list[ChunkId] = []
@@ -139,7 +142,7 @@ def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tup
 def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:
     """Open a commit object: hash, writer, signature, container, body. Raises IntegrityError, UnknownFormat."""
     sealed, trailer = commit.split_trailer(content, head)
-    message = commit.signed_message(keys.root, head.writer, head.seq, trailer.container)
+    message = commit_message(keys.root, head.writer, head.seq, trailer.container)
     if trailer.public == keys.marker.prune_public or not verified(trailer.public, trailer.signature, message):
         raise IntegrityError("a commit whose signature does not verify", obj=head.name)
     if trailer.vouch != keys.vouch(trailer.public):
@@ -155,5 +158,5 @@ def build_commit(keys: Keys, seed: bytes, public: bytes, body: commit.Body) -> S
     contents = [(Kind.COMMIT, part) for part in commit.parts(body.encode())]
     sealed, _ = build_single(keys, CATALOGUE, contents, commit.bound(body.writer, body.seq))
     container_hash = hashlib.sha256(sealed).digest()
-    message = commit.signed_message(keys.root, body.writer, body.seq, container_hash)
+    message = commit_message(keys.root, body.writer, body.seq, container_hash)
     return Sealed(sealed + public + keys.vouch(public) + container_hash + sign(seed, message))

@@ -8,11 +8,12 @@ from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import pack_name
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
 from lamella.format.container import NODES, Kind
 from lamella.format.lost import Address
-from lamella.packs.blobmap import BlobMap, Place, pack_name
+from lamella.packs.blobmap import BlobMap, Place
 from lamella.packs.containers import open_blob
 from lamella.packs.reach import reinstated, require_alive
 from lamella.packs.suspects import Suspects

@@ -5,30 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
 from lamella.packs.containers import Head, read_head
 from lamella.packs.reach import reinstated, require_alive
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.stores.base import Store
-
-PREFIX = "p/"
-
-
-def pack_name(sha256: bytes) -> str:
-    """The object name of a pack."""
-    text = sha256.hex()
-    return f"{PREFIX}{text[:2]}/{text}"
-
-
-def pack_hash(name: str) -> bytes | None:
-    """The hash in a pack's object name, None if it is not one."""
-    parts = name.split("/")
-    if len(parts) != 3 or parts[0] != "p" or len(parts[2]) != 64 or parts[1] != parts[2][:2]:
-        return None
-    try:
-        return bytes.fromhex(parts[2])
-    except ValueError:
-        return None
 
 
 def genuine_head(store: Store, keys: Keys, name: str, size: int | None = None) -> Head:

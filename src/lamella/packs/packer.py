@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import pack_name
 from lamella.base.trust import Sealed
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
 from lamella.format.container import MAX_BLOBS, NODES, Blob, Header, Kind, aligned
-from lamella.packs.blobmap import BlobMap, pack_name
+from lamella.packs.blobmap import BlobMap
 from lamella.packs.containers import SealedBlob, build, raw_body
 from lamella.run.pipeline import Outbox
 from lamella.stores.base import Store

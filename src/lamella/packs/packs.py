@@ -9,12 +9,13 @@ from collections.abc import Collection, Iterable
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, UnknownFormat
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
+from lamella.base.names import PACKS, pack_name
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
 from lamella.format.container import MAX_OBJECT, Kind
 from lamella.format.lost import Address
 from lamella.format.records import SegmentPlace
-from lamella.packs.blobmap import BlobMap, pack_name
+from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
 from lamella.packs.containers import open_whole
 from lamella.packs.contents import Contents
@@ -45,7 +46,7 @@ class Packs:
         """
         listed = self.map.refresh(own_packs, reaped)
         if not listed and expected:
-            raise IntegrityError("the repository lists no packs although it has snapshots", obj="p/")
+            raise IntegrityError("the repository lists no packs although it has snapshots", obj=PACKS)
         self.suspects.apply(bad, self.map)
         self.fresh = True
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from lamella.base.errors import IntegrityError, NothingMatched
+from lamella.base.errors import IntegrityError, NothingMatched, UsageError
 from lamella.history.catalogue import VolumeState
-from lamella.operations.restore.restore import read_document
 from lamella.operations.shared.selection import Selected, find_snapshot, split_selector
-from lamella.qubes.backup import SETTINGS
-from lamella.qubes.lineage import DOM0, FEATURE, claimed_owner
-from lamella.qubes.settings import DOCUMENT, QubeSettings, decode_settings
+from lamella.operations.shared.streaming import read_document
+from lamella.qubes.inventory import ADMIN_CLASS
+from lamella.qubes.names import (
+    DOM0,
+    FEATURE,
+    check_label,
+    check_qube,
+    check_uuid,
+    check_volume,
+    check_word,
+    claimed_owner,
+)
+from lamella.qubes.settings import DOCUMENT, SCHEMA, SETTINGS, Property, QubeSettings
 from lamella.repository.repository import Repository
+
+_MAX_NOTES = 256_000
 
 
 @dataclass(slots=True)
@@ -97,3 +110,69 @@ def _failed(repo: Repository, name: str, run: str) -> tuple[str, ...]:
     record = repo.catalogue.runs.get(run)
     rows = record.volumes if record is not None else ()
     return tuple(row.name for row in rows if row.failed and row.name.partition(":")[0] == name)
+
+
+def decode_settings(content: bytes, what: str) -> QubeSettings:
+    """Read a document of `encode` again. Raises IntegrityError for anything that qubesd could not have said."""
+    try:
+        found = json.loads(content)
+        if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
+            raise ValueError("another kind of document")
+        return _checked(_built(found))
+    except (ValueError, TypeError, KeyError, RecursionError, UsageError) as error:
+        raise IntegrityError(f"the settings in {what} cannot be used: {error}", obj=what) from error
+
+
+def _built(found: dict[str, Any]) -> QubeSettings:
+    wanted = {one.name for one in fields(QubeSettings)}
+    if set(found) != wanted:
+        raise ValueError(f"fields {sorted(set(found) ^ wanted)}")
+    properties = {name: Property(**row) for name, row in _table(found.pop("properties")).items()}
+    devices = {name: tuple(_texts(rows)) for name, rows in _table(found.pop("devices")).items()}
+    volumes = {name: _words(_table(row)) for name, row in _table(found.pop("volumes")).items()}
+    defaults, features = _words(_table(found.pop("defaults"))), _words(_table(found.pop("features")))
+    tags = tuple(_texts(found.pop("tags")))
+    return QubeSettings(
+        **_words(found),
+        properties=properties,
+        devices=devices,
+        volumes=volumes,
+        defaults=defaults,
+        features=features,
+        tags=tags,
+    )
+
+
+def _checked(settings: QubeSettings) -> QubeSettings:
+    if settings.klass != ADMIN_CLASS:
+        check_qube(settings.name)
+        check_uuid(settings.uuid)
+        check_label(settings.label)
+    check_word(settings.klass)
+    for name in [*settings.properties, *settings.features, *settings.tags, *settings.devices]:
+        check_word(name)
+    for name in settings.volumes:
+        check_volume(name)
+    _words({name: row.value for name, row in settings.properties.items()})
+    _words({name: row.type for name, row in settings.properties.items()})
+    if len(settings.notes.encode("utf-8", "surrogatepass")) > _MAX_NOTES:
+        raise ValueError("notes beyond 256,000 bytes")
+    return settings
+
+
+def _table(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("not a table")
+    return value
+
+
+def _texts(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise TypeError("not a list of texts")
+    return value
+
+
+def _words(value: dict[str, Any]) -> dict[str, str]:
+    if not all(isinstance(one, str) for one in value.values()):
+        raise TypeError("not all of it is text")
+    return value

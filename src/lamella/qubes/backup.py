@@ -15,18 +15,15 @@ from lamella.base.events import Reporter, Warned, silent
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions, BackupPlan, BackupResult, FailedRequest, Request, plan_backup
 from lamella.qubes.admin import Admin
-from lamella.qubes.dom0 import write_archive
-from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, Volume, feature_of
-from lamella.qubes.lineage import owner_of
-from lamella.qubes.places import committed_place, live_place
-from lamella.qubes.settings import DOCUMENT, read_globals, read_settings
-from lamella.qubes.sources import QubeVolume, SettingsSource, volume_identity
+from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, QubeVolume, feature_of
+from lamella.qubes.names import owner_of
+from lamella.qubes.settings import DOCUMENT, SETTINGS, read_globals, read_settings
+from lamella.qubes.sources import QubeSource, SettingsSource, committed_place, live_place, volume_identity
 from lamella.repository.repository import Repository
 from lamella.sources.registry import open_source
 
 EXCLUDED_FEATURE = "lamella.exclude-volumes"
 """Feature of a qube that names volumes to leave out, separated by spaces."""
-SETTINGS = "settings"
 GLOBALS = "globals"
 CONFIG = "config"
 ARCHIVE = "dom0-config.tar"
@@ -124,6 +121,8 @@ class _Requests:
 
     def _config(self, qube: Qube) -> Request | FailedRequest:
         """dom0's own files, as one archive made anew for this run."""
+        from lamella.qubes.dom0 import write_archive  # dom0 is rarely among the qubes
+
         name = f"{qube.name}:{CONFIG}"
         try:
             path = write_archive(self._host.cache_dir / ARCHIVE, self._options.dom0_root)
@@ -133,13 +132,13 @@ class _Requests:
         source = open_source(str(path), machine=self._host.machine, driver="file", known_as=identity)
         return Request(name, source, self._domain(qube), {}, follows=True)
 
-    def _volume(self, qube: Qube, volume: Volume) -> Request | FailedRequest:
+    def _volume(self, qube: Qube, volume: QubeVolume) -> Request | FailedRequest:
         name = f"{qube.name}:{volume.name}"
         try:
             pool = self._inventory.pool(volume.pool)
             choose = live_place if self._options.live else committed_place
             identity = volume_identity(self._owner(qube), volume.name)
-            source = QubeVolume(self._admin, self._host, qube, identity, partial(choose, pool, volume))
+            source = QubeSource(self._admin, self._host, qube, identity, partial(choose, pool, volume))
         except LamellaError as error:
             return FailedRequest(name, error.message)
         return Request(name, source, self._domain(qube), {}, follows=True)
@@ -151,7 +150,7 @@ class _Requests:
         """The key domain of a qube: its own, whatever it is called."""
         return f"qube {self._owner(qube)}"
 
-    def _is_wanted(self, qube: Qube, volume: Volume) -> bool:
+    def _is_wanted(self, qube: Qube, volume: QubeVolume) -> bool:
         if not volume.save_on_stop:
             return False
         left_out = (feature_of(self._admin, qube.name, EXCLUDED_FEATURE) or "").split()

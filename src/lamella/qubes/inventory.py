@@ -1,10 +1,11 @@
-"""What qubesd says there is: qubes, their volumes, and the pools these lie in. Read anew for every command."""
+"""What qubesd says there is, and which qubes a command is about. Read anew for every command."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lamella.base.errors import NothingMatched, SourceError
+from lamella.base.errors import NothingMatched, SourceError, UsageError
 from lamella.qubes.admin import Admin, Refused
 
 HALTED = "Halted"
@@ -23,7 +24,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Volume:
+class QubeVolume:
     """A volume of a qube, as qubesd describes it. `vid` is its name within the pool; `size` in bytes."""
 
     name: str
@@ -68,7 +69,7 @@ class Inventory:
             raise NothingMatched(f"there is no qube called {name}", obj=name, hint=f"qubes: {near}")
         return found
 
-    def volumes(self, qube: Qube) -> list[Volume]:
+    def volumes(self, qube: Qube) -> list[QubeVolume]:
         """All volumes of a qube, by name; none for dom0."""
         if qube.klass == ADMIN_CLASS:
             return []
@@ -87,10 +88,6 @@ class Inventory:
         facts = facts_of(self._admin.lines("admin.pool.Info", arg=name))
         size, usage = facts.get("size", ""), facts.get("usage", "")
         return max(0, int(size) - int(usage)) if size.isdecimal() and usage.isdecimal() else None
-
-    def state(self, qube: Qube) -> str:
-        """The power state now, which may differ from the inventory's. Raises Refused if the qube is gone."""
-        return power_state(self._admin, qube.name)
 
 
 def power_state(admin: Admin, name: str) -> str:
@@ -136,10 +133,54 @@ def _qube(admin: Admin, line: str) -> Qube:
         raise SourceError(f"qubesd lists a qube without {error.args[0]}: {line[:80]!r}", obj=name) from error
 
 
-def _volume(name: str, lines: list[str]) -> Volume:
+def _volume(name: str, lines: list[str]) -> QubeVolume:
     facts = facts_of(lines)
     try:
         size, saved = int(facts["size"] or 0), facts["save_on_stop"] == "True"
-        return Volume(name, facts["pool"], facts["vid"], size, saved, facts)
+        return QubeVolume(name, facts["pool"], facts["vid"], size, saved, facts)
     except (KeyError, ValueError) as error:
         raise SourceError(f"qubesd describes volume {name} in an unknown way", obj=name) from error
+
+
+@dataclass(frozen=True, slots=True)
+class QubeChoice:
+    """What the user said. Without names, tags and labels: the qubes that are marked for backups."""
+
+    names: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    everything: bool = False
+    tags: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def chosen(admin: Admin, inventory: Inventory, choice: QubeChoice) -> list[Qube]:
+    """The qubes, by name; dom0 among them where it is named or marked. Raises NothingMatched, UsageError."""
+    if choice.everything and choice.names:
+        raise UsageError("--all and names of qubes contradict each other")
+    for name in (*choice.names, *choice.excluded):
+        inventory.qube(name)
+    names = {qube.name for qube in _wanted(admin, inventory, choice)} - set(choice.excluded)
+    if not names:
+        raise NothingMatched("no qube is selected", hint="name one, or say --all")
+    return [inventory.qubes[name] for name in sorted(names)]
+
+
+def _wanted(admin: Admin, inventory: Inventory, choice: QubeChoice) -> Iterable[Qube]:
+    if choice.names:
+        return [inventory.qube(name) for name in choice.names]
+    qubes = list(inventory.qubes.values())
+    if choice.everything:
+        return qubes
+    if choice.tags or choice.labels:
+        return [qube for qube in qubes if _labelled(admin, qube, choice)]
+    return [qube for qube in qubes if _is_marked(admin, qube)]
+
+
+def _labelled(admin: Admin, qube: Qube, choice: QubeChoice) -> bool:
+    if choice.labels and property_of(admin, qube.name, "label") in choice.labels:
+        return True
+    return bool(choice.tags) and not set(choice.tags).isdisjoint(admin.lines("admin.vm.tag.List", qube.name))
+
+
+def _is_marked(admin: Admin, qube: Qube) -> bool:
+    return property_of(admin, qube.name, "include_in_backups") == "True" and qube.klass != ADMIN_CLASS

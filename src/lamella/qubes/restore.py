@@ -1,19 +1,27 @@
-"""Executing a plan: create, mark, write, set, link, and only then let the qubes start."""
+"""Executing a plan: create, mark, write, set, link, and only then let the qubes start.
+
+A volume is replaced by qubesd's import: written beside, compared to the last byte, then taken or thrown away. The old
+state stays as a revision of the volume. An import that was left open by a killed restore is closed first: some pools
+refuse to start the qube until then.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
-from lamella.base.errors import IntegrityError, SourceError, UsageError
+from lamella.base.errors import IntegrityError, LamellaError, SourceError, UsageError
 from lamella.base.events import Reporter, Warned, silent
-from lamella.operations.restore.restore import data_bytes
+from lamella.memory.host import Host, HostMemory, Table
+from lamella.operations.restore.restore import RestoreOptions, RestoreResult, data_bytes, plan_restore
+from lamella.operations.shared.selection import Selected
 from lamella.qubes.admin import Admin, Refused
-from lamella.qubes.imports import Imports
-from lamella.qubes.inventory import Inventory, Volume, power_state
-from lamella.qubes.lineage import FEATURE, lineage, owner_of
-from lamella.qubes.names import check_label
+from lamella.qubes.inventory import Inventory, QubeVolume, power_state
+from lamella.qubes.names import FEATURE, check_label, check_qube, check_volume, lineage, owner_of
 from lamella.qubes.restore_plan import Action, QubeRestore, RestoreWishes
 from lamella.qubes.settings_apply import IN_PROGRESS, Applier
 from lamella.repository.repository import Repository
@@ -131,9 +139,7 @@ class QubesRestore:
             self._admin.call("admin.vm.tag.Remove", row.name, IN_PROGRESS)
             raise SourceError(f"{row.name} was started meanwhile: it is not touched", obj=row.name)
         if self._wishes.settings:
-            applier = self._applier(row)
-            applier.early()
-            result.notes += applier.notes
+            self._applier(row, result).early()
 
     def _create(self, row: QubeRestore, result: QubeResult) -> None:
         label = row.settings.label
@@ -158,7 +164,7 @@ class QubesRestore:
             self._touched.add(row.name)
         self._continue_history(row)
 
-    def _check_space(self, row: QubeRestore, there: Mapping[str, Volume]) -> None:
+    def _check_space(self, row: QubeRestore, there: Mapping[str, QubeVolume]) -> None:
         """Raises SourceError if a pool says that it cannot hold what is to be written into it."""
         needed: dict[str, int] = defaultdict(int)
         for name, selected in row.saved.volumes.items():
@@ -179,21 +185,85 @@ class QubesRestore:
 
     def _plain(self, row: QubeRestore, result: QubeResult) -> None:
         if self._wishes.settings:
-            applier = self._applier(row)
+            applier = self._applier(row, result)
             applier.template(row.template)
             applier.plain(exact=self._wishes.exact)
-            result.notes += applier.notes
 
     def _references(self, row: QubeRestore, result: QubeResult) -> None:
         if self._wishes.settings:
-            applier = self._applier(row)
-            applier.references()
-            result.notes += applier.notes
+            self._applier(row, result).references()
 
     def _release(self, row: QubeRestore, result: QubeResult) -> None:
         self._admin.call("admin.vm.tag.Remove", row.name, IN_PROGRESS)
         result.notes = [*row.notes, *result.notes]
         result.result = "restored"
 
-    def _applier(self, row: QubeRestore) -> Applier:
-        return Applier(self._admin, self._inventory, row.name, row.settings, self._renamed)
+    def _applier(self, row: QubeRestore, result: QubeResult) -> Applier:
+        return Applier(self._admin, self._inventory, row, self._renamed, result.notes)
+
+
+class OpenImport(NamedTuple):
+    """An import that was begun and not ended."""
+
+    qube: str
+    volume: str
+
+
+class Imports:
+    """The imports of this host. What is open is written down before it is opened."""
+
+    def __init__(self, admin: Admin, host: Host) -> None:
+        self._admin = admin
+        self._open = Table(HostMemory(host, host.state_dir), "qubes-imports.json", tuple[OpenImport, ...])
+
+    def close_left_open(self) -> list[str]:
+        """Close what a killed restore left open; returns `QUBE:VOLUME` of each."""
+        left = self._open.read()
+        for qube, volume in left:
+            try:
+                check_qube(qube), check_volume(volume)
+            except LamellaError:
+                continue  # no such name was written by us
+            self._end(qube, volume, b"fail\nthe restore was broken off")
+        if left:
+            self._open.change(lambda _: ())
+        return [f"{qube}:{volume}" for qube, volume in left]
+
+    def restore(
+        self, repo: Repository, selected: Selected, qube: str, volume: str, reporter: Reporter, workers: int | None
+    ) -> RestoreResult:
+        """Write one volume. Until it was compared, nothing of the old state changes. Raises LamellaError."""
+        plan_size = selected.snapshot.added.size
+        with self._opened(qube, volume, plan_size) as path:
+            device = path.is_block_device()
+            options = RestoreOptions(workers, overwrite=device, in_place=not device)
+            return plan_restore(repo, selected, path, options).execute(reporter)
+
+    @contextmanager
+    def _opened(self, qube: str, volume: str, size: int) -> Iterator[Path]:
+        self._open.change(lambda rows: (*rows, OpenImport(qube, volume)))
+        try:
+            answer = self._admin.internal("internal.vm.volume.ImportBegin", qube, volume, str(size).encode("ascii"))
+            yield _path(answer, qube)
+        except BaseException:
+            self._end(qube, volume, b"fail\nthe restore failed")
+            self._forget(qube, volume)
+            raise
+        self._admin.internal("internal.vm.volume.ImportEnd", qube, volume, b"ok")
+        self._forget(qube, volume)
+
+    def _end(self, qube: str, volume: str, how: bytes) -> None:
+        try:
+            self._admin.internal("internal.vm.volume.ImportEnd", qube, volume, how)
+        except (Refused, SourceError):
+            return  # that the import failed is reported as an error: it is what was asked for
+
+    def _forget(self, qube: str, volume: str) -> None:
+        self._open.change(lambda rows: tuple(row for row in rows if row != (qube, volume)))
+
+
+def _path(answer: bytes, qube: str) -> Path:
+    size, _, path = answer.decode("utf-8", "backslashreplace").partition(" ")
+    if not size.isdecimal() or not path.startswith("/"):
+        raise SourceError("qubesd did not say where to write", obj=qube)
+    return Path(path)

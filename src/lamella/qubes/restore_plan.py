@@ -61,7 +61,7 @@ class QubeRestore:
         return f"{self.action} {what} from {self.saved.snapshot}{why}"
 
 
-class Planner:
+class RestorePlanner:
     """Decides for all qubes together: they may need each other. `owner` tells under which UUID a qube is saved."""
 
     def __init__(

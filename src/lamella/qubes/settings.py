@@ -1,4 +1,4 @@
-"""Everything about one qube but the bytes of its volumes: read from qubesd, written down, and read again with care.
+"""Everything about one qube but the bytes of its volumes: read from qubesd and written down.
 
 Texts are kept as qubesd gives and takes them: what a client library makes of them (False for an empty text) would not
 come back as it was.
@@ -7,19 +7,19 @@ come back as it was.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final
+from dataclasses import asdict, dataclass, field
+from typing import Final
 
-from lamella.base.errors import IntegrityError, SourceError, UsageError
-from lamella.qubes import names
+from lamella.base.errors import SourceError
 from lamella.qubes.admin import NO_ANSWER, Admin, Refused
-from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube, facts_of
+from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube
 
+SETTINGS: Final = "settings"
+"""Name of the volume without bytes that carries a qube's settings."""
 DOCUMENT: Final = "settings.json"
 """Name of the document in a snapshot of a qube's settings."""
 
-_SCHEMA: Final = "lamella-qube/1"
-_MAX_NOTES: Final = 256_000
+SCHEMA: Final = "lamella-qube/1"
 _UNKNOWN_CALL: Final = frozenset({"ProtocolError", "PermissionDenied", NO_ANSWER})
 
 
@@ -61,7 +61,7 @@ class QubeSettings:
 
     def encode(self) -> bytes:
         """The document."""
-        return json.dumps({"schema": _SCHEMA, **asdict(self)}, indent=1, sort_keys=True).encode("utf-8")
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True).encode("utf-8")
 
 
 def read_settings(admin: Admin, inventory: Inventory, qube: Qube) -> QubeSettings:
@@ -90,72 +90,6 @@ def read_globals(admin: Admin) -> QubeSettings:
     """The system's own properties that are not at their defaults."""
     properties, defaults = _properties(admin.lines("admin.property.GetAll"))
     return QubeSettings("dom0", "", ADMIN_CLASS, properties=properties, defaults=defaults)
-
-
-def decode_settings(content: bytes, what: str) -> QubeSettings:
-    """Read a document of `encode` again. Raises IntegrityError for anything that qubesd could not have said."""
-    try:
-        found = json.loads(content)
-        if not isinstance(found, dict) or found.pop("schema", None) != _SCHEMA:
-            raise ValueError("another kind of document")
-        return _checked(_built(found))
-    except (ValueError, TypeError, KeyError, RecursionError, UsageError) as error:
-        raise IntegrityError(f"the settings in {what} cannot be used: {error}", obj=what) from error
-
-
-def _built(found: dict[str, Any]) -> QubeSettings:
-    wanted = {one.name for one in fields(QubeSettings)}
-    if set(found) != wanted:
-        raise ValueError(f"fields {sorted(set(found) ^ wanted)}")
-    properties = {name: Property(**row) for name, row in _table(found.pop("properties")).items()}
-    devices = {name: tuple(_texts(rows)) for name, rows in _table(found.pop("devices")).items()}
-    volumes = {name: _words(_table(row)) for name, row in _table(found.pop("volumes")).items()}
-    defaults, features = _words(_table(found.pop("defaults"))), _words(_table(found.pop("features")))
-    tags = tuple(_texts(found.pop("tags")))
-    return QubeSettings(
-        **_words(found),
-        properties=properties,
-        devices=devices,
-        volumes=volumes,
-        defaults=defaults,
-        features=features,
-        tags=tags,
-    )
-
-
-def _checked(settings: QubeSettings) -> QubeSettings:
-    if settings.klass != ADMIN_CLASS:
-        names.check_qube(settings.name)
-        names.check_uuid(settings.uuid)
-        names.check_label(settings.label)
-    names.check_word(settings.klass)
-    for name in [*settings.properties, *settings.features, *settings.tags, *settings.devices]:
-        names.check_word(name)
-    for name in settings.volumes:
-        names.check_volume(name)
-    _words({name: row.value for name, row in settings.properties.items()})
-    _words({name: row.type for name, row in settings.properties.items()})
-    if len(settings.notes.encode("utf-8", "surrogatepass")) > _MAX_NOTES:
-        raise ValueError("notes beyond 256,000 bytes")
-    return settings
-
-
-def _table(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("not a table")
-    return value
-
-
-def _texts(value: object) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise TypeError("not a list of texts")
-    return value
-
-
-def _words(value: dict[str, Any]) -> dict[str, str]:
-    if not all(isinstance(one, str) for one in value.values()):
-        raise TypeError("not all of it is text")
-    return value
 
 
 def _properties(lines: list[str]) -> tuple[dict[str, Property], dict[str, str]]:
@@ -206,9 +140,3 @@ def _if_known(admin: Admin, method: str, name: str = "dom0", arg: str = "") -> s
         if error.type in _UNKNOWN_CALL:
             return None
         raise
-
-
-def assigned_device(line: str) -> tuple[str, str, dict[str, str]]:
-    """(device as a call's argument, its backend, options) of a line of `devices`."""
-    device, _, options = line.partition(" ")
-    return device, device.partition("+")[0], facts_of(options.split(" ")) if options else {}

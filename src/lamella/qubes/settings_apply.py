@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from lamella.qubes.admin import Admin, Refused
-from lamella.qubes.inventory import Inventory, property_of
-from lamella.qubes.lineage import FEATURE
-from lamella.qubes.settings import Property, QubeSettings, assigned_device, read_settings
+from lamella.qubes.inventory import Inventory, facts_of, property_of
+from lamella.qubes.names import FEATURE
+from lamella.qubes.restore_plan import QubeRestore
+from lamella.qubes.settings import Property, QubeSettings, read_settings
 
 IN_PROGRESS: Final = "backup-restore-in-progress"
 """While a qube has this tag, qubesd does not start it."""
@@ -25,17 +26,17 @@ _OWN_TAG_NAMES: Final = frozenset({"anon-vm", "anon-gateway"})
 
 
 class Applier:
-    """Applies saved settings to the qube called `name`. `notes` grows with everything that could not be done."""
+    """Applies the settings of a row of the plan. `notes` grows with everything that could not be done."""
 
     def __init__(
-        self, admin: Admin, inventory: Inventory, name: str, settings: QubeSettings, renamed: Mapping[str, str]
+        self, admin: Admin, inventory: Inventory, row: QubeRestore, renamed: Mapping[str, str], notes: list[str]
     ) -> None:
         self._admin = admin
         self._inventory = inventory
-        self._name = name
-        self._settings = settings
+        self._name = row.name
+        self._settings = row.settings
         self._renamed = renamed
-        self.notes: list[str] = []
+        self.notes = notes
 
     def early(self) -> None:
         """What other qubes' creation and references need."""
@@ -125,7 +126,7 @@ class Applier:
         for call, lines in sorted(self._settings.devices.items()):
             told_by, _, class_ = call.partition(".")
             for line in lines:
-                device, backend, options = assigned_device(line)
+                device, backend, options = _assigned_device(line)
                 if told_by != "Assigned":
                     self.notes.append(f"device {class_} {device}: assigned by an older release: assign it by hand")
                     continue
@@ -165,3 +166,9 @@ def _maximum_first(item: tuple[str, Property]) -> tuple[bool, str]:
 def _is_own(tag: str) -> bool:
     """Tags that qubesd and its extensions give and take by themselves."""
     return tag.startswith(_OWN_TAGS) or tag in _OWN_TAG_NAMES
+
+
+def _assigned_device(line: str) -> tuple[str, str, dict[str, str]]:
+    """(device as a call's argument, its backend, options) of a line of `devices`."""
+    device, _, options = line.partition(" ")
+    return device, device.partition("+")[0], facts_of(options.split(" ")) if options else {}

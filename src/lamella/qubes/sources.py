@@ -1,21 +1,26 @@
-"""A qube's volume as a source: the same volume wherever it lies, found and frozen while its qube may start or stop."""
+"""A qube's volume as a source: the same volume wherever it lies, found and frozen while its qube may start or stop.
+
+A start gives a volume another file or LV to write to, and a shutdown renames it back: a place is good for one look and
+is never remembered (layouts as qubesd's storage drivers make them, Qubes OS 4.2 and 4.3).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from lamella.base.delta import Delta
 from lamella.base.errors import SourceError
 from lamella.base.extents import Extent
 from lamella.memory.host import Host
 from lamella.qubes.admin import Admin
-from lamella.qubes.inventory import HALTED, PAUSED, Qube, power_state
-from lamella.qubes.places import Place
-from lamella.sources.base import Consistency, FrozenVolume, Source
-from lamella.sources.keeping import Keeping
+from lamella.qubes.inventory import HALTED, PAUSED, Pool, Qube, QubeVolume, power_state
+from lamella.sources.base import Consistency, FrozenVolume, Keeping, Source
+from lamella.sources.driver import Untracked, UntrackedMoment
 from lamella.sources.registry import open_kept_source
-from lamella.sources.untracked import Untracked, UntrackedMoment
 
 _TRIES = 5
 
@@ -25,10 +30,12 @@ def volume_identity(owner: str, volume: str) -> bytes:
     return f"qubes:{owner}:{volume}".encode("ascii")
 
 
-class QubeVolume:
+class QubeSource:
     """One volume of one qube. `choose` says where it lies right now; kept moments are found by the identity."""
 
-    def __init__(self, admin: Admin, host: Host, qube: Qube, identity: bytes, choose: Callable[[], Place]) -> None:
+    def __init__(
+        self, admin: Admin, host: Host, qube: Qube, identity: bytes, choose: Callable[[], VolumePlace]
+    ) -> None:
         self._admin = admin
         self._host = host
         self._qube = qube
@@ -66,20 +73,20 @@ class QubeVolume:
                         raise
                     continue
                 if self._unchanged(state, place):
-                    yield _Moment(frozen, self._consistency(state, place))
+                    yield _QubeMoment(frozen, self._consistency(state, place))
                     return
         raise SourceError(f"{self.default_name} was started or stopped {_TRIES} times while it was frozen")
 
-    def _consistency(self, state: str, place: Place) -> Consistency:
+    def _consistency(self, state: str, place: VolumePlace) -> Consistency:
         if not place.committed:
             return Consistency.QUIESCED if state == PAUSED else Consistency.LIVE
         return Consistency.HALTED if state == HALTED else Consistency.COMMITTED
 
-    def _unchanged(self, state: str, place: Place) -> bool:
+    def _unchanged(self, state: str, place: VolumePlace) -> bool:
         """Whether nothing was renamed since: the frozen file is the one that the place meant all the time."""
         return power_state(self._admin, self._qube.name) == state and self._place() == place
 
-    def _opened(self, place: Place) -> Source:
+    def _opened(self, place: VolumePlace) -> Source:
         keeping = Keeping(self._host.owner, place.checkpoint_dir, self.identity, self._host.source_records)
         return open_kept_source(place.text, self._host.machine, keeping)
 
@@ -96,7 +103,7 @@ class QubeVolume:
         return self._inner.kept()
 
 
-class _Moment:
+class _QubeMoment:
     """A frozen volume whose kind of moment is known from the qube's state, unless the driver saw something worse."""
 
     def __init__(self, frozen: FrozenVolume, consistency: Consistency) -> None:
@@ -143,10 +150,10 @@ class SettingsSource(Untracked):
     @contextmanager
     def freeze(self) -> Iterator[FrozenVolume]:
         """Nothing to hold still."""
-        yield _Nothing()
+        yield _NoBytes()
 
 
-class _Nothing(UntrackedMoment):
+class _NoBytes(UntrackedMoment):
     size = 0
 
     def consistency(self) -> Consistency:
@@ -160,3 +167,89 @@ class _Nothing(UntrackedMoment):
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Raises SourceError: there is nothing to read."""
         raise SourceError("settings have no bytes")
+
+
+CHECKPOINTS: Final = ".lamella"
+"""Directory of kept moments at the top of a file pool: beside the qube's own files they would go when it is removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumePlace:
+    """What to read: `text` for the source registry, `committed` if it is the state of the last orderly shutdown."""
+
+    text: str
+    committed: bool
+    checkpoint_dir: Path | None = None
+
+
+def live_place(pool: Pool, volume: QubeVolume) -> VolumePlace:
+    """What a running qube writes to, or what a halted one left. Raises SourceError."""
+    return _driver(pool)(pool, volume, True)
+
+
+def committed_place(pool: Pool, volume: QubeVolume) -> VolumePlace:
+    """The state of the last shutdown. Raises SourceError where the pool keeps none while the qube runs."""
+    return _driver(pool)(pool, volume, False)
+
+
+def _reflink(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
+    directory = Path(pool.config["dir_path"])
+    base = str(directory / volume.vid)
+    kept = directory / CHECKPOINTS
+    dirty, clean = Path(base + "-dirty.img"), Path(base + ".img")
+    if live and dirty.exists():
+        return VolumePlace(str(dirty), False, kept)
+    if clean.exists():
+        return VolumePlace(str(clean), True, kept)
+    if dirty.exists():
+        raise SourceError(f"{volume.vid} keeps no state of its last shutdown while it runs", obj=volume.vid)
+    raise SourceError(f"{clean} does not exist", obj=str(clean))
+
+
+def _file(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
+    # The copy-on-write file beside the image holds what was overwritten: the image itself is what the qube writes to.
+    image = Path(pool.config["dir_path"]) / f"{volume.vid}.img"
+    running = Path(f"{image.with_suffix('')}-cow.img").exists()
+    if running and not live:
+        raise SourceError(
+            f"{volume.vid} keeps no state of its last shutdown that can be read while it runs", obj=str(image)
+        )
+    return VolumePlace(str(image), not running, Path(pool.config["dir_path"]) / CHECKPOINTS)
+
+
+def _lvm_thin(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
+    device = Path("/dev") / volume.vid
+    snap = Path(f"{device}-snap")
+    if live and snap.exists():
+        return VolumePlace(f"lvm:{volume.vid}-snap", False)
+    if device.exists():
+        return VolumePlace(f"lvm:{volume.vid}", True)
+    # While a shutdown commits, the old state has its new name already and the new state not yet.
+    backs = sorted(device.parent.glob(f"{device.name}-*-back"), key=lambda path: _epoch(path.name))
+    if not backs:
+        raise SourceError(f"there is no LV {volume.vid}", obj=volume.vid)
+    return VolumePlace(f"lvm:{device.parent.name}/{backs[-1].name}", True)
+
+
+def _zfs(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
+    return VolumePlace(f"/dev/zvol/{volume.vid}", False)
+
+
+def _epoch(name: str) -> int:
+    digits = name.removesuffix("-back").rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+_DRIVERS: Final[dict[str, Callable[[Pool, QubeVolume, bool], VolumePlace]]] = {
+    "file-reflink": _reflink,
+    "file": _file,
+    "lvm_thin": _lvm_thin,
+    "zfs": _zfs,
+}
+
+
+def _driver(pool: Pool) -> Callable[[Pool, QubeVolume, bool], VolumePlace]:
+    found = _DRIVERS.get(pool.driver)
+    if found is None:
+        raise SourceError(f"pool {pool.name} has the driver {pool.driver!r}, which lamella cannot read", obj=pool.name)
+    return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lamella.base.clock import Clock
 from lamella.base.errors import ObjectNotFound, RepositoryError
 from lamella.base.ids import RepoId
+from lamella.base.names import README, RESCUE
 from lamella.base.trust import Clear, Opened
 from lamella.crypto.chunk_id import faster_algorithm
 from lamella.crypto.derive import Keys
@@ -24,7 +25,7 @@ from lamella.history.publish import Publisher
 from lamella.memory.host import Host
 from lamella.memory.pins import Pins
 from lamella.packs.cache import Cache
-from lamella.repository.readme import README, RESCUE, readme_text, rescue_source
+from lamella.repository.readme import readme_text, rescue_source
 from lamella.stores.base import Store
 
 

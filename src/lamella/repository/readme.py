@@ -6,9 +6,6 @@ from importlib.resources import files
 
 from lamella.base.trust import Clear
 
-README = "readme.txt"
-RESCUE = "restore.py"
-
 _TEXT = """\
 This is a Lamella backup repository: encrypted, deduplicated backups of disk volumes.
 

@@ -14,9 +14,8 @@ from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
 from lamella.format.commit import Head as CommitHead
 from lamella.format.deletion import Forgo
-from lamella.format.known import Signed
 from lamella.format.node import Shape
-from lamella.format.records import RawRecord
+from lamella.format.records import RawRecord, Signed
 from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.history import History
 from lamella.history.log import Log
@@ -44,7 +43,7 @@ class Repository:
         self.keys: Keys = unlocked.keys
         self.host = host
         self.clock = clock
-        self.log = Log(store, self.keys, host, clock)
+        self.log = Log(store, self.keys, host, lambda: self.clock())
         self.repo_id: RepoId = self.log.repo_id
         # A mirror has other packs: one map for both places would be rebuilt at every turn.
         folder = self.repo_id.hex() + (f"-{self.log.apart}" if self.log.apart else "")

@@ -84,7 +84,7 @@ class Outbox:
             self._check()
 
     def wait(self) -> None:
-        """Wait for every upload, whatever becomes of it."""
+        """Wait for every upload, failed or not."""
         with self._lock:
             while self._pending:
                 self._wait_for_oldest()
@@ -120,7 +120,7 @@ class Crew:
         self._room = threading.BoundedSemaphore(limit)
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Have a call made, waiting first while there are too many."""
+        """Queue a call; waits while too many are unfinished."""
         self._room.acquire()
         try:
             self._pool.submit(call).add_done_callback(lambda _: self._room.release())
@@ -134,7 +134,7 @@ class Crew:
 
 
 class Beside:
-    """One function that runs beside everything else, until it returns. It must not raise."""
+    """One function in a thread of its own. The function must not raise."""
 
     def __init__(self, work: Callable[[], None], name: str) -> None:
         # A daemon: a process whose main thread is done does not wait for what a stuck peer keeps alive.

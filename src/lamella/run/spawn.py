@@ -1,6 +1,6 @@
 """The only user of subprocess: argument lists without a shell, C locale, a deadline, and bounded output.
 
-`run` and `stream` kill the program when they are left before its end; `run_unbroken` is for programs that must not be.
+`run` and `stream` kill the program when their caller leaves early; `run_unbroken` never kills it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from lamella.base.errors import LamellaError, UsageError
+from lamella.base.errors import LamellaError, UsageError, printable
 
 MAX_OUTPUT = 1 << 20
 """Bytes of standard output accepted when the caller names no other bound."""
@@ -48,7 +48,7 @@ def run(
     when it cannot be started or ends with a status other than 0; the message holds what it wrote to standard error.
     """
     exchange = _started(argv, input or b"", timeout_seconds, max_output, error)
-    name = _printable(argv[0])
+    name = printable(argv[0])
     try:
         status = exchange.run_to_end()
     except subprocess.TimeoutExpired as reason:
@@ -70,7 +70,7 @@ def stream(
     may be incomplete then.
     """
     exchange = _started(argv, b"", timeout_seconds, _PIECE, error)
-    name = _printable(argv[0])
+    name = printable(argv[0])
     try:
         yield from exchange.pieces()
         status = exchange.ended()
@@ -82,13 +82,13 @@ def stream(
 
 
 def run_unbroken(argv: Sequence[str], *, timeout_seconds: float, error: type[LamellaError] = LamellaError) -> None:
-    """Run a program that must not be broken off, such as one that holds devices suspended while it works.
+    """Run a program that must not be interrupted, such as one that holds devices suspended while it works.
 
-    It is never killed, and loses no pipe when this process is: its output goes to a nameless file. Signals that ask
-    this process to end are taken when the program has ended. At the deadline it is asked to stop (SIGTERM); if it does
-    not, it is left running. Raises `error` then, and like `run`.
+    It is never killed, and it survives the death of this process: its output goes to an unnamed file. Signals that ask
+    this process to end take effect when the program has ended. At the deadline it gets SIGTERM; if it does not stop, it
+    is left running. Raises `error` then, and like `run`.
     """
-    name = _printable(argv[0])
+    name = printable(argv[0])
     with _signals_later(), tempfile.TemporaryFile() as said:
         program = _popen(argv, error, subprocess.DEVNULL, said.fileno(), said.fileno())
         status = _waited_for(program, timeout_seconds)
@@ -113,9 +113,9 @@ def _waited_for(program: subprocess.Popen[bytes], timeout_seconds: float) -> int
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """Let signals that ask this process to end wait until the block was left.
+    """Delay signals that ask this process to end until the block is left.
 
-    Not by masking them: the program would inherit the mask. Only the main thread takes signals.
+    Masking them would not do: the program would inherit the mask. Only the main thread receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -143,11 +143,11 @@ def _started(
 
 
 def _popen(
-    argv: Sequence[str], error: type[LamellaError], stdin: int, stdout: int, stderr: int
+    argv: Sequence[str], error: type[LamellaError], stdin: int, stdout: int, stderr: int, *, terminal: bool = False
 ) -> subprocess.Popen[bytes]:
     if not argv:
         raise error("no program to run")
-    name = _printable(argv[0])
+    name = printable(argv[0])
     try:
         return subprocess.Popen(
             list(argv),
@@ -155,7 +155,8 @@ def _popen(
             stdout=stdout,
             stderr=stderr,
             env=_environment(),
-            start_new_session=True,
+            start_new_session=not terminal,
+            preexec_fn=_ignore_interrupts if terminal else None,
             bufsize=0,
         )
     except (OSError, ValueError) as reason:
@@ -165,7 +166,7 @@ def _popen(
 def _refuse_failure(name: str, status: int, text: bytes, error: type[LamellaError]) -> None:
     if status:
         how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-        said = _printable(text.decode("utf-8", "replace"))
+        said = printable(text.decode("utf-8", "replace"))
         raise error(f"{name} {how}" + (f": {said}" if said else ""), obj=name)
 
 
@@ -173,27 +174,15 @@ class Child:
     """A program that runs beside this one and is spoken to through pipes, until `end`.
 
     With `terminal` it stays on the terminal of this process, so that it can ask a person for a password; Ctrl-C is then
-    not for it: whoever started it decides when it ends. Raises `error` when it cannot be started.
+    not for it: its owner decides when it ends. Raises `error` when it cannot be started.
     """
 
     def __init__(
         self, argv: Sequence[str], *, terminal: bool = False, error: type[LamellaError] = LamellaError
     ) -> None:
-        self.name = _printable(argv[0])
+        self.name = printable(argv[0])
         self._stderr = bytearray()
-        try:
-            self._program = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=_environment(),
-                start_new_session=not terminal,
-                preexec_fn=_ignore_interrupts if terminal else None,
-                bufsize=0,
-            )
-        except (OSError, ValueError) as reason:
-            raise error(f"cannot run {self.name}: {_reason(reason)}", obj=self.name) from reason
+        self._program = _popen(argv, error, subprocess.PIPE, subprocess.PIPE, subprocess.PIPE, terminal=terminal)
         stdin, stdout, stderr = self._pipes()
         self.stdin, self.stdout, self.stderr = stdin.fileno(), stdout.fileno(), stderr.fileno()
         os.set_blocking(self.stderr, False)
@@ -220,7 +209,7 @@ class Child:
 
     def said(self) -> str:
         """The end of what it wrote to standard error, as one printable line."""
-        return _printable(self._stderr.decode("utf-8", "replace"))
+        return printable(self._stderr.decode("utf-8", "replace"))
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -368,12 +357,6 @@ class _Exchange:
 def _environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     return inherited | {"LC_ALL": "C"}
-
-
-def _printable(text: str) -> str:
-    """One line that cannot move the cursor or colour a terminal; what were several are told apart by semicolons."""
-    shown = "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
-    return "; ".join(" ".join(line.split()) for line in shown.split("\n") if line.strip())
 
 
 def _reason(error: OSError | ValueError) -> str:

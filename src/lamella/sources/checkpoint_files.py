@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from lamella.base.errors import CheckpointLost, SourceError
-from lamella.sources._cloning import file_system, generation
-from lamella.sources._tokens import parse_token, token_text
-from lamella.sources.keeping import Keeping
+from lamella.sources.base import Keeping
+from lamella.sources.cloning import file_system, generation
+from lamella.sources.driver import MomentToken
 
 DIRECTORY: Final = ".lamella"
 """Name of the directory, in the topmost place we may write to."""
@@ -31,8 +31,8 @@ _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})-([1-9][0-9]{0,15})")
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """What a checkpoint file was when it was made; any difference means that it is another one."""
+class Token(MomentToken):
+    """What a checkpoint file was when it was made."""
 
     driver: str
     system: str
@@ -42,21 +42,11 @@ class Token:
     size: int
     ctime_ns: int
 
-    @property
-    def text(self) -> str:
-        """As the ledger keeps it; the same file gives the same text."""
-        return token_text(self)
-
     @classmethod
     def of(cls, fd: int, file: str, driver: str) -> Token:
         """Describe an open checkpoint file as it is now."""
         now = os.fstat(fd)
         return cls(driver, file_system(fd).uuid, file, now.st_ino, generation(fd), now.st_size, now.st_ctime_ns)
-
-    @classmethod
-    def parse(cls, text: str) -> Token:
-        """Read a text again. Raises CheckpointLost if it is none of ours."""
-        return parse_token(cls, text)
 
     def difference(self, now: Token) -> str:
         """Why `now` is not the file this token was made of; empty if it is."""
@@ -171,15 +161,8 @@ class CheckpointFiles:
 
     def _listed(self) -> Iterator[tuple[int, list[str]]]:
         """Yield each directory of ours that exists, open, with our names in it."""
-        chosen = self._keeping.directory
-        for place in dict.fromkeys([*([] if chosen is None else [chosen.absolute()]), *self._default_places()]):
-            fd = _own_directory(place, make=False)
-            if fd is None:
-                continue
-            try:
-                yield fd, [name for name in _names_in(fd, place) if self._ours(name)]
-            finally:
-                os.close(fd)
+        for _, fd, names in _named_in(self._keeping.directory, self._default_places()):
+            yield fd, [name for name in names if self._ours(name)]
 
     def _default_places(self) -> list[Path]:
         """Where the directory may be, the best place first."""
@@ -207,17 +190,10 @@ def list_near(image: Path, directory: Path | None) -> list[ListedFile]:
     while not start.is_dir():
         start = start.parent
     places = [place / DIRECTORY for place in _up_from(start)]
-    found: list[ListedFile] = []
-    for place in dict.fromkeys([*([] if directory is None else [directory.absolute()]), *places]):
-        fd = _own_directory(place, make=False)
-        if fd is None:
-            continue
-        try:
-            names = sorted(name for name in _names_in(fd, place) if _NAME.fullmatch(name))
-            found += [one for name in names if (one := _listed_file(place, name, fd)) is not None]
-        finally:
-            os.close(fd)
-    return found
+    listed = (
+        _listed_file(place, name, fd) for place, fd, names in _named_in(directory, places) for name in sorted(names)
+    )
+    return [one for one in listed if one is not None]
 
 
 def _listed_file(place: Path, name: str, directory: int) -> ListedFile | None:
@@ -291,6 +267,18 @@ def _own_directory(place: Path, *, make: bool) -> int | None:
         return fd
     os.close(fd)
     return None
+
+
+def _named_in(chosen: Path | None, places: list[Path]) -> Iterator[tuple[Path, int, list[str]]]:
+    """Yield each directory of checkpoints that is there, open, with the names of checkpoints in it."""
+    for place in dict.fromkeys([*([] if chosen is None else [chosen.absolute()]), *places]):
+        fd = _own_directory(place, make=False)
+        if fd is None:
+            continue
+        try:
+            yield place, fd, [name for name in _names_in(fd, place) if _NAME.fullmatch(name)]
+        finally:
+            os.close(fd)
 
 
 def _names_in(fd: int, place: Path) -> list[str]:

@@ -17,10 +17,8 @@ from pathlib import Path
 from lamella.base.clock import Clock, now_ms
 from lamella.base.errors import SourceError
 from lamella.base.extents import Extent
-from lamella.sources._open_volume import OpenVolume, read_failed
-from lamella.sources.base import Consistency
-from lamella.sources.keeping import Keeping
-from lamella.sources.untracked import Untracked, UntrackedMoment
+from lamella.sources.base import Consistency, Keeping
+from lamella.sources.driver import OpenVolume, Untracked, UntrackedMoment, read_failed
 
 _MACHINE = re.compile(r"[0-9a-f]{16}")
 

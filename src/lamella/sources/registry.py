@@ -1,4 +1,4 @@
-"""Which driver reads a source, and the names volumes may have."""
+"""Which driver reads a source, to what a volume is restored, and the names volumes may have."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import unicodedata
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from lamella.base.errors import SourceError, UsageError
-from lamella.sources._cloning import driver_for
-from lamella.sources.base import Source
-from lamella.sources.keeping import Keeping
+from lamella.sources.base import Keeping, PoolLimits, Source
+
+if TYPE_CHECKING:
+    from lamella.sources.target import Target
 
 MAX_NAME_BYTES: Final = 128
 """Longest volume name, in bytes of UTF-8."""
@@ -74,10 +75,40 @@ def place_of(identity: bytes, machine: str) -> str | None:
     Raises SourceError if LVM cannot be asked.
     """
     from lamella.sources.file import path_of
-    from lamella.sources.lvm import thin as lvm_thin
 
     path = path_of(identity, machine)
-    return lvm_thin.place_of(identity) if path is None else str(path)
+    if path is not None or not identity.startswith(b"lvm:"):
+        return None if path is None else str(path)
+    from lamella.sources.lvm import thin  # most sources are files
+
+    return thin.place_of(identity)
+
+
+def choose_target(
+    path: Path, *, overwrite: bool, in_place: bool, pool: str | None = None, limits: PoolLimits | None = None
+) -> Target:
+    """Return the target that fits what is at `path`, or `lvm:VG/LV`, which may be a new volume in the thin pool `pool`.
+
+    Raises UsageError for a device without `overwrite`, and for a pool where none is needed; SourceError if LVM cannot
+    be asked.
+    """
+    if str(path).startswith("lvm:"):
+        from lamella.sources.lvm.target import choose_thin
+
+        return choose_thin(str(path), overwrite=overwrite, in_place=in_place, pool=pool, limits=limits)
+    if pool is not None:
+        raise UsageError("a pool is for a new thin volume only", obj=pool, hint="write --to lvm:VG/LV")
+    from lamella.sources.local_target import BlockDevice, InPlaceFile, NewFile  # for restores only
+
+    if not path.is_block_device():
+        return InPlaceFile(path) if in_place else NewFile(path, overwrite=overwrite)
+    if not overwrite:
+        raise UsageError(f"{path} is a device and would be overwritten", obj=str(path), hint="add --overwrite")
+    if not _is_thin(path):
+        return BlockDevice(path)
+    from lamella.sources.lvm.target import ThinDevice
+
+    return ThinDevice(path)
 
 
 def split_name(text: str) -> tuple[str | None, str]:
@@ -107,16 +138,20 @@ def _driver_of(text: str, keeping: Keeping) -> str:
     if not keeping.owner:
         return "file"
     path = Path(text)
-    return _device_driver(path) if path.is_block_device() else driver_for(path)
+    if path.is_block_device():
+        return "lvm_thin" if _is_thin(path) else "file"
+    from lamella.sources.cloning import driver_for  # what is restored needs none
+
+    return driver_for(path)
 
 
-def _device_driver(path: Path) -> str:
-    from lamella.sources.lvm import _lvm  # most sources are no devices
+def _is_thin(device: Path) -> bool:
+    from lamella.sources.lvm import commands  # most volumes are no devices
 
     try:
-        return "lvm_thin" if _lvm.is_thin(path) else "file"
-    except SourceError:  # whoever may not ask LVM can still read the device
-        return "file"
+        return commands.is_thin(device)
+    except SourceError:  # whoever may not ask LVM can still use the device
+        return False
 
 
 def _fault_in(name: str) -> str:

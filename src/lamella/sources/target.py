@@ -1,4 +1,4 @@
-"""The writing side of a restore: what a volume is written to, and how it gets its final name.
+"""What a volume is restored to: the Target contract, and what all targets share.
 
 Order of calls: `prepare`, any number of `write`, `zero` and `punch` from any threads, `settle`, `read_into` for the
 comparison, then `finish`; `abandon` instead at any point. A target is used once.
@@ -6,26 +6,40 @@ comparison, then `finish`; `abandon` instead at any point. A target is used once
 
 from __future__ import annotations
 
+import ctypes
 import errno
-import fcntl
+import functools
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum, IntEnum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
-from lamella.base.durable import sync_directory
-from lamella.base.errors import Locked, SourceError, UsageError
-from lamella.sources._open_target import OpenTarget, in_use, refuse_used
-from lamella.sources.block_use import uses_of_device, uses_of_file
-from lamella.sources.keeping import PoolLimits
-from lamella.sources.old_state import OldState
+from lamella.base.errors import SourceError, UsageError
 
-PARTIAL_SUFFIX: Final = ".lamella-partial"
-"""Ends the name of a file whose restore is not complete."""
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# Modes of fallocate(2), from linux/falloc.h. KEEP_SIZE is required with PUNCH_HOLE, and for ZERO_RANGE on devices.
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
+_FALLOC_FL_ZERO_RANGE = 0x10
+
+# The file system, device or kernel cannot do it, or not for a range of this alignment: zeros have to be written.
+_CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENODEV}
+
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+class OldState(Enum):
+    """What becomes of what is at the target."""
+
+    NONE = 0
+    """Nothing is there."""
+    REPLACED = 1
+    """It stays until the restored volume has been compared, and is replaced then."""
+    LOST = 2
+    """It is overwritten where it lies."""
 
 
 class Target(Protocol):
@@ -86,221 +100,158 @@ class Target(Protocol):
         """Close, leave what there is, and return where it lies. Does nothing after `finish`."""
 
 
-def choose_target(
-    path: Path, *, overwrite: bool, in_place: bool, pool: str | None = None, limits: PoolLimits | None = None
-) -> Target:
-    """Return the target that fits what is at `path`, or `lvm:VG/LV`, which may be a new volume in the thin pool `pool`.
+class Zeroing(IntEnum):
+    """What becomes of the space behind a zeroed range."""
 
-    Raises UsageError for a device without `overwrite`, and for a pool where none is needed; SourceError if LVM cannot
-    be asked.
-    """
-    if str(path).startswith("lvm:"):
-        from lamella.sources.lvm.target import choose_thin
-
-        return choose_thin(str(path), overwrite=overwrite, in_place=in_place, pool=pool, limits=limits)
-    if pool is not None:
-        raise UsageError("a pool is for a new thin volume only", obj=pool, hint="write --to lvm:VG/LV")
-    if path.is_block_device():
-        if not overwrite:
-            raise UsageError(f"{path} is a device and would be overwritten", obj=str(path), hint="add --overwrite")
-        return _device(path)
-    return InPlaceFile(path) if in_place else NewFile(path, overwrite=overwrite)
+    KEEP_SPACE = _FALLOC_FL_ZERO_RANGE | _FALLOC_FL_KEEP_SIZE
+    """It stays allotted."""
+    GIVE_BACK = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    """It becomes a hole. On a device only where discarded blocks are sure to read as zero."""
 
 
-def _device(path: Path) -> Target:
-    from lamella.sources.lvm import _lvm  # most targets are files
-    from lamella.sources.lvm import target as lvm_target  # most targets are files
+class OpenTarget:
+    """What all targets share: one descriptor, used by offset only."""
 
-    try:
-        return lvm_target.ThinDevice(path) if _lvm.is_thin(path) else BlockDevice(path)
-    except SourceError:  # whoever may not ask LVM can still write the device
-        return BlockDevice(path)
+    starts_zeroed = False
+    old_state = OldState.LOST
 
+    def __init__(self, path: Path) -> None:
+        self._given = path
+        self._fd = -1
+        self._size = 0
+        self.path = path
+        self.working_path = path
+        self.tail_bytes = 0
 
-class NewFile(OpenTarget):
-    """A file written beside its final name, and renamed when it is complete."""
+    def write(self, offset: int, content: bytes | bytearray | memoryview) -> None:
+        view = memoryview(content).cast("B")
+        self._check_range(offset, offset + len(view))
+        with self._translated("write", offset):
+            while view:
+                count = os.pwrite(self._fd, view, offset)
+                view, offset = view[count:], offset + count
 
-    starts_zeroed = True
+    def zero(self, start: int, end: int) -> None:
+        self._zero(start, end, Zeroing.KEEP_SPACE)
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
-        super().__init__(path)
-        self._overwrite = overwrite
-        self.old_state = OldState.REPLACED if path.exists() else OldState.NONE
+    def punch(self, start: int, end: int) -> None:
+        self._zero(start, end, Zeroing.GIVE_BACK)
 
-    def prepare(self, size: int, needed_bytes: int) -> None:
-        with self._opening():
-            self.path = _resolved(self._given)
-            self.working_path = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
-            if _existing_file(self.path) and not self._overwrite:
-                raise _exists(self.path)
-            self._fd = _open_partial(self.working_path)
-            os.ftruncate(self._fd, 0)  # before the space is counted: an earlier attempt may hold it
-            _check_space(self._fd, self.path, needed_bytes)
-            os.ftruncate(self._fd, size)
-            self._size = size
-
-    def finish(self) -> None:
-        with self._translated("finish"):
-            old = _existing_file(self.path)
-            if old and self._overwrite:
-                # Only root gives files away, FAT knows no owners, a user namespace not all of them: what cannot be
-                # kept is no reason to lose a restored volume.
-                with suppress(OSError):
-                    os.fchown(self._fd, old.st_uid, old.st_gid)
-                with suppress(OSError):
-                    os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
-            os.ftruncate(self._fd, self._size)
+    def settle(self) -> None:
+        with self._translated("flush"):
             os.fsync(self._fd)
-            if self._overwrite:
-                self.working_path.replace(self.path)
-            else:
-                _rename_to_free_name(self.working_path, self.path)
-            self.working_path = self.path
-            sync_directory(self.path.parent)
-        self._close()
+        with suppress(OSError):  # some file systems have nothing but memory
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
-
-class InPlaceFile(OpenTarget):
-    """An existing file, overwritten where it lies: its old state is lost, and stays a mixture if the restore fails."""
-
-    def prepare(self, size: int, needed_bytes: int) -> None:
-        with self._opening():
-            self.path = self.working_path = _resolved(self._given)
-            old = _existing_file(self.path)
-            if old is None:
-                raise UsageError(f"{self.path} does not exist", obj=str(self.path), hint="leave out --in-place")
-            refuse_used(self.path, uses_of_file(self.path))
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            _lock(self._fd, self.path)
-            own_bytes = os.fstat(self._fd).st_blocks * 512  # stat(2): counted in 512 bytes everywhere
-            _check_space(self._fd, self.path, needed_bytes - own_bytes)
-            os.ftruncate(self._fd, size)
-            self._size = size
-
-    def finish(self) -> None:
-        with self._translated("finish"):
-            os.ftruncate(self._fd, self._size)
-            os.fsync(self._fd)
-        self._close()
-
-
-class BlockDevice(OpenTarget):
-    """A block device that nobody uses, at least as large as the volume; what lies behind the volume stays as it is."""
-
-    def prepare(self, size: int, needed_bytes: int) -> None:
-        with self._opening():
-            self.path = self.working_path = _resolved(self._given)
-            found = self.path.stat()
-            if not stat.S_ISBLK(found.st_mode):
-                raise UsageError(f"{self.path} is not a block device", obj=str(self.path))
-            refuse_used(self.path, uses_of_device(found.st_rdev))
-            self._fd = self._open_exclusively()
-            device_size = os.lseek(self._fd, 0, os.SEEK_END)
-            if device_size < size:
-                raise SourceError(
-                    f"{self.path} has {device_size} bytes, the volume {size}: too small", obj=str(self.path)
-                )
-            self._size = size
-            self.tail_bytes = device_size - size
-
-    def finish(self) -> None:
-        with self._translated("finish"):
-            os.fsync(self._fd)
-        self._close()
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._check_range(offset, offset + len(buffer))
+        done = 0
+        with self._translated("read back", offset):
+            while done < len(buffer):
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise SourceError(f"{self.working_path} ends before offset {offset + done}", obj=str(self.path))
+                done += count
 
     def stored(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        yield start, end
+        position = start
+        while position < end:
+            try:
+                begin = min(os.lseek(self._fd, position, os.SEEK_DATA), end)
+                position = min(os.lseek(self._fd, begin, os.SEEK_HOLE), end) if begin < end else end
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # lseek(2): no data beyond this offset
+                    return
+                begin, position = position, end
+            if begin < position:
+                yield begin, position
 
-    def _open_exclusively(self) -> int:
+    def abandon(self) -> Path:
+        self._close()
+        return self.working_path
+
+    def _zero(self, start: int, end: int, how: Zeroing) -> None:
+        self._check_range(start, end)
+        with self._translated("clear", start):
+            zero_range(self._fd, start, end, how)
+
+    def _check_range(self, start: int, end: int) -> None:
+        if self._fd < 0:
+            raise ValueError("the target is not open")
+        if not 0 <= start <= end <= self._size:
+            raise ValueError(f"[{start}, {end}) is not inside a volume of {self._size} bytes")
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Close again if anything fails before the target is ready."""
         try:
-            # open(2): without O_CREAT, O_EXCL on a block device fails with EBUSY while the kernel uses it, in any mount
-            # namespace, and keeps it from being mounted until it is closed.
-            return os.open(self.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-        except OSError as reason:
-            if reason.errno != errno.EBUSY:
-                raise
-            raise in_use(self.path, "the kernel holds it") from reason
-
-
-def _resolved(path: Path) -> Path:
-    """Follow links, so that a link to the target stays a link. OSError if the directory does not exist."""
-    final = path.resolve()
-    final.parent.stat()
-    return final
-
-
-def _existing_file(path: Path) -> os.stat_result | None:
-    """The state of the regular file at `path`, None if nothing is there. Raises UsageError for anything else."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(found.st_mode):
-        raise UsageError(f"{path} is not a regular file", obj=str(path))
-    return found
-
-
-def _open_partial(partial: Path) -> int:
-    """Open the incomplete file, new or left by an earlier attempt, as its only writer."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    found = _existing_file(partial)
-    if found is not None and found.st_nlink > 1:
-        # An attempt that ended between giving the final name and taking this one away: the bytes belong to that name.
-        partial.unlink()
-        found = None
-    if found is not None and found.st_uid != os.geteuid():
-        raise UsageError(f"{partial} belongs to another user", obj=str(partial), hint="remove it")
-    try:
-        fd = os.open(partial, flags | (os.O_CREAT | os.O_EXCL if found is None else 0), 0o600)
-    except FileExistsError as reason:
-        raise Locked(f"another restore has just begun to write {partial}", obj=str(partial)) from reason
-    try:
-        _lock(fd, partial)
-        opened = os.fstat(fd)
-        # The lock may have come free because its holder finished: then this descriptor is the finished file.
-        if opened.st_nlink != 1 or not os.path.samestat(opened, partial.lstat()):
-            raise Locked(f"another restore has just finished with {partial}", obj=str(partial))
-        os.fchmod(fd, 0o600)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as reason:
-        raise Locked(f"another restore is writing {path}", obj=str(path)) from reason
-
-
-def _check_space(fd: int, path: Path, needed_bytes: int) -> None:
-    there = os.fstatvfs(fd)
-    free = there.f_bavail * there.f_frsize
-    if needed_bytes > free:
-        raise SourceError(
-            f"not enough space for {path}: {needed_bytes} bytes needed, {free} free",
-            obj=str(path),
-            hint="free some space, or choose another place",
-        )
-
-
-def _rename_to_free_name(partial: Path, path: Path) -> None:
-    """Rename, but never over something that appeared in the meantime."""
-    try:
-        path.hardlink_to(partial)
-    except FileExistsError as reason:
-        raise _exists(path) from reason
-    except OSError as reason:
-        if reason.errno not in _NO_LINKS:
+            with self._translated("prepare"):
+                yield
+        except BaseException:
+            self._close()
             raise
-        # A file system without hard links: looking first leaves a gap of microseconds, which nothing here can close.
-        if _existing_file(path):
-            raise _exists(path) from reason
-        partial.rename(path)
-    else:
-        partial.unlink(missing_ok=True)  # another restore may have tidied up after this one already
+
+    @contextmanager
+    def _translated(self, act: str, offset: int | None = None) -> Iterator[None]:
+        try:
+            yield
+        except OSError as reason:
+            where = "" if offset is None else f" at or after offset {offset}"
+            hint = "free some space there and restore again" if reason.errno in _FULL else ""
+            message = f"cannot {act} {self.working_path}{where}: {reason.strerror or reason}"
+            raise SourceError(message, obj=str(self.path), hint=hint) from reason
 
 
-def _exists(path: Path) -> UsageError:
-    return UsageError(f"{path} exists already", obj=str(path), hint="add --overwrite, or choose another name")
+def refuse_used(path: Path, uses: list[str]) -> None:
+    """Raise UsageError if there are any uses of what would be written."""
+    if uses:
+        raise in_use(path, "; ".join(uses))
+
+
+def in_use(path: Path, how: str) -> UsageError:
+    """The error that says why a target must not be written."""
+    return UsageError(f"{path} is in use: {how}", obj=str(path), hint="unmount or detach it first")
+
+
+def zero_range(fd: int, start: int, end: int, how: Zeroing) -> None:
+    """Make `[start, end)` read as zero, by writing zeros if there is no other way. Raises OSError."""
+    if start >= end:
+        return
+    for mode in dict.fromkeys((how, Zeroing.KEEP_SPACE)):
+        try:
+            _fallocate(fd, mode, start, end - start)
+        except OSError as reason:
+            if reason.errno not in _CANNOT:
+                raise
+        else:
+            return
+    while start < end:
+        start += os.pwrite(fd, _ZEROS[: end - start], start)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    call = _libc_fallocate()
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    while call(fd, mode, offset, length):
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+
+
+@functools.cache
+def _libc_fallocate() -> Callable[[int, int, int, int], int] | None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    # With 64-bit offsets on every machine: glibc has both names, musl one of them.
+    call = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if call is None:
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    call.restype = ctypes.c_int
+    found: Callable[[int, int, int, int], int] = call
+    return found

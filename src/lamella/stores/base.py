@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from lamella.base.errors import StoreRefused
+from lamella.base.errors import StoreError, StoreRefused
 from lamella.base.trust import Clear, Sealed
 
 MAX_NAME = 255
@@ -35,7 +35,7 @@ class Abilities:
     immutable: bool = False
     """The far side enforces that this client can neither replace nor remove an existing object."""
     distant: bool = False
-    """Waiting for an answer costs more than the answer: worth asking several things at once, and nothing twice."""
+    """A round trip costs more than the data in it: callers ask several things at once, and nothing twice."""
 
 
 class Entry(NamedTuple):
@@ -46,10 +46,10 @@ class Entry(NamedTuple):
 
 
 class Held:
-    """A lock that is held, as far as its holder can know: a lock behind a connection can be lost with it.
+    """A lock that a holder behind a connection can lose together with the connection.
 
-    Others may have had it exclusively meanwhile. The holder then looks again at everything it relies on, and says so:
-    `seen = held.losses`, look, `held.renew(seen)`; a loss in between leaves it lost.
+    Another client may have held the exclusive lock meanwhile. The holder then reads again everything it relies on:
+    `seen = held.losses`, read, `held.renew(seen)`; after a further loss in between, the lock still counts as lost.
     """
 
     def __init__(self) -> None:
@@ -58,20 +58,20 @@ class Held:
 
     @property
     def losses(self) -> int:
-        """How often it was lost so far."""
+        """How often the lock was lost so far."""
         return self._losses
 
     @property
     def lost(self) -> bool:
-        """Whether it was lost since the holder last looked."""
+        """Whether the lock was lost and the holder has not renewed it since."""
         return self._losses != self._renewed
 
     def lose(self) -> None:
-        """The store's part."""
+        """Record a loss; the store calls this."""
         self._losses += 1
 
     def renew(self, losses: int) -> None:
-        """The holder's part: everything was looked at again since `losses` was so high."""
+        """Record that the holder read everything again after `losses` had this value."""
         self._renewed = losses
 
 
@@ -80,6 +80,28 @@ def checked_name(name: str) -> str:
     if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise StoreRefused(f"not a valid object name: {name[:300]!r}", obj=name[:300])
     return name
+
+
+def range_end(name: str, size: int, offset: int, length: int | None) -> int:
+    """Return the offset one past the last byte asked for, in an object of `size` bytes.
+
+    Raises StoreError when the range is negative or does not lie wholly inside the object.
+    """
+    if offset < 0 or (length is not None and length < 0):
+        raise StoreError(f"not a byte range: offset {offset}, length {length}", obj=name)
+    end = size if length is None else offset + length
+    if offset > size or end > size:
+        raise StoreError(f"object ends at byte {size}, before the range asked for ({offset}+{length})", obj=name)
+    return end
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return `prefix` if it is empty or a valid name followed by `/`; raise StoreRefused otherwise."""
+    if prefix:
+        if not prefix.endswith("/"):
+            raise StoreRefused(f"a listing prefix ends in '/': {prefix[:300]!r}", obj=prefix[:300])
+        checked_name(prefix[:-1])
+    return prefix
 
 
 def put_durable(store: Store, name: str, content: Sealed | Clear) -> None:

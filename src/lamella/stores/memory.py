@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreRefused
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, checked_name
-from lamella.stores.requests import checked_prefix, range_end
+from lamella.stores.base import Abilities, Entry, checked_name, checked_prefix, range_end
 
 
 class ReadersWriterLock:

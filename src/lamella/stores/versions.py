@@ -1,7 +1,7 @@
-"""Stores that keep older versions of objects, and how readers get at them when the newest one is not what it must be.
+"""Stores that keep older versions of objects, and how readers reach them when the newest version is not genuine.
 
-Lamella never replaces an object. Where a bucket keeps versions, a thief who may put can still lay another version over
-one; the genuine one is then among the older ones.
+Lamella never replaces an object. Where a bucket keeps versions, a thief who may put can still add a newer version of an
+object; the genuine version is then among the older ones.
 """
 
 from __future__ import annotations

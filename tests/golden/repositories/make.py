@@ -23,10 +23,7 @@ import pytest
 from lamella.crypto.slots import MIN_WRITTEN_LOG_N, key_file, passphrase, recovery_key, recovery_text
 from lamella.format.deletion import Remove
 from lamella.format.keyslot import SlotType
-from lamella.format.known import Signed
-from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.records import RawRecord, raw
-from lamella.format.sessions import Session
+from lamella.format.records import Pin, RawRecord, Rename, Session, Signed, Tag, raw
 from lamella.history import publish
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions

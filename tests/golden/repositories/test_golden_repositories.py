@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from lamella.crypto.slots import Secret, key_file, passphrase, recovery_key
-from lamella.operations.restore.restore import RestoreOptions, plan_restore, read_document
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import select
+from lamella.operations.shared.streaming import read_document
 from lamella.repository.readme import rescue_source
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lamella.base.errors import LamellaError, NothingMatched, SourceError, UsageError
-from lamella.cli import after_backup
-from lamella.cli.after_backup import Pruned
+from lamella.base.errors import Absent, LamellaError, NothingMatched, SourceError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
-from lamella.cli.context import Context, DestinationContext
+from lamella.cli.backup_report import plan_shown, result_shown, say_plan
+from lamella.cli.context import Context
+from lamella.cli.destination import DestinationContext
 from lamella.cli.files import read_file
-from lamella.cli.output import Output
-from lamella.cli.values import chunk_log2, rate, seconds, shown_bytes, shown_seconds, size, workers
-from lamella.format.compression import check_setting
-from lamella.operations.backup.change_map import MAX_FILE, ChangeMap, read_map
-from lamella.operations.backup.pacing import Pace
-from lamella.operations.backup.plan import MAX_DOCUMENT, PlanRow
+from lamella.cli.output import INCOMPLETE
+from lamella.cli.values import chunk_log2, rate, seconds, size, workers
+from lamella.format.encoder import check_setting
+from lamella.operations.backup.plan import MAX_DOCUMENT
 from lamella.operations.backup.story import (
     BackupOptions,
     BackupPlan,
     BackupResult,
     FailedRequest,
+    Pace,
     Request,
-    VolumeResult,
+    VolumePlan,
+    execute_together,
     plan_backup,
 )
-from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
 from lamella.run.spawn import shell_words
 from lamella.sources.registry import name_from, split_name
 
-INCOMPLETE = 3
+if TYPE_CHECKING:
+    from lamella.crypto.slots import Secret
+    from lamella.operations.shared.change_map import ChangeMap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,54 +119,150 @@ def _compression(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from error
 
 
+@dataclass(slots=True)
+class _BackupDestination:
+    """A repository to back up to, and what became of the backup there."""
+
+    text: str
+    context: DestinationContext
+    plan: BackupPlan | None = None
+    result: BackupResult | None = None
+    error: LamellaError | None = None
+    prune_code: int = 0
+
+    @property
+    def code(self) -> int:
+        """The exit code for this destination alone."""
+        if self.error is not None:
+            return self.error.exit_code
+        incomplete = self.result is not None and not self.result.complete
+        return INCOMPLETE if incomplete else self.prune_code
+
+    @property
+    def committed(self) -> bool:
+        """Whether there is a new snapshot."""
+        return self.result is not None and bool(self.result.snapshot)
+
+
 def run(context: Context) -> int:
-    """Do it."""
+    """Back up to every destination from one frozen moment; a destination that fails stops no other."""
     keep_freed_memory()
-    options = _options(context)
-    requests = _requests(context)
-    places = context.destinations
-    if len(places) == 1:
-        return _run_to_one(DestinationContext(context, places[0], {}), requests, options)
-    from lamella.cli import several_destinations
+    options, requests = _options(context), _requests(context)
+    secrets: dict[str, Secret] = {}
+    destinations = [
+        _BackupDestination(text, DestinationContext(context, text, secrets)) for text in context.destinations
+    ]
+    several, dry_run = len(destinations) > 1, context.args.dry_run
+    with ExitStack() as held:
+        for one in destinations:
+            with _failing(one, several):
+                one.plan = _opened(one.context, held, requests, options)
+        if dry_run:
+            documents = [_shown(one, several) for one in destinations]
+        else:
+            _execute(context, destinations, several)
+    if not dry_run:
+        documents = [_shown(one, several) for one in destinations]
+    if not several:
+        only = destinations[0]
+        if only.error is not None:
+            raise only.error
+        context.out.document(documents[0])
+        missing = dry_run and any(isinstance(request, FailedRequest) for request in requests)
+        return INCOMPLETE if missing else only.code
+    failed = any(one.code for one in destinations)
+    word = "complete" if not failed else "incomplete" if any(one.committed for one in destinations) else "failed"
+    context.out.document({"result": word, "repositories": documents})
+    return _exit_code(destinations, dry_run=dry_run)
 
-    return several_destinations.run(context, places, requests, options)
+
+@contextmanager
+def _failing(one: _BackupDestination, several: bool) -> Iterator[None]:
+    """An error is this destination's; among several it is said at once."""
+    try:
+        yield
+    except LamellaError as error:
+        one.error = error
+        if several:
+            hint = f"; {error.hint}" if error.hint else ""
+            one.context.out.warn(f"{one.text}: {_word(error)}: {error.message}{hint}")
 
 
-def _run_to_one(context: Context, requests: list[Request | FailedRequest], options: BackupOptions) -> int:
-    args, out = context.args, context.out
-    with context.sound_repository(read_only=args.dry_run) as repository:
-        plan = planned(context, repository, requests, options)
-        if args.dry_run:
-            return show_plan(context, plan)
-        say_plan(out, plan)
-        result = plan.execute(out.report)
-    pruned = pruned_after(context, result)
-    code = report(context, result, None if pruned is None else {"prune": pruned.document})
-    return code or (0 if pruned is None else pruned.exit_code)
+def _word(error: LamellaError) -> str:
+    return "skipped" if isinstance(error, Absent) else "failed"
 
 
-def planned(
-    context: Context, repository: Repository, requests: list[Request | FailedRequest], options: BackupOptions
+def _opened(
+    context: Context, held: ExitStack, requests: list[Request | FailedRequest], options: BackupOptions
 ) -> BackupPlan:
-    """The plan for one repository. What would fail at its end fails here."""
-    if context.args.prune:
-        after_backup.check(context, repository)
-    return plan_backup(repository, requests, options)
+    """The plan for one repository, which stays open until `held` ends. What would fail after the backup fails here."""
+    with ExitStack() as opened:
+        repository = opened.enter_context(context.sound_repository(read_only=context.args.dry_run))
+        if context.args.prune:
+            from lamella.cli.commands.prune import check_after_backup
+
+            check_after_backup(context, repository)
+        plan = plan_backup(repository, requests, options)
+        held.push(opened.pop_all())
+    return plan
 
 
-def say_plan(out: Output, plan: BackupPlan) -> None:
-    """Say beforehand what is going to be done."""
-    for row in plan.rows:
-        out.say(_planned(row))
-    for failed in plan.failed:
-        out.say(f"{failed.name}: will be missing, {failed.message}")
-    out.expect("backup", sum(row.source_bytes for row in plan.rows))
+def _execute(context: Context, destinations: Sequence[_BackupDestination], several: bool) -> None:
+    opened = {one.plan: one for one in destinations if one.plan is not None}
+
+    def tell(plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
+        if several:
+            context.out.say(f"to {opened[plan].text}:")
+        say_plan(context.out, plan, rows)
+
+    for outcome in execute_together(list(opened), context.out.report, tell) if opened else ():
+        one = opened[outcome.plan]
+        one.result = outcome.result
+        with _failing(one, several):
+            if outcome.error is not None:
+                raise outcome.error
 
 
-def pruned_after(context: Context, result: BackupResult) -> Pruned | None:
+def _shown(one: _BackupDestination, several: bool) -> dict[str, object]:
+    """Say what became of one destination, and prune there if that is wanted; returns its document."""
+    out, said = one.context.out, {}
+    if several:
+        out.line(f"{one.text}:")
+    with _failing(one, several):
+        if one.result is not None:
+            said = result_shown(out, one.result)
+            said.update(_pruned(one, one.result))
+        elif one.plan is not None and one.error is None:
+            said = plan_shown(out, one.plan)
+    if one.error is not None and several:
+        error = one.error
+        fields = {"exit": error.exit_code, "kind": error.kind, "object": error.obj, "hint": error.hint}
+        said = {"result": _word(error), "error": {**fields, "message": error.message}}
+        out.line(f"{said['result']}: {error.message}")
+    return {"repository": one.text, **said} if several else said
+
+
+def _pruned(one: _BackupDestination, result: BackupResult) -> dict[str, object]:
     """Remove what no rule keeps of the volumes that were saved, if that is wanted."""
-    saved = [row.volume for row in result.volumes if row.result == "complete"]
-    return after_backup.prune(context, saved) if context.args.prune and saved else None
+    volumes = [row.volume for row in result.volumes if row.result == "complete"]
+    if not (one.context.args.prune and volumes):
+        return {}
+    from lamella.cli.commands.prune import prune_after_backup
+
+    pruned = prune_after_backup(one.context, volumes)
+    one.prune_code = pruned.exit_code
+    return {"prune": pruned.document}
+
+
+def _exit_code(destinations: Sequence[_BackupDestination], *, dry_run: bool) -> int:
+    """0 if all is done, 3 if a part of it is, else that of the first failure; what was absent counts only alone."""
+    there = [one for one in destinations if not isinstance(one.error, Absent)]
+    failed = [one for one in there if one.code]
+    if not there:
+        return Absent.exit_code
+    if not failed:
+        return 0
+    return INCOMPLETE if dry_run or any(one.committed for one in there) else failed[0].code
 
 
 def _options(context: Context) -> BackupOptions:
@@ -196,6 +296,9 @@ def _changes(args: argparse.Namespace) -> ChangeMap | None:
         raise UsageError("--changes-from and --changes-base go together")
     if args.changes_from is None:
         return None
+    # Loaded only by a run with another tool's map.
+    from lamella.operations.shared.change_map import MAX_FILE, read_map
+
     return read_map(read_file(args.changes_from, MAX_FILE), args.changes_from)
 
 
@@ -231,78 +334,3 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
         more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
         raise kind(errors[0].message + more, obj=errors[0].obj, hint=errors[0].hint) from errors[0]
     return requests
-
-
-def _planned(row: PlanRow) -> str:
-    text = f"{row.volume}: {row.mode}, {row.reason}" if row.reason else f"{row.volume}: {row.mode} ({row.driver})"
-    if row.resume is not None:
-        done = min(row.resume.done << row.resume.chunk_log2, row.resume.size)
-        text += f"; goes on after {shown_bytes(done)} of {shown_bytes(row.resume.size)}"
-    return text
-
-
-def show_plan(context: Context, plan: BackupPlan) -> int:
-    """Say what would be done."""
-    context.out.document(plan_shown(context.out, plan))
-    return INCOMPLETE if plan.failed else 0
-
-
-def plan_shown(out: Output, plan: BackupPlan) -> dict[str, object]:
-    """The document of a plan, which is also said in lines."""
-    for row in plan.rows:
-        out.line(f"would be backed up: {_planned(row)}")
-    for failed in plan.failed:
-        out.line(f"{failed.name}: would fail: {failed.message}")
-    rows = [
-        {
-            "volume": row.volume,
-            "driver": row.driver,
-            "mode": row.mode,
-            "reason": row.reason,
-            "source_bytes": row.source_bytes,
-            "result": "planned",
-        }
-        for row in plan.rows
-    ]
-    lost = [{"volume": one.name, "result": "failed", "error": one.message} for one in plan.failed]
-    return {"dry_run": True, "volumes": [*rows, *lost]}
-
-
-def report(context: Context, result: BackupResult, further: Mapping[str, object] | None = None) -> int:
-    """Say what was done; `further` are more keys of the document."""
-    context.out.document({**result_shown(context.out, result), **(further or {})})
-    return 0 if result.complete else INCOMPLETE
-
-
-def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
-    """The document of a result, which is also said in lines."""
-    for row in result.volumes:
-        if row.result != "complete":
-            out.warn(f"{row.volume} was not saved: {row.error}")
-        else:
-            figures = f"{shown_bytes(row.source_bytes)}, read {shown_bytes(row.read_bytes)}"
-            figures += f" ({shown_bytes(row.sampled_bytes)} as a sample)" if row.sampled_bytes else ""
-            figures += f", {shown_bytes(row.resumed_bytes)} from the run before" if row.resumed_bytes else ""
-            changed = f"{row.changed_chunks} chunks changed, stored {shown_bytes(row.stored_bytes)}"
-            out.line(f"{row.volume}: {row.mode}: {figures}, {changed}")
-    written = f"stored {shown_bytes(result.stored_bytes)} and {shown_bytes(result.metadata_bytes)} of metadata"
-    state = "complete" if result.complete else "INCOMPLETE"
-    if result.snapshot:
-        out.line(f"snapshot {result.snapshot}: {state}, {written} in {shown_seconds(result.seconds)}")
-    else:
-        out.line("nothing was saved, so there is no snapshot")
-    out.line(f"fingerprint {result.fingerprint}")
-    return {
-        "snapshot": result.snapshot,
-        "result": "complete" if result.complete else "incomplete",
-        "seconds": result.seconds,
-        "metadata_bytes": result.metadata_bytes,
-        "stored_bytes": result.stored_bytes,
-        "fingerprint": result.fingerprint,
-        "warnings": result.warnings,
-        "volumes": [_row(row) for row in result.volumes],
-    }
-
-
-def _row(row: VolumeResult) -> dict[str, object]:
-    return {name: getattr(row, name) for name in VolumeResult.__slots__}

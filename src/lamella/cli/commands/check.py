@@ -1,4 +1,4 @@
-"""`lamella check`: the state of the repository's history, and repairs."""
+"""`lamella check`: the state of the repository's history."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError, RolledBack, UsageError
-from lamella.cli import repairing
-from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.arguments import SECRETS, add_dry_run, add_moved, add_yes
 from lamella.cli.context import Context
 from lamella.format.commit import Head, parse_name
 from lamella.history.acceptance import accept_history, accept_seen
@@ -16,43 +15,40 @@ from lamella.operations.repair.rebuild import find_trees
 from lamella.operations.shared.heads import fingerprint
 from lamella.repository.repository import Repository
 
-_REBUILD = "lamella check --repair --accept-rollback"
+_REBUILD = "lamella repair --accept-rollback"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.epilog = f"{repairing.EPILOG}\n{SECRETS}"
+    parser.epilog = SECRETS
     parser.add_argument(
         "--accept-rollback",
         action="store_true",
-        help="take the present history as the right one: this host forgets what it saw before",
+        help="accept the present history as correct: this host forgets what it saw before",
     )
     parser.add_argument(
         "--accept-seen",
         metavar="WRITER",
-        help="take what this writer saw of others, and is not here, as lost for good: deletion goes on without it",
+        help="accept as lost what this writer saw and the repository lacks: deletion no longer waits for it",
     )
     parser.add_argument(
         "--give-up",
         action="append",
         default=[],
         metavar="OBJECT",
-        help="say for every host that this commit, named as a problem names it, is gone for good, with what it said; "
+        help="declare for every host that this commit and its content are lost; a problem names OBJECT; "
         "needs an admin's secret",
     )
-    repairing.add_arguments(parser)
+    add_moved(parser, "--repair", "lamella repair")
     add_yes(parser)
     add_dry_run(parser)
 
 
 def run(context: Context) -> int:
-    """Say whether the history goes on from what this host saw; with --accept-rollback, go on from here."""
+    """Report whether the history continues what this host saw; with --accept-rollback, accept it."""
     args = context.args
-    if args.give_up and (args.repair or args.accept_rollback or args.accept_seen):
-        raise UsageError("--give-up goes with none of --repair, --accept-rollback and --accept-seen")
-    if args.repair:
-        return repairing.run(context)
-    repairing.require_no_options(args)
+    if args.give_up and (args.accept_rollback or args.accept_seen):
+        raise UsageError("--give-up goes with neither --accept-rollback nor --accept-seen")
     return _give_up(context) if args.give_up else _look(context)
 
 
@@ -73,9 +69,9 @@ def _look(context: Context) -> int:
     for note in notes:
         out.say(f"note: {note}")
     if accepts:
-        out.line("this history is accepted; what it lacks is not in the repository")
+        out.line("this history is accepted; the repository does not contain what it lacks")
     elif mirror and not problems:
-        out.line("this place is a mirror; to go on here as a repository of its own: lamella check --accept-rollback")
+        out.line("this place is a mirror; to use it as a repository of its own: lamella check --accept-rollback")
     elif not problems:
         out.line(f"the history is sound: {heads} chain{'' if heads == 1 else 's'}, nothing this host saw is missing")
     elif args.accept_rollback:
@@ -92,7 +88,7 @@ def _row(problem: Problem) -> dict[str, str]:
 
 
 def _give_up(context: Context) -> int:
-    """Say for every host that these commits are gone for good."""
+    """Declare for every host that these commits are lost."""
     args, out = context.args, context.out
     with context.repository(read_only=args.dry_run, whole=True, stored=True) as repository:
         if repository.keys.prune_seed is None:
@@ -116,7 +112,7 @@ def _give_up(context: Context) -> int:
 
 
 def _tell_of_trees(context: Context, repository: Repository) -> None:
-    """A lost commit's volumes may be found by their tree notes, until a prune deletes what nothing names."""
+    """Tree notes may still name the volumes of a lost commit, until a prune deletes them."""
     with suppress(IntegrityError):
         repository.refresh_map()
     count = len(find_trees(repository))

@@ -1,13 +1,14 @@
-"""`lamella config`: what is configured, and whether it is right."""
+"""`lamella config`: show the configuration, or validate it."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from lamella.base.errors import UsageError
 from lamella.cli import configuration
 from lamella.cli.arguments import add_actions
-from lamella.cli.configuration import Configuration
+from lamella.cli.configuration import Configuration, PruneSettings
 from lamella.cli.context import Context
 from lamella.cli.places import cache_place, config_place, state_place
 
@@ -16,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = "Files: /etc/lamella/*.toml for root, else ~/.config/lamella/*.toml; LAMELLA_CONFIG names others."
     add = add_actions(parser, "action")
-    add("show", "print the configuration in force, and where each value comes from")
-    add("validate", "report everything that is wrong in the configuration files")
+    add("show", "print the effective configuration, and the origin of each value")
+    add("validate", "report every error in the configuration files")
 
 
 def run(context: Context) -> int:
@@ -76,5 +77,16 @@ def _values(found: Configuration) -> list[tuple[str, str | int | float]]:
             for key in ("url", "keyfile", "passphrase_file", "passphrase_command", "limit_rate")
         ]
     rows += [("prune.zone", found.prune.zone)]
-    rows += [(key, found.rules[key]) for key in sorted(found.rules)]
+    rows += sorted(_rules(found.prune))
     return [(key, value) for key, value in rows if value is not None]
+
+
+def _rules(prune: PruneSettings) -> Iterator[tuple[str, str | int]]:
+    """The rules as they are written, by their full keys."""
+    for name, table in prune.rules.items():
+        for key, value in table.items():
+            where = f"prune.volumes.{name}.{key}" if name else f"prune.{key}"
+            if isinstance(value, list):
+                yield where, ", ".join(map(str, value))
+            elif isinstance(value, int | str):
+                yield where, value

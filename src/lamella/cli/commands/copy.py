@@ -1,23 +1,23 @@
-"""`lamella copy`: a second copy of snapshots in another repository, or of a whole repository."""
+"""`lamella copy`: a second copy of snapshots in another repository."""
 
 from __future__ import annotations
 
 import argparse
 
 from lamella.base.errors import UsageError
-from lamella.cli import copy_mirror
-from lamella.cli.arguments import SECRETS, add_dry_run
-from lamella.cli.context import Context, SecondContext
+from lamella.cli.arguments import SECRETS, add_dry_run, add_moved
+from lamella.cli.context import Context
+from lamella.cli.destination import SecondContext
+from lamella.cli.output import INCOMPLETE
 from lamella.cli.values import compression, shown_bytes, shown_seconds, workers
 from lamella.operations.copy.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
 from lamella.operations.copy.plan import CopyRow, State
 from lamella.run.allocator import keep_freed_memory
 
-_INCOMPLETE = 3
 _OWN_SECRETS = """\
 The secret of the repository to copy to comes, by the same rules, from one of LAMELLA_TO_PASSPHRASE, _FILE, _COMMAND,
 _FD, --to-keyfile, --to-recovery-key-file or LAMELLA_TO_RECOVERY_KEY_FILE, the systemd credential
-lamella.to-passphrase; else from the configuration; else the terminal is asked.
+lamella.to-passphrase. Without any of these it comes from the configuration, and else the command asks at the terminal.
 """
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "volume",
         nargs="*",
         metavar="VOLUME[@SNAPSHOT]",
-        help="all snapshots of a volume, or this one (default: everything)",
+        help="all snapshots of this volume, or only SNAPSHOT (default: everything)",
     )
     parser.add_argument("--to", required=True, metavar="REPO", help="the repository to copy to; it must exist")
     parser.add_argument("--to-keyfile", metavar="FILE", help="open the repository to copy to with this key file")
@@ -37,25 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compression", metavar="HOW", type=compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
     )
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
-    parser.add_argument(
-        "--mirror",
-        action="store_true",
-        help="make --to a second place of the whole repository, byte for byte, without keys; nothing is removed",
-    )
+    add_moved(parser, "--mirror", "lamella mirror")
     add_dry_run(parser)
 
 
 def run(context: Context) -> int:
     """Do it."""
     keep_freed_memory()
-    if not context.args.to:
+    args, out = context.args, context.out
+    if not args.to:
         raise UsageError("--to names no repository")
-    return copy_mirror.run(context) if context.args.mirror else _copy(context)
-
-
-def _copy(context: Context) -> int:
-    args, out, other = context.args, context.out, SecondContext(context)
-    other.check_secret()
+    other = SecondContext(context)
+    other.given_secret()
     configured = context.config.backup
     options = CopyOptions(args.compression or configured.compression, args.workers or configured.workers)
     with context.sound_repository() as source, other.sound_repository(read_only=args.dry_run) as target:
@@ -70,7 +63,7 @@ def _show_plan(context: Context, plan: CopyPlan) -> int:
     for row in plan.rows:
         context.out.line(_line(row, {State.WANTED: "would be copied", State.FAILED: "would fail"}))
     context.out.document({"dry_run": True, "snapshots": [_row(row) for row in plan.rows]})
-    return _INCOMPLETE if any(row.state == State.FAILED for row in plan.rows) else 0
+    return INCOMPLETE if any(row.state == State.FAILED for row in plan.rows) else 0
 
 
 _WORDS = {
@@ -114,7 +107,7 @@ def _report(context: Context, result: CopyResult) -> int:
             "snapshots": [_row(row) for row in result.rows],
         }
     )
-    return 0 if result.complete else _INCOMPLETE
+    return 0 if result.complete else INCOMPLETE
 
 
 def _row(row: CopyRow) -> dict[str, object]:

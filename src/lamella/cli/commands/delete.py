@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from lamella.base.errors import NothingMatched, UsageError
-from lamella.cli import deleting
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.commands import _deleting as deleting
 from lamella.cli.context import Context
 from lamella.cli.terminal import can_confirm
 from lamella.format.records import Ref
 from lamella.operations.prune.health import Health
-from lamella.operations.prune.prune import require_prune_key
+from lamella.operations.prune.prune import require_prune_key, run_prune
 from lamella.operations.prune.removal import mark_removed, require_not_last, require_unpinned
 from lamella.operations.shared.selection import Selected, find_volume, select, split_selector
 from lamella.repository.repository import Repository
@@ -52,17 +53,19 @@ def run(context: Context) -> int:
         for one in chosen:
             out.line(f"{'would be ' if args.dry_run else ''}{word}: {one.text}")
         if args.dry_run:
-            out.document({"dry_run": True, "removed": rows, "freed_bytes": 0, "condemned_bytes": 0})
-            return context.warn_of_problems(repository)
-        refs = _refs(chosen)
+            figures, code = _planned(context, health, chosen)
+            out.document({"dry_run": True, "removed": rows, **figures})
+            return code
         if args.mark:
-            mark_removed(repository, refs)
+            mark_removed(repository, list(_removals(chosen)))
             out.document({"marked": rows, "removed": [], "freed_bytes": 0, "condemned_bytes": 0})
             return 0
         count = f"{len(chosen)} snapshot{'' if len(chosen) == 1 else 's'}"
         question = f"Remove {count}? This cannot be undone."
-        refs = deleting.agreed(context, health, question, refs, lambda: _refs(_chosen(health, args)))
-        result = deleting.carry_out(context, health, refs, deleting.options(args))
+        removals = deleting.agreed(
+            context, health, question, _removals(chosen), lambda: _removals(_chosen(health, args))
+        )
+        result = run_prune(repository, removals, deleting.options(args), health, out.report)
     out.document({"removed": rows, **deleting.report(context, result)})
     return deleting.exit_code(result)
 
@@ -77,8 +80,15 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"{name} names a volume and no snapshot: nothing was removed", obj=name, hint=hint)
 
 
-def _refs(chosen: Sequence[Selected]) -> list[Ref]:
-    return [one.snapshot.ref for one in chosen]
+def _planned(context: Context, health: Health, chosen: Sequence[Selected]) -> tuple[dict[str, Any], int]:
+    """What would be freed; marking frees nothing."""
+    if context.args.mark:
+        return {"freed_bytes": 0, "condemned_bytes": 0}, context.warn_of_problems(health.repo)
+    return deleting.planned(context, health, _removals(chosen), deleting.options(context.args))
+
+
+def _removals(chosen: Sequence[Selected]) -> dict[Ref, str]:
+    return {one.snapshot.ref: "named" for one in chosen}
 
 
 def _chosen(health: Health, args: argparse.Namespace) -> list[Selected]:

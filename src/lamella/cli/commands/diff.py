@@ -1,4 +1,4 @@
-"""`lamella diff`: what differs between two snapshots of a volume, or between a snapshot and the live source."""
+"""`lamella diff`: the differences between two snapshots of a volume, or between a snapshot and the live source."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.files import exists
 from lamella.cli.values import shown_bytes, workers
-from lamella.operations.backup.change_map import write_map
-from lamella.operations.look.diff import DiffResult, compare
+from lamella.operations.look.diff import DiffResult, compare, write_map
 from lamella.operations.look.diff_source import SourceDiff, compare_source
 from lamella.operations.shared.selection import Selected, select, split_selector
 from lamella.repository.repository import Repository
@@ -25,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="VOLUME@A", help="the older state")
     parser.add_argument("--map", metavar="FILE", help="also write the changed ranges as a change map (lamella-map/1)")
     parser.add_argument("second", nargs="?", metavar="VOLUME@B", help="the newer state (default: the volume's latest)")
-    parser.add_argument("--live", action="store_true", help="compare with where the volume came from, as it is now")
-    parser.add_argument("--source", metavar="SOURCE", help="compare with this source as it is now")
+    parser.add_argument(
+        "--live", action="store_true", help="compare with the source of the volume in its present state"
+    )
+    parser.add_argument("--source", metavar="SOURCE", help="compare with the present state of this source")
     parser.add_argument("--summary", action="store_true", help="print the totals without the ranges")
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
 

@@ -9,11 +9,10 @@ from lamella.base.clock import iso, now_ms
 from lamella.base.errors import LamellaError, NoRepository, SourceError, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.secret import given_source, secret_source
 from lamella.cli.terminal import has_terminal
 from lamella.cli.values import shown_bytes, shown_seconds
 from lamella.crypto.slots import Secret
-from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, Judged
+from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, CleanUp, FoundCheckpoint
 from lamella.operations.doctor.doctor import Check, examine
 from lamella.operations.doctor.lvm import PoolExamination
 from lamella.repository.slots import read_marker
@@ -23,15 +22,13 @@ from lamella.stores.base import Store
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
-        "Without REPO only this machine is examined, without a secret nothing inside the repository. Checkpoints are\n"
-        "listed beside the sources of which this host keeps a moment, and beside SOURCE; as root also all thin pools\n"
-        "of LVM, with the snapshots of Lamella in them, reservations of their metadata, and restores that did not\n"
-        "end.\n\n" + SECRETS
+        "Without REPO the doctor examines this machine only; without a secret it examines nothing inside the\n"
+        "repository. It lists the checkpoints of this host's sources and of SOURCE. As root it also examines all thin\n"
+        "pools of LVM: Lamella's snapshots in them, reservations of their metadata, and unfinished restores.\n\n"
+        + SECRETS
     )
-    parser.add_argument(
-        "source", nargs="*", metavar="SOURCE", help="path of an image whose checkpoints are looked at too"
-    )
-    parser.add_argument("--fix", action="store_true", help="remove what killed runs of this host left")
+    parser.add_argument("source", nargs="*", metavar="SOURCE", help="also examine the checkpoints of this image")
+    parser.add_argument("--fix", action="store_true", help="remove what interrupted runs of this host left behind")
     parser.add_argument(
         "--owner", type=_owner, metavar="ID", help="with --fix: remove the checkpoints of this owner instead"
     )
@@ -44,10 +41,10 @@ def _owner(text: str) -> str:
 
 
 def run(context: Context) -> int:
-    """Examine, and say everything that was looked at."""
+    """Examine, and print every check."""
     args, out = context.args, context.out
     if args.owner is not None and not args.fix:
-        raise UsageError("--owner says whose checkpoints --fix removes: it needs --fix")
+        raise UsageError("--owner names whose checkpoints --fix removes: it needs --fix")
     checks = _checks(context)
     removed, found = _checkpoints(context, checks)
     for check in checks:
@@ -70,53 +67,51 @@ def run(context: Context) -> int:
     return max((check.exit_code for check in checks if not check.ok), default=0)
 
 
-def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
+def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[FoundCheckpoint], list[FoundCheckpoint]]:
     """What was removed, and what is there afterwards; adds to the checks what is to be said of it."""
     args, configured = context.args, context.config.backup.checkpoint_dir
     more = [Path(text) for text in args.source if not text.startswith("lvm:")]
     examination = CheckpointExamination(context.host, more, None if configured is None else Path(configured))
-    removed: list[Judged] = []
-    failed: list[Check] = []
-    found: list[Judged] = []
+    done = CleanUp([], [])
+    found: list[FoundCheckpoint] = []
     try:
         if args.owner is not None:
-            removed, failed = examination.remove_owned_by(args.owner)
+            done = examination.remove_owned_by(args.owner)
         elif args.fix:
-            removed, failed = examination.remove_leftovers(args.lock_wait)
-        checks += [*failed, examination.check()]
+            done = examination.remove_leftovers(args.lock_wait)
+        checks += [*done.failed, examination.check()]
         found = examination.judged()
     except SourceError as error:
         checks.append(Check("checkpoints", False, error.message))
     in_pools = _in_pools(context, checks)
-    return removed + in_pools[0], found + in_pools[1]
+    return done.removed + in_pools[0], found + in_pools[1]
 
 
-def _in_pools(context: Context, checks: list[Check]) -> tuple[list[Judged], list[Judged]]:
+def _in_pools(context: Context, checks: list[Check]) -> tuple[list[FoundCheckpoint], list[FoundCheckpoint]]:
     """The same for thin pools."""
     args = context.args
     examination = PoolExamination(context.host, context.keeping)
-    removed: list[Judged] = []
-    failed: list[Check] = []
+    done = CleanUp([], [])
     try:
         if args.owner is not None:
-            removed, failed = examination.remove_owned_by(args.owner, args.lock_wait)
+            done = examination.remove_owned_by(args.owner, args.lock_wait)
         elif args.fix:
-            removed, failed = examination.mend(args.lock_wait)
-        checks += [*failed, *examination.checks()]
-        return removed, examination.judged()
+            done = examination.mend(args.lock_wait)
+        checks += [*done.failed, *examination.checks()]
+        return done.removed, examination.judged()
     except SourceError as error:
         checks.append(Check("thin pools", False, error.message))
-        return removed, []
+        return done.removed, []
 
 
-def _shown(one: Judged, now: int) -> str:
+def _shown(one: FoundCheckpoint, now: int) -> str:
     age = shown_seconds(max(0, now - one.file.changed_ms) // 1000)
     kind = f"{one.state} {one.file.owner}" if one.state == FOREIGN else one.state
     of = f" of {one.image}" if one.image else ""
     return f"{one.file.path}  {shown_bytes(one.file.held_bytes)}  {age} old  {kind}{of}"
 
 
-def _row(one: Judged, now: int) -> dict[str, object]:
+def _row(one: FoundCheckpoint, now: int) -> dict[str, object]:
     return {
         "file": str(one.file.path),
         "image": one.image,
@@ -137,7 +132,7 @@ def _checks(context: Context) -> list[Check]:
         named = False
     if not named:
         return examine(context.host, None, None)
-    given_source(context.args, context.env, context.settings)
+    context.given_secret()
     try:
         with context.store() as store:
             return examine(context.host, store, _secret(context, store), context.args.expect)
@@ -152,7 +147,7 @@ def _secret(context: Context, store: Store) -> Secret | None:
         read_marker(store)
     except LamellaError:
         return None  # a check of its own says why
-    if given_source(context.args, context.env, context.settings) is None and not has_terminal():
+    if context.given_secret() is None and not has_terminal():
         context.out.say("no secret is given: the repository's history is left out")
         return None
-    return secret_source(context.args, context.env, context.settings).read()
+    return context.secret()

@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "volume",
         nargs="*",
         metavar="VOLUME[@SNAPSHOT]",
-        help="describe this snapshot (default: the volume's latest); without it, the repository",
+        help="describe this snapshot (default: the volume's latest); without VOLUME, describe the repository",
     )
     parser.add_argument(
         "--sizes",
         action="store_true",
-        help="add up what it takes, and what would be free without it; of several snapshots together",
+        help="show the space that the snapshots take together, and the space that removing them would free",
     )
     parser.add_argument("--all", action="store_true", help="with --sizes: all snapshots of the volumes named")
 
@@ -35,7 +35,7 @@ def run(context: Context) -> int:
     """Print it."""
     out, args = context.out, context.args
     if (len(args.volume) > 1 or args.all) and not args.sizes:
-        raise UsageError("several snapshots are added up with --sizes only")
+        raise UsageError("several snapshots, and --all, need --sizes")
     with context.repository() as repository:
         selected = _selected(repository, args.volume, args.all)
         if len(selected) > 1:

@@ -9,7 +9,7 @@ from lamella.base.clock import now_ms
 from lamella.base.errors import LamellaError, NoRepository, RepositoryError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
-from lamella.cli.secret import first_secret_source
+from lamella.cli.new_secret import first_secret_source
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.crypto.slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N, Secret, new_recovery_key, recovery_text
 from lamella.format.keyslot import MAX_LOG_N
@@ -22,18 +22,18 @@ from lamella.stores.base import Store
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.epilog = SECRETS.replace("the terminal is asked", "the terminal is asked, twice")
+    parser.epilog = SECRETS.replace("asks at", "asks twice at")
     parser.add_argument(
         "--recovery-sheet",
         metavar="FILE",
         type=Path,
-        help="write the recovery key and what else an emergency needs to FILE (mode 0600, must not exist); "
-        "without it they are shown if standard output is a terminal",
+        help="write the recovery key, and what else an emergency needs, to FILE (mode 0600, must not exist); "
+        "default: show them if standard output is a terminal",
     )
     parser.add_argument(
         "--append-only",
         action="store_true",
-        help="the secret given here can back up and restore, but never authorise deletion: only the recovery key can",
+        help="the secret given here can back up and restore, but cannot authorise deletion; only the recovery key can",
     )
     add_kdf_cost(parser)
     add_dry_run(parser)

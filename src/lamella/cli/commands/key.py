@@ -1,4 +1,4 @@
-"""`lamella key`: the secrets that open the repository."""
+"""`lamella key`: list, add, change and remove the secrets that open the repository."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import os
 from pathlib import Path
 
 from lamella.base.errors import LamellaError, NothingMatched, UsageError
+from lamella.base.names import RESCUE
 from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
 from lamella.cli.commands.init import add_kdf_cost
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
-from lamella.cli.secret import SecretSource, new_secret_source
+from lamella.cli.new_secret import new_secret_source
+from lamella.cli.secret import SecretSource
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.crypto.slots import MIN_KEY_FILE, Secret, recovery_text
 from lamella.format.keyslot import PREFIX, Role, SlotType
 from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, export_domain, list_slots, remove_slot
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import select
-from lamella.repository.readme import RESCUE
 from lamella.repository.repository import Repository
 
 _NEW = """\
 The new secret comes from one of LAMELLA_NEW_PASSPHRASE, LAMELLA_NEW_PASSPHRASE_FILE, LAMELLA_NEW_PASSPHRASE_COMMAND,
-LAMELLA_NEW_PASSPHRASE_FD and the options above; else the terminal is asked, twice.
+LAMELLA_NEW_PASSPHRASE_FD and the options above. Without any of these the command asks twice at the terminal.
 
 """
 
@@ -41,13 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a writer can back up and restore, but not authorise deletion (default: admin)",
     )
     _add_new_secret(more)
-    change = add("change", "replace the secret given by a new one of the same type")
+    change = add("change", "replace the secret that you give by a new secret of the same type")
     _add_new_secret(change)
     export = add("export-domain", "write a key file that opens the domain of one volume and no other")
     export.add_argument("volume", metavar="VOLUME", help="a volume of the domain; on Qubes OS QUBE:settings")
     export.add_argument("--to", required=True, type=Path, metavar="FILE", help="mode 0600, must not exist")
     add_dry_run(export)
-    remove = add("remove", "remove a key slot; who used it may have kept the keys")
+    remove = add("remove", "remove a key slot; its former users may have kept the keys")
     remove.add_argument("slot", metavar="SLOT", help="its name, or a unique beginning; see: lamella key list")
     add_yes(remove)
     add_dry_run(remove)
@@ -150,7 +151,7 @@ def _change(context: Context) -> int:
         remove_slot(repository, old.name)
     context.out.line(
         f"slot {name.removeprefix(PREFIX)} replaces {old.name.removeprefix(PREFIX)}; "
-        "who knows the old secret may have kept the keys"
+        "whoever knows the old secret may have kept the keys"
     )
     context.out.document({"slot": name, "removed": old.name, "type": TYPE_WORDS[old.type]})
     return 0
@@ -164,7 +165,7 @@ def _remove(context: Context) -> int:
             return _would(context, f"remove the {row.type} slot {short}")
         context.confirm(f"Remove the {row.type} slot {short} ({row.role})?")
         remove_slot(repository, row.name)
-    context.out.line(f"removed {row.type} slot {short}; who used it may have kept the keys")
+    context.out.line(f"removed {row.type} slot {short}; its former users may have kept the keys")
     context.out.document({"removed": row.name, "type": row.type, "role": row.role})
     return 0
 

@@ -1,4 +1,4 @@
-"""`lamella monitor`: a new kept moment for each source, and what changed since the old ones, which are given up."""
+"""`lamella monitor`: for each source make a new checkpoint, note what changed since the old ones, and remove them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import argparse
 
 from lamella.base.errors import LamellaError, NothingMatched
 from lamella.cli.context import Context
+from lamella.cli.output import INCOMPLETE
 from lamella.cli.values import shown_bytes
 from lamella.memory.ledger import tracked_identities
 from lamella.operations.moments.monitor import MonitorResult, monitor
 from lamella.sources.registry import place_of
 
-_INCOMPLETE = 3
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
-        "Between two backups a kept moment holds the space of everything that is overwritten. Run this by a timer\n"
-        "to give that space back; the next backup still reads only what changed. It needs no repository and no\n"
-        "secret."
+        "Between two backups a checkpoint holds the space of everything that is overwritten. Let a timer run this\n"
+        "command to free that space; the next backup still reads only what changed. The command needs no repository\n"
+        "and no secret."
     )
     parser.add_argument(
         "source",
         nargs="*",
         metavar="SOURCE",
-        help="image or lvm:VG/LV (default: all of which a moment is kept)",
+        help="image or lvm:VG/LV (default: all sources with a checkpoint)",
     )
 
 
@@ -47,13 +46,13 @@ def run(context: Context) -> int:
         done = results[-1]
         changed = f"{shown_bytes(done.changed_bytes)} may have changed"
         out.line(
-            f"{done.source} ({done.driver}): {done.intervals} intervals, {changed}, {done.dropped} moments given up"
+            f"{done.source} ({done.driver}): {done.intervals} intervals, {changed}, {done.dropped} checkpoints removed"
         )
         for note in done.notes:
             out.say(f"{done.source}: {note}")
     rows = [{name: getattr(row, name) for name in MonitorResult.__slots__} for row in results]
     out.document({"sources": rows, "failed": failed})
-    return _INCOMPLETE if failed else 0
+    return INCOMPLETE if failed else 0
 
 
 def _tracked(context: Context) -> list[str]:
@@ -66,5 +65,5 @@ def _tracked(context: Context) -> list[str]:
             continue
         found += [] if place is None else [place]
     if not found:
-        raise NothingMatched("this host keeps no moment of any source", hint="the first backup of a volume makes one")
+        raise NothingMatched("this host has no checkpoint of any source", hint="the first backup of a volume makes one")
     return found

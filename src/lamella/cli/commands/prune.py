@@ -1,21 +1,23 @@
-"""`lamella prune`: remove the snapshots that no rule keeps, and give their space back."""
+"""`lamella prune` and `backup --prune`: remove the snapshots that no rule keeps, and give their space back."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from lamella.base.clock import iso
-from lamella.base.errors import IntegrityError
-from lamella.cli import deleting
+from lamella.base.errors import IntegrityError, LamellaError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.commands import _deleting as deleting
 from lamella.cli.context import Context
 from lamella.cli.policy import add_rules, given_rules, policy_of
-from lamella.operations.prune.health import Health
-from lamella.operations.prune.prune import require_prune_key
-from lamella.operations.prune.retaining import Judged, Policy, RetentionPlan, plan_retention
+from lamella.format.records import Ref
+from lamella.operations.prune.plan import PruneOptions
+from lamella.operations.prune.prune import require_prune_key, run_prune
+from lamella.operations.prune.retaining import JudgedSnapshot, RetentionPlan, plan_retention, require_rules
+from lamella.repository.repository import Repository
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,40 +39,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context) -> int:
-    """Do it."""
-    args = context.args
-    settings = context.config.prune
-    policy = policy_of(settings, given_rules(args), args.zone)
-    return prune(context, policy, args.volume)
-
-
-def prune(context: Context, policy: Policy, volumes: Sequence[str]) -> int:
     """Judge, show, ask, remove."""
     args, out = context.args, context.out
+    policy = policy_of(context.config.prune, given_rules(args), args.zone)
     with deleting.opened(context, read_only=args.dry_run, shared=context.asks) as health:
         repository = health.repo
-        judged = partial(plan_retention, repository, policy, volumes, spare_last=not args.yes_last, health=health)
+        judged = partial(plan_retention, repository, policy, args.volume, spare_last=not args.yes_last, health=health)
         plan = judged()
         show(context, plan, everything=args.dry_run)
         if args.dry_run:
-            out.document({"dry_run": True, **document(plan), "freed_bytes": 0, "condemned_bytes": 0})
-            return max(context.warn_of_problems(repository), _warned(context, plan, health))
+            figures, code = deleting.planned(context, health, _removals(plan), deleting.options(args))
+            out.document({"dry_run": True, **document(plan), **figures})
+            return max(code, IntegrityError.exit_code if plan.damaged else 0)
         require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
-        refs = deleting.agreed(context, health, _question(plan), plan.refs, lambda: judged().refs)
-        result = deleting.carry_out(context, health, refs, deleting.options(args))
+        removals = deleting.agreed(context, health, _question(plan), _removals(plan), lambda: _removals(judged()))
+        result = run_prune(repository, removals, deleting.options(args), health, out.report)
     out.document({**document(plan), **deleting.report(context, result)})
     return deleting.exit_code(result)
 
 
-def _warned(context: Context, plan: RetentionPlan, health: Health) -> int:
-    """Say what would keep everything in place; the exit code of a plan."""
-    refs = set(plan.refs)
-    health.flaws(one for one in health.repo.catalogue.snapshots if one.ref not in refs)
-    suspicion = health.suspicion()
-    if suspicion is not None:
-        context.out.warn(f"nothing would be deleted: {suspicion.message}", suspicion.obj)
-        return suspicion.exit_code
-    return IntegrityError.exit_code if plan.damaged else 0
+class Pruned(NamedTuple):
+    """What became of a prune after a backup: its document, and the exit code."""
+
+    document: dict[str, Any]
+    exit_code: int
+
+
+def check_after_backup(context: Context, repository: Repository) -> None:
+    """What would fail after the backup fails before anything is read. Raises UsageError, RepositoryError."""
+    require_rules(policy_of(context.config.prune))
+    require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
+
+
+def prune_after_backup(context: Context, volumes: Sequence[str]) -> Pruned:
+    """Apply the configured rules to the volumes that were just saved.
+
+    The backup is safe by now: a failure here is said, and is the exit code.
+    """
+    try:
+        with deleting.opened(context, read_only=False) as health:
+            plan = plan_retention(health.repo, policy_of(context.config.prune), volumes, health=health)
+            show(context, plan, everything=False)
+            result = run_prune(health.repo, _removals(plan), PruneOptions(), health, context.out.report)
+    except LamellaError as error:
+        context.out.warn(f"the backup is saved, but nothing was pruned: {error.message}", error.obj)
+        return Pruned({"error": error.message}, error.exit_code)
+    return Pruned({**document(plan), **deleting.report(context, result)}, deleting.exit_code(result))
+
+
+def _removals(plan: RetentionPlan) -> dict[Ref, str]:
+    return {row.selected.snapshot.ref: ", ".join(row.verdict.reasons) for row in plan.removed}
 
 
 def _question(plan: RetentionPlan) -> str:
@@ -96,7 +114,7 @@ def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
     out.line(f"{removed} snapshot{'' if removed == 1 else 's'} {would}removed, {kept} kept")
 
 
-def _time(row: Judged) -> str:
+def _time(row: JudgedSnapshot) -> str:
     try:
         return iso(row.selected.snapshot.added.time_ms)
     except ValueError:
@@ -108,7 +126,7 @@ def document(plan: RetentionPlan) -> dict[str, Any]:
     return {"removed": [_row(row) for row in plan.removed], "kept": [_row(row) for row in plan.kept]}
 
 
-def _row(row: Judged) -> dict[str, Any]:
+def _row(row: JudgedSnapshot) -> dict[str, Any]:
     one = row.selected
     return {
         "snapshot": one.snapshot.name,

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
 from lamella.cli.context import Context
+from lamella.cli.output import INCOMPLETE
 from lamella.cli.values import shown_bytes, workers
 
 if TYPE_CHECKING:
     from lamella.qubes.admin import Admin
-    from lamella.qubes.backup import QubesOptions, QubesPlan
+    from lamella.qubes.backup import QubesOptions
     from lamella.qubes.restore import QubeResult
     from lamella.qubes.restore_plan import QubeRestore, RestoreWishes
     from lamella.repository.repository import Repository
-
-_INCOMPLETE = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,49 +34,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _backup_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("qube", nargs="*", metavar="QUBE", help="default: those that are marked for backups")
+    parser.add_argument(
+        "qube", nargs="*", metavar="QUBE", help="back up this qube (default: all qubes that are marked for backups)"
+    )
     parser.add_argument("-x", "--exclude", action="append", default=[], metavar="QUBE", help="leave this qube out")
-    parser.add_argument("--all", action="store_true", help="every qube, dom0 included")
-    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="qubes that have this tag")
-    parser.add_argument("--label", action="append", default=[], metavar="LABEL", help="qubes of this label")
+    parser.add_argument("--all", action="store_true", help="back up every qube, dom0 included")
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="back up the qubes with this tag")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="LABEL", help="back up the qubes with this label"
+    )
     state = parser.add_mutually_exclusive_group()
-    state.add_argument("--live", action="store_true", help="running qubes as they are now (default)")
-    state.add_argument("--committed", action="store_true", help="running qubes as of their last shutdown")
-    parser.add_argument("--pause", action="store_true", help="hold running qubes still while they are frozen")
-    parser.add_argument("--no-template-roots", action="store_true", help="leave out what templates are made of")
+    state.add_argument("--live", action="store_true", help="back up the present state of running qubes (default)")
+    state.add_argument(
+        "--committed", action="store_true", help="back up the state of running qubes at their last shutdown"
+    )
+    parser.add_argument(
+        "--pause", action="store_true", help="pause running qubes while the backup makes its checkpoints"
+    )
+    parser.add_argument("--no-template-roots", action="store_true", help="leave out the root volumes of templates")
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     add_dry_run(parser)
 
 
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("qube", nargs="*", metavar="QUBE[@SNAPSHOT]", help="default: every qube of the repository")
+    parser.add_argument(
+        "qube", nargs="*", metavar="QUBE[@SNAPSHOT]", help="restore this qube (default: every qube in the repository)"
+    )
     parser.add_argument("-x", "--exclude", action="append", default=[], metavar="QUBE", help="leave this qube out")
     parser.add_argument("--overwrite", action="store_true", help="replace data and settings of qubes that exist")
-    parser.add_argument("--rename-conflicting", action="store_true", help="restore them under a new name instead")
+    parser.add_argument("--rename-conflicting", action="store_true", help="restore qubes that exist under a new name")
     parser.add_argument("--skip-conflicting", action="store_true", help="leave qubes that exist as they are")
-    parser.add_argument("--ignore-missing", action="store_true", help="use the default template for a missing one")
+    parser.add_argument(
+        "--ignore-missing", action="store_true", help="use the default template instead of a missing one"
+    )
     parser.add_argument("--skip-broken", action="store_true", help="leave out qubes whose template is missing")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--only-data", action="store_true", help="volumes, no settings")
-    only.add_argument("--only-settings", action="store_true", help="settings, no volumes")
-    parser.add_argument("--exact", action="store_true", help="also take away settings that the backup does not have")
-    parser.add_argument("--dom0-to", type=Path, metavar="FOLDER", help="lay dom0's saved files out in this new folder")
+    only.add_argument("--only-data", action="store_true", help="restore the volumes without the settings")
+    only.add_argument("--only-settings", action="store_true", help="restore the settings without the volumes")
+    parser.add_argument("--exact", action="store_true", help="also remove settings that the backup does not contain")
+    parser.add_argument(
+        "--dom0-to", type=Path, metavar="FOLDER", help="write the saved files of dom0 into this new folder"
+    )
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     add_yes(parser)
     add_dry_run(parser)
 
 
 def _storage_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("storage_qube", metavar="QUBE", help="the qube that stores; it is trusted with nothing")
-    parser.add_argument("--name", default="main", metavar="NAME", help="what the destination is called (default: main)")
+    parser.add_argument("storage_qube", metavar="QUBE", help="the qube that stores the backups; it needs no trust")
+    parser.add_argument("--name", default="main", metavar="NAME", help="name of the destination (default: main)")
     parser.add_argument(
         "--place",
         default="/home/user/lamella",
         metavar="PLACE",
         help="a directory in that qube, or a URL it serves",
     )
-    parser.add_argument("--append-only", action="store_true", help="nobody can delete or replace through this service")
-    parser.add_argument("--quota", metavar="SIZE", help="store no more than this")
+    parser.add_argument("--append-only", action="store_true", help="the service refuses to delete or replace anything")
+    parser.add_argument("--quota", metavar="SIZE", help="store at most SIZE bytes")
     parser.add_argument("--install", action="store_true", help="write the files in the qube, as root, through qvm-run")
     add_yes(parser)
     add_dry_run(parser)
@@ -103,9 +116,10 @@ def _admin(context: Context) -> Admin:
 
 
 def _backup(context: Context) -> int:
+    from lamella.cli.backup_report import plan_shown, result_shown
+    from lamella.cli.output import INCOMPLETE
     from lamella.qubes.backup import plan_qubes
-    from lamella.qubes.choice import Choice, chosen
-    from lamella.qubes.inventory import Inventory
+    from lamella.qubes.inventory import Inventory, QubeChoice, chosen
     from lamella.qubes.storage import kept_running
     from lamella.run.allocator import keep_freed_memory
 
@@ -113,19 +127,19 @@ def _backup(context: Context) -> int:
     admin = _admin(context)
     keep_freed_memory()
     inventory = Inventory(admin)
-    choice = Choice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
+    choice = QubeChoice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
     qubes = chosen(admin, inventory, choice)
     with kept_running(admin, context.place, out.report), context.sound_repository(read_only=args.dry_run) as repository:
         plan = plan_qubes(repository, admin, inventory, qubes, _options(context))
         for left_out in plan.excluded:
-            out.say(f"{left_out}: left out as it was asked for")
+            out.say(f"{left_out}: left out, as you asked")
         if args.dry_run:
-            return _show(context, plan)
-        out.expect("backup", sum(row.source_bytes for row in plan.backup.rows))
+            out.document(plan_shown(out, plan.backup))
+            return INCOMPLETE if plan.backup.failed else 0
         result = plan.execute(out.report)
-    from lamella.cli.commands.backup import report
-
-    return report(context, result, {"qubes": [qube.name for qube in plan.qubes], "excluded": plan.excluded})
+    names = [qube.name for qube in plan.qubes]
+    out.document({**result_shown(out, result), "qubes": names, "excluded": plan.excluded})
+    return 0 if result.complete else INCOMPLETE
 
 
 def _options(context: Context) -> QubesOptions:
@@ -140,20 +154,14 @@ def _options(context: Context) -> QubesOptions:
     return QubesOptions(not args.committed, args.pause, not args.no_template_roots, root, backup)
 
 
-def _show(context: Context, plan: QubesPlan) -> int:
-    from lamella.cli.commands.backup import show_plan
-
-    return show_plan(context, plan.backup)
-
-
 # -- restore ----------------------------------------------------------------------------------------------------------
 
 
 def _restore(context: Context) -> int:
     from lamella.qubes.archive import read_snapshot, saved_qubes
     from lamella.qubes.inventory import Inventory
-    from lamella.qubes.lineage import DOM0, owner_of
-    from lamella.qubes.restore_plan import Planner
+    from lamella.qubes.names import DOM0, owner_of
+    from lamella.qubes.restore_plan import RestorePlanner
     from lamella.qubes.storage import kept_running
 
     args = context.args
@@ -169,7 +177,7 @@ def _restore(context: Context) -> int:
             raise UsageError("dom0 is never overwritten", obj="dom0", hint="add --dom0-to FOLDER to see its files")
         wishes = _wishes(args)
         others = [one for one in saved if one.name != "dom0"]
-        rows = Planner(inventory, others, wishes, partial(owner_of, admin, machine=context.host.machine)).rows()
+        rows = RestorePlanner(inventory, others, wishes, partial(owner_of, admin, machine=context.host.machine)).rows()
         for row in rows:
             _tell(context, row)
         if args.dry_run:
@@ -259,7 +267,7 @@ def _report(context: Context, results: list[QubeResult], laid_out: list[str]) ->
     for line in laid_out:
         out.line(f"dom0: {line}")
     out.document({"qubes": [asdict(result) for result in results], "dom0": laid_out})
-    return _INCOMPLETE if any(result.result == "failed" for result in results) else 0
+    return INCOMPLETE if any(result.result == "failed" for result in results) else 0
 
 
 # -- list -------------------------------------------------------------------------------------------------------------
@@ -267,9 +275,9 @@ def _report(context: Context, results: list[QubeResult], laid_out: list[str]) ->
 
 def _list(context: Context) -> int:
     from lamella.qubes.archive import saved_qubes
-    from lamella.qubes.backup import SETTINGS
     from lamella.qubes.inventory import Inventory
-    from lamella.qubes.lineage import owner_of
+    from lamella.qubes.names import owner_of
+    from lamella.qubes.settings import SETTINGS
 
     admin = _admin(context)
     present = Inventory(admin).qubes
@@ -311,7 +319,7 @@ def _list(context: Context) -> int:
 
 def _setup_storage(context: Context) -> int:
     from lamella.qubes.inventory import Inventory
-    from lamella.qubes.storage import check_storage, example_policy, install, storage_files
+    from lamella.qubes.storage_qube import check_storage, example_policy, install, storage_files
 
     args, out = context.args, context.out
     admin = _admin(context)

@@ -6,7 +6,7 @@ import argparse
 
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
-from lamella.operations.prune.removal import rename_record
+from lamella.operations.labels import rename_record
 from lamella.operations.shared.selection import find_volume
 
 

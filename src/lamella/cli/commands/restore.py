@@ -11,8 +11,9 @@ from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
 from lamella.cli.values import shown_bytes, shown_seconds, workers
-from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, read_document
+from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore
 from lamella.operations.shared.selection import Selected, doubts, select, split_selector
+from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=_target,
         metavar="TARGET",
-        help="file, block device or lvm:VG/LV to write; a file or volume gets its name only when it was compared",
+        help="file, block device or lvm:VG/LV to write; a new file or volume gets its name only after the comparison",
     )
     parser.add_argument("--pool", metavar="POOL", help="thin pool for a new lvm:VG/LV, if the group has several")
     parser.add_argument("--document", metavar="NAME", help="restore this document instead of the volume")
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--in-place",
         action="store_true",
-        help="write into the existing file: needs no further space, and its old state is lost",
+        help="write into the existing file; this needs no further space, and the old content is lost",
     )
     parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
     add_yes(parser)
@@ -52,7 +53,7 @@ def _target(text: str) -> Path:
 
 
 def run(context: Context) -> int:
-    """Do it."""
+    """Restore."""
     keep_freed_memory()
     args, out = context.args, context.out
     replaces = args.overwrite or (args.in_place and args.document is None)
@@ -74,9 +75,9 @@ def run(context: Context) -> int:
 
 
 def _selected(repository: Repository, text: str) -> Selected:
-    """What is to be restored. Raises NothingMatched; RolledBack where a newer one, or the one meant, may be missing.
+    """The snapshot to restore. Raises NothingMatched; RolledBack where that snapshot, or a newer one, may be missing.
 
-    Which one a full name means is no question, whatever else is missing.
+    A full name is never in doubt, whatever else is missing.
     """
     try:
         selected = select(repository, [text])[0]
@@ -87,13 +88,13 @@ def _selected(repository: Repository, text: str) -> Selected:
         raise RolledBack(f"{error.message}; {problem.message}", obj=place, hint=problem.remedy) from error
     doubtful = doubts(repository, selected.volume)
     if doubtful and split_selector(text)[1] != selected.snapshot.name:
-        hint = f"to restore it all the same, name it in full: {selected.text}; {doubtful[0].remedy}"
+        hint = f"to restore it nevertheless, name it in full: {selected.text}; {doubtful[0].remedy}"
         raise RolledBack(doubtful[0].message, obj=repository.store.url, hint=hint)
     return selected
 
 
 def _shown(repository: Repository, selected: Selected) -> str:
-    """The snapshot with its moment and its writer, for a person to see whether it is the one that was meant."""
+    """The snapshot with its time and its writer, so that a person can see which snapshot it is."""
     ref = selected.snapshot.ref
     writer = repository.catalogue.writers.get(ref.writer)
     by = writer.label if writer is not None and writer.label else ref.writer.hex()[:8]

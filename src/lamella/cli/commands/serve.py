@@ -20,17 +20,20 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
-        "Meant for a command= in authorized_keys, a qrexec service, or the like: it has no keys and believes nothing.\n"
-        "The place is the one given here; what the client names is ignored."
+        "Meant for a command= in authorized_keys, a qrexec service, or the like. The server has no keys and trusts no\n"
+        "client. It serves the place named here, and ignores the place that the client names."
     )
     parser.add_argument("place", metavar="PATH|URL", help="the directory, or any destination that REPO may name")
     parser.add_argument("--append-only", action="store_true", help="refuse to remove or replace anything")
     parser.add_argument("--read-only", action="store_true", help="refuse to write anything")
     parser.add_argument(
-        "--prefix", metavar="NAME", type=_prefix, help="serve the directory NAME below PATH; it is made when missing"
+        "--prefix",
+        metavar="NAME",
+        type=_prefix,
+        help="serve the directory NAME below PATH, and create it if it is missing",
     )
     parser.add_argument(
-        "--quota", metavar="SIZE", type=size, help="refuse what would make all objects larger than SIZE"
+        "--quota", metavar="SIZE", type=size, help="refuse writes that would take the sum of all objects above SIZE"
     )
 
 

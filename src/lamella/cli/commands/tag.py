@@ -7,7 +7,7 @@ import argparse
 from lamella.base.errors import RepositoryError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
-from lamella.operations.prune.removal import check_tag, label_records, same_run, still_labelled
+from lamella.operations.labels import check_tag, label_records, same_run, still_labelled
 from lamella.operations.shared.selection import Selected, select, split_selector
 from lamella.repository.repository import Repository
 

@@ -24,9 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "levels: structure compares every reference with the listing of the repository; sample also reads a share of\n"
         "the chunks, or with --budget the packs unread for the longest time; full reads every pack of the volumes;\n"
         "restore fetches and compares every byte as a restore does, without a target; source compares with the live\n"
-        "source, whose differences are reported and are no damage. Places that do not open are recorded for the other\n"
-        "hosts of the repository, and every level but structure reads the known ones again. `lamella list` shows each\n"
-        "volume's verdict: damage until a look that had to see it finds none, else the deepest look.\n\n"
+        "source, and reports differences, which are no damage. The repository records every place that does not open\n"
+        "for its other hosts, and every level but structure reads these places again. `lamella list` shows a verdict\n"
+        "for each volume: damage, until a verification that covers the damaged place finds none; else the deepest\n"
+        "verification.\n\n"
     ) + SECRETS
     parser.add_argument(
         "volume",
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=budget,
         metavar="SIZE",
-        help="at level sample read packs worth so much instead, those unread for the longest time first: repeated runs "
+        help="at level sample read SIZE bytes of packs instead, those unread for the longest time first: repeated runs "
         "read everything in turn",
     )
     parser.add_argument(
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context) -> int:
-    """Do it; findings go to standard output."""
+    """Verify, and print the findings."""
     keep_freed_memory()
     args, out = context.args, context.out
     options = _options(context)
@@ -126,7 +127,7 @@ def _print(context: Context, selected: list[Selected], result: VerifyResult, *, 
     if result.recorded:
         out.line(f"recorded for other hosts: {result.recorded} places that do not open")
     if result.damaged:
-        out.say("mend what can be mended with: lamella check --repair")
+        out.say("repair what can be repaired with: lamella repair")
     count = len(selected)
     out.line(
         f"verified {count} snapshot{'' if count == 1 else 's'}: {result.checked_chunks} chunks checked, "

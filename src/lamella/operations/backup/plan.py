@@ -1,28 +1,31 @@
-"""Deciding what a backup run will do with each source, before anything is read."""
+"""Deciding, before anything is read, what a backup run will do with each source."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import UsageError
-from lamella.base.ids import NO_CHUNK, DomainId, VolumeId
-from lamella.format.records import UNSIGNED, Volume
+from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId
+from lamella.format.node import Shape
+from lamella.format.records import UNSIGNED, PartialRoot, Volume
 from lamella.history.catalogue import Snapshot, VolumeState, latest
-from lamella.memory.ledger import Ledger, LedgerEntry, ResumePoint, new_volume
+from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, ResumePoint, new_volume
 from lamella.memory.verdicts import Confirmations
-from lamella.operations.backup.change_map import ChangeMap
-from lamella.operations.backup.pacing import Pace
-from lamella.operations.shared.completeness import is_complete
+from lamella.operations.shared.completeness import is_complete, tree_is_complete
 from lamella.operations.shared.selection import find_snapshot
-from lamella.operations.writing.unfinished import resume_point
+from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 from lamella.sources.registry import check_name, name_from
 
+if TYPE_CHECKING:
+    from lamella.operations.shared.change_map import ChangeMap
+
 FULL, INCREMENTAL, COMPARE = "full", "incremental", "compare"
-MODES = {FULL: 1, INCREMENTAL: 2, COMPARE: 3}
 MAX_DOCUMENT = 1 << 20
 MAX_DOCUMENTS = 16 << 20
 
@@ -31,8 +34,8 @@ MAX_DOCUMENTS = 16 << 20
 class Request:
     """A source to back up, under `name` or, without one, the volume's known or default name.
 
-    `domain` and `documents` are its own instead of the run's. With `follows` the volume takes the name given, whatever
-    it was called before and whoever else is called so.
+    `domain` and `documents` replace those of the run. With `follows` the volume takes the given name, whatever its name
+    was before and whoever else has that name.
     """
 
     name: str | None
@@ -44,20 +47,34 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class FailedRequest:
-    """A source that could not even be opened: it makes the run incomplete and does not stop the others."""
+    """A source that could not even be opened: the run is incomplete, and saves the others."""
 
     name: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class BackupOptions:
-    """How to back up. `chunk_log2`, `domain` count at a volume's first backup only.
+class Pace:
+    """How often a long run records how far it is: after so many bytes read or so many seconds, whichever comes first.
 
-    `reread_bytes` of what a change map calls unchanged are re-read, the least recently seen first. `before` and `after`
-    are commands run around the freeze, each for at most `hook_seconds`; `around` is entered between them. `changes` is
-    another tool's map of what changed since the snapshot `changes_base`, for a single source. `pace` says how often a
-    long run leaves a point from which another can go on. At most `read_rate` bytes a second of the sources are read.
+    A run that is stopped records this once more if it has read at least `least_bytes` since the last time.
+    """
+
+    bytes: int = 8 << 30
+    seconds: float = 600.0
+    least_bytes: int = 64 << 20
+    now: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """How to back up. `chunk_log2` and `domain` count at a volume's first backup only.
+
+    `reread_bytes` of what a change map calls unchanged are read again, the least recently read first. `before` and
+    `after` are commands run around the freeze, each for at most `hook_seconds`; `around` is entered between them.
+    `changes` is another tool's map of what changed since the snapshot `changes_base`, for a single source. `pace` says
+    how often a long run leaves a point from which another run can go on. The sources are read with at most `read_rate`
+    bytes a second.
     """
 
     compression: str = "auto"
@@ -79,28 +96,37 @@ class BackupOptions:
     read_rate: int | None = None
 
 
-@dataclass(slots=True)
-class PlanRow:
-    """What will be done with one source."""
+@dataclass(frozen=True, slots=True)
+class VolumePlan:
+    """What a run will do with one source."""
 
     volume: str
-    driver: str
+    """The volume's name as it is shown."""
     mode: str
     reason: str
     request: Request
     volume_id: VolumeId
     domain_id: DomainId
     chunk_log2: int | None
-    """None: chosen by the size when it is known."""
-    base: Snapshot | None
-    entry: LedgerEntry | None
+    """None: chosen by the size when the size is known."""
+    base: Snapshot | None = None
+    entry: LedgerEntry | None = None
     """The kept moment of the base, if the run can be incremental."""
-    record: Volume | None
+    record: Volume | None = None
     """A VOLUME record to publish; its chunk size is filled in when the size is known."""
     resume: ResumePoint | None = None
-    """How far a run came that was broken off, if this one can go on from there."""
-    source_bytes: int = 0
-    notes: list[str] = field(default_factory=list)
+    """How far a broken-off run came, if this run can go on from there."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def driver(self) -> str:
+        """The driver that reads the source."""
+        return self.request.source.driver
+
+    @property
+    def base_root(self) -> ChunkId:
+        """The root of the base's tree, NO_CHUNK without a base."""
+        return NO_CHUNK if self.base is None else self.base.added.root
 
 
 def check_documents(documents: Mapping[str, bytes]) -> None:
@@ -113,196 +139,212 @@ def check_documents(documents: Mapping[str, bytes]) -> None:
         raise UsageError("the documents of a snapshot may have 16 MiB together")
 
 
-class Planner:
-    """Makes plan rows against one state of the repository."""
+def partial_tree(volume_id: VolumeId, reached: ResumePoint | PartialRoot) -> Tree:
+    """The tree of a volume as far as a run has come."""
+    return Tree(Shape(volume_id, reached.size, reached.chunk_log2), reached.root)
+
+
+def plan_volumes(
+    repo: Repository, options: BackupOptions, requests: Sequence[Request | FailedRequest]
+) -> list[VolumePlan]:
+    """One plan for each source that opened, against what repository and host know now.
+
+    Raises UsageError for contradictions, RolledBack, StoreError.
+    """
+    repo.require_sound_history()
+    repo.refresh_map()
+    repo.contents.keeps_nodes = repo.store.abilities.distant
+    planning = _Planning(repo, options)
+    plans = [planning.volume(request) for request in requests if isinstance(request, Request)]
+    names = [plan.volume for plan in plans]
+    if len({plan.request.source.identity for plan in plans}) != len(plans):
+        raise UsageError("the same source is named twice")
+    if len(set(names)) != len(plans):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"two sources would be called {twice}", hint="give them names: NAME=SOURCE")
+    return plans
+
+
+class _Planning:
+    """Planning one run against one state of the repository."""
 
     def __init__(self, repo: Repository, options: BackupOptions) -> None:
         self._repo = repo
         self._options = options
+        self._volumes = repo.catalogue.volumes.values()
+        self._shown = repo.catalogue.shown_names()
         self._waiting = set(Confirmations(repo.memory).waiting())
         self._ledger = Ledger(repo.memory, repo.keys)
         self._new_domains: dict[str, DomainId] = {}
 
-    def rows(self, requests: Sequence[Request | FailedRequest]) -> list[PlanRow]:
-        """One row for each source that opened. Raises UsageError for contradictions."""
-        if self._options.changes is not None and len(requests) != 1:
-            raise UsageError("a change map is of one source: name just that")
-        rows = [self._resumed(self._row(request)) for request in requests if isinstance(request, Request)]
-        names = [row.volume for row in rows]
-        identities = [row.request.source.identity for row in rows]
-        if len(set(identities)) != len(rows):
-            raise UsageError("the same source is named twice")
-        if len(set(names)) != len(rows):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UsageError(f"two sources would be called {twice}", hint="give them names: NAME=SOURCE")
-        return rows
+    def volume(self, request: Request) -> VolumePlan:
+        """The plan for one source."""
+        known, record = self._by_identity(request.source.identity), None
+        if known is not None:
+            record = self._renamed(request, known)
+        else:
+            name = check_name(name_from(request.source.default_name) if request.name is None else request.name)
+            holders = [volume for volume in self._volumes if volume.name == name]
+            if holders and not request.follows:
+                known, record = self._adopted(request, name, holders)
+        plan = self._first(request, name) if known is None else self._next(request, known, record)
+        if self._options.changes is not None:
+            return plan  # another tool's change map knows nothing of resume points
+        return replace(plan, resume=self._resume_point(plan))
 
-    def _row(self, request: Request) -> PlanRow:
-        source = request.source
-        known = self._by_identity(source.identity)
-        if known is None:
-            return self._new_row(request)
-        shown = self._repo.catalogue.shown_names()[known.volume_id]
-        if request.name is not None and request.follows:
-            return self._known_row(request, known, self._renamed(request.name, known))
-        if request.name is not None and request.name not in (known.name, shown):
-            hint = f"leave the name out, or write {known.name}=SOURCE"
-            raise UsageError(f"this source is already backed up as {shown}", obj=request.name, hint=hint)
-        return self._known_row(request, known, None)
-
-    def _resumed(self, row: PlanRow) -> PlanRow:
-        """With the point from which the run can go on. Another tool's change map knows nothing of such points."""
-        if self._options.changes is None:
-            base_root = NO_CHUNK if row.base is None else row.base.added.root
-            row.resume = resume_point(self._repo, row.request.source, row.volume_id, row.domain_id, base_root)
-        return row
+    # -- which volume -------------------------------------------------------------------------------------------------
 
     def _by_identity(self, identity: bytes) -> VolumeState | None:
-        found = [volume for volume in self._repo.catalogue.volumes.values() if volume.identity == identity]
+        found = [volume for volume in self._volumes if volume.identity == identity]
         own = [volume for volume in found if volume.author == self._repo.own_writer]
         return next(iter(own or found), None)
 
-    def _new_row(self, request: Request) -> PlanRow:
-        source = request.source
-        name = request.name if request.name is not None else name_from(source.default_name)
-        check_name(name)
-        holders = [volume for volume in self._repo.catalogue.volumes.values() if volume.name == name]
-        if holders and not request.follows:
-            return self._adopted_row(request, name, holders)
+    def _may_change(self, volume: VolumeState) -> bool:
+        return volume.author == self._repo.own_writer or self._repo.keys.prune_seed is not None
+
+    def _renamed(self, request: Request, known: VolumeState) -> Volume | None:
+        """The record that gives a known volume the requested name, if it needs one and this host may change it."""
+        shown = self._shown[known.volume_id]
+        if request.name is None or not request.follows:
+            if request.name not in (None, known.name, shown):
+                hint = f"leave the name out, or write {known.name}=SOURCE"
+                raise UsageError(f"this source is already backed up as {shown}", obj=request.name or "", hint=hint)
+            return None
+        if known.name == request.name or known.record is None or not self._may_change(known):
+            return None
+        return replace(known.record, name=check_name(request.name), signature=UNSIGNED)
+
+    def _adopted(self, request: Request, name: str, holders: list[VolumeState]) -> tuple[VolumeState, Volume]:
+        """The volume of that name, and the record that gives it this source."""
+        if not self._options.adopt or len(holders) > 1:
+            hint = "continue its history with --adopt, or choose another name: NAME=SOURCE"
+            raise UsageError(f"the name {name} belongs to another source", obj=name, hint=hint)
+        known = holders[0]
+        if not self._may_change(known):
+            raise UsageError(f"adopting {name} needs an admin's secret: another writer made it", obj=name)
+        if known.record is None:
+            raise UsageError(f"the volume {name} cannot be adopted: its record is lost", obj=name)
+        return known, replace(known.record, name=name, identity=request.source.identity, signature=UNSIGNED)
+
+    def _first(self, request: Request, name: str) -> VolumePlan:
+        """The first backup of a volume."""
         domain = request.domain if request.domain is not None else self._options.domain
         label = "" if domain is None else check_name(domain)
-        ids = new_volume(self._repo.memory, source.identity, label)
+        identity, log2 = request.source.identity, self._options.chunk_log2
+        ids = new_volume(self._repo.memory, identity, label)
         domain_id = self._domain(label, ids.domain_id)
-        log2 = self._options.chunk_log2
-        record = Volume(ids.volume_id, domain_id, log2 or 0, name, label, source.identity)
+        record = Volume(ids.volume_id, domain_id, log2 or 0, name, label, identity)
         reason = "first backup of this volume"
-        return PlanRow(name, source.driver, FULL, reason, request, ids.volume_id, domain_id, log2, None, None, record)
+        return VolumePlan(name, FULL, reason, request, ids.volume_id, domain_id, log2, record=record)
 
     def _domain(self, label: str, own: DomainId) -> DomainId:
-        """A domain of its own, or the one of that label."""
+        """A domain of its own, or the domain of that label."""
         if not label:
             return own
-        for volume in self._repo.catalogue.volumes.values():
+        for volume in self._volumes:
             if volume.domain_label == label and volume.record is not None:
                 return volume.record.domain_id
         return self._new_domains.setdefault(label, own)
 
-    def _adopted_row(self, request: Request, name: str, holders: list[VolumeState]) -> PlanRow:
-        if not self._options.adopt or len(holders) > 1:
-            raise UsageError(
-                f"the name {name} belongs to another source",
-                obj=name,
-                hint="continue its history with --adopt, or choose another name: NAME=SOURCE",
-            )
-        known = holders[0]
-        if known.author != self._repo.own_writer and self._repo.keys.prune_seed is None:
-            raise UsageError(f"adopting {name} needs an admin's secret: another writer made it", obj=name)
-        if known.record is None:
-            raise UsageError(f"the volume {name} cannot be adopted: its record is lost", obj=name)
-        record = Volume(
-            known.volume_id,
-            known.record.domain_id,
-            known.record.chunk_log2,
-            name,
-            known.domain_label,
-            request.source.identity,
-        )
-        return self._known_row(request, known, record)
+    # -- from which base ----------------------------------------------------------------------------------------------
 
-    def _known_row(self, request: Request, known: VolumeState, record: Volume | None) -> PlanRow:
+    def _next(self, request: Request, known: VolumeState, record: Volume | None) -> VolumePlan:
+        """A further backup of a known volume."""
         notes: list[str] = []
-        if self._options.changes is not None:
-            entry, why, base = None, *self._mapped_base(known, notes)
-        else:
-            entry, why = self._kept_moment(request.source, known)
-            base = self._base(known, notes) if entry is None else self._snapshot(known, entry)
-        shown = self._repo.catalogue.shown_names()[known.volume_id]
-        if request.follows and record is not None:
-            shown = record.name
-        if base is not None:
-            domain_id, log2 = base.added.domain_id, base.added.chunk_log2
-            mode, reason = (COMPARE, why) if why else (INCREMENTAL, "")
-        else:
-            volume = record or known.record
-            if volume is None:
-                raise UsageError(f"volume {shown} cannot be continued: its record is lost", obj=shown)
-            domain_id, log2 = volume.domain_id, volume.chunk_log2
-            mode, reason = FULL, "no earlier snapshot of this volume can be used"
+        base, entry, why = self._start(request.source, known, notes)
+        shown = record.name if request.follows and record is not None else self._shown[known.volume_id]
+        fixed = (record or known.record) if base is None else base.added
+        if fixed is None:
+            raise UsageError(f"volume {shown} cannot be continued: its record is lost", obj=shown)
+        domain_id, log2 = fixed.domain_id, fixed.chunk_log2
         if self._options.chunk_log2 not in (None, log2):
             raise UsageError(f"the chunk size of {shown} was fixed at its first backup: {1 << log2} bytes", obj=shown)
-        return PlanRow(
-            shown,
-            request.source.driver,
-            mode,
-            reason,
-            request,
-            known.volume_id,
-            domain_id,
-            log2,
-            base,
-            entry,
-            record,
-            notes=notes,
-        )
+        mode, reason = (COMPARE, why) if why else (INCREMENTAL, "")
+        if base is None:
+            mode, reason = FULL, "no earlier snapshot of this volume can be used"
+        found = (base, entry, record, None, tuple(notes))
+        return VolumePlan(shown, mode, reason, request, known.volume_id, domain_id, log2, *found)
 
-    def _renamed(self, name: str, known: VolumeState) -> Volume | None:
-        """The record that gives a volume its present name, where it has another one and this host may change it."""
-        mine = known.author == self._repo.own_writer or self._repo.keys.prune_seed is not None
-        if known.name == name or known.record is None or not mine:
-            return None
-        return replace(known.record, name=check_name(name), signature=UNSIGNED)
+    def _start(
+        self, source: Source, known: VolumeState, notes: list[str]
+    ) -> tuple[Snapshot | None, LedgerEntry | None, str]:
+        """The base, its kept moment if it is needed, and why the run cannot be incremental; "" if it can."""
+        if self._options.changes is not None:
+            newest = self._base(known, notes)
+            return newest, None, self._map_mismatch(known, newest)
+        entry, base, why = self._kept_moment(source, known)
+        return (self._base(known, notes) if entry is None else base), entry, why
 
-    def _kept_moment(self, source: Source, volume: VolumeState) -> tuple[LedgerEntry | None, str]:
-        """What an incremental run may build on, or None and the reason in words."""
+    def _kept_moment(self, source: Source, volume: VolumeState) -> tuple[LedgerEntry | None, Snapshot | None, str]:
+        """What an incremental run can build on, or None and the reason in words."""
         if not source.tracks:
-            return None, f"the {source.driver} driver keeps no record of changes"
+            return None, None, f"the {source.driver} driver keeps no record of changes"
         entry, why = self._ledger.entry(volume.volume_id)
         if entry is None:
-            return None, why
+            return None, None, why
         if (entry.identity, entry.driver) != (source.identity, source.driver):
-            return None, "the kept moment belongs to another source or driver"
-        snapshot = self._snapshot(volume, entry)
-        if snapshot is None or not snapshot.added.usable or snapshot.conflict:
-            return None, "the snapshot that the kept moment belongs to is not in the repository"
-        if not is_complete(self._repo, snapshot):
-            return None, "parts of the last snapshot are missing from the repository"
-        return entry, ""
+            return None, None, "the kept moment belongs to another source or driver"
+        stored = (entry.ref, entry.root, entry.size, entry.chunk_log2)
+        for base in volume.snapshots:
+            added = base.added
+            if (base.ref, added.root, added.size, added.chunk_log2) == stored and added.usable and not base.conflict:
+                break
+        else:
+            return None, None, "the snapshot that the kept moment belongs to is not in the repository"
+        if not is_complete(self._repo, base):
+            return None, None, "parts of the last snapshot are missing from the repository"
+        return entry, base, ""
 
-    def _mapped_base(self, volume: VolumeState, notes: list[str]) -> tuple[str, Snapshot | None]:
-        """The snapshot another tool's map starts from; with a reason, what is compared with instead."""
-        newest = self._base(volume, notes)
+    def _map_mismatch(self, volume: VolumeState, newest: Snapshot | None) -> str:
+        """Why another tool's map cannot be used with the newest snapshot; "" if it can."""
         wanted = find_snapshot(self._repo, volume, self._options.changes_base)
         claimed = self._options.changes.base if self._options.changes is not None else ""
         if newest is None or wanted.ref != newest.ref:
-            return "the snapshot that the change map starts from is not the latest usable one", newest
+            return "the snapshot that the change map starts from is not the latest usable one"
         if claimed and claimed != wanted.name:
-            return f"the change map says that it starts from {claimed}", newest
+            return f"the change map says that it starts from {claimed}"
         if not is_complete(self._repo, wanted):
-            return "parts of the last snapshot are missing from the repository", newest
-        return "", newest
-
-    def _snapshot(self, volume: VolumeState, entry: LedgerEntry) -> Snapshot | None:
-        added = (entry.root, entry.size, entry.chunk_log2)
-        for snapshot in volume.snapshots:
-            found = snapshot.added
-            if snapshot.ref == entry.ref and (found.root, found.size, found.chunk_log2) == added:
-                return snapshot
-        return None
+            return "parts of the last snapshot are missing from the repository"
+        return ""
 
     def _base(self, volume: VolumeState, notes: list[str]) -> Snapshot | None:
         """The newest snapshot that is known to be whole: confirmed, or all its packs are there."""
         heads = latest(volume.snapshots)
         own = [snapshot for snapshot in heads if snapshot.ref.writer == self._repo.own_writer]
-        order = [*(own or heads), *reversed(volume.snapshots)]
-        for snapshot in order:
+        for snapshot in (*(own or heads), *reversed(volume.snapshots)):
             if snapshot.conflict or not snapshot.added.usable:
                 continue
-            whole = snapshot.confirmed or snapshot.ref in self._waiting or self._packs_present(snapshot)
+            there = (self._repo.blobs.length(pack) is not None for pack in snapshot.added.packs)
+            whole = snapshot.confirmed or snapshot.ref in self._waiting or all(there)
             # A prune may have rewritten what it needs into other packs.
             if whole or is_complete(self._repo, snapshot):
                 return snapshot
             notes.append(f"snapshot {snapshot.name} of {volume.name} lacks packs: it is not used as a base")
         return None
 
-    def _packs_present(self, snapshot: Snapshot) -> bool:
-        return all(self._repo.blobs.length(pack) is not None for pack in snapshot.added.packs)
+    # -- from how far -------------------------------------------------------------------------------------------------
+
+    def _resume_point(self, plan: VolumePlan) -> ResumePoint | None:
+        """How far a broken-off run came whose moment this host kept; None if no such run agrees in everything."""
+        repo, source = self._repo, plan.request.source
+        if not source.tracks:
+            return None
+        named = {
+            (session.session_id, *root[2:])
+            for session in repo.catalogue.sessions
+            for root in session.partial_roots
+            if session.writer == repo.own_writer and root[:2] == (plan.volume_id, plan.domain_id)
+            # What is condemned is not relied on, also if it was one's own.
+            if not repo.blobs.condemned.intersection(session.packs)
+        }
+        expected = (source.identity, source.driver, plan.base_root)
+        found = [
+            point
+            for point in ResumeMemory(repo.memory, repo.keys).points(plan.volume_id)
+            if (point.identity, point.driver, point.base_root) == expected
+            and (point.session_id, point.root, point.size, point.chunk_log2, point.done) in named
+        ]
+        for point in sorted(found, key=lambda point: point.done, reverse=True):
+            if tree_is_complete(repo, plan.domain_id, partial_tree(plan.volume_id, point)):
+                return point
+        return None

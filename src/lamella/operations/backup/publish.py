@@ -5,40 +5,22 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from lamella.base.clock import utc_text
-from lamella.base.ids import ChunkId, SnapId, VolumeId
+from lamella.base.ids import SnapId, VolumeId
 from lamella.format import document
 from lamella.format.container import Kind
-from lamella.format.node import Shape
+from lamella.format.cursor import clipped
 from lamella.format.records import NO_REF, AddSnap, Document, Figures, RawRecord, Ref, Run, RunVolume, Volume, raw
-from lamella.operations.backup.plan import MODES, PlanRow
-from lamella.operations.backup.result import VolumeResult
-from lamella.operations.writing.chunks import VolumeRead
-from lamella.operations.writing.session import Session
+from lamella.memory.ledger import LedgerEntry
+from lamella.operations.backup.plan import COMPARE, FULL, INCREMENTAL
+from lamella.operations.backup.stages import Read, VolumeResult
+from lamella.operations.writing.session import WritingSession
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
-from lamella.sources.base import FrozenVolume
 
-
-@dataclass(slots=True)
-class Saved:
-    """A volume on its way into a snapshot: what was frozen, read, and after publication where it stands."""
-
-    row: PlanRow
-    shape: Shape
-    frozen_ms: int
-    frozen: FrozenVolume
-    result: VolumeResult
-    read: VolumeRead = field(default_factory=lambda: VolumeRead(ChunkId(b"")))
-    consistency: int = 0
-    inner: list[RawRecord] = field(default_factory=list)
-    """Inner records of its ADD_SNAP beyond the figures."""
-    goes_on: bool = False
-    """What a broken run had read of it was used."""
-    ref: Ref | None = None
-    """The snapshot, once it is published."""
+MODES = {FULL: 1, INCREMENTAL: 2, COMPARE: 3}
 
 
 def snapshot_name(now_ms: int) -> str:
@@ -47,61 +29,22 @@ def snapshot_name(now_ms: int) -> str:
 
 
 def attach(
-    session: Session, saved: Sequence[Saved], documents: Mapping[str, bytes], now: int
+    session: WritingSession, reads: Sequence[Read], documents: Mapping[str, bytes], now: int
 ) -> list[tuple[Document, ...]]:
-    """Put what goes with the trees, and wait until everything is durable; returns each one's documents.
-
-    Raises StoreError.
-    """
-    attached = [_extras(session, one, _documents_of(one, documents), now) for one in saved]
+    """Put what goes with the trees, and wait until everything is durable; returns the documents of each volume."""
+    attached = [_extras(session.packer(read.frozen.plan.domain_id), read, documents, now) for read in reads]
     session.settle()
     return attached
 
 
-def publish(
-    repo: Repository,
-    session: Session,
-    saved: Sequence[Saved],
-    attached: Sequence[tuple[Document, ...]],
-    results: Sequence[VolumeResult],
-    *,
-    close: bool,
-) -> str:
-    """Publish the saved volumes as one snapshot; returns its name. Raises StoreError, RolledBack.
-
-    Without `close` the run's session stays open, for a volume that was not saved.
-    """
-    name = snapshot_name(repo.clock())
-    records: list[RawRecord | Volume] = []
-    snap_ids: list[SnapId] = []
-    for one, its_documents in zip(saved, attached, strict=True):
-        if one.row.record is not None:
-            records.append(replace(one.row.record, chunk_log2=one.shape.chunk_log2))
-        snap_ids.append(SnapId(os.urandom(16)))
-        records.append(raw(_add_snap(session, one, snap_ids[-1], name, its_documents)))
-    records.append(raw(_run_record(name, saved, results)))
-    head = session.publish(records, snap_ids, close=close).head
-    for one, snap_id in zip(saved, snap_ids, strict=True):
-        one.ref = Ref(head.writer, head.seq, snap_id)
-    repo.blobs.set_complete(one.read.root for one in saved)
-    repo.reload()
-    return name
-
-
-def _documents_of(one: Saved, documents: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    own = one.row.request.documents
-    return documents if own is None else own
-
-
-def _extras(session: Session, one: Saved, documents: Mapping[str, bytes], now: int) -> tuple[Document, ...]:
+def _extras(packer: Packer, read: Read, documents: Mapping[str, bytes], now: int) -> tuple[Document, ...]:
     """Put the tree note of a new tree, and the documents."""
-    packer = session.packer(one.row.domain_id)
-    base = one.row.base
-    if base is None or base.added.root != one.read.root or base.added.size != one.shape.size:
-        shape = one.shape
-        note = document.TreeNote(shape.volume_id, one.read.root, shape.size, now, shape.chunk_log2, one.row.volume)
+    plan, shape, root, base = read.frozen.plan, read.frozen.shape, read.tree.root, read.way.base
+    if base is None or (base.added.root, base.added.size) != (root, shape.size):
+        note = document.TreeNote(shape.volume_id, root, shape.size, now, shape.chunk_log2, plan.volume)
         packer.store_node(Kind.DOCUMENT, note.encode())
-    return tuple(_document(packer, name, content) for name, content in documents.items())
+    own = documents if plan.request.documents is None else plan.request.documents
+    return tuple(_document(packer, name, content) for name, content in own.items())
 
 
 def _document(packer: Packer, name: str, content: bytes) -> Document:
@@ -109,32 +52,61 @@ def _document(packer: Packer, name: str, content: bytes) -> Document:
     return Document(name, len(content), parts)
 
 
-def _add_snap(session: Session, one: Saved, snap_id: SnapId, name: str, documents: tuple[Document, ...]) -> AddSnap:
-    read = one.read
-    mode = MODES[one.result.mode]
-    figures = Figures(mode, read.read_bytes, read.stored_bytes, read.changed_chunks, read.new_chunks)
+def publish(
+    repo: Repository,
+    session: WritingSession,
+    reads: Sequence[Read],
+    attached: Sequence[tuple[Document, ...]],
+    results: Sequence[VolumeResult],
+    *,
+    close: bool,
+) -> tuple[str, list[LedgerEntry]]:
+    """Publish what was read as one snapshot; returns its name, and for each volume which moment holds its bytes.
+
+    Without `close` the run's session stays open, for a volume that was not saved. Raises StoreError, RolledBack.
+    """
+    name = snapshot_name(repo.clock())
+    records: list[RawRecord | Volume] = []
+    added: list[AddSnap] = []
+    for read, documents in zip(reads, attached, strict=True):
+        record = read.frozen.plan.record
+        if record is not None:
+            records.append(replace(record, chunk_log2=read.frozen.shape.chunk_log2))
+        added.append(_add_snap(session, read, name, documents))
+        records.append(raw(added[-1]))
+    records.append(raw(_run_record(name, reads, results)))
+    head = session.publish(records, [one.snap_id for one in added], close=close).head
+    repo.blobs.set_complete(read.tree.root for read in reads)
+    repo.reload()
+    refs = [Ref(head.writer, head.seq, one.snap_id) for one in added]
+    return name, [_entry(read, ref) for read, ref in zip(reads, refs, strict=True)]
+
+
+def _add_snap(session: WritingSession, read: Read, name: str, documents: tuple[Document, ...]) -> AddSnap:
+    frozen, way, done = read.frozen, read.way, read.tree.figures
+    figures = Figures(MODES[way.mode], done.read_bytes, done.stored_bytes, done.changed_chunks, done.new_chunks)
     return AddSnap(
-        snap_id,
-        one.shape.volume_id,
-        one.row.domain_id,
-        one.shape.chunk_log2,
-        one.consistency,
-        one.shape.size,
-        read.root,
-        one.frozen_ms,
-        NO_REF if one.row.base is None else one.row.base.ref,
-        name,
-        documents,
-        session.packs(one.row.domain_id),
-        (figures.encode(), *one.inner),
+        snap_id=SnapId(os.urandom(16)),
+        volume_id=frozen.shape.volume_id,
+        domain_id=frozen.plan.domain_id,
+        chunk_log2=frozen.shape.chunk_log2,
+        consistency=read.consistency,
+        size=frozen.shape.size,
+        root=read.tree.root,
+        time_ms=frozen.time_ms,
+        parent=NO_REF if way.base is None else way.base.ref,
+        name=name,
+        documents=documents,
+        packs=session.packs(frozen.plan.domain_id),
+        inner=(figures.encode(), *way.notes),
     )
 
 
-def _run_record(name: str, saved: Sequence[Saved], results: Sequence[VolumeResult]) -> Run:
-    ids = {one.row.volume: one.shape.volume_id for one in saved}
+def _run_record(name: str, reads: Sequence[Read], results: Sequence[VolumeResult]) -> Run:
+    ids = {read.frozen.plan.volume: read.frozen.shape.volume_id for read in reads}
     entries = tuple(
         RunVolume(
-            ids.get(one.volume, VolumeId(bytes(16))), _short(one.volume), one.result != "complete", _short(one.error)
+            ids.get(one.volume, VolumeId(bytes(16))), clipped(one.volume), one.result != "complete", clipped(one.error)
         )
         for one in results
     )
@@ -143,3 +115,9 @@ def _run_record(name: str, saved: Sequence[Saved], results: Sequence[VolumeResul
 
 def _short(text: str) -> str:
     return text.encode("utf-8", "replace")[:250].decode("utf-8", "ignore")
+
+
+def _entry(read: Read, ref: Ref) -> LedgerEntry:
+    shape, source = read.frozen.shape, read.frozen.source
+    moment = source.identity, source.driver, read.frozen.volume.checkpoint
+    return LedgerEntry(ref, read.tree.root, shape.size, shape.chunk_log2, *moment)

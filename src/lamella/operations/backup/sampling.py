@@ -31,11 +31,6 @@ def sample_size(chunks: int, chunk_size: int) -> int:
     return min(max(LEAST_CHUNKS, chunks // ONE_IN), max(1, MOST_BYTES // chunk_size), chunks)
 
 
-def runs_to_see_all(chunks: int, chunk_size: int) -> int:
-    """The number of incremental runs after which the cursor has passed every chunk, whatever else was sampled."""
-    return -(-chunks // max(1, sample_size(chunks, chunk_size) // 2))
-
-
 def choose(delta: Delta, cursor: int, reread_bytes: int, source: random.Random) -> Sample:
     """Choose the sample of one run: half of it the cursor's slice, a quarter at edges of `delta`, the rest at random.
 

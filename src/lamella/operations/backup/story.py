@@ -1,29 +1,44 @@
-"""Backing up: plan, then execute; to one repository, or from the same moment to several."""
+"""One backup from beginning to end: plan, freeze, read, publish, confirm, rotate, report (docs/decisions/0037).
+
+To one repository or to several from the same moment (docs/decisions/0017).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
-from lamella.base.errors import LamellaError
-from lamella.base.events import Reporter, silent
-from lamella.format import compression
+from lamella.base.clock import Clock
+from lamella.base.errors import LamellaError, RepositoryError, SourceAtRisk, SourceError, StoreError, UsageError
+from lamella.base.events import Reporter, Warned, silent
+from lamella.format.encoder import Encoder
+from lamella.format.node import Shape, default_chunk_log2
 from lamella.memory.host import Host
+from lamella.memory.ledger import LedgerEntry, NewVolume, forget, remember
 from lamella.operations.backup.plan import (
     BackupOptions,
     FailedRequest,
-    Planner,
+    Pace,
     Request,
+    VolumePlan,
     check_documents,
+    plan_volumes,
 )
-from lamella.operations.backup.result import BackupResult, VolumeResult
-from lamella.operations.backup.run import BackupRun
-from lamella.operations.moments.freezing import Hooks, clean, frozen_sources
+from lamella.operations.backup.publish import attach, publish, snapshot_name
+from lamella.operations.backup.read import Attempts
+from lamella.operations.backup.recording import Recorder
+from lamella.operations.backup.stages import BackupResult, Frozen, Read, VolumeResult, failed, saved
+from lamella.operations.moments.rotation import drop_unneeded, rotate
+from lamella.operations.shared.heads import fingerprint
+from lamella.operations.writing.session import WritingSession, unfinished
 from lamella.repository.repository import Repository
-from lamella.sources.base import Source
-from lamella.stores.wrap import TokenBucket
+from lamella.run.spawn import run as run_command
+from lamella.sources.base import FrozenVolume, Source
+from lamella.stores.wrap.limited import TokenBucket
 
 __all__ = [
     "BackupOptions",
@@ -31,64 +46,64 @@ __all__ = [
     "BackupResult",
     "FailedRequest",
     "Outcome",
+    "Pace",
     "Request",
+    "VolumePlan",
     "VolumeResult",
     "execute_together",
     "plan_backup",
 ]
 
+Tell = Callable[["BackupPlan", Sequence[VolumePlan]], None]
+"""Receives what a run is going to do, before anything is frozen."""
+
 
 def plan_backup(
     repo: Repository, requests: Sequence[Request | FailedRequest], options: BackupOptions | None = None
 ) -> BackupPlan:
-    """Decide what a run would do. Raises UsageError, RolledBack, StoreError."""
+    """What is to be backed up, and how. Raises UsageError for options that contradict each other or the requests."""
     options = options or BackupOptions()
     check_documents(options.documents)
     for request in requests:
         if isinstance(request, Request) and request.documents is not None:
             check_documents(request.documents)
-    compression.Encoder(options.compression)
-    repo.require_sound_history()
-    repo.refresh_map()
-    repo.contents.keeps_nodes = repo.store.abilities.distant
-    return BackupPlan(repo, list(requests), options)
+    Encoder(options.compression)
+    if options.changes is not None and len(requests) != 1:
+        raise UsageError("a change map is of one source: name just that")
+    return BackupPlan(repo, tuple(requests), options)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class BackupPlan:
-    """What a run will do; `rows` is for people, `execute` does it."""
+    """A run that was asked for; `rows` says what it would do now, `execute` does it."""
 
-    def __init__(self, repo: Repository, requests: list[Request | FailedRequest], options: BackupOptions) -> None:
-        self.repo = repo
-        self.options = options
-        self._requests = requests
-        self.rows = Planner(repo, options).rows(requests)
-        self.failed = [request for request in requests if isinstance(request, FailedRequest)]
+    repo: Repository
+    requests: tuple[Request | FailedRequest, ...]
+    options: BackupOptions
+
+    @property
+    def rows(self) -> list[VolumePlan]:
+        """What a run would do with each source, decided anew. Raises UsageError, RolledBack, StoreError."""
+        return plan_volumes(self.repo, self.options, self.requests)
+
+    @property
+    def failed(self) -> list[FailedRequest]:
+        """The sources that will be missing."""
+        return [request for request in self.requests if isinstance(request, FailedRequest)]
 
     def execute(self, reporter: Reporter = silent) -> BackupResult:
         """Do it. Sources that fail are left out and reported; a failing destination raises and publishes nothing.
 
-        Raises Locked if a source is being backed up already, StoreError, RolledBack.
+        Raises UsageError, Locked if a source is being backed up already, StoreError, RolledBack.
         """
         (outcome,) = execute_together([self], reporter)
-        if outcome.error is not None:
+        if outcome.result is None:
+            assert outcome.error is not None
             raise outcome.error
-        assert outcome.result is not None
         return outcome.result
 
-    def renew(self) -> None:
-        """Plan again: somebody else may have published meanwhile. Raises UsageError, RolledBack, StoreError."""
-        self.repo.reload()
-        self.repo.require_sound_history()
-        self.repo.refresh_map()
-        self.rows = Planner(self.repo, self.options).rows(self._requests)
 
-    @property
-    def sources(self) -> list[Source]:
-        """What is to be read."""
-        return [request.source for request in self._requests if isinstance(request, Request)]
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one plan: a result, or the error that ended it."""
 
@@ -97,37 +112,53 @@ class Outcome:
     error: LamellaError | None = None
 
 
-def execute_together(plans: Sequence[BackupPlan], reporter: Reporter = silent) -> list[Outcome]:
-    """Execute plans for the same sources and host, to different repositories, from one frozen moment (decisions/0017).
+def _untold(plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
+    pass
 
-    Each plan has an outcome of its own: one that fails does not stop the others. Raises Locked if a source is being
-    backed up already, LamellaError if the command before the freeze fails.
+
+def execute_together(plans: Sequence[BackupPlan], reporter: Reporter = silent, tell: Tell = _untold) -> list[Outcome]:
+    """Execute plans for the same sources and host, to different repositories, from one frozen moment.
+
+    Each plan has an outcome of its own: a plan that fails does not stop the others. `tell` is called for each plan that
+    will be executed. Raises Locked if a source is being backed up already, LamellaError if the command before the
+    freeze fails.
     """
     first = plans[0]
-    host, options = first.repo.host, first.options
-    sources = list({source.identity: source for plan in plans for source in plan.sources}.values())
-    outcomes = [Outcome(plan) for plan in plans]
+    host, clock, options = first.repo.host, first.repo.clock, first.options
+    requests = [one for plan in plans for one in plan.requests if isinstance(one, Request)]
+    sources = list({request.source.identity: request.source for request in requests}.values())
     started = time.monotonic()
     with _locked(host, sources, options.lock_wait):
-        runs = [(outcome, BackupRun(outcome.plan.repo, outcome.plan.options, reporter)) for outcome in outcomes]
-        for outcome, run in runs:
-            with _outcome(outcome):
-                outcome.plan.renew()
-                run.prepare(outcome.plan.rows)
-        runs = [(outcome, run) for outcome, run in runs if outcome.error is None]
-        if not runs:
-            return outcomes
-        warn = runs[0][1].warn
-        clean(host, sources, warn)
-        hooks = Hooks(options.before, options.after, options.hook_seconds, options.around)
+        runs = [_caught(partial(_planned, plan, reporter)) for plan in plans]
+        ready = [run for run in runs if isinstance(run, _BackupRun)]
+        errors = [run for run in runs if not isinstance(run, _BackupRun)]
+        if not ready:
+            return [_outcome(plan, error) for plan, error in zip(plans, errors, strict=True)]
+        for planned in ready:
+            tell(planned.plan, planned.rows)
+        ends: list[BackupResult | LamellaError] = []
         bucket = None if options.read_rate is None else TokenBucket(options.read_rate)
-        with frozen_sources(sources, hooks, first.repo.clock, warn, bucket=bucket) as moments:
-            for outcome, run in runs:
-                with _outcome(outcome):
-                    outcome.result = run.save(outcome.plan.rows, outcome.plan.failed, moments)
-                    outcome.result.seconds = round(time.monotonic() - started, 3)
+        with _frozen(host, sources, options, clock, ready[0].warn) as moments:
+            for run in runs:
+                end = _caught(partial(_saved, run, moments, bucket, started)) if isinstance(run, _BackupRun) else run
+                ends.append(end)
                 started = time.monotonic()
-    return outcomes
+    return [_outcome(plan, end) for plan, end in zip(plans, ends, strict=True)]
+
+
+_T = TypeVar("_T")
+
+
+def _caught(step: Callable[[], _T]) -> _T | LamellaError:
+    """What a step gives, or the error that ends it for one destination."""
+    try:
+        return step()
+    except LamellaError as error:
+        return error
+
+
+def _outcome(plan: BackupPlan, end: BackupResult | LamellaError) -> Outcome:
+    return Outcome(plan, error=end) if isinstance(end, LamellaError) else Outcome(plan, end)
 
 
 @contextmanager
@@ -138,9 +169,170 @@ def _locked(host: Host, sources: Sequence[Source], wait_seconds: float) -> Itera
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class _BackupRun:
+    """A run to one repository, planned under the locks of its sources."""
+
+    plan: BackupPlan
+    rows: Sequence[VolumePlan]
+    reporter: Reporter
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        """Tell the user, now and in the result."""
+        self.warnings.append(message)
+        self.reporter(Warned(message))
+
+
+# -- plan --------------------------------------------------------------------------------------------------------------
+
+
+def _planned(plan: BackupPlan, reporter: Reporter) -> _BackupRun:
+    """Decide what to do with each volume, now that nobody else backs up these sources.
+
+    The ids of new volumes are remembered: if this run is broken off, the next attempt uses what this run stored.
+    """
+    plan.repo.reload()
+    run = _BackupRun(plan, plan.rows, reporter)
+    for row in run.rows:
+        for note in row.notes:
+            run.warn(note)
+        if row.base is None and row.record is not None:
+            ids = NewVolume(row.volume_id, row.domain_id, row.record.domain_label)
+            trouble = remember(plan.repo.memory, row.record.identity, ids)
+            if trouble:
+                run.warn(f"{row.volume}: what is stored now will not be found again if this is broken off: {trouble}")
+    return run
+
+
+# -- freeze ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _FrozenSource:
+    """A source that was frozen, and when."""
+
+    volume: FrozenVolume
+    time_ms: int
+
+
+_Moments = Mapping[bytes, _FrozenSource | SourceError]
+"""By the source's identity: its moment, or why there is none."""
+
+
 @contextmanager
-def _outcome(outcome: Outcome) -> Iterator[None]:
+def _frozen(
+    host: Host, sources: Sequence[Source], options: BackupOptions, clock: Clock, warn: Callable[[str], None]
+) -> Iterator[_Moments]:
+    """Freeze all sources back to back, before any of them is read; the moments end with the context.
+
+    Raises LamellaError if the command before fails.
+    """
+    for source in sources:
+        try:  # what a killed run left
+            drop_unneeded(host, source)
+        except SourceError as error:
+            warn(f"{source.default_name}: an old kept moment could not be removed: {error.message}")
+    moments: dict[bytes, _FrozenSource | SourceError] = {}
+    with ExitStack() as held:
+        with _between_commands(options, warn):
+            for source in sources:
+                try:
+                    moments[source.identity] = _FrozenSource(held.enter_context(source.freeze()), clock())
+                except SourceError as error:
+                    moments[source.identity] = error
+        yield moments
+
+
+@contextmanager
+def _between_commands(options: BackupOptions, warn: Callable[[str], None]) -> Iterator[None]:
+    """Run the command before, then what is inside, then the command after, whatever happened."""
+    run = partial(run_command, timeout_seconds=options.hook_seconds, error=LamellaError)
+    try:
+        if options.before:
+            run(options.before)
+        with options.around():
+            yield
+    finally:
+        if options.after:
+            try:
+                run(options.after)
+            except LamellaError as error:
+                warn(f"the command after the freeze failed: {error.message}")
+
+
+# -- read, publish, confirm, rotate, report ----------------------------------------------------------------------------
+
+
+def _saved(run: _BackupRun, moments: _Moments, bucket: TokenBucket | None, started: float) -> BackupResult:
+    """Save what can be saved. Raises StoreError, RolledBack; SourceAtRisk if that is why nothing was saved."""
+    repo, options = run.plan.repo, run.plan.options
+    earlier = unfinished(repo, [row.volume_id for row in run.rows])
+    name, entries = "", list[LedgerEntry]()
+    with WritingSession(repo, earlier, snapshot_name(repo.clock())) as session:
+        recorder = Recorder(repo, session, options.pace, run.rows, run.warn)
+        with _recorded(recorder):
+            recorder.announce()
+            attempts = Attempts(repo, options, session, recorder, run.reporter, run.warn, bucket)
+            ends = [_read(attempts, recorder, row, moments) for row in run.rows]
+            reads = [end for end in ends if isinstance(end, Read)]
+            attached = attach(session, reads, options.documents, repo.clock()) if reads else []
+        results = [VolumeResult(one.name, "", "full", "", error=one.message) for one in run.plan.failed]
+        results += [saved(end) if isinstance(end, Read) else end for end in ends]
+        if reads:
+            close = not recorder.unfinished([read.frozen.shape.volume_id for read in reads])
+            name, entries = publish(repo, session, reads, attached, results, close=close)  # and confirm
+        for read, entry in zip(reads, entries, strict=True):
+            _rotate(run, read.frozen, entry)
+        metadata, stored = session.metadata_bytes + _index(run), session.data_bytes
+    risks = [moment for moment in moments.values() if isinstance(moment, SourceAtRisk)]
+    if risks and not reads:
+        raise risks[0]
+    complete = all(result.result == "complete" for result in results)
+    seconds = round(time.monotonic() - started, 3)
+    warnings = [*run.warnings, *repo.host.notices.told.values()]
+    return BackupResult(name, complete, seconds, metadata, stored, fingerprint(repo), results, warnings)
+
+
+@contextmanager
+def _recorded(recorder: Recorder) -> Iterator[None]:
+    """If the reading ends too early, record how far it came."""
     try:
         yield
-    except LamellaError as error:
-        outcome.error = error
+    except KeyboardInterrupt:
+        recorder.stopped()
+        raise
+    except StoreError:
+        recorder.broken()
+        raise
+
+
+def _read(attempts: Attempts, recorder: Recorder, plan: VolumePlan, moments: _Moments) -> Read | VolumeResult:
+    """Read one volume as it was frozen; a source that failed gives a result."""
+    moment = moments[plan.request.source.identity]
+    if isinstance(moment, SourceError):
+        return failed(plan, moment.message)
+    volume = moment.volume
+    shape = Shape(plan.volume_id, volume.size, plan.chunk_log2 or default_chunk_log2(volume.size))
+    read = attempts.volume(Frozen(plan, volume, moment.time_ms, shape))
+    if isinstance(read, Read):
+        recorder.finished(read)
+    return read
+
+
+def _rotate(run: _BackupRun, frozen: Frozen, entry: LedgerEntry) -> None:
+    """The commit is durable and confirmed: the new moment takes the place of the old moment."""
+    try:
+        forget(run.plan.repo.memory, frozen.source.identity)
+        rotate(run.plan.repo, frozen.source, frozen.shape.volume_id, entry)
+    except (SourceError, RepositoryError) as error:
+        run.warn(f"{frozen.plan.volume}: the next run must compare everything: {error.message}")
+
+
+def _index(run: _BackupRun) -> int:
+    """Spare other machines reading the heads of many packs; returns the bytes put. The run is safe by now."""
+    try:
+        return run.plan.repo.blobs.write_segments()
+    except StoreError as error:
+        run.warn(f"no index of the new packs was written: {error.message}")
+        return 0

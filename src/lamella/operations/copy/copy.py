@@ -12,19 +12,18 @@ from dataclasses import dataclass, field, replace
 
 from lamella.base.errors import IntegrityError, RepositoryError, SourceError
 from lamella.base.events import Event, Progress, Reporter, Warned, silent
-from lamella.format import compression
-from lamella.format.labels import Tag
+from lamella.format.encoder import Encoder
+from lamella.format.inner import Origin, Place
 from lamella.format.node import Shape
-from lamella.format.origin import Origin, Place
+from lamella.format.records import Tag
 from lamella.history.catalogue import Snapshot
-from lamella.operations.copy.moments import carry_moment
 from lamella.operations.copy.plan import CopyPlanner, CopyRow, State, by_run, choose, require_two
-from lamella.operations.copy.publish import Copied, CopyPublisher, copy_documents
+from lamella.operations.copy.publish import Copied, CopyPublisher, carry_moment, copy_documents
 from lamella.operations.copy.volume import SnapshotVolume
 from lamella.operations.shared.completeness import is_complete
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.writing.chunks import VolumeReader
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers
 
@@ -68,7 +67,7 @@ def plan_copy(
 ) -> CopyPlan:
     """Decide what would be copied. Raises UsageError, NothingMatched, RolledBack, IntegrityError, StoreError."""
     options = options or CopyOptions()
-    compression.Encoder(options.compression)
+    Encoder(options.compression)
     require_two(source, target)
     source.refresh_map()
     target.refresh_map()
@@ -126,7 +125,7 @@ class _Copying:
         wanted = [row for row in rows if row.state == State.WANTED]
         while wanted:
             done: list[Copied] = []
-            with Session(self._target) as session:
+            with WritingSession(self._target) as session:
                 session.announce()
                 while wanted and session.data_bytes < _COMMIT_AFTER:
                     one = self._copied(session, wanted.pop(0), result)
@@ -150,17 +149,17 @@ class _Copying:
         if lacking:
             self._target.publish(lacking)
 
-    def _copied(self, session: Session, row: CopyRow, result: CopyResult) -> Copied | None:
+    def _copied(self, session: WritingSession, row: CopyRow, result: CopyResult) -> Copied | None:
         try:
             one = self._copy(session, row)
         except SourceError as error:
             row.state, row.reason = State.FAILED, error.message
             self._reporter(Warned(f"{row.selected.text} was not copied: {error.message}"))
             return None
-        result.read_bytes += one.read.read_bytes
+        result.read_bytes += one.read.figures.read_bytes
         return one
 
-    def _copy(self, session: Session, row: CopyRow) -> Copied:
+    def _copy(self, session: WritingSession, row: CopyRow) -> Copied:
         base = self._base(row)
         if base is not None:
             try:
@@ -169,7 +168,7 @@ class _Copying:
                 self._reporter(Warned(f"{row.selected.text}: its neighbour there cannot be read: {error.message}"))
         return self._built_on(session, row, None)
 
-    def _built_on(self, session: Session, row: CopyRow, base: tuple[Snapshot, Snapshot] | None) -> Copied:
+    def _built_on(self, session: WritingSession, row: CopyRow, base: tuple[Snapshot, Snapshot] | None) -> Copied:
         if row.destination is None:
             raise ValueError("a row that is not to be copied")
         added, there = row.snapshot.added, row.destination

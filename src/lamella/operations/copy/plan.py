@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.base.ids import DomainId, VolumeId
-from lamella.format.origin import Place, first_place
+from lamella.format.inner import Place, first_place
 from lamella.format.records import Ref, Volume
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.operations.shared.selection import Selected, find_snapshot, find_volume, split_selector
@@ -31,7 +31,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
+class CopyDestination:
     """A volume of the other repository. `record` is what introduces it there, None if it is there already."""
 
     volume_id: VolumeId
@@ -47,7 +47,7 @@ class CopyRow:
     selected: Selected
     state: State
     reason: str = ""
-    destination: Destination | None = None
+    destination: CopyDestination | None = None
     there: Snapshot | None = None
 
     @property
@@ -111,7 +111,7 @@ class CopyPlanner:
         self._there = {_first(target, one): one for one in target.catalogue.snapshots}
         gone = target.catalogue.removed.values()
         self._removed = {first_place(target.repo_id, one.ref, one.added) for one in gone if one.added is not None}
-        self._destinations: dict[VolumeId, Destination] = {}
+        self._destinations: dict[VolumeId, CopyDestination] = {}
 
     def rows(self, chosen: Sequence[Chosen]) -> list[CopyRow]:
         """One row for each selected snapshot."""
@@ -120,7 +120,7 @@ class CopyPlanner:
     def _row(self, one: Selected, named: bool) -> CopyRow:
         there = self._there.get(_first(self._source, one.snapshot))
         if there is not None and same_moment(one.snapshot, there):
-            place = Destination(there.added.volume_id, there.added.domain_id, one.volume_name, None)
+            place = CopyDestination(there.added.volume_id, there.added.domain_id, one.volume_name, None)
             return CopyRow(one, State.PRESENT, destination=place, there=there)
         if not named and _first(self._source, one.snapshot) in self._removed:
             return CopyRow(one, State.REMOVED)
@@ -137,23 +137,23 @@ class CopyPlanner:
                 found[number] = there
         return found
 
-    def _destination(self, volume: VolumeState) -> Destination:
+    def _destination(self, volume: VolumeState) -> CopyDestination:
         known = self._destinations.get(volume.volume_id)
         if known is None:
             known = self._destinations[volume.volume_id] = self._chosen(volume)
         return known
 
-    def _chosen(self, volume: VolumeState) -> Destination:
+    def _chosen(self, volume: VolumeState) -> CopyDestination:
         """The same volume, else the one of the same source, else a new one with the same ids."""
         same = self._target.catalogue.volumes.get(volume.volume_id) or self._of_same_source(volume)
         if same is not None:
             shown = self._target.catalogue.shown_names()[same.volume_id]
-            return Destination(same.volume_id, _domain_of(same), shown, None)
+            return CopyDestination(same.volume_id, _domain_of(same), shown, None)
         record = volume.record
         newest = volume.snapshots[-1].added
         domain_id = self._labelled(volume.domain_label) or (newest.domain_id if record is None else record.domain_id)
         made = Volume(volume.volume_id, domain_id, newest.chunk_log2, volume.name, volume.domain_label, volume.identity)
-        return Destination(volume.volume_id, domain_id, volume.name, made)
+        return CopyDestination(volume.volume_id, domain_id, volume.name, made)
 
     def _of_same_source(self, volume: VolumeState) -> VolumeState | None:
         """A volume that the same source was backed up to, on the same grid."""
@@ -198,5 +198,5 @@ def by_run(rows: Sequence[CopyRow]) -> list[list[CopyRow]]:
 def require_two(source: Repository, target: Repository) -> None:
     """Raises UsageError if both are one repository."""
     if source.repo_id == target.repo_id:
-        hint = "copy --mirror makes a second place of one repository"
+        hint = "lamella mirror makes a second place of one repository"
         raise UsageError("both places are the same repository", obj=target.store.url, hint=hint)

@@ -1,23 +1,28 @@
-"""The records of copied snapshots: everything the originals say, and which snapshots they are copies of (FORMAT 8)."""
+"""The records of copied snapshots: everything the originals say, and which snapshots they are copies of (FORMAT 8).
+
+A kept moment of a source serves the copy as it serves the original: the next backup there reads only what changed.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lamella.base.errors import IntegrityError, SourceError
 from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format import document
 from lamella.format.container import Kind
+from lamella.format.cursor import clipped
+from lamella.format.inner import ORIGIN, Origin, Place, first_place
 from lamella.format.node import Shape
-from lamella.format.origin import ORIGIN, Origin, Place, first_place
 from lamella.format.records import NO_REF, AddSnap, Document, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.history.catalogue import Snapshot
+from lamella.memory.ledger import Ledger
 from lamella.operations.copy.plan import CopyRow, State
-from lamella.operations.restore.restore import read_document
 from lamella.operations.shared.selection import Selected
+from lamella.operations.shared.streaming import read_document
 from lamella.operations.writing.chunks import VolumeRead
-from lamella.operations.writing.session import Session
+from lamella.operations.writing.session import WritingSession
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 
@@ -59,7 +64,7 @@ class CopyPublisher:
         for snapshot in target.catalogue.snapshots:
             self._there.setdefault(snapshot.name, set()).add(snapshot.added.volume_id)
 
-    def publish(self, session: Session, done: list[Copied], rows: list[CopyRow]) -> None:
+    def publish(self, session: WritingSession, done: list[Copied], rows: list[CopyRow]) -> None:
         """Publish copies of one run in one commit, and say in each what it became; `rows` are all of the run.
 
         Raises StoreError, RolledBack.
@@ -89,34 +94,29 @@ class CopyPublisher:
         self._introduced.add(destination.volume_id)
         return [destination.record]
 
-    def _note_tree(self, session: Session, one: Copied) -> None:
+    def _note_tree(self, session: WritingSession, one: Copied) -> None:
         if one.base is None or (one.base.added.root, one.base.added.size) != (one.read.root, one.shape.size):
             shape, name = one.shape, one.row.selected.volume.name
             time_ms = one.row.snapshot.added.time_ms
             note = document.TreeNote(shape.volume_id, one.read.root, shape.size, time_ms, shape.chunk_log2, name)
             session.packer(one.domain_id).store_node(Kind.DOCUMENT, note.encode())
 
-    def _add_snap(self, session: Session, one: Copied) -> AddSnap:
+    def _add_snap(self, session: WritingSession, one: Copied) -> AddSnap:
         """The original's record under the ids it has there; parent is the snapshot it shares with, if that is older."""
         added = one.row.snapshot.added
         before = one.base is not None and one.base.added.time_ms <= added.time_ms
         here = Place(self._source.repo_id, one.row.snapshot.ref)
         origin = Origin(first_place(*here, added), here)
-        inner = tuple(record for record in added.inner if record.type != ORIGIN)
-        return AddSnap(
-            SnapId(os.urandom(16)),
-            one.shape.volume_id,
-            one.domain_id,
-            added.chunk_log2,
-            added.consistency,
-            added.size,
-            one.read.root,
-            added.time_ms,
-            one.base.ref if one.base is not None and before else NO_REF,
-            added.name,
-            one.documents,
-            session.packs(one.domain_id),
-            (*inner, origin.encode()),
+        return replace(
+            added,
+            snap_id=SnapId(os.urandom(16)),
+            volume_id=one.shape.volume_id,
+            domain_id=one.domain_id,
+            root=one.read.root,
+            parent=one.base.ref if one.base is not None and before else NO_REF,
+            documents=one.documents,
+            packs=session.packs(one.domain_id),
+            inner=(*(record for record in added.inner if record.type != ORIGIN), origin.encode()),
         )
 
     def _run(self, name: str, copies: list[CopyRow]) -> Run | None:
@@ -136,12 +136,26 @@ class CopyPublisher:
             if volume_id in there:
                 rows.append(row._replace(volume_id=volume_id))
             elif row.volume_id in lost:
-                rows.append(row._replace(failed=True, reason=_short(f"not copied: {lost[row.volume_id]}")))
+                rows.append(row._replace(failed=True, reason=clipped(f"not copied: {lost[row.volume_id]}")))
             else:
                 whole = False
         rows += [row for row in known.volumes if row.failed and whole]
         return Run(name, not any(row.failed for row in rows), tuple(rows))
 
 
-def _short(text: str) -> str:
-    return text.encode("utf-8", "replace")[:250].decode("utf-8", "ignore")
+def carry_moment(source: Repository, here: Snapshot, target: Repository, there: Snapshot) -> None:
+    """If this host keeps a moment that holds the bytes of `here`, remember that it holds those of its copy, too.
+
+    Nothing happens if the target has a newer snapshot with a moment of its own. Raises RepositoryError.
+    """
+    entry, _ = Ledger(source.memory, source.keys).entry(here.added.volume_id)
+    held = None if entry is None else (entry.ref, entry.root, entry.size, entry.chunk_log2)
+    if entry is None or held != (here.ref, here.added.root, here.added.size, here.added.chunk_log2):
+        return
+    ledger = Ledger(target.memory, target.keys)
+    own, _ = ledger.entry(there.added.volume_id)
+    if own is not None:
+        times = [one.added.time_ms for one in target.catalogue.snapshots if one.ref == own.ref]
+        if times and times[0] >= there.added.time_ms:
+            return
+    ledger.record(there.added.volume_id, replace(entry, ref=there.ref, root=there.added.root))

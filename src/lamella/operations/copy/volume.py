@@ -12,7 +12,8 @@ from lamella.base.ids import ChunkId
 from lamella.format.container import Kind
 from lamella.format.node import Slot
 from lamella.history.catalogue import Snapshot
-from lamella.operations.shared.reading import RANGE, Act, Task
+from lamella.operations.shared.ranges import RANGE
+from lamella.operations.shared.reading import Act, Task
 from lamella.packs.tree import Run
 from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency

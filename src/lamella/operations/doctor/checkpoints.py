@@ -5,10 +5,11 @@ Files that are not named like checkpoints are neither listed nor touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lamella.base.errors import CheckpointLost, LamellaError
 from lamella.memory.host import Host
@@ -22,12 +23,40 @@ NEEDED, LEFTOVER, UNKNOWN, FOREIGN = "needed", "leftover", "unknown source", "ot
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class FoundCheckpoint:
     """A checkpoint file and what is known of it; `image` is empty if no known source made it."""
 
     file: ListedFile
     state: str
     image: str = ""
+
+
+def needed_moments(host: Host, identity: bytes, name: Callable[[str], str]) -> set[str]:
+    """What some ledger's base of a source is, or what the intervals from it lead to, by the name in its token."""
+    names: set[str] = set()
+    for base in needed_checkpoints(host, identity):
+        moment = base
+        with suppress(CheckpointLost):
+            for link in Intervals(host, identity).walk(base):
+                moment = link.end
+        with suppress(CheckpointLost):
+            names.add(name(moment))
+    return names
+
+
+class CleanUp(NamedTuple):
+    """What was removed, and what failed."""
+
+    removed: list[FoundCheckpoint]
+    failed: list[Check]
+
+    @contextmanager
+    def attempt(self, check: str, what: object) -> Iterator[None]:
+        """An error inside becomes a failed check of this name."""
+        try:
+            yield
+        except LamellaError as error:
+            self.failed.append(Check(check, False, f"{what}: {error.message}"))
 
 
 class CheckpointExamination:
@@ -43,64 +72,45 @@ class CheckpointExamination:
             if path is not None:
                 self._images[identity] = path
 
-    def judged(self) -> list[Judged]:
+    def judged(self) -> list[FoundCheckpoint]:
         """Every checkpoint file, by path. Raises SourceError."""
-        files = {file.path: file for image in self._images.values() for file in self._near(image)}
+        files = {file.path: file for image in self._images.values() for file in list_near(image, self._checkpoint_dir)}
         known = {source_name(identity): identity for identity in self._images}
-        needed = {identity: self._needed(identity) for identity in self._images}
+        needed = {
+            identity: needed_moments(self._host, identity, lambda text: Token.parse(text).file)
+            for identity in self._images
+        }
         return [self._judge(files[path], known, needed) for path in sorted(files)]
 
-    def _near(self, image: Path) -> list[ListedFile]:
-        return list_near(image, self._checkpoint_dir)
-
-    def _judge(self, file: ListedFile, known: Mapping[str, bytes], needed: Mapping[bytes, set[str]]) -> Judged:
+    def _judge(self, file: ListedFile, known: Mapping[str, bytes], needed: Mapping[bytes, set[str]]) -> FoundCheckpoint:
         identity = known.get(file.source)
         image = "" if identity is None else str(self._images[identity])
         if file.owner != self._host.owner:
-            return Judged(file, FOREIGN, image)
+            return FoundCheckpoint(file, FOREIGN, image)
         if identity is None:
-            return Judged(file, UNKNOWN)
-        return Judged(file, NEEDED if file.path.name in needed[identity] else LEFTOVER, image)
+            return FoundCheckpoint(file, UNKNOWN)
+        return FoundCheckpoint(file, NEEDED if file.path.name in needed[identity] else LEFTOVER, image)
 
-    def _needed(self, identity: bytes) -> set[str]:
-        """The names of the files that some ledger's base is, or that the intervals from it lead to."""
-        names: set[str] = set()
-        for base in needed_checkpoints(self._host, identity):
-            moment = base
-            with suppress(CheckpointLost):
-                for link in Intervals(self._host, identity).walk(base):
-                    moment = link.end
-            with suppress(CheckpointLost):
-                names.add(Token.parse(moment).file)
-        return names
-
-    def remove_leftovers(self, lock_wait: float) -> tuple[list[Judged], list[Check]]:
-        """Remove what killed runs of this host left, each source's under its lock; returns these, and what failed."""
-        removed: list[Judged] = []
-        failed: list[Check] = []
+    def remove_leftovers(self, lock_wait: float) -> CleanUp:
+        """Remove what killed runs of this host left, each source's under its lock."""
+        done = CleanUp([], [])
         for identity, image in self._images.items():
-            try:
-                with self._host.source_lock(identity, lock_wait):
-                    # What was a leftover before the lock was had may be needed now.
-                    for one in self.judged():
-                        ours = one.state == LEFTOVER and one.file.source == source_name(identity)
-                        if ours and remove_listed(one.file):
-                            removed.append(one)
-            except LamellaError as error:
-                failed.append(Check("checkpoints", False, f"{image}: {error.message}"))
-        return removed, failed
+            with done.attempt("checkpoints", image), self._host.source_lock(identity, lock_wait):
+                # What was a leftover before the lock was had may be needed now.
+                for one in self.judged():
+                    ours = one.state == LEFTOVER and one.file.source == source_name(identity)
+                    if ours and remove_listed(one.file):
+                        done.removed.append(one)
+        return done
 
-    def remove_owned_by(self, owner: str) -> tuple[list[Judged], list[Check]]:
-        """Remove an owner's checkpoints, but none that a ledger of this host needs; returns these, and what failed."""
-        removed: list[Judged] = []
-        failed: list[Check] = []
+    def remove_owned_by(self, owner: str) -> CleanUp:
+        """Remove an owner's checkpoints, but none that a ledger of this host needs."""
+        done = CleanUp([], [])
         for one in self.judged():
-            try:
+            with done.attempt("checkpoints", one.file.path):
                 if one.file.owner == owner and one.state != NEEDED and remove_listed(one.file):
-                    removed.append(one)
-            except LamellaError as error:
-                failed.append(Check("checkpoints", False, f"{one.file.path}: {error.message}"))
-        return removed, failed
+                    done.removed.append(one)
+        return done
 
     def check(self) -> Check:
         """In one line. Raises SourceError."""

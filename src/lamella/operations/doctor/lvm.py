@@ -12,19 +12,26 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
-from lamella.base.errors import CheckpointLost, LamellaError, SourceError
+from lamella.base.errors import CheckpointLost, SourceError
 from lamella.memory.host import Host
-from lamella.memory.intervals import Intervals
-from lamella.memory.ledger import needed_checkpoints, tracked_identities
-from lamella.operations.doctor.checkpoints import FOREIGN, LEFTOVER, NEEDED, UNKNOWN, Judged
+from lamella.memory.ledger import tracked_identities
+from lamella.operations.doctor.checkpoints import (
+    FOREIGN,
+    LEFTOVER,
+    NEEDED,
+    UNKNOWN,
+    CleanUp,
+    FoundCheckpoint,
+    needed_moments,
+)
 from lamella.operations.doctor.doctor import Check
+from lamella.sources.base import Keeping
 from lamella.sources.checkpoint_files import ListedFile, source_name
-from lamella.sources.keeping import Keeping
-from lamella.sources.lvm import _lvm
+from lamella.sources.lvm import commands
 from lamella.sources.lvm import thin as lvm_thin
-from lamella.sources.lvm._lvm import LogicalVolume
-from lamella.sources.lvm._pool import pool_status, refuse_at_risk
-from lamella.sources.lvm._reservation import Reservations
+from lamella.sources.lvm.commands import LogicalVolume
+from lamella.sources.lvm.pools import pool_status, refuse_at_risk
+from lamella.sources.lvm.reservation import Reservations
 from lamella.sources.lvm.target import PARTIAL_ENDING, PARTIAL_TAG
 from lamella.sources.lvm.thin import ThinToken
 
@@ -55,55 +62,47 @@ class PoolExamination:
             yield Check("snapshots", not fixable, text + ("; --fix removes what nothing needs" if fixable else ""))
         for row in rows:
             if row.suspended:
-                hint = f"if no LVM command is running: dmsetup resume {_lvm.device_name(row.vg, row.name)}"
+                hint = f"if no LVM command is running: dmsetup resume {commands.device_name(row.vg, row.name)}"
                 yield Check("suspended", False, f"{row.text} is suspended, and whoever uses it waits; {hint}")
 
-    def judged(self) -> list[Judged]:
+    def judged(self) -> list[FoundCheckpoint]:
         """Every snapshot and every restored volume that is not complete, by name. Raises SourceError."""
         return self._judged(self._rows())
 
-    def mend(self, lock_wait: float) -> tuple[list[Judged], list[Check]]:
-        """Remove what nothing needs and release what was reserved; returns what was removed, and what failed."""
-        removed: list[Judged] = []
-        failed: list[Check] = []
+    def mend(self, lock_wait: float) -> CleanUp:
+        """Remove what nothing needs, and release what was reserved."""
+        done = CleanUp([], [])
         for pool in (row for row in self._rows() if row.kind == "thin-pool"):
-            try:
+            with done.attempt("reservation", pool.text):
                 Reservations(pool, self._keeping.records).mend()
-            except LamellaError as error:
-                failed.append(Check("reservation", False, f"{pool.text}: {error.message}"))
         for one in self.judged():
             if one.state in _FIXABLE:
-                self._remove(one, _FIXABLE, lock_wait, removed, failed)
-        return removed, failed
+                self._remove(one, _FIXABLE, lock_wait, done)
+        return done
 
-    def remove_owned_by(self, owner: str, lock_wait: float) -> tuple[list[Judged], list[Check]]:
-        """Remove an owner's snapshots, but none that a ledger of this host needs; returns these, and what failed."""
-        removed: list[Judged] = []
-        failed: list[Check] = []
+    def remove_owned_by(self, owner: str, lock_wait: float) -> CleanUp:
+        """Remove an owner's snapshots, but none that a ledger of this host needs."""
+        done = CleanUp([], [])
         for one in self.judged():
             if one.file.owner == owner and one.state not in (NEEDED, PARTIAL):
-                self._remove(one, (one.state,), lock_wait, removed, failed)
-        return removed, failed
+                self._remove(one, (one.state,), lock_wait, done)
+        return done
 
-    def _remove(
-        self, one: Judged, states: tuple[str, ...], lock_wait: float, removed: list[Judged], failed: list[Check]
-    ) -> None:
+    def _remove(self, one: FoundCheckpoint, states: tuple[str, ...], lock_wait: float, done: CleanUp) -> None:
         """Remove it if it is still there and in one of these states when its source's lock is held."""
         identity = self._identities.get(one.file.source)
-        try:
-            with nullcontext() if identity is None else self._host.source_lock(identity, lock_wait):
-                rows = self._rows()
-                again = {found.file.path: found for found in self._judged(rows)}.get(one.file.path)
-                row = next((row for row in rows if _path(row) == one.file.path), None)
-                if again is not None and again.state in states and row is not None and not row.open:
-                    lvm_thin.remove(row)
-                    removed.append(one)
-        except LamellaError as error:
-            failed.append(Check("snapshots", False, f"{one.file.path}: {error.message}"))
+        lock = nullcontext() if identity is None else self._host.source_lock(identity, lock_wait)
+        with done.attempt("snapshots", one.file.path), lock:
+            rows = self._rows()
+            again = {found.file.path: found for found in self._judged(rows)}.get(one.file.path)
+            row = next((row for row in rows if _path(row) == one.file.path), None)
+            if again is not None and again.state in states and row is not None and not row.open:
+                lvm_thin.remove(row)
+                done.removed.append(one)
 
     def _rows(self) -> list[LogicalVolume]:
         fit = os.geteuid() == 0 and Path("/dev/mapper/control").exists() and shutil.which("lvs")
-        return _lvm.report() if fit else []
+        return commands.report() if fit else []
 
     def _pool(self, pool: LogicalVolume) -> Check:
         try:
@@ -125,19 +124,22 @@ class PoolExamination:
                     "reservation", False, f"{pool.text}: left by a killed run; the next one, or --fix, releases it"
                 )
             elif pool_status(pool).held is not None:
-                release = f"dmsetup message {_lvm.device_name(pool.vg, pool.name)}-tpool 0 release_metadata_snap"
+                release = f"dmsetup message {commands.device_name(pool.vg, pool.name)}-tpool 0 release_metadata_snap"
                 text = "another program holds the metadata snapshot; if none is running, it is left over"
                 yield Check("reservation", False, f"{pool.text}: {text}: {release}")
 
-    def _judged(self, rows: list[LogicalVolume]) -> list[Judged]:
-        needed = {name: self._needed(identity) for name, identity in self._identities.items()}
-        found: list[Judged] = []
+    def _judged(self, rows: list[LogicalVolume]) -> list[FoundCheckpoint]:
+        needed = {
+            source: needed_moments(self._host, identity, lambda text: ThinToken.parse(text).volume)
+            for source, identity in self._identities.items()
+        }
+        found: list[FoundCheckpoint] = []
         for row in sorted(rows, key=lambda row: row.text):
             state = self._state(row, rows, needed)
             if state:
                 owner, source = lvm_thin.owner_in(row), lvm_thin.source_in(row)
                 file = ListedFile(_path(row), source, owner, row.mapped_bytes, row.made_ms, row.thin_id)
-                found.append(Judged(file, state, self._place(row)))
+                found.append(FoundCheckpoint(file, state, self._place(row)))
         return found
 
     def _state(self, row: LogicalVolume, rows: list[LogicalVolume], needed: Mapping[str, set[str]]) -> str:
@@ -158,18 +160,6 @@ class PoolExamination:
     def _place(self, row: LogicalVolume) -> str:
         named = lvm_thin.named_by(self._identities.get(lvm_thin.source_in(row), b""))
         return "" if named is None else f"lvm:{row.vg}/{named[1]}"
-
-    def _needed(self, identity: bytes) -> set[str]:
-        """UUIDs of the snapshots that some ledger's base is, or that the intervals from it lead to."""
-        uuids: set[str] = set()
-        for base in needed_checkpoints(self._host, identity):
-            moment = base
-            with suppress(CheckpointLost):
-                for link in Intervals(self._host, identity).walk(base):
-                    moment = link.end
-            with suppress(CheckpointLost):
-                uuids.add(ThinToken.parse(moment).volume)
-        return uuids
 
 
 def _path(row: LogicalVolume) -> Path:

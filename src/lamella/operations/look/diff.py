@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lamella.base.errors import UsageError
 from lamella.format.node import Shape
+from lamella.operations.shared.change_map import SCHEMA
 from lamella.operations.shared.selection import Selected
 from lamella.repository.repository import Repository
 
@@ -65,3 +67,10 @@ def _merged(ranges: Iterator[tuple[int, int, str]]) -> Iterator[tuple[int, int, 
         current = (offset, length, kind)
     if current is not None:
         yield current
+
+
+def write_map(result: DiffResult, base: str) -> bytes:
+    """A comparison of two snapshots as a change map from `base`, on the chunk grid (schema `lamella-map/1`)."""
+    ranges = [[offset, length, kind] for offset, length, kind in result.ranges]
+    content = {"schema": SCHEMA, "size": result.size_b, "base": base, "ranges": ranges}
+    return json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"

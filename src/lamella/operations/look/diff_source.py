@@ -17,10 +17,9 @@ from lamella.history.catalogue import Snapshot
 from lamella.memory.ledger import Ledger
 from lamella.operations.look.diff import DiffResult, summed
 from lamella.operations.moments.monitor import delta_from
-from lamella.operations.restore.restore import identify_chunk
-from lamella.operations.shared.reading import RANGE
+from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.writing.chunks import is_zero
+from lamella.operations.shared.streaming import identify_chunk
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.sources.base import FrozenVolume, Source
@@ -120,6 +119,7 @@ class _Comparing:
         self._local = threading.local()
         self._lock = threading.Lock()
         self.shape = Shape(added.volume_id, frozen.size, added.chunk_log2)
+        self._buffers = ThreadBuffers(self.shape.chunk_size)
         self.read_bytes = 0
 
     def all(self) -> Iterator[tuple[int, int, bool]]:
@@ -159,7 +159,7 @@ class _Comparing:
         if not reads:
             return [(number, number + 1, "zero") for number, slot in enumerate(slots, first) if isinstance(slot, bytes)]
         start = first << self.shape.chunk_log2
-        view = self._buffer(min(end << self.shape.chunk_log2, self.shape.size) - start)
+        view = self._buffers.view(min(end << self.shape.chunk_log2, self.shape.size) - start)
         self._frozen.read_into(start, view)
         with self._lock:
             self.read_bytes += len(view)
@@ -181,12 +181,6 @@ class _Comparing:
         for run in reader.runs(self._tree, first, end):
             slots += [run.slot] * (run.end - run.first)
         return slots + [Slot.HOLE] * (end - first - len(slots))
-
-    def _buffer(self, length: int) -> memoryview:
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None:
-            buffer = self._local.buffer = bytearray(max(RANGE, self.shape.chunk_size))
-        return memoryview(buffer)[:length]
 
     def ranges(self, pieces: Iterable[_Range]) -> Iterator[tuple[int, int, str]]:
         """Chunks as bytes of the source."""

@@ -7,11 +7,10 @@ from typing import Any
 
 from lamella.base.clock import iso
 from lamella.base.ids import VolumeId
-from lamella.format.lost import Lost, was_rebuilt
+from lamella.format.inner import Origin, Refuted, Sampled, was_rebuilt
+from lamella.format.lost import Lost
 from lamella.format.node import Shape
-from lamella.format.origin import Origin
 from lamella.format.records import Ref
-from lamella.format.tracking import Refuted, Sampled
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.memory.verdicts import Confirmations, Verdicts
 from lamella.operations.shared.heads import fingerprint

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from lamella.base.ids import CATALOGUE, DomainId
+from lamella.base.names import PACKS
 from lamella.format.node import Slot
 from lamella.history.catalogue import Snapshot
-from lamella.operations.shared.marking import PARTS, LiveIds, Roots, Walk, roots_by_domain
+from lamella.operations.shared.marking import LiveWalk, Roots, roots_by_domain
 from lamella.operations.shared.selection import Selected
+from lamella.packs.usage import PARTS, LiveIds
 from lamella.repository.repository import Repository
 
 
@@ -69,7 +71,7 @@ def sizes_of(repo: Repository, chosen: Sequence[Selected]) -> Sizes:
     by_domain: dict[DomainId, Roots] = {}
     snapshots = {one.snapshot.ref: one.snapshot for one in chosen}
     for snapshot in snapshots.values():
-        by_domain.setdefault(snapshot.added.domain_id, Roots()).add(snapshot)
+        by_domain.setdefault(snapshot.added.domain_id, Roots()).add(snapshot.added)
         result.apparent_bytes += snapshot.added.size
         result.allocated_bytes += allocated(repo, snapshot)
     rest = roots_by_domain(repo.catalogue, snapshots.keys())
@@ -87,7 +89,7 @@ def totals_of(repo: Repository) -> Totals:
     repo.refresh_map()
     result = Totals(sum(snapshot.added.size for snapshot in repo.catalogue.snapshots))
     for entry in repo.store.list(""):
-        if entry.name.startswith("p/"):
+        if entry.name.startswith(PACKS):
             result.packs += 1
             result.packs_bytes += entry.size
         else:
@@ -137,7 +139,7 @@ def _marked(repo: Repository, domain_id: DomainId, mine: Roots, others: Roots) -
 
 
 def _mark(repo: Repository, domain_id: DomainId, roots: Roots, ids: LiveIds) -> None:
-    for _, found in Walk(repo.contents, domain_id).referenced(roots):
+    for _, found in LiveWalk(repo.contents, domain_id).referenced(roots):
         ids.add(found)
 
 

@@ -8,22 +8,36 @@ begins a new round.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 
-from lamella.base.errors import ObjectNotFound, RepositoryError, RolledBack, UsageError
+from lamella.base.errors import IntegrityError, ObjectNotFound, RepositoryError, RolledBack, StoreError, UsageError
 from lamella.base.events import Progress, Reporter, silent
 from lamella.base.ids import RepoId, WriterId
+from lamella.base.names import (
+    COMMITS,
+    SLOT_SIZE,
+    TRAILER_SIZE,
+    Part,
+    commit_message,
+    hash_in,
+    pack_hash,
+    pack_name,
+    part_of,
+)
 from lamella.base.trust import Clear
+from lamella.crypto.sign import verified
 from lamella.format import marker
-from lamella.format.commit import Head, parse_name
+from lamella.format.commit import Head, parse_name, split_trailer
+from lamella.format.container import MAX_OBJECT
 from lamella.memory.host import Host
 from lamella.memory.pins import Places
-from lamella.operations.mirror.objects import Listing, Objects, check, part_of
 from lamella.operations.shared.findings import DAMAGE, NOTE, Finding
+from lamella.packs.reach import require_alive
 from lamella.repository.slots import read_marker
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.stores.base import Entry, Held, Store
@@ -32,6 +46,13 @@ _SETTLED_ROUNDS = 3
 """So often the commits must be the same before and after the packs were copied; then commits may go on coming."""
 _MOST_ROUNDS = 100
 _SYNC_EVERY = 1000
+_MAX_TEXT = 16 * 1024 * 1024
+_MAX_BYTES = {
+    Part.PACK: MAX_OBJECT,
+    Part.SEGMENT: MAX_OBJECT,
+    Part.COMMIT: MAX_OBJECT + TRAILER_SIZE,
+    Part.KEY: SLOT_SIZE,
+}
 
 
 @dataclass(slots=True)
@@ -125,7 +146,7 @@ def _has_marker(store: Store) -> bool:
 def _require_same(mark: marker.Marker, target: Store) -> None:
     if read_marker(target) != mark:
         raise RepositoryError(
-            "this place holds another repository", obj=target.url, hint="to copy snapshots into it, leave --mirror out"
+            "this place holds another repository", obj=target.url, hint="to copy snapshots into it: lamella copy"
         )
 
 
@@ -176,20 +197,20 @@ class _Mirroring:
         """Copy what is missing; False if the source changed in a way that asks for another round."""
         self._vanished = False
         losses = [lock.losses for lock in self.locks]
-        commits = Listing.of(self._source, "w/")
+        commits = _commits(self._source)
         here = Objects.listed(self._source, commits)
         require_one_history(here, there)
         if self._result.rounds == 1:
             self._result.present_objects = sum(there.has(entry.name) for entry in here.entries())
         self._compare_sizes(here, there)
         self._copy([entry for entry in here.entries() if self._comes_first(entry, there)], there)
-        if self._vanished or (settled and Listing.of(self._source, "w/") != commits):
+        if self._vanished or (settled and _commits(self._source) != commits):
             return False
         if losses != [lock.losses for lock in self.locks]:
             return False  # somebody may have had the place alone meanwhile: look at everything again
         for lock, seen in zip(self.locks, losses, strict=True):
             lock.renew(seen)
-        for layer in _layers(entry for entry in commits.entries if self._lacks(entry, there)):
+        for layer in _layers(entry for entry in commits if self._lacks(entry, there)):
             self._copy(layer, there)
         if self._vanished:
             return False
@@ -206,7 +227,7 @@ class _Mirroring:
         return entry.name not in self._bad and not there.has(entry.name)
 
     def _comes_first(self, entry: Entry, there: Objects) -> bool:
-        return part_of(entry.name) not in ("w", "marker") and self._lacks(entry, there)
+        return part_of(entry.name) not in (Part.COMMIT, Part.MARKER) and self._lacks(entry, there)
 
     def _copy(self, entries: Sequence[Entry], there: Objects) -> None:
         """Copy objects and make them durable. What is not what its name says is reported and left out."""
@@ -246,7 +267,7 @@ class _Mirroring:
             self._report(Finding("mirror", DAMAGE, name, text))
             self._bad.add(name)
         for name in here.small.keys() & there.small.keys() - self._bad:
-            if part_of(name) == "text" and self._source.get(name) != self._target.get(name):
+            if part_of(name) == Part.TEXT and self._source.get(name) != self._target.get(name):
                 self._report(Finding("mirror", NOTE, name, "differs from the source's; left as it is"))
                 self._bad.add(name)
 
@@ -284,3 +305,110 @@ def _layers(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
     rows = [[entry for _, entry in sorted(chain, key=lambda row: row[0])] for chain in chains.values()]
     for number in range(max(map(len, rows), default=0)):
         yield [row[number] for row in rows if number < len(row)]
+
+
+def _commits(store: Store) -> list[Entry]:
+    """Every commit that a store lists, in order."""
+    return sorted(store.list(COMMITS), key=lambda entry: entry.name)
+
+
+@dataclass(slots=True)
+class Objects:
+    """The objects of one place. Packs are kept by their hash: there may be a million."""
+
+    packs: dict[bytes, int] = field(default_factory=dict)
+    small: dict[str, int] = field(default_factory=dict)
+    commits: dict[tuple[WriterId, int], set[bytes]] = field(default_factory=dict)
+    ignored: str = ""
+    """A name that belongs to no repository, if there is one."""
+
+    @classmethod
+    def listed(cls, store: Store, commits: Sequence[Entry] | None = None) -> Objects:
+        """Everything a store lists, commits before packs. Raises StoreError."""
+        found = cls()
+        for entry in _commits(store) if commits is None else commits:
+            found.add(entry)
+        for entry in store.list(""):
+            if not entry.name.startswith(COMMITS):
+                found.add(entry)
+        return found
+
+    def add(self, entry: Entry) -> None:
+        """Take an object in."""
+        name = entry.name
+        sha256 = pack_hash(name)
+        if sha256 is not None:
+            self.packs[sha256] = entry.size
+            return
+        part = part_of(name)
+        if not part:
+            self.ignored = self.ignored or name
+            return
+        self.small[name] = entry.size
+        head = parse_name(name) if part == Part.COMMIT else None
+        if head is not None:
+            self.commits.setdefault((head.writer, head.seq), set()).add(head.sha256)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.packs) + len(self.small)
+
+    def has(self, name: str) -> bool:
+        """Whether an object of that name is there."""
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """Its size in bytes."""
+        sha256 = pack_hash(name)
+        return self.small.get(name) if sha256 is None else self.packs.get(sha256)
+
+    def entries(self) -> Iterator[Entry]:
+        """All of them: slots and text, packs, segments, commits."""
+        for sha256, size in sorted(self.packs.items()):
+            yield Entry(pack_name(sha256), size)
+        for name, size in sorted(self.small.items()):
+            yield Entry(name, size)
+
+    def different(self, other: Objects) -> Iterator[tuple[str, int]]:
+        """Names that both have, and their size here, where the sizes differ."""
+        mine: Iterable[tuple[str, int]] = ((pack_name(one), size) for one, size in self.packs.items())
+        for rows in (mine, self.small.items()):
+            for name, size in rows:
+                if other.size(name) not in (None, size):
+                    yield name, size
+
+
+def check(store: Store, entry: Entry, mark: marker.Marker) -> bytes | Finding:
+    """The bytes of an object if they are what its name says, else what is wrong with them.
+
+    Raises ObjectNotFound if it is gone, StoreError if the store is out of reach.
+    """
+    name, part = entry.name, part_of(entry.name)
+    if entry.size > (_MAX_TEXT if part is None else _MAX_BYTES.get(part, _MAX_TEXT)):
+        return Finding("mirror", DAMAGE, name, f"an object of {entry.size} bytes cannot be what its name says")
+    try:
+        content = store.get(name)
+    except ObjectNotFound:
+        raise
+    except StoreError as error:
+        require_alive(store, error)
+        return Finding("mirror", DAMAGE, name, f"cannot be read: {error.message}")
+    if _is_what_it_says(name, part, content, mark):
+        return content
+    return Finding("mirror", DAMAGE, name, "its bytes are not what its name says; not copied")
+
+
+def _is_what_it_says(name: str, part: Part | None, content: bytes, mark: marker.Marker) -> bool:
+    if part == Part.TEXT:
+        return True  # nothing but a prune-signed FILE record says what it must be, and that needs a key
+    head = parse_name(name)
+    if head is None:
+        named = hash_in(name)
+        return named is not None and hashlib.sha256(content).digest().startswith(named)
+    try:
+        _, trailer = split_trailer(content, head)
+    except IntegrityError:
+        return False
+    message = commit_message(mark.root, head.writer, head.seq, trailer.container)
+    return verified(trailer.public, trailer.signature, message)

@@ -6,28 +6,38 @@ traced to snapshots only where the walk or the count met any.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-from lamella.base.errors import IntegrityError, RolledBack
+from lamella.base.errors import IntegrityError, RolledBack, UnknownFormat
 from lamella.base.events import Progress, Reporter, silent
-from lamella.base.ids import ChunkId, DomainId
+from lamella.base.ids import ChunkId, DomainId, VolumeId
+from lamella.base.trust import Opened
+from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.lost import Address
+from lamella.format.node import FAN_OUT, Shape
 from lamella.format.records import AddSnap, Ref
 from lamella.history.catalogue import Snapshot
-from lamella.operations.prune.tracing import Flaw, Tracer
-from lamella.operations.prune.usage import Usage
-from lamella.operations.shared.marking import LiveIds, Roots, Walk, roots_of
+from lamella.operations.shared.marking import LiveWalk, Roots, roots_of
 from lamella.operations.shared.rereading import reread
+from lamella.packs.usage import LiveIds, Usage
 from lamella.repository.repository import Repository
 
 REREAD_BYTES = 1 << 30
 """Blobs at bad addresses that one run reads again; what is beyond counts as bad."""
 GONE_PERCENT = 1
 """With more of the needed ids gone, something else is wrong than a few packs: nothing is deleted."""
+_IDS_AT_ONCE = 256
+
+
+class Flaw(NamedTuple):
+    """Why a snapshot is not whole. `unreadable`: what lies below a node is not known, so nothing may be deleted."""
+
+    text: str
+    unreadable: bool = False
 
 
 class Health:
@@ -60,7 +70,7 @@ class Health:
         cache = self.repo.cache.path
         self.live = self._held.enter_context(LiveIds(None if cache is None else cache.parent))
         """The ids of everything that was walked."""
-        self._walks: dict[DomainId, Walk] = {}
+        self._walks: dict[DomainId, LiveWalk] = {}
         self._walked: set[Ref] = set()
         self._usage: Usage | None = None
         self._counted = 0
@@ -77,7 +87,7 @@ class Health:
         if not self.gone:
             return None
         text = f"more than {GONE_PERCENT} % of what is needed is gone, which no prune does"
-        hint = "look with: lamella verify; mend with: lamella check --repair"
+        hint = "look with: lamella verify; mend with: lamella repair"
         return RolledBack(text, obj=self.repo.store.url, hint=hint)
 
     # -- judging -------------------------------------------------------------------------------------------------------
@@ -106,6 +116,12 @@ class Health:
                 found[snapshot.ref] = flaw
         return found
 
+    def whole_volumes(self, snapshots: Iterable[Snapshot]) -> set[VolumeId]:
+        """The volumes of which one of these snapshots is whole. Raises StoreError."""
+        rows = list(snapshots)
+        flaws = self.flaws(rows)
+        return {one.added.volume_id for one in rows if one.ref not in flaws}
+
     def trace(self, added: AddSnap) -> Flaw | None:
         """What is wrong with a snapshot's tree and documents, without keeping what it needs. Raises StoreError."""
         if added.domain_id not in self._tracers:
@@ -116,7 +132,7 @@ class Health:
         if snapshot.ref in self._walked:
             return
         self._walked.add(snapshot.ref)
-        if self._keep(snapshot.added.domain_id, roots_of(snapshot)):
+        if self._keep(snapshot.added.domain_id, roots_of(snapshot.added)):
             self.unread.add(snapshot.added.domain_id)
 
     # -- the mark ------------------------------------------------------------------------------------------------------
@@ -127,7 +143,7 @@ class Health:
         return self._keep(domain_id, roots)
 
     def _keep(self, domain_id: DomainId, roots: Roots) -> set[ChunkId]:
-        walk = self._walks.setdefault(domain_id, Walk(self.repo.contents, domain_id, lenient=True))
+        walk = self._walks.setdefault(domain_id, LiveWalk(self.repo.contents, domain_id, lenient=True))
         before = set(walk.unreadable)
         for _, ids in walk.referenced(roots):
             self.live.add(ids)
@@ -196,5 +212,83 @@ def _said(snapshot: Snapshot) -> Flaw | None:
 
 def damage(name: str, flaw: Flaw) -> IntegrityError:
     """A flaw as it is reported."""
-    hint = "mend it with: lamella check --repair; or delete that snapshot"
+    hint = "mend it with: lamella repair; or delete that snapshot"
     return IntegrityError(f"{name} is not whole: {flaw.text}", obj=name, hint=hint)
+
+
+class Tracer:
+    """Tells which snapshots of one domain damage belongs to, with the map as it is now.
+
+    Each node is looked at once, whatever number of trees share it. No data is read: a chunk is there if the map has a
+    place for it, which bad addresses are taken out of.
+    """
+
+    def __init__(self, repo: Repository, domain_id: DomainId) -> None:
+        self._repo = repo
+        self._domain_id = domain_id
+        self._known: dict[tuple[ChunkId, int, int], Flaw | None] = {}
+
+    def flaw(self, added: AddSnap) -> Flaw | None:
+        """What is wrong with a snapshot; an unreadable node before anything else. Raises StoreError."""
+        shape = Shape(added.volume_id, added.size, added.chunk_log2)
+        found = next(self._below(shape, shape.depth - 1, [(added.root, 0)]))
+        if found is not None and found.unreadable:
+            return found
+        for document in added.documents:
+            if self._absent(Kind.DOCUMENT, [(part, None) for part in document.parts]):
+                return found or Flaw(f"a part of document {document.name} cannot be had")
+        return found
+
+    def _below(self, shape: Shape, level: int, places: Sequence[tuple[ChunkId, int]]) -> Iterator[Flaw | None]:
+        """The flaw of each of these subtrees, in order."""
+        fresh = [(id_, first) for id_, first in places if (id_, level, first) not in self._known]
+        contents = self._opened(Kind.INNER if level else Kind.LEAF, [id_ for id_, _ in fresh])
+        for id_, first in fresh:
+            self._known[id_, level, first] = self._one(shape, level, first, contents.get(id_))
+        return (self._known[id_, level, first] for id_, first in places)
+
+    def _one(self, shape: Shape, level: int, first: int, content: Opened | str | None) -> Flaw | None:
+        if not isinstance(content, bytes):
+            return Flaw(f"the manifest from chunk {first} on cannot be read: {content}", unreadable=True)
+        try:
+            slots = node.decode(content, shape, level, first).slots
+        except (IntegrityError, UnknownFormat) as error:
+            return Flaw(f"the manifest from chunk {first} on cannot be read: {error.message}", unreadable=True)
+        step = FAN_OUT**level
+        below = [(slot, first + at * step) for at, slot in enumerate(slots) if isinstance(slot, bytes)]
+        if level:
+            flaws = [flaw for flaw in self._below(shape, level - 1, below) if flaw is not None]
+            return next((flaw for flaw in flaws if flaw.unreadable), flaws[0] if flaws else None)
+        absent = self._absent(Kind.CHUNK, [(id_, shape.chunk_length(chunk)) for id_, chunk in below])
+        if not absent:
+            return None
+        chunk = next(chunk for id_, chunk in below if id_ in absent)
+        return Flaw(f"chunk {chunk} (from byte {chunk << shape.chunk_log2} on) cannot be had")
+
+    def _opened(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, Opened | str]:
+        """These nodes, or why they cannot be had."""
+        contents = self._repo.contents
+        found: dict[ChunkId, Opened | str] = {}
+        try:
+            found |= contents.get_many(self._domain_id, kind, [(id_, None) for id_ in ids])
+        except IntegrityError:
+            for id_ in ids:
+                try:
+                    found[id_] = contents.get(self._domain_id, kind, id_)
+                except IntegrityError as error:
+                    found[id_] = error.message
+        return found
+
+    def _absent(self, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]) -> set[ChunkId]:
+        """Those that lie nowhere in this domain with the length their position implies."""
+        absent: set[ChunkId] = set()
+        for start in range(0, len(wanted), _IDS_AT_ONCE):
+            some = wanted[start : start + _IDS_AT_ONCE]
+            places = self._repo.blobs.find_many(kind, [id_ for id_, _ in some])
+            for id_, length in some:
+                if not any(
+                    place.domain_id == self._domain_id and length in (None, place.blob.content_length)
+                    for place in places.get(id_, [])
+                ):
+                    absent.add(id_)
+        return absent

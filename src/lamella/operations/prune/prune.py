@@ -1,24 +1,41 @@
-"""Removing snapshots and giving back what nothing needs any more: plan, then execute (docs/decisions/0019)."""
+"""Removing snapshots and giving back what nothing needs any more (docs/decisions/0019, 0036, 0038).
+
+Judge, walk, REMOVE, `sync`, mark, plan, delete. Whenever a prune is broken off, nothing that is needed is gone, and the
+next one goes on. This file also holds the executor for stores with a lock; `lockless` is the other one.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 from lamella.base.errors import Locked, RepositoryError, RolledBack, StoreFull
-from lamella.base.events import Reporter, silent
+from lamella.base.events import Reporter, Warned, silent
+from lamella.format.deletion import Reaped, RemoveLast
 from lamella.format.records import Ref
-from lamella.operations.prune.alone import AlonePruning
 from lamella.operations.prune.health import Health
-from lamella.operations.prune.lockless.grace import GracePruning
-from lamella.operations.prune.options import DAY_MS, HOUR_MS, PruneOptions, PruneResult
-from lamella.operations.prune.survey import Surveyor
+from lamella.operations.prune.needed import Needed, Survey
+from lamella.operations.prune.plan import (
+    Fate,
+    Method,
+    PruneOptions,
+    PruneResult,
+    batches,
+    known_removals,
+    method_of,
+    plan_packs,
+    plan_removals,
+)
+from lamella.operations.prune.removal import removals as records_of
+from lamella.operations.prune.rewrite import JudgedPack, Rewriting, delete_packs, judge
 from lamella.operations.shared.auditing import compact_log
+from lamella.packs.usage import PackUse
 from lamella.repository.repository import Repository
 
-__all__ = ["DAY_MS", "HOUR_MS", "PruneOptions", "PrunePlan", "PruneResult", "plan_prune", "require_prune_key"]
+_PACKS_AT_ONCE = 1000
 
 
 def require_prune_key(may_sign: bool, url: str) -> None:
@@ -31,114 +48,93 @@ def require_prune_key(may_sign: bool, url: str) -> None:
         )
 
 
-def plan_prune(
-    repo: Repository, removals: Sequence[Ref], options: PruneOptions | None = None, health: Health | None = None
-) -> PrunePlan:
-    """Decide what to remove; `execute` does it and gives back the space. `health` is what was judged under this lock.
+def run_prune(
+    repo: Repository,
+    removals: Iterable[Ref] | Mapping[Ref, str],
+    options: PruneOptions | None = None,
+    health: Health | None = None,
+    reporter: Reporter = silent,
+) -> PruneResult:
+    """Remove these snapshots and give back the space. `health` is what was judged under this lock.
 
-    Raises RepositoryError if the secret may not delete or a snapshot is unknown, RolledBack, Locked at a mirror.
+    What cannot be judged stays and is reported in the result. Raises RepositoryError if the secret may not delete or a
+    snapshot is unknown, RolledBack, Locked at a mirror, StoreError.
     """
     require_prune_key(repo.keys.prune_seed is not None, repo.store.url)
     repo.require_sound_history()
     repo.log.require_writable()
-    known = {snapshot.ref for snapshot in repo.catalogue.snapshots}
-    strange = [ref for ref in removals if ref not in known and ref not in repo.catalogue.removed]
-    if strange:
-        raise RepositoryError("a snapshot to be removed is not in the repository", obj=strange[0].snap_id.hex())
-    return PrunePlan(repo, [ref for ref in removals if ref in known], options or PruneOptions(), health)
-
-
-class PrunePlan:
-    """What a prune will do. `removals` are the snapshots it removes."""
-
-    def __init__(
-        self, repo: Repository, removals: list[Ref], options: PruneOptions, health: Health | None = None
-    ) -> None:
-        self._repo = repo
-        self._health = health
-        self.removals = removals
-        self.options = options
-
-    def execute(self, reporter: Reporter = silent) -> PruneResult:
-        """Do it. What cannot be judged stays and is reported in the result; a failing store raises.
-
-        Whenever this is broken off, nothing that is needed is gone, and the next run goes on.
-        """
-        started = time.monotonic()
-        with ExitStack() as held:
-            health = self._health or held.enter_context(Health(self._repo, reporter))
-            result = _Pruning(self._repo, self.options, reporter, health).run(self.removals)
-        result.seconds = round(time.monotonic() - started, 3)
-        return result
+    wanted = known_removals(repo, removals)
+    started = time.monotonic()
+    with ExitStack() as held:
+        judged = health or held.enter_context(Health(repo, reporter))
+        result = _Pruning(repo, options or PruneOptions(), reporter, judged).run(wanted)
+    result.seconds = round(time.monotonic() - started, 3)
+    return result
 
 
 class _Pruning:
-    """One prune: judge, walk, REMOVE, `sync`, mark, delete (docs/decisions/0036)."""
+    """One prune."""
 
     def __init__(self, repo: Repository, options: PruneOptions, reporter: Reporter, health: Health) -> None:
         self._repo = repo
         self._options = options
         self._reporter = reporter
-        self._surveyor = Surveyor(repo, options, health)
+        self._survey = Survey(repo, health, options.remove_delay_ms)
+        self._method = method_of(repo.store.abilities)
         self._result = PruneResult()
 
-    def run(self, removals: Collection[Ref]) -> PruneResult:
+    def run(self, removals: Mapping[Ref, str]) -> PruneResult:
         """Do it."""
-        # Heads are read again, under the lock where there is one: what was planned may be older than the last backup.
-        self._result.blocked += self._surveyor.begin()
+        # Heads are read again, under the lock where there is one: what was judged may be older than the last backup.
+        self._result.blocked += self._survey.begin()
         if not self._result.blocked:
-            self._remove_and_collect(removals)
-        names = self._repo.catalogue.shown_names()
-        for added in self._surveyor.revived:
-            name = f"{names.get(added.volume_id, added.volume_id.hex())}@{added.name}"
-            self._result.revived.append(name)
+            self._make_room_to_remove(removals)
+            # Before the log is shortened: what removals left a volume without must not be forgotten first.
+            self._survey.secured()
+            self._collect()
+        self._result.revived += self._survey.revived_names()
         return self._result
 
-    def _remove_and_collect(self, removals: Collection[Ref]) -> None:
-        repo = self._repo
+    def _make_room_to_remove(self, removals: Mapping[Ref, str]) -> None:
         try:
             self._remove(removals)
         except StoreFull:
-            if not repo.exclusive:
+            if not self._repo.exclusive:
                 raise
             # Not even room for a commit: what a run left that broke off on the full disk goes first.
-            self._alone(replace(self._options, repack=False))
+            self._delete_alone(replace(self._options, repack=False))
             self._remove(removals)
-        # Before the log is shortened: what removals left a volume without must not be forgotten first.
-        self._surveyor.secured()
-        if repo.exclusive and self._may_delete():
-            self._collect()
-            return
-        self._compact()
-        if not self._may_delete():
-            self._left_to_others()
-        elif repo.store.abilities.exclusive_lock:
-            raise Locked("packs are deleted under the exclusive lock only", obj=repo.store.url)
-        else:
-            GracePruning(repo, self._options, self._reporter, self._result).run(self._surveyor)
 
-    def _may_delete(self) -> bool:
-        return self._repo.store.abilities.delete and not self._repo.store.abilities.immutable
-
-    def _remove(self, removals: Collection[Ref]) -> None:
+    def _remove(self, removals: Mapping[Ref, str]) -> None:
         """Publish what may be removed. A volume's last whole snapshot stays, and so does all of that volume."""
         present = {snapshot.ref for snapshot in self._repo.catalogue.snapshots}
-        records, refused = self._surveyor.allowed(present & set(removals), last=self._options.last)
+        wanted = {ref: reason for ref, reason in removals.items() if ref in present}
+        going, refused = plan_removals(self._survey, wanted, self._options)
         self._result.blocked += refused
+        records = records_of([one.ref for one in going if not one.last])
+        records += records_of([one.ref for one in going if one.last], RemoveLast)
         if records:
             self._repo.publish(records)
             self._repo.reload(whole=True, stored=True)
-        self._result.removed += [ref for record in records for ref in record.refs if ref in present]
-
-    def _alone(self, options: PruneOptions) -> None:
-        AlonePruning(self._repo, options, self._reporter, self._result).run(self._surveyor)
+        self._result.removed += [one.ref for one in going if one.ref in present]
 
     def _collect(self) -> None:
         """Shorten the log, then delete; the other way round where there is no room to begin with."""
-        full = not self._compacted()
-        self._alone(self._options)
-        if full and not self._compacted():
-            self._result.notes.append("the log of commits was not shortened: no space is left for it")
+        if self._method is Method.ALONE and self._repo.exclusive:
+            full = not self._compacted()
+            self._delete_alone(self._options)
+            if full and not self._compacted():
+                self._result.notes.append("the log of commits was not shortened: no space is left for it")
+            return
+        self._compact()
+        if self._method is Method.OTHERS:
+            self._leave_to_others()
+        elif self._method is Method.ALONE:
+            raise Locked("packs are deleted under the exclusive lock only", obj=self._repo.store.url)
+        else:
+            from lamella.operations.prune.lockless import LocklessPruning  # most destinations have a lock
+
+            LocklessPruning(self._survey, self._options, self._reporter, self._result).run()
 
     def _compacted(self) -> bool:
         try:
@@ -148,19 +144,62 @@ class _Pruning:
         return True
 
     def _compact(self) -> None:
-        """Let chains begin with audited checkpoints. Records that one leaves out still count, and are reported."""
+        """Let chains begin with audited checkpoints. Records missing from one still count, and are reported."""
         delete = self._repo.store.abilities.delete and self._repo.exclusive
         self._result.deleted_commits, wrong = compact_log(self._repo, self._options.remove_delay_ms, delete=delete)
         self._result.blocked += [RolledBack(problem.message, obj=self._repo.store.url) for problem in wrong]
 
-    def _left_to_others(self) -> None:
+    def _leave_to_others(self) -> None:
         """Nothing may be deleted from here: say how much whoever may could free."""
-        result = self._result
-        view, usage = self._surveyor.view()
-        choice = self._surveyor.choose(view, usage)
-        result.condemned_bytes = sum(use.length for use in choice.dead)
-        result.live_bytes, result.dead_bytes = choice.live_bytes, choice.unused_bytes
-        view.report_to(result)
-        result.notes.append(
+        needed = self._survey.mark()
+        plan = plan_packs(self._survey, needed, self._options)
+        self._result.condemned_bytes = plan.condemned_bytes
+        self._result.live_bytes, self._result.dead_bytes = plan.live_bytes, plan.unused_bytes
+        self._result.saw(needed)
+        self._result.notes.append(
             "nothing can be deleted from here: prune where the repository may be changed to free the space"
         )
+
+    # -- under the exclusive lock (FORMAT 8, exclusive mode) -----------------------------------------------------------
+
+    def _delete_alone(self, options: PruneOptions) -> None:
+        """Delete packs that nothing needs, which takes no room; then rewrite those that are worth it, in batches."""
+        needed = self._survey.mark()
+        plan = plan_packs(self._survey, needed, options)
+        self._result.live_bytes, self._result.dead_bytes = plan.live_bytes, plan.unused_bytes
+        wasteful = self._delete_dead(needed, plan.uses(Fate.DELETE)) + plan.uses(Fate.REWRITE)
+        for batch in batches(wasteful, options.batch_bytes) if options.repack else ():
+            if not self._rewrite(needed, batch):
+                break
+        self._result.saw(needed)
+
+    def _delete_dead(self, needed: Needed, dead: Sequence[PackUse]) -> list[PackUse]:
+        """Delete; returns packs that hold something after all, as a tree note of a snapshot that stays."""
+        left: list[PackUse] = []
+        for start in range(0, len(dead), _PACKS_AT_ONCE):
+            judged = judge(self._repo, needed, dead[start : start + _PACKS_AT_ONCE])
+            self._delete([one for one in judged if not one.needed])
+            left += [one.use for one in judged if one.needed]
+        return left
+
+    def _delete(self, judged: Sequence[JudgedPack]) -> None:
+        """Delete packs and say so."""
+        if judged:
+            delete_packs(self._repo, judged, self._result)
+            packs = tuple(one.use.pack for one in judged)
+            self._repo.publish([Reaped(os.urandom(16), packs, tuple(sorted(self._repo.history.heads)))])
+
+    def _rewrite(self, needed: Needed, batch: Sequence[PackUse]) -> bool:
+        """Copy, then delete; False if there is no room to go on."""
+        rewriting = Rewriting(self._repo, self._reporter)
+        judged = judge(self._repo, needed, batch)
+        try:
+            gone = rewriting.run(judged)
+        except StoreFull as error:
+            rewriting.withdraw()
+            self._result.notes.append(f"packs that are partly needed were not rewritten: {error.message}")
+            self._reporter(Warned(self._result.notes[-1], error.obj))
+            return False
+        self._delete(gone)
+        rewriting.report_to(self._result, gone)
+        return True

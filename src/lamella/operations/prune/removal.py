@@ -1,21 +1,28 @@
-"""Ending snapshots and changing their labels: REMOVE, TAG, PIN, RENAME (FORMAT 8)."""
+"""Ending snapshots, and bringing one back: REMOVE and REVIVE (FORMAT 8, 15).
+
+REVIVE is for a volume that lost its last whole snapshot to removals: two prunes that know different things may each
+keep another snapshot. What they removed is still there until packs are deleted, so every prune looks for such volumes
+before any deletion, and before it acknowledges a CONDEMN.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from lamella.base.errors import UsageError
-from lamella.format.deletion import Remove
-from lamella.format.known import Signed
-from lamella.format.labels import Pin, Rename, Tag
-from lamella.format.records import RawRecord, Ref, raw
-from lamella.history.catalogue import VolumeState
+from lamella.base.ids import SnapId, VolumeId
+from lamella.format.deletion import Remove, Revive
+from lamella.format.records import NO_REF, AddSnap, Ref, raw
+from lamella.history.catalogue import Catalogue
 from lamella.operations.prune.health import Health
+from lamella.operations.shared.marking import LiveWalk, roots_of
 from lamella.operations.shared.selection import Selected
+from lamella.operations.writing.session import WritingSession
 from lamella.repository.repository import Repository
-from lamella.sources.registry import check_name
 
-MAX_TAG = 128
 _REFS = 4096
 """Snapshots in one REMOVE: a tombstone leaves the log as a whole."""
 
@@ -35,8 +42,7 @@ def require_not_last(chosen: Sequence[Selected], health: Health) -> None:
     """Raises UsageError if no whole snapshot of a volume would be left. Raises StoreError."""
     refs = {one.snapshot.ref for one in chosen}
     left = [snapshot for one in chosen for snapshot in one.volume.snapshots if snapshot.ref not in refs]
-    flaws = health.flaws(left)
-    whole = {snapshot.added.volume_id for snapshot in left if snapshot.ref not in flaws}
+    whole = health.whole_volumes(left)
     for one in chosen:
         if one.volume.volume_id not in whole:
             text = f"no whole snapshot of {one.volume_name} would be left without {one.text}"
@@ -51,61 +57,44 @@ def require_unpinned(chosen: Sequence[Selected]) -> None:
             raise UsageError(f"{one.text} is pinned{why}", obj=one.text, hint=f"first: lamella tag {one.text} --unpin")
 
 
-def check_tag(text: str) -> str:
-    """A tag as it may be written: printable, at most 128 bytes, without `@`, `^` and commas. Raises UsageError."""
-    if not text or not text.isprintable() or text != text.strip() or len(text.encode("utf-8")) > MAX_TAG:
-        raise UsageError(f"not a tag: {text!r}", obj=text, hint="a tag is printable text of at most 128 bytes")
-    if any(letter in text for letter in "@^,"):
-        raise UsageError(f"not a tag: {text!r}", obj=text, hint="a tag has no @, ^ and no comma")
-    return text
+def revivable(catalogue: Catalogue, whole: Collection[VolumeId]) -> Iterator[list[tuple[Ref, AddSnap]]]:
+    """What may be brought back of each volume that is not among `whole`, newest first.
+
+    Nothing that a REMOVE_LAST names: whoever published that wanted none of it to stay.
+    """
+    found: dict[VolumeId, list[tuple[Ref, AddSnap]]] = defaultdict(list)
+    for ref, removal in catalogue.removed.items():
+        added = removal.added
+        if added is not None and added.usable and not (removal.last or removal.revived):
+            found[added.volume_id].append((ref, added))
+    for volume_id, rows in found.items():
+        if volume_id not in whole:
+            yield sorted(rows, key=lambda row: (row[1].time_ms, row[0]), reverse=True)
 
 
-def label_records(
-    chosen: Sequence[Selected], add: Sequence[str], remove: Sequence[str], pin: str | None, unpin: bool
-) -> list[Signed]:
-    """The records for these changes, without those that would change nothing."""
-    made: list[Signed] = []
-    for one in chosen:
-        ref, tags = one.snapshot.ref, one.snapshot.tags
-        made += [Tag(ref, False, tag) for tag in dict.fromkeys(add) if tag not in tags]
-        made += [Tag(ref, True, tag) for tag in dict.fromkeys(remove) if tag in tags]
-        if pin is not None and one.snapshot.pinned != pin:
-            made.append(Pin(ref, False, pin))
-        if unpin and one.snapshot.pinned is not None:
-            made.append(Pin(ref, True, ""))
-    return made
+def revive(repo: Repository, removed: Ref, added: AddSnap) -> None:
+    """Publish a removed snapshot anew, relying on no condemned pack. Needs the prune key.
+
+    Raises IntegrityError or ObjectNotFound if what it needs cannot be had, RolledBack, StoreError.
+    """
+    own = repo.own_writer
+    if not repo.exclusive and (own is None or own not in repo.history.chains):
+        # Whoever deletes elsewhere waits for the chains it knows of: this one must be there first.
+        repo.publish([])
+    snap_id = SnapId(os.urandom(16))
+    again = replace(added, snap_id=snap_id, parent=NO_REF, packs=())
+    repo.blobs.relied |= _packs(repo, added)
+    with WritingSession(repo, name=added.name) as session:
+        session.publish([Revive(removed, again)], [snap_id])
 
 
-def still_labelled(repo: Repository, chosen: Sequence[Selected], remove: Sequence[str], unpin: bool) -> list[str]:
-    """What could not be taken away: another writer gave it, and this secret has not the prune key's word."""
-    found: list[str] = []
-    now = {snapshot.ref: snapshot for snapshot in repo.catalogue.snapshots}
-    for one in chosen:
-        snapshot = now.get(one.snapshot.ref)
-        if snapshot is not None:
-            found += [f"{one.text} ^{tag}" for tag in remove if tag in snapshot.tags]
-            found += [f"{one.text} (pinned)"] if unpin and snapshot.pinned is not None else []
-    return found
-
-
-def same_run(repo: Repository, one: Selected) -> list[Selected]:
-    """This snapshot in every volume of its run."""
-    shown = repo.catalogue.shown_names()
-    return [
-        Selected(shown[volume.volume_id], volume, snapshot)
-        for volume in repo.catalogue.volumes.values()
-        for snapshot in volume.snapshots
-        if (snapshot.ref.writer, snapshot.name) == (one.snapshot.ref.writer, one.snapshot.name)
-    ]
-
-
-def rename_record(repo: Repository, volume: VolumeState, name: str) -> RawRecord | Signed:
-    """The record that renames a volume. Raises UsageError if this host may not, or the name is taken or impossible."""
-    check_name(name)
-    taken = [one for one in repo.catalogue.volumes.values() if one.name == name and one is not volume and one.snapshots]
-    if taken:
-        raise UsageError(f"another volume is called {name}", obj=name, hint="choose another name")
-    if volume.author != repo.own_writer and repo.keys.prune_seed is None:
-        hint = "use an admin's passphrase, key file or recovery key"
-        raise UsageError(f"renaming {volume.name} needs an admin's secret: another writer made it", obj=name, hint=hint)
-    return Rename(volume.volume_id, name)
+def _packs(repo: Repository, added: AddSnap) -> set[bytes]:
+    """The packs a snapshot relies on: of several copies one that is not condemned, if there is any."""
+    packs: set[bytes] = set()
+    for kind, ids in LiveWalk(repo.contents, added.domain_id).referenced(roots_of(added)):
+        for start in range(0, len(ids), 256):
+            for places in repo.blobs.find_many(kind, ids[start : start + 256]).values():
+                here = [place.pack for place in places if place.domain_id == added.domain_id]
+                sound = [pack for pack in here if pack not in repo.blobs.condemned]
+                packs.update((sound or here)[:1])
+    return packs

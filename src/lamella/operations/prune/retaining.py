@@ -10,9 +10,8 @@ from datetime import UTC, tzinfo
 from lamella.base.errors import UsageError
 from lamella.format.records import Ref
 from lamella.history.catalogue import Snapshot, latest
-from lamella.operations.prune.health import Health
-from lamella.operations.prune.retention import Moment, Retention, Verdict, believed_time, judge_until_stable
-from lamella.operations.prune.tracing import Flaw
+from lamella.operations.prune.health import Flaw, Health
+from lamella.operations.prune.retention import DatedSnapshot, Retention, Ruling, believed_time, judge_until_stable
 from lamella.operations.shared.selection import Selected, find_volume
 from lamella.repository.repository import Repository
 
@@ -37,11 +36,11 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedSnapshot:
     """A snapshot with its verdict."""
 
     selected: Selected
-    verdict: Verdict
+    verdict: Ruling
     flaw: Flaw | None = None
     """Why it is not whole, of those that stay and were looked into."""
 
@@ -50,25 +49,25 @@ class Judged:
 class RetentionPlan:
     """What a policy says about the snapshots of a repository."""
 
-    rows: tuple[Judged, ...]
+    rows: tuple[JudgedSnapshot, ...]
 
     @property
-    def removed(self) -> tuple[Judged, ...]:
+    def removed(self) -> tuple[JudgedSnapshot, ...]:
         """What would go, by volume and newest first."""
         return tuple(row for row in self.rows if not row.verdict.keep)
 
     @property
-    def kept(self) -> tuple[Judged, ...]:
+    def kept(self) -> tuple[JudgedSnapshot, ...]:
         """What would stay."""
         return tuple(row for row in self.rows if row.verdict.keep)
 
     @property
-    def damaged(self) -> tuple[Judged, ...]:
+    def damaged(self) -> tuple[JudgedSnapshot, ...]:
         """What would stay and is not whole, unless a LOST that counts says so."""
         return tuple(row for row in self.kept if row.flaw is not None and not row.selected.snapshot.given_up)
 
     @property
-    def strange(self) -> tuple[Judged, ...]:
+    def strange(self) -> tuple[JudgedSnapshot, ...]:
         """What no rule looked at, because its time makes no sense."""
         return tuple(row for row in self.rows if not row.verdict.judged)
 
@@ -99,55 +98,38 @@ def plan_retention(
     NothingMatched for an unknown volume, StoreError.
     """
     require_rules(policy)
+    shown = repo.catalogue.shown_names()
+    selected: dict[tuple[str, int], Selected] = {}
+    dated: list[DatedSnapshot] = []
+    for volume in [find_volume(repo, name) for name in volumes] or repo.catalogue.volumes.values():
+        name = shown[volume.volume_id]
+        ends = {snapshot.ref for snapshot in latest(volume.snapshots)}
+        for number, snapshot in enumerate(volume.snapshots):
+            dated.append(_dated(repo, name, number, snapshot, snapshot.ref in ends))
+            selected[name, number] = Selected(name, volume, snapshot)
+    flaws: dict[Ref, Flaw] = {}
+
     with ExitStack() as held:
-        return _Judging(repo, policy, health or held.enter_context(Health(repo))).plan(volumes, spare_last)
+        judged = health or held.enter_context(Health(repo))
 
+        def not_whole(rows: Sequence[DatedSnapshot]) -> list[DatedSnapshot]:
+            asked = {row: selected[row.volume, row.number].snapshot for row in rows}
+            flaws.update(judged.flaws(asked.values()))
+            return [row for row, snapshot in asked.items() if snapshot.ref in flaws]
 
-class _Judging:
-    """One judgement."""
-
-    def __init__(self, repo: Repository, policy: Policy, health: Health) -> None:
-        self._repo = repo
-        self._policy = policy
-        self._health = health
-        self._selected: dict[tuple[str, int], Selected] = {}
-        self._flaws: dict[Ref, Flaw] = {}
-
-    def plan(self, volumes: Sequence[str], spare_last: bool) -> RetentionPlan:
-        repo, rules = self._repo, self._policy
-        shown = repo.catalogue.shown_names()
-        chosen = [find_volume(repo, name) for name in volumes] or list(repo.catalogue.volumes.values())
-        moments: list[Moment] = []
-        for volume in chosen:
-            name = shown[volume.volume_id]
-            ends = {snapshot.ref for snapshot in latest(volume.snapshots)}
-            for number, snapshot in enumerate(volume.snapshots):
-                moments.append(_moment(repo, name, number, snapshot, snapshot.ref in ends))
-                self._selected[name, number] = Selected(name, volume, snapshot)
-        verdicts = judge_until_stable(
-            moments, rules.rules_of, repo.clock(), rules.zone, self._not_whole, spare_last=spare_last
+        rulings = judge_until_stable(
+            dated, policy.rules_of, repo.clock(), policy.zone, not_whole, spare_last=spare_last
         )
-        return RetentionPlan(tuple(self._row(verdict) for verdict in verdicts))
-
-    def _not_whole(self, moments: Sequence[Moment]) -> list[Moment]:
-        asked = {moment: self._of(moment).snapshot for moment in moments}
-        self._flaws |= self._health.flaws(asked.values())
-        return [moment for moment, snapshot in asked.items() if snapshot.ref in self._flaws]
-
-    def _of(self, moment: Moment) -> Selected:
-        return self._selected[moment.volume, moment.number]
-
-    def _row(self, verdict: Verdict) -> Judged:
-        selected = self._of(verdict.moment)
-        return Judged(selected, verdict, self._flaws.get(selected.snapshot.ref))
+    found = [(selected[ruling.moment.volume, ruling.moment.number], ruling) for ruling in rulings]
+    return RetentionPlan(tuple(JudgedSnapshot(one, ruling, flaws.get(one.snapshot.ref)) for one, ruling in found))
 
 
-def _moment(repo: Repository, name: str, number: int, snapshot: Snapshot, newest: bool) -> Moment:
+def _dated(repo: Repository, name: str, number: int, snapshot: Snapshot, newest: bool) -> DatedSnapshot:
     trusted = snapshot.revived or snapshot.ref.writer == repo.own_writer
     sight = None if trusted else repo.log.sightings.of(snapshot.ref.writer, snapshot.ref.seq)
     said = snapshot.added.time_ms
     time_ms = said if sight is None else believed_time(said, sight.first_ms, sight.before_ms)
-    return Moment(
+    return DatedSnapshot(
         name,
         snapshot.name,
         time_ms,

@@ -125,7 +125,7 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class DatedSnapshot:
     """A snapshot of a volume as retention sees it."""
 
     volume: str
@@ -148,10 +148,10 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Ruling:
     """What becomes of a snapshot, and why."""
 
-    moment: Moment
+    moment: DatedSnapshot
     keep: bool
     reasons: tuple[str, ...]
     judged: bool = True
@@ -171,22 +171,22 @@ def believed_time(time_ms: int, first_ms: int | None, before_ms: int | None) -> 
 
 
 def judge(
-    moments: Iterable[Moment],
+    moments: Iterable[DatedSnapshot],
     rules_of: Callable[[str], Retention],
     now_ms: int,
     zone: tzinfo,
     *,
     spare_last: bool = True,
-) -> list[Verdict]:
+) -> list[Ruling]:
     """A verdict on every snapshot, by volume and newest first.
 
     `spare_last` keeps the latest good snapshot of each volume whatever the rules say, and everything of a volume that
     has none. A volume for which there is no rule keeps everything.
     """
-    by_volume: dict[str, list[Moment]] = {}
+    by_volume: dict[str, list[DatedSnapshot]] = {}
     for moment in moments:
         by_volume.setdefault(moment.volume, []).append(moment)
-    verdicts: list[Verdict] = []
+    verdicts: list[Ruling] = []
     for volume in sorted(by_volume):
         rows = sorted(by_volume[volume], key=lambda row: (row.time_ms, row.snapshot), reverse=True)
         verdicts += _judge_volume(rows, partial(_Look, rules=rules_of(volume), now_ms=now_ms, zone=zone), spare_last)
@@ -194,22 +194,22 @@ def judge(
 
 
 def judge_until_stable(
-    moments: Iterable[Moment],
+    moments: Iterable[DatedSnapshot],
     rules_of: Callable[[str], Retention],
     now_ms: int,
     zone: tzinfo,
-    find_bad: Callable[[Sequence[Moment]], Collection[Moment]],
+    find_bad: Callable[[Sequence[DatedSnapshot]], Collection[DatedSnapshot]],
     *,
     spare_last: bool = True,
-) -> list[Verdict]:
+) -> list[Ruling]:
     """The same verdicts where looking into a snapshot costs much: only those that stay are looked into.
 
     `find_bad` gets snapshots that would stay, by volume and newest first, none of them twice, and returns those that
     are not good. The others take their places, until every good one that stays was looked into.
     """
     rows = list(moments)
-    asked: set[Moment] = set()
-    bad: set[Moment] = set()
+    asked: set[DatedSnapshot] = set()
+    bad: set[DatedSnapshot] = set()
     while True:
         now = [replace(row, good=False) if row in bad else row for row in rows]
         verdicts = judge(now, rules_of, now_ms, zone, spare_last=spare_last)
@@ -224,7 +224,9 @@ _WHOLE = " of the whole ones"
 _WHOLE_AGE = ", counted from the newest whole one"
 
 
-def _judge_volume(rows: Sequence[Moment], look: Callable[[Sequence[Moment]], _Look], spare_last: bool) -> list[Verdict]:
+def _judge_volume(
+    rows: Sequence[DatedSnapshot], look: Callable[[Sequence[DatedSnapshot]], _Look], spare_last: bool
+) -> list[Ruling]:
     whole = [at for at, row in enumerate(rows) if row.good]
     everything, good = look(rows), look([rows[at] for at in whole])
     kept = everything.kept(spare_last)
@@ -233,7 +235,7 @@ def _judge_volume(rows: Sequence[Moment], look: Callable[[Sequence[Moment]], _Lo
         kept = {whole[at]: reasons for at, reasons in among.items()} | kept
     nothing = ("nothing of the volume is whole",) if spare_last and not good.present else ()
     return [
-        Verdict(
+        Ruling(
             row,
             at in kept or bool(nothing),
             tuple(reason if row.good else f"{reason} (not whole)" for reason in kept.get(at, ()))
@@ -249,7 +251,7 @@ def _judge_volume(rows: Sequence[Moment], look: Callable[[Sequence[Moment]], _Lo
 class _Look:
     """The rules, applied to some snapshots of a volume, newest first, as if each of them were whole."""
 
-    rows: Sequence[Moment]
+    rows: Sequence[DatedSnapshot]
     rules: Retention
     now_ms: int
     zone: tzinfo

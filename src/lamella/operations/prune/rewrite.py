@@ -1,33 +1,103 @@
-"""Rewriting packs that are only partly needed, in batches that each stand on their own (FORMAT 8, Repack).
+"""Packs in the hands of an executor: judged by their own directories, and rewritten (FORMAT 8, Repack).
 
-Every needed blob is opened, decoded and its id recomputed; its body is sealed again, unchanged, under a new salt. An
-old pack goes only when all that is needed of it was copied in this batch into packs that were read back after `sync`,
-or lies in a twin whose bytes were verified and put again in this batch.
+Caches decide nothing here: a pack's directory is read and opened before the pack is touched. Rewriting goes in batches
+that each stand on their own. Every needed blob is opened, decoded and its id recomputed; its body is sealed again,
+unchanged, under a new salt. An old pack goes only when everything needed in it was copied in this batch into packs that
+were read back after `sync`, or lies in a twin whose bytes were verified and put again in this batch.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from lamella.base.errors import IntegrityError, LamellaError, StoreError, UnknownFormat
+from lamella.base.errors import IntegrityError, LamellaError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.events import Progress, Reporter
-from lamella.base.ids import ChunkId, DomainId
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId
+from lamella.base.names import pack_name
 from lamella.base.trust import Sealed
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.seal import PackOpener
-from lamella.format import compression
-from lamella.format.container import Blob
-from lamella.operations.prune.judge import Judged
-from lamella.packs.blobmap import pack_name
-from lamella.packs.containers import open_blob, open_head
+from lamella.format import compression, document
+from lamella.format.container import Blob, Kind
+from lamella.operations.prune.needed import Needed
+from lamella.operations.prune.plan import PruneResult
+from lamella.packs.blobmap import Place
+from lamella.packs.containers import Head, open_blob, open_head, read_head
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
+from lamella.packs.usage import PackUse
 from lamella.repository.repository import Repository
-from lamella.run.pipeline import Outbox
+from lamella.run.pipeline import Outbox, default_workers, ordered_map
 
 _GAP = 64 * 1024
 _READ = 8 * 1024 * 1024
+_NOTE_MOST = 512
+"""No tree note is longer."""
+
+
+@dataclass(slots=True)
+class JudgedPack:
+    """A pack, its directory as it stands in the store, and the blobs of it that are needed."""
+
+    use: PackUse
+    head: Head
+    needed: list[Blob]
+
+
+def judge(repo: Repository, needed: Needed, packs: Sequence[PackUse]) -> list[JudgedPack]:
+    """Read the heads of these packs and hold them against the mark.
+
+    Packs that do not open, lie in a domain that is not closed, or are pinned by an unfinished run, are left out: they
+    stay. Packs that are gone already are left out, too.
+    """
+    workers = default_workers()
+    chosen = [use for use in packs if use.pack not in needed.pinned and use.domain_id in needed.closed]
+    found = [(use, head) for use, head in ordered_map(lambda use: (use, _head(repo, use)), chosen, workers=workers)]
+    opened = [(use, head) for use, head in found if head is not None and head.domain_id == use.domain_id]
+    live = needed.live.among(blob.id for _, head in opened for blob in head.blobs)
+    judged: list[JudgedPack] = []
+    for use, head in opened:
+        wanted = [blob for blob in head.blobs if blob.id in live]
+        notes = [blob for blob in head.blobs if blob.id not in live and _may_be_note(blob)]
+        wanted += [blob for blob in notes if head.domain_id != CATALOGUE and _is_note(repo, needed, use, head, blob)]
+        judged.append(JudgedPack(use, head, wanted))
+    return judged
+
+
+def delete_packs(repo: Repository, judged: Sequence[JudgedPack], result: PruneResult) -> None:
+    """Delete packs; the caller says so in the history. Raises StoreError."""
+    for one in judged:
+        repo.store.delete(one.head.name)
+    repo.store.sync()
+    repo.blobs.forget(one.use.pack for one in judged)
+    repo.blobs.drop_stale_segments()
+    result.freed_bytes += sum(one.use.length for one in judged)
+    result.deleted_packs += len(judged)
+
+
+def _head(repo: Repository, use: PackUse) -> Head | None:
+    try:
+        return read_head(repo.store, repo.keys, pack_name(use.pack), use.length)
+    except (IntegrityError, UnknownFormat, ObjectNotFound):
+        return None
+    except StoreError as error:
+        require_alive(repo.store, error)
+        return None
+
+
+def _may_be_note(blob: Blob) -> bool:
+    return blob.kind == Kind.DOCUMENT and blob.content_length <= _NOTE_MOST
+
+
+def _is_note(repo: Repository, needed: Needed, use: PackUse, head: Head, blob: Blob) -> bool:
+    """Whether it is the tree note of a snapshot that stays; what cannot be read is no help to anybody."""
+    try:
+        content = repo.contents.open_at(Place(use.pack, head.header, head.domain_id, blob, own=False))
+    except IntegrityError:
+        return False
+    return document.note_root(content) in needed.roots.get(head.domain_id, set())
 
 
 class Rewriting:
@@ -56,7 +126,7 @@ class Rewriting:
         """What was written, in order."""
         return [pack for packer in self._packers.values() for pack in packer.packs]
 
-    def run(self, judged: Sequence[Judged]) -> list[Judged]:
+    def run(self, judged: Sequence[JudgedPack]) -> list[JudgedPack]:
         """Copy what is needed of these packs; returns those that may go. Raises StoreError, IntegrityError."""
         self._going = {one.use.pack for one in judged}
         with self._outbox:
@@ -76,7 +146,14 @@ class Rewriting:
         self._repo.store.sync()
         self._repo.blobs.forget(self.new_packs)
 
-    def _copy(self, one: Judged) -> bool:
+    def report_to(self, result: PruneResult, gone: Sequence[JudgedPack]) -> None:
+        """Add what was written, and what did not open; `gone` are the packs that go for it."""
+        result.blocked += [IntegrityError(f"a needed blob is damaged: {text}") for text in self.bad]
+        result.freed_bytes -= self.put_bytes
+        result.repacked_bytes += self.copied_bytes
+        result.dead_bytes -= sum(one.use.blobs - one.use.needed for one in gone)
+
+    def _copy(self, one: JudgedPack) -> bool:
         """Copy the needed blobs of one pack; False if one of them does not open."""
         domain_id = one.head.domain_id
         kept = self._in_twins(one)
@@ -95,7 +172,7 @@ class Rewriting:
                 whole = self._copy_blob(one, blob, sealed) and whole
         return whole
 
-    def _copy_blob(self, one: Judged, blob: Blob, sealed: bytes) -> bool:
+    def _copy_blob(self, one: JudgedPack, blob: Blob, sealed: bytes) -> bool:
         domain_id, name = one.head.domain_id, one.head.name
         domain = self._repo.keys.domain(domain_id)
         try:
@@ -126,7 +203,7 @@ class Rewriting:
 
     # -- twins ---------------------------------------------------------------------------------------------------------
 
-    def _in_twins(self, one: Judged) -> set[ChunkId]:
+    def _in_twins(self, one: JudgedPack) -> set[ChunkId]:
         """What verified twins of a pack hold."""
         held: set[ChunkId] = set()
         if not self._use_twins:

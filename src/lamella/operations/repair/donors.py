@@ -17,14 +17,13 @@ from lamella.base.trust import Opened
 from lamella.format.container import Kind
 from lamella.format.node import Slot
 from lamella.history.catalogue import VolumeState
-from lamella.operations.restore.restore import read_document
 from lamella.operations.shared.selection import Selected
-from lamella.operations.verify.source import live_source
+from lamella.operations.shared.streaming import live_source, read_document
 from lamella.repository.repository import Repository
 from lamella.sources.base import FrozenVolume, Source
 
 
-class View(Protocol):
+class DonorView(Protocol):
     """One state of a volume somewhere else."""
 
     @property
@@ -149,7 +148,7 @@ class Donors:
                 continue
         return None
 
-    def views(self, one: Selected) -> Iterator[View]:
+    def views(self, one: Selected) -> Iterator[DonorView]:
         """Where a snapshot's bytes may be found: the same moment elsewhere first, then the live source, then others."""
         elsewhere = [view for other in self._others for view in _views(other, one)]
         yield from (view for alike, view in elsewhere if alike)

@@ -8,50 +8,43 @@ what a donor holds there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from lamella.base.errors import IntegrityError, StoreError
+from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId, DomainId
 from lamella.crypto.chunk_id import identifier
 from lamella.format import document, node
-from lamella.format.compression import Encoder
 from lamella.format.container import Kind
+from lamella.format.encoder import Encoder
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
-from lamella.operations.repair.donors import Donors, View
-from lamella.operations.shared.gaps import Gap
+from lamella.operations.repair.donors import Donors, DonorView
+from lamella.operations.shared.gaps import MissingBlob
+from lamella.operations.shared.ranges import is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.writing.chunks import is_zero
-from lamella.packs.blobmap import pack_name
+from lamella.operations.writing.session import WritingSession
 from lamella.packs.containers import raw_body
-from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
-from lamella.run.pipeline import Outbox
 
 
 class Depot:
     """Takes blobs to be stored anew. A context manager; `settle` makes them durable. With `dry` it only counts."""
 
     def __init__(self, repo: Repository, *, dry: bool) -> None:
-        self._repo = repo
         self._dry = dry
-        self._held = ExitStack()
-        self._outbox = Outbox()
-        self._packers: dict[DomainId, Packer] = {}
+        self._session = WritingSession(repo)
         self._encoder = Encoder()
         self._taken: set[tuple[DomainId, Kind, ChunkId]] = set()
         self.blobs = 0
         self.chunk_bytes = 0
 
     def __enter__(self) -> Self:
-        self._held.enter_context(self._outbox)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held.__exit__(kind, error, trace)
+        self._session.__exit__(kind, error, trace)
 
     def has(self, domain_id: DomainId, kind: Kind, id_: ChunkId) -> bool:
         """Whether this run took the blob on."""
@@ -67,27 +60,12 @@ class Depot:
         if self._dry:
             return
         body = self._encoder.encode(content) if kind == Kind.CHUNK else raw_body(content)
-        self._packer(domain_id).store_blob(kind, id_, len(content), lambda: body)
-
-    def _packer(self, domain_id: DomainId) -> Packer:
-        if domain_id not in self._packers:
-            repo = self._repo
-            self._packers[domain_id] = Packer(repo.keys, domain_id, repo.store, repo.blobs, self._outbox)
-        return self._packers[domain_id]
+        self._session.packer(domain_id).store_blob(kind, id_, len(content), lambda: body)
 
     def settle(self) -> None:
         """Everything stored so far is durable, and its packs are there. Raises StoreError."""
-        packers, self._packers = list(self._packers.values()), {}
-        for packer in packers:
-            packer.finish()
-        self._outbox.drain()
-        if not packers:
-            return
-        self._repo.store.sync()
-        for packer in packers:
-            for pack, size in packer.sizes.items():
-                if self._repo.store.stat(pack_name(pack)) != size:
-                    raise StoreError("a pack that was put has another size now", obj=pack_name(pack))
+        if not self._dry:
+            self._session.settle()
 
 
 class _Unlike(Exception):
@@ -110,7 +88,7 @@ class Healer:
         self._depot = depot
         self._failed: set[tuple[DomainId, ChunkId]] = set()
 
-    def heal(self, one: Selected, gap: Gap) -> bool:
+    def heal(self, one: Selected, gap: MissingBlob) -> bool:
         """Fill a gap, if any donor can; a copy of this repository may leave gaps below it, to be looked for again."""
         domain_id = one.snapshot.added.domain_id
         if self._depot.has(domain_id, gap.kind, gap.id):
@@ -131,7 +109,7 @@ class Healer:
 class _Filling:
     """One donor's view of one snapshot's volume."""
 
-    def __init__(self, repo: Repository, depot: Depot, one: Selected, view: View) -> None:
+    def __init__(self, repo: Repository, depot: Depot, one: Selected, view: DonorView) -> None:
         added = one.snapshot.added
         self._depot = depot
         self._repo = repo
@@ -142,7 +120,7 @@ class _Filling:
         self._keeps = False
         self._zeros: Slot | None = None
 
-    def fill(self, gap: Gap) -> bool:
+    def fill(self, gap: MissingBlob) -> bool:
         """Store what is missing if the donor has it."""
         if gap.document:
             return self._document(gap)
@@ -154,7 +132,7 @@ class _Filling:
             return True
         return any(self._builds(gap, zeros) for zeros in (None, Slot.HOLE, Slot.ZERO))
 
-    def _builds(self, gap: Gap, zeros: Slot | None) -> bool:
+    def _builds(self, gap: MissingBlob, zeros: Slot | None) -> bool:
         """Whether the donor's content makes the missing node; `zeros` is what zeros count as, None: as the donor says.
 
         A donor with another grid or another allocation cannot know which zeros had space behind them.
@@ -171,7 +149,7 @@ class _Filling:
                 return False
         return True
 
-    def _document(self, gap: Gap) -> bool:
+    def _document(self, gap: MissingBlob) -> bool:
         content = self._view.document(gap.document)
         for part in document.parts(content) if content is not None else ():
             if self._id(Kind.DOCUMENT, part) == gap.id:

@@ -12,6 +12,7 @@ from functools import partial
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
+from lamella.base.names import KEYS, QUARANTINE, README, RESCUE, pack_hash, pack_name
 from lamella.base.trust import Clear, Sealed
 from lamella.format import commit
 from lamella.format.commit import Head
@@ -19,14 +20,13 @@ from lamella.format.container import Blob, Kind
 from lamella.format.records import File
 from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot
-from lamella.operations.repair.quarantine import may_set_aside, set_aside
 from lamella.operations.repair.result import ASIDE, BACK, LEFT, STORED, RepairResult
 from lamella.operations.shared.findings import DAMAGE, Finding
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.containers import open_blob, open_commit, open_head, open_whole
 from lamella.packs.reach import require_alive
-from lamella.repository.readme import README, RESCUE, readme_text, rescue_source
+from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
+from lamella.stores.base import Store
 
 
 class ObjectRepair:
@@ -53,7 +53,7 @@ class ObjectRepair:
                 continue
             content = self._file(name, record.sha256)
             if content is None:
-                hint = "; add one anew: lamella key add" if name.startswith("keys/") else ""
+                hint = "; add one anew: lamella key add" if name.startswith(KEYS) else ""
                 self._result.did(LEFT, name, f"nobody here has its bytes{hint}")
             else:
                 self._replace(name, partial(self._repo.store.put, name, Clear(content)))
@@ -284,3 +284,28 @@ def _first(candidates: Iterable[Callable[[], bytes]], fits: Callable[[bytes], bo
         if fits(content):
             return content
     return None
+
+
+def may_set_aside(store: Store) -> bool:
+    """Whether objects can be moved aside there: only where a lock proves that nobody is reading or writing."""
+    abilities = store.abilities
+    return abilities.exclusive_lock and abilities.delete and abilities.write and not abilities.immutable
+
+
+def set_aside(store: Store, name: str) -> str:
+    """Move an object to `quarantine/<SHA-256 of its bytes>/<name>`; returns that name.
+
+    An object's name cannot be given other bytes: what is bad must leave its name before the right bytes can have it.
+
+    The store's exclusive lock is held. The copy is durable and was read back before the name goes; killed in between,
+    both are there, and doing it again ends the same way. Raises StoreError; then the object is where it was.
+    """
+    content = store.get(name)
+    aside = f"{QUARANTINE}{hashlib.sha256(content).hexdigest()}/{name}"
+    store.put(aside, Clear(content))
+    store.sync()
+    if store.get(aside) != content:
+        raise StoreError("the copy moved aside does not read back", obj=aside)
+    store.delete(name)
+    store.sync()
+    return aside

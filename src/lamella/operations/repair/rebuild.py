@@ -16,7 +16,7 @@ from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import CATALOGUE, DomainId, SnapId
 from lamella.format.container import Kind
 from lamella.format.document import MAX_NOTE, TreeNote
-from lamella.format.lost import rebuilt_mark
+from lamella.format.inner import rebuilt_mark
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, RawRecord, Volume, raw
 from lamella.repository.repository import Repository
@@ -86,23 +86,20 @@ def records(repo: Repository, run: list[FoundTree]) -> list[RawRecord | Volume]:
         note = tree.note
         if note.volume_id not in repo.catalogue.volumes:
             made.append(Volume(note.volume_id, tree.domain_id, note.chunk_log2, note.name, "", b""))
-        made.append(
-            raw(
-                AddSnap(
-                    SnapId(_digest(repo, b"id" + tree.domain_id + note.encode())[:16]),
-                    note.volume_id,
-                    tree.domain_id,
-                    note.chunk_log2,
-                    0,
-                    note.size,
-                    note.root,
-                    note.time_ms,
-                    NO_REF,
-                    snapshot_name(repo, note.time_ms),
-                    inner=(rebuilt_mark(),),
-                )
-            )
+        added = AddSnap(
+            snap_id=SnapId(_digest(repo, b"id" + tree.domain_id + note.encode())[:16]),
+            volume_id=note.volume_id,
+            domain_id=tree.domain_id,
+            chunk_log2=note.chunk_log2,
+            consistency=0,
+            size=note.size,
+            root=note.root,
+            time_ms=note.time_ms,
+            parent=NO_REF,
+            name=snapshot_name(repo, note.time_ms),
+            inner=(rebuilt_mark(),),
         )
+        made.append(raw(added))
     return made
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from lamella.base.errors import NothingMatched, RepositoryError, UsageError
 from lamella.base.events import Progress, Reporter, silent
+from lamella.base.names import COMMITS, README, RESCUE
 from lamella.format.commit import Head
 from lamella.format.lost import Lost
 from lamella.format.records import UNSIGNED
@@ -24,15 +26,13 @@ from lamella.memory.verdicts import Verdicts
 from lamella.operations.repair import rebuild
 from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot, Healer
-from lamella.operations.repair.objects import ObjectRepair
-from lamella.operations.repair.quarantine import may_set_aside
+from lamella.operations.repair.objects import ObjectRepair, may_set_aside
 from lamella.operations.repair.result import BACK, GIVEN_UP, LEFT, REBUILT, RECORDED, STORED, Gone, RepairResult
 from lamella.operations.shared.findings import VerifyResult
-from lamella.operations.shared.gaps import Gap, find_gaps, lost_by
+from lamella.operations.shared.gaps import MissingBlob, find_gaps, lost_by
 from lamella.operations.shared.selection import Selected, select
-from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.create import file_record
-from lamella.repository.readme import README, RESCUE, readme_text, rescue_source
+from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
 
@@ -61,8 +61,13 @@ class RepairOptions:
     lock_wait: float = 0.0
 
 
+Examine = Callable[[Repository, str, int | None, Reporter], VerifyResult]
+"""Verifies all of a repository at a level, with so many workers, and publishes nothing: `verify.examine_all`."""
+
+
 def repair(
     repo: Repository,
+    examine: Examine,
     options: RepairOptions | None = None,
     reporter: Reporter = silent,
     confirm: Callable[[RepairResult], None] = lambda result: None,
@@ -78,13 +83,17 @@ def repair(
     result = RepairResult(options.dry)
     with Donors(repo, options.sources, options.others) as donors:
         mending = _Mending(repo, options, donors, result, reporter)
-        result.found = mending.examined(options.level).findings
+        result.found = examine(repo, options.level, options.workers, reporter).findings
         confirm(result)
         if not options.dry and may_set_aside(repo.store):
             repo.lock_exclusively(options.lock_wait)
         mending.history()
         mending.contents()
-        mending.finish()
+        if options.dry:
+            result.remaining = result.found
+        else:
+            with suppress(NothingMatched):
+                mending.finish(examine(repo, "structure", options.workers, reporter))
         result.notes += donors.notes
     result.seconds = round(time.monotonic() - started, 3)
     return result
@@ -102,11 +111,6 @@ class _Mending:
         self._result = result
         self._reporter = reporter
         self._objects = ObjectRepair(repo, donors, result)
-
-    def examined(self, level: str) -> VerifyResult:
-        """A verification of everything."""
-        options = VerifyOptions(level, workers=self._options.workers, publish=False)
-        return verify(self._repo, select(self._repo, []), options, self._reporter)
 
     def _again(self) -> None:
         """Look at the repository as it is now; of a dry run, it has not changed."""
@@ -166,7 +170,7 @@ class _Mending:
         problems = [problem.message for problem in self._left(self._repo.problems)]
         if problems and not (self._options.dry and not self._repo.history.heads):
             self._result.problems = problems
-            self._result.did(LEFT, "w/", f"{what} cannot be published before this history is accepted")
+            self._result.did(LEFT, COMMITS, f"{what} cannot be published before this history is accepted")
             return False
         return True
 
@@ -183,10 +187,10 @@ class _Mending:
             if self._objects.ensure(name, content):
                 records.append(file_record(name, content))
         if repo.keys.prune_seed is None:
-            self._result.did(LEFT, "w/", "what the clear files must be can only be signed with an admin's secret")
+            self._result.did(LEFT, COMMITS, "what the clear files must be can only be signed with an admin's secret")
             records = []
         else:
-            self._result.did(RECORDED, "w/", "the marker, the key slot in use and the texts are signed anew")
+            self._result.did(RECORDED, COMMITS, "the marker, the key slot in use and the texts are signed anew")
         repo.publish(records)
         repo.reload(whole=True)
 
@@ -215,11 +219,11 @@ class _Mending:
         self._again()
         self._record(gaps)
 
-    def _gaps(self) -> list[tuple[Selected, list[Gap]]]:
+    def _gaps(self) -> list[tuple[Selected, list[MissingBlob]]]:
         usable = [one for one in select(self._repo, []) if one.snapshot.added.usable]
         return [(one, gaps) for one, gaps in find_gaps(self._repo, usable) if gaps or one.snapshot.lost is not None]
 
-    def _fill(self, found: list[tuple[Selected, list[Gap]]], depot: Depot) -> bool:
+    def _fill(self, found: list[tuple[Selected, list[MissingBlob]]], depot: Depot) -> bool:
         """Whether anything was brought back."""
         before, steps = depot.blobs, len(self._result.actions)
         healer = Healer(self._repo, self._donors, depot)
@@ -236,7 +240,7 @@ class _Mending:
                 self._result.did(STORED, one.text, f"{filled} of {len(gaps)} missing parts were found elsewhere")
         return depot.blobs > before or len(self._result.actions) > steps
 
-    def _record(self, found: list[tuple[Selected, list[Gap]]]) -> None:
+    def _record(self, found: list[tuple[Selected, list[MissingBlob]]]) -> None:
         """Say in the repository what is lost, and what is whole again."""
         records: list[Lost] = []
         for one, gaps in found:
@@ -261,15 +265,8 @@ class _Mending:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Look once more, and forget bad news that is not true any more."""
-        if self._options.dry:
-            self._result.remaining = self._result.found
-            return
-        try:
-            last = self.examined("structure")
-        except NothingMatched:
-            return
+    def finish(self, last: VerifyResult) -> None:
+        """Report what the last look found, and forget bad news that is not true any more."""
         self._result.remaining = last.findings
         self._result.problems = [problem.message for problem in self._repo.problems]
         whole = {one.volume.volume_id: True for one in select(self._repo, [])}
@@ -281,7 +278,9 @@ class _Mending:
             self._result.notes.append(f"the verdicts of this host could not be kept: {error.message}")
 
 
-def _not_taken(found: list[tuple[Selected, list[Gap]]], depot: Depot) -> list[tuple[Selected, list[Gap]]]:
+def _not_taken(
+    found: list[tuple[Selected, list[MissingBlob]]], depot: Depot
+) -> list[tuple[Selected, list[MissingBlob]]]:
     """What a dry run would leave."""
     return [
         (one, [gap for gap in gaps if not depot.has(one.snapshot.added.domain_id, gap.kind, gap.id)])

@@ -13,7 +13,7 @@ GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class RepairStep:
     """One step: what was done (`left`: nothing could be), to which object or snapshot, and how or why."""
 
     did: str
@@ -49,7 +49,7 @@ class RepairResult:
     """The outcome. `dry`: nothing was written. `problems`: why the history must be accepted before more can be done."""
 
     dry: bool
-    actions: list[Action] = field(default_factory=list)
+    actions: list[RepairStep] = field(default_factory=list)
     gone: list[Gone] = field(default_factory=list)
     found: list[Finding] = field(default_factory=list)
     """What the examination at the beginning found."""
@@ -68,4 +68,4 @@ class RepairResult:
 
     def did(self, what: str, obj: str, message: str = "") -> None:
         """Add a step."""
-        self.actions.append(Action(what, obj, message))
+        self.actions.append(RepairStep(what, obj, message))

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.base.errors import IntegrityError, LamellaError, NothingMatched, UsageError
+from lamella.base.errors import IntegrityError, LamellaError, UsageError
 from lamella.base.events import Progress, Reporter, silent
-from lamella.crypto.chunk_id import Identify, identifier
-from lamella.format import document
-from lamella.format.container import Kind
+from lamella.crypto.chunk_id import Identify
 from lamella.format.node import Slot
-from lamella.operations.shared.reading import RANGE
+from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.shared.streaming import Piece, VolumeStream
-from lamella.operations.writing.chunks import is_zero
+from lamella.operations.shared.streaming import ChunkBatch, VolumeStream, identify_chunk
 from lamella.packs.tree import Run
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
-from lamella.sources.keeping import PoolLimits
-from lamella.sources.old_state import OldState
-from lamella.sources.target import Target, choose_target
+from lamella.sources.base import PoolLimits
+from lamella.sources.registry import choose_target
+from lamella.sources.target import OldState, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +77,6 @@ class RestorePlan:
         self._selected = selected
         self._options = options
         self._stream = VolumeStream(repo, selected)
-        self._tree = self._stream.tree
-        self._domain_id = self._stream.domain_id
         self._target: Target = choose_target(
             path,
             overwrite=options.overwrite,
@@ -90,11 +84,10 @@ class RestorePlan:
             pool=options.pool,
             limits=options.pool_limits,
         )
-        shape = self._tree.shape
         self.target = path
         self.volume = selected.volume_name
         self.snapshot = selected.snapshot.name
-        self.size = shape.size
+        self.size = self._stream.shape.size
         self.data_bytes = data_bytes(repo, selected)
         self.in_place = self._target.old_state == OldState.LOST
         self.replaces = self._target.old_state != OldState.NONE
@@ -139,54 +132,51 @@ class RestorePlan:
         pieces = self._stream.pieces(data_only=self._target.starts_zeroed)
         for done, end in ordered_map(self._write_piece, pieces, workers=self._workers):
             written += done
-            reporter(Progress("restore", self.volume, min(end << self._tree.shape.chunk_log2, self.size), self.size))
+            reporter(Progress("restore", self.volume, self._stream.span(0, end)[1], self.size))
         return written
 
     @property
     def _workers(self) -> int:
         return self._options.workers or default_workers()
 
-    def _write_piece(self, piece: Piece | Run) -> tuple[int, int]:
+    def _write_piece(self, piece: ChunkBatch | Run) -> tuple[int, int]:
         """Bytes written and the chunk behind them."""
-        shape = self._tree.shape
         if isinstance(piece, Run):
-            start, end = piece.first << shape.chunk_log2, min(piece.end << shape.chunk_log2, shape.size)
             clear = self._target.punch if piece.slot == Slot.HOLE else self._target.zero
-            clear(start, end)
+            clear(*self._stream.span(piece.first, piece.end))
             return 0, piece.end
         contents = self._stream.fetch(piece)
         written = 0
         for chunk, id_ in piece.chunks:
             content = contents[id_]
-            self._target.write(chunk << shape.chunk_log2, content)
+            self._target.write(chunk << self._stream.shape.chunk_log2, content)
             written += len(content)
         return written, piece.chunks[-1][0] + 1
 
     def _compare(self, reporter: Reporter) -> int:
         compared = 0
-        comparison = Comparison(self._repo, self._selected, self._target)
+        identify = identify_chunk(self._repo, self._selected)
+        comparison = _TargetComparison(self._stream, identify, self._target)
         for done, end in ordered_map(comparison.compare, comparison.ranges(), workers=self._workers):
             compared += done
-            reporter(Progress("compare", self.volume, min(end << self._tree.shape.chunk_log2, self.size), self.size))
+            reporter(Progress("compare", self.volume, self._stream.span(0, end)[1], self.size))
         return compared
 
 
-class Comparison:
+class _TargetComparison:
     """Compares what a target reads back with the manifest, to the last byte."""
 
-    def __init__(self, repo: Repository, selected: Selected, target: Target) -> None:
-        self._repo = repo
-        self._tree = repo.tree(selected.snapshot)
-        self._domain_id = selected.snapshot.added.domain_id
+    def __init__(self, stream: VolumeStream, identify: Identify, target: Target) -> None:
+        self._stream = stream
+        self._identify = identify
         self._target = target
-        self._local = threading.local()
-        self._identify = identify_chunk(repo, selected)
+        self._buffers = ThreadBuffers(stream.shape.chunk_size)
 
     def ranges(self) -> Iterator[tuple[Run, ...]]:
         """Adjoining DATA chunks, together at most one range, or one run of zeros."""
-        per_range = max(1, RANGE >> self._tree.shape.chunk_log2)
+        per_range = max(1, RANGE >> self._stream.shape.chunk_log2)
         batch: list[Run] = []
-        for run in self._repo.tree_reader(self._domain_id).runs(self._tree):
+        for run in self._stream.runs():
             is_data = isinstance(run.slot, bytes)
             if batch and (not is_data or len(batch) == per_range):
                 yield tuple(batch)
@@ -200,14 +190,13 @@ class Comparison:
 
     def compare(self, runs: tuple[Run, ...]) -> tuple[int, int]:
         """Bytes compared and the chunk behind them. Raises IntegrityError at the first difference."""
-        shape = self._tree.shape
-        first, last = runs[0].first << shape.chunk_log2, min(runs[-1].end << shape.chunk_log2, shape.size)
+        first, last = self._stream.span(runs[0].first, runs[-1].end)
         if not isinstance(runs[0].slot, bytes):
             self._compare_zeros(first, last)
             return last - first, runs[-1].end
         view = self._read(first, last - first)
         for run in runs:
-            start, end = run.first << shape.chunk_log2, min(run.end << shape.chunk_log2, shape.size)
+            start, end = self._stream.span(run.first, run.end)
             if self._identify(view[start - first : end - first]) != run.slot:
                 raise self._difference(start)
         return last - first, runs[-1].end
@@ -219,33 +208,10 @@ class Comparison:
                     raise self._difference(offset)
 
     def _read(self, offset: int, length: int) -> memoryview:
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None:
-            buffer = self._local.buffer = bytearray(RANGE)
-        view = memoryview(buffer)[:length]
+        view = self._buffers.view(length)
         self._target.read_into(offset, view)
         return view
 
     def _difference(self, offset: int) -> IntegrityError:
         where = self._target.working_path
         return IntegrityError(f"{where} does not hold what was written at offset {offset}", obj=str(where))
-
-
-def identify_chunk(repo: Repository, selected: Selected) -> Identify:
-    """The id function for the chunks of a snapshot."""
-    return identifier(repo.keys.domain(selected.snapshot.added.domain_id), Kind.CHUNK)
-
-
-def read_document(repo: Repository, selected: Selected, name: str) -> bytes:
-    """A document of a snapshot. Raises NothingMatched, IntegrityError."""
-    added = selected.snapshot.added
-    found = next((row for row in added.documents if row.name == name), None)
-    if found is None:
-        names = ", ".join(row.name for row in added.documents) or "none"
-        raise NothingMatched(f"{selected.text} has no document {name}", obj=name, hint=f"documents: {names}")
-    repo.refresh_map()
-    parts = [repo.contents.get(added.domain_id, Kind.DOCUMENT, part) for part in found.parts]
-    content = b"".join(document.part_of(part, name) for part in parts)
-    if len(content) != found.size:
-        raise IntegrityError(f"document {name} has another length than recorded", obj=name)
-    return content

@@ -10,11 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
-from lamella.format.commit import Entry, Head
+from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Audited
 from lamella.format.known import understood
-from lamella.format.records import Ref
-from lamella.format.seen import Seen
+from lamella.format.records import Ref, Seen
 from lamella.history.chains import said_clocks
 from lamella.history.compaction import (
     COPIES_REMEMBERED_MS,
@@ -154,7 +153,7 @@ def _old_enough(repo: Repository, delay_ms: int) -> frozenset[Ref]:
 def _wrong(repo: Repository, chain: Chain, ended: Ended) -> str:
     """What is wrong with the newest checkpoint; empty if nothing is. Raises IntegrityError, ObjectNotFound."""
     seq = chain.checkpoint[0]
-    carried: list[Entry] = []
+    carried: list[ChainEntry] = []
     facts: list[tuple[int, Seen]] = []
     for entry in repo.log.checkpoint_entries(chain):
         if entry.record.type != Seen.TYPE:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from lamella.base.errors import IntegrityError
-from lamella.base.ids import ChunkId, DomainId
+from lamella.base.ids import DomainId
 from lamella.format.container import Kind
 from lamella.history.catalogue import Snapshot
 from lamella.packs.tree import Tree
@@ -25,26 +27,13 @@ def tree_is_complete(repo: Repository, domain_id: DomainId, tree: Tree) -> bool:
     """
     if repo.blobs.complete(tree.root):
         return True
+    runs = repo.tree_reader(domain_id).runs(tree)
+    chunks = (run.slot for run in runs if isinstance(run.slot, bytes))
     try:
-        whole = _walk(repo, domain_id, tree)
+        while batch := set(islice(chunks, _BATCH)):
+            if len(repo.blobs.find_many(Kind.CHUNK, list(batch))) < len(batch):
+                return False
     except IntegrityError:
         return False
-    if whole:
-        repo.blobs.set_complete([tree.root])
-    return whole
-
-
-def _walk(repo: Repository, domain_id: DomainId, tree: Tree) -> bool:
-    batch: list[ChunkId] = []
-    for run in repo.tree_reader(domain_id).runs(tree):
-        if isinstance(run.slot, bytes):
-            batch.append(run.slot)
-        if len(batch) >= _BATCH:
-            if not _all_placed(repo, batch):
-                return False
-            batch = []
-    return _all_placed(repo, batch)
-
-
-def _all_placed(repo: Repository, ids: list[ChunkId]) -> bool:
-    return not ids or len(repo.blobs.find_many(Kind.CHUNK, ids)) == len(set(ids))
+    repo.blobs.set_complete([tree.root])
+    return True

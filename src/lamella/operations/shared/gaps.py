@@ -15,7 +15,7 @@ from lamella.operations.shared.selection import Selected
 from lamella.repository.repository import Repository
 
 
-class Gap(NamedTuple):
+class MissingBlob(NamedTuple):
     """A blob that cannot be had, and the chunks `[first, end)` it stands for; `end` may lie behind the volume's end.
 
     A node has its `level`; a chunk has level -1. For a part of a document `document` is its name.
@@ -36,17 +36,17 @@ class GapFinder:
         self._repo = repo
         self._domain_id = domain_id
         self._reader = repo.tree_reader(domain_id)
-        self._known: dict[ChunkId, tuple[Gap, ...]] = {}
+        self._known: dict[ChunkId, tuple[MissingBlob, ...]] = {}
 
-    def find(self, snapshot: Snapshot) -> list[Gap]:
+    def find(self, snapshot: Snapshot) -> list[MissingBlob]:
         """All gaps of a snapshot, in order. Raises StoreUnavailable."""
         tree = self._repo.tree(snapshot)
         gaps = list(self._below(tree.shape, tree.root, tree.shape.depth - 1, 0))
         parts = [(document.name, part) for document in snapshot.added.documents for part in document.parts]
         lacking = [(name, part) for name, part in parts if not self._is_had(Kind.DOCUMENT, part, None)]
-        return gaps + [Gap(Kind.DOCUMENT, part, -1, 0, 0, name) for name, part in lacking]
+        return gaps + [MissingBlob(Kind.DOCUMENT, part, -1, 0, 0, name) for name, part in lacking]
 
-    def _below(self, shape: Shape, id_: ChunkId, level: int, first: int) -> tuple[Gap, ...]:
+    def _below(self, shape: Shape, id_: ChunkId, level: int, first: int) -> tuple[MissingBlob, ...]:
         if id_ in self._known:
             return self._known[id_]
         try:
@@ -55,13 +55,13 @@ class GapFinder:
             raise
         except (IntegrityError, UnknownFormat):
             kind = Kind.INNER if level else Kind.LEAF
-            found: tuple[Gap, ...] = (Gap(kind, id_, level, first, first + FAN_OUT ** (level + 1)),)
+            found: tuple[MissingBlob, ...] = (MissingBlob(kind, id_, level, first, first + FAN_OUT ** (level + 1)),)
         else:
             found = tuple(self._children(shape, node.slots, level, first))
         self._known[id_] = found
         return found
 
-    def _children(self, shape: Shape, slots: Iterable[SlotValue], level: int, first: int) -> Iterable[Gap]:
+    def _children(self, shape: Shape, slots: Iterable[SlotValue], level: int, first: int) -> Iterable[MissingBlob]:
         step = FAN_OUT**level
         below = [(first + place * step, slot) for place, slot in enumerate(slots) if isinstance(slot, bytes)]
         if level:
@@ -76,7 +76,7 @@ class GapFinder:
                 for place in places.get(id_, [])
             )
             if not found and not self._is_had(Kind.CHUNK, id_, length):
-                yield Gap(Kind.CHUNK, id_, -1, chunk, chunk + 1)
+                yield MissingBlob(Kind.CHUNK, id_, -1, chunk, chunk + 1)
 
     def _is_had(self, kind: Kind, id_: ChunkId, length: int | None) -> bool:
         try:
@@ -88,10 +88,10 @@ class GapFinder:
         return True
 
 
-def find_gaps(repo: Repository, selected: Iterable[Selected]) -> list[tuple[Selected, list[Gap]]]:
+def find_gaps(repo: Repository, selected: Iterable[Selected]) -> list[tuple[Selected, list[MissingBlob]]]:
     """The gaps of each of these snapshots, those without any included. Raises StoreUnavailable."""
     finders: dict[DomainId, GapFinder] = {}
-    found: list[tuple[Selected, list[Gap]]] = []
+    found: list[tuple[Selected, list[MissingBlob]]] = []
     for one in selected:
         domain_id = one.snapshot.added.domain_id
         finder = finders.setdefault(domain_id, GapFinder(repo, domain_id))
@@ -99,7 +99,7 @@ def find_gaps(repo: Repository, selected: Iterable[Selected]) -> list[tuple[Sele
     return found
 
 
-def lost_by(snapshot: Snapshot, gaps: Iterable[Gap]) -> Lost:
+def lost_by(snapshot: Snapshot, gaps: Iterable[MissingBlob]) -> Lost:
     """What a snapshot loses by its gaps, as it is recorded."""
     added = snapshot.added
     shape = Shape(added.volume_id, added.size, added.chunk_log2)

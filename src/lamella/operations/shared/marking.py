@@ -6,11 +6,8 @@ and its place checked. The ids found are kept on disk, divided by their first by
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import ChunkId, DomainId
@@ -19,14 +16,11 @@ from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Shape, SlotValue
 from lamella.format.records import AddSnap, Ref
-from lamella.history.catalogue import Catalogue, Snapshot
+from lamella.history.catalogue import Catalogue
 from lamella.packs.contents import Contents
 from lamella.packs.tree import Tree
 
-PARTS = 256
-_ID = 24
 _NODES_AT_ONCE = 256
-_SPILL_BYTES = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -36,21 +30,17 @@ class Roots:
     trees: list[Tree] = field(default_factory=list)
     documents: list[ChunkId] = field(default_factory=list)
 
-    def add(self, snapshot: Snapshot) -> None:
-        """Everything a snapshot needs."""
-        self.add_record(snapshot.added)
-
-    def add_record(self, added: AddSnap) -> None:
+    def add(self, added: AddSnap) -> None:
         """Everything the snapshot of this record needs."""
         self.trees.append(Tree(Shape(added.volume_id, added.size, added.chunk_log2), added.root))
         for document in added.documents:
             self.documents += document.parts
 
 
-def roots_of(snapshot: Snapshot) -> Roots:
+def roots_of(added: AddSnap) -> Roots:
     """What one snapshot keeps alive."""
     roots = Roots()
-    roots.add(snapshot)
+    roots.add(added)
     return roots
 
 
@@ -59,11 +49,11 @@ def roots_by_domain(catalogue: Catalogue, without: Collection[Ref] = ()) -> dict
     found: dict[DomainId, Roots] = {}
     for snapshot in catalogue.snapshots:
         if snapshot.ref not in without:
-            found.setdefault(snapshot.added.domain_id, Roots()).add(snapshot)
+            found.setdefault(snapshot.added.domain_id, Roots()).add(snapshot.added)
     return found
 
 
-class Walk:
+class LiveWalk:
     """Walks trees of one domain; what was walked once is not walked again.
 
     With `lenient` a node that cannot be had is noted in `unreadable`, and the walk goes on beside it.
@@ -152,66 +142,3 @@ def _below(level: int, first: int, slots: Sequence[SlotValue]) -> Iterator[tuple
     """The DATA slots of an inner node, each with its first chunk."""
     step = FAN_OUT**level
     return ((slot, first + place * step) for place, slot in enumerate(slots) if isinstance(slot, bytes))
-
-
-class LiveIds:
-    """The ids that are needed. They lie in one temporary file; a part (all ids with one first byte) fits in memory.
-
-    The kind is not kept: it is part of what an id is the hash of. A context manager: leaving it gives the file back.
-    `directory` is where the file may grow to 24 bytes an id; None is the system's place for temporary files.
-    """
-
-    def __init__(self, directory: Path | None = None) -> None:
-        self._directory = directory
-        self._buffers = [bytearray() for _ in range(PARTS)]
-        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(PARTS)]
-        self._file: IO[bytes] | None = None
-        self._size = 0
-        self.added = 0
-        """Ids added, repetitions included."""
-
-    def __enter__(self) -> LiveIds:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, ids: Iterable[ChunkId]) -> None:
-        """These are needed. Raises OSError if the temporary file cannot be written."""
-        buffers = self._buffers
-        touched: set[int] = set()
-        for id_ in ids:
-            first = id_[0]
-            buffers[first] += id_
-            touched.add(first)
-            self.added += 1
-        for number in touched:
-            if len(buffers[number]) >= _SPILL_BYTES:
-                self._spill(number)
-
-    def _spill(self, number: int) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - closed by __exit__
-        buffer = self._buffers[number]
-        self._file.seek(self._size)
-        self._file.write(buffer)
-        self._pieces[number].append((self._size, len(buffer)))
-        self._size += len(buffer)
-        buffer.clear()
-
-    def part(self, number: int) -> set[bytes]:
-        """All needed ids whose first byte is `number`."""
-        pieces = [bytes(self._buffers[number])]
-        for offset, length in self._pieces[number]:
-            assert self._file is not None
-            self._file.seek(offset)
-            pieces.append(self._file.read(length))
-        return {piece[at : at + _ID] for piece in pieces for at in range(0, len(piece), _ID)}
-
-    def among(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
-        """Those of `ids` that are needed."""
-        wanted: dict[int, set[ChunkId]] = {}
-        for id_ in ids:
-            wanted.setdefault(id_[0], set()).add(id_)
-        return {id_ for number, some in wanted.items() for id_ in some & self.part(number)}

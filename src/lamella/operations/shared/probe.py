@@ -6,12 +6,12 @@ The probe has one fixed name, so that where nothing may be deleted one small obj
 from __future__ import annotations
 
 from lamella.base.errors import LamellaError, ObjectNotFound, StoreRefused
+from lamella.base.names import PROBE
 from lamella.base.trust import Clear
 from lamella.stores.base import Store
 from lamella.stores.versions import Replaceable, reinstate
-from lamella.stores.wrap import Wrapper
+from lamella.stores.wrap.wrapper import Wrapper
 
-PROBE = "doctor-probe"
 _CONTENTS = (b"A probe of lamella doctor; it may be deleted.\n", b"A probe of lamella doctor, replaced.\n")
 
 Finding = tuple[str, bool, str]

@@ -12,9 +12,8 @@ from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
 from lamella.base.extents import chunk_ranges
 from lamella.format.node import Shape, Slot
+from lamella.operations.shared.ranges import RANGE
 from lamella.sources.base import FrozenVolume
-
-RANGE = 4 * 1024 * 1024
 
 
 class Act(IntEnum):

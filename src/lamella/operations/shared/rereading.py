@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from lamella.base.errors import IntegrityError, StoreError, UnknownFormat
+from lamella.base.names import pack_name
 from lamella.format.container import Blob
 from lamella.format.lost import Address
-from lamella.packs.blobmap import Place, pack_name
+from lamella.packs.blobmap import Place
 from lamella.packs.containers import Head
 from lamella.packs.heads import genuine_head
 from lamella.packs.reach import require_alive

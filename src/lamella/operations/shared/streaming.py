@@ -1,21 +1,25 @@
-"""Reading a volume's data in order, a few MiB at a time: what a restore writes and a verification compares."""
+"""What belongs to a snapshot of a volume: its data in order, the ids of its chunks, its documents, its live source."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from lamella.base.errors import IntegrityError, NothingMatched, SourceError
 from lamella.base.ids import ChunkId
 from lamella.base.trust import Opened
+from lamella.crypto.chunk_id import Identify, identifier
 from lamella.format.container import Kind
 from lamella.format.node import Shape
-from lamella.operations.shared.reading import RANGE
+from lamella.operations.shared.ranges import RANGE
 from lamella.operations.shared.selection import Selected
 from lamella.packs.tree import Run, Tree
 from lamella.repository.repository import Repository
+from lamella.sources.base import Keeping, Source
+from lamella.sources.registry import open_kept_source, open_source, place_of
 
 
-class Piece(NamedTuple):
+class ChunkBatch(NamedTuple):
     """DATA chunks near each other, fetched together: numbers and ids."""
 
     chunks: tuple[tuple[int, ChunkId], ...]
@@ -34,14 +38,18 @@ class VolumeStream:
         """The volume's size and grid."""
         return self.tree.shape
 
-    def pieces(self, *, data_only: bool = False) -> Iterator[Piece | Run]:
+    def runs(self) -> Iterator[Run]:
+        """The volume's manifest in order."""
+        return self._repo.tree_reader(self.domain_id).runs(self.tree)
+
+    def pieces(self, *, data_only: bool = False) -> Iterator[ChunkBatch | Run]:
         """The volume in order: DATA in pieces of at most one range, and runs that read as zero.
 
         With `data_only` without those runs; a piece then reaches across them.
         """
         per_piece = max(1, RANGE >> self.shape.chunk_log2)
         chunks: list[tuple[int, ChunkId]] = []
-        for run in self._repo.tree_reader(self.domain_id).runs(self.tree):
+        for run in self.runs():
             if isinstance(run.slot, bytes):
                 chunks.append((run.first, run.slot))
                 if len(chunks) < per_piece:
@@ -49,14 +57,14 @@ class VolumeStream:
             elif data_only:
                 continue
             if chunks:
-                yield Piece(tuple(chunks))
+                yield ChunkBatch(tuple(chunks))
                 chunks = []
             if not isinstance(run.slot, bytes):
                 yield run
         if chunks:
-            yield Piece(tuple(chunks))
+            yield ChunkBatch(tuple(chunks))
 
-    def fetch(self, piece: Piece) -> dict[ChunkId, Opened]:
+    def fetch(self, piece: ChunkBatch) -> dict[ChunkId, Opened]:
         """The contents of a piece, each opened and its id recomputed. Raises IntegrityError if any cannot be had."""
         wanted = [(id_, self.shape.chunk_length(chunk)) for chunk, id_ in piece.chunks]
         return self._repo.contents.get_many(self.domain_id, Kind.CHUNK, wanted)
@@ -64,3 +72,36 @@ class VolumeStream:
     def span(self, first: int, end: int) -> tuple[int, int]:
         """The bytes of chunks `[first, end)`."""
         return first << self.shape.chunk_log2, min(end << self.shape.chunk_log2, self.shape.size)
+
+
+def identify_chunk(repo: Repository, selected: Selected) -> Identify:
+    """The id function for the chunks of a snapshot."""
+    return identifier(repo.keys.domain(selected.snapshot.added.domain_id), Kind.CHUNK)
+
+
+def read_document(repo: Repository, selected: Selected, name: str) -> bytes:
+    """A document of a snapshot. Raises NothingMatched, IntegrityError."""
+    from lamella.format import document  # most snapshots are read for their volumes
+
+    added = selected.snapshot.added
+    found = next((row for row in added.documents if row.name == name), None)
+    if found is None:
+        names = ", ".join(row.name for row in added.documents) or "none"
+        raise NothingMatched(f"{selected.text} has no document {name}", obj=name, hint=f"documents: {names}")
+    repo.refresh_map()
+    parts = [repo.contents.get(added.domain_id, Kind.DOCUMENT, part) for part in found.parts]
+    content = b"".join(document.part_of(part, name) for part in parts)
+    if len(content) != found.size:
+        raise IntegrityError(f"document {name} has another length than recorded", obj=name)
+    return content
+
+
+def live_source(repo: Repository, one: Selected) -> Source:
+    """The source a volume was made from, if it is on this machine. Raises SourceError."""
+    host = repo.host
+    place = place_of(one.volume.identity, host.machine)
+    if place is None:
+        raise SourceError(f"the source of {one.volume_name} is not on this machine", obj=one.volume_name)
+    if one.volume.identity.startswith(b"file:"):
+        return open_source(place, machine=host.machine, driver="file")
+    return open_kept_source(place, host.machine, Keeping(host.owner, records=host.source_records))

@@ -1,4 +1,8 @@
-"""Checks of objects as such: commits, clear files, names, and whole packs."""
+"""Checks of objects as such: commits, clear files, names, whole packs, and addresses known to be bad.
+
+Known bad addresses are read again, new ones are published as BAD: a place to look at again, never a verdict
+(docs/decisions/0036). A false alarm dies with the next reading.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,28 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.base.errors import IntegrityError, LamellaError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import COMMITS, PROBE, QUARANTINE, README, RESCUE, SEGMENTS, pack_hash, pack_name
 from lamella.format import commit, container, keyslot, marker
 from lamella.format.container import Kind
-from lamella.format.lost import Address
+from lamella.format.lost import MAX_BAD, Address, Bad
+from lamella.format.records import raw
 from lamella.operations.shared.auditing import audit
 from lamella.operations.shared.findings import VerifyResult
-from lamella.operations.shared.probe import PROBE
 from lamella.operations.shared.rereading import reread
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.containers import open_blob, open_head
 from lamella.packs.reach import require_alive
-from lamella.repository.readme import README, RESCUE
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
 from lamella.stores.base import Entry
 
 _MAX_FILE = 1 << 20
 _KEEP_EVERY = 64
-_APART = ("i/", "quarantine/", PROBE)
+_MOST_RECORDS = 16
+"""In one commit; the next verification publishes what is beyond."""
+_APART = (SEGMENTS, QUARANTINE, PROBE)
 """Caches, and what a repair moved aside: no part of any snapshot."""
 
 
@@ -35,7 +40,7 @@ def check_history(repo: Repository, result: VerifyResult) -> None:
     for name, message in repo.history.damaged:
         result.damage("commit", name, message)
     for text in repo.catalogue.notes:
-        result.note("commit", "w/", text)
+        result.note("commit", COMMITS, text)
 
 
 def check_stored_commits(repo: Repository, result: VerifyResult) -> None:
@@ -57,7 +62,7 @@ def check_stored_commits(repo: Repository, result: VerifyResult) -> None:
 def check_checkpoints(repo: Repository, result: VerifyResult) -> None:
     """Each newest checkpoint against what came before it: what it leaves out would be forgotten by later readers."""
     for problem in audit(repo).problems:
-        result.damage("commit", "w/", problem.message)
+        result.damage("commit", COMMITS, problem.message)
 
 
 def check_files(repo: Repository, result: VerifyResult) -> None:
@@ -114,13 +119,65 @@ class PackCheck:
     """Where it does not open for good: blobs, or its head."""
 
 
-class PackReader:
-    """Reads whole packs and opens every blob in them."""
+class PackVerification:
+    """Reads packs from the first to the last byte, and remembers what it saw: bad places, and when a pack was sound."""
 
-    def __init__(self, repo: Repository) -> None:
+    def __init__(self, repo: Repository, result: VerifyResult, reporter: Reporter, workers: int) -> None:
         self._repo = repo
+        self._result = result
+        self._reporter = reporter
+        self._workers = workers
+        self._now = repo.clock()
+        self._sound: list[bytes] = []
 
-    def check(self, entry: Entry) -> PackCheck:
+    def everything(self, domains: set[DomainId] | None) -> None:
+        """Every pack of these domains (None: of all)."""
+        self._check(_packs(self._repo, domains), self._repo.blobs.total_length(domains))
+
+    def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:
+        """At most `budget` bytes of packs, and one pack at least: those this host has not read for the longest time."""
+        self._check(self._within(domains, budget), budget)
+
+    def _within(self, domains: set[DomainId] | None, budget: int) -> Iterator[Entry]:
+        left = budget
+        for due in self._repo.suspects.due(domains, self._now):
+            if due.length > left and left != budget:
+                return
+            left -= due.length
+            yield Entry(pack_name(due.pack), due.length)
+
+    def _check(self, packs: Iterator[Entry], total: int) -> None:
+        done = 0
+        try:
+            for outcome in ordered_map(self._read, packs, workers=self._workers):
+                self._note(outcome)
+                done += outcome.size
+                self._reporter(Progress("verify", "", done, total))
+        finally:
+            # Also when the user stops it: the next budgeted run goes on from here.
+            self._keep()
+
+    def _note(self, outcome: PackCheck) -> None:
+        self._result.checked_chunks += outcome.chunks
+        self._result.checked_bytes += outcome.chunk_bytes
+        self._result.checked_objects += 1
+        sha256 = pack_hash(outcome.name) or b""
+        if outcome.trouble:
+            self._result.damage("pack", outcome.name, outcome.trouble)
+            self._result.bad |= outcome.addresses
+            self._repo.suspects.mark(sha256, outcome.bad)
+            return
+        self._sound.append(sha256)
+        if len(self._sound) >= _KEEP_EVERY:
+            self._keep()
+
+    def _keep(self) -> None:
+        self._repo.suspects.prove(self._sound, self._now)
+        for pack in set(self._repo.suspects.packs()) & set(self._sound):
+            self._repo.suspects.clear(pack)
+        self._sound.clear()
+
+    def _read(self, entry: Entry) -> PackCheck:
         """Read a pack: name, head, padding, every blob. Raises StoreUnavailable."""
         outcome = PackCheck(entry.name, entry.size)
         pack = pack_hash(entry.name) or b""
@@ -176,68 +233,57 @@ class PackReader:
                 outcome.trouble = error.message  # every blob opened all the same
 
 
-class PackVerification:
-    """Reads packs from the first to the last byte, and remembers what it saw: bad places, and when a pack was sound."""
-
-    def __init__(self, repo: Repository, result: VerifyResult, reporter: Reporter, workers: int) -> None:
-        self._repo = repo
-        self._result = result
-        self._reporter = reporter
-        self._workers = workers
-        self._now = repo.clock()
-        self._sound: list[bytes] = []
-
-    def everything(self, domains: set[DomainId] | None) -> None:
-        """Every pack of these domains (None: of all)."""
-        self._check(_packs(self._repo, domains), self._repo.blobs.total_length(domains))
-
-    def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:
-        """At most `budget` bytes of packs, and one pack at least: those this host has not read for the longest time."""
-        self._check(self._within(domains, budget), budget)
-
-    def _within(self, domains: set[DomainId] | None, budget: int) -> Iterator[Entry]:
-        left = budget
-        for due in self._repo.suspects.due(domains, self._now):
-            if due.length > left and left != budget:
-                return
-            left -= due.length
-            yield Entry(pack_name(due.pack), due.length)
-
-    def _check(self, packs: Iterator[Entry], total: int) -> None:
-        done = 0
-        try:
-            for outcome in ordered_map(PackReader(self._repo).check, packs, workers=self._workers):
-                self._note(outcome)
-                done += outcome.size
-                self._reporter(Progress("verify", "", done, total))
-        finally:
-            # Also when the user stops it: the next budgeted run goes on from here.
-            self._keep()
-
-    def _note(self, outcome: PackCheck) -> None:
-        self._result.checked_chunks += outcome.chunks
-        self._result.checked_bytes += outcome.chunk_bytes
-        self._result.checked_objects += 1
-        sha256 = pack_hash(outcome.name) or b""
-        if outcome.trouble:
-            self._result.damage("pack", outcome.name, outcome.trouble)
-            self._result.bad |= outcome.addresses
-            self._repo.suspects.mark(sha256, outcome.bad)
-            return
-        self._sound.append(sha256)
-        if len(self._sound) >= _KEEP_EVERY:
-            self._keep()
-
-    def _keep(self) -> None:
-        self._repo.suspects.prove(self._sound, self._now)
-        for pack in set(self._repo.suspects.packs()) & set(self._sound):
-            self._repo.suspects.clear(pack)
-        self._sound.clear()
-
-
 def _packs(repo: Repository, domains: set[DomainId] | None) -> Iterator[Entry]:
     if domains is None:
         yield from repo.blobs.packs()
         return
     for domain_id in sorted(domains):
         yield from repo.blobs.packs(domain_id)
+
+
+def read_known_again(repo: Repository, result: VerifyResult) -> None:
+    """Read what records or this host call bad and is listed. Raises StoreUnavailable."""
+    troubled = {name for name, _ in repo.blobs.troubled()}
+    packs = {one.pack for one in repo.catalogue.bad}
+    listed = {pack for pack in packs if pack_name(pack) in troubled or repo.blobs.length(pack) is not None}
+    known = {one for one in repo.catalogue.bad if one.pack in listed}
+    for pack in repo.suspects.packs():
+        known |= {Address(pack, blob.kind, blob.id) for blob in repo.suspects.blobs(pack)}
+    found = reread(repo, known)
+    for one in sorted(found.bad):
+        _report(result, one, found.reasons[one])
+    for one in sorted(found.unread):
+        _report(result, one, "was found bad before, and cannot be read for the moment")
+    result.bad |= found.bad
+
+
+def read_heads_again(repo: Repository, result: VerifyResult) -> None:
+    """Read the heads that did not open: what cannot be read for the moment is not bad. Raises StoreUnavailable."""
+    packs = [pack for name, _ in repo.blobs.troubled() if (pack := pack_hash(name)) is not None]
+    result.bad |= reread(repo, map(Address.head, packs)).bad
+
+
+def publish_bad(repo: Repository, result: VerifyResult) -> None:
+    """Publish, in one commit, the bad addresses that no record names yet. Where that fails, a note says so."""
+    news = sorted((result.bad | repo.contents.bad) - repo.catalogue.bad)[: _MOST_RECORDS * MAX_BAD]
+    if not news:
+        return
+    try:
+        if not repo.store.abilities.write:
+            result.note("record", repo.store.url, "what is bad is not recorded for other hosts: this is read-only")
+            return
+        parts = [tuple(news[start : start + MAX_BAD]) for start in range(0, len(news), MAX_BAD)]
+        repo.publish([raw(Bad(part)) for part in parts])
+    except LamellaError as error:
+        text = f"what is bad could not be recorded for other hosts: {error.message}"
+        result.note("record", repo.store.url, text)
+        return
+    result.recorded = len(news)
+    repo.suspects.apply(news, repo.blobs)
+
+
+def _report(result: VerifyResult, one: Address, reason: str) -> None:
+    if one.kind == Kind.DIRECTORY:
+        result.damage("pack", pack_name(one.pack), reason)
+    else:
+        result.damage("blob", pack_name(one.pack), f"{one.kind.name.lower()} {one.id.hex()[:16]}: {reason}")

@@ -41,7 +41,7 @@ class _Seen:
     read_bytes: int = 0
 
 
-class Walk:
+class SnapshotWalk:
     """Follows trees from snapshot to snapshot: only what differs from the one before is looked at again.
 
     `percent` of the chunks are read, at least one of each snapshot that brings any; 0 reads none. With `trust_map` a

@@ -10,16 +10,20 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from operator import add
+from time import sleep
+from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, StoreError
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId
 from lamella.base.trust import Opened
-from lamella.format.compression import Encoder, decode
+from lamella.format.compression import decode
 from lamella.format.container import Kind
+from lamella.format.encoder import Encoder
 from lamella.format.node import Shape, Slot, SlotValue
-from lamella.operations.shared.reading import RANGE, Act, Task
+from lamella.operations.shared.ranges import RANGE, is_zero
+from lamella.operations.shared.reading import Act, Task
 from lamella.packs.blobmap import Place
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
@@ -28,11 +32,11 @@ from lamella.packs.tree_writer import Partial, TreeWriter
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
 from lamella.sources.base import FrozenVolume
+from lamella.stores.wrap.limited import TokenBucket
 
 CHECK_ONE_IN = 16
 _MARK_BYTES = 1 << 30
 """So much may be read without a change before the tree is told that it was: what a stopped run loses at most."""
-_ZEROS: dict[int, bytes] = {}
 
 
 class MapRefuted(Exception):
@@ -44,31 +48,38 @@ class MapRefuted(Exception):
         self.length = length
 
 
-class _Work(NamedTuple):
-    """A task with the base's slots for it, None where the base has none."""
+class ReadFigures(NamedTuple):
+    """What reading a volume, or a part of it, came to."""
 
-    task: Task
-    base: tuple[SlotValue, ...] | None
+    read_bytes: int = 0
+    sampled_bytes: int = 0
+    changed_chunks: int = 0
+    new_chunks: int = 0
+    stored_bytes: int = 0
+
+
+class VolumeRead(NamedTuple):
+    """The root of a volume's tree, and the figures of reading the volume."""
+
+    root: ChunkId
+    figures: ReadFigures
 
 
 class _Answer(NamedTuple):
-    """What became of a task: changed slots, the slot of its last chunk if known, and counts of its work."""
+    """What became of a task: changed slots, the slot of its last chunk if known, and the figures of its work."""
 
     changes: list[Run]
     end: int
     last: SlotValue | None
-    read_bytes: int
-    sampled_bytes: int
-    changed: int
-    new: int
-    stored_bytes: int
+    figures: ReadFigures = ReadFigures()
 
 
-class Progressing(Protocol):
-    """Whom a reader tells how far it is."""
+class Watch:
+    """Receives a reader's progress. This one ignores it."""
 
     def due(self, read_bytes: int) -> bool:
         """Count what was read; whether to call `record` as soon as that is possible."""
+        return False
 
     def record(self, partial: Partial | None) -> None:
         """The tree as far as it has come, to be recorded durably. Raises StoreError, RolledBack, RepositoryError."""
@@ -77,70 +88,28 @@ class Progressing(Protocol):
         """The same, when the user or the system ends the run."""
 
 
-class Unwatched:
-    """Nobody is told how far the reading is."""
-
-    def due(self, read_bytes: int) -> bool:
-        """Never."""
-        return False
-
-    def record(self, partial: Partial | None) -> None:
-        """Nothing to do."""
-
-    def stopped(self, partial: Partial | None) -> None:
-        """Nothing to do."""
-
-
-@dataclass(slots=True)
-class VolumeRead:
-    """The manifest of a volume and the figures of reading it."""
-
-    root: ChunkId
-    read_bytes: int = 0
-    sampled_bytes: int = 0
-    changed_chunks: int = 0
-    new_chunks: int = 0
-    stored_bytes: int = 0
-
-
-def is_zero(part: memoryview) -> bool:
-    """Whether all bytes are zero. The ends are looked at first: most data is recognised by them."""
-    length = len(part)
-    if part[0] or part[length - 1] or part[length >> 1]:
-        return False
-    zeros = _ZEROS.get(length)
-    if zeros is None:
-        zeros = _ZEROS.setdefault(length, bytes(length))
-    # Comparing a copy is many times faster than comparing a memoryview item by item.
-    return bytes(part) == zeros
-
-
+@dataclass
 class VolumeReader:
-    """Reads one volume for one run."""
+    """Reads one volume for one run.
 
-    def __init__(  # noqa: PLR0913 - what a run has in hand
-        self,
-        repo: Repository,
-        packer: Packer,
-        shape: Shape,
-        base: Tree | None,
-        *,
-        compression: str,
-        check_all: bool,
-        check_base: bool,
-        workers: int,
-    ) -> None:
-        self._repo = repo
-        self._packer = packer
-        self._shape = shape
-        self._base = base
-        self._compression = compression
-        self._check_one_in = 1 if check_all else CHECK_ONE_IN
-        self._check_base = check_base
-        self._workers = workers
-        self._identify = packer.identify(Kind.CHUNK)
+    `check_all` decodes everything that was compressed, `check_base` looks up every chunk of the base.
+    """
+
+    repo: Repository
+    packer: Packer
+    shape: Shape
+    base: Tree | None
+    compression: str
+    check_all: bool
+    check_base: bool
+    workers: int
+    bucket: TokenBucket | None = None
+    """Every read waits until its bytes may go through."""
+
+    def __post_init__(self) -> None:
+        self._identify = self.packer.identify(Kind.CHUNK)
         self._local = threading.local()
-        self._nodes = repo.tree_reader(packer.domain_id)
+        self._nodes = self.repo.tree_reader(self.packer.domain_id)
 
     def read(
         self,
@@ -148,34 +117,28 @@ class VolumeReader:
         tasks: Iterable[Task],
         volume: str,
         reporter: Reporter,
-        watch: Progressing | None = None,
+        watch: Watch | None = None,
     ) -> VolumeRead:
         """Do the tasks and put the changed chunks and nodes; chunks without a task stay as they are in the base.
 
         Raises SourceError if the source fails, MapRefuted, IntegrityError if the base cannot be read, StoreError.
         """
-        result = VolumeRead(ChunkId(b""))
-        watch = watch or Unwatched()
+        watch = watch or Watch()
+        size, total = self.shape.size, ReadFigures()
         # Another reader for the tree: both walk the base, at different places.
-        writer = TreeWriter(self._repo.tree_reader(self._packer.domain_id), self._packer.store_node)
-
-        def count(answer: _Answer) -> None:
-            result.read_bytes += answer.read_bytes
-            result.sampled_bytes += answer.sampled_bytes
-            result.changed_chunks += answer.changed
-            result.new_chunks += answer.new
-            result.stored_bytes += answer.stored_bytes
-            done = min(answer.end << self._shape.chunk_log2, self._shape.size)
-            reporter(Progress("backup", volume, done, self._shape.size, result.stored_bytes))
+        writer = TreeWriter(self.repo.tree_reader(self.packer.domain_id), self.packer.store_node)
 
         def changes(answers: Iterator[_Answer]) -> Iterator[Run]:
+            nonlocal total
             end = unchanged = 0
             for answer in answers:
                 yield from answer.changes
                 end = max(end, answer.changes[-1].end if answer.changes else 0)
-                count(answer)
-                due = watch.due(answer.read_bytes)
-                unchanged = 0 if end == answer.end else unchanged + answer.read_bytes
+                total = ReadFigures(*map(add, total, answer.figures))
+                done, read_bytes = min(answer.end << self.shape.chunk_log2, size), answer.figures.read_bytes
+                reporter(Progress("backup", volume, done, size, total.stored_bytes))
+                due = watch.due(read_bytes)
+                unchanged = 0 if end == answer.end else unchanged + read_bytes
                 if (due or unchanged >= _MARK_BYTES) and end < answer.end and answer.last is not None:
                     # Nothing new, but it takes the tree to the end of what was read.
                     yield Run(answer.end - 1, answer.end, answer.last)
@@ -191,83 +154,81 @@ class VolumeReader:
                 watch.stopped(writer.partial())
                 raise
 
-        items = (_Work(task, self._base_slots(task)) for task in tasks)
-        with closing(ordered_map(lambda item: self._work(item, frozen), items, workers=self._workers)) as answers:
-            result.root = writer.update(self._shape, self._base, watched(answers))
-        return result
+        items = ((task, self._base_slots(task)) for task in tasks)
+        with closing(ordered_map(lambda item: self._work(frozen, *item), items, workers=self.workers)) as answers:
+            root = writer.update(self.shape, self.base, watched(answers))
+        return VolumeRead(root, total)
 
-    def _base_slots(self, task: Task) -> tuple[SlotValue, ...] | None:
-        """The base's slots, None where it has none at all for this task or none is needed."""
-        if self._base is None or task.act in (Act.SET, Act.SAMPLE_ZERO) or task.first >= self._base.shape.chunks:
-            return None
-        slots: list[SlotValue] = []
-        for run in self._nodes.runs(self._base, task.first, task.end):
-            slots += [run.slot] * (run.end - run.first)
-        return tuple(slots)
-
-    def _work(self, item: _Work, frozen: FrozenVolume) -> _Answer:
-        task = item.task
+    def _base_slots(self, task: Task) -> list[SlotValue | None]:
+        """The base's slot for each chunk of a task, None where the base has none, or it is not needed."""
+        slots: list[SlotValue | None] = []
         if task.act == Act.SET:
-            return _Answer([Run(task.first, task.end, task.slot)], task.end, task.slot, 0, 0, 0, 0, 0)
-        offset = task.first << self._shape.chunk_log2
-        length = min(task.end << self._shape.chunk_log2, self._shape.size) - offset
+            return slots
+        if self.base is not None and task.act != Act.SAMPLE_ZERO and task.first < self.base.shape.chunks:
+            for run in self._nodes.runs(self.base, task.first, task.end):
+                slots += [run.slot] * (run.end - run.first)
+        return slots + [None] * (task.end - task.first - len(slots))
+
+    def _work(self, frozen: FrozenVolume, task: Task, base: list[SlotValue | None]) -> _Answer:
+        if task.act == Act.SET:
+            return _Answer([Run(task.first, task.end, task.slot)], task.end, task.slot)
+        offset = task.first << self.shape.chunk_log2
+        length = min(task.end << self.shape.chunk_log2, self.shape.size) - offset
         view = self._buffer(length)
+        if self.bucket is not None and (seconds := self.bucket.book(length)) > 0:
+            sleep(seconds)
         frozen.read_into(offset, view)
         if task.act in (Act.SAMPLE, Act.SAMPLE_ZERO):
-            self._compare(item, view)
-            whole = item.base is not None and len(item.base) == task.end - task.first
-            return _Answer([], task.end, item.base[-1] if item.base and whole else None, length, length, 0, 0, 0)
+            self._compare(task, base, view)
+            return _Answer([], task.end, base[-1], ReadFigures(length, length))
         changes: list[Run] = []
         new = stored = 0
         slot: SlotValue | None = None
         for position, (part, slot) in enumerate(self._slots(task, view)):
-            same = item.base is not None and position < len(item.base) and item.base[position] == slot
+            same = base[position] == slot
             if isinstance(slot, bytes) and not (same and self._kept(slot)):
                 sealed = self._store(slot, part)
                 new += sealed > 0
                 stored += sealed
             if not same:
                 changes.append(Run(task.first + position, task.first + position + 1, slot))
-        return _Answer(changes, task.end, slot, length, 0, len(changes), new, stored)
+        return _Answer(changes, task.end, slot, ReadFigures(length, 0, len(changes), new, stored))
 
     def _slots(self, task: Task, view: memoryview) -> Iterator[tuple[memoryview, SlotValue]]:
         """Each chunk of a task that was read, with the slot it makes."""
         for chunk in range(task.first, task.end):
-            start = (chunk - task.first) << self._shape.chunk_log2
-            part = view[start : start + self._shape.chunk_length(chunk)]
+            start = (chunk - task.first) << self.shape.chunk_log2
+            part = view[start : start + self.shape.chunk_length(chunk)]
             yield part, Slot.ZERO if is_zero(part) else self._identify(part)
 
-    def _compare(self, item: _Work, view: memoryview) -> None:
+    def _compare(self, task: Task, base: list[SlotValue | None], view: memoryview) -> None:
         """Chunks that the change map calls unchanged must be what the base says, others zero. Raises MapRefuted."""
-        base = item.base or ()
-        for position, (part, slot) in enumerate(self._slots(item.task, view)):
-            expected: SlotValue | None = base[position] if position < len(base) else None
-            if item.task.act == Act.SAMPLE_ZERO:
-                expected = Slot.ZERO
+        for position, (part, slot) in enumerate(self._slots(task, view)):
+            expected = Slot.ZERO if task.act == Act.SAMPLE_ZERO else base[position]
             if slot != expected and not (slot == Slot.ZERO and expected == Slot.HOLE):
-                raise MapRefuted((item.task.first + position) << self._shape.chunk_log2, len(part))
+                raise MapRefuted((task.first + position) << self.shape.chunk_log2, len(part))
 
     def _kept(self, id_: ChunkId) -> bool:
         """Whether a chunk the base already has may be left alone: always, unless packs were lost."""
-        return not self._check_base or self._packer.pending(id_) or self._repo.blobs.has(Kind.CHUNK, id_)
+        return not self.check_base or self.packer.pending(id_) or self.repo.blobs.has(Kind.CHUNK, id_)
 
     def _buffer(self, length: int) -> memoryview:
         buffer = getattr(self._local, "buffer", None)
         if buffer is None:
-            buffer = self._local.buffer = bytearray(max(RANGE, self._shape.chunk_size))
+            buffer = self._local.buffer = bytearray(max(RANGE, self.shape.chunk_size))
         return memoryview(buffer)[:length]
 
     def _store(self, id_: ChunkId, part: memoryview) -> int:
         """Store a chunk unless it is stored already; returns its sealed length, 0 if nothing was put."""
-        if self._packer.pending(id_):
+        if self.packer.pending(id_):
             return 0
-        if self._packer.may_be_stored(id_) and self._trusted(id_, part):
+        if self.packer.may_be_stored(id_) and self._trusted(id_, part):
             return 0
-        return self._packer.store_blob(Kind.CHUNK, id_, len(part), lambda: self._encode(part))
+        return self.packer.store_blob(Kind.CHUNK, id_, len(part), lambda: self._encode(part))
 
     def _trusted(self, id_: ChunkId, part: memoryview) -> bool:
         """Whether a stored copy may be relied on: own packs are; in others the blob is opened and compared first."""
-        blobs, domain_id = self._repo.blobs, self._packer.domain_id
+        blobs, domain_id = self.repo.blobs, self.packer.domain_id
         for place in blobs.reusable(Kind.CHUNK, id_):
             if place.domain_id == domain_id and (place.own or self._opens(place, part)):
                 blobs.relied.add(place.pack)
@@ -276,9 +237,9 @@ class VolumeReader:
 
     def _opens(self, place: Place, part: memoryview) -> bool:
         try:
-            return self._repo.contents.open_at(place) == bytes(part)
+            return self.repo.contents.open_at(place) == bytes(part)
         except StoreError as error:
-            require_alive(self._repo.store, error)
+            require_alive(self.repo.store, error)
             return False
         except IntegrityError:
             return False
@@ -286,12 +247,12 @@ class VolumeReader:
     def _encode(self, part: memoryview) -> bytes:
         encoder = getattr(self._local, "encoder", None)
         if encoder is None:
-            encoder = self._local.encoder = Encoder(self._compression)
+            encoder = self._local.encoder = Encoder(self.compression)
             self._local.encoded = 0
         body: bytes = encoder.encode(part)
         self._local.encoded += 1
         # What leaves must decode to what came in: compressors have had bugs (docs/decisions/0004).
-        check = self._local.encoded % self._check_one_in == 0
+        check = self._local.encoded % (1 if self.check_all else CHECK_ONE_IN) == 0
         if check and decode(Opened(body), len(part), "a new chunk") != bytes(part):
             raise IntegrityError("the compressor made something that does not decode to its input")
         return body

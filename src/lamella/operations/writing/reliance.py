@@ -1,24 +1,25 @@
 """What a run relies on without having stored it, looked at again before each of its commits (docs/CONCURRENCY.md).
 
-Under a lock nothing is looked at here (where it can be lost with a connection, Repository.publish looks). Where there
-is none, the packs that were found instead of storing something must be there and not be condemned, and this must be
-known from a listing that is younger than W when the commit goes out.
+Only for stores without an exclusive lock (where a lock can be lost with a connection, Repository.publish looks). The
+packs that were found instead of storing something must be there and not be condemned, and this must be known from a
+listing that is younger than W when the commit goes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from lamella.base.clock import both_clocks, seconds_since
 from lamella.base.errors import IntegrityError, StoreError, StoreUnavailable
-from lamella.base.ids import DomainId
-from lamella.format.records import NO_REF
-from lamella.format.sessions import SessionVolume
-from lamella.packs.blobmap import pack_name
+from lamella.base.names import pack_name
+from lamella.format.records import NO_REF, SessionVolume
 from lamella.packs.containers import open_blob, raw_body
-from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from lamella.operations.writing.session import WritingSession
 
 WINDOW_SECONDS = 3600.0
 """W: how old a listing may be when a commit that rests on it is put."""
@@ -26,31 +27,25 @@ _ROUNDS = 5
 _AGAIN = "run it again: what is stored already is used"
 
 
-class Writing(Protocol):
-    """What of a session is needed to store something again."""
-
-    @property
-    def own_packs(self) -> list[bytes]:
-        """Everything that was written for this run."""
-
-    def packer(self, domain_id: DomainId) -> Packer:
-        """The packer of a domain."""
-
-    def flush(self) -> None:
-        """Every pack begun is put and durable when this returns."""
-
-
 class Reliance:
     """The checks of one run."""
 
-    def __init__(self, repo: Repository) -> None:
+    def __init__(self, repo: Repository, session: WritingSession) -> None:
         self._repo = repo
+        self._session = session
         self._stored_again: set[bytes] = set()
 
-    def renew(self, writing: Writing) -> None:
+    def renew(self) -> None:
         """Look again; what was condemned meanwhile is stored anew. Raises StoreUnavailable if that is not possible."""
-        if not self._repo.store.abilities.exclusive_lock:
-            self._renew_listing(writing)
+        for _ in range(_ROUNDS):
+            before = both_clocks()
+            self._repo.reload()
+            self._repo.require_sound_history()
+            self._repo.refresh_map(again=True)
+            if not self._store_again() and seconds_since(before, both_clocks()) < WINDOW_SECONDS:
+                return
+        text = "packs are condemned faster than they can be stored anew"
+        raise StoreUnavailable(text, obj=self._repo.store.url, hint=_AGAIN)
 
     def require_standing(self, volumes: Sequence[SessionVolume]) -> None:
         """The snapshots a run shares from must stand after it was announced. Raises StoreUnavailable."""
@@ -58,32 +53,19 @@ class Reliance:
         if any(row.base != NO_REF and row.base not in standing for row in volumes):
             raise StoreUnavailable("the snapshot this run builds on was removed meanwhile", hint=_AGAIN)
 
-    # -- no lock -------------------------------------------------------------------------------------------------------
-
-    def _renew_listing(self, writing: Writing) -> None:
-        for _ in range(_ROUNDS):
-            before = both_clocks()
-            self._repo.reload()
-            self._repo.require_sound_history()
-            self._repo.refresh_map(again=True)
-            if not self._store_again(writing) and seconds_since(before, both_clocks()) < WINDOW_SECONDS:
-                return
-        text = "packs are condemned faster than they can be stored anew"
-        raise StoreUnavailable(text, obj=self._repo.store.url, hint=_AGAIN)
-
-    def _store_again(self, writing: Writing) -> bool:
+    def _store_again(self) -> bool:
         """Copy what condemned packs hold into new ones; whether there was any need."""
         repo = self._repo
-        relied = (repo.blobs.relied | set(writing.own_packs)) - self._stored_again
+        relied = (repo.blobs.relied | set(self._session.own_packs)) - self._stored_again
         for pack in relied:
             if repo.blobs.length(pack) is None and not self._is_there(pack):
                 text = "a pack that this run relies on was deleted meanwhile"
                 raise StoreUnavailable(text, obj=pack_name(pack), hint=_AGAIN)
         doomed = relied & repo.blobs.condemned
         for pack in doomed:
-            self._copy(pack, writing)
+            self._copy(pack)
         if doomed:
-            writing.flush()
+            self._session.flush()
             self._stored_again |= doomed
         return bool(doomed)
 
@@ -94,13 +76,13 @@ class Reliance:
         except StoreError:
             return False
 
-    def _copy(self, pack: bytes, writing: Writing) -> None:
+    def _copy(self, pack: bytes) -> None:
         repo = self._repo
         directory = repo.blobs.directory(pack)
         if directory is None:
             raise StoreUnavailable("a condemned pack cannot be read", obj=pack_name(pack), hint=_AGAIN)
         domain = repo.keys.domain(directory.domain_id)
-        packer = writing.packer(directory.domain_id)
+        packer = self._session.packer(directory.domain_id)
         for blob in directory.blobs:
             if any(place.domain_id == directory.domain_id for place in repo.blobs.reusable(blob.kind, blob.id)):
                 continue
@@ -109,8 +91,4 @@ class Reliance:
                 body = raw_body(open_blob(domain, directory.header, blob, sealed, pack_name(pack)))
             except IntegrityError as error:
                 raise StoreUnavailable(f"a condemned pack is damaged: {error.message}", obj=error.obj) from error
-            packer.store_blob(blob.kind, blob.id, blob.content_length, _given(body))
-
-
-def _given(body: bytes) -> Callable[[], bytes]:
-    return lambda: body
+            packer.store_blob(blob.kind, blob.id, blob.content_length, partial(bytes, body))

@@ -2,28 +2,32 @@
 
 Packs go out while the run reads; `sync`; the commit; `sync`; then the packs are looked up again. Nothing is published
 once any write failed. A long run says now and then what it has stored and how far it is: SESSION (FORMAT 8).
+
+The lock of a source is held from a run's beginning to its end. So whoever holds the lock of one of a session's volumes
+knows that the run which wrote the session is over, and may take the session's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lamella.base.errors import StoreError
-from lamella.base.ids import DomainId, SnapId
-from lamella.format.known import Signed
-from lamella.format.records import Confirm, RawRecord, Ref, raw
-from lamella.format.sessions import Abandon, PartialRoot, SessionVolume
-from lamella.format.sessions import Session as SessionRecord
+from lamella.base.ids import DomainId, SnapId, VolumeId
+from lamella.base.names import PACKS, pack_hash, pack_name
+from lamella.format.records import Abandon, Confirm, PartialRoot, RawRecord, Ref, Session, SessionVolume, Signed, raw
+from lamella.history.open_sessions import OpenSession
 from lamella.history.publish import Published
 from lamella.memory.verdicts import Confirmations
-from lamella.operations.writing.reliance import Reliance
-from lamella.operations.writing.unfinished import Unfinished, nothing_unfinished
-from lamella.packs.blobmap import pack_hash, pack_name
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import Outbox, ordered_map
+
+if TYPE_CHECKING:
+    from lamella.operations.writing.reliance import Reliance
 
 _DISTANT_UPLOADS = 16
 _DISTANT_BYTES = 48 << 20
@@ -31,33 +35,76 @@ _LISTED_FROM = 32
 """From so many packs on one listing is cheaper than asking for each."""
 
 
-class Session:
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The session a run writes under, and the sessions whose place it takes; by default a session of its own."""
+
+    session_id: bytes = field(default_factory=lambda: os.urandom(16))
+    continued: bool = False
+    """A session of that id is open: what it names need not be named again."""
+    earlier: tuple[OpenSession, ...] = ()
+    """Whose packs are pinned on: the continued session, and all others with a volume of this run."""
+    closing: tuple[bytes, ...] = ()
+    """Ids of sessions that pin nothing any more once this run is published."""
+
+
+def unfinished(repo: Repository, volumes: Collection[VolumeId]) -> Unfinished:
+    """What to go on with, for a run over `volumes`, whose sources' locks are held."""
+    published = _last_published(repo)
+    closing: list[OpenSession] = []
+    earlier: list[OpenSession] = []
+    for session in repo.catalogue.sessions:
+        if session.writer != repo.own_writer:
+            continue
+        left = {row.volume_id for row in session.volumes if published.get(row.volume_id, 0) <= session.seq}
+        if not left or left <= set(volumes):
+            closing.append(session)
+        if left & set(volumes):
+            earlier.append(session)
+    continued = next((session for session in reversed(closing) if session in earlier), None)
+    others = tuple(session.session_id for session in closing if session is not continued)
+    if continued is None:
+        return Unfinished(earlier=tuple(earlier), closing=others)
+    return Unfinished(continued.session_id, True, tuple(earlier), others)
+
+
+def _last_published(repo: Repository) -> dict[VolumeId, int]:
+    """The number of this host's last commit with a snapshot of each volume."""
+    found: dict[VolumeId, int] = {}
+    for snapshot in repo.catalogue.snapshots:
+        if snapshot.ref.writer == repo.own_writer:
+            volume_id = snapshot.added.volume_id
+            found[volume_id] = max(found.get(volume_id, 0), snapshot.ref.seq)
+    return found
+
+
+class WritingSession:
     """Packs and records of one run, which may go on for others. A context manager: leaving it stops the uploads.
 
     `name` is what the snapshot may be called, for those who look at a run that was broken off.
     """
 
     def __init__(self, repo: Repository, unfinished: Unfinished | None = None, name: str = "") -> None:
-        unfinished = unfinished or nothing_unfinished()
         self._repo = repo
-        self._unfinished = unfinished
+        self._unfinished = unfinished = unfinished or Unfinished()
         self._name = name
         self._open = unfinished.continued
         self._pinned = dict.fromkeys(pack for session in unfinished.earlier for pack in session.packs)
         # The continued session pins its own packs already; those of the others are taken over with the first SESSION.
-        self._named = {
-            pack
-            for session in unfinished.earlier
-            for pack in session.packs
-            if unfinished.continued and session.session_id == unfinished.session_id
-        }
+        own = [session for session in unfinished.earlier if session.session_id == self.id] if self._open else []
+        self._named = {pack for session in own for pack in session.packs}
         # A distant store takes the next packs while the answer for the last one is on its way.
         distant = repo.store.abilities.distant
         self._outbox = Outbox(_DISTANT_UPLOADS, _DISTANT_BYTES) if distant else Outbox()
         self._packers: dict[DomainId, Packer] = {}
         self._earlier: dict[DomainId, dict[bytes, int]] = {}
         self.commit_bytes = 0
-        self._reliance = Reliance(repo)
+        self._reliance: Reliance | None = None
+        if not repo.store.abilities.exclusive_lock:
+            # Loaded only where packs may be deleted while this run goes on.
+            from lamella.operations.writing.reliance import Reliance
+
+            self._reliance = Reliance(repo, self)
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +165,7 @@ class Session:
             wanted |= packer.sizes
         found: dict[bytes | None, int] = {}
         if len(wanted) >= _LISTED_FROM:
-            found = {pack_hash(entry.name): entry.size for entry in self._repo.store.list("p/")}
+            found = {pack_hash(entry.name): entry.size for entry in self._repo.store.list(PACKS)}
         # What a listing does not show yet may be there all the same.
         unlisted = [pack for pack, size in wanted.items() if found.get(pack) != size]
         workers = min(len(unlisted), _LISTED_FROM) if self._repo.store.abilities.distant else 1
@@ -144,8 +191,9 @@ class Session:
         taken_over = [pack for pack in self._pinned if pack not in self._named and self._repo.blobs.length(pack)]
         stored = [pack for packer in self._packers.values() for pack in packer.arrived if pack not in self._named]
         packs = [*taken_over, *stored]
-        record = SessionRecord(self.id, self._name, tuple(volumes), tuple(packs), tuple(roots))
-        self._reliance.renew(self)
+        record = Session(self.id, self._name, tuple(volumes), tuple(packs), tuple(roots))
+        if self._reliance is not None:
+            self._reliance.renew()
         self.commit_bytes += self._repo.publish([raw(record)]).stored_bytes
         self._named.update(packs)
         self._open = True
@@ -155,7 +203,7 @@ class Session:
 
         Does nothing where the store's lock keeps everything in place. Raises StoreError, RolledBack, RepositoryError.
         """
-        if not self._repo.store.abilities.exclusive_lock:
+        if self._reliance is not None:
             self.note(volumes, roots)
             self._repo.reload()
             self._repo.refresh_map(again=True)
@@ -173,7 +221,8 @@ class Session:
         earlier = confirmations.unsaid(repo.own_writer, said)
         news: list[RawRecord | Signed] = [raw(Confirm(tuple(earlier)))] if earlier else []
         closing = [*self._unfinished.closing, *([self.id] if self._open and close else [])]
-        self._reliance.renew(self)
+        if self._reliance is not None:
+            self._reliance.renew()
         published = self._repo.publish([*news, *records, *(raw(Abandon(session_id)) for session_id in closing)])
         with repo.memory.may_fail():
             confirmations.drop(earlier)

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from lamella.base.errors import Locked, SourceAtRisk, SourceError, UsageError
-from lamella.sources._open_target import in_use
-from lamella.sources._zeroing import Zeroing, zero_range
-from lamella.sources.keeping import PoolLimits
-from lamella.sources.lvm import _lvm
-from lamella.sources.lvm._lvm import LogicalVolume
-from lamella.sources.lvm._pool import pool_status, refuse_at_risk
-from lamella.sources.old_state import OldState
-from lamella.sources.target import BlockDevice, Target
+from lamella.sources.base import PoolLimits
+from lamella.sources.local_target import BlockDevice
+from lamella.sources.lvm import commands
+from lamella.sources.lvm.commands import LogicalVolume
+from lamella.sources.lvm.pools import pool_status, refuse_at_risk
+from lamella.sources.target import OldState, Target, Zeroing, in_use, zero_range
 
 PARTIAL_ENDING: Final = "+lampartial"
 """Ends the name of a volume whose restore is not complete."""
@@ -42,20 +40,20 @@ def choose_thin(
 
     Raises UsageError if the volume exists and neither consent was given, or its pool is not known; SourceError.
     """
-    vg, lv = _lvm.parsed(text.removeprefix("lvm:"))
-    rows = _lvm.report(vg)
-    volume = _lvm.volume_named(rows, lv)
+    vg, lv = commands.parsed(text.removeprefix("lvm:"))
+    rows = commands.report(vg)
+    volume = commands.volume_named(rows, lv)
     limits = limits or PoolLimits()
     if volume is None:
         if in_place:
             raise UsageError(f"{vg}/{lv} does not exist", obj=text, hint="leave out --in-place")
         return NewThin(vg, lv, _chosen_pool(rows, vg, pool), limits)
     if volume.kind != "thin":
-        hint = f"give its device instead: {_lvm.node_of(vg, lv)}"
+        hint = f"give its device instead: {commands.node_of(vg, lv)}"
         raise UsageError(f"{volume.text} is no thin volume but {volume.kind}", obj=text, hint=hint)
     if not (overwrite or in_place):
         raise UsageError(f"{volume.text} exists already", obj=text, hint="add --overwrite, or choose another name")
-    found = _lvm.volume_named(rows, volume.pool)
+    found = commands.volume_named(rows, volume.pool)
     if found is None or (pool is not None and pool.removeprefix(f"{vg}/") != found.name):
         raise UsageError(f"{volume.text} is in pool {volume.pool}, and stays there", obj=text, hint="leave out --pool")
     return ThinInPlace(volume, found, limits) if in_place else ReplacedThin(volume, found, limits)
@@ -87,18 +85,16 @@ class ThinDevice(BlockDevice):
         """Give back every block of the volume, and write zeros where a block is only in part the volume's."""
         with self._opening():
             rdev = os.fstat(self._fd).st_rdev
-            if len(_lvm.table_of(_lvm.kernel_name(rdev))) > _WORDS_WITHOUT_ORIGIN:
+            if len(commands.table_of(commands.kernel_name(rdev))) > _WORDS_WITHOUT_ORIGIN:
                 raise UsageError(
                     f"{self._given} has an external origin, which would show where nothing is written",
                     obj=str(self._given),
                     hint="restore into a new volume",
                 )
-            queue = _SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity"
-            block = int(queue.read_text("ascii"))
+            block = _discarded_at_once(self._fd)
             # Without discards the zeros are written: the same to read, only larger.
             whole = self._size // block * block if block else 0
-            if whole:
-                fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("=QQ", 0, whole))
+            _discard(self._fd, 0, whole)
             zero_range(self._fd, whole, self._size, Zeroing.KEEP_SPACE)
 
 
@@ -107,7 +103,7 @@ class _Thin(ThinDevice):
 
     def __init__(self, vg: str, lv: str, pool: LogicalVolume, limits: PoolLimits) -> None:
         self._vg, self._lv, self._pool, self._limits = vg, lv, pool, limits
-        super().__init__(_lvm.node_of(vg, lv))
+        super().__init__(commands.node_of(vg, lv))
 
     @property
     def _text(self) -> str:
@@ -146,7 +142,7 @@ class ThinInPlace(_Thin):
             needed_bytes = size
         self._was_active = self.path.exists()
         if not self._was_active:
-            _lvm.change("lvchange", "--activate", "y", "--ignoreactivationskip", self._text)
+            commands.change("lvchange", "--activate", "y", "--ignoreactivationskip", self._text)
         try:
             self._refuse_without_room(needed_bytes - self._volume.mapped_bytes)
             self._give_back_behind(size)
@@ -165,12 +161,9 @@ class ThinInPlace(_Thin):
         The kernel takes whole blocks: one at the old end that is only in part the volume's stays.
         """
         with suppress(OSError), self._named(self._lv).open("rb+", buffering=0) as device:
-            rdev = os.fstat(device.fileno()).st_rdev
-            queue = _SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity"
-            block = int(queue.read_text("ascii"))
-            start = -(-size // block) * block if block else self._volume.size
-            if start < self._volume.size:
-                fcntl.ioctl(device.fileno(), _BLKDISCARD, struct.pack("=QQ", start, self._volume.size - start))
+            block = _discarded_at_once(device.fileno())
+            if block:
+                _discard(device.fileno(), -(-size // block) * block, self._volume.size)
 
     def finish(self) -> None:
         super().finish()
@@ -184,7 +177,7 @@ class ThinInPlace(_Thin):
     def _as_it_was(self) -> None:
         if not self._was_active:
             self._was_active = True
-            _lvm.change("lvchange", "--activate", "n", self._text)
+            commands.change("lvchange", "--activate", "n", self._text)
 
 
 class _Beside(_Thin):
@@ -200,7 +193,7 @@ class _Beside(_Thin):
         with ExitStack() as undone:
             undone.callback(self._remove_partial)
             self._make(size)
-            self._given = _lvm.node_of(self._vg, self._partial)
+            self._given = commands.node_of(self._vg, self._partial)
             super().prepare(size, needed_bytes)
             undone.pop_all()
         self.path, self.working_path = self._named(self._lv), self._named(self._partial)
@@ -209,7 +202,7 @@ class _Beside(_Thin):
         super().finish()
         self._give_name()
         self.working_path = self.path
-        _lvm.change("lvchange", *(word for tag in _TAGS for word in ("--deltag", tag)), self._text)
+        commands.change("lvchange", *(word for tag in _TAGS for word in ("--deltag", tag)), self._text)
 
     def _make(self, size: int) -> None:
         raise NotImplementedError
@@ -219,14 +212,14 @@ class _Beside(_Thin):
 
     def _remove_partial(self) -> None:
         """Remove what is left of an attempt. Raises UsageError if it is not ours, Locked if another one goes on."""
-        row = _lvm.volume_named(_lvm.report(self._vg), self._partial)
+        row = commands.volume_named(commands.report(self._vg), self._partial)
         if row is None:
             return
         if PARTIAL_TAG not in row.tags:
             raise UsageError(f"{row.text} is in the way, and is none of ours", obj=row.text, hint="rename it")
         if row.open:
             raise Locked(f"another restore is writing {row.text}", obj=row.text)
-        _lvm.change("lvremove", "--force", "--yes", row.text)
+        commands.change("lvremove", "--force", "--yes", row.text)
 
     @property
     def _tags(self) -> list[str]:
@@ -243,10 +236,10 @@ class NewThin(_Beside):
 
     def _make(self, size: int) -> None:
         options = ["--type", "thin", "--thinpool", self._pool.text, "--virtualsize", f"{max(size, 1)}b"]
-        _lvm.change("lvcreate", *options, *self._tags, "--name", self._partial)
+        commands.change("lvcreate", *options, *self._tags, "--name", self._partial)
 
     def _give_name(self) -> None:
-        _lvm.change("lvrename", self._vg, self._partial, self._lv)
+        commands.change("lvrename", self._vg, self._partial, self._lv)
 
 
 class ReplacedThin(_Beside):
@@ -263,19 +256,19 @@ class ReplacedThin(_Beside):
         if self._volume.discards == "ignore":
             self._refuse_without_room(size)
         options = ["--snapshot", "--permission", "rw", "--setactivationskip", "n", "--activate", "y"]
-        _lvm.change("lvcreate", *options, *self._tags, "--name", self._partial, self._text)
-        row = _lvm.volume_named(_lvm.report(self._vg), self._partial)
+        commands.change("lvcreate", *options, *self._tags, "--name", self._partial, self._text)
+        row = commands.volume_named(commands.report(self._vg), self._partial)
         if row is None:
             raise SourceError(f"{self._vg}/{self._partial} was made and is not there", obj=self._text)
         _resize(row, size)
 
     def _give_name(self) -> None:
-        row = _lvm.volume_named(_lvm.report(self._vg), self._lv)
+        row = commands.volume_named(commands.report(self._vg), self._lv)
         if row is None or row.uuid != self._volume.uuid:
             raise SourceError(f"{self._text} is not the volume any more that was to be replaced", obj=self._text)
         _refuse_open(row)
-        _lvm.change("lvconvert", "--yes", "--merge", f"{self._vg}/{self._partial}")
-        rows = _lvm.report(self._vg)
+        commands.change("lvconvert", "--yes", "--merge", f"{self._vg}/{self._partial}")
+        rows = commands.report(self._vg)
         # Had the volume been opened just now, LVM would wait with the exchange until it is activated next time.
         if any(row.name == self._partial or (row.name == self._lv and row.attributes[:1] == "O") for row in rows):
             raise SourceError(
@@ -283,15 +276,26 @@ class ReplacedThin(_Beside):
             )
 
 
+def _discarded_at_once(fd: int) -> int:
+    """Bytes that a device discards at the least, on a grid of as many; 0 where it discards nothing."""
+    rdev = os.fstat(fd).st_rdev
+    return int((_SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity").read_text("ascii"))
+
+
+def _discard(fd: int, start: int, end: int) -> None:
+    if start < end:
+        fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", start, end - start))
+
+
 def _refuse_open(volume: LogicalVolume) -> None:
     """Raise UsageError if anything has the volume open now."""
-    row = _lvm.volume_named(_lvm.report(volume.vg), volume.name)
+    row = commands.volume_named(commands.report(volume.vg), volume.name)
     if row is not None and row.open:
-        raise in_use(_lvm.node_of(volume.vg, volume.name), "its device is open")
+        raise in_use(commands.node_of(volume.vg, volume.name), "its device is open")
 
 
 def _resize(volume: LogicalVolume, size: int) -> None:
     """Make a thin volume as large as the restored one, rounded up to extents as LVM does."""
     wanted = max(1, -(-size // volume.extent)) * volume.extent
     if volume.size != wanted:
-        _lvm.change("lvresize", "--force", "--yes", "--size", f"{wanted}b", volume.text)
+        commands.change("lvresize", "--force", "--yes", "--size", f"{wanted}b", volume.text)

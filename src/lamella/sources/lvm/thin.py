@@ -18,15 +18,13 @@ from typing import Final
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, SourceError, UsageError
 from lamella.base.extents import Extent
-from lamella.sources._open_volume import OpenVolume, read_failed
-from lamella.sources._tokens import parse_token, token_text
-from lamella.sources.base import Consistency, FrozenVolume, Source
+from lamella.sources.base import Consistency, FrozenVolume, Keeping, Source
 from lamella.sources.checkpoint_files import source_name
-from lamella.sources.keeping import Keeping
-from lamella.sources.lvm import _lvm, _thin_tools
-from lamella.sources.lvm._lvm import LogicalVolume
-from lamella.sources.lvm._pool import metadata_device, pool_status, refuse_at_risk
-from lamella.sources.lvm._reservation import Reservations
+from lamella.sources.driver import MomentToken, OpenVolume, read_failed
+from lamella.sources.lvm import commands, thin_tools
+from lamella.sources.lvm.commands import LogicalVolume
+from lamella.sources.lvm.pools import metadata_device, pool_status, refuse_at_risk
+from lamella.sources.lvm.reservation import Reservations
 
 DRIVER: Final = "lvm_thin"
 TAG: Final = "lamella"
@@ -46,19 +44,19 @@ def open_lvm_thin(text: str, machine: str, keeping: Keeping) -> Source:
     if not keeping.owner:
         raise UsageError(f"the {DRIVER} driver makes snapshots, and nobody is named as their owner", obj=text)
     place = text.removeprefix("lvm:")
-    vg, lv = (_lvm.names_at(Path(place)) if place.startswith("/") else None) or _lvm.parsed(place)
-    volume = _lvm.volume_named(_lvm.report(vg), lv)
+    vg, lv = (commands.names_at(Path(place)) if place.startswith("/") else None) or commands.parsed(place)
+    volume = commands.volume_named(commands.report(vg), lv)
     if volume is None:
         raise SourceError(f"there is no logical volume {vg}/{lv}", obj=text)
     if volume.kind != "thin":
-        hint = f"back up its device with the file driver: {_lvm.node_of(vg, lv)}"
+        hint = f"back up its device with the file driver: {commands.node_of(vg, lv)}"
         raise UsageError(f"{volume.text} is no thin volume but {volume.kind}", obj=text, hint=hint)
     return ThinSource(volume, keeping)
 
 
 @dataclass(frozen=True, slots=True)
-class ThinToken:
-    """What a snapshot was when it was made; any difference means that it is another one."""
+class ThinToken(MomentToken):
+    """What a snapshot was when it was made."""
 
     vg: str
     pool: str
@@ -70,21 +68,11 @@ class ThinToken:
     external: str
     """UUID, as the kernel knows it, of the device that unmapped blocks are read from; empty if they read as zero."""
 
-    @property
-    def text(self) -> str:
-        """As the ledger keeps it; the same snapshot gives the same text."""
-        return token_text(self)
-
     @classmethod
     def of(cls, row: LogicalVolume) -> ThinToken:
         """Describe a snapshot as it is now."""
         external = next((tag.removeprefix(_EXTERNAL) for tag in row.tags if tag.startswith(_EXTERNAL)), "")
         return cls(row.vg_uuid, row.pool_uuid, row.uuid, row.name, row.thin_id, row.transaction, row.size, external)
-
-    @classmethod
-    def parse(cls, text: str) -> ThinToken:
-        """Read a text again. Raises CheckpointLost if it is none of ours."""
-        return parse_token(cls, text)
 
 
 def identity_of(vg_uuid: str, lv: str) -> bytes:
@@ -107,7 +95,7 @@ def place_of(identity: bytes) -> str | None:
     named = named_by(identity)
     if named is None:
         return None
-    vg = next((row.vg for row in _lvm.report() if row.vg_uuid == named[0]), None)
+    vg = next((row.vg for row in commands.report() if row.vg_uuid == named[0]), None)
     return None if vg is None else f"lvm:{vg}/{named[1]}"
 
 
@@ -131,7 +119,7 @@ def source_in(row: LogicalVolume) -> str:
 
 def remove(row: LogicalVolume) -> None:
     """Remove a snapshot of ours. Raises SourceError."""
-    _lvm.change("lvremove", "--force", "--yes", row.text)
+    commands.change("lvremove", "--force", "--yes", row.text)
 
 
 class ThinSource:
@@ -174,13 +162,13 @@ class ThinSource:
             fd = self._opened(name, undone)
             external = self._external_origin(name)
             if external:
-                _lvm.change("lvchange", "--addtag", _EXTERNAL + external, f"{self._vg}/{name}")
+                commands.change("lvchange", "--addtag", _EXTERNAL + external, f"{self._vg}/{name}")
             rows = self._report()
-            row = _lvm.volume_named(rows, name)
-            if row is None or not _lvm.is_device_of(row, os.fstat(fd).st_rdev):
-                raise SourceError(f"{_lvm.node_of(self._vg, name)} is not the snapshot that was made", obj=name)
+            row = commands.volume_named(rows, name)
+            if row is None or not commands.is_device_of(row, os.fstat(fd).st_rdev):
+                raise SourceError(f"{commands.node_of(self._vg, name)} is not the snapshot that was made", obj=name)
             self._frozen[name] = row
-            frozen = FrozenThin(fd, row, _Comparison(self, pool, rows))
+            frozen = FrozenThin(fd, row, self, pool, rows)
             undone.callback(frozen.closed)
             yield frozen
 
@@ -201,7 +189,7 @@ class ThinSource:
         name = checkpoint if token is None else token.name
         if not _SNAPSHOT.fullmatch(name):
             return
-        row = _lvm.volume_named(self._report(), name)
+        row = commands.volume_named(self._report(), name)
         if row is None or not self._is_ours(row) or (token is not None and token.volume != row.uuid):
             return
         if name in self._frozen:
@@ -216,7 +204,7 @@ class ThinSource:
 
     def find(self, token: ThinToken, rows: list[LogicalVolume]) -> LogicalVolume:
         """The snapshot that a token was made of. Raises CheckpointLost unless it is there, ours, and what it was."""
-        row = _lvm.volume_named(rows, token.name)
+        row = commands.volume_named(rows, token.name)
         if row is None:
             raise CheckpointLost("the checkpoint is gone")
         if not self._is_ours(row):
@@ -236,31 +224,31 @@ class ThinSource:
             raise CheckpointLost("the checkpoint is in another pool than the volume")
         if base.external != now.external:
             raise CheckpointLost("the checkpoint has another external origin than the volume")
-        _thin_tools.require_thin_delta()
+        thin_tools.require_thin_delta()
         with Reservations(pool, self._keeping.records).held():
             # Both exist after the reservation was made: so they did when it was, with the same numbers.
             rows = self._report(CheckpointLost)
             for token in (base, now):
                 self.find(token, rows)
-            return _thin_tools.delta(metadata_device(pool), (base.thin, base.size), (now.thin, now.size), grain)
+            return thin_tools.delta(metadata_device(pool), (base.thin, base.size), (now.thin, now.size), grain)
 
     def mapped(self, now: ThinToken, pool: LogicalVolume) -> Iterator[Extent]:
         """What a snapshot maps. Raises SourceError."""
         with Reservations(pool, self._keeping.records).held(wait_seconds=0):
-            return _thin_tools.mapped(metadata_device(pool), now.thin, now.size)
+            return thin_tools.mapped(metadata_device(pool), now.thin, now.size)
 
     def _report(self, error: type[SourceError] = SourceError) -> list[LogicalVolume]:
         try:
-            return [row for row in _lvm.report(self._vg) if row.vg_uuid == self._vg_uuid]
+            return [row for row in commands.report(self._vg) if row.vg_uuid == self._vg_uuid]
         except SourceError as reason:
             raise error(reason.message, obj=self._vg) from reason
 
     def _pool_fit_for_a_snapshot(self, rows: list[LogicalVolume]) -> LogicalVolume:
         """The pool of the volume. Raises SourceError; SourceAtRisk if a snapshot could endanger it."""
-        volume = _lvm.volume_named(rows, self._lv)
+        volume = commands.volume_named(rows, self._lv)
         if volume is None or volume.kind != "thin":
             raise SourceError(f"there is no thin volume {self._vg}/{self._lv} any more", obj=f"{self._vg}/{self._lv}")
-        pool = _lvm.volume_named(rows, volume.pool)
+        pool = commands.volume_named(rows, volume.pool)
         if pool is None:
             raise SourceError(f"{volume.text} has no pool", obj=volume.text)
         refuse_at_risk(pool, pool_status(pool), self._keeping.limits)
@@ -273,7 +261,7 @@ class ThinSource:
         number = 1 + max(taken, default=0)
         ending += str(number)
         start = self._lv
-        while len(_lvm.device_name(self._vg, start + ending)) > _LONGEST_DEVICE_NAME and len(start) > 1:
+        while len(commands.device_name(self._vg, start + ending)) > _LONGEST_DEVICE_NAME and len(start) > 1:
             start = start[:-1]
         return start + ending
 
@@ -281,10 +269,10 @@ class ThinSource:
         options = ["--snapshot", "--permission", "r", "--setactivationskip", "y", "--ignoreactivationskip"]
         tags = [word for tag in self._tags for word in ("--addtag", tag)]
         origin = f"{self._vg}/{self._lv}"
-        _lvm.change("lvcreate", *options, "--activate", "y", *tags, "--name", name, origin)
+        commands.change("lvcreate", *options, "--activate", "y", *tags, "--name", name, origin)
 
     def _opened(self, name: str, undone: ExitStack) -> int:
-        node = _lvm.node_of(self._vg, name)
+        node = commands.node_of(self._vg, name)
         try:
             fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as reason:
@@ -294,13 +282,13 @@ class ThinSource:
 
     def _external_origin(self, name: str) -> str:
         """The kernel's UUID of the device that an active thin volume reads unmapped blocks from; empty if none."""
-        words = _lvm.table_of(_lvm.device_name(self._vg, name))
+        words = commands.table_of(commands.device_name(self._vg, name))
         if words[2:3] != ["thin"] or len(words) not in (5, 6):
             raise SourceError(f"the snapshot {name} has a table that nobody knows: {' '.join(words)}", obj=name)
         if len(words) == 5:
             return ""
         major, _, minor = words[5].partition(":")
-        uuid = _lvm.kernel_uuid(os.makedev(int(major), int(minor)))
+        uuid = commands.kernel_uuid(os.makedev(int(major), int(minor)))
         # Without the ending of the layer, which is another one when the origin itself is active.
         return uuid[:_UUID_LENGTH] or "unknown"
 
@@ -308,42 +296,26 @@ class ThinSource:
         """Remove the snapshot, or let it be without a device if it was kept. Raises SourceError."""
         row = self._frozen.pop(name)
         if name not in self._unkept:
-            _lvm.change("lvchange", "--activate", "n", f"{self._vg}/{name}")
+            commands.change("lvchange", "--activate", "n", f"{self._vg}/{name}")
             return
         if row is None:
-            row = _lvm.volume_named(self._report(), name)
+            row = commands.volume_named(self._report(), name)
         if row is not None and self._is_ours(row):
             remove(row)
         self._unkept.discard(name)
 
 
-class _Comparison:
-    """What a frozen snapshot needs for comparing itself: the driver, the pool, and what was there when it was made."""
+class FrozenThin(OpenVolume):
+    """A thin snapshot: nobody writes to it. `pool` and `rows` are what was there when it was made."""
 
-    def __init__(self, source: ThinSource, pool: LogicalVolume, rows: list[LogicalVolume]) -> None:
+    def __init__(
+        self, fd: int, row: LogicalVolume, source: ThinSource, pool: LogicalVolume, rows: list[LogicalVolume]
+    ) -> None:
+        super().__init__(commands.node_of(row.vg, row.name), fd, os.lseek(fd, 0, os.SEEK_END))
+        self._token = ThinToken.of(row)
         self._source = source
         self._pool = pool
         self._rows = rows
-
-    def delta(self, base: str, now: ThinToken, grain: int) -> Delta:
-        """What may differ from a kept moment to a snapshot. Raises CheckpointLost."""
-        token = ThinToken.parse(base)
-        if token != now:
-            self._source.find(token, self._rows)
-        return self._source.delta(token, now, self._pool, grain)
-
-    def mapped(self, now: ThinToken) -> Iterator[Extent]:
-        """What a snapshot maps. Raises SourceError."""
-        return self._source.mapped(now, self._pool)
-
-
-class FrozenThin(OpenVolume):
-    """A thin snapshot: nobody writes to it."""
-
-    def __init__(self, fd: int, row: LogicalVolume, comparison: _Comparison) -> None:
-        super().__init__(_lvm.node_of(row.vg, row.name), fd, os.lseek(fd, 0, os.SEEK_END))
-        self._token = ThinToken.of(row)
-        self._comparison = comparison
 
     @property
     def checkpoint(self) -> str:
@@ -358,7 +330,7 @@ class FrozenThin(OpenVolume):
         """Yield what the snapshot maps; all of it with an external origin, or if the metadata cannot be read now."""
         if not self._token.external:
             try:
-                yield from self._comparison.mapped(self._token)
+                yield from self._source.mapped(self._token, self._pool)
             except SourceError:
                 pass
             else:
@@ -367,7 +339,10 @@ class FrozenThin(OpenVolume):
 
     def delta_since(self, base: str, grain: int) -> Delta:
         """What differs from the kept moment, from the metadata of the pool. Raises CheckpointLost."""
-        return self._comparison.delta(base, self._token, grain)
+        token = ThinToken.parse(base)
+        if token != self._token:
+            self._source.find(token, self._rows)
+        return self._source.delta(token, self._token, self._pool, grain)
 
 
 def _number(name: str) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from lamella.base.delta import Delta
 from lamella.base.errors import UsageError
-from lamella.sources._cloning import driver_for
-from lamella.sources.base import Source
-from lamella.sources.keeping import Keeping
-from lamella.sources.reflink import _btrfs_tree, _maps
+from lamella.sources.base import Keeping, Source
+from lamella.sources.cloning import driver_for
+from lamella.sources.reflink import btrfs_tree, maps
 from lamella.sources.reflink.reflink import ClonedSource, compare_extents, image_at
 
 DRIVER = "btrfs"
@@ -27,6 +26,6 @@ def compare_items(old: int, new: int, base_size: int, size: int, grain: int) -> 
     Both are sound; the maps take every compressed extent for changed.
     """
     try:
-        return _maps.guarded(_btrfs_tree.pieces, old, new, base_size, size, grain)
+        return maps.guarded(btrfs_tree.pieces, old, new, base_size, size, grain)
     except PermissionError:
         return compare_extents(old, new, base_size, size, grain)

@@ -17,13 +17,12 @@ from typing import Final
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError, UsageError
 from lamella.base.extents import Extent
-from lamella.sources import _cloning
-from lamella.sources._open_volume import OpenVolume, read_failed
-from lamella.sources.base import Consistency, FrozenVolume, Source
+from lamella.sources import cloning
+from lamella.sources.base import Consistency, FrozenVolume, Keeping, Source
 from lamella.sources.checkpoint_files import CheckpointFiles, Token
+from lamella.sources.driver import OpenVolume, read_failed
 from lamella.sources.file import FileSource, open_file
-from lamella.sources.keeping import Keeping
-from lamella.sources.reflink import _fiemap, _maps
+from lamella.sources.reflink import fiemap, maps
 
 _AT_RISK_SHARE: Final = 20
 _AT_RISK_BYTES: Final = 2 << 30
@@ -47,7 +46,7 @@ def image_at(text: str, machine: str, driver: str, keeping: Keeping) -> FileSour
 
 def compare_extents(old: int, new: int, base_size: int, size: int, grain: int) -> Delta:
     """Compare two clones by the extent maps any user may ask for. Raises CheckpointLost."""
-    return _maps.guarded(_fiemap.pieces, old, new, base_size, size, grain)
+    return maps.guarded(fiemap.pieces, old, new, base_size, size, grain)
 
 
 class ClonedSource:
@@ -72,7 +71,7 @@ class ClonedSource:
         """Whether the image lies where extent maps tell what changed; False too if it cannot be opened."""
         try:
             with _opened(self._image.path) as fd:
-                return _cloning.file_system(fd).tracks
+                return cloning.file_system(fd).tracks
         except SourceError:
             return False
 
@@ -125,16 +124,16 @@ class ClonedSource:
             directory = undone.enter_context(self._files.directory())
             if directory is None:
                 return "there is no directory to keep it in"
-            fd = _cloning.nameless_file(directory)
+            fd = cloning.nameless_file(directory)
             if isinstance(fd, str):
                 return fd
             undone.callback(os.close, fd)
-            why = _cloning.clone(image, fd)
+            why = cloning.clone(image, fd)
             if why:
                 return why
             frozen = FrozenClone(self._image.path, fd, self._delta)
             undone.callback(frozen.closed)
-            if _cloning.file_system(fd).tracks:
+            if cloning.file_system(fd).tracks:
                 self._name(frozen, fd, directory, undone)
             stack.push(undone.pop_all())
             return frozen
@@ -152,7 +151,7 @@ class ClonedSource:
             except FileExistsError:
                 continue
             except OSError as reason:
-                frozen.why_untracked = f"no checkpoint can be made: {_cloning.refusal(reason)}"
+                frozen.why_untracked = f"no checkpoint can be made: {cloning.refusal(reason)}"
                 return
             frozen.checkpoint = self._files.token(fd, name).text
             return
@@ -183,7 +182,7 @@ class FrozenClone(OpenVolume):
     def allocated(self) -> Iterator[Extent]:
         """Yield what the clone's extent map holds; all of it where such maps are not relied on."""
         if self.checkpoint:
-            yield from _fiemap.allocated(self._fd, self._size)
+            yield from fiemap.allocated(self._fd, self._size)
         elif self._size:
             yield Extent(0, self._size)
 

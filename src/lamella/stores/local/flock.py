@@ -1,4 +1,4 @@
-"""The repository's lock on a file system: flock on the marker.
+"""The repository's lock on a file system: flock on the marker, and which file systems lock as they should.
 
 The kernel releases it when the holder dies (FORMAT 8, 13.11).
 """
@@ -11,13 +11,15 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lamella.base.errors import Locked, StoreRefused
+from lamella.base.names import MARKER
 from lamella.stores.local.directory import DIRECTORY_FLAGS, FILE_FLAGS, checked_regular
 
-MARKER = "lamella"
-"""Name of the marker object (FORMAT 1)."""
 PAUSE_SECONDS = 0.05
+LOCKING_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs"})
+"""File systems of this kernel alone: flock there excludes every process that can reach the files (FORMAT 13.11)."""
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
 
@@ -91,10 +93,40 @@ def _try(descriptor: int, exclusive: bool) -> bool:
 
 
 def _is_current(root: int, descriptor: int) -> bool:
-    """Whether whoever opens the lock now would open the same file."""
+    """Whether opening the lock now would open the same file."""
     try:
         now = os.stat(MARKER, dir_fd=root, follow_symlinks=False)
     except FileNotFoundError:
         now = os.fstat(root)
     mine = os.fstat(descriptor)
     return (mine.st_dev, mine.st_ino) == (now.st_dev, now.st_ino)
+
+
+def file_system_of(descriptor: int) -> str:
+    """Return the file system type of an open file, such as "ext4"; empty when the kernel does not say.
+
+    The mount is found by its number, not by comparing paths, which bind mounts and mounts over mounts would mislead.
+    """
+    try:
+        mount = _mount_number(Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii"))
+        table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
+    return file_system_in(table, mount)
+
+
+def file_system_in(table: str, mount: str) -> str:
+    """Return the type of the mount with that number in the text of a mountinfo table; empty when it is not there."""
+    for line in table.split("\n"):
+        fields, separator, rest = line.partition(" - ")
+        if separator and fields.split(" ", 1)[0] == mount:
+            return rest.split(" ", 1)[0]
+    return ""
+
+
+def _mount_number(fdinfo: str) -> str:
+    for line in fdinfo.split("\n"):
+        key, _, value = line.partition(":")
+        if key == "mnt_id":
+            return value.strip()
+    return ""

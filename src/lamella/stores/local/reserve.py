@@ -1,7 +1,7 @@
 """Room kept back in the repository, so that a disk that is full to its last block can still be pruned.
 
-Removing a snapshot begins with a write: the record that says so. `tmp/reserve` is given up for such small writes, under
-the exclusive lock only, since a backup would just use it up; it is made again as soon as there is room.
+Removing a snapshot begins with a write: the record of the removal. `tmp/reserve` is deleted to make room for such small
+writes, under the exclusive lock only, because a backup would just use the room up. It is made again when there is room.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from lamella.stores.local.directory import FULL, opened_directory, write_whole
-from lamella.stores.local.listing import TEMPORARY
+from lamella.stores.local.directory import FULL, TEMPORARY, opened_directory, write_whole
 
 NAME = "reserve"
 SIZE = 1 << 20
@@ -22,7 +21,7 @@ _FREE = 4 * SIZE
 
 
 def keep_reserve(root: int) -> bool:
-    """Whether room is kept back below `root`; it is from now on if four times as much is free, and nothing fails."""
+    """Keep room back below `root` if four times as much is free; whether the reserve exists afterwards."""
     unfinished = os.urandom(16).hex()
     try:
         with opened_directory(root, (TEMPORARY,), create=True) as directory:
@@ -47,7 +46,7 @@ def keep_reserve(root: int) -> bool:
 
 
 def give_up_reserve(root: int, error: OSError, size: int) -> bool:
-    """Whether a write of `size` bytes that failed with `error` may be tried again: there was room kept back."""
+    """Delete the reserve for a write of `size` bytes that failed with `error`; whether to try the write again."""
     if error.errno not in FULL or size > MOST:
         return False
     try:

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import NoRepository, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
+from lamella.base.names import MARKER
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, checked_name
+from lamella.stores.base import Abilities, Entry, checked_name, checked_prefix, range_end
 from lamella.stores.local.directory import (
+    TEMPORARY,
+    DirectoryWalk,
     checked_regular,
     holds_exactly,
     is_link,
@@ -30,11 +33,7 @@ from lamella.stores.local.directory import (
     sync_directory,
     write_whole,
 )
-from lamella.stores.local.flock import MARKER, held
-from lamella.stores.local.listing import TEMPORARY, Walk
-from lamella.stores.local.mounts import LOCKING_FILE_SYSTEMS, file_system_of
-from lamella.stores.local.reserve import give_up_reserve, keep_reserve
-from lamella.stores.requests import checked_prefix, range_end
+from lamella.stores.local.flock import LOCKING_FILE_SYSTEMS, file_system_of, held
 
 if TYPE_CHECKING:
     Parts = tuple[str, ...]
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     """The descriptor of a directory, and a name in it."""
 
 _UNFINISHED_KEPT_SECONDS = 7 * 86400
-"""What a killed writer left is removed by a later one: by then no writer can still be at it."""
+"""A later writer removes what a killed writer left: by then no writer can still be using it."""
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 
@@ -115,6 +114,8 @@ class LocalStore:
             try:
                 self._publish(above, leaf, name, content)
             except OSError as error:
+                from lamella.stores.local.reserve import give_up_reserve
+
                 if not (self._alone and give_up_reserve(self._root, error, len(content))):
                     raise
                 self._reserved = False
@@ -225,6 +226,8 @@ class LocalStore:
 
     def _keep_reserve(self) -> None:
         if not self._reserved and self._abilities.delete:
+            from lamella.stores.local.reserve import keep_reserve  # only writers need room kept back
+
             self._reserved = keep_reserve(self._root)
 
     def _publish(self, above: Parts, leaf: str, name: str, content: bytes | memoryview) -> None:
@@ -296,7 +299,7 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError):
                 pass  # nothing has this prefix, if the root is still there
             else:
-                yield from Walk(self.url).below(directory, prefix)
+                yield from DirectoryWalk(self.url).below(directory, prefix)
             # At the end, when nothing can vanish unnoticed any more: a removed directory reads as an empty one.
             self._check_in_place()
 

@@ -1,7 +1,7 @@
 """A server for the directory that its client names: what runs on a far side that has no Lamella (bundle.py).
 
-It does what the account it runs under may do anyway; a place that must be protected from its client has a server that
-was started by somebody else (`lamella serve`).
+The agent can do no more than the account it runs under. A destination that must be protected from its client needs a
+server that its owner starts (`lamella serve`).
 """
 
 from __future__ import annotations

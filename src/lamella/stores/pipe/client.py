@@ -14,29 +14,96 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from lamella.base.errors import LamellaError, Locked, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable
+from lamella.base.names import COMMITS, KEYS, PACKS
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, Held, checked_name
+from lamella.stores.base import Abilities, Entry, Held, checked_name, checked_prefix
 from lamella.stores.pipe import frames
-from lamella.stores.pipe.ahead import Ahead
-from lamella.stores.pipe.calls import Call
-from lamella.stores.pipe.frames import Hello, Kind
-from lamella.stores.pipe.link import Link, Route, Waits
-from lamella.stores.requests import checked_prefix
+from lamella.stores.pipe.frames import Frame, Hello, ProtocolError
+from lamella.stores.pipe.link import Call, Link, Route, Waits
 
-_COMMITS = "w/"
-_PACKS = "p/"
 _STILL_STORING_SECONDS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2)
 """A server that lost its client stores what it has received before it ends: pauses before each look for it."""
-_OPENING = ("", "keys/")
-"""Where the small objects lie that whoever opens a repository reads first: marker and key slots (FORMAT 1)."""
-_LISTED = ("w/", "p/")
-"""What whoever takes the shared lock lists next."""
+_OPENING = ("", KEYS)
+"""Where opening a repository finds the small objects it reads first: marker and key slots (FORMAT 1)."""
+_LISTED = (COMMITS, PACKS)
+"""What a holder of the shared lock lists next."""
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
+GOOD_SECONDS = 10.0
+_ROOM = frames.SMALL_OBJECTS * (frames.SMALL_BYTES + 256)
+
+
+class Ahead:
+    """What a client asks for before anyone wants it, in the same flight as something that is waited for anyway.
+
+    Opening a repository asks for its marker, then for its key slots, then for the lock, then for two listings: one
+    round trip each, if nobody thinks ahead. What came is good for some seconds, and for nothing once this side has
+    written.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._small: dict[str, Call] = {}
+        self._listings: dict[str, Call] = {}
+        self._link: Link | None = None
+        self._until = 0.0
+
+    def ask_small(self, link: Link, *prefixes: str) -> None:
+        """Ask for all small objects below these prefixes. Raises StoreUnavailable, StoreError."""
+        calls = {
+            prefix: link.ask(Frame.SMALL, prefix.encode("ascii"), Call(prefix, data_bytes=_ROOM)) for prefix in prefixes
+        }
+        with self._mutex:
+            self._small, self._link, self._until = calls, link, time.monotonic() + GOOD_SECONDS
+
+    def ask_listings(self, link: Link, *prefixes: str) -> None:
+        """Ask for listings. Raises StoreUnavailable, StoreError."""
+        self.forget()
+        calls = {
+            prefix: link.ask(Frame.LIST, prefix.encode("ascii"), Call(prefix, listing=True)) for prefix in prefixes
+        }
+        with self._mutex:
+            self._listings, self._link, self._until = calls, link, time.monotonic() + GOOD_SECONDS
+
+    def listing(self, link: Link, prefix: str) -> Call | None:
+        """A listing that is on its way, for one caller."""
+        with self._mutex:
+            return self._listings.pop(prefix, None) if self._good(link) else None
+
+    def small(self, link: Link, name: str) -> bytes | None:
+        """A small object that came along, None if it must be asked for."""
+        return self._below(link, name.rpartition("/")[0]).get(name)
+
+    def entries(self, link: Link, prefix: str) -> list[Entry] | None:
+        """The objects below a prefix all of which came along, None if they must be asked for."""
+        found = self._below(link, prefix.rstrip("/")) if prefix else {}
+        return [Entry(name, len(content)) for name, content in found.items()] or None
+
+    def _below(self, link: Link, folder: str) -> dict[str, bytes]:
+        with self._mutex:
+            call = self._small.get(f"{folder}/" if folder else "") if self._good(link) else None
+        if call is None:
+            return {}
+        try:
+            return frames.decode_small(link.data(call))
+        except (LamellaError, ProtocolError):
+            return {}
+
+    def _good(self, link: Link) -> bool:
+        return link is self._link and time.monotonic() < self._until
+
+    def forget(self) -> None:
+        """Nothing of it holds any more."""
+        with self._mutex:
+            link, listings = self._link, self._listings
+            self._small, self._listings, self._link = {}, {}, None
+        if link is not None:
+            for call in listings.values():
+                link.drop(call)
 
 
 class _Lock(Held):
-    """A lock that somebody holds: over which connection, and as which request."""
+    """A lock, the connection that holds it, and the number of its request."""
 
     def __init__(self, exclusive: bool, link: Link, number: int) -> None:
         super().__init__()
@@ -46,7 +113,7 @@ class _Lock(Held):
 
     @property
     def lost(self) -> bool:
-        """Also while the connection is broken and nobody has asked for a new one."""
+        """True also while the connection is broken and no call has made a new one."""
         return super().lost or self.link.failed
 
 
@@ -101,8 +168,8 @@ class PipeStore:
             self._forget_unsynced({**before, name: self._unsynced[name]})
 
     def _look_behind(self, link: Link, name: str) -> None:
-        """Whoever publishes a commit looks at its chain next: the server lists it when the commit is durable."""
-        if name.startswith(_COMMITS):
+        """Ask for the chain of a commit, which its publisher lists next; it comes once the commit is durable."""
+        if name.startswith(COMMITS):
             self._ahead.ask_listings(link, name.rpartition("/")[0] + "/")
 
     def _put(self, name: str, content: Sealed | Clear, *, durable: bool) -> None:
@@ -119,19 +186,19 @@ class PipeStore:
             link.answer(call)
         except StoreUnavailable:
             # Other names may be taken by other bytes; and a server that says why it failed has not stored it.
-            if link.failed and not durable and name.startswith(_PACKS):
+            if link.failed and not durable and name.startswith(PACKS):
                 self._doubtful.add(name)
             raise
         self._unsynced[name] = link, len(content)
 
     def _has_arrived(self, name: str, size: int) -> bool:
-        """Whether what was sent over a connection that broke was stored all the same: it need not be sent again."""
+        """Whether the server stored an object although the connection broke; then it need not be sent again."""
         for pause in _STILL_STORING_SECONDS:
             time.sleep(pause)
             link = self._connected()
             self._check_lock(name)
             with suppress(ObjectNotFound):
-                link.answer(link.ask(Kind.KEEP, frames.SIZE.pack(size) + name.encode("ascii"), Call(name)))
+                link.answer(link.ask(Frame.KEEP, frames.SIZE.pack(size) + name.encode("ascii"), Call(name)))
                 self._unsynced[name] = link, size
                 self._doubtful.discard(name)
                 return True
@@ -139,10 +206,10 @@ class PipeStore:
         return False
 
     def _announced(self, name: str, content: Sealed | Clear, call: Call, durable: bool) -> Link:
-        """Send an object; returns the connection it went over.
+        """Send an object; returns the connection that carried it.
 
-        A connection that broke while other objects were still being sent has nothing of this one: it goes over the
-        next, and whoever counts attempts need not count this.
+        A connection that breaks before this object's turn has received nothing of it: the object goes over the next
+        connection, and this is not an attempt that failed.
         """
         while True:
             link = self._connected()
@@ -168,7 +235,7 @@ class PipeStore:
         if small is not None and (length is None or offset + length <= len(small)) and offset <= len(small):
             return small[offset:] if length is None else small[offset : offset + length]
         request = frames.GET.pack(offset, wanted) + name.encode("ascii")
-        content = link.data(link.ask(Kind.GET, request, Call(name, data_bytes=room)))
+        content = link.data(link.ask(Frame.GET, request, Call(name, data_bytes=room)))
         if length is not None and len(content) != length:
             raise StoreError(f"the far side sent {len(content)} bytes instead of {length}", obj=name)
         return content
@@ -179,7 +246,7 @@ class PipeStore:
         small = self._ahead.small(link, checked_name(name))
         if small is not None:
             return len(small)
-        answer = link.answer(link.ask(Kind.STAT, checked_name(name).encode("ascii"), Call(name)))
+        answer = link.answer(link.ask(Frame.STAT, checked_name(name).encode("ascii"), Call(name)))
         if len(answer) != frames.SIZE.size:
             raise StoreError("the far side did not say how large the object is", obj=name)
         size: int = frames.SIZE.unpack(answer)[0]
@@ -199,7 +266,7 @@ class PipeStore:
             return
         call = self._ahead.listing(link, prefix)
         if call is None:
-            call = link.ask(Kind.LIST, prefix.encode("ascii"), Call(prefix, listing=True))
+            call = link.ask(Frame.LIST, prefix.encode("ascii"), Call(prefix, listing=True))
         try:
             while (page := link.page(call)) is not None:
                 for entry in page:
@@ -215,7 +282,7 @@ class PipeStore:
         link = self._connected()
         self._check_lock(name)
         self._ahead.forget()
-        link.answer(link.ask(Kind.DELETE, name.encode("ascii"), Call(name)))
+        link.answer(link.ask(Frame.DELETE, name.encode("ascii"), Call(name)))
         self._unsynced[name] = link, None
 
     # -- durability ---------------------------------------------------------------------------------------------------
@@ -234,17 +301,17 @@ class PipeStore:
         link = self._connected()
         if any(where is not link for where, _ in before.values()):
             return self.sync()  # the connection broke just now
-        link.answer(link.ask(Kind.SYNC, b"", Call(self._url)))
+        link.answer(link.ask(Frame.SYNC, b"", Call(self._url)))
         self._forget_unsynced(before)
 
     def _settle_elsewhere(self) -> None:
-        """Have the present connection's next sync cover what earlier connections put or removed."""
+        """Make the next sync of the present connection cover what earlier connections put or removed."""
         link = self._connected()
         stale = {name: size for name, (where, size) in dict(self._unsynced).items() if where is not link}
         calls: list[tuple[str, Call]] = []
         for name, size in stale.items():
             encoded = name.encode("ascii")
-            kind, request = (Kind.DELETE, encoded) if size is None else (Kind.KEEP, frames.SIZE.pack(size) + encoded)
+            kind, request = (Frame.DELETE, encoded) if size is None else (Frame.KEEP, frames.SIZE.pack(size) + encoded)
             calls.append((name, link.ask(kind, request, Call(name))))
         for name, call in calls:
             try:
@@ -280,7 +347,7 @@ class PipeStore:
                 self._locks.remove(lock)
             if not lock.link.failed and not self._closed:
                 with suppress(LamellaError):  # the end of the connection releases it, too
-                    call = lock.link.ask(Kind.UNLOCK, lock.number.to_bytes(4, "little"), Call(self._url))
+                    call = lock.link.ask(Frame.UNLOCK, lock.number.to_bytes(4, "little"), Call(self._url))
                     if not self._route.distant:  # nobody there can come sooner than the request
                         lock.link.answer(call)
 
@@ -309,7 +376,7 @@ class PipeStore:
         """Raises StoreError if a lock was lost that this write relies on."""
         with self._mutex:
             lost = [lock for lock in self._locks if lock.lost]
-        if any(lock.exclusive for lock in lost) or (lost and name.startswith(_COMMITS)):
+        if any(lock.exclusive for lock in lost) or (lost and name.startswith(COMMITS)):
             raise StoreError(
                 "the connection broke, and with it the repository's lock was lost for a while",
                 obj=name,
@@ -360,7 +427,7 @@ class PipeStore:
 
 def _lock_over(link: Link, exclusive: bool, url: str, ahead: Callable[[Link], None] | None = None) -> int:
     """Take the lock over a connection; `ahead` asks for what may come with the answer. Raises Locked, StoreError."""
-    call = link.ask(Kind.LOCK, b"\x01" if exclusive else b"\x00", Call(url))
+    call = link.ask(Frame.LOCK, b"\x01" if exclusive else b"\x00", Call(url))
     if ahead is not None:
         ahead(link)
     link.answer(call)

@@ -1,14 +1,17 @@
-"""The protocol of a store behind a pipe: frames, their limits, and what is in them (docs/PIPE.md).
+"""The protocol of a store behind a pipe: frames, their limits, what is in them, and how they pass a descriptor
+(docs/PIPE.md).
 
-A frame is `length u32 | kind u8 | request u32 | payload`, little endian; `length` is that of the payload. Whoever reads
-knows from the kind how long a payload may be before taking a byte of it. This module and those it is packed with for a
+A frame is `length u32 | kind u8 | request u32 | payload`, little endian; `length` is that of the payload. A reader
+knows from the kind how long a payload may be before it takes a byte. This module and those it is packed with for a
 far side without Lamella (stores/pipe/bundle.py) run on Python 3.8.
 """
 
 from __future__ import annotations
 
+import os
 import struct
-from typing import NamedTuple
+import threading
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamella.base.errors import (
     LamellaError,
@@ -20,12 +23,16 @@ from lamella.base.errors import (
     StoreRefused,
     StoreUnavailable,
     UsageError,
+    printable,
 )
 from lamella.base.trust import Sealed
 from lamella.stores.base import MAX_NAME, Abilities, Entry
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 BOOT_MAGIC = b"LMLBOOT1"
-"""Stands before a packed agent (8 hex digits of length, then a zlib stream); a server that needs none skips it."""
+"""Precedes a packed agent (8 hex digits of length, then a zlib stream); a server that is installed skips the agent."""
 CLIENT_MAGIC = b"LMLPIPE1"
 SERVER_MAGIC = b"LMLSERV1"
 VERSION = 1
@@ -48,15 +55,15 @@ SMALL_OBJECTS = 32
 """... and so many of them are sent at once: as many as there may be key slots (FORMAT 3)."""
 
 TICK_SECONDS = 20.0
-"""Whoever said nothing for so long says TICK."""
+"""A side that sent nothing for so long sends TICK or TOCK."""
 SILENCE_SECONDS = 60.0
-"""A client that waits and hears nothing for so long gives the connection up ..."""
+"""A client that waits gives the connection up after this much silence ..."""
 ABANDONED_SECONDS = 120.0
-"""... and a server that hears nothing for so long ends, and with it the locks it holds. In this order: a client knows
-that its lock may be gone before anyone else can get it."""
+"""... and a server ends after this much, which releases its locks. The client's limit is shorter: it knows that its
+lock may be gone before another client can take it."""
 
 
-class Kind:
+class Frame:
     """What a frame is. Below 32 the client's, above the server's."""
 
     HELLO = 1
@@ -82,24 +89,31 @@ class Kind:
 
 
 _TEXT = 4096
+_BUFFER = 1 << 16
 CLIENT_LIMITS = {
-    Kind.HELLO: 2 * _TEXT,
-    Kind.GET: 16 + MAX_NAME,
-    Kind.STAT: MAX_NAME,
-    Kind.LIST: MAX_NAME,
-    Kind.MORE: 0,
-    Kind.CANCEL: 0,
-    Kind.PUT: 5 + MAX_NAME,
-    Kind.PIECE: PIECE,
-    Kind.DELETE: MAX_NAME,
-    Kind.SYNC: 0,
-    Kind.LOCK: 1,
-    Kind.UNLOCK: 4,
-    Kind.TICK: 0,
-    Kind.KEEP: 8 + MAX_NAME,
-    Kind.SMALL: MAX_NAME,
+    Frame.HELLO: 2 * _TEXT,
+    Frame.GET: 16 + MAX_NAME,
+    Frame.STAT: MAX_NAME,
+    Frame.LIST: MAX_NAME,
+    Frame.MORE: 0,
+    Frame.CANCEL: 0,
+    Frame.PUT: 5 + MAX_NAME,
+    Frame.PIECE: PIECE,
+    Frame.DELETE: MAX_NAME,
+    Frame.SYNC: 0,
+    Frame.LOCK: 1,
+    Frame.UNLOCK: 4,
+    Frame.TICK: 0,
+    Frame.KEEP: 8 + MAX_NAME,
+    Frame.SMALL: MAX_NAME,
 }
-SERVER_LIMITS = {Kind.DONE: _TEXT, Kind.DATA: PIECE, Kind.PAGE: PIECE, Kind.ERROR: _TEXT, Kind.TOCK: 0}
+SERVER_LIMITS = {
+    Frame.DONE: _TEXT,
+    Frame.DATA: PIECE,
+    Frame.PAGE: PIECE,
+    Frame.ERROR: _TEXT,
+    Frame.TOCK: 0,
+}
 
 GET = struct.Struct("<QQ")
 """Offset and length; a length of TO_THE_END has no other meaning."""
@@ -182,13 +196,12 @@ def decode_error(payload: bytes, obj: str) -> LamellaError:
     if kind is None:
         raise ProtocolError("an error of no known kind")
     message, _, hint = payload[1:].partition(b"\0")
-    return kind(printable(message) or "the far side failed", obj=obj, hint=printable(hint))
+    return kind(shown(message) or "the far side failed", obj=obj, hint=shown(hint))
 
 
-def printable(text: bytes) -> str:
-    """One bounded line that cannot move the cursor or colour a terminal."""
-    shown = text.decode("utf-8", "replace")[:_MAX_MESSAGE]
-    return " ".join("".join(c if c.isprintable() else " " if c.isspace() else "?" for c in shown).split())
+def shown(text: bytes) -> str:
+    """What the far side says, as one bounded line."""
+    return printable(text.decode("utf-8", "replace")[:_MAX_MESSAGE])
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -236,3 +249,118 @@ def decode_small(payload: bytes) -> dict[str, bytes]:
 def as_sealed(content: memoryview) -> Sealed:
     """What was received, for a store: a server passes on what it cannot read, and has not to judge."""
     return Sealed(bytes(content))
+
+
+class FrameSource:
+    """The frames of one descriptor, for one thread.
+
+    `wait` returns when the descriptor can be read, and raises when nothing is to be waited for any more.
+    """
+
+    def __init__(self, descriptor: int, limits: Mapping[int, int], wait: Callable[[], None]) -> None:
+        self._descriptor = descriptor
+        self._limits = limits
+        self._wait = wait
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._start = self._end = 0
+
+    def header(self) -> tuple[int, int, int]:
+        """Length of the payload that follows, kind and request of the next frame.
+
+        Raises EOFError at the end, ProtocolError for a kind that has no place here or a payload longer than its kind
+        may have, OSError.
+        """
+        if self._start == self._end:
+            self._fill()
+        length, kind, request = HEADER.unpack(self.exactly(HEADER.size))
+        limit = self._limits.get(kind)
+        if limit is None:
+            raise ProtocolError(f"a frame of unknown kind {kind}")
+        if length > limit:
+            raise ProtocolError(f"a frame of {length} bytes, where {limit} is the limit")
+        return length, kind, request
+
+    def exactly(self, length: int) -> bytearray:
+        """The next `length` bytes; the caller has bounded it. Raises EOFError if they end before, OSError."""
+        content = bytearray(length)
+        self.into(memoryview(content))
+        return content
+
+    def into(self, target: memoryview) -> None:
+        """Fill `target` with the next bytes. Raises EOFError if they end before, OSError."""
+        while target:
+            taken = min(len(target), self._end - self._start)
+            if taken:
+                target[:taken] = self._buffer[self._start : self._start + taken]
+                self._start += taken
+            elif len(target) >= _BUFFER:  # straight to where it belongs
+                self._wait()
+                taken = os.readv(self._descriptor, [target])
+                if not taken:
+                    raise EOFError
+            else:
+                self._fill()
+            target = target[taken:]
+
+    def rest(self) -> bytes:
+        """What was read already and not taken yet: for messages about a side that speaks something else."""
+        return bytes(self._buffer[self._start : self._end])
+
+    def skip(self, length: int) -> None:
+        """Pass over the next bytes."""
+        while length:
+            taken = min(length, _BUFFER)
+            self.exactly(taken)
+            length -= taken
+
+    def _fill(self) -> None:
+        self._wait()
+        self._start, self._end = 0, os.readv(self._descriptor, [self._buffer])
+        if not self._end:
+            raise EOFError
+
+
+class FrameSink:
+    """Writes frames to one descriptor; threads take turns, a frame at a time."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._turn = threading.Lock()
+        self.frames = 0
+        """Frames written: two equal looks at it mean that nothing was said in between."""
+
+    def shut(self, seconds: float) -> bool:
+        """Write nothing any more; False if a thread is still stuck in a write after that time."""
+        if not self._turn.acquire(timeout=seconds):
+            return False
+        self._descriptor = -1
+        self._turn.release()
+        return True
+
+    def raw(self, content: bytes) -> None:
+        """Write bytes that are no frame. Raises OSError."""
+        with self._turn:
+            self._write([content])
+
+    def frame(self, kind: int, request: int, payload: bytes | bytearray | memoryview = b"") -> None:
+        """Write one frame. Raises OSError."""
+        with self._turn:
+            self._write([HEADER.pack(len(payload), kind, request), payload])
+            self.frames += 1
+
+    def frame_unless_busy(self, kind: int) -> None:
+        """Write an empty frame of request 0, unless another one is just being written. Raises OSError."""
+        if self._turn.acquire(blocking=False):
+            try:
+                self._write([HEADER.pack(0, kind, 0)])
+                self.frames += 1
+            finally:
+                self._turn.release()
+
+    def _write(self, parts: list[bytes | bytearray | memoryview]) -> None:
+        written = os.writev(self._descriptor, parts)
+        for part in parts:
+            rest = memoryview(part)[written:]
+            written = max(0, written - len(part))
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]

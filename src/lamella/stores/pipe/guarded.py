@@ -1,14 +1,15 @@
-"""What a server lets its client do: only add, only so many bytes, and only objects that are what they are called."""
+"""What a server allows its client: adding only, a quota, and only objects whose bytes match their names."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from typing import TYPE_CHECKING
 
+from lamella.base import names
 from lamella.base.errors import ObjectNotFound, StoreFull, StoreRefused
 from lamella.stores.base import Abilities, checked_name
 from lamella.stores.pipe import frames
-from lamella.stores.pipe.received import MARKER, Received
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ class GuardedStore:
 
     `append_only`: nothing is deleted, and the exclusive lock is given only while there is no repository. `quota_bytes`
     bounds all objects together; servers that run side by side count each for itself and look again now and then.
-    `checked`: contents must belong under their names (lamella.stores.pipe.received); always so when `append_only`.
+    `checked`: contents must belong under their names (`Received`); always so when `append_only`.
     """
 
     def __init__(
@@ -129,10 +130,71 @@ class GuardedStore:
 
     def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[Held | None]:
         """Hold the lock of the store inside. Raises StoreRefused for the exclusive one where only adding is allowed."""
-        if exclusive and self._append_only and self._has(MARKER):
-            raise StoreRefused("objects can only be added here: the exclusive lock is not given", obj=MARKER)
+        if exclusive and self._append_only and self._has(names.MARKER):
+            raise StoreRefused("objects can only be added here: the exclusive lock is not given", obj=names.MARKER)
         return self._inner.lock(exclusive=exclusive, wait_seconds=wait_seconds)
 
     def close(self) -> None:
         """Close the store inside."""
         self._inner.close()
+
+
+class Received:
+    """Checks objects before a server stores them, without any key; reads the repository's marker when first needed.
+
+    A name is an address and an accident check, never a proof: whoever may write may write any bytes under their own
+    hash. The signature of a commit is more: nobody else can append to a writer's chain.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._root: bytes | None = None
+
+    def check(self, name: str, content: bytes | memoryview) -> None:
+        """Raises StoreRefused for an object whose bytes do not belong under its name; StoreError."""
+        if not names.is_hashed(name):
+            return
+        named = names.hash_in(name)
+        if named is None:
+            raise StoreRefused("no object has a name like this at this place", obj=name)
+        if not hashlib.sha256(content).digest().startswith(named):
+            raise StoreRefused("the object's bytes do not hash to its name", obj=name)
+        commit = names.commit_of(name)
+        if commit is not None:
+            self._check_commit(name, bytes(content), commit)
+
+    def _check_commit(self, name: str, content: bytes, commit: names.CommitName) -> None:
+        inside, trailer = content[: -names.TRAILER_SIZE], names.trailer_of(content)
+        sound = inside.startswith(names.CONTAINER_MAGIC) and commit.seq >= 1
+        if not sound or names.writer_of(trailer.public) != commit.writer:
+            raise StoreRefused("not a commit of the writer in whose place it was put", obj=name)
+        if hashlib.sha256(inside).digest() != trailer.container:
+            raise StoreRefused("a commit whose trailer is another one's", obj=name)
+        root = self._repository_root()
+        if root is None:  # the marker is written last: until then there is nothing to protect
+            return
+        message = names.commit_message(root, commit.writer, commit.seq, trailer.container)
+        if not _signed(trailer.public, trailer.signature, message):
+            raise StoreRefused("a commit that its writer has not signed", obj=name)
+
+    def _repository_root(self) -> bytes | None:
+        if self._root is None:
+            try:
+                self._root = names.root_of(self._store.get(names.MARKER, 0, names.MARKER_SIZE))
+            except ObjectNotFound:
+                return None
+        return self._root
+
+
+def _signed(public: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether the signature holds. True where nothing can tell: a bare Python checks structure and hash only."""
+    try:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    except ImportError:
+        return True
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from lamella.run.pipeline import Beside
 from lamella.run.spawn import Child
 from lamella.stores.base import Abilities, Entry
 from lamella.stores.pipe import frames
-from lamella.stores.pipe.calls import Call
-from lamella.stores.pipe.frames import Hello, Kind, ProtocolError
-from lamella.stores.pipe.framing import FrameSink, FrameSource
+from lamella.stores.pipe.frames import MAX_LISTED, Frame, FrameSink, FrameSource, Hello, ProtocolError, decode_page
 
+STALLED_SECONDS = 900.0
+"""A single request may take so long without anything coming of it, such as a `sync` of a slow disk."""
 _END_SECONDS = 10.0
 _CAUSE_SECONDS = 2.0
 _POLL_SECONDS = 1.0
@@ -43,8 +44,93 @@ class Route:
     """As `Abilities.distant`; and the program is ended at once when the store is closed."""
 
 
+class Call:
+    """One request and its answer. The reading thread fills it, the calling thread waits for it."""
+
+    def __init__(self, obj: str, *, data_bytes: int = 0, listing: bool = False) -> None:
+        self.obj = obj
+        self.number = 0
+        self.round = 0
+        self.begun = time.monotonic()
+        self.abandoned = False
+        self._changed = threading.Condition()
+        self._room = data_bytes
+        self._listing = listing
+        self._pieces: list[bytearray] = []
+        self._pages: deque[list[Entry]] = deque()
+        self._listed = 0
+        self._answer: bytes | LamellaError | None = None
+
+    # -- the reading thread -------------------------------------------------------------------------------------------
+
+    def expects(self, kind: int, length: int) -> None:
+        """Raises ProtocolError if no such frame can be part of the answer; asked before the payload is read."""
+        if kind == Frame.DATA and 0 < length <= self._room:
+            self._room -= length
+        elif not (kind in {Frame.DONE, Frame.ERROR} or (kind == Frame.PAGE and self._listing and length)):
+            raise ProtocolError("an answer that nobody asked for")
+
+    def take(self, kind: int, payload: bytearray) -> None:
+        """Keep a part of the answer that does not end it."""
+        if kind == Frame.DATA:
+            self._pieces.append(payload)
+            return
+        page = decode_page(bytes(payload))
+        self._listed += len(page)
+        if self._listed > MAX_LISTED:
+            raise ProtocolError(f"a listing of more than {MAX_LISTED} objects")
+        if not self.abandoned:
+            with self._changed:
+                self._pages.append(page)
+                self._changed.notify_all()
+
+    def finish(self, answer: bytes | LamellaError) -> None:
+        """The last part of the answer, or what made it impossible."""
+        with self._changed:
+            if self._answer is None:
+                self._answer = answer
+            self._changed.notify_all()
+
+    # -- the calling thread -------------------------------------------------------------------------------------------
+
+    def result(self) -> bytes:
+        """Wait for the answer. Raises what the far side reports, StoreUnavailable."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._answer is not None, STALLED_SECONDS):
+                raise StoreUnavailable("the far side did not answer a request in time", obj=self.obj)
+        return self._outcome()
+
+    def data(self) -> bytes:
+        """Wait for the answer and return the bytes that came with it."""
+        self.result()
+        return bytes(self._pieces[0]) if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    def page(self) -> list[Entry] | None:
+        """Wait for the next page of a listing; None after the last one. Raises as `result` does."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._pages or self._answer is not None, STALLED_SECONDS):
+                raise StoreUnavailable("the far side did not go on with a listing in time", obj=self.obj)
+            if self._pages:
+                return self._pages.popleft()
+        self._outcome()
+        return None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the answer is complete."""
+        return self._answer is not None
+
+    def _outcome(self) -> bytes:
+        assert self._answer is not None
+        if isinstance(self._answer, LamellaError):
+            # A new object: several threads may raise the error that ended the connection.
+            error = self._answer
+            raise type(error)(error.message, obj=self.obj or error.obj, hint=error.hint)
+        return self._answer
+
+
 class Waits:
-    """Counts the round trips that follow one another: those of requests sent after an earlier answer was there."""
+    """Counts consecutive round trips: a request sent after an answer arrived begins a new one."""
 
     def __init__(self) -> None:
         self.rounds = 0
@@ -54,12 +140,12 @@ class Waits:
         call.round = self.rounds + 1
 
     def answered(self, call: Call) -> None:
-        """Somebody goes on with an answer."""
+        """A caller continues with an answer."""
         self.rounds = max(self.rounds, call.round)
 
 
 class Link:
-    """A connection. It ends at the first thing that is wrong, and every request on its way fails with it."""
+    """A connection. The first fault ends it, and every pending request fails with it."""
 
     def __init__(
         self, route: Route, hello: Hello, obj: str, waits: Waits, ahead: Callable[[Link], None] = lambda link: None
@@ -89,7 +175,7 @@ class Link:
         self._reader = Beside(self._read, "lamella-pipe")
         try:
             self._written(lambda: self._sink.raw(route.boot + frames.CLIENT_MAGIC))
-            call = self.ask(Kind.HELLO, hello.encode(), Call(obj))
+            call = self.ask(Frame.HELLO, hello.encode(), Call(obj))
             ahead(self)
             self.abilities: Abilities = self._welcome(call)
         except BaseException:
@@ -123,7 +209,7 @@ class Link:
         with self._sending:
             self._register(call)
             try:
-                self._written(lambda: self._sink.frame(Kind.PUT, call.number, head))
+                self._written(lambda: self._sink.frame(Frame.PUT, call.number, head))
                 for at in range(0, len(view), frames.PIECE):
                     self._send_piece(call, view[at : at + frames.PIECE])
             except BaseException:
@@ -133,7 +219,7 @@ class Link:
         return call
 
     def _send_piece(self, call: Call, piece: memoryview) -> None:
-        self._written(lambda: self._sink.frame(Kind.PIECE, call.number, piece))
+        self._written(lambda: self._sink.frame(Frame.PIECE, call.number, piece))
 
     def answer(self, call: Call) -> bytes:
         """Wait for the answer to a call. Raises what the far side reports, StoreUnavailable, StoreError."""
@@ -150,7 +236,7 @@ class Link:
         with self._judged(call):
             page = call.page()
         if page is not None:
-            self._written(lambda: self._sink.frame(Kind.MORE, call.number))
+            self._written(lambda: self._sink.frame(Frame.MORE, call.number))
         return page
 
     def drop(self, call: Call) -> None:
@@ -158,7 +244,7 @@ class Link:
         call.abandoned = True
         if not call.answered:
             with suppress(LamellaError):
-                self._written(lambda: self._sink.frame(Kind.CANCEL, call.number))
+                self._written(lambda: self._sink.frame(Frame.CANCEL, call.number))
 
     @contextmanager
     def _judged(self, call: Call) -> Iterator[None]:
@@ -218,26 +304,26 @@ class Link:
     def _check_magic(self) -> None:
         magic = bytes(self._source.exactly(len(frames.SERVER_MAGIC)))
         if magic != frames.SERVER_MAGIC:
-            said = frames.printable(magic + self._source.rest())
+            said = frames.shown(magic + self._source.rest())
             text = f"it does not answer as a server of Lamella, but says {said!r}"
             raise StoreError(text, obj=self._obj, hint="does a login script there print something?")
 
     def _take_frame(self) -> None:
         length, kind, number = self._source.header()
-        if kind == Kind.TOCK:
+        if kind == Frame.TOCK:
             return
         with self._mutex:
             call = self._calls.get(number)
         if call is None:
-            if kind == Kind.ERROR and number == 0:  # the last words of a server that gives up
+            if kind == Frame.ERROR and number == 0:  # the last words of a server that gives up
                 raise frames.decode_error(bytes(self._source.exactly(length)), self._obj)
             raise ProtocolError("an answer that nobody asked for")
         call.expects(kind, length)
         payload = self._source.exactly(length)
-        if kind in {Kind.DATA, Kind.PAGE}:
+        if kind in {Frame.DATA, Frame.PAGE}:
             call.take(kind, payload)
             return
-        answer = bytes(payload) if kind == Kind.DONE else frames.decode_error(bytes(payload), call.obj)
+        answer = bytes(payload) if kind == Frame.DONE else frames.decode_error(bytes(payload), call.obj)
         with self._mutex:
             del self._calls[number]
         call.finish(answer)
@@ -265,7 +351,7 @@ class Link:
         if self._sink.frames != self._frames_seen:
             self._frames_seen, self._said = self._sink.frames, now
         elif now - self._said > frames.TICK_SECONDS:
-            self._sink.frame_unless_busy(Kind.TICK)
+            self._sink.frame_unless_busy(Frame.TICK)
             if self._ticked <= self._heard:  # the first one that is not answered
                 self._ticked = now
 

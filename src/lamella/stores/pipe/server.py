@@ -14,15 +14,11 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import LamellaError, ObjectNotFound, StoreError
+from lamella.base.names import MARKER
 from lamella.run.pipeline import Crew
-from lamella.stores.base import Entry
+from lamella.stores.base import Entry, range_end
 from lamella.stores.pipe import frames
-from lamella.stores.pipe.buffers import Buffers
-from lamella.stores.pipe.frames import Kind, ProtocolError
-from lamella.stores.pipe.framing import FrameSink, FrameSource
-from lamella.stores.pipe.received import MARKER
-from lamella.stores.pipe.server_listings import Listings
-from lamella.stores.requests import range_end
+from lamella.stores.pipe.frames import Frame, FrameSink, FrameSource, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +33,10 @@ _MAX_REQUESTS = 128
 _MAX_HELD_BYTES = 96 << 20
 """Received and not yet stored, beside the object being received."""
 _READ_AT_ONCE = 4 << 20
+_MAX_LISTINGS = 64
+_BUFFERS_KEPT = 4
+_LEAST_BYTES, _MOST_BYTES = 1 << 20, 24 << 20
+"""Between them lie all packs. What is larger is rare, and a client must not make a server keep it."""
 
 
 class Server:
@@ -59,7 +59,7 @@ class Server:
             self._sink.raw(frames.SERVER_MAGIC)
             self._greeting()
             length, kind, request = self._source.header()
-            if kind != Kind.HELLO:
+            if kind != Frame.HELLO:
                 raise ProtocolError("a request before the greeting")
             hello = frames.decode_hello(bytes(self._source.exactly(length)))
             store = self._opener(hello)
@@ -67,7 +67,7 @@ class Server:
             return self._last_words(error)
         except LamellaError as error:
             with suppress(OSError):
-                self._sink.frame(Kind.ERROR, request, frames.encode_error(error))
+                self._sink.frame(Frame.ERROR, request, frames.encode_error(error))
             return True
         with ExitStack() as stack:
             stack.callback(store.close)
@@ -75,7 +75,7 @@ class Server:
             self._receiving = True
             stack.callback(conversation.close)
             try:
-                self._sink.frame(Kind.DONE, request, frames.encode_welcome(store.abilities))
+                self._sink.frame(Frame.DONE, request, frames.encode_welcome(store.abilities))
                 conversation.run()
             except (ProtocolError, OSError) as error:
                 return self._last_words(error)
@@ -99,7 +99,7 @@ class Server:
 
     def _last_words(self, error: Exception) -> bool:
         with suppress(OSError):
-            self._sink.frame(Kind.ERROR, 0, frames.encode_error(StoreError(str(error) or "the client went away")))
+            self._sink.frame(Frame.ERROR, 0, frames.encode_error(StoreError(str(error) or "the client went away")))
         return False
 
     def _wait(self) -> None:
@@ -108,7 +108,7 @@ class Server:
         # A large object over a slow link: the client hears that it arrives.
         if self._receiving and time.monotonic() - self._told > frames.TICK_SECONDS:
             self._told = time.monotonic()
-            self._sink.frame_unless_busy(Kind.TOCK)
+            self._sink.frame_unless_busy(Frame.TOCK)
 
 
 class Conversation:
@@ -130,30 +130,30 @@ class Conversation:
         self._locks: dict[int, AbstractContextManager[object]] = {}
         self._receiving: tuple[int, str, bool, memoryview, int] | None = None
         self._verbs: dict[int, Callable[[int, bytes], None]] = {
-            Kind.GET: self._get,
-            Kind.STAT: self._stat,
-            Kind.LIST: self._list,
-            Kind.MORE: lambda request, _: self._listings.more(request),
-            Kind.CANCEL: lambda request, _: self._listings.cancel(request),
-            Kind.PUT: self._put,
-            Kind.DELETE: self._delete,
-            Kind.SYNC: self._sync,
-            Kind.LOCK: self._lock,
-            Kind.UNLOCK: self._unlock,
-            Kind.KEEP: self._keep,
-            Kind.SMALL: self._small,
+            Frame.GET: self._get,
+            Frame.STAT: self._stat,
+            Frame.LIST: self._list,
+            Frame.MORE: lambda request, _: self._listings.more(request),
+            Frame.CANCEL: lambda request, _: self._listings.more(request, cancelled=True),
+            Frame.PUT: self._put,
+            Frame.DELETE: self._delete,
+            Frame.SYNC: self._sync,
+            Frame.LOCK: self._lock,
+            Frame.UNLOCK: self._unlock,
+            Frame.KEEP: self._keep,
+            Frame.SMALL: self._small,
         }
 
     def run(self) -> None:
         """Read requests for ever. Raises EOFError when the client ends the conversation, ProtocolError, OSError."""
         while True:
             length, kind, request = self._source.header()
-            if kind == Kind.PIECE:
+            if kind == Frame.PIECE:
                 self._piece(request, length)
                 continue
             payload = bytes(self._source.exactly(length))
-            if kind == Kind.TICK:
-                self._sink.frame_unless_busy(Kind.TOCK)
+            if kind == Frame.TICK:
+                self._sink.frame_unless_busy(Frame.TOCK)
             elif kind in self._verbs:
                 self._verbs[kind](request, payload)
             else:
@@ -175,14 +175,11 @@ class Conversation:
 
         def job() -> None:
             try:
-                reply = Kind.DONE, work()
-            except LamellaError as error:
-                reply = Kind.ERROR, frames.encode_error(error)
+                reply = Frame.DONE, work()
             except _Cut:
                 return
             except Exception as error:  # noqa: BLE001 (a fault of this side is still one answer)
-                text = f"the far side failed: {type(error).__name__}: {error}"
-                reply = Kind.ERROR, frames.encode_error(StoreError(text))
+                reply = Frame.ERROR, _failure(error)
             finally:
                 if after is not None:
                     after()
@@ -206,7 +203,7 @@ class Conversation:
                 piece = memoryview(self._store.get(name, start, min(_READ_AT_ONCE, end - start)))
                 try:
                     for at in range(0, len(piece), frames.PIECE):
-                        self._sink.frame(Kind.DATA, request, piece[at : at + frames.PIECE])
+                        self._sink.frame(Frame.DATA, request, piece[at : at + frames.PIECE])
                 except OSError as error:
                     raise _Cut from error
             return b""
@@ -229,7 +226,7 @@ class Conversation:
                 names.append(entry.name)
             content = b"".join(frames.encode_small(name, self._store.get(name)) for name in names)
             for at in range(0, len(content), frames.PIECE):
-                self._sink.frame(Kind.DATA, request, content[at : at + frames.PIECE])
+                self._sink.frame(Frame.DATA, request, content[at : at + frames.PIECE])
             return b""
 
         self._answer(request, work)
@@ -272,7 +269,7 @@ class Conversation:
         self._answer(request, work)
 
     def _lock(self, request: int, payload: bytes) -> None:
-        """At once, so that what is asked next is done under the lock; it never waits for another holder."""
+        """Answered at once, so that later requests run under the lock; the server never waits for another holder."""
         self._answer_now(request, lambda: self._locked(request, payload == b"\x01"))
 
     def _locked(self, request: int, exclusive: bool) -> None:
@@ -294,9 +291,9 @@ class Conversation:
         try:
             work()
         except LamellaError as error:
-            self._sink.frame(Kind.ERROR, request, frames.encode_error(error))
+            self._sink.frame(Frame.ERROR, request, frames.encode_error(error))
         else:
-            self._sink.frame(Kind.DONE, request)
+            self._sink.frame(Frame.DONE, request)
 
     def _list(self, request: int, payload: bytes) -> None:
         prefix = _name(payload)
@@ -359,16 +356,137 @@ class Conversation:
         self._answer(request, work, after)
 
     def _make_room(self, size: int) -> None:
-        """Let no more be received until enough is stored; the client hears that this side is alive."""
+        """Wait until enough is stored to receive more; the client meanwhile hears that this side is alive."""
         with self._stored:
             while self._held_bytes and self._held_bytes + size > _MAX_HELD_BYTES:
                 if not self._stored.wait(frames.TICK_SECONDS):
-                    self._sink.frame_unless_busy(Kind.TOCK)
+                    self._sink.frame_unless_busy(Frame.TOCK)
             self._held_bytes += size
 
 
+class Buffers:
+    """Memory for objects being received, used again: a fresh 16 MiB costs a page fault for every 4 KiB of it.
+
+    The free buffers are together 96 MiB at most. Any thread may take and give back.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._free: list[bytearray] = []
+
+    def take(self, size: int) -> memoryview:
+        """A buffer of exactly `size` bytes, which hold anything."""
+        with self._mutex:
+            for at, buffer in enumerate(self._free):
+                if len(buffer) >= size >= _LEAST_BYTES:
+                    del self._free[at]
+                    return memoryview(buffer)[:size]
+        return memoryview(bytearray(size))
+
+    def give(self, view: memoryview) -> None:
+        """Have the memory of a view from `take` back; nobody may look at the view any more."""
+        buffer = view.obj
+        if isinstance(buffer, bytearray) and _LEAST_BYTES <= len(buffer) <= _MOST_BYTES:
+            with self._mutex:
+                self._free = [buffer, *self._free][:_BUFFERS_KEPT]
+
+
+class _Listing:
+    """A listing in progress; one job at a time works on it."""
+
+    def __init__(self, entries: Iterator[Entry]) -> None:
+        self.entries = entries
+        self.credit = frames.CREDIT
+        self.cancelled = False
+        self.working = True
+
+
+class Listings:
+    """The listings that one client has under way: pages, sent as fast as the client takes them.
+
+    No thread waits for the client: the crew works on a listing while there is credit for pages.
+    """
+
+    def __init__(self, store: GuardedStore, sink: FrameSink, crew: Crew) -> None:
+        self._store = store
+        self._sink = sink
+        self._crew = crew
+        self._mutex = threading.Lock()
+        self._listings: dict[int, _Listing] = {}
+
+    def begin(self, request: int, prefix: str) -> None:
+        """Send the first pages. Raises ProtocolError."""
+
+        def entries() -> Iterator[Entry]:
+            yield from self._store.list(prefix)
+
+        with self._mutex:
+            if request in self._listings or len(self._listings) >= _MAX_LISTINGS:
+                raise ProtocolError("too many listings at once")
+            listing = self._listings[request] = _Listing(entries())
+        self._crew.submit(lambda: self._go_on(request, listing))
+
+    def more(self, request: int, *, cancelled: bool = False) -> None:
+        """The client has taken a page, or wants no more."""
+        with self._mutex:
+            listing = self._listings.get(request)
+            if listing is None:  # it ended meanwhile
+                return
+            listing.credit += 1
+            listing.cancelled |= cancelled
+            work = not listing.working
+            listing.working = True
+        if work:
+            self._crew.submit(lambda: self._go_on(request, listing))
+
+    def _go_on(self, request: int, listing: _Listing) -> None:
+        """Send pages as long as the client takes them."""
+        while True:
+            with self._mutex:
+                if not listing.cancelled and not listing.credit:
+                    listing.working = False
+                    return
+                listing.credit -= 1
+                cancelled = listing.cancelled
+            try:
+                page, finished = (b"", True) if cancelled else _page(listing.entries)
+                if page:
+                    self._sink.frame(Frame.PAGE, request, page)
+            except OSError:
+                finished = True
+            except Exception as error:  # noqa: BLE001 (a fault of this side is still one answer)
+                self._listed(request, Frame.ERROR, _failure(error))
+                return
+            if finished:
+                self._listed(request, Frame.DONE, b"")
+                return
+
+    def _listed(self, request: int, kind: int, payload: bytes) -> None:
+        with self._mutex:
+            del self._listings[request]
+        with suppress(OSError):
+            self._sink.frame(kind, request, payload)
+
+
+def _page(entries: Iterator[Entry]) -> tuple[bytes, bool]:
+    """The next rows, and whether they were the last."""
+    page = bytearray()
+    for entry in entries:
+        page += frames.encode_entry(entry)
+        if len(page) > frames.PAGE_BYTES:
+            return bytes(page), False
+    return bytes(page), True
+
+
 class _Cut(Exception):
-    """The client is not there any more to take an answer."""
+    """The client has gone: nobody takes the answer."""
+
+
+def _failure(error: Exception) -> bytes:
+    """The answer that reports an error, or a fault of this side."""
+    if not isinstance(error, LamellaError):
+        error = StoreError(f"the far side failed: {type(error).__name__}: {error}")
+    return frames.encode_error(error)
 
 
 def _whole(payload: bytes, size: int) -> bytes:

@@ -36,7 +36,7 @@ OPTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class SshHost:
     """Where ssh is to go."""
 
     name: str
@@ -63,7 +63,7 @@ def open_ssh(place: str, /, *, create: bool, read_only: bool) -> PipeStore:
     return PipeStore(f"ssh:{place}", route, Hello(path, create, read_only, True))
 
 
-def parse(place: str) -> tuple[Host, str]:
+def parse(place: str) -> tuple[SshHost, str]:
     """Host and path of `//[user@]host[:port]/path`. Raises UsageError."""
     if not place.startswith("//") or any(not c.isprintable() for c in place):
         raise UsageError("not a place behind ssh", obj=f"ssh:{place}", hint=_FORM)
@@ -73,7 +73,7 @@ def parse(place: str) -> tuple[Host, str]:
     return parse_host(where, f"ssh:{place}"), unquote("/" + rest)
 
 
-def parse_host(where: str, obj: str) -> Host:
+def parse_host(where: str, obj: str) -> SshHost:
     """`[user@]host[:port]`. Raises UsageError."""
     user, at, rest = where.rpartition("@")
     name, colon, port = rest.rpartition(":") if not rest.endswith("]") else (rest, "", "")
@@ -82,7 +82,7 @@ def parse_host(where: str, obj: str) -> Host:
     user = unquote(user)
     if (at and not _USER.fullmatch(user)) or not _HOST.fullmatch(name) or (colon and not _valid_port(port)):
         raise UsageError("not a host that ssh could reach", obj=obj, hint=_FORM)
-    return Host(name.strip("[]"), user, int(port or 0))
+    return SshHost(name.strip("[]"), user, int(port or 0))
 
 
 def _valid_port(port: str) -> bool:

@@ -25,22 +25,88 @@ from botocore.exceptions import (
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ResponseStreamingError,
 )
+from urllib3.exceptions import HTTPError
 
-from lamella.base.errors import ObjectNotFound, StoreRefused, StoreUnavailable, UsageError
-from lamella.stores.s3.bounds import READ_SECONDS, SLOWEST_BYTES_PER_SECOND, BoundedSession
-from lamella.stores.s3.errors import answer_error, printable
+from lamella.base.errors import (
+    LamellaError,
+    NoRepository,
+    ObjectNotFound,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+    UsageError,
+    printable,
+)
 from lamella.stores.s3.place import S3Place
 
+READ_SECONDS = 120
+"""Longest silence while an answer is awaited or read."""
+SLOWEST_BYTES_PER_SECOND = 4096
+"""An answer that comes slower than this on the whole is given up, so that a trickle cannot hold us for ever."""
+MAX_ANSWER = 8 << 20
+"""A page of 1000 keys of 1024 bytes, each byte written as three, with everything said about them, has half of it."""
 CONNECT_SECONDS = 20
 """Time for a connection, and for each 16 KiB on their way out."""
 CONNECTIONS = 32
 PAGE = 1000
 _PIECE = 1 << 20
+_ANSWER_PIECE = 1 << 16
+_LONGEST_TEXT = 200
+_NOT_FOUND = {"NoSuchKey", "NoSuchVersion", "404", "NotFound"}
+_LATER = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown", "RequestLimitExceeded"}
+_HINTS = {
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY and the region",
+    "ExpiredToken": "AWS_SESSION_TOKEN has expired: get new credentials",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "AuthorizationHeaderMalformed": "name the bucket's region: ?region=NAME",
+    "PermanentRedirect": "name the bucket's region and endpoint: ?region=NAME&endpoint=URL",
+    "InvalidObjectState": "the object lies in an archive class: have the service restore it first",
+}
 _CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile: ?profile=NAME"
 
 
-class Part(NamedTuple):
+class BoundedSession:
+    """Stands in for botocore's HTTP session: sends through it, and bounds what botocore would read to its end, however
+    long it is: listings and errors. Objects are read piece by piece by `S3Client`.
+    """
+
+    def __init__(self, inner: Any, clock: Callable[[], float]) -> None:  # noqa: ANN401 - botocore has no types
+        self._inner = inner
+        self._clock = clock
+
+    def send(self, request: Any) -> Any:  # noqa: ANN401 - botocore's
+        """Send a prepared request; the body of the reply is left unread only if it is a wanted object."""
+        wanted = request.stream_output
+        request.stream_output = True
+        reply = self._inner.send(request)
+        if not wanted or reply.status_code >= 300:
+            reply._content = self._whole(reply.raw)
+        return reply
+
+    def _whole(self, raw: Any) -> bytes:  # noqa: ANN401 - urllib3's
+        deadline = self._clock() + READ_SECONDS + MAX_ANSWER / SLOWEST_BYTES_PER_SECOND
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            for piece in raw.stream(_ANSWER_PIECE):
+                size += len(piece)
+                if size > MAX_ANSWER or self._clock() > deadline:
+                    raw.close()
+                    raise ResponseStreamingError(error="the answer has no end")
+                pieces.append(piece)
+        except (HTTPError, OSError, ValueError) as error:
+            raise ResponseStreamingError(error=error) from error
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Close connections."""
+        self._inner.close()
+
+
+class RangeRead(NamedTuple):
     """A range that was read: `content` starts at the offset asked for, `size` is the whole object's."""
 
     content: bytes
@@ -70,7 +136,7 @@ class S3Client:
             endpoint = self._client._endpoint
             endpoint.http_session = BoundedSession(endpoint.http_session, clock)
         except (BotoCoreError, ValueError) as error:
-            raise UsageError(f"s3: cannot be used as configured: {printable(error)}") from error
+            raise UsageError(f"s3: cannot be used as configured: {shown(error)}") from error
 
     @property
     def is_amazon(self) -> bool:
@@ -113,7 +179,7 @@ class S3Client:
             reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name, **_version(version))
             return int(reply["ContentLength"])
 
-    def read(self, name: str, offset: int, end: int | None, version: str = "") -> Part | None:
+    def read(self, name: str, offset: int, end: int | None, version: str = "") -> RangeRead | None:
         """Read the bytes [offset, end) (to the end when None), or fewer where the object ends before.
 
         None if the object has no byte at `offset`, which is also so for every empty range. Raises ObjectNotFound.
@@ -131,7 +197,7 @@ class S3Client:
             with reply["Body"] as body:
                 return self._part(reply, body, offset, end, name)
 
-    def _part(self, reply: Any, body: Any, offset: int, end: int | None, name: str) -> Part:  # noqa: ANN401 - botocore's
+    def _part(self, reply: Any, body: Any, offset: int, end: int | None, name: str) -> RangeRead:  # noqa: ANN401 - botocore's
         length = int(reply["ContentLength"])
         start, size = 0, length
         if "ContentRange" in reply:
@@ -140,7 +206,7 @@ class S3Client:
         if start > offset or start + length < wanted_end:
             raise StoreUnavailable("the service answered with another range than was asked for", obj=name)
         content = self._body(body, wanted_end - start, name)
-        return Part(content[offset - start :], size)
+        return RangeRead(content[offset - start :], size)
 
     def _body(self, body: Any, length: int, name: str) -> bytes:  # noqa: ANN401 - botocore's
         deadline = self._clock() + READ_SECONDS + length / SLOWEST_BYTES_PER_SECOND
@@ -204,9 +270,9 @@ class S3Client:
         except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
             raise StoreRefused("there are no usable credentials for S3", obj=name, hint=_CREDENTIALS_HINT) from error
         except ParamValidationError as error:
-            raise StoreRefused(f"S3 has no such request: {printable(error)}", obj=name) from error
+            raise StoreRefused(f"S3 has no such request: {shown(error)}", obj=name) from error
         except (BotoCoreError, botocore.parsers.ResponseParserError, KeyError, ValueError) as error:
-            raise StoreUnavailable(f"the service does not answer properly: {printable(error)}", obj=name) from error
+            raise StoreUnavailable(f"the service does not answer properly: {shown(error)}", obj=name) from error
 
 
 def _client(place: S3Place, environment: Mapping[str, str]) -> Any:  # noqa: ANN401 - botocore has no types
@@ -244,12 +310,42 @@ def _version(version: str) -> dict[str, Any]:
     return {"VersionId": version} if version else {}
 
 
+def answer_error(reply: Any, obj: str, bucket: str) -> LamellaError:  # noqa: ANN401 - as botocore hands it over
+    """The error for a reply that is one: `reply` is the parsed answer with `Error` and `ResponseMetadata`."""
+    error = reply.get("Error", {})
+    code = shown(error.get("Code", ""))
+    status = _status_of(reply)
+    said = f"{code}: {shown(error.get('Message', ''))}".strip(": ") or f"status {status}"
+    if code == "NoSuchBucket":
+        return NoRepository(
+            f"there is no bucket {bucket}", obj=bucket, hint="make it first, with your provider's own tools"
+        )
+    if code in _NOT_FOUND or status == 404:
+        return ObjectNotFound("no such object", obj=obj)
+    if "Quota" in code or "StorageFull" in code or status == 507:
+        return StoreFull(f"no space left: {said}", obj=obj)
+    if code in _LATER or status in {409, 429} or status >= 500:
+        return StoreUnavailable(f"the service cannot do it now: {said}", obj=obj)
+    hint = _HINTS.get(code, "may this credential do that here?" if status in {401, 403} else "")
+    return StoreRefused(f"the service refuses: {said}", obj=obj, hint=hint)
+
+
+def shown(text: object) -> str:
+    """What the service says, as one line of at most 200 characters."""
+    return printable(str(text)[:_LONGEST_TEXT])
+
+
+def _status_of(reply: Any) -> int:  # noqa: ANN401 - as botocore hands it over
+    status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status if isinstance(status, int) else 0
+
+
 def _code(error: Any) -> str:  # noqa: ANN401 - botocore's
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _status(error: Any) -> int:  # noqa: ANN401 - botocore's
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return _status_of(error.response)
 
 
 def _content_range(text: str, name: str) -> tuple[int, int]:

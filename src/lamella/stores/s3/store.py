@@ -1,8 +1,8 @@
 """A store in an S3 bucket. A PUT that was answered is durable, so `sync` has nothing to do.
 
-Objects are only ever created: with `If-None-Match: *` where the service enforces it, else after a look whether the name
-is free, in which case two *processes* that put different bytes under one name at the same moment are not kept from each
-other. Names of packs, commits and segments contain the hash of their bytes, so only two `init` at once could tell.
+Objects are created and never replaced: with `If-None-Match: *` where the service enforces it, otherwise after a check
+that the name is free. In the second case two *processes* can put different bytes under one name at the same moment.
+Names of packs, commits and segments contain the hash of their bytes, so this matters only for two `init` at once.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
+from lamella.base.names import PACKS
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, checked_name
+from lamella.stores.base import Abilities, Entry, checked_name, checked_prefix, range_end
 from lamella.stores.memory import ReadersWriterLock
-from lamella.stores.requests import checked_prefix, range_end
 from lamella.stores.s3.place import S3Place, parse_place
 from lamella.stores.versions import Judge
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lamella.stores.s3.client import S3Client
 
 MAX_INVALID = 1000
-_PACKS = "p/"
 
 
 class S3Store:
@@ -56,8 +55,7 @@ class S3Store:
     ) -> S3Store:
         """Open the store at `//bucket/prefix?options`; `environment` holds the usual AWS variables.
 
-        No request is made, but with `create` a look whether the bucket is there: it is not made here. Raises
-        UsageError, NoRepository, StoreError.
+        Makes no request, except with `create`: then the bucket must exist. Raises UsageError, NoRepository, StoreError.
         """
         found = parse_place(place, environment or {})
         store = cls(found, f"s3:{place}", _client(found, environment or {}), read_only=read_only)
@@ -72,7 +70,7 @@ class S3Store:
 
     @property
     def abilities(self) -> Abilities:
-        """No lock that is worth its name; immutable where `append-only=yes` says so (`lamella doctor` proves it)."""
+        """No lock between processes; immutable where `append-only=yes` says so (`lamella doctor` proves it)."""
         return self._abilities
 
     def put(self, name: str, content: Sealed | Clear) -> None:
@@ -82,7 +80,7 @@ class S3Store:
         StoreUnavailable, NoRepository.
         """
         self._check_writable(checked_name(name))
-        storage_class = self._place.storage_class if name.startswith(_PACKS) else None
+        storage_class = self._place.storage_class if name.startswith(PACKS) else None
         with self._names.held(name):
             if not self._refuses_taken and self._holds(name, content):
                 return
@@ -149,7 +147,7 @@ class S3Store:
         self._client  # noqa: B018 - raises when closed
 
     def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
-        """Hold a lock between the users of this handle. It keeps no other process away: `abilities` says so."""
+        """Hold a lock between the users of this handle. Other processes are not excluded, as `abilities` says."""
         return self._lock.held(exclusive=exclusive, wait_seconds=wait_seconds)
 
     def close(self) -> None:
@@ -169,7 +167,7 @@ class S3Store:
                     self._versions[name] = row.version
                     return True
         except (StoreRefused, ObjectNotFound):
-            return False  # versions are none of this credential's business, or gone meanwhile
+            return False  # this credential may not read versions, or they are gone meanwhile
         return False
 
     def try_replacing(self, name: str, content: bytes) -> bool:

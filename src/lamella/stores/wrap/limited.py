@@ -45,8 +45,8 @@ class TokenBucket:
 class LimitedStore(Wrapper):
     """A store whose puts, gets and listings together move at most so many bytes a second, whatever their threads.
 
-    A put waits before it sends, since its bytes then go at the line's speed; a get waits after each mebibyte, one of a
-    whole object after that: asking for its size first would cost a request for every small one.
+    A put waits before it sends, because its bytes then travel at the speed of the line. A get waits after each
+    mebibyte; a get of a whole object waits at its end, because asking for the size would cost a request each time.
     """
 
     def __init__(self, inner: Store, bucket: TokenBucket, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -60,7 +60,7 @@ class LimitedStore(Wrapper):
         self._inner.put(name, content)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return exactly the bytes asked for; where it is said how many, piece by piece."""
+        """Return exactly the bytes asked for, in pieces where `length` is given."""
         if length is None or length <= PIECE:
             return self._got(name, offset, length)
         starts = range(offset, offset + length, PIECE)

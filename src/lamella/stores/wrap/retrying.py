@@ -30,13 +30,13 @@ class Backoff:
     budget_seconds: float = 120.0
     """No further try once the pauses of the call would add up to more."""
     hasty_attempts: int | None = None
-    """The same as long as the store has never answered, and after a call that was given up, until one works again that
-    had failed: a place that is not there is told of soon, and a disk with many bad places does not cost the whole
-    budget at each. None: no difference."""
+    """Attempts while the store has never answered, and after a call that failed for good, until a repeated call
+    succeeds: a missing destination is reported soon, and a disk with many bad places does not cost the whole budget at
+    each. None: as `attempts`."""
 
 
 PATIENT = Backoff(attempts=16, hasty_attempts=5)
-"""Two minutes for a link that was there; some seconds for what never was."""
+"""Two minutes for a destination that has answered before, some seconds for others."""
 
 
 class RetryingStore(Wrapper):

@@ -1,0 +1,128 @@
+"""The names of a repository's objects, and what anybody can check of an object without a key (FORMAT 1, 2, 8).
+
+The far side of a pipe uses this module as well: it runs on Python 3.8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import Enum
+from typing import NamedTuple
+
+MARKER, README, RESCUE = "lamella", "readme.txt", "restore.py"
+KEYS, PACKS, COMMITS, SEGMENTS = "keys/", "p/", "w/", "i/"
+QUARANTINE = "quarantine/"
+"""Where a repair keeps the bytes of bad objects."""
+PROBE = "doctor-probe"
+"""The object by which `doctor` tries what a destination allows."""
+
+CONTAINER_MAGIC = b"LMLPACK\x01"
+MARKER_SIZE, SLOT_SIZE, TRAILER_SIZE = 64, 176, 144
+
+
+class Part(Enum):
+    """Which part of a repository an object belongs to."""
+
+    MARKER = "marker"
+    TEXT = "text"
+    KEY = "key"
+    PACK = "pack"
+    COMMIT = "commit"
+    SEGMENT = "segment"
+
+
+_HASH = "(?P<hash>[0-9a-f]{64})"
+_PATTERNS = {
+    PACKS: (Part.PACK, re.compile(rf"p/([0-9a-f]{{2}})/(?=\1){_HASH}")),
+    COMMITS: (Part.COMMIT, re.compile(rf"w/(?P<writer>[0-9a-f]{{32}})/(?P<seq>[0-9a-f]{{16}})-{_HASH}")),
+    SEGMENTS: (Part.SEGMENT, re.compile(rf"i/{_HASH}")),
+    KEYS: (Part.KEY, re.compile(r"keys/(?P<hash>[0-9a-f]{8})")),
+}
+_WHOLE_NAMES = {MARKER: Part.MARKER, README: Part.TEXT, RESCUE: Part.TEXT}
+
+
+class CommitName(NamedTuple):
+    """What the name of a commit says: its writer, its number, the SHA-256 of its bytes."""
+
+    writer: bytes
+    seq: int
+    sha256: bytes
+
+
+def _match(name: str) -> tuple[Part, re.Match[str]] | None:
+    pattern = _PATTERNS.get(f"{name.partition('/')[0]}/")
+    match = None if pattern is None else pattern[1].fullmatch(name)
+    return None if pattern is None or match is None else (pattern[0], match)
+
+
+def part_of(name: str) -> Part | None:
+    """The part that an object belongs to by its name; None: a repository has no such object."""
+    found = _match(name)
+    return _WHOLE_NAMES.get(name) if found is None else found[0]
+
+
+def is_hashed(name: str) -> bool:
+    """Whether the name lies where every object is named by the hash of its bytes."""
+    return f"{name.partition('/')[0]}/" in _PATTERNS
+
+
+def hash_in(name: str, part: Part | None = None) -> bytes | None:
+    """The SHA-256 in a name of `part` (None: any), four bytes of it in the name of a key slot; None for other names."""
+    found = _match(name)
+    return bytes.fromhex(found[1]["hash"]) if found is not None and part in (None, found[0]) else None
+
+
+def pack_name(sha256: bytes) -> str:
+    """The name of a pack."""
+    text = sha256.hex()
+    return f"{PACKS}{text[:2]}/{text}"
+
+
+def pack_hash(name: str) -> bytes | None:
+    """The hash in a pack's name, None if it is not a pack's."""
+    return hash_in(name, Part.PACK)
+
+
+def commit_name(writer: bytes, seq: int, sha256: bytes) -> str:
+    """The name of a commit."""
+    return f"{COMMITS}{writer.hex()}/{seq:016x}-{sha256.hex()}"
+
+
+def commit_of(name: str) -> CommitName | None:
+    """What a commit's name says, None if it is not a commit's."""
+    found = _match(name)
+    if found is None or found[0] != Part.COMMIT:
+        return None
+    match = found[1]
+    return CommitName(bytes.fromhex(match["writer"]), int(match["seq"], 16), bytes.fromhex(match["hash"]))
+
+
+class Trailer(NamedTuple):
+    """The 144 bytes after a commit's container; `container` is the container's SHA-256, `vouch` shows the data root."""
+
+    public: bytes
+    vouch: bytes
+    container: bytes
+    signature: bytes
+
+
+def trailer_of(content: bytes) -> Trailer:
+    """What the end of an object says as a commit's trailer; nothing of it is checked."""
+    end = content[-TRAILER_SIZE:]
+    return Trailer(end[:32], end[32:48], end[48:80], end[80:])
+
+
+def writer_of(public: bytes) -> bytes:
+    """The id that belongs to a writer's public key."""
+    return hashlib.sha256(public).digest()[:16]
+
+
+def commit_message(root: bytes, writer: bytes, seq: int, container: bytes) -> bytes:
+    """What a commit's signature covers; `container` is the container's SHA-256."""
+    return b"lamella/1 commit\0" + root + writer + seq.to_bytes(8, "little") + container
+
+
+def root_of(marker: bytes) -> bytes:
+    """R, from the marker's bytes: the 32 bytes that salt every derivation."""
+    return hashlib.sha256(marker[:9] + b"\0" + marker[10:]).digest()

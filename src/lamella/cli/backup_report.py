@@ -1,0 +1,80 @@
+"""What a backup is going to do and what became of it, in lines for people and as parts of the JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lamella.cli.output import Output
+from lamella.cli.values import shown_bytes, shown_seconds
+from lamella.operations.backup.story import BackupPlan, BackupResult, VolumePlan, VolumeResult
+
+"""The exit code if some volumes, or some repositories, have no snapshot."""
+
+
+def _planned(row: VolumePlan) -> str:
+    """What a run will do with one volume."""
+    text = f"{row.volume}: {row.mode}, {row.reason}" if row.reason else f"{row.volume}: {row.mode} ({row.driver})"
+    if row.resume is not None:
+        done = min(row.resume.done << row.resume.chunk_log2, row.resume.size)
+        text += f"; goes on after {shown_bytes(done)} of {shown_bytes(row.resume.size)}"
+    return text
+
+
+def say_plan(out: Output, plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
+    """Say beforehand what a run is going to do."""
+    for row in rows:
+        out.say(_planned(row))
+    for failed in plan.failed:
+        out.say(f"{failed.name}: will be missing, {failed.message}")
+
+
+def plan_shown(out: Output, plan: BackupPlan) -> dict[str, object]:
+    """The document of a dry run, which is also said in lines."""
+    rows = plan.rows
+    for row in rows:
+        out.line(f"would be backed up: {_planned(row)}")
+    for failed in plan.failed:
+        out.line(f"{failed.name}: would fail: {failed.message}")
+    documents: list[dict[str, object]] = [
+        {
+            "volume": row.volume,
+            "driver": row.driver,
+            "mode": row.mode,
+            "reason": row.reason,
+            "source_bytes": 0,
+            "result": "planned",
+        }
+        for row in rows
+    ]
+    documents += [{"volume": one.name, "result": "failed", "error": one.message} for one in plan.failed]
+    return {"dry_run": True, "volumes": documents}
+
+
+def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
+    """The document of a result, which is also said in lines."""
+    for row in result.volumes:
+        if row.result != "complete":
+            out.warn(f"{row.volume} was not saved: {row.error}")
+        else:
+            figures = f"{shown_bytes(row.source_bytes)}, read {shown_bytes(row.read_bytes)}"
+            figures += f" ({shown_bytes(row.sampled_bytes)} as a sample)" if row.sampled_bytes else ""
+            figures += f", {shown_bytes(row.resumed_bytes)} from the run before" if row.resumed_bytes else ""
+            changed = f"{row.changed_chunks} chunks changed, stored {shown_bytes(row.stored_bytes)}"
+            out.line(f"{row.volume}: {row.mode}: {figures}, {changed}")
+    written = f"stored {shown_bytes(result.stored_bytes)} and {shown_bytes(result.metadata_bytes)} of metadata"
+    state = "complete" if result.complete else "INCOMPLETE"
+    if result.snapshot:
+        out.line(f"snapshot {result.snapshot}: {state}, {written} in {shown_seconds(result.seconds)}")
+    else:
+        out.line("nothing was saved, so there is no snapshot")
+    out.line(f"fingerprint {result.fingerprint}")
+    return {
+        "snapshot": result.snapshot,
+        "result": "complete" if result.complete else "incomplete",
+        "seconds": result.seconds,
+        "metadata_bytes": result.metadata_bytes,
+        "stored_bytes": result.stored_bytes,
+        "fingerprint": result.fingerprint,
+        "warnings": result.warnings,
+        "volumes": [{name: getattr(row, name) for name in VolumeResult.__slots__} for row in result.volumes],
+    }

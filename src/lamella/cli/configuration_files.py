@@ -1,0 +1,242 @@
+"""TOML files into a configuration: every unknown key is an error, and a key may be set once in all files."""
+
+from __future__ import annotations
+
+import tomllib
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lamella.base.errors import LamellaError
+from lamella.cli.configuration import (
+    BackupSettings,
+    Configuration,
+    LvmSettings,
+    PruneSettings,
+    RepositorySettings,
+    is_name,
+)
+from lamella.cli.values import rate
+
+Check = Callable[[Any], object]
+"""Takes what a file says and returns what is kept. Raises ValueError, ArgumentTypeError or LamellaError."""
+
+
+def read(place: Path, files: Sequence[Path]) -> Configuration:
+    """The configuration that these files make together."""
+    reader = _ConfigurationReader()
+    for path in files:
+        reader.read(path)
+    name = reader.default_repository
+    if name and is_name(name) and name not in reader.repositories:
+        path = reader.origins["default_repository"]
+        reader.problems.append(f"{path}: default_repository names {name!r}, which is not configured")
+    return Configuration(
+        place,
+        tuple(files),
+        reader.repositories,
+        BackupSettings(**reader.backup),
+        PruneSettings(reader.zone, reader.rules),
+        LvmSettings(**reader.lvm),
+        reader.default_repository,
+        reader.origins,
+        tuple(reader.problems),
+    )
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be a text, and not an empty one")
+    return value
+
+
+def _path(value: object) -> str:
+    text = _text(value)
+    if not text.startswith("/"):
+        raise ValueError("must be an absolute path")
+    return text
+
+
+def _url(value: object) -> str:
+    text = _text(value)
+    return text if ":" in text.partition("/")[0] else _path(text)
+
+
+def _rate(value: object) -> int:
+    return rate(_text(value))
+
+
+def _number(limit: int, what: str) -> Check:
+    def check(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= limit:
+            raise ValueError(f"must be a number of {what}")
+        return float(value)
+
+    return check
+
+
+def _workers(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
+        raise ValueError("must be a number from 1 to 64")
+    return value
+
+
+def _compression(value: object) -> str:
+    from lamella.format.encoder import check_setting
+
+    return check_setting(_text(str(value) if isinstance(value, int) else value))
+
+
+def _destinations(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
+        raise ValueError("must be a list of repositories, and not an empty one")
+    if len(set(value)) != len(value):
+        raise ValueError("names a repository twice")
+    return tuple(value)
+
+
+_PERCENT = _number(100, "percent, above 0 and up to 100")
+_REPOSITORY: Mapping[str, Check] = {
+    "url": _url,
+    "keyfile": _path,
+    "passphrase_file": _path,
+    "passphrase_command": _text,
+    "limit_rate": _rate,
+}
+_BACKUP: Mapping[str, Check] = {
+    "compression": _compression,
+    "workers": _workers,
+    "before": _text,
+    "after": _text,
+    "hook_seconds": _number(86400, "seconds up to 86400"),
+    "checkpoint_dir": _path,
+    "repositories": _destinations,
+    "read_rate": _rate,
+}
+_LVM: Mapping[str, Check] = {"data_percent": _PERCENT, "metadata_percent": _PERCENT}
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+class _ConfigurationReader:
+    """Takes in one file after the other."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, RepositorySettings] = {}
+        self.backup: dict[str, Any] = {}
+        self.rules: dict[str, dict[str, object]] = {}
+        self.zone = "UTC"
+        self.lvm: dict[str, Any] = {}
+        self.default_repository: str | None = None
+        self.origins: dict[str, Path] = {}
+        self.problems: list[str] = []
+        self._path = Path()
+
+    def read(self, path: Path) -> None:
+        """Take in one file."""
+        self._path = path
+        try:
+            content = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            self.problems.append(f"{path}: cannot be read: {error.strerror}")
+            return
+        except ValueError as error:
+            self.problems.append(f"{path}: not valid TOML: {error}")
+            return
+        for key, value in content.items():
+            if key == "default_repository":
+                self.default_repository = self._value(key, _text, value) or self.default_repository
+            elif key == "backup":
+                self.backup |= self._values(key, value, _BACKUP)
+            elif key == "lvm":
+                self.lvm |= self._values(key, value, _LVM)
+            elif key == "prune":
+                self._prune(value)
+            elif key == "repositories":
+                self._repositories(value)
+            else:
+                self._problem(f"unknown key {key}")
+
+    def _repositories(self, value: object) -> None:
+        for name, table in self._table("repositories", value):
+            where = f"repositories.{name}"
+            if not is_name(name):
+                self._problem(f"{where}: a repository's name has no slash and no colon")
+                continue
+            found = self._values(where, table, _REPOSITORY)
+            if isinstance(table, dict) and "url" not in table:
+                self._problem(f"{where}: url is missing")
+            secrets = sorted(found.keys() - {"url", "limit_rate"})
+            if len(secrets) > 1:
+                self._problem(f"{where}: more than one secret: {', '.join(secrets)}")
+            if "url" in found:
+                self.repositories[name] = RepositorySettings(**found)
+
+    def _prune(self, value: object) -> None:
+        """Rules are checked and collected per volume, "" standing for all."""
+        from lamella.cli.policy import zone  # a configuration without [prune] loads nothing of retention
+
+        for key, one in self._table("prune", value):
+            if key == "zone":
+                self.zone = self._value("prune.zone", lambda text: zone(_text(text)) and text, one) or self.zone
+            elif key == "volumes":
+                for name, table in self._table("prune.volumes", one):
+                    for rule, setting in self._table(f"prune.volumes.{name}", table):
+                        self._rule(f"prune.volumes.{name}.{rule}", name, rule, setting)
+            else:
+                self._rule(f"prune.{key}", "", key, one)
+
+    def _rule(self, where: str, volume: str, key: str, value: object) -> None:
+        from lamella.cli.policy import KEYS, read_rules
+
+        def check(setting: object) -> object:
+            try:
+                return read_rules({key: setting})
+            except ValueError as error:
+                raise ValueError(str(error).removeprefix(f"{key}: ")) from error
+
+        if key not in KEYS:
+            self._problem(f"unknown key {where}")
+        elif self._value(where, check, value) is not None:
+            self.rules.setdefault(volume, {})[key] = value
+
+    def _values(self, where: str, table: object, checks: Mapping[str, Check]) -> dict[str, Any]:
+        """What one table says, without what is wrong."""
+        found: dict[str, Any] = {}
+        for key, value in self._table(where, table):
+            if key not in checks:
+                self._problem(f"unknown key {where}.{key}")
+                continue
+            kept = self._value(f"{where}.{key}", checks[key], value)
+            if kept is not None:
+                found[key] = kept
+        return found
+
+    def _value(self, where: str, check: Check, value: object) -> Any:  # noqa: ANN401 - as the check returns it
+        """What is kept of one value; None, and a problem, if it is wrong or a second one."""
+        try:
+            kept = check(value)
+        except LamellaError as error:
+            self._problem(f"{where}: {error.message}: {error.hint}")
+        except (ValueError, ArgumentTypeError) as error:
+            self._problem(f"{where}: {error}")
+        else:
+            first = self.origins.setdefault(where, self._path)
+            if first is self._path:
+                return kept
+            self._problem(f"{where} is set in {first} already")
+        return None
+
+    def _table(self, where: str, value: object) -> Iterator[tuple[str, object]]:
+        if isinstance(value, dict):
+            yield from value.items()
+        else:
+            self._problem(f"{where}: must be a table")
+
+    def _problem(self, text: str) -> None:
+        self.problems.append(f"{self._path}: {text}")

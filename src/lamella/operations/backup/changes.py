@@ -1,0 +1,91 @@
+"""What to read where change maps say what changed: since the base, or since a broken-off run's moment."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from lamella.base.delta import Delta
+from lamella.base.errors import CheckpointLost
+from lamella.format.inner import Sampled
+from lamella.memory.host import Host
+from lamella.memory.ledger import ResumePoint
+from lamella.operations.backup import sampling
+from lamella.operations.backup.plan import COMPARE, INCREMENTAL, BackupOptions, partial_tree
+from lamella.operations.backup.stages import Begun, Frozen, Way
+from lamella.operations.moments.monitor import delta_from
+from lamella.operations.shared import reading
+from lamella.operations.shared.reading import Task
+from lamella.packs.tree import Tree
+from lamella.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """The tasks of an attempt, the tree they change, and the chunk at which the next run's sampling begins."""
+
+    base: Tree
+    tasks: Iterable[Task]
+    cursor: int
+
+
+def going_on(host: Host, frozen: Frozen, way: Way, point: ResumePoint) -> Way:
+    """The way that reads only what a broken-off run did not reach, and what changed since its moment.
+
+    If nothing of that run can be used, the way stays and its reason says so (docs/decisions/0016).
+    """
+    try:
+        if point.chunk_log2 != frozen.shape.chunk_log2:
+            raise CheckpointLost("it used another chunk size")
+        since = _since(host, frozen, point.checkpoint, point.size)
+    except CheckpointLost as error:
+        why = f"the run that was broken off cannot be continued: {error.message}"
+        return replace(way, reason=f"{way.reason}; {why}" if way.reason else why)
+    if point.compared and way.mode == INCREMENTAL:
+        way = replace(way, mode=COMPARE, reason="the run that was broken off compared everything")
+    return replace(way, begun=Begun(point, since))
+
+
+def tasks(repo: Repository, options: BackupOptions, frozen: Frozen, way: Way) -> Todo:
+    """What an incremental or continued attempt reads. Raises CheckpointLost if the base's change map cannot be used."""
+    volume, shape = frozen.volume, frozen.shape
+    changed = _since_base(repo.host, options, frozen, way) if way.mode == INCREMENTAL else None
+    if way.begun is None:
+        if changed is None or way.base is None:
+            raise ValueError("a way without a change map")
+        sample = _sample(options, way, changed)
+        return Todo(repo.tree(way.base), reading.changes(volume, shape, changed, sample.chunks), sample.cursor)
+    since, done = way.begun.since, min(way.begun.point.done, shape.chunks)
+    rest = Delta.everything(since.grain, since.base_size, since.size) if changed is None else changed
+    whole = since.spliced(done, rest)
+    sample = _sample(options, way, whole)
+    if changed is not None:
+        found = reading.changes(volume, shape, whole, sample.chunks)
+    else:
+        found = reading.resumed(volume, shape, whole, sample.chunks, done)
+    return Todo(partial_tree(shape.volume_id, way.begun.point), found, sample.cursor)
+
+
+def _since_base(host: Host, options: BackupOptions, frozen: Frozen, way: Way) -> Delta:
+    """What may have changed since the base. Raises CheckpointLost."""
+    entry, base = frozen.plan.entry, way.base
+    if base is not None and options.changes is not None:
+        return options.changes.delta(frozen.shape.chunk_size, base.added.size, frozen.shape.size)
+    if entry is None or base is None:
+        raise CheckpointLost("there is no kept moment")
+    return _since(host, frozen, entry.checkpoint, base.added.size)
+
+
+def _since(host: Host, frozen: Frozen, checkpoint: str, size: int) -> Delta:
+    grain = frozen.shape.chunk_size
+    delta = delta_from(host, frozen.source, frozen.volume, checkpoint, grain)
+    if (delta.base_size, delta.size, delta.grain) != (size, frozen.shape.size, grain):
+        raise CheckpointLost("the kept moment has another size than what was stored of it")
+    return delta
+
+
+def _sample(options: BackupOptions, way: Way, delta: Delta) -> sampling.Sample:
+    before = None if way.base is None else Sampled.of(way.base.added)
+    cursor = 0 if before is None else before.cursor
+    return sampling.choose(delta, cursor, options.reread_bytes, random.SystemRandom())

@@ -1,0 +1,119 @@
+"""The values of a run, one for each stage, and what became of it. Sizes in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from lamella.base.ids import NO_CHUNK, ChunkId
+from lamella.format.node import Shape
+from lamella.format.records import RawRecord
+from lamella.history.catalogue import Snapshot
+from lamella.operations.backup.plan import VolumePlan
+from lamella.operations.writing.chunks import VolumeRead
+from lamella.sources.base import FrozenVolume, Source
+
+if TYPE_CHECKING:
+    from lamella.base.delta import Delta
+    from lamella.memory.ledger import ResumePoint
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A planned volume at the moment it was frozen."""
+
+    plan: VolumePlan
+    volume: FrozenVolume
+    time_ms: int
+    shape: Shape
+
+    @property
+    def source(self) -> Source:
+        """The source that was frozen."""
+        return self.plan.request.source
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """How far a broken-off run came, and what may have changed since the moment it read."""
+
+    point: ResumePoint
+    since: Delta
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How one attempt reads a volume, and what it builds on."""
+
+    mode: str
+    reason: str
+    base: Snapshot | None
+    begun: Begun | None = None
+    notes: tuple[RawRecord, ...] = ()
+    """Inner records for the snapshot: maps that earlier attempts refuted, where sampling goes on."""
+
+    @property
+    def base_root(self) -> ChunkId:
+        """The root of the base's tree, NO_CHUNK without a base."""
+        return NO_CHUNK if self.base is None else self.base.added.root
+
+    def resumed_bytes(self, shape: Shape) -> int:
+        """How much of the volume a broken-off run has read."""
+        return 0 if self.begun is None else min(self.begun.point.done << shape.chunk_log2, shape.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A volume that was read to its end; its tree is stored."""
+
+    frozen: Frozen
+    way: Way
+    tree: VolumeRead
+    consistency: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeResult:
+    """What became of one volume. `resumed_bytes` had been read by a run that was broken off."""
+
+    volume: str
+    driver: str
+    mode: str
+    reason: str
+    source_bytes: int = 0
+    read_bytes: int = 0
+    sampled_bytes: int = 0
+    resumed_bytes: int = 0
+    changed_chunks: int = 0
+    new_chunks: int = 0
+    stored_bytes: int = 0
+    result: str = "failed"
+    consistency: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """What became of a run. `snapshot` is empty if nothing was saved."""
+
+    snapshot: str
+    complete: bool
+    seconds: float
+    metadata_bytes: int
+    stored_bytes: int
+    fingerprint: str
+    volumes: list[VolumeResult]
+    warnings: list[str] = field(default_factory=list)
+
+
+def failed(plan: VolumePlan, error: str, way: Way | None = None, shape: Shape | None = None) -> VolumeResult:
+    """The result of a volume that was not saved; `way` and `shape` where its reading had begun."""
+    said = way or plan
+    size, resumed = (0, 0) if way is None or shape is None else (shape.size, way.resumed_bytes(shape))
+    return VolumeResult(plan.volume, plan.driver, said.mode, said.reason, size, resumed_bytes=resumed, error=error)
+
+
+def saved(read: Read) -> VolumeResult:
+    """The result of a volume that was read to its end."""
+    begun = failed(read.frozen.plan, "", read.way, read.frozen.shape)
+    return replace(begun, result="complete", consistency=read.consistency, **read.tree.figures._asdict())

@@ -1,1 +1,0 @@
-"""Deletion where no lock keeps others out (CONCURRENCY)."""

@@ -1,0 +1,36 @@
+"""What is read at once: its length, a buffer for it, and whether it is zero."""
+
+from __future__ import annotations
+
+import threading
+
+RANGE = 4 * 1024 * 1024
+
+_ZEROS: dict[int, bytes] = {}
+
+
+def is_zero(part: memoryview) -> bool:
+    """Whether all bytes are zero. The ends are looked at first: most data is recognised by them."""
+    length = len(part)
+    if part[0] or part[length - 1] or part[length >> 1]:
+        return False
+    zeros = _ZEROS.get(length)
+    if zeros is None:
+        zeros = _ZEROS.setdefault(length, bytes(length))
+    # Comparing a copy is many times faster than comparing a memoryview item by item.
+    return bytes(part) == zeros
+
+
+class ThreadBuffers:
+    """One buffer for each thread, of a range or one chunk."""
+
+    def __init__(self, chunk_size: int) -> None:
+        self._size = max(RANGE, chunk_size)
+        self._local = threading.local()
+
+    def view(self, length: int) -> memoryview:
+        """This thread's first `length` bytes, until it asks again."""
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = bytearray(self._size)
+        return memoryview(buffer)[:length]

@@ -1,0 +1,121 @@
+"""What drivers share: reading an open volume, naming a kept moment, and the sources that keep none."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from lamella.base.delta import Delta
+from lamella.base.errors import CheckpointLost, SourceError
+
+_VERSION = 1
+_LONGEST_TEXT = 1024
+
+
+class OpenVolume:
+    """`size` bytes behind a descriptor; `path` is for messages. Reads name their offset: many threads may read."""
+
+    def __init__(self, path: Path, fd: int, size: int) -> None:
+        self.path = path
+        self._fd = fd
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """Bytes of the volume when it was frozen."""
+        return self._size
+
+    def closed(self) -> None:
+        """Forget the descriptor: a late read must fail, not read whatever file gets its number next."""
+        self._fd = -1
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`. Raises SourceError if the volume ends before, or cannot be read there."""
+        if offset < 0 or offset + len(buffer) > self._size:
+            raise SourceError(f"{self.path}: nothing to read beyond its {self._size} bytes", obj=str(self.path))
+        done = 0
+        while done < len(buffer):
+            try:
+                count = self._read_some(offset + done, buffer[done:])
+            except OSError as reason:
+                raise read_failed(self.path, reason, f" at offset {offset + done}") from reason
+            if count == 0:
+                raise SourceError(
+                    f"{self.path} became shorter while it was read: it ends at or before offset {offset + done}",
+                    obj=str(self.path),
+                )
+            done += count
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        return os.preadv(self._fd, [buffer], offset)
+
+
+def read_failed(path: Path, reason: OSError, where: str = "") -> SourceError:
+    """The error that says a volume cannot be read, in the system's words."""
+    return SourceError(f"cannot read {path}{where}: {reason.strerror or reason}", obj=str(path))
+
+
+class Untracked:
+    """The keeping side of a source that keeps nothing."""
+
+    @property
+    def tracks(self) -> bool:
+        """No moment is ever kept."""
+        return False
+
+    def keep(self, checkpoint: str) -> None:
+        """Nothing to keep."""
+
+    def drop(self, checkpoint: str) -> None:
+        """Nothing to drop."""
+
+    def kept(self) -> list[str]:
+        """Nothing is ever kept."""
+        return []
+
+
+class UntrackedMoment:
+    """The comparing side of a frozen volume that cannot be kept; `why_untracked` says why, for whoever asks for a
+    delta.
+    """
+
+    why_untracked = "this driver keeps no record of changes"
+
+    @property
+    def checkpoint(self) -> str:
+        """No moment that could be named."""
+        return ""
+
+    def delta_since(self, base: str, grain: int) -> Delta:
+        """Always CheckpointLost."""
+        raise CheckpointLost(self.why_untracked)
+
+
+@dataclass(frozen=True, slots=True)
+class MomentToken:
+    """By what a driver knows a kept moment again: numbers and texts, any difference means that it is another one."""
+
+    @property
+    def text(self) -> str:
+        """As the ledger keeps it; equal tokens give equal texts."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a text again. Raises CheckpointLost if it is none of this kind."""
+        lost = CheckpointLost("the record of the checkpoint cannot be read")
+        if len(text) > _LONGEST_TEXT:
+            raise lost
+        try:
+            found: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            raise lost from None
+        if not isinstance(found, dict) or found.pop("version", None) != _VERSION:
+            raise lost
+        kinds = {field.name: int if field.type == "int" else str for field in fields(cls)}
+        if set(found) != set(kinds) or any(type(found[name]) is not kinds[name] for name in kinds):
+            raise lost
+        return cls(**found)
