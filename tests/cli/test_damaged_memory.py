@@ -29,10 +29,11 @@ def test_commands_go_on_and_say_which_file(
         assert "Traceback" not in done.err
         said += done.err
     assert (tmp_path / "out.img").read_bytes() == image.read_bytes()
-    for name in ("pins", "places", "looks", "verified"):
+    for name in ("pins", "places", "looks", "verified", "writer"):
         assert said.count(f"{name}.json, in which") == 1, said
-    document = saved.json("backup", image)
-    assert any("writer.json" in text for text in document["warnings"])
+    (pins,) = own_places.glob("state/repo/*/pins.json")
+    pins.write_bytes(content)
+    assert any("pins.json" in text for text in saved.json("backup", image)["warnings"])
     assert saved.ok("backup", image).err.count("damaged") == 0
     aside = {path.stem for path in files if aside_of(path) == content}
     assert aside == {path.stem for path in files}
