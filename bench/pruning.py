@@ -28,7 +28,7 @@ from lamella.operations.prune.retaining import Policy, plan_retention
 from lamella.operations.prune.retention import Retention
 from lamella.operations.shared.marking import LiveWalk, Roots, roots_by_domain
 from lamella.operations.writing.session import WritingSession
-from lamella.packs.tree import Run, Tree
+from lamella.packs.tree import SlotRun, Tree
 from lamella.packs.tree_writer import TreeWriter
 from lamella.packs.usage import LiveIds, Usage
 from lamella.repository.repository import Repository
@@ -101,7 +101,7 @@ def grow(place: Place, shape: Shape, snapshots: int, first: Ranges, changes: Cal
             repo.reload()
 
 
-def _stored(session: WritingSession, ranges: Ranges, chance: random.Random) -> Iterator[Run]:
+def _stored(session: WritingSession, ranges: Ranges, chance: random.Random) -> Iterator[SlotRun]:
     packer = session.packer(DOMAIN)
     for start, end in ranges:
         for chunk in range(start, end):
@@ -109,7 +109,7 @@ def _stored(session: WritingSession, ranges: Ranges, chance: random.Random) -> I
             packer.store_blob(Kind.CHUNK, id_, 16, lambda: _BODY)
             if chunk % CHUNKS_A_PACK == CHUNKS_A_PACK - 1:
                 packer.finish()
-            yield Run(chunk, chunk + 1, id_)
+            yield SlotRun(chunk, chunk + 1, id_)
 
 
 def prune(work: Path) -> Place:
@@ -201,7 +201,7 @@ def wide(work: Path) -> Place:
     with closing(place.store()) as store, Repository.open(store, place.secret, place.host) as repo:
         repo.refresh_map()
         with WritingSession(repo) as session:
-            every = (Run(number, number + 1, ChunkId(chance.randbytes(24))) for number in range(shape.chunks))
+            every = (SlotRun(number, number + 1, ChunkId(chance.randbytes(24))) for number in range(shape.chunks))
             writer = TreeWriter(repo.tree_reader(DOMAIN), session.packer(DOMAIN).store_node)
             root = writer.update(shape, None, every)
             session.settle()

@@ -28,7 +28,7 @@ from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.look.diff import compare
 from lamella.operations.shared.selection import select
 from lamella.operations.writing.session import WritingSession
-from lamella.packs.tree import Run, Tree
+from lamella.packs.tree import SlotRun, Tree
 from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.repository import Repository
@@ -160,7 +160,7 @@ def manifest(work: Path, gib: int) -> Place:
     assert domain != CATALOGUE
     root: list[ChunkId] = []
 
-    def update(base: Tree | None, changes: Iterator[Run]) -> dict[str, Any]:
+    def update(base: Tree | None, changes: Iterator[SlotRun]) -> dict[str, Any]:
         with Repository.open(place.store(), place.secret, place.host) as repo:
             repo.refresh_map()
             with WritingSession(repo) as session:
@@ -170,12 +170,12 @@ def manifest(work: Path, gib: int) -> Place:
                 return {"metadata_bytes": session.metadata_bytes, "objects": place.objects()}
 
     chance = random.Random(5)
-    every = (Run(number, number + 1, ChunkId(chance.randbytes(24))) for number in range(shape.chunks))
+    every = (SlotRun(number, number + 1, ChunkId(chance.randbytes(24))) for number in range(shape.chunks))
     place.timed("build", lambda: update(None, every))
-    one = Run(shape.chunks // 3, shape.chunks // 3 + 1, ChunkId(chance.randbytes(24)))
+    one = SlotRun(shape.chunks // 3, shape.chunks // 3 + 1, ChunkId(chance.randbytes(24)))
     place.timed("one chunk", lambda: update(Tree(shape, root[0]), iter([one])))
     places = sorted(chance.sample(range(shape.chunks), 100))
-    hundred = (Run(number, number + 1, ChunkId(chance.randbytes(24))) for number in places)
+    hundred = (SlotRun(number, number + 1, ChunkId(chance.randbytes(24))) for number in places)
     update(Tree(shape, root[0]), hundred)
     with Repository.open(place.store(), place.secret, place.host) as repo:
         repo.publish([_snapshot(shape, domain, root[0], 1), _snapshot(shape, domain, root[-1], 2)])

@@ -80,7 +80,7 @@ def small_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, short_rescue(patch):
         patch.setattr("lamella.history.publish.CHECKPOINT_EVERY", 4)
         patch.setattr("lamella.history.checkpoints.TAIL_BYTES", 1000)
-        patch.setattr("lamella.packs.segments.WORTH_WRITING", 1)
+        patch.setattr("lamella.packs.blobmap.WORTH_WRITING", 1)
         patch.setattr("lamella.packs.blobmap.WORTH_READING", 1)
         patch.setattr("lamella.operations.repair.objects.rescue_source", lambda: SMALL_RESCUE)
         patch.setattr("lamella.operations.repair.repair.rescue_source", lambda: SMALL_RESCUE)

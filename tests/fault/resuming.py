@@ -33,7 +33,7 @@ OPTIONS = BackupOptions(chunk_log2=16, workers=1, pace=PACE)
 def small_steps() -> Iterator[None]:
     """Ranges of 4 chunks and packs of 6, so that small disks have many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lamella.operations.shared.ranges.RANGE", RANGE)
+        patch.setattr("lamella.operations.shared.reading.RANGE", RANGE)
         for name in ("INCREMENTAL_TARGET", "BULK_TARGET", "RESUMED_TARGET"):
             patch.setattr(f"lamella.packs.packer.{name}", PACK)
         yield

@@ -11,7 +11,7 @@ from lamella.format import node
 from lamella.format.container import HEADER_SIZE, Kind
 from lamella.history.catalogue import Snapshot
 from lamella.operations.shared.selection import select
-from lamella.packs.containers import Head, open_blob, read_head
+from lamella.packs.containers import PackHead, open_blob, read_head
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore
 from tests.fault.rot import AGES, DAYS, World
@@ -37,7 +37,7 @@ LOCKLESS: Mapping[str, object] = {"lamella.stores.local.store.LOCKING_FILE_SYSTE
 CHECKPOINTED: Mapping[str, object] = {
     "lamella.history.publish.CHECKPOINT_EVERY": 2,
     "lamella.history.checkpoints.TAIL_BYTES": 256,
-    "lamella.packs.segments.WORTH_WRITING": 0,
+    "lamella.packs.blobmap.WORTH_WRITING": 0,
 }
 """With these a small repository has checkpoints, catalogue segments and index segments."""
 _IN_DIRECTORY = HEADER_SIZE + 30
@@ -165,7 +165,7 @@ def survey(world: World) -> Spots:
     return spots
 
 
-def _needed(repo: Repository, heads: list[Head], snapshot: Snapshot) -> set[Id]:
+def _needed(repo: Repository, heads: list[PackHead], snapshot: Snapshot) -> set[Id]:
     """Everything that a snapshot needs."""
     added = snapshot.added
     places = {(blob.kind, blob.id): (head, blob) for head in heads for blob in head.blobs}
@@ -189,7 +189,7 @@ def _needed(repo: Repository, heads: list[Head], snapshot: Snapshot) -> set[Id]:
     return found
 
 
-def _note_blobs(spots: Spots, heads: list[Head], age: str, own: set[Id]) -> None:
+def _note_blobs(spots: Spots, heads: list[PackHead], age: str, own: set[Id]) -> None:
     for head in heads:
         for blob in head.blobs:
             if (blob.kind, blob.id) in own:

@@ -26,7 +26,7 @@ from lamella.operations.prune.retention import Retention
 from lamella.operations.writing.session import WritingSession
 from lamella.packs import packer
 from lamella.packs.containers import raw_body
-from lamella.packs.tree import Run, Tree
+from lamella.packs.tree import SlotRun, Tree
 from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
@@ -83,13 +83,13 @@ class Churn:
                 session.publish([raw(added)], [added.snap_id])
                 self.written += session.data_bytes
 
-    def _stored(self, session: WritingSession, chunks: list[int]) -> Iterator[Run]:
+    def _stored(self, session: WritingSession, chunks: list[int]) -> Iterator[SlotRun]:
         ours = session.packer(DOMAIN)
         for chunk in chunks:
             content = self.chance.randbytes(self.stored)
             id_ = ours.identify(Kind.CHUNK)(content)
             ours.store_blob(Kind.CHUNK, id_, self.stored, partial(raw_body, content))
-            yield Run(chunk, chunk + 1, id_)
+            yield SlotRun(chunk, chunk + 1, id_)
 
     def prune(self, options: PruneOptions) -> None:
         with self.opened(exclusive=True) as repo:

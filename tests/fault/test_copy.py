@@ -13,7 +13,7 @@ from lamella.base.errors import NothingMatched, UsageError
 from lamella.base.trust import Clear
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove
-from lamella.format.inner import Origin, Place
+from lamella.format.inner import Origin, OriginPlace
 from lamella.format.records import Tag, raw
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.copy.plan import State
@@ -321,7 +321,7 @@ def test_a_false_copy_by_another_writer_is_not_built_on(tmp_path: Path) -> None:
     backup(pair.target, liar, volume(letters("LIES")))
     with Repository.open(pair.source, SECRET, pair.host) as repo:
         (true,) = select(repo, [])
-        place = Place(repo.repo_id, true.snapshot.ref)
+        place = OriginPlace(repo.repo_id, true.snapshot.ref)
     with Repository.open(pair.target, SECRET, liar) as repo:
         (false,) = select(repo, [])
         added = replace(

@@ -133,7 +133,7 @@ def test_twenty_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int,
     """Every other time the process is killed, else the link reports an error."""
     for name, target in (("INCREMENTAL_TARGET", 8), ("BULK_TARGET", 16), ("RESUMED_TARGET", 4)):
         monkeypatch.setattr(f"lamella.packs.packer.{name}", target * MIB // shrink)
-    monkeypatch.setattr("lamella.operations.shared.ranges.RANGE", max(65536, 4 * MIB // shrink))
+    monkeypatch.setattr("lamella.operations.shared.reading.RANGE", max(65536, 4 * MIB // shrink))
     monkeypatch.setattr("lamella.operations.backup.sampling.LEAST_CHUNKS", 64 // shrink)
     init(LocalStore.open(tmp_path / "R", create=True), host_at(tmp_path / "host"))
     disk, chance = Noise(size, tracks=tracks), random.Random(size)

@@ -9,7 +9,7 @@ import pytest
 
 from lamella.base.errors import StoreFull
 from lamella.base.trust import Clear, Sealed
-from lamella.packs import blobmap, segments
+from lamella.packs import blobmap
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella_kit.crash_store import WRITING_CALLS, surviving_subsets
@@ -33,7 +33,7 @@ from tests.fault.world import (
 @pytest.fixture(autouse=True)
 def _always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments from the first pack on, written and read."""
-    monkeypatch.setattr(segments, "WORTH_WRITING", 0)
+    monkeypatch.setattr(blobmap, "WORTH_WRITING", 0)
     monkeypatch.setattr(blobmap, "WORTH_READING", 1)
 
 

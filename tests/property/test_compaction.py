@@ -21,7 +21,7 @@ from lamella.base.ids import DomainId, RepoId, SnapId, VolumeId
 from lamella.base.trust import Sealed
 from lamella.format.commit import ChainEntry, parse_name
 from lamella.format.deletion import Remove
-from lamella.format.inner import Origin, Place
+from lamella.format.inner import Origin, OriginPlace
 from lamella.format.records import (
     NO_REF,
     Abandon,
@@ -272,7 +272,7 @@ def test_a_removed_copy_is_remembered_so_that_it_is_not_copied_again() -> None:
     with world(2, 100_000) as life:
         for old in (False, True):
             with life.small.opened("two", WRITER) as repo:
-                place = Place(RepoId(b"r" * 16), NO_REF)
+                place = OriginPlace(RepoId(b"r" * 16), NO_REF)
                 time_ms = 1_800_000_000_000 - old * 2 * COPIES_REMEMBERED_MS
                 added = replace(
                     snapshot_record(len(life.refs), time_ms=time_ms), inner=(Origin(place, place).encode(),)

@@ -15,7 +15,7 @@ from lamella.base.trust import Opened
 from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Shape, Slot, SlotValue
-from lamella.packs.tree import Run, Tree, TreeReader
+from lamella.packs.tree import SlotRun, Tree, TreeReader
 from lamella.packs.tree_writer import Partial, TreeWriter
 
 VOLUME = VolumeId(b"v" * 16)
@@ -45,14 +45,14 @@ class Nodes:
         return Opened(self.contents[kind, id_])
 
 
-def runs_of(slots: Sequence[SlotValue], first: int = 0) -> list[Run]:
+def runs_of(slots: Sequence[SlotValue], first: int = 0) -> list[SlotRun]:
     """Slots as runs: equal neighbours merged unless they are data."""
-    runs: list[Run] = []
+    runs: list[SlotRun] = []
     for chunk, slot in enumerate(slots, first):
         if runs and runs[-1].slot == slot and not isinstance(slot, bytes):
             runs[-1] = runs[-1]._replace(end=chunk + 1)
         else:
-            runs.append(Run(chunk, chunk + 1, slot))
+            runs.append(SlotRun(chunk, chunk + 1, slot))
     return runs
 
 
@@ -81,7 +81,7 @@ class Model:
     def __init__(self) -> None:
         self.slots: list[SlotValue] = []
 
-    def apply(self, step: Step, tail: list[SlotValue]) -> list[Run]:
+    def apply(self, step: Step, tail: list[SlotValue]) -> list[SlotRun]:
         """Move on; returns the changes, as the backup would report them: everything from the smaller end on."""
         changed: dict[int, SlotValue] = {}
         before, after = len(self.slots), step.chunks
@@ -93,12 +93,12 @@ class Model:
         self.slots = (self.slots + [Slot.HOLE] * after)[:after]
         for chunk, value in changed.items():
             self.slots[chunk] = value
-        return [Run(chunk, chunk + 1, changed[chunk]) for chunk in sorted(changed)]
+        return [SlotRun(chunk, chunk + 1, changed[chunk]) for chunk in sorted(changed)]
 
 
-def merged(runs: list[Run]) -> list[Run]:
+def merged(runs: list[SlotRun]) -> list[SlotRun]:
     """Neighbours joined where the slot is not data, as runs of holes come from a source."""
-    joined: list[Run] = []
+    joined: list[SlotRun] = []
     for run in runs:
         last = joined[-1] if joined else None
         if last is not None and last.end == run.first and last.slot == run.slot and not isinstance(run.slot, bytes):
@@ -194,7 +194,7 @@ def test_a_tree_is_half_done_at_any_change(
     all_steps: list[tuple[Step, list[SlotValue]]] = [(first, [ids(1)]), *second]
     for number, (step, tail) in enumerate(all_steps, start=1):
         shape, before = shape_of(step), list(model.slots)
-        changes: Iterable[Run] = merged(model.apply(step, tail))
+        changes: Iterable[SlotRun] = merged(model.apply(step, tail))
         if number == len(all_steps):
             changes = stopping(writer, changes, stops, seen)
         tree = Tree(shape, writer.update(shape, base, changes))
@@ -212,8 +212,8 @@ def test_a_tree_is_half_done_at_any_change(
 
 
 def stopping(
-    writer: TreeWriter, runs: Iterable[Run], stops: set[int], seen: list[tuple[Partial, int]]
-) -> Iterator[Run]:
+    writer: TreeWriter, runs: Iterable[SlotRun], stops: set[int], seen: list[tuple[Partial, int]]
+) -> Iterator[SlotRun]:
     """The changes; before some of them it is looked how far the tree has come."""
     end = 0
     for number, run in enumerate(runs):
@@ -230,18 +230,18 @@ def test_looking_how_far_a_large_tree_has_come_costs_one_path() -> None:
     nodes = Nodes()
     shape = Shape(VOLUME, (64**3) * SIZE, LOG2)
     plain = TreeWriter(TreeReader(nodes.fetch), nodes.put)
-    everywhere = [Run(chunk, chunk + 1, ids(1)) for chunk in range(0, 64**3, 4096)]
+    everywhere = [SlotRun(chunk, chunk + 1, ids(1)) for chunk in range(0, 64**3, 4096)]
     base = Tree(shape, plain.update(shape, None, everywhere))
     writer = TreeWriter(TreeReader(nodes.fetch), nodes.put)
 
-    def changes() -> Iterator[Run]:
+    def changes() -> Iterator[SlotRun]:
         for chunk in (0, 5000, 100_000):
-            yield Run(chunk, chunk + 1, ids(2))
+            yield SlotRun(chunk, chunk + 1, ids(2))
         nodes.fetched = nodes.put_count = 0
         partial = writer.partial()
         assert partial is not None and partial.done == 100_001
         assert nodes.put_count == shape.depth and nodes.fetched == 0
-        yield Run(200_000, 200_001, ids(3))
+        yield SlotRun(200_000, 200_001, ids(3))
 
     writer.update(shape, base, changes())
 
@@ -255,7 +255,7 @@ def test_one_changed_chunk_costs_at_most_one_path(step: Step, chunk: int, value:
     base = Tree(shape, TreeWriter(TreeReader(nodes.fetch), nodes.put).update(shape, None, model.apply(step, [])))
     nodes.fetched = nodes.put_count = 0
     place = chunk % step.chunks
-    root = TreeWriter(TreeReader(nodes.fetch), nodes.put).update(shape, base, [Run(place, place + 1, value)])
+    root = TreeWriter(TreeReader(nodes.fetch), nodes.put).update(shape, base, [SlotRun(place, place + 1, value)])
     assert nodes.fetched <= shape.depth
     assert nodes.put_count <= shape.depth
     if model.slots[place] == value:

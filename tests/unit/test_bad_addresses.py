@@ -331,7 +331,7 @@ def test_a_hint_of_an_index_segment_does_not_bring_it_back(small: Small, monkeyp
     one, two, _ = addresses(small)
     with small.opened() as repo:
         repo.refresh_map()
-        monkeypatch.setattr("lamella.packs.segments.WORTH_WRITING", 0)
+        monkeypatch.setattr("lamella.packs.blobmap.WORTH_WRITING", 0)
         monkeypatch.setattr("lamella.packs.blobmap.WORTH_READING", 1)
         assert repo.blobs.write_segments()
     says_bad(small, one)

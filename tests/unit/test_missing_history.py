@@ -468,9 +468,9 @@ def test_counted_clocks_never_exceed_what_is_there() -> None:
 def test_of_a_circle_somebody_is_first_and_last() -> None:
     one, two = WriterId(b"1" * 16), WriterId(b"2" * 16)
     order = Order({(by, seq): {two: 2, one: 2} for by in (one, two) for seq in (1, 2)})
-    places = [orders.Place(by, seq, 0) for by in (two, one) for seq in (1, 2)]
-    assert order.first(places, lambda row: row) == orders.Place(one, 1, 0)
-    assert order.last(places, lambda row: row) == orders.Place(one, 2, 0)
+    places = [orders.RecordPlace(by, seq, 0) for by in (two, one) for seq in (1, 2)]
+    assert order.first(places, lambda row: row) == orders.RecordPlace(one, 1, 0)
+    assert order.last(places, lambda row: row) == orders.RecordPlace(one, 2, 0)
     assert order.last([], lambda row: row) is None
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lamella.operations.backup import story
 from lamella.operations.backup.story import Request, plan_backup
 from lamella.operations.restore.restore import plan_restore
 from lamella.operations.shared.ranges import RANGE
 from lamella.operations.shared.selection import select
 from lamella.operations.writing import chunks
+from lamella.stores.wrap import limited
 from lamella.stores.wrap.limited import TokenBucket
 from lamella_kit.scripted_source import ScriptedSource
 from tests.unit.small_repository import OPTIONS, Small
@@ -31,7 +31,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long each read waited; the clock stands still."""
     waits: list[float] = []
     monkeypatch.setattr(chunks, "sleep", waits.append)
-    monkeypatch.setattr(story, "TokenBucket", lambda rate: TokenBucket(rate, clock=lambda: 0.0))
+    monkeypatch.setattr(limited, "TokenBucket", lambda rate: TokenBucket(rate, clock=lambda: 0.0))
     return waits
 
 

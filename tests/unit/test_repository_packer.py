@@ -19,7 +19,7 @@ from lamella.crypto.derive import Keys
 from lamella.format.container import MAX_BLOBS, Kind
 from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
-from lamella.packs.containers import Head, open_blob, raw_body, read_head
+from lamella.packs.containers import PackHead, open_blob, raw_body, read_head
 from lamella.packs.contents import Contents
 from lamella.packs.packer import BULK_TARGET, INCREMENTAL_TARGET, Packer
 from lamella.run.pipeline import Outbox
@@ -54,7 +54,7 @@ class Bench:
         self.packer.finish()
         self.outbox.drain()
 
-    def heads(self) -> list[Head]:
+    def heads(self) -> list[PackHead]:
         """The packs in the order they were put, each opened."""
         names = [pack_name(sha256) for sha256 in self.packer.packs]
         assert set(names) == set(self.memory.objects())

@@ -9,14 +9,14 @@ from lamella.base.ids import ChunkId, VolumeId
 from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
-from lamella.packs.tree import Run, Tree, TreeReader
+from lamella.packs.tree import SlotRun, Tree, TreeReader
 from lamella.packs.tree_writer import TreeWriter
 from tests.property.test_tree import LOG2, SIZE, VOLUME, Nodes, ids
 
 TIB = 1 << 40
 
 
-def built(nodes: Nodes, shape: Shape, runs: list[Run], base: Tree | None = None) -> Tree:
+def built(nodes: Nodes, shape: Shape, runs: list[SlotRun], base: Tree | None = None) -> Tree:
     return Tree(shape, TreeWriter(TreeReader(nodes.fetch), nodes.put).update(shape, base, runs))
 
 
@@ -24,26 +24,26 @@ def shape(chunks: int) -> Shape:
     return Shape(VOLUME, chunks * SIZE, LOG2)
 
 
-def data(*chunks: int) -> list[Run]:
-    return [Run(chunk, chunk + 1, ids(chunk + 1)) for chunk in chunks]
+def data(*chunks: int) -> list[SlotRun]:
+    return [SlotRun(chunk, chunk + 1, ids(chunk + 1)) for chunk in chunks]
 
 
 @pytest.mark.parametrize("log2", [16, 21])
 def test_one_chunk_of_sixteen_tebibytes_costs_one_path(log2: int) -> None:
     nodes = Nodes()
     big = Shape(VOLUME, 16 * TIB, log2)
-    base = built(nodes, big, [Run(0, big.chunks, Slot.ZERO)])
+    base = built(nodes, big, [SlotRun(0, big.chunks, Slot.ZERO)])
     assert nodes.put_count == 1
-    base = built(nodes, big, [Run(12345, 12346, ids(1))], base)
+    base = built(nodes, big, [SlotRun(12345, 12346, ids(1))], base)
     nodes.fetched = nodes.put_count = 0
-    tree = built(nodes, big, [Run(big.chunks - 1, big.chunks, ids(2))], base)
+    tree = built(nodes, big, [SlotRun(big.chunks - 1, big.chunks, ids(2))], base)
     assert nodes.put_count == big.depth
     assert nodes.fetched <= big.depth
     nodes.fetched = 0
     assert [run.first for run, _ in TreeReader(nodes.fetch).changes(base, tree)] == [big.chunks - 1]
     assert nodes.fetched <= 2 * big.depth
     nodes.fetched = 0
-    assert list(TreeReader(nodes.fetch).runs(tree, 12345, 12346)) == [Run(12345, 12346, ids(1))]
+    assert list(TreeReader(nodes.fetch).runs(tree, 12345, 12346)) == [SlotRun(12345, 12346, ids(1))]
     assert nodes.fetched <= big.depth
 
 
@@ -72,23 +72,23 @@ def test_shared_subtrees_are_not_read_when_comparing() -> None:
     old = built(nodes, shape(64 * 64), data(*range(0, 64 * 64, 64)))
     new = built(nodes, shape(64 * 64), data(5), old)
     nodes.fetched = 0
-    assert list(TreeReader(nodes.fetch).changes(old, new)) == [(Run(5, 6, ids(6)), Slot.HOLE)]
+    assert list(TreeReader(nodes.fetch).changes(old, new)) == [(SlotRun(5, 6, ids(6)), Slot.HOLE)]
     assert nodes.fetched == 4
 
 
 @pytest.mark.parametrize(
     "runs",
     [
-        [Run(1, 2, Slot.ZERO), Run(1, 3, Slot.ZERO)],
-        [Run(5, 6, Slot.ZERO), Run(2, 3, Slot.ZERO)],
-        [Run(2, 2, Slot.ZERO)],
-        [Run(3, 2, Slot.ZERO)],
-        [Run(100, 101, Slot.ZERO)],
-        [Run(99, 101, Slot.ZERO)],
-        [Run(0, 101, Slot.HOLE)],
+        [SlotRun(1, 2, Slot.ZERO), SlotRun(1, 3, Slot.ZERO)],
+        [SlotRun(5, 6, Slot.ZERO), SlotRun(2, 3, Slot.ZERO)],
+        [SlotRun(2, 2, Slot.ZERO)],
+        [SlotRun(3, 2, Slot.ZERO)],
+        [SlotRun(100, 101, Slot.ZERO)],
+        [SlotRun(99, 101, Slot.ZERO)],
+        [SlotRun(0, 101, Slot.HOLE)],
     ],
 )
-def test_bad_changes_are_refused(runs: list[Run]) -> None:
+def test_bad_changes_are_refused(runs: list[SlotRun]) -> None:
     with pytest.raises(ValueError, match="changes"):
         built(Nodes(), shape(100), runs)
 
@@ -169,5 +169,5 @@ def test_a_volume_too_large_for_its_chunks_is_refused() -> None:
 def test_equal_ids_in_a_row_stay_apart() -> None:
     nodes = Nodes()
     same = ChunkId(b"k" * 24)
-    tree = built(nodes, shape(3), [Run(chunk, chunk + 1, same) for chunk in range(3)])
-    assert list(TreeReader(nodes.fetch).runs(tree)) == [Run(chunk, chunk + 1, same) for chunk in range(3)]
+    tree = built(nodes, shape(3), [SlotRun(chunk, chunk + 1, same) for chunk in range(3)])
+    assert list(TreeReader(nodes.fetch).runs(tree)) == [SlotRun(chunk, chunk + 1, same) for chunk in range(3)]

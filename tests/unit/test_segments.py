@@ -19,11 +19,11 @@ from lamella.crypto.derive import Keys
 from lamella.format import segment
 from lamella.format.container import FIRST_READ, Blob, Kind, aligned
 from lamella.format.segment import Covered, segment_hash, segment_name
-from lamella.packs.blobmap import BlobMap
+from lamella.packs.blobmap import WORTH_WRITING, BlobMap
 from lamella.packs.cache import Cache
 from lamella.packs.containers import build_single
 from lamella.packs.contents import Contents
-from lamella.packs.segments import WORTH_WRITING, packs_named, read_segment
+from lamella.packs.segments import packs_named, read_segment
 from lamella.packs.suspects import Suspects
 from lamella.stores.memory import MemoryStore
 from tests.counting_store import CountingStore

@@ -285,7 +285,7 @@ def test_figures_and_unknown_inner_records() -> None:
 def test_origin(row: Json) -> None:
     snap = add_snap(next(one for one in RECORDS if one["type"] == records.AddSnap.TYPE)["fields"])
     first, copied = (
-        inner.Place(RepoId(unhex(place["repo_id"])), records.Ref.decode(Cursor(unhex(place["ref"]), "a ref")))
+        inner.OriginPlace(RepoId(unhex(place["repo_id"])), records.Ref.decode(Cursor(unhex(place["ref"]), "a ref")))
         for place in (row["first"], row["copied"])
     )
     made = inner.Origin(first, copied)
@@ -295,7 +295,7 @@ def test_origin(row: Json) -> None:
     assert inner.Origin.of(replace(copy, inner=(made.encode()._replace(value=unhex(row["value"])[:-1]),))) is None
     elsewhere = RepoId(bytes(16))
     assert inner.first_place(elsewhere, copied.ref, copy) == first
-    assert inner.first_place(elsewhere, copied.ref, snap) == inner.Place(elsewhere, copied.ref)
+    assert inner.first_place(elsewhere, copied.ref, snap) == inner.OriginPlace(elsewhere, copied.ref)
 
 
 @pytest.mark.parametrize("row", VECTORS["commits"], ids=["first", "second"])

@@ -45,7 +45,7 @@ class Refuted(NamedTuple):
         return added.inner_value(REFUTED, _REFUTED)
 
 
-class Place(NamedTuple):
+class OriginPlace(NamedTuple):
     """A snapshot of a repository."""
 
     repo_id: RepoId
@@ -57,8 +57,8 @@ class Origin(NamedTuple):
     too.
     """
 
-    first: Place
-    copied: Place
+    first: OriginPlace
+    copied: OriginPlace
 
     def encode(self) -> RawRecord:
         """The inner record."""
@@ -71,14 +71,14 @@ class Origin(NamedTuple):
 
 
 _SAMPLED, _REFUTED = row(Sampled, U64, U64), row(Refuted, U64, U64)
-_PLACE = row(Place, ID, REF)
+_PLACE = row(OriginPlace, ID, REF)
 _ORIGIN = row(Origin, _PLACE, _PLACE)
 
 
-def first_place(repo_id: RepoId, ref: Ref, added: AddSnap) -> Place:
+def first_place(repo_id: RepoId, ref: Ref, added: AddSnap) -> OriginPlace:
     """By what a snapshot of a repository is known everywhere: what it is a copy of, else itself."""
     origin = Origin.of(added)
-    return Place(repo_id, ref) if origin is None else origin.first
+    return OriginPlace(repo_id, ref) if origin is None else origin.first
 
 
 def rebuilt_mark() -> RawRecord:

@@ -13,7 +13,7 @@ Clock = Mapping[WriterId, int]
 _Row = TypeVar("_Row")
 
 
-class Place(NamedTuple):
+class RecordPlace(NamedTuple):
     """Where a record stands: its writer, the seq of its commit, its position in the chain."""
 
     writer: WriterId
@@ -31,24 +31,24 @@ class Order:
         """What a commit had seen; None if that is not known."""
         return self._clocks.get((writer, seq))
 
-    def precedes(self, one: Place, other: Place) -> bool:
+    def precedes(self, one: RecordPlace, other: RecordPlace) -> bool:
         """Whether `one` is known to come before `other`."""
         if one.writer == other.writer:
             return (one.seq, one.position) < (other.seq, other.position)
         return self._clocks.get((other.writer, other.seq), {}).get(one.writer, 0) >= one.seq
 
-    def last(self, rows: Iterable[_Row], place: Callable[[_Row], Place]) -> _Row | None:
+    def last(self, rows: Iterable[_Row], place: Callable[[_Row], RecordPlace]) -> _Row | None:
         """The row that no other one comes after; of several, and of a circle, the smaller writer's newest."""
         known = list(rows)
         ends = [row for row in known if not any(self.precedes(place(row), place(other)) for other in known)]
         return min(ends or known, key=lambda row: _newest_first(place(row)), default=None)
 
-    def first(self, rows: Iterable[_Row], place: Callable[[_Row], Place]) -> _Row | None:
+    def first(self, rows: Iterable[_Row], place: Callable[[_Row], RecordPlace]) -> _Row | None:
         """The row that comes after no other one; of several, and of a circle, the smaller writer's."""
         known = list(rows)
         starts = [row for row in known if not any(self.precedes(place(other), place(row)) for other in known)]
         return min(starts or known, key=place, default=None)
 
 
-def _newest_first(place: Place) -> tuple[WriterId, int, int]:
+def _newest_first(place: RecordPlace) -> tuple[WriterId, int, int]:
     return place.writer, -place.seq, -place.position

@@ -33,7 +33,7 @@ from lamella.format.records import (
 from lamella.history.catalogue import Catalogue, Removal, Snapshot, VolumeState
 from lamella.history.history import Chain, History
 from lamella.history.open_sessions import open_sessions
-from lamella.history.order import Order, Place
+from lamella.history.order import Order, RecordPlace
 from lamella.history.records import prune_signed
 
 _Kind = TypeVar("_Kind")
@@ -44,7 +44,7 @@ _Naming = TypeVar("_Naming", Volume, Rename)
 class Row(NamedTuple):
     """A record with its place in history."""
 
-    place: Place
+    place: RecordPlace
     entry: ChainEntry
     known: Known
 
@@ -66,7 +66,7 @@ class _Builder:
         self._order = Order(history.clocks)
         self._result = Catalogue()
         self._rows: dict[type, list[Row]] = defaultdict(list)
-        self._signed: dict[Place, bool] = {}
+        self._signed: dict[RecordPlace, bool] = {}
 
     def build(self) -> Catalogue:
         for writer in sorted(self._history.chains):
@@ -95,7 +95,7 @@ class _Builder:
         for position, entry in enumerate(chain.entries):
             if end and entry.seq >= end:
                 continue
-            place = Place(chain.writer, entry.seq, position)
+            place = RecordPlace(chain.writer, entry.seq, position)
             where = f"commit {entry.seq} of writer {chain.writer.hex()[:8]}"
             try:
                 known = understood(entry.record)
@@ -326,7 +326,7 @@ class _Builder:
         if state is None:
             return
         quiet = [(row, known) for row, known in volumes if row.place.writer == state.author or self._is_signed(row)]
-        names: list[tuple[Place, str]] = [(row.place, known.name) for row, known in quiet]
+        names: list[tuple[RecordPlace, str]] = [(row.place, known.name) for row, known in quiet]
         names += [(row.place, known.name) for row, known in self._applying(renames, state.author)]
         last = self._order.last(names, lambda pair: pair[0])
         if last is not None:

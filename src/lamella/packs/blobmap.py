@@ -21,13 +21,15 @@ from lamella.base.names import PACKS, pack_hash, pack_name
 from lamella.crypto.derive import Keys
 from lamella.format.container import Blob, Header, Kind, decode_header, object_length
 from lamella.packs.cache import Cache
-from lamella.packs.containers import Head
+from lamella.packs.containers import PackHead
 from lamella.packs.heads import read_heads
 from lamella.stores.base import Entry, Store
 
 if TYPE_CHECKING:
     from lamella.packs.segments import Segments
 
+WORTH_WRITING = 256
+"""More packs of a domain than this without a segment make a run write one."""
 WORTH_READING = 64
 """With fewer new packs than this their heads are read at once, without index segments."""
 Row = tuple[bytes, int, int, int, bytes, bytes, bytes, int]
@@ -137,7 +139,7 @@ class BlobMap:
     def _read_heads(self, rows: Sequence[tuple[bytes, int]]) -> None:
         for sha256, size, head in read_heads(self._store, self._keys, rows):
             own = self._drop_hint(sha256)
-            if isinstance(head, Head):
+            if isinstance(head, PackHead):
                 self._insert(sha256, head.domain_id, head.header, head.blobs, own=own)
             elif head is not None:
                 with self._cache.change() as connection:
@@ -178,7 +180,15 @@ class BlobMap:
 
     def write_segments(self) -> int:
         """Write index segments if many packs have none; returns the bytes put. Raises StoreError."""
-        return self._segments().write()
+        return self._segments().write(self._lacking) if self._lacking() else 0
+
+    def _lacking(self) -> list[DomainId]:
+        query = (
+            "SELECT p.domain FROM packs p LEFT JOIN covered c ON c.pack = p.name"
+            " WHERE p.header IS NOT NULL AND c.pack IS NULL GROUP BY p.domain HAVING COUNT(*) > ? ORDER BY p.domain"
+        )
+        rows = self._cache.rows(query, (WORTH_WRITING,))
+        return [DomainId(row[0]) for row in rows]
 
     def drop_stale_segments(self) -> int:
         """Delete index segments most of whose packs are gone; returns how many. Raises StoreError."""

@@ -24,7 +24,7 @@ SealedBlob = tuple[Kind, ChunkId, Sealed, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class PackHead:
     """The opened head of a container."""
 
     name: str
@@ -74,7 +74,7 @@ def build_single(
     return build(keys, domain_id, sealer, blobs)[0], ids
 
 
-def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> Head:
+def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> PackHead:
     """Open the head of a container from its first bytes (header and directory must be inside).
 
     Raises IntegrityError.
@@ -84,10 +84,10 @@ def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> Head:
     if domain_id is None:
         raise IntegrityError("a container that does not belong to this repository", obj=name)
     content = PackOpener(keys.domain(domain_id), header, name, bound).directory(head, header)
-    return Head(name, domain_id, header, container.decode_directory(content, header, name))
+    return PackHead(name, domain_id, header, container.decode_directory(content, header, name))
 
 
-def read_head(store: Store, keys: Keys, name: str, size: int) -> Head:
+def read_head(store: Store, keys: Keys, name: str, size: int) -> PackHead:
     """Fetch and open the head of the container `name` of `size` bytes; its kinds must fit its place.
 
     Raises IntegrityError.
@@ -126,7 +126,7 @@ def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes, 
     return content
 
 
-def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tuple[Head, list[Opened]]:
+def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tuple[PackHead, list[Opened]]:
     """Open a complete container held in memory, padding included, and all its blobs. Raises IntegrityError."""
     head = open_head(keys, name, content, bound)
     container.check_padding(content, head.header, head.blobs, name)

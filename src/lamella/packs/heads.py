@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
-from lamella.packs.containers import Head, read_head
+from lamella.packs.containers import PackHead, read_head
 from lamella.packs.reach import reinstated, require_alive
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.stores.base import Store
 
 
-def genuine_head(store: Store, keys: Keys, name: str, size: int | None = None) -> Head:
+def genuine_head(store: Store, keys: Keys, name: str, size: int | None = None) -> PackHead:
     """The head of a pack of this listed size (None: ask), of an older version if the newest one is not genuine.
 
     Raises IntegrityError, UnknownFormat, StoreError.
@@ -28,13 +28,13 @@ def genuine_head(store: Store, keys: Keys, name: str, size: int | None = None) -
 
 def read_heads(
     store: Store, keys: Keys, packs: Iterable[tuple[bytes, int]]
-) -> Iterator[tuple[bytes, int, Head | str | None]]:
+) -> Iterator[tuple[bytes, int, PackHead | str | None]]:
     """For each pack, given as hash and listed size: these, and its head, or what is wrong, or None if it is gone.
 
     Raises StoreUnavailable when the store as a whole is out of reach.
     """
 
-    def read(row: tuple[bytes, int]) -> tuple[bytes, int, Head | str | None]:
+    def read(row: tuple[bytes, int]) -> tuple[bytes, int, PackHead | str | None]:
         name = pack_name(row[0])
         try:
             return row[0], row[1], genuine_head(store, keys, name, row[1])

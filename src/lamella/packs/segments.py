@@ -8,7 +8,7 @@ hostile segment therefore costs time, never data.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.ids import ChunkId, DomainId
@@ -23,8 +23,6 @@ from lamella.packs.reach import require_alive
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.stores.base import Entry, Store
 
-WORTH_WRITING = 256
-"""More packs of a domain than this without a segment make a run write one."""
 MOST_WRITTEN = 16
 """Segments one run writes for one domain: at most 128 MiB beside its own work."""
 _PACKS_A_SEGMENT = 16
@@ -121,28 +119,18 @@ class Segments:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def write(self) -> int:
-        """Write segments for every domain that has many packs without one; returns the bytes put. Raises StoreError.
+    def write(self, lacking: Callable[[], list[DomainId]]) -> int:
+        """Write segments for the domains that are `lacking` them; returns the bytes put. Raises StoreError.
 
         Only packs whose head this host opened are named.
         """
-        if not self._lacking():
-            return 0
         # Others may have written some since: what they cover needs no second one.
         known = self._known()
         self._read([one for one in self._list() if segment_hash(one.name) not in known], budget=1 << 20)
-        return sum(self._write(domain_id) for domain_id in self._lacking())
+        return sum(self._write(domain_id) for domain_id in lacking())
 
     def _known(self) -> set[bytes]:
         return {row[0] for row in self._cache.rows("SELECT name FROM segments")}
-
-    def _lacking(self) -> list[DomainId]:
-        query = (
-            "SELECT p.domain FROM packs p LEFT JOIN covered c ON c.pack = p.name"
-            " WHERE p.header IS NOT NULL AND c.pack IS NULL GROUP BY p.domain HAVING COUNT(*) > ? ORDER BY p.domain"
-        )
-        rows = self._cache.rows(query, (WORTH_WRITING,))
-        return [DomainId(row[0]) for row in rows]
 
     def _write(self, domain_id: DomainId) -> int:
         stored = 0

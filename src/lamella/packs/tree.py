@@ -18,7 +18,7 @@ from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
 FetchNode = Callable[[Kind, ChunkId], Opened]
 
 
-class Run(NamedTuple):
+class SlotRun(NamedTuple):
     """Chunks `[first, end)` that all have the same slot; a run of DATA is one chunk long."""
 
     first: int
@@ -52,13 +52,13 @@ class TreeReader:
         self._path[level] = (place, found)
         return found
 
-    def runs(self, tree: Tree, first: int = 0, end: int | None = None) -> Iterator[Run]:
+    def runs(self, tree: Tree, first: int = 0, end: int | None = None) -> Iterator[SlotRun]:
         """The slots of chunks `[first, end)` in order, equal neighbours that are not DATA merged."""
         limit = tree.shape.chunks if end is None else min(end, tree.shape.chunks)
-        merged: Run | None = None
+        merged: SlotRun | None = None
         for run in self._below(tree.shape, tree.root, tree.shape.depth - 1, 0, first, limit):
             if merged is not None and merged.slot == run.slot and not isinstance(run.slot, bytes):
-                merged = Run(merged.first, run.end, run.slot)
+                merged = SlotRun(merged.first, run.end, run.slot)
                 continue
             if merged is not None:
                 yield merged
@@ -66,13 +66,15 @@ class TreeReader:
         if merged is not None:
             yield merged
 
-    def _below(self, shape: Shape, slot: SlotValue, level: int, start: int, first: int, limit: int) -> Iterator[Run]:
+    def _below(
+        self, shape: Shape, slot: SlotValue, level: int, start: int, first: int, limit: int
+    ) -> Iterator[SlotRun]:
         """Runs below one child; `start` is its first chunk."""
         low, high = max(start, first), min(start + FAN_OUT ** (level + 1), limit)
         if low >= high:
             return
         if not isinstance(slot, bytes):
-            yield Run(low, high, slot)
+            yield SlotRun(low, high, slot)
             return
         found = self.node(shape, slot, level, start)
         step = FAN_OUT**level
@@ -85,9 +87,9 @@ class TreeReader:
             if level and isinstance(child, bytes):
                 yield from self._below(shape, child, level - 1, begin, first, limit)
             else:
-                yield Run(max(begin, first), min(begin + step, limit), child)
+                yield SlotRun(max(begin, first), min(begin + step, limit), child)
 
-    def changes(self, old: Tree, new: Tree) -> Iterator[tuple[Run, SlotValue]]:
+    def changes(self, old: Tree, new: Tree) -> Iterator[tuple[SlotRun, SlotValue]]:
         """Runs of `new` that differ from `old`, each with the old slot; the cost follows the difference.
 
         Both trees must have the same chunk size. Chunks past the old end count as HOLE before. Where a chunk's length
@@ -106,7 +108,7 @@ class TreeReader:
         pair: tuple[SlotValue | tuple[ChunkId, int], SlotValue | tuple[ChunkId, int]],
         level: int,
         start: int,
-    ) -> Iterator[tuple[Run, SlotValue]]:
+    ) -> Iterator[tuple[SlotRun, SlotValue]]:
         old, new = pair
         if old == new and (isinstance(new, bytes | tuple) or shapes[0].size == shapes[1].size):
             return
@@ -123,18 +125,18 @@ class TreeReader:
             if level:
                 yield from self._differ(shapes, (one, other), level - 1, begin)
             elif one != other and not isinstance(one, tuple) and not isinstance(other, tuple):
-                yield Run(begin, begin + 1, other), one
+                yield SlotRun(begin, begin + 1, other), one
 
     def _uniform(
         self, shapes: tuple[Shape, Shape], old: Slot, new: Slot, level: int, start: int
-    ) -> Iterator[tuple[Run, SlotValue]]:
+    ) -> Iterator[tuple[SlotRun, SlotValue]]:
         """Two children without nodes: what was ZERO or HOLE ends where the old volume ended."""
         stop = min(start + FAN_OUT ** (level + 1), shapes[1].chunks)
         middle = min(max(start, shapes[0].chunks), stop)
         if old != new and start < middle:
-            yield Run(start, middle, new), old
+            yield SlotRun(start, middle, new), old
         if new != Slot.HOLE and middle < stop:
-            yield Run(middle, stop, new), Slot.HOLE
+            yield SlotRun(middle, stop, new), Slot.HOLE
 
     def _slots(
         self, shape: Shape, value: SlotValue | tuple[ChunkId, int], level: int, start: int

@@ -15,7 +15,7 @@ from lamella.base.ids import ChunkId
 from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
-from lamella.packs.tree import Run, Tree, TreeReader
+from lamella.packs.tree import SlotRun, Tree, TreeReader
 
 PutNode = Callable[[Kind, bytes], ChunkId]
 
@@ -32,9 +32,9 @@ class Partial(NamedTuple):
 class _Changes:
     """Ascending, disjoint runs with one run of look-ahead."""
 
-    def __init__(self, runs: Iterable[Run]) -> None:
+    def __init__(self, runs: Iterable[SlotRun]) -> None:
         self._runs = iter(runs)
-        self._next: Run | None = None
+        self._next: SlotRun | None = None
         self._end = 0
         self._advance()
 
@@ -79,7 +79,7 @@ class TreeWriter:
         self._put = put
         self._writing: _Writing | None = None
 
-    def update(self, shape: Shape, base: Tree | None, changes: Iterable[Run]) -> ChunkId:
+    def update(self, shape: Shape, base: Tree | None, changes: Iterable[SlotRun]) -> ChunkId:
         """Build the tree that equals `base` except for `changes`; returns the root's id.
 
         Chunks that neither the base nor a change names are HOLE. When the sizes differ, the caller has put everything
@@ -167,13 +167,13 @@ class _Writing:
             closed = rest._filled(copied)
         return None if closed is None else Partial(rest._as_root(closed[0]), done)
 
-    def _tail(self, done: int) -> list[Run]:
+    def _tail(self, done: int) -> list[SlotRun]:
         """What stands for the changes that have not come: from the smaller end on a base of another size is no help."""
         chunks = self._shape.chunks
         if self._base is None or self._base.shape.size == self._shape.size:
             return []
         first = max(done, min(self._base.shape.size, self._shape.size) >> self._shape.chunk_log2)
-        return [Run(first, chunks, Slot.HOLE)] if first < chunks else []
+        return [SlotRun(first, chunks, Slot.HOLE)] if first < chunks else []
 
     def _base_at_top(self, level: int) -> _Base:
         """What the base has at the place of the new root, which may be higher or lower than the base's own."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from lamella.base.errors import IntegrityError, RepositoryError, SourceError
 from lamella.base.events import Event, Progress, Reporter, Warned, silent
 from lamella.format.encoder import Encoder
-from lamella.format.inner import Origin, Place
+from lamella.format.inner import Origin, OriginPlace
 from lamella.format.node import Shape
 from lamella.format.records import Tag
 from lamella.history.catalogue import Snapshot
@@ -247,5 +247,5 @@ class _Copying:
 
 def _made_from(repo: Repository, copy: Snapshot, other: Repository, original: Snapshot) -> bool:
     origin = Origin.of(copy.added)
-    made = Place(other.repo_id, original.ref)
+    made = OriginPlace(other.repo_id, original.ref)
     return origin is not None and origin.copied == made and copy.ref.writer == repo.own_writer

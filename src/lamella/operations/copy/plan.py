@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.base.ids import DomainId, VolumeId
-from lamella.format.inner import Place, first_place
+from lamella.format.inner import OriginPlace, first_place
 from lamella.format.records import Ref, Volume
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.operations.shared.selection import Selected, find_snapshot, find_volume, split_selector
@@ -173,7 +173,7 @@ class CopyPlanner:
         return None
 
 
-def _first(repo: Repository, snapshot: Snapshot) -> Place:
+def _first(repo: Repository, snapshot: Snapshot) -> OriginPlace:
     return first_place(repo.repo_id, snapshot.ref, snapshot.added)
 
 

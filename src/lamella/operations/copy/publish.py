@@ -13,7 +13,7 @@ from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format import document
 from lamella.format.container import Kind
 from lamella.format.cursor import clipped
-from lamella.format.inner import ORIGIN, Origin, Place, first_place
+from lamella.format.inner import ORIGIN, Origin, OriginPlace, first_place
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Document, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.history.catalogue import Snapshot
@@ -105,7 +105,7 @@ class CopyPublisher:
         """The original's record under the ids it has there; parent is the snapshot it shares with, if that is older."""
         added = one.row.snapshot.added
         before = one.base is not None and one.base.added.time_ms <= added.time_ms
-        here = Place(self._source.repo_id, one.row.snapshot.ref)
+        here = OriginPlace(self._source.repo_id, one.row.snapshot.ref)
         origin = Origin(first_place(*here, added), here)
         return replace(
             added,

@@ -14,7 +14,7 @@ from lamella.format.node import Slot
 from lamella.history.catalogue import Snapshot
 from lamella.operations.shared.ranges import RANGE
 from lamella.operations.shared.reading import Act, Task
-from lamella.packs.tree import Run
+from lamella.packs.tree import SlotRun
 from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency
 
@@ -80,7 +80,7 @@ class SnapshotVolume:
             self._waiting[first << self._tree.shape.chunk_log2] = wanted
         return Task(first, end, Act.READ)
 
-    def _runs(self) -> Iterator[Run]:
+    def _runs(self) -> Iterator[SlotRun]:
         reader = self._repo.tree_reader(self._domain_id)
         try:
             if self._base is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lamella.base.clock import iso
 from lamella.format.inner import Origin, Refuted, Sampled, was_rebuilt
+from lamella.format.lost import Lost
 from lamella.format.node import Shape
 from lamella.memory.verdicts import Confirmations
 from lamella.operations.look.listing import CONSISTENCY, Row

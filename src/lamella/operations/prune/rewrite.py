@@ -24,7 +24,7 @@ from lamella.format.container import Blob, Kind
 from lamella.operations.prune.needed import Needed
 from lamella.operations.prune.plan import PruneResult
 from lamella.packs.blobmap import Place
-from lamella.packs.containers import Head, open_blob, open_head, read_head
+from lamella.packs.containers import PackHead, open_blob, open_head, read_head
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
 from lamella.packs.usage import PackUse
@@ -42,7 +42,7 @@ class JudgedPack:
     """A pack, its directory as it stands in the store, and the blobs of it that are needed."""
 
     use: PackUse
-    head: Head
+    head: PackHead
     needed: list[Blob]
 
 
@@ -77,7 +77,7 @@ def delete_packs(repo: Repository, judged: Sequence[JudgedPack], result: PruneRe
     result.deleted_packs += len(judged)
 
 
-def _head(repo: Repository, use: PackUse) -> Head | None:
+def _head(repo: Repository, use: PackUse) -> PackHead | None:
     try:
         return read_head(repo.store, repo.keys, pack_name(use.pack), use.length)
     except (IntegrityError, UnknownFormat, ObjectNotFound):
@@ -91,7 +91,7 @@ def _may_be_note(blob: Blob) -> bool:
     return blob.kind == Kind.DOCUMENT and blob.content_length <= _NOTE_MOST
 
 
-def _is_note(repo: Repository, needed: Needed, use: PackUse, head: Head, blob: Blob) -> bool:
+def _is_note(repo: Repository, needed: Needed, use: PackUse, head: PackHead, blob: Blob) -> bool:
     """Whether it is the tree note of a snapshot that stays; what cannot be read is no help to anybody."""
     try:
         content = repo.contents.open_at(Place(use.pack, head.header, head.domain_id, blob, own=False))

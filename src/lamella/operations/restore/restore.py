@@ -14,7 +14,7 @@ from lamella.format.node import Slot
 from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import ChunkBatch, VolumeStream, identify_chunk
-from lamella.packs.tree import Run
+from lamella.packs.tree import SlotRun
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.sources.base import PoolLimits
@@ -139,9 +139,9 @@ class RestorePlan:
     def _workers(self) -> int:
         return self._options.workers or default_workers()
 
-    def _write_piece(self, piece: ChunkBatch | Run) -> tuple[int, int]:
+    def _write_piece(self, piece: ChunkBatch | SlotRun) -> tuple[int, int]:
         """Bytes written and the chunk behind them."""
-        if isinstance(piece, Run):
+        if isinstance(piece, SlotRun):
             clear = self._target.punch if piece.slot == Slot.HOLE else self._target.zero
             clear(*self._stream.span(piece.first, piece.end))
             return 0, piece.end
@@ -172,10 +172,10 @@ class _TargetComparison:
         self._target = target
         self._buffers = ThreadBuffers(stream.shape.chunk_size)
 
-    def ranges(self) -> Iterator[tuple[Run, ...]]:
+    def ranges(self) -> Iterator[tuple[SlotRun, ...]]:
         """Adjoining DATA chunks, together at most one range, or one run of zeros."""
         per_range = max(1, RANGE >> self._stream.shape.chunk_log2)
-        batch: list[Run] = []
+        batch: list[SlotRun] = []
         for run in self._stream.runs():
             is_data = isinstance(run.slot, bytes)
             if batch and (not is_data or len(batch) == per_range):
@@ -188,7 +188,7 @@ class _TargetComparison:
         if batch:
             yield tuple(batch)
 
-    def compare(self, runs: tuple[Run, ...]) -> tuple[int, int]:
+    def compare(self, runs: tuple[SlotRun, ...]) -> tuple[int, int]:
         """Bytes compared and the chunk behind them. Raises IntegrityError at the first difference."""
         first, last = self._stream.span(runs[0].first, runs[-1].end)
         if not isinstance(runs[0].slot, bytes):

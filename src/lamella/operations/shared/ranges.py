@@ -31,6 +31,6 @@ class ThreadBuffers:
     def view(self, length: int) -> memoryview:
         """This thread's first `length` bytes, until it asks again."""
         buffer = getattr(self._local, "buffer", None)
-        if buffer is None:
-            buffer = self._local.buffer = bytearray(self._size)
+        if buffer is None or len(buffer) < length:
+            buffer = self._local.buffer = bytearray(max(self._size, length))
         return memoryview(buffer)[:length]

@@ -10,7 +10,7 @@ from lamella.base.names import pack_name
 from lamella.format.container import Blob
 from lamella.format.lost import Address
 from lamella.packs.blobmap import Place
-from lamella.packs.containers import Head
+from lamella.packs.containers import PackHead
 from lamella.packs.heads import genuine_head
 from lamella.packs.reach import require_alive
 from lamella.repository.repository import Repository
@@ -38,7 +38,7 @@ class _Pack:
 
     pack: bytes
     wanted: set[Address]
-    head: Head | None = None
+    head: PackHead | None = None
     blobs: list[Blob] = field(default_factory=list)
     reasons: dict[Address, str] = field(default_factory=dict)
     unread: set[Address] = field(default_factory=set)

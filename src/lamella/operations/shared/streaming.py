@@ -13,7 +13,7 @@ from lamella.format.container import Kind
 from lamella.format.node import Shape
 from lamella.operations.shared.ranges import RANGE
 from lamella.operations.shared.selection import Selected
-from lamella.packs.tree import Run, Tree
+from lamella.packs.tree import SlotRun, Tree
 from lamella.repository.repository import Repository
 from lamella.sources.base import Keeping, Source
 from lamella.sources.registry import open_kept_source, open_source, place_of
@@ -38,11 +38,11 @@ class VolumeStream:
         """The volume's size and grid."""
         return self.tree.shape
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[SlotRun]:
         """The volume's manifest in order."""
         return self._repo.tree_reader(self.domain_id).runs(self.tree)
 
-    def pieces(self, *, data_only: bool = False) -> Iterator[ChunkBatch | Run]:
+    def pieces(self, *, data_only: bool = False) -> Iterator[ChunkBatch | SlotRun]:
         """The volume in order: DATA in pieces of at most one range, and runs that read as zero.
 
         With `data_only` without those runs; a piece then reaches across them.

@@ -19,7 +19,7 @@ from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import ChunkBatch, VolumeStream, identify_chunk, live_source, read_document
-from lamella.packs.tree import Run
+from lamella.packs.tree import SlotRun
 from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
@@ -30,7 +30,7 @@ from lamella.sources.base import FrozenVolume, Source
 class _Fetched:
     """A piece as it came back: runs with the ids of what was read, and what could not be read."""
 
-    runs: list[Run]
+    runs: list[SlotRun]
     read_bytes: int = 0
     troubles: list[str] = field(default_factory=list)
 
@@ -79,7 +79,7 @@ class _RestoreComparison:
     def _node_id(self, kind: Kind, content: bytes) -> ChunkId:
         return identifier(self._repo.keys.domain(self._stream.domain_id), kind)(content)
 
-    def _runs(self, workers: int) -> Iterator[Run]:
+    def _runs(self, workers: int) -> Iterator[SlotRun]:
         for fetched in ordered_map(self._fetch, self._stream.pieces(), workers=workers):
             self.troubles += fetched.troubles
             self._result.checked_bytes += fetched.read_bytes
@@ -88,11 +88,11 @@ class _RestoreComparison:
             _, end = self._stream.span(0, fetched.runs[-1].end)
             self._reporter(Progress("verify", self._one.volume_name, end, self._stream.shape.size))
 
-    def _fetch(self, piece: ChunkBatch | Run) -> _Fetched:
-        if isinstance(piece, Run):
+    def _fetch(self, piece: ChunkBatch | SlotRun) -> _Fetched:
+        if isinstance(piece, SlotRun):
             return _Fetched([piece])
         contents: dict[ChunkId, bytes] = {}
-        fetched = _Fetched([Run(chunk, chunk + 1, id_) for chunk, id_ in piece.chunks])
+        fetched = _Fetched([SlotRun(chunk, chunk + 1, id_) for chunk, id_ in piece.chunks])
         try:
             contents |= self._stream.fetch(piece)
         except StoreUnavailable:
@@ -101,7 +101,7 @@ class _RestoreComparison:
             fetched.troubles = self._one_by_one(piece, contents)
         # Not the id that was asked for but the one of what came: the comparison is with the root.
         known = {id_: self._identify(content) for id_, content in contents.items()}
-        fetched.runs = [Run(chunk, chunk + 1, known.get(id_, id_)) for chunk, id_ in piece.chunks]
+        fetched.runs = [SlotRun(chunk, chunk + 1, known.get(id_, id_)) for chunk, id_ in piece.chunks]
         fetched.read_bytes = sum(map(len, contents.values()))
         return fetched
 
@@ -163,14 +163,14 @@ class _SourceComparison:
         self._identify = identify_chunk(repo, one)
         self._buffers = ThreadBuffers(self._tree.shape.chunk_size)
 
-    def pieces(self) -> Iterator[Run]:
+    def pieces(self) -> Iterator[SlotRun]:
         """Runs of at most one range each."""
         step = max(1, RANGE >> self._tree.shape.chunk_log2)
         for run in self._repo.tree_reader(self._one.snapshot.added.domain_id).runs(self._tree):
             for first in range(run.first, run.end, step):
-                yield Run(first, min(first + step, run.end), run.slot)
+                yield SlotRun(first, min(first + step, run.end), run.slot)
 
-    def compare(self, run: Run) -> tuple[int, list[tuple[int, int]]]:
+    def compare(self, run: SlotRun) -> tuple[int, list[tuple[int, int]]]:
         """Bytes compared and the ranges that differ."""
         shape = self._tree.shape
         different: list[tuple[int, int]] = []
@@ -183,7 +183,7 @@ class _SourceComparison:
             compared += max(here, 0)
         return compared, different
 
-    def _same(self, run: Run, start: int, length: int, here: int) -> bool:
+    def _same(self, run: SlotRun, start: int, length: int, here: int) -> bool:
         view = self._buffers.view(here)
         self._frozen.read_into(start, view)
         if here < length:

@@ -14,7 +14,7 @@ from lamella.format.container import Kind
 from lamella.format.node import Shape
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import Selected
-from lamella.packs.tree import Run, Tree
+from lamella.packs.tree import SlotRun, Tree
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
 
@@ -150,14 +150,14 @@ class SnapshotWalk:
         if batch:
             yield batch
 
-    def _data(self, shape: Shape, runs: Iterator[Run]) -> Iterator[_Chunk]:
+    def _data(self, shape: Shape, runs: Iterator[SlotRun]) -> Iterator[_Chunk]:
         """The DATA chunks among runs."""
         for run in runs:
             if isinstance(run.slot, bytes):
                 read = bool(self._percent) and self._random.random() * 100 < self._percent
                 yield _Chunk(run.first << shape.chunk_log2, shape.chunk_length(run.first), run.slot, read)
 
-    def _runs(self, one: Selected, tree: Tree) -> Iterator[Run]:
+    def _runs(self, one: Selected, tree: Tree) -> Iterator[SlotRun]:
         reader = self._repo.tree_reader(one.snapshot.added.domain_id)
         if self._before is not None and _comparable(self._before[0], one):
             for run, _ in reader.changes(self._before[1], tree):

@@ -22,12 +22,12 @@ from lamella.format.compression import decode
 from lamella.format.container import Kind
 from lamella.format.encoder import Encoder
 from lamella.format.node import Shape, Slot, SlotValue
-from lamella.operations.shared.ranges import RANGE, is_zero
+from lamella.operations.shared.ranges import ThreadBuffers, is_zero
 from lamella.operations.shared.reading import Act, Task
 from lamella.packs.blobmap import Place
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
-from lamella.packs.tree import Run, Tree
+from lamella.packs.tree import SlotRun, Tree
 from lamella.packs.tree_writer import Partial, TreeWriter
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
@@ -70,7 +70,7 @@ class VolumeRead(NamedTuple):
 class _Answer(NamedTuple):
     """What became of a task: changed slots, the slot of its last chunk if known, and the figures of its work."""
 
-    changes: list[Run]
+    changes: list[SlotRun]
     end: int
     last: SlotValue | None
     figures: ReadFigures = ReadFigures()
@@ -111,6 +111,7 @@ class VolumeReader:
     def __post_init__(self) -> None:
         self._identify = self.packer.identify(Kind.CHUNK)
         self._local = threading.local()
+        self._buffers = ThreadBuffers(self.shape.chunk_size)
         self._nodes = self.repo.tree_reader(self.packer.domain_id)
 
     def read(
@@ -130,7 +131,7 @@ class VolumeReader:
         # Another reader for the tree: both walk the base, at different places.
         writer = TreeWriter(self.repo.tree_reader(self.packer.domain_id), self.packer.store_node)
 
-        def changes(answers: Iterator[_Answer]) -> Iterator[Run]:
+        def changes(answers: Iterator[_Answer]) -> Iterator[SlotRun]:
             nonlocal total
             end = unchanged = 0
             for answer in answers:
@@ -143,12 +144,12 @@ class VolumeReader:
                 unchanged = 0 if end == answer.end else unchanged + read_bytes
                 if (due or unchanged >= _MARK_BYTES) and end < answer.end and answer.last is not None:
                     # Nothing new, but it takes the tree to the end of what was read.
-                    yield Run(answer.end - 1, answer.end, answer.last)
+                    yield SlotRun(answer.end - 1, answer.end, answer.last)
                     end, unchanged = answer.end, 0
                 if due:
                     watch.record(writer.partial())
 
-        def watched(answers: Iterator[_Answer]) -> Iterator[Run]:
+        def watched(answers: Iterator[_Answer]) -> Iterator[SlotRun]:
             try:
                 yield from changes(answers)
             except KeyboardInterrupt:
@@ -173,17 +174,17 @@ class VolumeReader:
 
     def _work(self, frozen: FrozenVolume, task: Task, base: list[SlotValue | None]) -> _Answer:
         if task.act == Act.SET:
-            return _Answer([Run(task.first, task.end, task.slot)], task.end, task.slot)
+            return _Answer([SlotRun(task.first, task.end, task.slot)], task.end, task.slot)
         offset = task.first << self.shape.chunk_log2
         length = min(task.end << self.shape.chunk_log2, self.shape.size) - offset
-        view = self._buffer(length)
+        view = self._buffers.view(length)
         if self.bucket is not None and (seconds := self.bucket.book(length)) > 0:
             sleep(seconds)
         frozen.read_into(offset, view)
         if task.act in (Act.SAMPLE, Act.SAMPLE_ZERO):
             self._compare(task, base, view)
             return _Answer([], task.end, base[-1], ReadFigures(length, length))
-        changes: list[Run] = []
+        changes: list[SlotRun] = []
         new = stored = 0
         slot: SlotValue | None = None
         for position, (part, slot) in enumerate(self._slots(task, view)):
@@ -193,7 +194,7 @@ class VolumeReader:
                 new += sealed > 0
                 stored += sealed
             if not same:
-                changes.append(Run(task.first + position, task.first + position + 1, slot))
+                changes.append(SlotRun(task.first + position, task.first + position + 1, slot))
         return _Answer(changes, task.end, slot, ReadFigures(length, 0, len(changes), new, stored))
 
     def _slots(self, task: Task, view: memoryview) -> Iterator[tuple[memoryview, SlotValue]]:
@@ -213,12 +214,6 @@ class VolumeReader:
     def _kept(self, id_: ChunkId) -> bool:
         """Whether a chunk the base already has may be left alone: always, unless packs were lost."""
         return not self.check_base or self.packer.pending(id_) or self.repo.blobs.has(Kind.CHUNK, id_)
-
-    def _buffer(self, length: int) -> memoryview:
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None:
-            buffer = self._local.buffer = bytearray(max(RANGE, self.shape.chunk_size))
-        return memoryview(buffer)[:length]
 
     def _store(self, id_: ChunkId, part: memoryview) -> int:
         """Store a chunk unless it is stored already; returns its sealed length, 0 if nothing was put."""
