@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -209,3 +210,39 @@ def test_misunderstood_commands_are_found(text: str, said: str) -> None:
 
 def test_guides_hold_commands() -> None:
     assert sum(len(list(commands_in(path.read_text("utf-8")))) for path in GUIDES) > 60
+
+
+# --- hints of the program --------------------------------------------------------------------------------------------
+
+_HINT = re.compile(r"(?:: |`)(lamella [a-z]+(?: (?:--?[a-z-]+|[a-z]+(?= --)))*)")
+MOVED = {"check --repair", "copy --mirror"}
+
+
+def wrong_hints(source: str) -> Iterator[str]:
+    """Yield each command in the strings and docstrings of a module that the program does not know, or knows no more."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for found in _HINT.finditer(node.value):
+                yield from _unknown_words(found.group(1))
+                yield from (f"{found.group(1)} is a command of its own" for old in MOVED if old in found.group(1))
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_hints_name_commands_that_exist(module: Path) -> None:
+    assert list(wrong_hints(module.read_text("utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("x = 'mend with: lamella repair'", 0),
+        ("x = f'run: lamella check --give-up {name}'", 0),
+        ("x = 'mend with: lamella check --repair'", 1),
+        ("x = 'mend with: lamella mend'", 1),
+        ("x = 'look with: lamella verify --deeply'", 1),
+        ('"""`lamella copy --mirror` wrote there."""', 1),
+        ("x = 'a newer version of lamella wrote here'", 0),
+    ],
+)
+def test_wrong_hints_are_found(text: str, count: int) -> None:
+    assert len(list(wrong_hints(text))) == count

@@ -133,12 +133,12 @@ class Pins:
 class KnownPlace:
     """What this host knows of one place of a repository (docs/decisions/0029).
 
-    A place becomes a mirror only by `copy --mirror` on this host, never by anything it says itself, and it stays what
+    A place becomes a mirror only by `lamella mirror` on this host, never by anything it says itself, and it stays what
     it is once this host has published there. What was seen at a place must be seen there again, whatever it is.
     """
 
     mirror: bool = False
-    """`copy --mirror` wrote there, and nothing else of this host."""
+    """`lamella mirror` wrote there, and nothing else of this host."""
     wrote: bool = False
     """This host published commits there."""
     own: bool = False
@@ -170,11 +170,11 @@ class Places:
         return any(other != url and not place.mirror for other, place in self._table.read().items())
 
     def begun(self, url: str) -> None:
-        """`copy --mirror` begins to write there."""
+        """`lamella mirror` begins to write there."""
         self._change(url, lambda place: place if place.wrote or place.own else replace(place, mirror=True))
 
     def seen(self, url: str, heads: Collection[Head]) -> None:
-        """These commits are there: the repository was opened and nothing was wrong, or `copy --mirror` brought them."""
+        """These commits are there: the repository was opened and is sound, or `lamella mirror` brought them."""
         self._change(url, lambda place: place.with_heads(heads))
 
     def wrote_there(self, url: str, heads: Collection[Head]) -> None:

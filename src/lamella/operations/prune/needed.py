@@ -202,7 +202,7 @@ class Survey:
             said = all(any(a <= start and end <= b for a, b in snapshot.lost.ranges) for start, end in ranges)
             if not said or not unread <= {gap.id for gap in gaps}:
                 text = f"more of {snapshot.name} cannot be read than was recorded as lost: nothing is deleted beside it"
-                hint = "look with: lamella verify; mend with: lamella check --repair"
+                hint = "look with: lamella verify; mend with: lamella repair"
                 needed.leave(domain_id, text, snapshot.name, hint)
 
     # -- what is needed besides ----------------------------------------------------------------------------------------
