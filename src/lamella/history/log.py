@@ -11,6 +11,7 @@ from lamella.base.ids import RepoId, WriterId
 from lamella.base.names import COMMITS
 from lamella.crypto.derive import Keys
 from lamella.format.commit import ChainEntry, Head
+from lamella.format.deletion import Condemn, Reaped
 from lamella.format.records import Checkpoint, RawRecord, Signed
 from lamella.history import state
 from lamella.history.catalogue import Catalogue
@@ -81,6 +82,22 @@ class Log:
             self.pins.remember(self.history.heads)
             with self.memory.may_fail():
                 self.places.seen(self.store.url, self.history.heads)
+
+    @property
+    def condemned_packs(self) -> frozenset[bytes]:
+        """The packs that nothing new may rely on."""
+        return self.condemned.packs if self._collected else frozenset()
+
+    @property
+    def reaped_packs(self) -> Collection[bytes]:
+        """The packs that collectors said they deleted."""
+        return self.condemned.reaped if self._collected else ()
+
+    @property
+    def _collected(self) -> bool:
+        """Whether anybody ever condemned a pack here, or said that one is deleted."""
+        chains = self.history.chains.values()
+        return any(entry.record.type in (Condemn.TYPE, Reaped.TYPE) for chain in chains for entry in chain.entries)
 
     @property
     def condemned(self) -> Condemned:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lamella.base.errors import RepositoryError
 
-_VERSION = 4
+_VERSION = 5
 _NODES_KEPT = 50_000
 _SCHEMA = """
 CREATE TABLE commits (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
@@ -33,6 +33,13 @@ CREATE TABLE covered (pack BLOB PRIMARY KEY, segment INTEGER NOT NULL) WITHOUT R
 CREATE TABLE nodes (number INTEGER PRIMARY KEY, pack BLOB NOT NULL, place INTEGER NOT NULL, sealed BLOB NOT NULL);
 CREATE UNIQUE INDEX nodes_by_place ON nodes (pack, place);
 CREATE TABLE complete (root BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE suspects (
+    id BLOB NOT NULL, kind INTEGER NOT NULL, pack BLOB NOT NULL, place INTEGER NOT NULL, sealed INTEGER NOT NULL,
+    content INTEGER NOT NULL, PRIMARY KEY (id, kind, pack)
+) WITHOUT ROWID;
+CREATE TABLE applied (pack BLOB NOT NULL, kind INTEGER NOT NULL, id BLOB NOT NULL, PRIMARY KEY (pack, kind, id))
+    WITHOUT ROWID;
+CREATE TABLE proved (pack BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.base.ids import ChunkId, DomainId
@@ -16,8 +17,10 @@ from lamella.format.lost import Address
 from lamella.packs.blobmap import BlobMap, Place
 from lamella.packs.containers import open_blob
 from lamella.packs.reach import reinstated, require_alive
-from lamella.packs.suspects import Suspects
 from lamella.stores.base import Store
+
+if TYPE_CHECKING:
+    from lamella.packs.suspects import Suspects
 
 _GAP = 64 * 1024
 _MAX_READ = 8 * 1024 * 1024
@@ -30,7 +33,9 @@ class _Misplaced(IntegrityError):
 class Contents:
     """Opened contents of one repository. Thread-safe."""
 
-    def __init__(self, store: Store, keys: Keys, blobs: BlobMap, suspects: Suspects | None = None) -> None:
+    def __init__(
+        self, store: Store, keys: Keys, blobs: BlobMap, suspects: Callable[[], Suspects] | None = None
+    ) -> None:
         self._store = store
         self._keys = keys
         self._blobs = blobs
@@ -116,7 +121,7 @@ class Contents:
                 trouble = self._failed(place, error)
         # What did not open before may open now: replaced, or readable again.
         tried = {place.pack for place in places}
-        for place in self._suspects.places(kind, id_) if self._suspects is not None else ():
+        for place in self._suspects().places(kind, id_) if self._suspects is not None else ():
             if place.pack in tried:
                 continue
             try:
@@ -125,7 +130,7 @@ class Contents:
                 trouble = self._failed(place, error)
                 continue
             if self._suspects is not None:
-                self._suspects.clear(place.pack, [(kind, id_)])
+                self._suspects().clear(place.pack, [(kind, id_)])
             return content
         raise IntegrityError(f"{kind.name.lower()} {id_.hex()[:16]} cannot be read: {trouble}", obj=id_.hex())
 
@@ -176,7 +181,7 @@ class Contents:
             if for_good and not isinstance(error, ObjectNotFound):
                 self.bad.add(Address(place.pack, place.blob.kind, place.blob.id))
         if self._suspects is not None and for_good:
-            self._suspects.mark(place.pack, [(place.blob.kind, place.blob.id)])
+            self._suspects().mark(place.pack, [(place.blob.kind, place.blob.id)])
         return f"{error.message} ({name})"
 
 

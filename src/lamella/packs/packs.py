@@ -6,6 +6,8 @@ Everything here is found out by reading the store, and can be made anew.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, UnknownFormat
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
@@ -19,9 +21,11 @@ from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
 from lamella.packs.containers import open_whole
 from lamella.packs.contents import Contents
-from lamella.packs.suspects import Suspects
 from lamella.packs.tree import TreeReader
 from lamella.stores.base import Store
+
+if TYPE_CHECKING:
+    from lamella.packs.suspects import Suspects
 
 
 class Packs:
@@ -30,11 +34,18 @@ class Packs:
     def __init__(self, store: Store, keys: Keys, cache: Cache) -> None:
         self._store = store
         self._keys = keys
+        self._cache = cache
         self.map = BlobMap(cache, keys, store)
-        self.suspects = Suspects(cache)
-        self.contents = Contents(store, keys, self.map, self.suspects)
+        self.contents = Contents(store, keys, self.map, lambda: self.suspects)
         self.fresh = False
         """The map agrees with the store, as far as this process has seen the history."""
+
+    @cached_property
+    def suspects(self) -> Suspects:
+        """Places at which a blob did not open, and when packs were read whole."""
+        from lamella.packs.suspects import Suspects  # only where something is damaged, or verified
+
+        return Suspects(self._cache)
 
     def refresh(
         self, own_packs: Iterable[bytes], reaped: Collection[bytes], bad: Collection[Address], *, expected: bool
@@ -47,7 +58,8 @@ class Packs:
         listed = self.map.refresh(own_packs, reaped)
         if not listed and expected:
             raise IntegrityError("the repository lists no packs although it has snapshots", obj=PACKS)
-        self.suspects.apply(bad, self.map)
+        if bad:
+            self.suspects.apply(bad, self.map)
         self.fresh = True
 
     def tree_reader(self, domain_id: DomainId) -> TreeReader:

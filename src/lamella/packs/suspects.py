@@ -15,14 +15,6 @@ from lamella.format.lost import Address
 from lamella.packs.blobmap import BlobMap, Place, place_of
 from lamella.packs.cache import Cache
 
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS suspects (id BLOB NOT NULL, kind INTEGER NOT NULL, pack BLOB NOT NULL,"
-    " place INTEGER NOT NULL, sealed INTEGER NOT NULL, content INTEGER NOT NULL, PRIMARY KEY (id, kind, pack))"
-    " WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS applied (pack BLOB NOT NULL, kind INTEGER NOT NULL, id BLOB NOT NULL,"
-    " PRIMARY KEY (pack, kind, id)) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS proved (pack BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID",
-)
 _PLACES = (
     "SELECT s.id, s.place, s.sealed, s.content, p.name, p.header, p.domain, p.own"
     " FROM suspects s JOIN packs p ON p.name = s.pack WHERE s.kind = ? AND s.id = ? AND p.header IS NOT NULL"
@@ -42,9 +34,6 @@ class Suspects:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        with cache.lock, cache.connection as connection:
-            for statement in _TABLES:
-                connection.execute(statement)
 
     # -- suspect places -----------------------------------------------------------------------------------------------
 

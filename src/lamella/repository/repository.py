@@ -103,7 +103,7 @@ class Repository:
         if self._packs is not None:
             # Commits that are new to this process may refer to packs that are new, too.
             self._packs.fresh = self._packs.fresh and self.history.heads == before
-            self._packs.map.condemned = self.log.condemned.packs
+            self._packs.map.condemned = self.log.condemned_packs
 
     @property
     def losses(self) -> int:
@@ -216,7 +216,7 @@ class Repository:
             from lamella.packs.packs import Packs
 
             self._packs = Packs(self.store, self.keys, self.cache)
-            self._packs.map.condemned = self.log.condemned.packs
+            self._packs.map.condemned = self.log.condemned_packs
         return self._packs
 
     @property
@@ -242,7 +242,7 @@ class Repository:
         published = (pack for shot in catalogue.snapshots if shot.ref.writer == own for pack in shot.added.packs)
         begun = (pack for session in catalogue.sessions if session.writer == own for pack in session.packs)
         some = bool(catalogue.snapshots)
-        self.packs.refresh([*published, *begun], self.log.condemned.reaped, catalogue.bad, expected=some)
+        self.packs.refresh([*published, *begun], self.log.reaped_packs, catalogue.bad, expected=some)
 
     def tree(self, snapshot: Snapshot) -> Tree:
         """The manifest of a snapshot."""

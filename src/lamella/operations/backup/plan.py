@@ -16,7 +16,6 @@ from lamella.history.catalogue import Snapshot, VolumeState, latest
 from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, ResumePoint, new_volume
 from lamella.memory.verdicts import Confirmations
 from lamella.operations.shared.completeness import is_complete, tree_is_complete
-from lamella.operations.shared.selection import find_snapshot
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
@@ -297,6 +296,8 @@ class _Planning:
 
     def _map_mismatch(self, volume: VolumeState, newest: Snapshot | None) -> str:
         """Why another tool's map cannot be used with the newest snapshot; "" if it can."""
+        from lamella.operations.shared.selection import find_snapshot  # only for other tools' maps
+
         wanted = find_snapshot(self._repo, volume, self._options.changes_base)
         claimed = self._options.changes.base if self._options.changes is not None else ""
         if newest is None or wanted.ref != newest.ref:
