@@ -11,7 +11,7 @@ import pytest
 
 from lamella.base.errors import UsageError
 from lamella.cli.secret import given_source
-from lamella.crypto.slots import MIN_WRITTEN_LOG_N
+from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N
 from tests.cli.program import COMMAND, Lamella, Terminal, environment
 
 WORD = "correct höhe battery"

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from lamella.base.errors import RolledBack, StoreUnavailable
 from lamella.memory import codec
+from lamella.memory.confirmations import Confirmations
 from lamella.memory.host import Host, HostMemory, Notices, Table
 from lamella.memory.intervals import Intervals
 from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, ResumePoint, needed_checkpoints, new_volume
 from lamella.memory.pins import FirstSeen
-from lamella.memory.verdicts import Confirmations, Verdicts
+from lamella.memory.verdicts import Verdicts
 from lamella.operations.look import listing
 from lamella.operations.mirror.mirror import mirror
 from lamella.operations.moments.monitor import monitor

@@ -11,7 +11,7 @@ import pytest
 
 from lamella.base.errors import IntegrityError, KeyRefused, UnknownFormat, UsageError
 from lamella.base.ids import RepoId
-from lamella.crypto import slots
+from lamella.crypto import new_slots, slots
 from lamella.crypto.derive import hkdf, prf
 from lamella.crypto.sign import public_of
 from lamella.crypto.slots import Secret
@@ -29,7 +29,7 @@ LOG_N = 15
 
 
 def wrap(secret: Secret, seed: bytes | None = PRUNE_SEED) -> KeySlot:
-    return slots.wrap(MARKER, secret, DATA_ROOT, seed, LOG_N)
+    return new_slots.wrap(MARKER, secret, DATA_ROOT, seed, LOG_N)
 
 
 SLOTS = {secret.type: wrap(secret) for secret in (PHRASE, RECOVERY, FILE)}
@@ -161,12 +161,12 @@ def test_sizes_of_key_files(length: int, fits: bool) -> None:
 
 
 def test_recovery_keys_are_fresh() -> None:
-    made = {slots.new_recovery_key().value for _ in range(20)}
+    made = {new_slots.new_recovery_key().value for _ in range(20)}
     assert len(made) == 20 and {len(value) for value in made} == {32}
 
 
 ALPHABET = string.ascii_uppercase + "234567"
-TEXT = slots.recovery_text(Secret(SlotType.RECOVERY, hashlib.sha256(b"a key").digest()))
+TEXT = new_slots.recovery_text(Secret(SlotType.RECOVERY, hashlib.sha256(b"a key").digest()))
 
 
 def test_shape_of_the_recovery_text() -> None:
@@ -213,7 +213,7 @@ def test_digits_that_look_like_letters() -> None:
     # Found by counting up: a key whose text has each of the three letters.
     for number in range(1000):
         secret = Secret(SlotType.RECOVERY, hashlib.sha256(number.to_bytes(2, "little")).digest())
-        text = slots.recovery_text(secret)
+        text = new_slots.recovery_text(secret)
         if {"O", "I", "B"} <= set(text):
             break
     typed = text.replace("O", "0").replace("I", "1").replace("B", "8")

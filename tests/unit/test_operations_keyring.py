@@ -9,7 +9,8 @@ import pytest
 from lamella.base.errors import KeyRefused, NothingMatched, UsageError
 from lamella.base.ids import DomainId
 from lamella.base.trust import Clear
-from lamella.crypto.slots import Secret, key_file, new_recovery_key, wrap
+from lamella.crypto.new_slots import new_recovery_key, wrap
+from lamella.crypto.slots import Secret, key_file
 from lamella.format.keyslot import MAX_SLOTS, SIZE
 from lamella.operations.keyring import add_slot, list_slots, remove_slot
 from lamella.operations.verify.verify import VerifyOptions, verify

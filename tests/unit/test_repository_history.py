@@ -23,8 +23,8 @@ from lamella.history.catalogue import latest
 from lamella.history.compaction import Ended
 from lamella.history.history import Chain, History
 from lamella.history.publish import Publisher
+from lamella.memory.confirmations import Confirmations
 from lamella.memory.host import HostMemory, machine_name
-from lamella.memory.verdicts import Confirmations
 from lamella.packs.containers import build_commit
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import WRITER, Small, snapshot_record

@@ -1,22 +1,19 @@
-"""Wrapping the repository's keys in slots, and unwrapping them (FORMAT 3)."""
+"""Secrets, and the keys they unwrap from slots (FORMAT 3); `new_slots` makes slots."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import hmac
-import os
 import unicodedata
 from dataclasses import dataclass
 
 from lamella.base.errors import KeyRefused, UsageError
 from lamella.crypto.derive import hkdf, prf
 from lamella.crypto.sign import public_of
-from lamella.format.keyslot import MAX_LOG_N, MIN_LOG_N, SCRYPT_R, KeySlot, Role, SlotType
+from lamella.format.keyslot import SCRYPT_R, KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 
-DEFAULT_LOG_N = 18
-MIN_WRITTEN_LOG_N = 17
 MIN_KEY_FILE, MAX_KEY_FILE = 32, 1 << 20
 
 
@@ -46,19 +43,9 @@ def key_file(content: bytes) -> Secret:
     return Secret(SlotType.KEYFILE, content)
 
 
-def new_recovery_key() -> Secret:
-    """A fresh random recovery key."""
-    return Secret(SlotType.RECOVERY, os.urandom(32))
-
-
-def _checksum(key: bytes) -> bytes:
+def checksum(key: bytes) -> bytes:
+    """What the written form of a recovery key carries to find typing mistakes."""
     return hashlib.sha256(b"lamella recovery" + key).digest()[:3]
-
-
-def recovery_text(secret: Secret) -> str:
-    """A recovery key as 14 groups of 4 characters."""
-    text = base64.b32encode(secret.value + _checksum(secret.value)).decode("ascii")
-    return "-".join(text[start : start + 4] for start in range(0, len(text), 4))
 
 
 def recovery_key(text: str) -> Secret:
@@ -68,7 +55,7 @@ def recovery_key(text: str) -> Secret:
         raw = base64.b32decode(plain)
     except ValueError as error:
         raise KeyRefused("not a recovery key: it has 56 letters and digits") from error
-    if len(raw) != 35 or raw[32:] != _checksum(raw[:32]):
+    if len(raw) != 35 or raw[32:] != checksum(raw[:32]):
         raise KeyRefused("the recovery key has a typing mistake: its checksum does not fit")
     return Secret(SlotType.RECOVERY, raw[:32])
 
@@ -84,27 +71,9 @@ def _kek(secret: Secret, root: bytes, salt: bytes, slot_head: bytes, log_n: int,
     return hkdf(secret.value, salt, b"lamella/1 kek\0" + root + slot_head)
 
 
-def _slot_kek(secret: Secret, root: bytes, slot: KeySlot) -> bytes:
+def slot_kek(secret: Secret, root: bytes, slot: KeySlot) -> bytes:
+    """The key that a secret gives for one slot. Raises KeyRefused where the machine has no memory for it."""
     return _kek(secret, root, slot.salt, slot.signed_part[:16], slot.log_n, slot.p)
-
-
-def wrap(
-    marker: Marker, secret: Secret, data_root: bytes, prune_seed: bytes | None, log_n: int = DEFAULT_LOG_N
-) -> KeySlot:
-    """A new slot for `secret`; an admin slot if `prune_seed` is given, else a writer slot."""
-    role = Role.WRITER if prune_seed is None else Role.ADMIN
-    by_passphrase = secret.type == SlotType.PASSPHRASE
-    if by_passphrase and not MIN_LOG_N <= log_n <= MAX_LOG_N:
-        raise UsageError(f"the key derivation cost is {MIN_LOG_N} to {MAX_LOG_N}, not {log_n}")
-    log_n, p = (log_n, 1) if by_passphrase else (0, 0)
-    empty = KeySlot(secret.type, role, os.urandom(32), bytes(96), bytes(32), log_n, p)
-    kek = _slot_kek(secret, marker.root, empty)
-    bundle = data_root + (prune_seed or bytes(32)) + bytes(32)
-    mask = hkdf(kek, marker.root, b"wrap", 96)
-    wrapped = bytes(a ^ b for a, b in zip(bundle, mask, strict=True))
-    unsigned = KeySlot(secret.type, role, empty.salt, wrapped, bytes(32), log_n, p)
-    mac = prf(hkdf(kek, marker.root, b"mac"), unsigned.signed_part)
-    return KeySlot(secret.type, role, empty.salt, wrapped, mac, log_n, p)
 
 
 def unwrap(marker: Marker, secret: Secret, slot: KeySlot) -> tuple[bytes, bytes | None] | None:
@@ -114,7 +83,7 @@ def unwrap(marker: Marker, secret: Secret, slot: KeySlot) -> tuple[bytes, bytes 
     """
     if slot.type != secret.type:
         return None
-    kek = _slot_kek(secret, marker.root, slot)
+    kek = slot_kek(secret, marker.root, slot)
     if not hmac.compare_digest(prf(hkdf(kek, marker.root, b"mac"), slot.signed_part), slot.mac):
         return None
     mask = hkdf(kek, marker.root, b"wrap", 96)

@@ -1,14 +1,13 @@
-"""What this host found out about snapshots: what verifications said, and which it saw whole after publication."""
+"""What verifications on this host said about volumes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from lamella.base.clock import iso
-from lamella.base.ids import VolumeId, WriterId
-from lamella.format.records import Ref
+from lamella.base.ids import VolumeId
 from lamella.memory.host import HostMemory, Table
 
 OK, DAMAGED, INCOMPLETE = "ok", "damaged", "incomplete"
@@ -95,28 +94,3 @@ def _clears(later: VolumeVerdict, one: VolumeVerdict) -> bool:
     if later.level == one.level == "sample":
         return False
     return later.time_ms > one.time_ms and _DEPTH[later.level] >= _DEPTH[one.level]
-
-
-class Confirmations:
-    """This host's snapshots whose packs were seen after publication, and no commit says so yet (FORMAT 8, CONFIRM)."""
-
-    def __init__(self, memory: HostMemory) -> None:
-        self._table = Table(memory, "confirmed.json", tuple[Ref, ...], "snapshots")
-
-    def waiting(self) -> list[Ref]:
-        """What is remembered."""
-        return list(self._table.read())
-
-    def unsaid(self, author: WriterId | None, said: Collection[Ref]) -> list[Ref]:
-        """What the author's next commit should confirm: only the author's own word counts."""
-        return [ref for ref in self._table.read() if ref.writer == author and ref not in said]
-
-    def add(self, refs: Iterable[Ref]) -> None:
-        """Remember that these are whole. Raises RepositoryError."""
-        news = set(refs)
-        self._table.change(lambda stored: tuple(sorted(news.union(stored))))
-
-    def drop(self, refs: Iterable[Ref]) -> None:
-        """Forget these: a commit says it now. Raises RepositoryError."""
-        said = set(refs)
-        self._table.change(lambda stored: tuple(ref for ref in stored if ref not in said))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.base.ids import DomainId
-from lamella.crypto.slots import DEFAULT_LOG_N, Secret, wrap
+from lamella.crypto.new_slots import DEFAULT_LOG_N, wrap
+from lamella.crypto.slots import Secret
 from lamella.format.domain_key import ExportedKeys, ExportedTree, encode
 from lamella.format.keyslot import MAX_SLOTS, Role
 from lamella.format.records import FileGone

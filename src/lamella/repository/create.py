@@ -15,8 +15,9 @@ from lamella.base.names import README, RESCUE
 from lamella.base.trust import Clear, Opened
 from lamella.crypto.chunk_id import faster_algorithm
 from lamella.crypto.derive import Keys
+from lamella.crypto.new_slots import DEFAULT_LOG_N, wrap
 from lamella.crypto.sign import public_of
-from lamella.crypto.slots import DEFAULT_LOG_N, Secret, wrap
+from lamella.crypto.slots import Secret
 from lamella.format import commit, keyslot, marker
 from lamella.format.records import File
 from lamella.history.chains import HistoryReader

@@ -20,7 +20,8 @@ from unittest import mock
 
 import pytest
 
-from lamella.crypto.slots import MIN_WRITTEN_LOG_N, key_file, passphrase, recovery_key, recovery_text
+from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N, recovery_text
+from lamella.crypto.slots import key_file, passphrase, recovery_key
 from lamella.format.deletion import Remove
 from lamella.format.keyslot import SlotType
 from lamella.format.records import Pin, RawRecord, Rename, Session, Signed, Tag, raw

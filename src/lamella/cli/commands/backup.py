@@ -14,7 +14,6 @@ from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.backup_report import plan_shown, result_shown, say_plan
 from lamella.cli.context import Context
 from lamella.cli.destination import DestinationContext
-from lamella.cli.files import read_file
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.values import chunk_log2, rate, seconds, size, workers
 from lamella.format.encoder import check_setting
@@ -300,6 +299,7 @@ def _changes(args: argparse.Namespace) -> ChangeMap | None:
     if args.changes_from is None:
         return None
     # Loaded only by a run with another tool's map.
+    from lamella.cli.files import read_file
     from lamella.operations.shared.change_map import MAX_FILE, read_map
 
     return read_map(read_file(args.changes_from, MAX_FILE), args.changes_from)
@@ -313,6 +313,8 @@ def _documents(texts: list[str]) -> dict[str, bytes]:
             raise UsageError(f"not a document: {text!r}", hint="write --document NAME=FILE")
         if name in found:
             raise UsageError(f"two documents are called {name}", obj=name)
+        from lamella.cli.files import read_file  # most backups carry no documents
+
         found[name] = read_file(path, MAX_DOCUMENT)
     return found
 

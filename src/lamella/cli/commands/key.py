@@ -15,7 +15,8 @@ from lamella.cli.files import exists, write_file
 from lamella.cli.new_secret import new_secret_source
 from lamella.cli.secret import SecretSource
 from lamella.cli.sheet import Sheet, SheetFacts
-from lamella.crypto.slots import MIN_KEY_FILE, Secret, recovery_text
+from lamella.crypto.new_slots import recovery_text
+from lamella.crypto.slots import MIN_KEY_FILE, Secret
 from lamella.format.keyslot import PREFIX, Role, SlotType
 from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, export_domain, list_slots, remove_slot
 from lamella.operations.shared.heads import fingerprint

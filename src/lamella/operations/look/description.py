@@ -6,7 +6,7 @@ from lamella.base.clock import iso
 from lamella.format.inner import Origin, Refuted, Sampled, was_rebuilt
 from lamella.format.lost import Lost
 from lamella.format.node import Shape
-from lamella.memory.verdicts import Confirmations
+from lamella.memory.confirmations import Confirmations
 from lamella.operations.look.listing import CONSISTENCY, Row
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import Selected

@@ -10,7 +10,8 @@ from lamella.base.ids import VolumeId
 from lamella.format.inner import Refuted, was_rebuilt
 from lamella.format.records import Ref
 from lamella.history.catalogue import Snapshot, VolumeState
-from lamella.memory.verdicts import Confirmations, Verdicts
+from lamella.memory.confirmations import Confirmations
+from lamella.memory.verdicts import Verdicts
 from lamella.repository.repository import Repository
 
 Row = dict[str, Any]

@@ -21,7 +21,7 @@ from lamella.base.names import PACKS, pack_hash, pack_name
 from lamella.format.records import Abandon, Confirm, PartialRoot, RawRecord, Ref, Session, SessionVolume, Signed, raw
 from lamella.history.open_sessions import OpenSession
 from lamella.history.publish import Published
-from lamella.memory.verdicts import Confirmations
+from lamella.memory.confirmations import Confirmations
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import Outbox, ordered_map
