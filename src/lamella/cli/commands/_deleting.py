@@ -43,7 +43,7 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="WRITER",
-        help="do not wait for this writer, silent for 30 days, any more (its 32 digits, as a prune that waits says)",
+        help="stop waiting for a writer silent for 30 days; WRITER is the id that prune printed",
     )
 
 

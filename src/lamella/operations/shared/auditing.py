@@ -1,7 +1,7 @@
 """Auditing checkpoints, so that the commits before them are needed no more (FORMAT 8, AUDITED).
 
 A checkpoint passes if it repeats everything before it that is in force, adds nothing, and says truly what its commits
-had seen. What one leaves out stays what it is, since the commits before an unaudited checkpoint are read; it is told.
+had seen. Records missing from a checkpoint still count, since the commits before an unaudited one are read, and are reported.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Audit:
     passed: list[Head] = field(default_factory=list)
     """Commits whose checkpoints say what the commits before them say, and are not named AUDITED yet."""
     problems: list[Problem] = field(default_factory=list)
-    """Checkpoints that do not. Nothing may be deleted that rests on them; readers are told (exit code 21)."""
+    """Checkpoints that do not. Nothing that rests on them may be deleted; readers report them (exit code 21)."""
     waiting: list[str] = field(default_factory=list)
     """Why a checkpoint was not judged yet."""
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 CHECK_ONE_IN = 16
 _MARK_BYTES = 1 << 30
-"""So much may be read without a change before the tree is told that it was: what a stopped run loses at most."""
+"""Bytes read without a change before the tree hears of them: the most that a stopped run reads again."""
 
 
 class MapRefuted(Exception):
