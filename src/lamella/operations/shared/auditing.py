@@ -1,7 +1,8 @@
 """Auditing checkpoints, so that the commits before them are needed no more (FORMAT 8, AUDITED).
 
 A checkpoint passes if it repeats everything before it that is in force, adds nothing, and says truly what its commits
-had seen. Records missing from a checkpoint still count, since the commits before an unaudited one are read, and are reported.
+had seen. Records missing from a checkpoint still count, because the commits before an unaudited checkpoint are read;
+they are reported.
 """
 
 from __future__ import annotations
