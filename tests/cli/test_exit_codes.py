@@ -269,7 +269,7 @@ class Broken:
 
 
 def test_fault_of_ours_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(program, "load", lambda name: Broken())
+    monkeypatch.setattr("lamella.cli.arguments.load", lambda name: Broken())
     assert program.main(["info"], {}) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "internal error: ZeroDivisionError: a fault of ours" in line
