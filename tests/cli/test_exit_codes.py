@@ -261,15 +261,13 @@ def test_errors_are_documents_with_json(saved: Lamella) -> None:
         assert {"kind", "object", "hint"} <= document["error"].keys()
 
 
-class Broken:
+def broken(context: object) -> int:
     """A command with a fault."""
-
-    def run(self, context: object) -> int:
-        raise ZeroDivisionError("a fault\nof ours")
+    raise ZeroDivisionError("a fault\nof ours")
 
 
 def test_fault_of_ours_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("lamella.cli.arguments.load", lambda name: Broken())
+    monkeypatch.setattr("lamella.cli.commands.info.run", broken)
     assert program.main(["info"], {}) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "internal error: ZeroDivisionError: a fault of ours" in line
