@@ -275,7 +275,8 @@ class Table(Generic[Record]):
         content, faults = b"", codec.Faults()
         try:
             with self._path.open("rb") as file:
-                content = file.read(MOST_BYTES)
+                # A read of so many bytes would reserve memory for them, however small the file is.
+                content = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
             return codec.parse(self._kind, content, self._under, faults), content, "; ".join(faults[:3])
         except (FileNotFoundError, NotADirectoryError):
             return self._empty(), content, ""
