@@ -28,7 +28,8 @@ def churn(lamella: Lamella, image: Path, snapshots: int, seed: int = 7) -> None:
     content = bytearray(image.read_bytes() if image.exists() else chance.randbytes(12 * MIB))
     for number in range(snapshots):
         image.write_bytes(content)
-        lamella.ok("backup", image, "--chunk-size", "64K")
+        # One worker: which chunk lies in which pack, and so what becomes of a pack, is the same in every run.
+        lamella.ok("backup", image, "--chunk-size", "64K", "--workers", "1")
         starts = [chance.randrange(MIB, 12 * MIB - 4 * CHUNK, CHUNK) for _ in range(10)]
         for start in starts if number % 2 else range(0, MIB, 4 * CHUNK):
             content[start : start + 4 * CHUNK] = chance.randbytes(4 * CHUNK)
@@ -62,7 +63,7 @@ def test_a_plan_has_the_bytes_that_the_run_frees(empty: Lamella, place: Path, tm
     done = empty.json(*KEEP)
     after = stored(place)
     freed = sum(before.values()) - sum(after.values())
-    assert freed == done["freed_bytes"] > 4 * MIB
+    assert freed == done["freed_bytes"] > 6 * MIB
     assert close(plan["freed_bytes"], freed), (plan["freed_bytes"], freed)
     assert plan["repacked_bytes"] == done["repacked_bytes"] and plan["deleted_packs"] == done["deleted_packs"]
     assert (plan["live_bytes"], plan["dead_bytes"]) == (done["live_bytes"], done["dead_bytes"])
@@ -100,7 +101,7 @@ def test_without_a_lock_it_says_what_is_condemned_and_what_is_deleted(
     grown = sum(middle.values()) - sum(before.values())
     assert done["freed_bytes"] == -grown < 0, "nothing can be deleted yet, and the copies take room"
     assert close(plan["freed_bytes"], done["freed_bytes"])
-    assert close(plan["condemned_bytes"], done["condemned_bytes"]) and done["condemned_bytes"] > 4 * MIB
+    assert close(plan["condemned_bytes"], done["condemned_bytes"]) and done["condemned_bytes"] > 6 * MIB
     assert before.keys() <= middle.keys()
     held = empty.json(*KEEP, "-n")
     assert (held["freed_bytes"], held["packs"], held["condemned_bytes"]) == (0, [], done["condemned_bytes"])
@@ -111,6 +112,6 @@ def test_without_a_lock_it_says_what_is_condemned_and_what_is_deleted(
     assert fates(second) == {"delete": chosen["condemn"] | chosen["rewrite"]}
     done = empty.json(*KEEP, *grace)
     freed = sum(middle.values()) - sum(stored(place).values())
-    assert second["freed_bytes"] == done["freed_bytes"] == freed > 4 * MIB
+    assert second["freed_bytes"] == done["freed_bytes"] == freed > 6 * MIB
     assert second["condemned_bytes"] == done["condemned_bytes"] == 0
     assert empty.json("verify", "--level", "full")["findings"] == []

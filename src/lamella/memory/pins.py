@@ -283,16 +283,16 @@ class FirstSeen:
     def __init__(self, memory: HostMemory, clock: Clock, *, dry: bool = False) -> None:
         self._table = Table(memory, "first_seen.json", dict[str, dict[str, int]])
         self._dry = dry
-        self._now = clock()
+        self.now_ms = clock()
         self._rows = self._table.read()
 
     def age_ms(self, kind: str, name: bytes) -> int:
         """Milliseconds since the first sight, which may be now. A clock that went back starts again."""
         rows = self._rows.setdefault(kind, {})
-        first = rows.setdefault(name.hex(), self._now)
-        if first > self._now:
-            rows[name.hex()] = first = self._now
-        return self._now - first
+        first = rows.setdefault(name.hex(), self.now_ms)
+        if first > self.now_ms:
+            rows[name.hex()] = first = self.now_ms
+        return self.now_ms - first
 
     def younger(self, kind: str, names: Collection[bytes], age_ms: int) -> set[bytes]:
         """Those first seen less than `age_ms` ago. What is not among `names` is forgotten. Raises RepositoryError."""

@@ -296,7 +296,7 @@ class Acknowledgements:
             excused |= {repo.own_writer, *self._options.retire}
         age = self._survey.first_seen.age_ms("condemned", batch.batch)
         if age < self._options.grace_ms:
-            until = iso(repo.clock() + self._options.grace_ms - age)
+            until = iso(self._survey.first_seen.now_ms + self._options.grace_ms - age)
             reasons.append(f"condemned packs stay until {until}")
         for writer, chain in sorted(repo.history.chains.items()):
             if not (writer in excused or self._retired(chain) or _knows(chain, batch)):
