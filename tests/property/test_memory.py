@@ -17,7 +17,7 @@ from lamella.memory.confirmations import Confirmations
 from lamella.memory.host import Host, HostMemory, Notices, Table
 from lamella.memory.intervals import Intervals
 from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, ResumePoint, needed_checkpoints, new_volume
-from lamella.memory.pins import FirstSeen
+from lamella.memory.first_seen import FirstSeen
 from lamella.memory.verdicts import Verdicts
 from lamella.operations.look import listing
 from lamella.operations.mirror.mirror import mirror

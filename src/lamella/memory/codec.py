@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, Final, NewType, TypeVar, get_args, get_origin, get_type_hints
 
-from lamella.base.chunkset import ChunkSet
 from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
 
 Value = TypeVar("Value")
@@ -41,10 +40,10 @@ def encode(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold
         return {encode(key): encode(one) for key, one in value.items()}
     if dataclasses.is_dataclass(value):
         return _encoded(value)
-    if isinstance(value, tuple | ChunkSet):
-        rows = value if isinstance(value, tuple) else value.runs()
-        return [encode(one) for one in rows]
-    return value
+    if isinstance(value, tuple):
+        return [encode(one) for one in value]
+    write = _WRITERS.get(type(value))
+    return value if write is None else write(value)
 
 
 def _encoded(value: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass or a named tuple
@@ -218,18 +217,16 @@ def _number(content: Any, faults: Faults) -> int:  # noqa: ANN401
     return content
 
 
-def _chunks(content: Any, faults: Faults) -> ChunkSet:  # noqa: ANN401
-    try:
-        return ChunkSet((_number(first, faults), _number(end, faults)) for first, end in _expected(list, content))
-    except (TypeError, ValueError) as error:
-        raise Unfit("no list of runs") from error
-
-
 _LEAVES: Final[dict[object, Reader]] = {
     bool: lambda content, faults: _expected(bool, content),
     str: lambda content, faults: _expected(str, content),
     int: _number,
     bytes: _bytes,
-    ChunkSet: _chunks,
     object: lambda content, faults: content,
 }
+_WRITERS: Final[dict[type, Callable[[Any], object]]] = {}
+
+
+def register(kind: type[Value], read: Callable[[Any, Faults], Value], write: Callable[[Value], object]) -> None:
+    """Teach the codec a type that few records hold. `read` raises Unfit for what does not fit."""
+    _LEAVES[kind], _WRITERS[kind] = read, write

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
+from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, RepositoryError
 from lamella.memory import codec
@@ -28,6 +29,22 @@ GRAIN = 64 * 1024
 """Intervals are kept on the finest grid any volume may have."""
 _MOST_LINKS = 100_000
 _KEY_SIZE = 32
+
+
+class _Run(NamedTuple):
+    """The chunks from `first` on, before `end`."""
+
+    first: int
+    end: int
+
+
+def _chunks(content: Any, faults: codec.Faults) -> ChunkSet:  # noqa: ANN401
+    if type(content) is not list:
+        raise codec.Unfit("no list of runs")
+    return ChunkSet(codec.decode(_Run, run, faults) for run in content)
+
+
+codec.register(ChunkSet, _chunks, lambda chunks: [list(run) for run in chunks.runs()])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Checkpoint, Ref
 from lamella.history.catalogue import Snapshot
 from lamella.history.open_sessions import OpenSession
-from lamella.memory.pins import FirstSeen
+from lamella.memory.first_seen import FirstSeen
 from lamella.operations.prune.health import Flaw, Health, damage
 from lamella.operations.prune.removal import revivable, revive
 from lamella.operations.shared.gaps import GapFinder, lost_by
