@@ -17,7 +17,7 @@ from lamella.cli.main import main
 from lamella.cli.places import this_host
 from lamella.crypto.slots import key_file
 from lamella.format.commit import Head, parse_name
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
 from lamella.repository.repository import Repository
 from lamella.stores.url import open_store
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from lamella.base.errors import RolledBack, StoreUnavailable
 from lamella.memory import codec
 from lamella.memory.confirmations import Confirmations
+from lamella.memory.first_seen import FirstSeen
 from lamella.memory.host import Host, HostMemory, Notices, Table
 from lamella.memory.intervals import Intervals
 from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, ResumePoint, needed_checkpoints, new_volume
-from lamella.memory.first_seen import FirstSeen
 from lamella.memory.verdicts import Verdicts
 from lamella.operations.look import listing
 from lamella.operations.mirror.mirror import mirror
@@ -201,12 +201,12 @@ def test_the_check_notices_a_table_that_forgets_in_silence(
     lived: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault: damage counts as an empty table, and nothing is set aside."""
-    sound = Table._load
+    sound = Table.load
 
     def silent(table: Table[object]) -> tuple[object, bytes, str]:
         return (*sound(table)[:2], "")
 
-    monkeypatch.setattr(Table, "_load", silent)
+    monkeypatch.setattr(Table, "load", silent)
     number = next(at for at, path in enumerate(files(lived)) if path.name == "pins.json")
     with pytest.raises((AssertionError, FileNotFoundError)):
         check(lived, tmp_path / "case", number, Damage("truncated", 0.5))

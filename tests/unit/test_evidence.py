@@ -17,7 +17,8 @@ from lamella.format.container import HEADER_SIZE, Kind
 from lamella.format.marker import Marker
 from lamella.format.records import Writer, raw
 from lamella.history.evidence import Evidence, evidence_of, same
-from lamella.packs.containers import build_commit, build_single, open_commit
+from lamella.packs.building import build_commit, build_single
+from lamella.packs.containers import open_commit
 
 PRUNE, SEED, OTHER = b"p" * 32, b"w" * 32, b"o" * 32
 KEYS = Keys(Marker(RepoId(b"r" * 16), public_of(PRUNE), 1), b"k" * 32, PRUNE)

@@ -28,7 +28,7 @@ from lamella.memory.pins import KnownPlace, Pins, SeenCommit
 from lamella.operations.prune.needed import history_troubles
 from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import doubts, find_volume
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Entry
 from tests.counting_store import CountingStore

@@ -17,8 +17,8 @@ from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
 from lamella.format.container import MAX_OBJECT, Kind
 from lamella.packs.blobmap import BlobMap
+from lamella.packs.building import build, build_single, raw_body
 from lamella.packs.cache import Cache
-from lamella.packs.containers import build, build_single, raw_body
 from lamella.packs.contents import Contents
 from lamella.stores.memory import MemoryStore
 from lamella_kit.fault_store import FaultStore

@@ -25,7 +25,7 @@ from lamella.history.history import Chain, History
 from lamella.history.publish import Publisher
 from lamella.memory.confirmations import Confirmations
 from lamella.memory.host import HostMemory, machine_name
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import WRITER, Small, snapshot_record
 

@@ -20,8 +20,8 @@ from lamella.format import segment
 from lamella.format.container import FIRST_READ, Blob, Kind, aligned
 from lamella.format.segment import Covered, segment_hash, segment_name
 from lamella.packs.blobmap import WORTH_WRITING, BlobMap
+from lamella.packs.building import build_single
 from lamella.packs.cache import Cache
-from lamella.packs.containers import build_single
 from lamella.packs.contents import Contents
 from lamella.packs.segments import packs_named, read_segment
 from lamella.packs.suspects import Suspects

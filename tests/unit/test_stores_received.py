@@ -13,7 +13,7 @@ from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of
 from lamella.format.commit import Body, Head, writer_id
 from lamella.format.marker import Marker
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
 from lamella.stores.memory import MemoryStore
 from lamella.stores.pipe.guarded import Received
 

@@ -37,7 +37,7 @@ from lamella.history.chains import HistoryReader
 from lamella.history.history import Chain, History
 from lamella.memory.host import HostMemory, WriterKey
 from lamella.memory.pins import Pins
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
 from lamella.stores.base import Store, put_durable
 
 if TYPE_CHECKING:

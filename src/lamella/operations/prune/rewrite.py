@@ -24,7 +24,8 @@ from lamella.format.container import Blob, Kind
 from lamella.operations.prune.needed import Needed
 from lamella.operations.prune.plan import PruneResult
 from lamella.packs.blobmap import Place
-from lamella.packs.containers import PackHead, open_blob, open_head, read_head
+from lamella.packs.containers import PackHead, open_blob, open_head
+from lamella.packs.heads import read_head
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
 from lamella.packs.usage import PackUse
