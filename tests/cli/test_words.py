@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.events import Progress
-from lamella.cli import values
+from lamella.cli import amounts, values
+from lamella.cli.commands import backup
 from lamella.cli.output import INTERVAL_SECONDS
 from lamella.cli.places import this_host
 from lamella.cli.progress import Bar, line
@@ -49,8 +50,8 @@ def test_size_with_units(text: str, count: int) -> None:
     ("parse", "text"),
     [
         *((values.size, text) for text in ("", "K", "-1", "1.G", "1X", "1KK", "\u0665K5", "1e3")),
-        *((values.chunk_log2, text) for text in ("32K", "8M", "96K", "0")),
-        *((values.percent, text) for text in ("0", "100.1", "nan", "x", "-5", "inf")),
+        *((backup.chunk_log2, text) for text in ("32K", "8M", "96K", "0")),
+        *((amounts.percent, text) for text in ("0", "100.1", "nan", "x", "-5", "inf")),
         *((values.seconds, text) for text in ("-1", "nan", "inf", "")),
         *((values.workers, text) for text in ("0", "65", "1.5", "-1", "")),
     ],
@@ -62,7 +63,7 @@ def test_what_is_no_value(parse: Callable[[str], object], text: str) -> None:
 
 @given(st.integers(16, 22))
 def test_chunk_sizes(log2: int) -> None:
-    assert values.chunk_log2(f"{1 << (log2 - 10)}K") == log2
+    assert backup.chunk_log2(f"{1 << (log2 - 10)}K") == log2
 
 
 @pytest.mark.parametrize(

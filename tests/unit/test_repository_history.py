@@ -237,7 +237,7 @@ def test_a_commit_lists_at_most_so_many_heads(small: Small) -> None:
         for number in range(MAX_SEEN + 10):
             writer = WriterId(number.to_bytes(16, "big"))
             history.chains[writer] = Chain(writer, heads=[Head(writer, 1, bytes(32))])
-        publisher = Publisher(repo.store, repo.keys, repo.memory, repo.pins, repo.log._reader)
+        publisher = Publisher(repo.store, repo.keys, repo.memory, repo.pins, repo.log.reader)
         publisher.publish(history, [EMPTY], repo.clock, Ended)
         repo.reload()
         newest = own(repo).commits[-1]

@@ -57,13 +57,13 @@ class HistoryReader:
         `stored`: from now on each commit is read from the store once, whatever the cache has.
         """
         self._commits.stored |= stored
-        names = self._names("")
+        names = self.names("")
         history = self._read(names, pins, whole)
         for _ in range(_LOOKS):
             if not any(problem.lacks and problem.key not in pins.accepted for problem in history.problems):
                 break
             # Backups went on while w/ was listed: who was listed late may have seen what others were listed without.
-            before, names = names, self._names("")
+            before, names = names, self.names("")
             if names == before:
                 break
             history = self._read(names, pins, whole)
@@ -117,7 +117,7 @@ class HistoryReader:
 
     def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
         """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""
-        names = self._names(writer.hex() + "/")
+        names = self.names(writer.hex() + "/")
         audits = history.audits.get(writer, [])
         attempt, chain = self._chain(writer, names.get(writer, {}), pins, False, audits)
         attempt.audits, attempt.forgone = history.audits, history.forgone
@@ -125,7 +125,8 @@ class HistoryReader:
         Judge(attempt, pins, self._commits.speaks_of).chains()
         return chain, attempt
 
-    def _names(self, below: str) -> dict[WriterId, Names]:
+    def names(self, below: str) -> dict[WriterId, Names]:
+        """The commits that are listed: of all writers, or of `<writer>/`. Raises StoreError."""
         names: dict[WriterId, Names] = defaultdict(lambda: defaultdict(list))
         for entry in self._store.list(PREFIX + below):
             head = parse_name(entry.name)
@@ -166,19 +167,6 @@ class HistoryReader:
             attempt.damaged.append((Head(writer, *chain.checkpoint).name, lacking))
             chain.lacking = chain.lacking or lacking
         return attempt, chain
-
-    def ancestors(self, head: Head) -> list[Head]:
-        """The commits before this one that are listed, each named by the one after it; oldest first."""
-        names = self._names(head.writer.hex() + "/").get(head.writer, {})
-        found: list[Head] = []
-        commit = self.load(History(), head)
-        while commit is not None:
-            before = Head(head.writer, commit.head.seq - 1, commit.body.prev)
-            if before not in names.get(before.seq, []):
-                break
-            found.append(before)
-            commit = self.load(History(), before)
-        return found[::-1]
 
     def remember(self, head: Head, content: bytes) -> None:
         """Keep a commit that this process has published: it need not be fetched."""

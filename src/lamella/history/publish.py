@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lamella.base.clock import Clock
-from lamella.base.errors import RolledBack
+from lamella.base.errors import RepositoryError, RolledBack
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import sign
 from lamella.format.commit import (
@@ -42,6 +42,8 @@ from lamella.stores.base import Store, put_durable
 
 if TYPE_CHECKING:
     from lamella.history.compaction import Ended
+    from lamella.history.log import Log
+    from lamella.memory.pins import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +159,31 @@ class Publisher:
                 obj=made.name,
                 hint="both snapshots are kept; accept with: lamella check --accept-rollback",
             )
+
+
+def append(log: Log, records: Sequence[RawRecord | Signed], despite: Collection[str] = ()) -> Published:
+    """Append one durable commit to a log, despite the problems with these keys. Raises RolledBack, StoreError."""
+
+    def ended_now() -> Ended:
+        from lamella.history.checkpoints import ended
+
+        return ended(log.store, log.reader, log.history, log.catalogue, log.own_writer, log.clock())
+
+    if log.own_writer in log.catalogue.retired:
+        # Whoever retired this host took its silence for the end: it comes back as another writer.
+        with log.memory.lock():
+            log.memory.new_writer_key()
+    publisher = Publisher(log.store, log.keys, log.memory, log.pins, log.reader)
+    published = publisher.publish(log.history, records, log.clock, ended_now, despite=despite)
+    with log.memory.may_fail():
+        log.places.wrote_there(log.store.url, [published.head])
+    return published
+
+
+def require_may_publish(log: Log, problems: Sequence[Problem]) -> None:
+    """Raises RepositoryError, RolledBack for one of these problems, Locked at a mirror."""
+    newer = log.catalogue.read_only or log.own_writer in log.catalogue.unread
+    if newer or not log.keys.marker.writable:
+        raise RepositoryError("a newer version of lamella wrote here: this version may only read", obj=log.store.url)
+    log.require_none(problems)
+    log.require_writable()

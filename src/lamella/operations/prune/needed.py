@@ -14,6 +14,7 @@ from lamella.base.ids import CATALOGUE, ChunkId, DomainId
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Checkpoint, Ref
 from lamella.history.catalogue import Snapshot
+from lamella.history.history import AUDITS_KEPT, History
 from lamella.history.open_sessions import OpenSession
 from lamella.memory.first_seen import FirstSeen
 from lamella.operations.prune.health import Flaw, Health, damage
@@ -265,6 +266,10 @@ class Survey:
         """The segments of every checkpoint of every chain, and of the audited ones before its beginning."""
         for chain in self.repo.history.chains.values():
             carried = [commit.checkpoint for commit in chain.commits]
-            for checkpoint in (*carried, chain.carried, *self.repo.log.audited_checkpoints(chain.writer)):
+            # The chain begins with the last audited checkpoint that can be read.
+            audits = self.repo.history.audits.get(chain.writer, [])[-AUDITS_KEPT:]
+            audited = [self.repo.log.reader.load(History(), head) for head in audits]
+            carried += [commit.checkpoint for commit in audited if commit is not None]
+            for checkpoint in (*carried, chain.carried):
                 if isinstance(checkpoint, Checkpoint):
                     yield from (place.id for place in checkpoint.segments)
