@@ -6,11 +6,12 @@ from pathlib import Path
 
 from lamella.cli.context import Context
 from lamella.sources.base import Keeping, PoolLimits, Source
-from lamella.sources.registry import open_kept_source
 
 
 def named_source(context: Context, text: str, driver: str | None = None) -> Source:
     """The source at a path, with the driver that fits it or the one named. Raises SourceError, UsageError."""
+    from lamella.sources.registry import open_kept_source  # a restore asks for settings alone
+
     return open_kept_source(text, context.host.machine, keeping(context), driver)
 
 

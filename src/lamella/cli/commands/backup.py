@@ -31,7 +31,7 @@ from lamella.operations.backup.story import (
     plan_backup,
 )
 from lamella.run.allocator import keep_freed_memory
-from lamella.sources.registry import name_from, split_name
+from lamella.sources.names import name_from, split_name
 
 _CHUNK_LOG2S = range(16, 23)
 

@@ -19,7 +19,7 @@ from lamella.operations.shared.completeness import is_complete, tree_is_complete
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
-from lamella.sources.registry import check_name, name_from
+from lamella.sources.names import check_name, name_from
 
 if TYPE_CHECKING:
     from lamella.operations.shared.change_map import ChangeMap
