@@ -21,6 +21,7 @@ from lamella.operations.prune.health import Flaw, Health, damage
 from lamella.operations.prune.removal import revivable, revive
 from lamella.operations.shared.gaps import GapFinder, lost_by
 from lamella.operations.shared.marking import Roots, roots_of
+from lamella.packs import census
 from lamella.packs.reach import require_alive
 from lamella.packs.tree import Tree
 from lamella.packs.usage import LiveIds
@@ -109,7 +110,7 @@ class Survey:
             self.health.begin()
         flaws = self.secured(without)
         # A node that could not be read once may open a moment later: what is below it was not marked all the same.
-        needed = Needed(self.health.live, self.repo.blobs.domains() - self.health.unread)
+        needed = Needed(self.health.live, census.domains(self.repo.blobs) - self.health.unread)
         self._judge(needed, self._standing(without), flaws)
         self._hold_lost(needed, self._standing(without))
         self._hold_returning(needed)
@@ -118,7 +119,8 @@ class Survey:
         self.health.hold_ids(self._catalogue_ids())
         needed.closed |= {CATALOGUE}
         if not self.dry:
-            self.repo.blobs.keep_complete(root for roots in needed.roots.values() for root in roots)
+            roots = (root for some in needed.roots.values() for root in some)
+            census.keep_complete(self.repo.blobs, roots)
         return needed
 
     def _standing(self, without: Collection[Ref]) -> list[Snapshot]:

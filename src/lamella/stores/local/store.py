@@ -31,7 +31,7 @@ from lamella.stores.local.root import Root
 
 if TYPE_CHECKING:
     from lamella.stores.local.root import Parts
-    from lamella.stores.local.writing import Writer
+    from lamella.stores.local.writing import DirectoryWriter
 
 
 class LocalStore:
@@ -41,7 +41,7 @@ class LocalStore:
         self._root = root
         self._abilities = abilities
         self._alone = False
-        self._made: Writer | None = None
+        self._made: DirectoryWriter | None = None
         self._making = threading.Lock()
 
     @classmethod
@@ -155,18 +155,18 @@ class LocalStore:
         """Remove unfinished writes at least that old; return how many (FORMAT 12: seven days)."""
         return self._writer(TEMPORARY).sweep(older_than_seconds)
 
-    def _writer(self, obj: str) -> Writer:
+    def _writer(self, obj: str) -> DirectoryWriter:
         """What writes below the root. Raises StoreRefused where nothing may be written."""
         if not self._abilities.write:
             raise StoreRefused("the store can only be read", obj=obj)
         return self._writing()
 
-    def _writing(self) -> Writer:
+    def _writing(self) -> DirectoryWriter:
         with self._making:
             if self._made is None:
-                from lamella.stores.local.writing import Writer  # most commands only read
+                from lamella.stores.local.writing import DirectoryWriter  # most commands only read
 
-                self._made = Writer(self._root, delete=self._abilities.delete)
+                self._made = DirectoryWriter(self._root, delete=self._abilities.delete)
             return self._made
 
     # -- the lock -----------------------------------------------------------------------------------------------------

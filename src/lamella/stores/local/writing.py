@@ -46,7 +46,7 @@ def make_directory(place: Path) -> None:
         os.close(parent)
 
 
-class Writer:
+class DirectoryWriter:
     """Writes and removes objects below a root. `delete`: objects may be removed, so sweeping is ours, too."""
 
     def __init__(self, root: Root, *, delete: bool) -> None:
