@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.events import Progress
-from lamella.cli import amounts, values
+from lamella.cli import amounts, shown, values
 from lamella.cli.commands import backup
 from lamella.cli.output import INTERVAL_SECONDS
 from lamella.cli.places import this_host
@@ -25,13 +25,13 @@ MIB = 1 << 20
 
 @given(st.text())
 def test_shown_text_is_printable_and_says_the_same(text: str) -> None:
-    shown = values.shown(text)
-    assert shown.isprintable()
+    escaped = shown.shown(text)
+    assert escaped.isprintable()
     if text.isprintable():
-        assert shown == text
+        assert escaped == text
     if "\\" not in text:
         escapes = re.compile(r"\\(?:x..|u....|U........|.)")
-        assert escapes.sub(lambda match: match[0].encode("ascii").decode("unicode_escape"), shown) == text
+        assert escapes.sub(lambda match: match[0].encode("ascii").decode("unicode_escape"), escaped) == text
 
 
 @given(st.integers(0, 1 << 50))
@@ -70,12 +70,12 @@ def test_chunk_sizes(log2: int) -> None:
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB"), (1 << 60, "1024.0 PiB")]
 )
 def test_shown_bytes(count: int, text: str) -> None:
-    assert values.shown_bytes(count) == text
+    assert shown.shown_bytes(count) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(0.84, "0.8 s"), (59.9, "59.9 s"), (125, "2:05"), (10810, "3:00:10")])
 def test_shown_seconds(count: float, text: str) -> None:
-    assert values.shown_seconds(count) == text
+    assert shown.shown_seconds(count) == text
 
 
 class Watch:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lamella.base.errors import RolledBack, StoreUnavailable
 from lamella.memory import codec
 from lamella.memory.confirmations import Confirmations
+from lamella.memory.encoding import encode
 from lamella.memory.first_seen import FirstSeen
 from lamella.memory.host import Host, HostMemory, Notices, Table
 from lamella.memory.intervals import Intervals
@@ -340,7 +341,7 @@ numbers = st.integers(0, (1 << 64) - 1)
 )  # fmt: skip
 def test_what_is_encoded_is_decoded(point: ResumePoint) -> None:
     faults: list[str] = []
-    assert codec.decode(ResumePoint, json.loads(json.dumps(codec.encode(point))), faults) == point
+    assert codec.decode(ResumePoint, json.loads(json.dumps(encode(point))), faults) == point
     assert faults == []
 
 
@@ -358,9 +359,9 @@ def test_a_value_of_another_type_is_unfit(name: str, value: object) -> None:
         "identity": "", "driver": "x", "checkpoint": "y",
     }  # fmt: skip
     faults: list[str] = []
-    assert codec.encode(codec.decode(LedgerEntry, good, faults)) == good
+    assert encode(codec.decode(LedgerEntry, good, faults)) == good
     try:
         found = codec.decode(LedgerEntry, {**good, name: value}, faults)
     except codec.Unfit:
         return
-    assert codec.encode(found) == {**good, name: value}
+    assert encode(found) == {**good, name: value}

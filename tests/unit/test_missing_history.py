@@ -18,8 +18,8 @@ from lamella.format.commit import CHECKPOINT_EVERY, ChainEntry, Head
 from lamella.format.deletion import Forgo
 from lamella.format.records import RawRecord, Volume, raw
 from lamella.history import order as orders
-from lamella.history.catalogue import latest
 from lamella.history.history import Unreadable
+from lamella.history.latest import latest
 from lamella.history.missing import Judge
 from lamella.history.order import Order
 from lamella.history.places import judge

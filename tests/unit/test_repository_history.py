@@ -19,9 +19,9 @@ from lamella.base.trust import Sealed
 from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, Head, parse_name
 from lamella.format.records import Confirm, RawRecord, Ref, raw
 from lamella.history.acceptance import accept_history
-from lamella.history.catalogue import latest
 from lamella.history.compaction import Ended
 from lamella.history.history import Chain, History
+from lamella.history.latest import latest
 from lamella.history.publish import Publisher
 from lamella.memory.confirmations import Confirmations
 from lamella.memory.host import HostMemory, machine_name

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.ids import WriterId
@@ -95,25 +94,16 @@ class HistoryReader:
         """What prune-signed AUDITED and FORGO records name."""
         found: dict[int, dict[WriterId, set[Head]]] = {Audited.TYPE: defaultdict(set), Forgo.TYPE: defaultdict(set)}
         for chain in chains:
-            entries = self._salvaged(names[chain.writer]) if chain.lacking else chain.entries
+            entries: Iterable[ChainEntry] = chain.entries
+            if chain.lacking:
+                from lamella.history.salvage import salvaged  # rarely needed
+
+                entries = salvaged(self, names[chain.writer])
             for entry, known in of_kinds(entries, Audited, Forgo):
                 if prune_signed(self._keys, chain.writer, entry):
                     found[entry.record.type][known.head.writer].add(known.head)
         audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
         return audits, forgone
-
-    def _salvaged(self, names: Names) -> Iterator[ChainEntry]:
-        """The records of every commit and checkpoint of a chain that can be read, however they hang together."""
-        for seq in sorted(names):
-            for head in names[seq]:
-                commit = self.load(History(), head)
-                if commit is None:
-                    continue
-                for record in commit.body.records:
-                    yield ChainEntry(seq, commit.body.prev, commit.body.time_ms, record)
-                if commit.checkpoint is not None:
-                    with suppress(IntegrityError, ObjectNotFound):
-                        yield from list(self.checkpoint_entries(commit.checkpoint, head.name))
 
     def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
         """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lamella.base.durable import write_durably
 from lamella.base.errors import Locked, RepositoryError
-from lamella.memory import codec
+from lamella.memory.encoding import encode
 
 if TYPE_CHECKING:
     from lamella.memory.host import HostMemory, Table
@@ -107,6 +107,6 @@ def _sound(table: Table[Record]) -> Record:
 
 
 def _write(table: Table[Record], record: Record) -> None:
-    value = codec.encode(record)
+    value = encode(record)
     content = json.dumps({table.under: value} if table.under else value, indent=1, sort_keys=True)
     replace_file(table.path, content.encode("utf-8"))

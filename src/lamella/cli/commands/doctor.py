@@ -9,9 +9,9 @@ from lamella.base.clock import iso, now_ms
 from lamella.base.errors import LamellaError, NoRepository, SourceError, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
+from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import keeping
 from lamella.cli.terminal import has_terminal
-from lamella.cli.values import shown_bytes, shown_seconds
 from lamella.crypto.slots import Secret
 from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, CleanUp, FoundCheckpoint
 from lamella.operations.doctor.doctor import Check, examine

@@ -7,8 +7,8 @@ import argparse
 from lamella.base.errors import LamellaError, NothingMatched
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
+from lamella.cli.shown import shown_bytes
 from lamella.cli.sources import named_source
-from lamella.cli.values import shown_bytes
 from lamella.memory.ledger import tracked_identities
 from lamella.operations.moments.monitor import MonitorResult, monitor
 from lamella.sources.registry import place_of

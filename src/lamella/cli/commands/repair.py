@@ -13,8 +13,9 @@ from lamella.base.errors import IntegrityError, RolledBack, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.secret import DONOR, given_source
+from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import named_source
-from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.cli.values import workers
 from lamella.history.acceptance import accept_history
 from lamella.operations.repair.repair import EXAMINATIONS, RepairOptions, repair
 from lamella.operations.repair.result import LEFT, Gone, RepairResult, RepairStep

@@ -8,8 +8,9 @@ from lamella.base.errors import IntegrityError, NothingMatched, SourceError, Usa
 from lamella.cli.amounts import budget, percent
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
+from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import named_source
-from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.cli.values import workers
 from lamella.operations.shared.findings import Finding, VerifyResult
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.verify import DEFAULT_PERCENT, LEVELS, VerifyOptions, verify
