@@ -13,6 +13,8 @@ from lamella.stores.base import Entry, Store
 from lamella.stores.versions import reinstate
 
 _MAX_TRIED = 8
+_OLDER_TRIED = 4
+"""Older markers that are tried: each may cost as many scrypt runs as the first."""
 _MAX_WORK = (1 << 22) * 8
 
 
@@ -36,11 +38,16 @@ def read_marker(store: Store) -> marker.Marker:
     try:
         return marker.decode(content)
     except (IntegrityError, UnknownFormat):
-        from lamella.repository.older_markers import is_marker  # rarely needed
-
-        if not reinstate(store, marker.NAME, is_marker):
+        if not reinstate(store, marker.NAME, lambda content: _marker_in(content) is not None):
             raise
         return marker.decode(store.get(marker.NAME))
+
+
+def _marker_in(content: bytes) -> marker.Marker | None:
+    try:
+        return marker.decode(content)
+    except (IntegrityError, UnknownFormat):
+        return None
 
 
 def read_slots(store: Store) -> tuple[list[KeySlot], list[tuple[str, str]]]:
@@ -86,11 +93,9 @@ def unlock(store: Store, secret: Secret) -> Unlocked:
     """
     mark = read_marker(store)
     slots, bad = read_slots(store)
-    opened, tried, skipped = tried_slots(mark, slots, secret)
+    opened, tried, skipped = _tried(mark, slots, secret)
     if opened is None:
-        from lamella.repository.older_markers import opened_under_another  # rarely needed
-
-        opened = opened_under_another(store, mark, slots, secret)
+        opened = _under_an_older_marker(store, mark, slots, secret)
     if opened is not None:
         return opened
     word = {SlotType.PASSPHRASE: "passphrase", SlotType.RECOVERY: "recovery key", SlotType.KEYFILE: "key file"}
@@ -99,7 +104,27 @@ def unlock(store: Store, secret: Secret) -> Unlocked:
     raise KeyRefused(f"{text} ({rest} not tried)" if rest else text, obj=store.url, hint="or the marker was altered")
 
 
-def tried_slots(mark: marker.Marker, slots: list[KeySlot], secret: Secret) -> tuple[Unlocked | None, int, int]:
+def _under_an_older_marker(
+    store: Store, newest: marker.Marker, slots: list[KeySlot], secret: Secret
+) -> Unlocked | None:
+    found: list[Unlocked] = []
+    left = _OLDER_TRIED
+
+    def opens(content: bytes) -> bool:
+        nonlocal left
+        mark = _marker_in(content)
+        if mark is None or mark == newest or left == 0:
+            return False
+        left -= 1
+        opened = _tried(mark, slots, secret)[0]
+        found.extend([opened] if opened is not None else [])
+        return opened is not None
+
+    reinstate(store, marker.NAME, opens)
+    return found[0] if found else None
+
+
+def _tried(mark: marker.Marker, slots: list[KeySlot], secret: Secret) -> tuple[Unlocked | None, int, int]:
     """What the secret opens, and how many slots it was tried and not tried on."""
     tried = skipped = work = 0
     for slot in slots:
