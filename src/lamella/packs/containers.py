@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lamella.base.errors import IntegrityError
+from lamella.base.errors import IntegrityError, RepositoryError
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
 from lamella.base.names import commit_message
 from lamella.base.trust import Opened, Sealed
@@ -17,6 +17,7 @@ from lamella.crypto.sign import sign, verified
 from lamella.format import commit, compression, container
 from lamella.format.container import Blob, Header, Kind
 from lamella.format.cursor import u8, u32
+from lamella.format.records import MAX_RECORDS
 from lamella.stores.base import Store
 
 SealedBlob = tuple[Kind, ChunkId, Sealed, int]
@@ -127,9 +128,12 @@ def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes, 
 
 
 def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tuple[PackHead, list[Opened]]:
-    """Open a complete container held in memory, padding included, and all its blobs. Raises IntegrityError."""
+    """Open a complete container held in memory, padding included, and all its blobs. For commits and index segments:
+    what a pack holds may be too much to hold at once. Raises IntegrityError.
+    """
     head = open_head(keys, name, content, bound)
     container.check_padding(content, head.header, head.blobs, name)
+    container.check_total(head.blobs, name)
     domain = keys.domain(head.domain_id)
     opener = PackOpener(domain, head.header, name, bound)
     opened = [
@@ -154,8 +158,11 @@ def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:
 
 
 def build_commit(keys: Keys, seed: bytes, public: bytes, body: commit.Body) -> Sealed:
-    """The commit object for a body."""
-    contents = [(Kind.COMMIT, part) for part in commit.parts(body.encode())]
+    """The commit object for a body. Raises RepositoryError for more than readers take."""
+    encoded = body.encode()
+    if len(encoded) > container.MAX_OBJECT or len(body.records) > MAX_RECORDS:
+        raise RepositoryError("this is too much for one commit", obj=commit.Head(body.writer, body.seq, b"").name)
+    contents = [(Kind.COMMIT, part) for part in commit.parts(encoded)]
     sealed, _ = build_single(keys, CATALOGUE, contents, commit.bound(body.writer, body.seq))
     container_hash = hashlib.sha256(sealed).digest()
     message = commit_message(keys.root, body.writer, body.seq, container_hash)
