@@ -1179,7 +1179,7 @@ def lost_parts(c: Cursor) -> None:
     """The parts that LOST names: ranges that ascend, are not empty and do not touch, and their possible sum."""
     lost, count = c.number(8), c.number(4)
     ranges = [struct.unpack("<QQ", one) for one in c.many(count, 16)]
-    gaps = all(a + size < b for (a, size), (b, _) in zip(ranges, ranges[1:]))
+    gaps = all(ranges[i][0] + ranges[i][1] < ranges[i + 1][0] for i in range(len(ranges) - 1))
     total = sum(size for _, size in ranges)
     require(count <= 4096 and gaps and all(size for _, size in ranges), "impossible ranges")
     require(lost <= total and (lost > 0) == (count > 0), "an impossible sum")
@@ -1407,7 +1407,10 @@ class History:
                 self._audited.add(head_of(value[:56]))
         for head in self._audited:
             begin = self.chains.commits.get(head.sha)
-            if begin is not None and begin.carried and begin.head() == head:
+            if begin is None or not begin.carried or begin.head() != head:
+                continue
+            # One that cannot be read gives way to the commits before it, if there are any.
+            if self._carried([begin]) or all(commit.seq >= begin.seq for commit in self.chains.of(begin.writer)):
                 self._start[begin.writer] = max(begin.seq, self._start.get(begin.writer, 0))
 
     def _carried(self, chain: list[Commit]) -> list[tuple[Commit, int, bytes]]:
@@ -1546,7 +1549,7 @@ class History:
                 self.warn(f"{naming.commit.path()}: names a volume of another writer; ignored")
         volume = self.chains.last([naming for naming in applies if naming.domain_id])
         last = self.chains.last(applies)
-        return (last[0].name if last else volume_id.hex()), (volume[0] if volume else None)
+        return (last[0].name if last else f"volume-{volume_id.hex()[:8]}"), (volume[0] if volume else None)
 
     def volumes(self, removed: bool = False) -> dict[bytes, Volume]:
         """All volumes by volume_id, in the order of their names; with removed, removed snapshots are among theirs."""

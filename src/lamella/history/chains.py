@@ -314,7 +314,7 @@ class _Reading:
         Who reads from that checkpoint knows these records too, and everybody must know the same.
         """
         chain = self._chain
-        gaps = [gap for gap in chain.gaps if chain.base < gap.last < chain.checkpoint[0]]
+        gaps = [gap for gap in chain.gaps if chain.base <= gap.last < chain.checkpoint[0]]
         if chain.carried is None or not gaps or chain.forked_at:
             return
         name = Head(chain.writer, *chain.checkpoint).name
