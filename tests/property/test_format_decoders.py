@@ -157,7 +157,7 @@ SEGMENTS = ENTRIES.map(
     lambda value: Sample(
         value,
         lambda made: commit.SEGMENT_HEAD + joined(made),
-        lambda raw: tuple(commit.decode_segment(Opened(raw), "s")),
+        lambda raw: tuple(commit.Room().segment(Opened(raw), "s")),
     )
 )
 PARTS = st.binary(min_size=1, max_size=60).map(

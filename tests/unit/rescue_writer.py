@@ -147,16 +147,21 @@ class Writer:
         def seal(kind: int, ident: bytes, body: bytes) -> bytes:
             return cipher(prf(pack_key, bytes([kind]) + ident)).encrypt(bytes(12), body, additional)
 
-        content = struct.pack("<BBH", 1, 0, len(blobs))
-        for b in blobs:
-            rlen = int.from_bytes(b.body[1:5], "little")
-            content += b.ident + (len(b.body) + 16).to_bytes(3, "little") + struct.pack("<BI", b.kind, rlen)
+        content = self.directory(blobs)
         dir_id = prf(pack_key, b"dir" + content)[:24]
         directory = dir_id + seal(0, dir_id, struct.pack("<BI", 0, len(content)) + content)
         out = fixed + struct.pack("<I", len(directory)) + salt + hint + directory
         for b in blobs:
             out += bytes(-len(out) % 16) + seal(b.kind, b.ident, b.body)
         return out
+
+    def directory(self, blobs: list[Blob]) -> bytes:
+        """The content of a directory."""
+        content = struct.pack("<BBH", 1, 0, len(blobs))
+        for b in blobs:
+            rlen = int.from_bytes(b.body[1:5], "little")
+            content += b.ident + (len(b.body) + 16).to_bytes(3, "little") + struct.pack("<BI", b.kind, rlen)
+        return content
 
     def put_pack(self, data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()

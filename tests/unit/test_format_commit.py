@@ -120,7 +120,7 @@ def test_bodies_are_cut_into_parts_of_8_mib(length: int) -> None:
 def test_segments_of_another_kind(head: bytes) -> None:
     entry = ChainEntry(1, bytes(32), 5, RawRecord(1, b"x"))
     with pytest.raises(IntegrityError):
-        list(commit.decode_segment(Opened(head + entry.encode()), "s"))
+        list(commit.Room().segment(Opened(head + entry.encode()), "s"))
 
 
 def test_the_fingerprint_does_not_depend_on_the_order() -> None:

@@ -341,7 +341,7 @@ def test_segment_and_entries_of_a_checkpoint() -> None:
     row = VECTORS["segment"]
     (content,) = open_container(unhex(row["bytes"]), 1, row["blobs"], bytes(16))
     expected = [entry(made) for made in row["entries"]]
-    assert list(commit.decode_segment(Opened(content), "s")) == expected
+    assert list(commit.Room().segment(Opened(content), "s")) == expected
     assert commit.SEGMENT_HEAD + b"".join(made.encode() for made in expected) == content
     made = records.Checkpoint.decode(Cursor(unhex(VECTORS["commits"][1]["records"][2]["value"]), "c"))
     assert list(commit.decode_entries(made.entries, "c")) == [entry(row) for row in VECTORS["checkpoint_entries"]]

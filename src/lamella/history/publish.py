@@ -90,7 +90,7 @@ class Publisher:
                 from lamella.history.checkpoints import make_checkpoint  # due at one commit of many
 
                 checkpoint, stored = make_checkpoint(self._store, self._keys, chain, ended())
-                rows.append(raw(checkpoint))
+                rows += [] if checkpoint is None else [raw(checkpoint)]
             seen = self._seen(history, chain, complete=head is None or any(row.type == Checkpoint.TYPE for row in rows))
             body = Body(key.id, seq, prev, now, chain.checkpoint, seen, tuple(rows))
             content = build_commit(self._keys, key.seed, key.public, body)

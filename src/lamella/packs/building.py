@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from lamella.base.errors import RepositoryError
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
 from lamella.base.names import commit_message
 from lamella.base.trust import Sealed
@@ -16,6 +17,7 @@ from lamella.format import commit, compression, container
 from lamella.format.container import Header, Kind
 from lamella.format.cursor import u8, u32
 from lamella.format.encoder import Encoder
+from lamella.format.records import MAX_RECORDS
 
 SealedBlob = tuple[Kind, ChunkId, Sealed, int]
 """Kind, id, sealed bytes, content length."""
@@ -61,8 +63,11 @@ def build_single(
 
 
 def build_commit(keys: Keys, seed: bytes, public: bytes, body: commit.Body) -> Sealed:
-    """The commit object for a body."""
-    contents = [(Kind.COMMIT, part) for part in commit.parts(body.encode())]
+    """The commit object for a body. Raises RepositoryError for more than readers take."""
+    encoded = body.encode()
+    if len(encoded) > container.MAX_OBJECT or len(body.records) > MAX_RECORDS:
+        raise RepositoryError("this is too much for one commit", obj=commit.Head(body.writer, body.seq, b"").name)
+    contents = [(Kind.COMMIT, part) for part in commit.parts(encoded)]
     sealed, _ = build_single(keys, CATALOGUE, contents, commit.bound(body.writer, body.seq))
     container_hash = hashlib.sha256(sealed).digest()
     message = commit_message(keys.root, body.writer, body.seq, container_hash)

@@ -56,9 +56,12 @@ def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes, 
 
 
 def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tuple[PackHead, list[Opened]]:
-    """Open a complete container held in memory, padding included, and all its blobs. Raises IntegrityError."""
+    """Open a complete container held in memory, padding included, and all its blobs. For commits and index segments:
+    what a pack holds may be too much to hold at once. Raises IntegrityError.
+    """
     head = open_head(keys, name, content, bound)
     container.check_padding(content, head.header, head.blobs, name)
+    container.check_total(head.blobs, name)
     domain = keys.domain(head.domain_id)
     opener = PackOpener(domain, head.header, name, bound)
     opened = [
