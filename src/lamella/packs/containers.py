@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
-from lamella.base.names import commit_message
+from lamella.base.signed import Trailer, commit_message, trailer_fault
 from lamella.base.trust import Opened, Sealed
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import DomainKeys, Keys
 from lamella.crypto.seal import PackOpener, PackSealer, new_salt
-from lamella.crypto.sign import sign, verified
+from lamella.crypto.sign import public_of, sign, verified
 from lamella.format import commit, compression, container
 from lamella.format.container import Blob, Header, Kind
 from lamella.format.cursor import u8, u32
@@ -21,6 +22,10 @@ from lamella.stores.base import Store
 
 SealedBlob = tuple[Kind, ChunkId, Sealed, int]
 """Kind, id, sealed bytes, content length."""
+
+
+_verified = lru_cache(maxsize=256)(verified)
+"""Of trailers: all commits of a writer carry the same enrolment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,10 @@ def build_single(
     ids: list[ChunkId] = []
     for kind, content in contents:
         id_ = identifier(domain, kind)(content)
-        ids.append(id_)
-        if sealer.reserve(kind, id_):
+        if id_ not in ids:
+            sealer.reserve(kind, id_)
             blobs.append((kind, id_, sealer.seal(kind, id_, encoder.encode(content)), len(content)))
+        ids.append(id_)
     return build(keys, domain_id, sealer, blobs)[0], ids
 
 
@@ -140,23 +146,21 @@ def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tup
 
 
 def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:
-    """Open a commit object: hash, writer, signature, container, body. Raises IntegrityError, UnknownFormat."""
+    """Open a commit object: hash, trailer, container, body. Raises IntegrityError, UnknownFormat."""
     sealed, trailer = commit.split_trailer(content, head)
-    message = commit_message(keys.root, head.writer, head.seq, trailer.container)
-    if trailer.public == keys.marker.prune_public or not verified(trailer.public, trailer.signature, message):
-        raise IntegrityError("a commit whose signature does not verify", obj=head.name)
-    if trailer.vouch != keys.vouch(trailer.public):
-        raise IntegrityError("a commit of a writer for whom nobody vouches", obj=head.name)
+    fault = trailer_fault(keys.marker.signers, head.writer, head.seq, trailer, _verified)
+    if fault:
+        raise IntegrityError(fault, obj=head.name)
     opened, contents = open_whole(keys, head.name, sealed, commit.bound(head.writer, head.seq))
     if opened.domain_id != CATALOGUE or any(blob.kind != Kind.COMMIT for blob in opened.blobs):
         raise IntegrityError("a commit made of the wrong kinds", obj=head.name)
     return commit.decode_body(b"".join(contents), head)
 
 
-def build_commit(keys: Keys, seed: bytes, public: bytes, body: commit.Body) -> Sealed:
-    """The commit object for a body."""
+def build_commit(keys: Keys, seed: bytes, enrolment: bytes, body: commit.Body) -> Sealed:
+    """The commit object for a body, of the writer with this seed and enrolment."""
     contents = [(Kind.COMMIT, part) for part in commit.parts(body.encode())]
     sealed, _ = build_single(keys, CATALOGUE, contents, commit.bound(body.writer, body.seq))
-    container_hash = hashlib.sha256(sealed).digest()
-    message = commit_message(keys.root, body.writer, body.seq, container_hash)
-    return Sealed(sealed + public + keys.vouch(public) + container_hash + sign(seed, message))
+    trailer = Trailer(public_of(seed), enrolment, hashlib.sha256(sealed).digest(), b"")
+    signature = sign(seed, commit_message(keys.root, body.writer, body.seq, trailer))
+    return Sealed(sealed + b"".join(trailer) + signature)
