@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.ids import WriterId
-from lamella.base.names import TRAILER_SIZE
+from lamella.base.signed import TRAILER_SIZE
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
 from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, Room, parse_name
