@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lamella.base.errors import LamellaError, RolledBack
 from lamella.crypto.slots import Secret
-from lamella.format.compression import zstd_provider
+from lamella.format.zstd import zstd_provider
 from lamella.memory.host import Host
 from lamella.operations.shared.heads import require_fingerprint
 from lamella.operations.shared.probe import probe
