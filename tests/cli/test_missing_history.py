@@ -414,7 +414,7 @@ def lie(world: World, seen: Head) -> None:
         assert key is not None
         last = repo.history.chains[key.id].commits[-1]
         body = replace(last.body, seq=last.head.seq + 1, prev=last.head.sha256, seen=(seen,), records=())
-        content = build_commit(repo.keys, key.seed, key.public, body)
+        content = build_commit(repo.keys, key.seed, key.enrolment, body)
         repo.store.put(Head(key.id, body.seq, hashlib.sha256(content).digest()).name, content)
 
 

@@ -92,7 +92,7 @@ def crafted(small: Small, seen: Sequence[Head], host: str = "two", *, seq: int =
             seen=tuple(sorted(seen)),
             records=records,
         )
-        content = build_commit(repo.keys, key.seed, key.public, body)
+        content = build_commit(repo.keys, key.seed, key.enrolment, body)
     head = Head(key.id, body.seq, hashlib.sha256(content).digest())
     small.store.put(head.name, content)
     return head

@@ -321,7 +321,7 @@ def test_a_gap_may_be_as_wide_as_numbers_go(small: Small) -> None:
         key = repo.memory.writer_key()
         assert key is not None
         body = replace(own(repo).commits[-1].body, seq=(1 << 64) - 2)
-        content = build_commit(repo.keys, key.seed, key.public, body)
+        content = build_commit(repo.keys, key.seed, key.enrolment, body)
     far = Head(key.id, body.seq, hashlib.sha256(content).digest())
     small.store.put(far.name, content)
     small.store.delete(made[0])

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.ids import WriterId
-from lamella.base.names import TRAILER_SIZE
+from lamella.base.signed import TRAILER_SIZE
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
-from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, decode_entries, decode_segment, parse_name
+from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, Room, parse_name
 from lamella.format.container import MAX_OBJECT
 from lamella.format.deletion import Audited, Forgo
 from lamella.format.known import understood
@@ -170,9 +170,10 @@ class HistoryReader:
         self, checkpoint: Checkpoint, name: str
     ) -> Iterator[tuple[SegmentPlace | None, list[ChainEntry]]]:
         """What a checkpoint carries, by segment; last what it holds itself. Raises IntegrityError, StoreError."""
+        room = Room()
         for place in checkpoint.segments:
-            yield place, list(decode_segment(self._segment(place), name))
-        yield None, list(decode_entries(checkpoint.entries, name))
+            yield place, room.segment(self._segment(place), name)
+        yield None, room.entries(checkpoint.entries, name)
 
     def _segment(self, place: SegmentPlace) -> Opened:
         """A segment's content; a few are kept, because chains are read again before each publication."""
@@ -291,7 +292,7 @@ class _Reading:
         Who reads from that checkpoint knows these records too, and everybody must know the same.
         """
         chain = self._chain
-        gaps = [gap for gap in chain.gaps if chain.base < gap.last < chain.checkpoint[0]]
+        gaps = [gap for gap in chain.gaps if chain.base <= gap.last < chain.checkpoint[0]]
         if chain.carried is None or not gaps or chain.forked_at:
             return
         name = Head(chain.writer, *chain.checkpoint).name

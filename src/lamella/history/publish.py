@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from lamella.base.clock import Clock
 from lamella.base.errors import RepositoryError, RolledBack
+from lamella.base.signed import enrolled_by
 from lamella.crypto.derive import Keys
-from lamella.crypto.sign import sign
+from lamella.crypto.sign import sign, verified
 from lamella.format.commit import (
     CHECKPOINT_EVERY,
     MAX_SEEN,
@@ -81,6 +82,7 @@ class Publisher:
         """
         with self._memory.lock():
             key, chain, news = self._own_chain(history, {*despite, *self._pins.accepted})
+            key = self._enrolled(key)
             head = chain.head
             seq, prev = (head.seq + 1, head.sha256) if head is not None else (1, bytes(32))
             now = clock()
@@ -90,10 +92,10 @@ class Publisher:
                 from lamella.history.checkpoints import make_checkpoint  # due at one commit of many
 
                 checkpoint, stored = make_checkpoint(self._store, self._keys, chain, ended())
-                rows.append(raw(checkpoint))
+                rows += [] if checkpoint is None else [raw(checkpoint)]
             seen = self._seen(history, chain, complete=head is None or any(row.type == Checkpoint.TYPE for row in rows))
             body = Body(key.id, seq, prev, now, chain.checkpoint, seen, tuple(rows))
-            content = build_commit(self._keys, key.seed, key.public, body)
+            content = build_commit(self._keys, key.seed, key.enrolment, body)
             made = Head(key.id, seq, hashlib.sha256(content).digest())
             put_durable(self._store, made.name, content)
             self._reader.remember(made, content)
@@ -118,6 +120,14 @@ class Publisher:
         history.chains[key.id] = chain
         forked = known if known is not None and known.forked_at else None
         return key, chain, self._first_records(forked)
+
+    def _enrolled(self, key: WriterKey) -> WriterKey:
+        """The key with its enrolment: the prune key's, if this secret or an earlier one could give that."""
+        signers = self._keys.marker.signers
+        best = signers.enrol if self._keys.prune_seed is None else signers.prune
+        if enrolled_by(signers, key.public, key.enrolment, verified) in (best, signers.prune):
+            return key
+        return self._memory.enrolled(key, self._keys.enrolment(key.public))
 
     def _first_records(self, forked: Chain | None) -> list[RawRecord]:
         host = self._memory.host

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final, Generic, TypeVar
 
@@ -98,10 +98,14 @@ def machine_name(machine_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class WriterKey:
-    """The key pair under which this host publishes commits to one repository; without a seed there is none."""
+    """The key pair under which this host publishes commits to one repository; without a seed there is none.
+
+    `enrolment` is the newest that the key got. An admin's stays when the host goes on with a writer's slot.
+    """
 
     seed: Annotated[bytes, 32]
     machine: str
+    enrolment: bytes = b""
 
     @property
     def public(self) -> bytes:
@@ -158,6 +162,10 @@ class HostMemory:
         """Make and remember a new key; call it with `lock` held. Raises RepositoryError."""
         key = WriterKey(os.urandom(32), self.host.machine)
         return self._writer.change(lambda _: key)
+
+    def enrolled(self, key: WriterKey, enrolment: bytes) -> WriterKey:
+        """Remember the enrolment of this key; call it with `lock` held. Raises RepositoryError."""
+        return self._writer.change(lambda _: replace(key, enrolment=enrolment))
 
     @property
     def _writer(self) -> Table[WriterKey]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from lamella.base.errors import RepositoryError
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
-from lamella.base.names import commit_message
+from lamella.base.signed import Trailer, commit_message
 from lamella.base.trust import Sealed
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
-from lamella.crypto.sign import sign
+from lamella.crypto.sign import public_of, sign
 from lamella.format import commit, compression, container
 from lamella.format.container import Header, Kind
 from lamella.format.cursor import u8, u32
 from lamella.format.encoder import Encoder
+from lamella.format.records import MAX_RECORDS
 
 SealedBlob = tuple[Kind, ChunkId, Sealed, int]
 """Kind, id, sealed bytes, content length."""
@@ -54,16 +56,23 @@ def build_single(
     ids: list[ChunkId] = []
     for kind, content in contents:
         id_ = identifier(domain, kind)(content)
-        ids.append(id_)
-        if sealer.reserve(kind, id_):
+        if id_ not in ids:
+            sealer.reserve(kind, id_)
             blobs.append((kind, id_, sealer.seal(kind, id_, encoder.encode(content)), len(content)))
+        ids.append(id_)
     return build(keys, domain_id, sealer, blobs)[0], ids
 
 
-def build_commit(keys: Keys, seed: bytes, public: bytes, body: commit.Body) -> Sealed:
-    """The commit object for a body."""
-    contents = [(Kind.COMMIT, part) for part in commit.parts(body.encode())]
+def build_commit(keys: Keys, seed: bytes, enrolment: bytes, body: commit.Body) -> Sealed:
+    """The commit object for a body, of the writer with this seed and enrolment.
+
+    Raises RepositoryError for more than readers take.
+    """
+    encoded = body.encode()
+    if len(encoded) > container.MAX_OBJECT or len(body.records) > MAX_RECORDS:
+        raise RepositoryError("this is too much for one commit", obj=commit.Head(body.writer, body.seq, b"").name)
+    contents = [(Kind.COMMIT, part) for part in commit.parts(encoded)]
     sealed, _ = build_single(keys, CATALOGUE, contents, commit.bound(body.writer, body.seq))
-    container_hash = hashlib.sha256(sealed).digest()
-    message = commit_message(keys.root, body.writer, body.seq, container_hash)
-    return Sealed(sealed + public + keys.vouch(public) + container_hash + sign(seed, message))
+    trailer = Trailer(public_of(seed), enrolment, hashlib.sha256(sealed).digest(), b"")
+    signature = sign(seed, commit_message(keys.root, body.writer, body.seq, trailer))
+    return Sealed(sealed + b"".join(trailer) + signature)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import CATALOGUE, DomainId
-from lamella.base.names import commit_message
+from lamella.base.signed import trailer_fault
 from lamella.base.trust import Opened
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import DomainKeys, Keys
@@ -14,6 +15,9 @@ from lamella.crypto.seal import PackOpener
 from lamella.crypto.sign import verified
 from lamella.format import commit, compression, container
 from lamella.format.container import Blob, Header, Kind
+
+_verified = lru_cache(maxsize=256)(verified)
+"""Of trailers: all commits of a writer carry the same enrolment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,12 @@ def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes, 
 
 
 def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tuple[PackHead, list[Opened]]:
-    """Open a complete container held in memory, padding included, and all its blobs. Raises IntegrityError."""
+    """Open a complete container held in memory, padding included, and all its blobs. For commits and index segments:
+    what a pack holds may be too much to hold at once. Raises IntegrityError.
+    """
     head = open_head(keys, name, content, bound)
     container.check_padding(content, head.header, head.blobs, name)
+    container.check_total(head.blobs, name)
     domain = keys.domain(head.domain_id)
     opener = PackOpener(domain, head.header, name, bound)
     opened = [
@@ -69,13 +76,11 @@ def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tup
 
 
 def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:
-    """Open a commit object: hash, writer, signature, container, body. Raises IntegrityError, UnknownFormat."""
+    """Open a commit object: hash, trailer, container, body. Raises IntegrityError, UnknownFormat."""
     sealed, trailer = commit.split_trailer(content, head)
-    message = commit_message(keys.root, head.writer, head.seq, trailer.container)
-    if trailer.public == keys.marker.prune_public or not verified(trailer.public, trailer.signature, message):
-        raise IntegrityError("a commit whose signature does not verify", obj=head.name)
-    if trailer.vouch != keys.vouch(trailer.public):
-        raise IntegrityError("a commit of a writer for whom nobody vouches", obj=head.name)
+    fault = trailer_fault(keys.marker.signers, head.writer, head.seq, trailer, _verified)
+    if fault:
+        raise IntegrityError(fault, obj=head.name)
     opened, contents = open_whole(keys, head.name, sealed, commit.bound(head.writer, head.seq))
     if opened.domain_id != CATALOGUE or any(blob.kind != Kind.COMMIT for blob in opened.blobs):
         raise IntegrityError("a commit made of the wrong kinds", obj=head.name)

@@ -19,7 +19,16 @@ from lamella.cli.values import workers
 from lamella.crypto.new_slots import recovery_text
 from lamella.crypto.slots import MIN_KEY_FILE, Secret
 from lamella.format.keyslot import PREFIX, Role, SlotType
-from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, export_domain, list_slots, remove_slot
+from lamella.operations.keyring import (
+    TYPE_WORDS,
+    SlotRow,
+    add_slot,
+    export_domain,
+    list_slots,
+    remove_slot,
+    slots_of,
+    writers_slot,
+)
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
@@ -117,20 +126,23 @@ def run(context: Context) -> int:
 
 def _list(context: Context) -> int:
     with context.sound_repository() as repository:
-        rows = list_slots(repository)
+        slots = slots_of(repository)
+        rows = list_slots(repository, slots)
     table = [(row.name.removeprefix(PREFIX), row.type, row.role, _remark(row)) for row in rows]
     context.out.table([("SLOT", "TYPE", "ROLE", ""), *table])
-    context.out.document({"slots": [_row(row) for row in rows]})
+    if slots.remark:
+        context.out.line(slots.remark)
+    context.out.document({"slots": [_row(row) for row in rows], "ignored": slots.ignored})
     return 0
 
 
 def _row(row: SlotRow) -> dict[str, object]:
-    return {"name": row.name, "type": row.type, "role": row.role, "current": row.current, "signed": row.signed}
+    return {"name": row.name, "type": row.type, "role": row.role, "current": row.current, "signed": row.recorded}
 
 
 def _remark(row: SlotRow) -> str:
     remarks = ["opened it now"] if row.current else []
-    return ", ".join(remarks if row.signed else [*remarks, "NOT SIGNED BY AN ADMIN"])
+    return ", ".join(remarks if row.recorded else [*remarks, "NOT RECORDED: removed, or its adding was broken off"])
 
 
 def _add(context: Context) -> int:
@@ -226,9 +238,7 @@ def _would(context: Context, text: str) -> int:
 def _require_admin(repository: Repository) -> None:
     """Before anything is asked for or written."""
     if repository.keys.prune_seed is None:
-        raise UsageError(
-            "this needs an admin's secret; the one given opens a writer slot", hint="see: lamella key list"
-        )
+        raise writers_slot()
 
 
 class _NewSlot:

@@ -316,8 +316,9 @@ class _Planning:
         for snapshot in (*(own or heads), *reversed(volume.snapshots)):
             if snapshot.conflict or not snapshot.added.usable:
                 continue
-            there = (self._repo.blobs.length(pack) is not None for pack in snapshot.added.packs)
-            whole = snapshot.confirmed or snapshot.ref in self._waiting or all(there)
+            packs = snapshot.added.packs  # none: nothing was stored, or more than may be listed
+            there = bool(packs) and all(self._repo.blobs.length(pack) is not None for pack in packs)
+            whole = snapshot.confirmed or snapshot.ref in self._waiting or there
             # A prune may have rewritten what it needs into other packs.
             if whole or is_complete(self._repo, snapshot):
                 return snapshot

@@ -89,7 +89,7 @@ def _add_snap(session: WritingSession, read: Read, name: str, documents: tuple[D
         parent=NO_REF if way.base is None else way.base.ref,
         name=name,
         documents=documents,
-        packs=session.packs(frozen.plan.domain_id),
+        packs=session.listed_packs(frozen.plan.domain_id),
         inner=(figures.encode(), *way.notes),
     )
 

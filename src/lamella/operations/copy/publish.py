@@ -107,7 +107,7 @@ class CopyPublisher:
             root=one.read.root,
             parent=one.base.ref if one.base is not None and before else NO_REF,
             documents=one.documents,
-            packs=session.packs(one.domain_id),
+            packs=session.listed_packs(one.domain_id),
             inner=(*(record for record in added.inner if record.type != ORIGIN), origin.encode()),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lamella.base.errors import IntegrityError, NothingMatched
+from lamella.base.errors import NothingMatched
 from lamella.base.ids import ChunkId
 from lamella.base.trust import Opened
 from lamella.crypto.chunk_id import Identify, identifier
@@ -87,8 +87,7 @@ def read_document(repo: Repository, selected: Selected, name: str) -> bytes:
         names = ", ".join(row.name for row in added.documents) or "none"
         raise NothingMatched(f"{selected.text} has no document {name}", obj=name, hint=f"documents: {names}")
     repo.refresh_map()
-    parts = [repo.contents.get(added.domain_id, Kind.DOCUMENT, part) for part in found.parts]
-    content = b"".join(document.part_of(part, name) for part in parts)
-    if len(content) != found.size:
-        raise IntegrityError(f"document {name} has another length than recorded", obj=name)
-    return content
+    get = repo.contents.get
+    lengths = document.part_lengths(found.size)
+    parts = zip(found.parts, lengths, strict=True)
+    return b"".join(document.part_of(get(added.domain_id, Kind.DOCUMENT, part, length), name) for part, length in parts)

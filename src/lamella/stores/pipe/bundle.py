@@ -16,6 +16,7 @@ from lamella.stores.pipe.frames import BOOT_MAGIC
 MODULES = (
     "base.errors",
     "base.names",
+    "base.signed",
     "base.trust",
     "run.pipeline",
     "stores.base",
