@@ -13,7 +13,7 @@ import pytest
 
 from lamella.base.errors import IntegrityError, UnknownFormat, UsageError
 from lamella.base.trust import Opened
-from lamella.format import zstd
+from lamella.format import zstd, zstd_provider
 from lamella.format.compression import Codec, decode
 from lamella.format.encoder import Encoder, check_setting
 from lamella.format.zstd import check_frame
@@ -68,7 +68,7 @@ def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def use_provider(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(zstd, "zstd_provider", lambda: name)
+    monkeypatch.setattr(zstd_provider, "provider", lambda: name)
     monkeypatch.delattr(zstd._local, "unsqueeze", raising=False)
 
 
@@ -354,7 +354,7 @@ def test_each_provider_reads_what_the_other_wrote(writer: str, provider: str, mo
 def test_without_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ALL_PROVIDERS:
         monkeypatch.setitem(sys.modules, name, None)
-    assert zstd.zstd_provider() == ""
+    assert zstd_provider.provider() == ""
     with pytest.raises(UsageError) as caught:
         Encoder("auto")
     assert "portable" in caught.value.hint

@@ -1,15 +1,12 @@
-"""zstd: which provider there is, and decoding a frame after every check that can be made before (FORMAT 4).
-
-It comes from the first provider found: the standard library (3.14), `backports.zstd`, or `zstandard`.
-"""
+"""Decoding a zstd frame, after every check that can be made before (FORMAT 4)."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
-from lamella.base.errors import IntegrityError, UsageError
+from lamella.base.errors import IntegrityError
+from lamella.format import zstd_provider
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_BLOCK = 128 * 1024
@@ -18,32 +15,11 @@ MAX_BLOCK = 128 * 1024
 Unsqueeze = Callable[[memoryview, int], bytes]
 
 
-def zstd_provider() -> str:
-    """Name of the zstd module in use, empty if none is installed."""
-    for name in ("compression.zstd", "backports.zstd", "zstandard"):
-        try:
-            __import__(name)
-        except ImportError:
-            continue
-        return name
-    return ""
-
-
-def import_zstd() -> tuple[str, Any]:
-    """The name of the zstd module in use, and the module. Raises UsageError without one."""
-    name = zstd_provider()
-    if not name:
-        hint = "install backports.zstd or zstandard, or use --compression portable"
-        raise UsageError("no zstd provider is installed", hint=hint)
-    module = __import__(name, fromlist=["_"])
-    return name, module
-
-
 _local = threading.local()
 
 
 def _zstd_unsqueeze() -> Unsqueeze:
-    provider, module = import_zstd()
+    provider, module = zstd_provider.load()
     if provider == "zstandard":
         decompressor = module.ZstdDecompressor(max_window_size=1 << 27)
         # It allocates what the frame header says, which was checked, and writes no further.

@@ -18,7 +18,7 @@ MODULES = (
     "base.names",
     "base.signed",
     "base.trust",
-    "run.pipeline",
+    "run.beside",
     "stores.base",
     "stores.local.directory",
     "stores.local.flock",

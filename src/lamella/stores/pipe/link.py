@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from lamella.base.errors import LamellaError, StoreError, StoreRefused, StoreUnavailable
-from lamella.run.pipeline import Beside
+from lamella.run.beside import Beside
 from lamella.run.spawn import Child
 from lamella.stores.base import Abilities, Entry
 from lamella.stores.pipe import frames
