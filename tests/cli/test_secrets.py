@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 from argparse import Namespace
 from pathlib import Path
@@ -13,6 +15,7 @@ from lamella.base.errors import UsageError
 from lamella.cli.secret import given_source
 from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N
 from tests.cli.program import COMMAND, Lamella, Terminal, environment
+from tests.features import require
 
 WORD = "correct höhe battery"
 COST = ["--kdf-cost", str(MIN_WRITTEN_LOG_N)]
@@ -167,6 +170,19 @@ def test_programs_do_not_inherit_secrets(home: Path, lamella: Lamella, tmp_path:
     lamella.ok("list", env=env)
     assert "PATH=" in seen.read_text()
     assert "hidden" not in seen.read_text()
+
+
+def test_the_memory_of_a_command_is_its_own(lamella: Lamella, tmp_path: Path) -> None:
+    """No core dump, and no other process of the same user may look (proc(5), PR_SET_DUMPABLE)."""
+    require("root", os.geteuid() == 0, "a test that gives capabilities away")
+    require("setpriv", shutil.which("setpriv") is not None, "setpriv of util-linux is not here")
+    seen = tmp_path / "seen"
+    look = f"cat /proc/$PPID/limits > {seen}; cat /proc/$PPID/environ >> {seen} 2>&1; echo {WORD}"
+    env = environment({**lamella.env, "LAMELLA_PASSPHRASE_COMMAND": f'sh -c "{look}"', "LAMELLA_MARK": "readable"})
+    # With capabilities root may look at everything.
+    subprocess.run(["setpriv", "--bounding-set=-all", "--inh-caps=-all", *COMMAND, "list"], env=env, check=True)
+    assert "readable" not in seen.read_text()
+    assert re.search(r"core file size +0 ", seen.read_text())
 
 
 def test_missing_repository_is_named_even_without_a_secret(tmp_path: Path) -> None:

@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 
     from lamella.cli.output import Output
 
-_SECRET_VARIABLES = (
-    "LAMELLA_PASSPHRASE",
-    "LAMELLA_NEW_PASSPHRASE",
-    "LAMELLA_TO_PASSPHRASE",
-    "LAMELLA_FROM_PASSPHRASE",
-)
 _INTERRUPTED = 130
 
 
@@ -34,11 +28,13 @@ def entry() -> None:
 
 def _guarded(argv: Sequence[str]) -> int:
     env = dict(os.environ)
-    for name in _SECRET_VARIABLES:
-        os.environ.pop(name, None)  # no program that is started from here inherits a secret
     _take_streams()
     from lamella.cli import signals
+    from lamella.run.private import is_secret, keep_memory_private
 
+    keep_memory_private()
+    for name in filter(is_secret, env):
+        del os.environ[name]  # no program that is started from here inherits a secret
     signals.take()
     try:
         return _flushed(main(argv, env))
