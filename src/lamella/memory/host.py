@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Generic, TypeVar
 
-from lamella.base.durable import write_durably
+from lamella.base.durable import make_private, write_durably
 from lamella.base.errors import Locked, RepositoryError
 from lamella.base.ids import RepoId, WriterId
 from lamella.crypto.sign import public_of
@@ -105,7 +105,7 @@ def held_file(path: Path, wait_seconds: float, busy: str) -> Iterator[None]:
     Raises Locked with the text `busy`, RepositoryError if the file cannot be made.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise RepositoryError(f"cannot create {path}: {error.strerror}", obj=str(path)) from error
@@ -172,7 +172,7 @@ class HostMemory:
     def replace(self, path: Path, content: bytes) -> None:
         """Write a file durably. Raises RepositoryError."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(path.parent)
             write_durably(path, content)
         except OSError as error:
             raise RepositoryError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error

@@ -15,7 +15,7 @@ from lamella.cli.backup_report import plan_shown, result_shown, say_plan
 from lamella.cli.context import Context
 from lamella.cli.destination import DestinationContext
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.values import chunk_log2, rate, seconds, size, workers
+from lamella.cli.values import budget, chunk_log2, rate, seconds, size, workers
 from lamella.format.encoder import check_setting
 from lamella.operations.backup.plan import MAX_DOCUMENT
 from lamella.operations.backup.story import (
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reread",
-        type=size,
+        type=budget,
         default=0,
         metavar="SIZE",
         help="also re-read this much of what the change map calls unchanged, the longest unseen first",

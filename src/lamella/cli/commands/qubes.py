@@ -237,6 +237,7 @@ def _execute(
 
 def _lay_out(context: Context, repository: Repository, selected: object) -> list[str]:
     """dom0's files into the folder named; returns how the system differs from them."""
+    from lamella.base.durable import make_private
     from lamella.operations.restore.restore import RestoreOptions, plan_restore
     from lamella.operations.shared.selection import Selected
     from lamella.qubes.dom0 import differences, lay_out
@@ -248,7 +249,7 @@ def _lay_out(context: Context, repository: Repository, selected: object) -> list
         raise UsageError(f"{target} exists already", obj=str(target), hint="name a new folder")
     archive = context.host.cache_dir / "dom0-restored.tar"
     archive.unlink(missing_ok=True)
-    archive.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(archive.parent)
     try:
         plan_restore(repository, selected, archive, RestoreOptions()).execute(context.out.report)
         lay_out(archive, target)

@@ -286,7 +286,8 @@ class _Planning:
         stored = (entry.ref, entry.root, entry.size, entry.chunk_log2)
         for base in volume.snapshots:
             added = base.added
-            if (base.ref, added.root, added.size, added.chunk_log2) == stored and added.usable and not base.conflict:
+            same = (base.ref, added.root, added.size, added.chunk_log2) == stored
+            if same and added.usable and not self._ambiguous(base):
                 break
         else:
             return None, None, "the snapshot that the kept moment belongs to is not in the repository"
@@ -313,7 +314,7 @@ class _Planning:
         heads = latest(volume.snapshots)
         own = [snapshot for snapshot in heads if snapshot.ref.writer == self._repo.own_writer]
         for snapshot in (*(own or heads), *reversed(volume.snapshots)):
-            if snapshot.conflict or not snapshot.added.usable:
+            if self._ambiguous(snapshot) or not snapshot.added.usable:
                 continue
             there = (self._repo.blobs.length(pack) is not None for pack in snapshot.added.packs)
             whole = snapshot.confirmed or snapshot.ref in self._waiting or all(there)
@@ -322,6 +323,14 @@ class _Planning:
                 return snapshot
             notes.append(f"snapshot {snapshot.name} of {volume.name} lacks packs: it is not used as a base")
         return None
+
+    def _ambiguous(self, snapshot: Snapshot) -> bool:
+        """Whether its id stands for two snapshots; what others publish under an id of this host's changes nothing."""
+        own = self._repo.own_writer
+        if not snapshot.conflict or snapshot.ref.writer != own:
+            return snapshot.conflict
+        rivals = (one.ref for one in self._repo.catalogue.snapshots if one.added.snap_id == snapshot.added.snap_id)
+        return any(ref.writer == own and ref != snapshot.ref for ref in rivals)
 
     # -- from how far -------------------------------------------------------------------------------------------------
 

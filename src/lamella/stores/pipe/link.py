@@ -18,7 +18,9 @@ from lamella.stores.pipe import frames
 from lamella.stores.pipe.frames import MAX_LISTED, Frame, FrameSink, FrameSource, Hello, ProtocolError, decode_page
 
 STALLED_SECONDS = 900.0
-"""A single request may take so long without anything coming of it, such as a `sync` of a slow disk."""
+"""A single request may take so long, such as a `sync` of a slow disk, or an object over a slow link."""
+IDLE_SECONDS = 120.0
+"""A request that writes nothing may take so long without anything coming of it, however alive the far side seems."""
 _END_SECONDS = 10.0
 _CAUSE_SECONDS = 2.0
 _POLL_SECONDS = 1.0
@@ -47,8 +49,10 @@ class Route:
 class Call:
     """One request and its answer. The reading thread fills it, the calling thread waits for it."""
 
-    def __init__(self, obj: str, *, data_bytes: int = 0, listing: bool = False) -> None:
+    def __init__(self, obj: str, *, data_bytes: int = 0, listing: bool = False, writes: bool = False) -> None:
         self.obj = obj
+        self._idle_seconds = STALLED_SECONDS if writes else IDLE_SECONDS
+        self._came = 0
         self.number = 0
         self.round = 0
         self.begun = time.monotonic()
@@ -72,6 +76,7 @@ class Call:
 
     def take(self, kind: int, payload: bytearray) -> None:
         """Keep a part of the answer that does not end it."""
+        self._came += 1
         if kind == Frame.DATA:
             self._pieces.append(payload)
             return
@@ -96,7 +101,7 @@ class Call:
     def result(self) -> bytes:
         """Wait for the answer. Raises what the far side reports, StoreUnavailable."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._answer is not None, STALLED_SECONDS):
+            if not self._comes(lambda: self._answer is not None):
                 raise StoreUnavailable("the far side did not answer a request in time", obj=self.obj)
         return self._outcome()
 
@@ -108,12 +113,21 @@ class Call:
     def page(self) -> list[Entry] | None:
         """Wait for the next page of a listing; None after the last one. Raises as `result` does."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._pages or self._answer is not None, STALLED_SECONDS):
+            if not self._comes(lambda: bool(self._pages) or self._answer is not None):
                 raise StoreUnavailable("the far side did not go on with a listing in time", obj=self.obj)
             if self._pages:
                 return self._pages.popleft()
         self._outcome()
         return None
+
+    def _comes(self, wanted: Callable[[], bool]) -> bool:
+        """Wait for it; False if it takes too long, or nothing at all comes for too long."""
+        end, came = time.monotonic() + STALLED_SECONDS, -1
+        while came != self._came and (left := end - time.monotonic()) > 0:
+            came = self._came
+            if self._changed.wait_for(wanted, min(left, self._idle_seconds)):
+                return True
+        return wanted()
 
     @property
     def answered(self) -> bool:
