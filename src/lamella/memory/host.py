@@ -124,7 +124,11 @@ def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
             return
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise Locked(busy, hint="try again later, or wait with --lock-wait SECONDS") from None
+                from lamella.run.holders import holder_of
+
+                raise Locked(
+                    busy + holder_of(descriptor), hint="try again later, or wait with --lock-wait SECONDS"
+                ) from None
             time.sleep(0.05)
 
 

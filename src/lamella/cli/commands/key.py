@@ -164,7 +164,7 @@ def _remove(context: Context) -> int:
         short = row.name.removeprefix(PREFIX)
         if context.args.dry_run:
             return _would(context, f"remove the {row.type} slot {short}")
-        context.confirm(f"Remove the {row.type} slot {short} ({row.role})?")
+        context.confirm(f"Will remove the {row.type} slot {short} ({row.role}): its secret opens nothing any more.")
         remove_slot(repository, row.name)
     context.out.line(f"removed {row.type} slot {short}; its former users may have kept the keys")
     context.out.document({"removed": row.name, "type": row.type, "role": row.role})

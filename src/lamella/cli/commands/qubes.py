@@ -183,8 +183,12 @@ def _restore(context: Context) -> int:
         if args.dry_run:
             context.out.document({"dry_run": True, "qubes": [_planned(row) for row in rows]})
             return 0
-        if any(row.action == "overwrite" for row in rows):
-            context.confirm("Overwrite the qubes that exist?")
+        over = [row for row in rows if row.action == "overwrite"]
+        if over:
+            names = ", ".join(row.name for row in over)
+            size = sum(one.snapshot.added.size for row in over for one in row.saved.volumes.values())
+            kept = "The old state of each volume stays as a revision."
+            context.confirm(f"Will overwrite {names} with {shown_bytes(size)} of volumes. {kept}")
         results = _execute(context, repository, admin, rows, wishes)
         laid_out = [line for one in dom0 for line in _lay_out(context, repository, one.volumes.get("config"))]
     return _report(context, results, laid_out)
@@ -328,7 +332,7 @@ def _setup_storage(context: Context) -> int:
     options = [*(["--append-only"] if args.append_only else []), *([f"--quota={args.quota}"] if args.quota else [])]
     files = storage_files(args.name, args.place, options)
     if args.install and not args.dry_run:
-        context.confirm(f"Write these files in {qube.name}: {', '.join(file.path for file in files)}?")
+        context.confirm(f"Will write in {qube.name}, as root: {', '.join(file.path for file in files)}.")
         install(qube, files)
     for file in files:
         out.line(f"in {qube.name}: {file.path} (mode {file.mode})" + (", installed" if args.install else ""))

@@ -256,6 +256,9 @@ class _Planning:
         if fixed is None:
             raise UsageError(f"volume {shown} cannot be continued: its record is lost", obj=shown)
         domain_id, log2 = fixed.domain_id, fixed.chunk_log2
+        if request.domain is None and self._options.domain not in (None, known.domain_label):
+            hint = "leave --domain out for volumes that were backed up before"
+            raise UsageError(f"the domain of {shown} was chosen at its first backup", obj=shown, hint=hint)
         if self._options.chunk_log2 not in (None, log2):
             raise UsageError(f"the chunk size of {shown} was fixed at its first backup: {1 << log2} bytes", obj=shown)
         mode, reason = (COMPARE, why) if why else (INCREMENTAL, "")

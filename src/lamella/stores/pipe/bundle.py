@@ -17,6 +17,7 @@ MODULES = (
     "base.errors",
     "base.names",
     "base.trust",
+    "run.holders",
     "run.pipeline",
     "stores.base",
     "stores.local.directory",

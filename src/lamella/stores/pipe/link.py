@@ -143,6 +143,15 @@ class Call:
         return self._answer
 
 
+def _last_words(said: str) -> tuple[str, bool]:
+    """The end of what the program said, cut between words; and whether our own part failed over there."""
+    failed = "Traceback (most recent call last)" in said
+    end = said.rpartition("; ")[2] if failed else said
+    if len(end) > _SHOWN_CHARACTERS:
+        end = f"... {end[-_SHOWN_CHARACTERS:].partition(' ')[2]}"
+    return end, failed
+
+
 class Waits:
     """Counts consecutive round trips: a request sent after an answer arrived begins a new one."""
 
@@ -372,14 +381,15 @@ class Link:
     def _end_of_program(self) -> LamellaError:
         status = self._child.wait(_CAUSE_SECONDS)
         self._child.drain_stderr()
-        said = self._child.said()[-_SHOWN_CHARACTERS:]
+        said, script = _last_words(self._child.said())
         how = "ended" if status is None or not status else f"ended with status {status}"
         text = f"{self._child.name} {how}" + (f": {said}" if said else " without a word")
         if status in _NOT_THERE and self._route.boot:
             return StoreRefused(text, obj=self._obj, hint="the far side needs python3 (3.8 or newer), or lamella")
         if any(phrase in said for phrase in self._route.refusals):
             return StoreRefused(text, obj=self._obj)
-        return StoreUnavailable(text, obj=self._obj)
+        hint = "does a login script there read its standard input?" if script else ""
+        return StoreUnavailable(text, obj=self._obj, hint=hint)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
