@@ -71,6 +71,11 @@ def _restore_arguments(parser: argparse.ArgumentParser) -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--only-data", action="store_true", help="restore the volumes without the settings")
     only.add_argument("--only-settings", action="store_true", help="restore the settings without the volumes")
+    parser.add_argument(
+        "--grant-powers",
+        action="store_true",
+        help="also set tags, devices and references to qubes that a policy of this system names",
+    )
     parser.add_argument("--exact", action="store_true", help="also remove settings that the backup does not contain")
     parser.add_argument(
         "--dom0-to", type=Path, metavar="FOLDER", help="write the saved files of dom0 into this new folder"
@@ -161,6 +166,7 @@ def _restore(context: Context) -> int:
     from lamella.qubes.archive import read_snapshot, saved_qubes
     from lamella.qubes.inventory import Inventory
     from lamella.qubes.names import DOM0, owner_of
+    from lamella.qubes.powers import read_policies
     from lamella.qubes.restore_plan import RestorePlanner
     from lamella.qubes.storage import kept_running
 
@@ -177,7 +183,9 @@ def _restore(context: Context) -> int:
             raise UsageError("dom0 is never overwritten", obj="dom0", hint="add --dom0-to FOLDER to see its files")
         wishes = _wishes(args)
         others = [one for one in saved if one.name != "dom0"]
-        rows = RestorePlanner(inventory, others, wishes, partial(owner_of, admin, machine=context.host.machine)).rows()
+        policies = read_policies(Path(context.env.get("LAMELLA_DOM0_ROOT") or "/"))
+        owner = partial(owner_of, admin, machine=context.host.machine)
+        rows = RestorePlanner(inventory, others, wishes, owner, policies).rows()
         for row in rows:
             _tell(context, row)
         if args.dry_run:
@@ -189,6 +197,7 @@ def _restore(context: Context) -> int:
             size = sum(one.snapshot.added.size for row in over for one in row.saved.volumes.values())
             kept = "The old state of each volume stays as a revision."
             context.confirm(f"Will overwrite {names} with {shown_bytes(size)} of volumes. {kept}")
+        _grant(context, rows)
         results = _execute(context, repository, admin, rows, wishes)
         laid_out = [line for one in dom0 for line in _lay_out(context, repository, one.volumes.get("config"))]
     return _report(context, results, laid_out)
@@ -208,12 +217,25 @@ def _wishes(args: argparse.Namespace) -> RestoreWishes:
         data=not args.only_settings,
         settings=not args.only_data,
         exact=args.exact,
+        powers=args.grant_powers,
     )
 
 
 def _tell(context: Context, row: QubeRestore) -> None:
     show = context.out.line if context.args.dry_run else context.out.say
     show(row.line())
+    for power in row.powers:
+        show(f"    {power.line()}" + (": only with --grant-powers" if power in row.withheld else ""))
+
+
+def _grant(context: Context, rows: Sequence[QubeRestore]) -> None:
+    """Ask a person for the consent that powers need; nobody else gives it, and --yes does not."""
+    if context.asks and any(row.withheld for row in rows):
+        from lamella.cli.terminal import confirm
+
+        if confirm("Policies of this system name some of these settings. Will set them, too?"):
+            for row in rows:
+                row.withheld = []
 
 
 def _planned(row: QubeRestore) -> dict[str, object]:
@@ -225,6 +247,10 @@ def _planned(row: QubeRestore) -> dict[str, object]:
         "snapshot": row.saved.snapshot,
         "volumes": {name: one.snapshot.added.size for name, one in row.saved.volumes.items()},
         "notes": row.notes,
+        "powers": [
+            {"kind": one.kind, "value": one.value, "named_in": one.named, "given": one not in row.withheld}
+            for one in row.powers
+        ],
     }
 
 
