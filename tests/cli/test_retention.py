@@ -121,7 +121,7 @@ def test_a_person_is_asked(three: Lamella) -> None:
     with Terminal(arguments, three.env) as terminal:
         terminal.expect("Continue? [y/N]")
         assert "Will remove 4 snapshots and keep 2. This frees about " in terminal.seen
-        assert "iB, and cannot be undone. Continue?" in terminal.seen
+        assert " B, and cannot be undone. Continue?" in terminal.seen
         assert "emoved" not in terminal.seen, "nothing is removed before the answer"
         terminal.type("n")
         assert terminal.end() == 130

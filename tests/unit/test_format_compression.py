@@ -172,7 +172,7 @@ def test_bad_frames_are_refused_for_the_right_reason(name: str) -> None:
 CONTENT_LIES = {
     "less than it says": frame(300, raw(TEXT[:-1], last=True)),
     "more than it says": frame(300, raw(TEXT), raw(b"!", last=True)),
-    "a longer run than it says": frame(300, rle(b"a", 301, last=True)),
+    "a longer run than it says": frame(300, rle(b"a", 300), rle(b"a", 1, last=True)),
     "a broken compressed block": frame(300, block(2, 4, b"\xff\xff\xff\xff", last=True)),
     "a wrong checksum": frame(300, LAST + b"\0\0\0\0", flags=SINGLE | CHECKSUM),
 }

@@ -12,7 +12,7 @@ from lamella.base.errors import SourceError, StoreError, StoreUnavailable
 from lamella.base.events import Event
 from lamella.base.ids import ChunkId, VolumeId
 from lamella.base.names import pack_name
-from lamella.base.trust import Clear
+from lamella.base.trust import Clear, Sealed
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.seal import PackSealer, new_salt
 from lamella.format.container import Kind
@@ -23,7 +23,7 @@ from lamella.operations.look.listing import volumes
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import select
 from lamella.operations.verify.verify import VerifyOptions, verify
-from lamella.packs.containers import build, raw_body
+from lamella.packs.building import build, raw_body
 from lamella.packs.heads import genuine_head
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
@@ -419,9 +419,10 @@ def claim_everything(small: Small) -> None:
         repo.refresh_map()
         for name in [entry.name for entry in repo.store.list("p/")]:
             head = genuine_head(repo.store, repo.keys, name)
-            sealer, blobs = PackSealer(repo.keys.domain(head.domain_id), new_salt()), []
+            sealer = PackSealer(repo.keys.domain(head.domain_id), new_salt())
+            blobs: list[tuple[Kind, ChunkId, Sealed, int]] = []
             for one in head.blobs:
-                assert sealer.reserve(one.kind, one.id)
+                sealer.reserve(one.kind, one.id)
                 sealed = sealer.seal(one.kind, one.id, raw_body(b"x" * one.content_length))
                 blobs.append((one.kind, one.id, sealed, one.content_length))
             content, _ = build(repo.keys, head.domain_id, sealer, blobs)

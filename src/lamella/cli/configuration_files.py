@@ -92,7 +92,7 @@ def _compression(value: object) -> str:
 
 
 def _domain(value: object) -> str:
-    from lamella.sources.registry import check_name
+    from lamella.sources.names import check_name
 
     return check_name(_text(value))
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lamella.base.durable import make_private, write_durably
 from lamella.base.errors import LamellaError, UsageError
 from lamella.memory.host import Host, machine_name
 
@@ -92,6 +91,8 @@ def _read_id(path: Path) -> str:
 
 
 def _new_id(state: Path) -> str:
+    from lamella.base.durable import make_private, write_durably  # where the system has no machine id, once
+
     made, path = secrets.token_hex(16), state / "machine"
     try:
         make_private(state)

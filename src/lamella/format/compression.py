@@ -15,6 +15,8 @@ from lamella.base.errors import IntegrityError, UnknownFormat, UsageError
 from lamella.base.trust import Opened
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+MAX_BLOCK = 128 * 1024
+"""Bytes of a block of a zstd frame, at most (RFC 8878, 3.1.1.2.4)."""
 
 Unsqueeze = Callable[[memoryview, int], bytes]
 
@@ -119,7 +121,7 @@ def check_frame(frame: bytes, expected_length: int, name: str) -> None:
     """Walk a zstd frame (RFC 8878 3.1.1) without decoding it.
 
     Raises IntegrityError unless it is exactly one frame with a content size equal to `expected_length`, no dictionary,
-    a window of at most max(expected_length, 1 KiB), and nothing after it.
+    a window of at most max(expected_length, 1 KiB), no block larger than the window or 128 KiB, and nothing after it.
     """
     if frame[:4] != ZSTD_MAGIC or len(frame) < 6:
         raise IntegrityError("a payload that is not a zstd frame", obj=name)
@@ -136,8 +138,8 @@ def check_frame(frame: bytes, expected_length: int, name: str) -> None:
         if position + 3 > len(frame):
             raise IntegrityError("a zstd frame that ends too early", obj=name)
         last, block_type, length = bool(block & 1), block >> 1 & 3, block >> 3
-        if block_type == 3:
-            raise IntegrityError("a zstd frame with a reserved block", obj=name)
+        if block_type == 3 or length > min(window, MAX_BLOCK):
+            raise IntegrityError("a zstd frame with a reserved block, or too large a one", obj=name)
         position += 3 + (1 if block_type == 1 else length)
     if position + (4 if checksum else 0) != len(frame):
         raise IntegrityError("a zstd frame with a wrong end", obj=name)

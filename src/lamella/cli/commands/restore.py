@@ -18,7 +18,9 @@ from lamella.base.errors import (
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
-from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.sources import keeping
+from lamella.cli.values import workers
 from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore
 from lamella.operations.shared.selection import Selected, doubts, select, split_selector
 from lamella.operations.shared.streaming import read_document
@@ -84,7 +86,7 @@ def run(context: Context) -> int:
 
 
 def _require_place(args: argparse.Namespace) -> None:
-    """Raises UsageError where no file could be: what would fail after the plan fails before the command asks."""
+    """Raises LamellaError where no file can be made: what would fail after the plan fails before the command asks."""
     if str(args.to).startswith("lvm:"):
         return
     name = args.document or f"{split_selector(args.volume)[0]}.img"
@@ -92,7 +94,7 @@ def _require_place(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.to} is a directory", obj=str(args.to), hint=f"name a file in it: {args.to / name}")
     above = args.to.resolve().parent
     if not above.is_dir():
-        raise UsageError(f"there is no directory {above}", obj=str(args.to), hint="make it first")
+        raise LamellaError(f"there is no directory {above}", obj=str(args.to), hint="make it first")
 
 
 def _selected(repository: Repository, text: str) -> Selected:
@@ -134,7 +136,7 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
         overwrite=args.overwrite,
         in_place=args.in_place,
         pool=args.pool,
-        pool_limits=context.keeping.limits,
+        pool_limits=keeping(context).limits,
     )
     plan = plan_restore(repository, selected, args.to, options)
     for line in plan.lines(shown_bytes):

@@ -16,6 +16,7 @@ from lamella.stores.pipe.frames import BOOT_MAGIC
 MODULES = (
     "base.errors",
     "base.names",
+    "base.signed",
     "base.trust",
     "run.holders",
     "run.pipeline",
@@ -23,7 +24,9 @@ MODULES = (
     "stores.local.directory",
     "stores.local.flock",
     "stores.local.reserve",
+    "stores.local.root",
     "stores.local.store",
+    "stores.local.writing",
     "stores.pipe.frames",
     "stores.pipe.guarded",
     "stores.pipe.server",
