@@ -5,9 +5,16 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from lamella.base.errors import Interrupted, UsageError
+from lamella.base.errors import Interrupted, KeyRefused, UsageError
 from lamella.cli.output import is_terminal
+
+if TYPE_CHECKING:
+    from lamella.crypto.slots import Secret
+
+_RECOVERY_CHARACTERS, _RECOVERY_DASHES = 56, 13
+"""Of a recovery key as the sheet shows it."""
 
 
 def has_terminal() -> bool:
@@ -25,6 +32,20 @@ def ask_secret(prompt: str) -> str:
         return getpass.getpass(prompt)
     except EOFError:
         raise Interrupted("nothing was typed") from None
+
+
+def ask_existing_secret(prompt: str) -> Secret:
+    """A passphrase, or a recovery key in the form in which the sheet shows it. Raises KeyRefused, UsageError."""
+    from lamella.crypto.slots import passphrase, recovery_key
+
+    text = ask_secret(prompt)
+    if len("".join(text.replace("-", " ").split())) == _RECOVERY_CHARACTERS:
+        try:
+            return recovery_key(text)
+        except KeyRefused:
+            if text.count("-") == _RECOVERY_DASHES:
+                raise
+    return passphrase(text)
 
 
 def ask_new_secret(word: str) -> str:

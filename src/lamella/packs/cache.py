@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from lamella.base.durable import PRIVATE, make_private
 from lamella.base.errors import RepositoryError
 
 _VERSION = 5
@@ -60,7 +61,8 @@ class Cache:
         if path is not None:
             for _ in range(2):
                 try:
-                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    make_private(path.parent)
+                    path.touch(PRIVATE)
                     return cls(_connect(path), path)
                 except (RepositoryError, sqlite3.Error):
                     _remove(path)

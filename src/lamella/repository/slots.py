@@ -128,11 +128,12 @@ def unlock(store: Store, secret: Secret) -> Unlocked:
     if slots.unreadable is not None:
         raise slots.unreadable
     word = {SlotType.PASSPHRASE: "passphrase", SlotType.RECOVERY: "recovery key", SlotType.KEYFILE: "key file"}
-    text = f"the {word[secret.type]} opens none of the {tried} slots it was tried on"
-    rest = len(slots.signed) - tried
-    text += f" ({rest} not tried)" if rest else ""
+    text = f"wrong {word[secret.type]}" if tried else f"no {word[secret.type]} opens this repository"
     text += f"; {slots.remark}" if slots.ignored else ""
-    raise KeyRefused(text, obj=store.url, hint="or the marker was altered")
+    kinds = " or ".join(sorted({word[slot.type] for slot in slots.signed if slot.type != secret.type}))
+    hint = f"a {kinds} opens it; " if kinds else ""
+    altered = "if the secret is right, the marker was altered" if tried else "see: lamella key list"
+    raise KeyRefused(text, obj=store.url, hint=hint + altered)
 
 
 def _under_an_older_marker(store: Store, newest: marker.Marker, secret: Secret) -> Unlocked | None:

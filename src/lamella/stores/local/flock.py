@@ -37,7 +37,7 @@ def held(root: int, *, exclusive: bool, wait_seconds: float) -> Iterator[None]:
         left = deadline - time.monotonic()
         if left <= 0:
             raise Locked(
-                "another process holds the repository's lock",
+                f"another process holds the repository's lock{_holder(root)}",
                 obj=MARKER,
                 hint="wait until the other Lamella process has finished; a lock never outlives its process",
             )
@@ -45,6 +45,16 @@ def held(root: int, *, exclusive: bool, wait_seconds: float) -> Iterator[None]:
         descriptor = _acquired(root, exclusive)
     try:
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder(root: int) -> str:
+    from lamella.run.holders import holder_of  # only for the one who does not get the lock
+
+    descriptor = _opened(root)
+    try:
+        return holder_of(descriptor)
     finally:
         os.close(descriptor)
 
