@@ -171,7 +171,17 @@ def by_rescue(objects: dict[str, bytes], place: Path) -> View:
         view.salvages = any(one.bad_packs for one in blobs.values())
     except rescue.Problem:
         view.refused = True
+    finally:
+        _close_all(repo)
     return view
+
+
+def _close_all(place: Path) -> None:
+    """Close the directory: the program that `rescue.py` is leaves that to its end."""
+    for link in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):
+            if link.readlink() == place:
+                os.close(int(link.name))
 
 
 def _seen_by_rescue(history: Any, volume: str, one: Any, blobs: Any, report: Any) -> Seen:  # noqa: ANN401
@@ -375,7 +385,7 @@ def run(first: int, cases: int, seconds: float = float("inf")) -> tuple[Counter[
     wrong: list[str] = []
     begun = time.monotonic()
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=folder) as name, open(os.devnull, "w") as nowhere:
+    with tempfile.TemporaryDirectory(dir=folder) as name, Path(os.devnull).open("w") as nowhere:
         place = Path(name)
         with contextlib.redirect_stderr(nowhere):
             case(5 * first, place)  # what is loaded once counts for no case
