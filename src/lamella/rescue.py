@@ -472,19 +472,21 @@ class Marker(NamedTuple):
     id_alg: int  # 1 = HMAC-SHA-256, 2 = BLAKE2b
     repo_id: bytes
     prune_public: bytes
+    enrol_public: bytes
     r: bytes
 
 
 def load_marker(store: Store) -> Marker:
     try:
-        data = store.read("lamella", 64)
+        data = store.read("lamella", 96)
     except Bad as error:
         raise Problem(NO_REPOSITORY, f"no repository here: {error}") from None
-    if len(data) != 64 or data[:8] != b"LAMELLA\0":
+    if len(data) != 96 or data[:8] != b"LAMELLA\0":
         raise Problem(NO_REPOSITORY, "no repository here: no marker")
     if data[8] != 1 or data[10] not in (1, 2) or any(data[11:16]):
         raise Problem(FAILED, "the marker has unknown values: altered, or a format newer than this reader")
-    return Marker(data[10], data[16:32], data[32:64], hashlib.sha256(data[:9] + b"\0" + data[10:]).digest())
+    r = hashlib.sha256(data[:9] + b"\0" + data[10:]).digest()
+    return Marker(data[10], data[16:32], data[32:64], data[64:], r)
 
 
 # ---- keys [FORMAT 3] -------------------------------------------------------------------------------------------------
@@ -492,7 +494,7 @@ def load_marker(store: Store) -> Marker:
 CATALOGUE = bytes(16)  # the domain_id of commits and their segments
 ID = 24  # bytes of a blob's id
 DOMAIN_KEY, PASSPHRASE, RECOVERY_KEY, KEY_FILE = 0, 1, 2, 3  # kinds of secrets: 1 to 3 are the types of slots
-SLOTS_MAX, SCRYPT_SLOTS, SCRYPT_WORK = 32, 8, 8 << 22  # slots read, passphrase slots tried, their sum of N r p
+SLOT, SLOTS_MAX, SCRYPT_SLOTS = 240, 64, 16  # bytes of a slot, signed slots that count, those for passphrases
 
 
 class Domain:
@@ -519,7 +521,7 @@ class Keys:
     def __init__(self, marker: Marker, data_root: "bytes | None", domain: "Domain | None" = None) -> None:
         self.marker, self.whole, self._root = marker, data_root is not None, data_root or b""
         self._domains = {domain.domain_id: domain} if domain else {}
-        self._hdr, self._vouch = self._derive(b"hdr", b""), self._derive(b"vouch", b"")
+        self._hdr = self._derive(b"hdr", b"")
 
     def _derive(self, purpose: bytes, name: bytes) -> bytes:
         info = b"lamella/1\0" + bytes([len(purpose)]) + purpose + bytes([len(name)]) + name
@@ -536,10 +538,6 @@ class Keys:
                 keys = self._derive(b"enc", domain_id), self._derive(word, domain_id)
             self._domains[domain_id] = Domain(self.marker, domain_id, *keys)
         return self._domains[domain_id]
-
-    def vouch(self, public: bytes) -> bytes:
-        """What a holder of data_root says of a writer's public key."""
-        return prf(self._vouch, public)[:16]
 
     def hint(self, header: bytes) -> "bytes | None":
         """The domain_id in a container's hint, if the hint is valid and data_root is there to read it [FORMAT 5]."""
@@ -567,13 +565,13 @@ def recovery_key(text: str) -> bytes:
 
 
 class Slot:
-    """A key slot: data_root, wrapped with one secret. Its form and name are checked before any secret is tried."""
+    """A key slot: data_root, wrapped with one secret. Form, name and signature are checked before a secret is tried."""
 
-    def __init__(self, data: bytes, name: str) -> None:
-        require(
-            len(data) == 176 and data[:8] == b"LMLSLOT\x01" and hashlib.sha256(data).hexdigest()[:8] == name,
-            "not a whole key slot",
-        )
+    def __init__(self, data: bytes, name: str, marker: Marker, crypto: Crypto) -> None:
+        whole = len(data) == SLOT and data[:8] == b"LMLSLOT\x01"
+        require(whole and hashlib.sha256(data).hexdigest()[:8] == name, "not a whole key slot")
+        message = b"lamella/1 slot\0" + marker.r + data[:176]
+        require(crypto.verify(marker.prune_public, data[176:], message), "no admin signed it")
         self._data = data
         self.kind, self._role, log_n, self._r, self._p = data[8:13]
         require(
@@ -586,18 +584,17 @@ class Slot:
             fits = not any(data[10:13])
         require(fits, "scrypt parameters out of bounds")
         self._n = 1 << log_n
-        self.work = self._n * self._r * self._p  # of scrypt; 0 without it
 
     def open(self, secret: bytes, marker: Marker, crypto: Crypto) -> "bytes | None":
         """data_root, or None for a wrong secret."""
         kek = self._kek(secret, marker)
         mac = prf(hkdf(kek, marker.r, b"mac", 32), self._data[:144])
-        if not hmac.compare_digest(mac, self._data[144:]):
+        if not hmac.compare_digest(mac, self._data[144:176]):
             return None
         bundle = xor(self._data[48:144], hkdf(kek, marker.r, b"wrap", 96))
-        data_root, seed, rest = bundle[:32], bundle[32:64], bundle[64:]
+        data_root, seed, enrol = bundle[:32], bundle[32:64], bundle[64:]
         fits = crypto.public(seed) == marker.prune_public if self._role == 1 else not any(seed)
-        require(fits and not any(rest), "its contents do not fit its role and the marker")
+        require(fits and crypto.public(enrol) == marker.enrol_public, "its contents do not fit its role and the marker")
         return data_root
 
     def _kek(self, secret: bytes, marker: Marker) -> bytes:
@@ -609,23 +606,39 @@ class Slot:
 
 
 def unlock(store: Store, marker: Marker, kind: int, secret: bytes, crypto: Crypto, report: Reporter) -> Keys:
-    """Try a secret on the slots of its kind, in order of name."""
-    tried = other = bad = work = 0
-    for name in list(store.matching("keys", "[0-9a-f]{8}", report))[:SLOTS_MAX]:
+    """Try a secret on the slots of its kind that an admin signed, in order of name."""
+    slots, withheld = signed_slots(store, marker, crypto, report)
+    fitting = [(name, slot) for name, slot in slots.items() if slot.kind == kind]
+    for name, slot in fitting[: SCRYPT_SLOTS if kind == PASSPHRASE else SLOTS_MAX]:
         try:
-            slot = Slot(store.read(f"keys/{name}", 176), name)
-            too_much = kind == PASSPHRASE and (tried >= SCRYPT_SLOTS or work + slot.work > SCRYPT_WORK)
-            if slot.kind != kind or too_much:
-                other += 1
-                continue
-            tried, work = tried + 1, work + slot.work
             data_root = slot.open(secret, marker, crypto)
-            if data_root is not None:
-                return Keys(marker, data_root)
         except Bad as error:
-            bad += 1
             report.warn(f"keys/{name}: {error}")
-    raise Problem(WRONG_KEY, f"wrong key or altered marker: {tried} slots tried, {other} not tried, {bad} bad")
+            continue
+        if data_root is not None:
+            return Keys(marker, data_root)
+    if withheld:
+        raise Problem(FAILED, f"{withheld}: no slot that can be read opens")
+    raise Problem(WRONG_KEY, f"wrong key or altered marker: it opens none of {len(fitting)} slots of its kind")
+
+
+def signed_slots(store: Store, marker: Marker, crypto: Crypto, report: Reporter) -> "tuple[dict[str, Slot], str]":
+    """The slots that the prune key signed, by name, and why another object cannot be read."""
+    found: dict[str, Slot] = {}
+    ignored, withheld = [], ""
+    for name in store.names("keys"):
+        try:
+            slot = Slot(store.read(f"keys/{name}", SLOT), name, marker, crypto)
+            require(len(found) < SLOTS_MAX, "more slots than count")
+            found[name] = slot
+        except Withheld as error:
+            withheld = withheld or f"keys/{shown(name)}: {error}"
+        except Bad:
+            ignored.append(shown(name)[:80])
+    if ignored:
+        text = f"{len(ignored)} objects in keys/ that no admin signed are ignored: {', '.join(ignored[:5])}"
+        report.warn(text, "note")
+    return found, withheld
 
 
 class Tree(NamedTuple):
@@ -859,7 +872,7 @@ class Blobs:
 
 # ---- commits [FORMAT 8] ----------------------------------------------------------------------------------------------
 
-TRAILER = 144  # bytes after the container of a commit
+TRAILER = 192  # bytes after the container of a commit
 
 # Types of records; those from 0x8000 on are optional.
 WRITER, VOLUME, ADD_SNAP, CONFIRM, TAG, RENAME = 1, 2, 3, 4, 5, 6
@@ -913,7 +926,7 @@ RawRecord = tuple[int, bytes]  # type and value
 
 
 def records_of(c: Cursor) -> list[RawRecord]:
-    records = []
+    records: list[RawRecord] = []
     while c.left():
         require(len(records) < RECORDS_MAX, "too many records")
         records.append((c.number(2), c.take(c.number(4))))
@@ -925,6 +938,7 @@ class CommitReader:
 
     def __init__(self, repo: Repository) -> None:
         self._repo = repo
+        self._enrolled: set[tuple[bytes, bytes]] = set()  # public keys of writers, with their enrolments
         self.absent_packs: set[str] = set()  # objects in which the segments of checkpoints should be
 
     def read(self, head: Head) -> bytes:
@@ -965,14 +979,18 @@ class CommitReader:
         return proofs
 
     def _check_trailer(self, head: Head, data: bytes) -> None:
-        """Check public key[32] || vouch[16] || SHA-256 of the container[32] || signature[64] at the end of a commit."""
-        public, vouch, container_sha, signature = data[-TRAILER:-112], data[-112:-96], data[-96:-64], data[-64:]
-        marker = self._repo.keys.marker
-        own = hashlib.sha256(public).digest()[:16] == head.writer and public != marker.prune_public
+        """Check public key[32] || enrolment[64] || SHA-256 of the container[32] || signature[64] at a commit's end."""
+        public, enrolment, signature = data[-TRAILER:-160], data[-160:-96], data[-64:]
+        marker, verify = self._repo.keys.marker, self._repo.crypto.verify
+        signers = marker.enrol_public, marker.prune_public
+        own = hashlib.sha256(public).digest()[:16] == head.writer and public not in signers
         require(own, "is not the writer's")
-        message = b"lamella/1 commit\0" + marker.r + head.writer + u64(head.seq) + container_sha
-        require(self._repo.crypto.verify(public, signature, message), "its signature is wrong")
-        require(vouch == self._repo.keys.vouch(public), "nobody vouches for its writer")
+        if (public, enrolment) not in self._enrolled:
+            message = b"lamella/1 enrol\0" + marker.r + public
+            require(any(verify(key, enrolment, message) for key in signers), "nobody enrolled its writer")
+            self._enrolled.add((public, enrolment))
+        message = b"lamella/1 commit\0" + marker.r + head.writer + u64(head.seq) + data[-TRAILER:-64]
+        require(verify(public, signature, message), "its signature is wrong")
 
     def _container(self, head: Head, box: bytes) -> Container:
         bound = head.writer + u64(head.seq)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.events import Progress
-from lamella.cli import values
+from lamella.cli import amounts, shown, values
+from lamella.cli.commands import backup
 from lamella.cli.output import INTERVAL_SECONDS
 from lamella.cli.places import this_host
 from lamella.cli.progress import Bar, line
@@ -24,13 +25,13 @@ MIB = 1 << 20
 
 @given(st.text())
 def test_shown_text_is_printable_and_says_the_same(text: str) -> None:
-    shown = values.shown(text)
-    assert shown.isprintable()
+    escaped = shown.shown(text)
+    assert escaped.isprintable()
     if text.isprintable():
-        assert shown == text
+        assert escaped == text
     if "\\" not in text:
         escapes = re.compile(r"\\(?:x..|u....|U........|.)")
-        assert escapes.sub(lambda match: match[0].encode("ascii").decode("unicode_escape"), shown) == text
+        assert escapes.sub(lambda match: match[0].encode("ascii").decode("unicode_escape"), escaped) == text
 
 
 @given(st.integers(0, 1 << 50))
@@ -49,8 +50,8 @@ def test_size_with_units(text: str, count: int) -> None:
     ("parse", "text"),
     [
         *((values.size, text) for text in ("", "K", "-1", "1.G", "1X", "1KK", "\u0665K5", "1e3")),
-        *((values.chunk_log2, text) for text in ("32K", "8M", "96K", "0")),
-        *((values.percent, text) for text in ("0", "100.1", "nan", "x", "-5", "inf")),
+        *((backup.chunk_log2, text) for text in ("32K", "8M", "96K", "0")),
+        *((amounts.percent, text) for text in ("0", "100.1", "nan", "x", "-5", "inf")),
         *((values.seconds, text) for text in ("-1", "nan", "inf", "")),
         *((values.workers, text) for text in ("0", "65", "1.5", "-1", "")),
     ],
@@ -62,19 +63,19 @@ def test_what_is_no_value(parse: Callable[[str], object], text: str) -> None:
 
 @given(st.integers(16, 22))
 def test_chunk_sizes(log2: int) -> None:
-    assert values.chunk_log2(f"{1 << (log2 - 10)}K") == log2
+    assert backup.chunk_log2(f"{1 << (log2 - 10)}K") == log2
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB"), (1 << 60, "1024.0 PiB")]
 )
 def test_shown_bytes(count: int, text: str) -> None:
-    assert values.shown_bytes(count) == text
+    assert shown.shown_bytes(count) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(0.84, "0.8 s"), (59.9, "59.9 s"), (125, "2:05"), (10810, "3:00:10")])
 def test_shown_seconds(count: float, text: str) -> None:
-    assert values.shown_seconds(count) == text
+    assert shown.shown_seconds(count) == text
 
 
 class Watch:

@@ -33,7 +33,7 @@ from lamella.crypto.slots import key_file
 from lamella.format import compression, known
 from lamella.format.container import Kind
 from lamella.format.records import RawRecord
-from lamella.history.catalogue import latest
+from lamella.history.latest import latest
 from lamella.memory.host import Host, machine_name
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.shared.streaming import read_document

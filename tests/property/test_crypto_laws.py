@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from lamella.base.errors import IntegrityError, KeyRefused
 from lamella.base.ids import ChunkId, DomainId, RepoId
 from lamella.crypto import chunk_id, new_slots, slots
-from lamella.crypto.derive import Keys
+from lamella.crypto.derive import Bundle, Keys
 from lamella.crypto.seal import PackOpener, PackSealer
 from lamella.format.container import Blob, Header, Kind
 from lamella.format.keyslot import SlotType
 from lamella.format.marker import Marker
 
-KEYS = [Keys(Marker(RepoId(b"r" * 16), b"p" * 32, alg), b"k" * 32, None) for alg in (1, 2)]
+KEYS = [
+    Keys(Marker(RepoId(b"r" * 16), b"p" * 32, b"e" * 32, alg), Bundle(b"k" * 32, b"e" * 32, None)) for alg in (1, 2)
+]
 SALTS = st.binary(min_size=32, max_size=32)
 DOMAINS = st.binary(min_size=16, max_size=16).map(DomainId)
 RECOVERY = st.binary(min_size=32, max_size=32).map(lambda key: slots.Secret(SlotType.RECOVERY, key))

@@ -65,7 +65,7 @@ def few(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
 
 # --- one strategy of samples for each decoder ------------------------------------------------------------------------
 
-MARKERS = st.builds(marker.Marker, exactly(16).map(RepoId), exactly(32), st.sampled_from([1, 2]), U8).map(
+MARKERS = st.builds(marker.Marker, exactly(16).map(RepoId), exactly(32), exactly(32), st.sampled_from([1, 2]), U8).map(
     lambda value: Sample(value, marker.Marker.encode, marker.decode)
 )
 
@@ -73,10 +73,10 @@ MARKERS = st.builds(marker.Marker, exactly(16).map(RepoId), exactly(32), st.samp
 @st.composite
 def slots(draw: st.DrawFn) -> Sample:
     type_, role = draw(st.sampled_from(keyslot.SlotType)), draw(st.sampled_from(keyslot.Role))
-    salt, wrapped, mac = draw(exactly(32)), draw(exactly(96)), draw(exactly(32))
+    salt, wrapped, mac, signature = (draw(exactly(size)) for size in (32, 96, 32, 64))
     by_passphrase = type_ == keyslot.SlotType.PASSPHRASE
     log_n, p = (draw(st.integers(15, 20)), draw(st.integers(1, 4))) if by_passphrase else (0, 0)
-    value = keyslot.KeySlot(type_, role, salt, wrapped, mac, log_n, p)
+    value = keyslot.KeySlot(type_, role, salt, wrapped, mac, signature, log_n, p)
     # The name follows from the bytes: without the right one every damage would be refused for that alone.
     return Sample(value, keyslot.KeySlot.encode, lambda raw: keyslot.decode(raw, named(raw)))
 

@@ -18,8 +18,8 @@ from lamella.format.commit import CHECKPOINT_EVERY, ChainEntry, Head
 from lamella.format.deletion import Forgo
 from lamella.format.records import RawRecord, Volume, raw
 from lamella.history import order as orders
-from lamella.history.catalogue import latest
 from lamella.history.history import Unreadable
+from lamella.history.latest import latest
 from lamella.history.missing import Judge
 from lamella.history.order import Order
 from lamella.history.places import judge
@@ -28,7 +28,7 @@ from lamella.memory.pins import KnownPlace, Pins, SeenCommit
 from lamella.operations.prune.needed import history_troubles
 from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import doubts, find_volume
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Entry
 from tests.counting_store import CountingStore
@@ -91,7 +91,7 @@ def crafted(small: Small, seen: Sequence[Head], host: str = "two", *, seq: int =
             seen=tuple(sorted(seen)),
             records=records,
         )
-        content = build_commit(repo.keys, key.seed, key.public, body)
+        content = build_commit(repo.keys, key.seed, key.enrolment, body)
     head = Head(key.id, body.seq, hashlib.sha256(content).digest())
     small.store.put(head.name, content)
     return head

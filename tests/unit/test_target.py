@@ -12,9 +12,10 @@ import pytest
 
 from lamella.base.errors import LamellaError, Locked, SourceError, UsageError
 from lamella.run.spawn import run
-from lamella.sources.local_target import BlockDevice, InPlaceFile, NewFile, uses_of_device, uses_of_file
-from lamella.sources.registry import choose_target
+from lamella.sources.local_target import NewFile
 from lamella.sources.target import Target
+from lamella.sources.targets import choose_target
+from lamella.sources.used_target import BlockDevice, InPlaceFile, uses_of_device, uses_of_file
 from lamella_kit.image_files import loop_device, mounted, partition, sparse_file
 from tests.unit.real_devices import need_devices
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lamella.cli.output import Output
-from lamella.cli.values import shown_bytes, shown_seconds
+from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.operations.backup.story import BackupPlan, BackupResult, VolumePlan, VolumeResult
 
 """The exit code if some volumes, or some repositories, have no snapshot."""

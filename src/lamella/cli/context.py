@@ -25,7 +25,6 @@ from lamella.stores.wrap.retrying import RetryingStore
 # Sources, prompts and limits are imported where they are used: most commands that read a repository need none of them.
 if TYPE_CHECKING:
     from lamella.crypto.slots import Secret
-    from lamella.sources.base import Keeping, Source
 
 
 class Context:
@@ -52,9 +51,9 @@ class Context:
 
     @cached_property
     def _place(self) -> tuple[str, RepositorySettings | None]:
-        return self.named_place(self._named())
+        return self.named_place(self.named())
 
-    def _named(self) -> str:
+    def named(self) -> str:
         """REPO as the user named it."""
         text = self.args.repo or self.env.get("LAMELLA_REPO") or self.config.default_repository
         if not text:
@@ -67,18 +66,6 @@ class Context:
         return (text, None) if settings is None else (settings.url, settings)
 
     @property
-    def destinations(self) -> list[str]:
-        """All destinations of a backup, as the user named them: by -r, LAMELLA_REPO or the configuration.
-
-        Raises UsageError if there is none.
-        """
-        if self.args.repos:
-            return list(self.args.repos)
-        if not self.env.get("LAMELLA_REPO") and self.config.backup.repositories:
-            return list(self.config.backup.repositories)
-        return [self._named()]
-
-    @property
     def place(self) -> str:
         """The URL of REPO: -r, LAMELLA_REPO or the configured default."""
         return self._place[0]
@@ -87,27 +74,6 @@ class Context:
     def settings(self) -> RepositorySettings | None:
         """The settings of REPO, if the user gave its configured name."""
         return self._place[1]
-
-    def source(self, text: str, driver: str | None = None) -> Source:
-        """The source at a path, with the driver that fits it or the one named. Raises SourceError, UsageError."""
-        from lamella.sources.registry import open_kept_source
-
-        return open_kept_source(text, self.host.machine, self.keeping, driver)
-
-    @cached_property
-    def keeping(self) -> Keeping:
-        """The settings of checkpoints, and their owner."""
-        from pathlib import Path
-
-        from lamella.sources.base import Keeping, PoolLimits
-
-        configured, lvm = self.config.backup.checkpoint_dir, self.config.lvm
-        return Keeping(
-            self.host.owner,
-            None if configured is None else Path(configured),
-            records=self.host.source_records,
-            limits=PoolLimits(lvm.data_percent, lvm.metadata_percent),
-        )
 
     @contextmanager
     def store(self, *, create: bool = False, read_only: bool = False) -> Iterator[Store]:

@@ -6,7 +6,6 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from lamella.base.durable import sync_directory, write_new
 from lamella.base.errors import LamellaError, UsageError
 
 
@@ -27,6 +26,8 @@ def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
 
     Raises UsageError if it exists and `overwrite` is not given, LamellaError when it cannot be written.
     """
+    from lamella.base.durable import sync_directory, write_new  # most commands only read
+
     # Under its own name when it is new: not every file system (a USB stick's) can link a finished file into place.
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.lamella-partial") if overwrite else path
     try:

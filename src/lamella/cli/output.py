@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from lamella.base.errors import LamellaError
 from lamella.base.events import Event, Progress, Warned
-from lamella.cli.values import shown
+from lamella.cli.shown import shown
 
 if TYPE_CHECKING:
     from lamella.cli.progress import Bar

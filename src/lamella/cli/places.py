@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from lamella.base.durable import write_durably
 from lamella.base.errors import LamellaError, UsageError
 from lamella.memory.host import Host, machine_name
 
@@ -76,6 +75,8 @@ def _read_id(path: Path) -> str:
 
 
 def _new_id(state: Path) -> str:
+    from lamella.base.durable import write_durably  # where the system has no machine id, once
+
     made, path = secrets.token_hex(16), state / "machine"
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)

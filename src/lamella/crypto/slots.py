@@ -9,8 +9,9 @@ import unicodedata
 from dataclasses import dataclass
 
 from lamella.base.errors import KeyRefused, UsageError
-from lamella.crypto.derive import hkdf, prf
-from lamella.crypto.sign import public_of
+from lamella.base.signed import slot_message
+from lamella.crypto.derive import Bundle, hkdf, prf
+from lamella.crypto.sign import public_of, verified
 from lamella.format.keyslot import SCRYPT_R, KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 
@@ -73,26 +74,30 @@ def _kek(secret: Secret, root: bytes, salt: bytes, slot_head: bytes, log_n: int,
 
 def slot_kek(secret: Secret, root: bytes, slot: KeySlot) -> bytes:
     """The key that a secret gives for one slot. Raises KeyRefused where the machine has no memory for it."""
-    return _kek(secret, root, slot.salt, slot.signed_part[:16], slot.log_n, slot.p)
+    return _kek(secret, root, slot.salt, slot.wrapping[:16], slot.log_n, slot.p)
 
 
-def unwrap(marker: Marker, secret: Secret, slot: KeySlot) -> tuple[bytes, bytes | None] | None:
-    """(data_root, prune_seed or None) if `secret` opens the slot, None if it does not.
+def is_signed(marker: Marker, slot: KeySlot) -> bool:
+    """Whether an admin of this repository made the slot: no other one is ever tried (FORMAT 3)."""
+    return verified(marker.prune_public, slot.signature, slot_message(marker.root, slot.signed_part))
+
+
+def unwrap(marker: Marker, secret: Secret, slot: KeySlot) -> Bundle | None:
+    """What is in the slot if `secret` opens it, None if it does not.
 
     Raises KeyRefused for a slot that opens but contradicts the marker.
     """
     if slot.type != secret.type:
         return None
     kek = slot_kek(secret, marker.root, slot)
-    if not hmac.compare_digest(prf(hkdf(kek, marker.root, b"mac"), slot.signed_part), slot.mac):
+    if not hmac.compare_digest(prf(hkdf(kek, marker.root, b"mac"), slot.wrapping), slot.mac):
         return None
     mask = hkdf(kek, marker.root, b"wrap", 96)
     bundle = bytes(a ^ b for a, b in zip(slot.wrapped, mask, strict=True))
-    data_root, seed, reserved = bundle[:32], bundle[32:64], bundle[64:]
-    if any(reserved) or (slot.role == Role.WRITER and any(seed)):
+    data_root, prune, enrol = bundle[:32], bundle[32:64], bundle[64:]
+    if slot.role == Role.WRITER and any(prune):
         raise KeyRefused("a key slot that opens but contradicts its role", obj=slot.name)
-    if slot.role == Role.WRITER:
-        return data_root, None
-    if public_of(seed) != marker.prune_public:
+    seed = prune if slot.role == Role.ADMIN else None
+    if public_of(enrol) != marker.enrol_public or (seed is not None and public_of(seed) != marker.prune_public):
         raise KeyRefused("a key slot that opens but does not belong to this marker", obj=slot.name)
-    return data_root, seed
+    return Bundle(data_root, enrol, seed)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import WriterId
-from lamella.base.names import COMMITS, TRAILER_SIZE, Trailer, commit_name, commit_of, trailer_of, writer_of
+from lamella.base.names import COMMITS, commit_name, commit_of
+from lamella.base.signed import TRAILER_SIZE, Trailer, trailer_of, writer_of
 from lamella.base.trust import Opened
 from lamella.format.container import MAX_CONTENT, MAX_OBJECT
 from lamella.format.cursor import Cursor, u8, u32, u64

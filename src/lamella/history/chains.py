@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.ids import WriterId
-from lamella.base.names import TRAILER_SIZE
+from lamella.base.signed import TRAILER_SIZE
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
 from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, Room, parse_name
@@ -57,13 +56,13 @@ class HistoryReader:
         `stored`: from now on each commit is read from the store once, whatever the cache has.
         """
         self._commits.stored |= stored
-        names = self._names("")
+        names = self.names("")
         history = self._read(names, pins, whole)
         for _ in range(_LOOKS):
             if not any(problem.lacks and problem.key not in pins.accepted for problem in history.problems):
                 break
             # Backups went on while w/ was listed: who was listed late may have seen what others were listed without.
-            before, names = names, self._names("")
+            before, names = names, self.names("")
             if names == before:
                 break
             history = self._read(names, pins, whole)
@@ -95,29 +94,20 @@ class HistoryReader:
         """What prune-signed AUDITED and FORGO records name."""
         found: dict[int, dict[WriterId, set[Head]]] = {Audited.TYPE: defaultdict(set), Forgo.TYPE: defaultdict(set)}
         for chain in chains:
-            entries = self._salvaged(names[chain.writer]) if chain.lacking else chain.entries
+            entries: Iterable[ChainEntry] = chain.entries
+            if chain.lacking:
+                from lamella.history.salvage import salvaged  # rarely needed
+
+                entries = salvaged(self, names[chain.writer])
             for entry, known in of_kinds(entries, Audited, Forgo):
                 if prune_signed(self._keys, chain.writer, entry):
                     found[entry.record.type][known.head.writer].add(known.head)
         audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
         return audits, forgone
 
-    def _salvaged(self, names: Names) -> Iterator[ChainEntry]:
-        """The records of every commit and checkpoint of a chain that can be read, however they hang together."""
-        for seq in sorted(names):
-            for head in names[seq]:
-                commit = self.load(History(), head)
-                if commit is None:
-                    continue
-                for record in commit.body.records:
-                    yield ChainEntry(seq, commit.body.prev, commit.body.time_ms, record)
-                if commit.checkpoint is not None:
-                    with suppress(IntegrityError, ObjectNotFound):
-                        yield from list(self.checkpoint_entries(commit.checkpoint, head.name))
-
     def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
         """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""
-        names = self._names(writer.hex() + "/")
+        names = self.names(writer.hex() + "/")
         audits = history.audits.get(writer, [])
         attempt, chain = self._chain(writer, names.get(writer, {}), pins, False, audits)
         attempt.audits, attempt.forgone = history.audits, history.forgone
@@ -125,7 +115,8 @@ class HistoryReader:
         Judge(attempt, pins, self._commits.speaks_of).chains()
         return chain, attempt
 
-    def _names(self, below: str) -> dict[WriterId, Names]:
+    def names(self, below: str) -> dict[WriterId, Names]:
+        """The commits that are listed: of all writers, or of `<writer>/`. Raises StoreError."""
         names: dict[WriterId, Names] = defaultdict(lambda: defaultdict(list))
         for entry in self._store.list(PREFIX + below):
             head = parse_name(entry.name)
@@ -166,19 +157,6 @@ class HistoryReader:
             attempt.damaged.append((Head(writer, *chain.checkpoint).name, lacking))
             chain.lacking = chain.lacking or lacking
         return attempt, chain
-
-    def ancestors(self, head: Head) -> list[Head]:
-        """The commits before this one that are listed, each named by the one after it; oldest first."""
-        names = self._names(head.writer.hex() + "/").get(head.writer, {})
-        found: list[Head] = []
-        commit = self.load(History(), head)
-        while commit is not None:
-            before = Head(head.writer, commit.head.seq - 1, commit.body.prev)
-            if before not in names.get(before.seq, []):
-                break
-            found.append(before)
-            commit = self.load(History(), before)
-        return found[::-1]
 
     def remember(self, head: Head, content: bytes) -> None:
         """Keep a commit that this process has published: it need not be fetched."""

@@ -23,7 +23,7 @@ from lamella.history.chains import HistoryReader
 from lamella.history.compaction import COPIES_REMEMBERED_MS, Ended, InForce, begins_of
 from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.order import Clock
-from lamella.packs.containers import build_single
+from lamella.packs.building import build_single
 from lamella.packs.reach import require_alive
 from lamella.stores.base import Store
 

@@ -179,19 +179,23 @@ class Repository:
 
     def publish(self, records: Sequence[RawRecord | Signed]) -> Published:
         """Append one durable commit. Raises RolledBack, Locked at a mirror, RepositoryError, StoreError."""
-        self.log.require_may_publish(self.problems)
+        from lamella.history.publish import append, require_may_publish
+
+        require_may_publish(self.log, self.problems)
         self._require_lock()
-        return self.log.publish(records)
+        return append(self.log, records)
 
     def give_up(self, heads: Sequence[CommitHead]) -> Published:
         """Publish that nobody waits for these commits any more: they are excused for every host. Needs the prune key.
 
         Other commits may be missing, too. Raises RolledBack for any other problem, and as `publish`.
         """
-        self.log.require_may_publish([problem for problem in self.problems if problem.lacks is None])
+        from lamella.history.publish import append, require_may_publish
+
+        require_may_publish(self.log, [problem for problem in self.problems if problem.lacks is None])
         self._require_lock()
         despite = {problem.key for problem in self.log.found if problem.lacks is not None}
-        return self.log.publish([Forgo(head) for head in heads], despite)
+        return append(self.log, [Forgo(head) for head in heads], despite)
 
     def _require_lock(self) -> None:
         """Go on after the lock was lost for a while, if nothing was removed meanwhile. Raises StoreError otherwise."""

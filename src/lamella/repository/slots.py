@@ -1,21 +1,24 @@
-"""The key slots of a repository: trying them, adding and removing them (FORMAT 3)."""
+"""The key slots of a repository: which of them count, and trying a secret on these (FORMAT 3).
+
+Whoever can add objects can plant slots. Only those that the prune key signed count: no other one is tried, and how many
+there are and what they are called changes nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lamella.base.errors import IntegrityError, KeyRefused, NoRepository, ObjectNotFound, StoreError, UnknownFormat
 from lamella.crypto.derive import Keys
-from lamella.crypto.slots import Secret, unwrap
+from lamella.crypto.slots import Secret, is_signed, unwrap
 from lamella.format import keyslot, marker
 from lamella.format.keyslot import KeySlot, SlotType
 from lamella.stores.base import Entry, Store
 from lamella.stores.versions import reinstate
 
-_MAX_TRIED = 8
 _OLDER_TRIED = 4
 """Older markers that are tried: each may cost as many scrypt runs as the first."""
-_MAX_WORK = (1 << 22) * 8
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +26,34 @@ class Unlocked:
     """The keys, and the slot that gave them."""
 
     keys: Keys
-    data_root: bytes
     slot: KeySlot
+
+
+@dataclass(slots=True)
+class Slots:
+    """The key slots that count, in order of name, and the other objects in keys/."""
+
+    signed: list[KeySlot] = field(default_factory=list)
+    ignored: int = 0
+    examples: list[str] = field(default_factory=list)
+    """The names of some that are ignored."""
+    unreadable: StoreError | None = None
+    """Why an object could not be read: it may be a slot that counts."""
+
+    def ignore(self, name: str) -> None:
+        """Take an object in that is no slot, or that no admin of this repository signed."""
+        self.ignored += 1
+        if len(self.examples) < _MOST_NAMED:
+            self.examples.append(name)
+
+    @property
+    def remark(self) -> str:
+        """What to say of those that are ignored, in one line; empty if there are none."""
+        if not self.ignored:
+            return ""
+        more = ", ..." if self.ignored > len(self.examples) else ""
+        what = "object" if self.ignored == 1 else "objects"
+        return f"{self.ignored} {what} in keys/ that no admin signed, ignored: {', '.join(self.examples)}{more}"
 
 
 def read_marker(store: Store) -> marker.Marker:
@@ -50,40 +79,38 @@ def _marker_in(content: bytes) -> marker.Marker | None:
         return None
 
 
-def read_slots(store: Store) -> tuple[list[KeySlot], list[tuple[str, str]]]:
-    """All well-formed slots in order of name, and (name, reason) of the objects in keys/ that are none."""
-    slots: list[KeySlot] = []
-    bad: list[tuple[str, str]] = []
-    entries = sorted(store.list(keyslot.PREFIX), key=lambda entry: entry.name)
-    for entry in entries[: keyslot.MAX_SLOTS]:
+def read_slots(store: Store, mark: marker.Marker) -> Slots:
+    """The slots that count under this marker. Raises StoreError."""
+    found = Slots()
+    for entry in sorted(store.list(keyslot.PREFIX), key=lambda entry: entry.name):
         try:
-            slots.append(_slot(store, entry))
-        except (IntegrityError, UnknownFormat, StoreError) as error:
-            bad.append((entry.name, error.message))
-    bad += [(entry.name, "more slots than are read") for entry in entries[keyslot.MAX_SLOTS :]]
-    return slots, bad
+            slot = _slot(store, entry, mark)
+        except ObjectNotFound:
+            continue  # removed meanwhile
+        except StoreError as error:
+            found.unreadable = found.unreadable or error
+            continue
+        if slot is None or len(found.signed) == keyslot.MAX_SLOTS:
+            found.ignore(entry.name)
+        else:
+            found.signed.append(slot)
+    return found
 
 
-def _slot(store: Store, entry: Entry) -> KeySlot:
-    """One slot; an older version of it where the store has one and the newest is none."""
+def _slot(store: Store, entry: Entry, mark: marker.Marker) -> KeySlot | None:
+    """The signed slot under a name; an older version of it where the store has one and the newest is none."""
 
-    def decoded(content: bytes) -> KeySlot:
-        return keyslot.decode(content, entry.name)
-
-    def is_slot(content: bytes) -> bool:
+    def signed(content: bytes) -> KeySlot | None:
         try:
-            return bool(decoded(content))
+            slot = keyslot.decode(content, entry.name)
         except (IntegrityError, UnknownFormat):
-            return False
+            return None
+        return slot if is_signed(mark, slot) else None
 
-    try:
-        if entry.size != keyslot.SIZE:
-            raise IntegrityError(f"a key slot has {entry.size} bytes instead of {keyslot.SIZE}", obj=entry.name)
-        return decoded(store.get(entry.name))
-    except (IntegrityError, UnknownFormat):
-        if not reinstate(store, entry.name, is_slot):
-            raise
-        return decoded(store.get(entry.name))
+    found = signed(store.get(entry.name)) if entry.size == keyslot.SIZE else None
+    if found is None and reinstate(store, entry.name, lambda content: signed(content) is not None):
+        found = signed(store.get(entry.name))
+    return found
 
 
 def unlock(store: Store, secret: Secret) -> Unlocked:
@@ -92,21 +119,23 @@ def unlock(store: Store, secret: Secret) -> Unlocked:
     Where the store keeps versions and another marker was laid over the one that the slots belong to, that is found.
     """
     mark = read_marker(store)
-    slots, bad = read_slots(store)
-    opened, tried, skipped = _tried(mark, slots, secret)
+    slots = read_slots(store, mark)
+    opened, tried = _tried(mark, slots, secret)
     if opened is None:
-        opened = _under_an_older_marker(store, mark, slots, secret)
+        opened = _under_an_older_marker(store, mark, secret)
     if opened is not None:
         return opened
+    if slots.unreadable is not None:
+        raise slots.unreadable
     word = {SlotType.PASSPHRASE: "passphrase", SlotType.RECOVERY: "recovery key", SlotType.KEYFILE: "key file"}
     text = f"the {word[secret.type]} opens none of the {tried} slots it was tried on"
-    rest = skipped + len(bad)
-    raise KeyRefused(f"{text} ({rest} not tried)" if rest else text, obj=store.url, hint="or the marker was altered")
+    rest = len(slots.signed) - tried
+    text += f" ({rest} not tried)" if rest else ""
+    text += f"; {slots.remark}" if slots.ignored else ""
+    raise KeyRefused(text, obj=store.url, hint="or the marker was altered")
 
 
-def _under_an_older_marker(
-    store: Store, newest: marker.Marker, slots: list[KeySlot], secret: Secret
-) -> Unlocked | None:
+def _under_an_older_marker(store: Store, newest: marker.Marker, secret: Secret) -> Unlocked | None:
     found: list[Unlocked] = []
     left = _OLDER_TRIED
 
@@ -115,7 +144,8 @@ def _under_an_older_marker(
         mark = _marker_in(content)
         if mark is None or mark == newest or left == 0:
             return False
-        left -= 1
+        slots = read_slots(store, mark)
+        left -= bool(slots.signed)
         opened = _tried(mark, slots, secret)[0]
         found.extend([opened] if opened is not None else [])
         return opened is not None
@@ -124,20 +154,12 @@ def _under_an_older_marker(
     return found[0] if found else None
 
 
-def _tried(mark: marker.Marker, slots: list[KeySlot], secret: Secret) -> tuple[Unlocked | None, int, int]:
-    """What the secret opens, and how many slots it was tried and not tried on."""
-    tried = skipped = work = 0
-    for slot in slots:
-        if slot.type != secret.type:
-            skipped += 1
-            continue
-        work += (1 << slot.log_n) * 8 * slot.p if slot.type == SlotType.PASSPHRASE else 0
-        if slot.type == SlotType.PASSPHRASE and (tried >= _MAX_TRIED or work > _MAX_WORK):
-            skipped += 1
-            continue
-        tried += 1
+def _tried(mark: marker.Marker, slots: Slots, secret: Secret) -> tuple[Unlocked | None, int]:
+    """What the secret opens, and how many slots it was tried on."""
+    fitting = [slot for slot in slots.signed if slot.type == secret.type]
+    limit = keyslot.MAX_PASSPHRASES if secret.type == SlotType.PASSPHRASE else keyslot.MAX_SLOTS
+    for tried, slot in enumerate(fitting[:limit], 1):
         bundle = unwrap(mark, secret, slot)
         if bundle is not None:
-            data_root, seed = bundle
-            return Unlocked(Keys(mark, data_root, seed), data_root, slot), tried, skipped
-    return None, tried, skipped
+            return Unlocked(Keys(mark, bundle), slot), tried
+    return None, len(fitting[:limit])

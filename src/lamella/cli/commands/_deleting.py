@@ -9,8 +9,9 @@ from typing import Any
 
 from lamella.base.clock import iso
 from lamella.base.ids import WriterId
+from lamella.cli.amounts import age, percent
 from lamella.cli.context import Context
-from lamella.cli.values import age, percent, shown_bytes
+from lamella.cli.shown import shown_bytes
 from lamella.format.records import Ref
 from lamella.operations.prune.health import Health
 from lamella.operations.prune.plan import Fate, PruneOptions, PrunePlan, PruneResult, plan_prune

@@ -7,7 +7,8 @@ import argparse
 from lamella.base.errors import LamellaError, NothingMatched
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.values import shown_bytes
+from lamella.cli.shown import shown_bytes
+from lamella.cli.sources import named_source
 from lamella.memory.ledger import tracked_identities
 from lamella.operations.moments.monitor import MonitorResult, monitor
 from lamella.sources.registry import place_of
@@ -36,7 +37,7 @@ def run(context: Context) -> int:
     places = context.args.source or _tracked(context)
     for place in places:
         try:
-            results.append(monitor(context.host, context.source(place), lock_wait=context.args.lock_wait))
+            results.append(monitor(context.host, named_source(context, place), lock_wait=context.args.lock_wait))
         except LamellaError as error:
             if len(places) == 1:
                 raise

@@ -13,7 +13,8 @@ from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.values import shown_bytes, workers
+from lamella.cli.shown import shown_bytes
+from lamella.cli.values import workers
 
 if TYPE_CHECKING:
     from lamella.qubes.admin import Admin

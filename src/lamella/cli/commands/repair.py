@@ -13,7 +13,9 @@ from lamella.base.errors import IntegrityError, RolledBack, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.secret import DONOR, given_source
-from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.sources import named_source
+from lamella.cli.values import workers
 from lamella.history.acceptance import accept_history
 from lamella.operations.repair.repair import EXAMINATIONS, RepairOptions, repair
 from lamella.operations.repair.result import LEFT, Gone, RepairResult, RepairStep
@@ -108,7 +110,7 @@ def _sources(context: Context) -> dict[str, Source]:
         volume, equals, place = text.partition("=")
         if not volume or not equals or not place:
             raise UsageError(f"not a source: {text!r}", hint="write VOLUME=SOURCE")
-        sources[volume] = context.source(place)
+        sources[volume] = named_source(context, place)
     return sources
 
 

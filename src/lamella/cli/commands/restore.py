@@ -10,7 +10,9 @@ from lamella.base.errors import Interrupted, LamellaError, NothingMatched, Rolle
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
-from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.sources import keeping
+from lamella.cli.values import workers
 from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore
 from lamella.operations.shared.selection import Selected, doubts, select, split_selector
 from lamella.operations.shared.streaming import read_document
@@ -113,7 +115,7 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
         overwrite=args.overwrite,
         in_place=args.in_place,
         pool=args.pool,
-        pool_limits=context.keeping.limits,
+        pool_limits=keeping(context).limits,
     )
     plan = plan_restore(repository, selected, args.to, options)
     for line in plan.lines(shown_bytes):

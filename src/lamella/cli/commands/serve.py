@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--append-only", action="store_true", help="refuse to remove or replace anything")
     parser.add_argument("--read-only", action="store_true", help="refuse to write anything")
     parser.add_argument(
+        "--admitted", action="store_true", help="take commits only of writers that an admin's secret enrolled"
+    )
+    parser.add_argument(
         "--prefix",
         metavar="NAME",
         type=_prefix,
@@ -54,6 +57,12 @@ def run(context: Context) -> int:
         read_only = args.read_only or hello.read_only
         create = not read_only and (hello.create or bool(args.prefix))
         store = open_store(place, create=create, read_only=read_only, environment=context.env)
-        return GuardedStore(store, append_only=args.append_only, quota_bytes=args.quota, checked=hello.checked)
+        return GuardedStore(
+            store,
+            append_only=args.append_only,
+            quota_bytes=args.quota,
+            checked=hello.checked,
+            admitted=args.admitted,
+        )
 
     return 0 if Server(0, 1, opened).run() else _FAILED

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 
 from lamella.base.errors import IntegrityError, NothingMatched, SourceError, UsageError
+from lamella.cli.amounts import budget, percent
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.values import budget, percent, shown_bytes, shown_seconds, workers
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.sources import named_source
+from lamella.cli.values import workers
 from lamella.operations.shared.findings import Finding, VerifyResult
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.verify import DEFAULT_PERCENT, LEVELS, VerifyOptions, verify
@@ -99,7 +102,7 @@ def _options(context: Context) -> VerifyOptions:
     source: Source | None = None
     if args.source is not None:
         is_file = not args.source.startswith("lvm:")
-        source = context.source(args.source, "file" if is_file else None)
+        source = named_source(context, args.source, "file" if is_file else None)
     threads = args.workers or context.config.backup.workers
     return VerifyOptions(args.level, args.percent, args.budget, source, threads)
 

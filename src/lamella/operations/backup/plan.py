@@ -12,14 +12,15 @@ from lamella.base.errors import UsageError
 from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId
 from lamella.format.node import Shape
 from lamella.format.records import UNSIGNED, PartialRoot, Volume
-from lamella.history.catalogue import Snapshot, VolumeState, latest
+from lamella.history.catalogue import Snapshot, VolumeState
+from lamella.history.latest import latest
 from lamella.memory.confirmations import Confirmations
 from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, ResumePoint, new_volume
 from lamella.operations.shared.completeness import is_complete, tree_is_complete
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
-from lamella.sources.registry import check_name, name_from
+from lamella.sources.names import check_name, name_from
 
 if TYPE_CHECKING:
     from lamella.operations.shared.change_map import ChangeMap

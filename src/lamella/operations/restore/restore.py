@@ -18,8 +18,8 @@ from lamella.packs.tree import SlotRun
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.sources.base import PoolLimits
-from lamella.sources.registry import choose_target
 from lamella.sources.target import OldState, Target
+from lamella.sources.targets import choose_target
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from lamella.format.records import raw
 from lamella.operations.shared.auditing import audit
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.rereading import reread
+from lamella.packs import census
 from lamella.packs.containers import open_blob, open_head
 from lamella.packs.reach import require_alive
 from lamella.repository.repository import Repository
@@ -100,7 +101,7 @@ def check_names(repo: Repository, result: VerifyResult) -> None:
 
 def check_heads(repo: Repository, result: VerifyResult) -> None:
     """Packs whose head does not open."""
-    for name, reason in repo.blobs.troubled():
+    for name, reason in census.troubled(repo.blobs):
         result.damage("pack", name, reason)
 
 
@@ -132,7 +133,7 @@ class PackVerification:
 
     def everything(self, domains: set[DomainId] | None) -> None:
         """Every pack of these domains (None: of all)."""
-        self._check(_packs(self._repo, domains), self._repo.blobs.total_length(domains))
+        self._check(_packs(self._repo, domains), census.total_length(self._repo.blobs, domains))
 
     def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:
         """At most `budget` bytes of packs, and one pack at least: those this host has not read for the longest time."""
@@ -243,7 +244,7 @@ def _packs(repo: Repository, domains: set[DomainId] | None) -> Iterator[Entry]:
 
 def read_known_again(repo: Repository, result: VerifyResult) -> None:
     """Read what records or this host call bad and is listed. Raises StoreUnavailable."""
-    troubled = {name for name, _ in repo.blobs.troubled()}
+    troubled = {name for name, _ in census.troubled(repo.blobs)}
     packs = {one.pack for one in repo.catalogue.bad}
     listed = {pack for pack in packs if pack_name(pack) in troubled or repo.blobs.length(pack) is not None}
     known = {one for one in repo.catalogue.bad if one.pack in listed}
@@ -259,7 +260,7 @@ def read_known_again(repo: Repository, result: VerifyResult) -> None:
 
 def read_heads_again(repo: Repository, result: VerifyResult) -> None:
     """Read the heads that did not open: what cannot be read for the moment is not bad. Raises StoreUnavailable."""
-    packs = [pack for name, _ in repo.blobs.troubled() if (pack := pack_hash(name)) is not None]
+    packs = [pack for name, _ in census.troubled(repo.blobs) if (pack := pack_hash(name)) is not None]
     result.bad |= reread(repo, map(Address.head, packs)).bad
 
 

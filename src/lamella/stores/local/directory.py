@@ -18,7 +18,6 @@ from lamella.stores.base import MOST_OTHERS, Entry, checked_name
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not blocking: a planted pipe would otherwise stop the open for ever. Regular files ignore it.
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-COMPARED_AT_ONCE = 1 << 20
 TEMPORARY = "tmp"
 """Directory of unfinished writes, no part of the store's names (FORMAT 13.22)."""
 MAX_INVALID = 1000
@@ -126,27 +125,6 @@ def write_whole(descriptor: int, content: bytes | memoryview) -> None:
     while rest:
         rest = rest[os.write(descriptor, rest) :]
     os.fsync(descriptor)
-
-
-def holds_exactly(descriptor: int, size: int, content: bytes | memoryview) -> bool:
-    """Whether a file of `size` bytes holds `content`, compared a mebibyte at a time. Raises OSError."""
-    if size != len(content):
-        return False
-    for offset in range(0, size, COMPARED_AT_ONCE):
-        expected = content[offset : offset + COMPARED_AT_ONCE]
-        if read_range(descriptor, offset, len(expected), "") != expected:
-            return False
-    return True
-
-
-def sync_directory(descriptor: int) -> None:
-    """Return when the names in a directory are durable. Raises OSError."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}:
-            raise
-        os.sync()  # this file system cannot sync one directory: the whole system's is the only promise left
 
 
 class DirectoryWalk:
