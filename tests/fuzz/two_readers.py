@@ -171,7 +171,17 @@ def by_rescue(objects: dict[str, bytes], place: Path) -> View:
         view.salvages = any(one.bad_packs for one in blobs.values())
     except rescue.Problem:
         view.refused = True
+    finally:
+        _close_all(repo)
     return view
+
+
+def _close_all(place: Path) -> None:
+    """Close the directory: the program that `rescue.py` is leaves that to its end."""
+    for link in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):
+            if link.readlink() == place:
+                os.close(int(link.name))
 
 
 def _seen_by_rescue(history: Any, volume: str, one: Any, blobs: Any, report: Any) -> Seen:  # noqa: ANN401
