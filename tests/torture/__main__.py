@@ -1,18 +1,19 @@
 """`python -m tests.torture`: random histories, until something is wrong or the time is over.
 
-    python -m tests.torture --minutes 60             # from the seed of the moment
-    python -m tests.torture --seed 7 --histories 1   # one history, by its seed
-    python -m tests.torture --replay FILE            # steps as they were printed
+python -m tests.torture --minutes 60             # from the seed of the moment
+python -m tests.torture --seed 7 --histories 1   # one history, by its seed
+python -m tests.torture --replay FILE            # steps as they were printed
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.torture.faults import FAULTS, put_back
@@ -21,12 +22,18 @@ from tests.torture.shrink import shrunk
 from tests.torture.steps import History, draw
 
 
-def told(history: History, figures: Figures, *, log: bool = False) -> list[Complaint]:
-    """Carry out one history in a place that is gone afterwards, in memory where there is room."""
+@contextlib.contextmanager
+def in_memory() -> Iterator[Path]:
+    """A place that is gone afterwards, in memory where there is room: every command flushes what it writes."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="lamella-torture-", dir=memory) as name:
-        # Sources are known by their paths: every time the same ones.
-        return Torture(history, Path(name) / "world", figures, print if log else None).run()
+        yield Path(name) / "world"
+
+
+def told(history: History, figures: Figures, *, log: bool = False) -> list[Complaint]:
+    """Carry out one history, from its beginning."""
+    with in_memory() as place:
+        return Torture(history, place, figures, print if log else None).run()
 
 
 def main(words: Sequence[str]) -> int:

@@ -80,7 +80,7 @@ class Done:
     what: str
     names: tuple[str, ...]
     seen: bool
-    """A prune sees it in what it keeps, without anybody having read all data."""
+    """A prune sees it in what it keeps, without anybody having read all data; a known head is not read again."""
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Damages:
         return [name for _, _, name in sorted(chosen)]
 
     def inflict(self, kind: str, chance: random.Random) -> Done | None:
-        """Damage something of a kind: `blob:KIND`, `pack:WAY`, `commit:WAY`, `file`, `swap`, `junk`; None: nothing is."""
+        """Damage something: `blob:KIND`, `pack:WAY`, `commit:WAY`, `file:`, `junk:KIND`...; None: there is none."""
         word, _, way = kind.partition(":")
         done = getattr(self, f"_{word}")(way, chance)
         assert done is None or isinstance(done, Done)
@@ -133,7 +133,9 @@ class Damages:
 
     def _pack(self, way: str, chance: random.Random) -> Done | None:
         names = self.names("p/")
-        return self._one(names, PACKS[way], chance, f"pack {way}", seen=way != "head") if names else None
+        return (
+            self._one(names, PACKS[way], chance, f"pack {way}", seen=way not in {"head", "zeroed"}) if names else None
+        )
 
     def _commit(self, way: str, chance: random.Random) -> Done | None:
         return self._one(self.names("w/"), COMMITS[way], chance, f"commit {way}", seen=True)

@@ -1,4 +1,4 @@
-"""Faults that were found by attacking, put back one at a time, to see that the torture finds them (FINDINGS C1, H1, H7)."""
+"""Faults that attacks had found before, put back one at a time, to see that the torture finds them."""
 
 from __future__ import annotations
 

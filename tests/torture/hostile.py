@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from unittest import mock
 
+from lamella.base.ids import SnapId
 from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove
 from lamella.format.lost import Address, Bad, Lost
-from lamella.format.records import RawRecord, Tag, raw
+from lamella.format.records import NO_REF, AddSnap, RawRecord, Tag, raw
 from lamella.history import history as history_module
 from lamella.history.catalogue import Snapshot
 from lamella.history.publish import Publisher
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore
-from tests.torture.world import SECRET, World, host_at
+from tests.torture.world import HOUR_MS, SECRET, VOLUMES, World, host_at
+
+OWNED = importlib.util.find_spec("lamella.history.owners") is not None
+"""Whether volumes belong to somebody: before that a flood pushes others' snapshots out."""
+FLOOD = 4
+ATTACKS = ("seen", "bad", "lost", "remove", "label", *(("flood", "flood", "future") if OWNED else ()))
 
 
 @contextlib.contextmanager
@@ -42,6 +50,18 @@ class Hostile:
 
     def attack(self, how: str, chance: random.Random) -> bool:
         """One attack; False if there is nothing to attack."""
+        if how != "flood":
+            return self._once(how, chance)
+        # One an hour, and everybody looks after each: what came in the same hour would count once.
+        for _ in range(FLOOD):
+            if not self._once(how, chance):
+                return False
+            for host in VOLUMES:
+                self._world.run(host, "list")
+            self._world.now_ms += HOUR_MS
+        return True
+
+    def _once(self, how: str, chance: random.Random) -> bool:
         world = self._world
         with (
             world.determined("hostile"),
@@ -76,6 +96,19 @@ class Hostile:
     def _remove(self, repo: Repository, victims: Sequence[Snapshot], chance: random.Random) -> list[RawRecord]:
         """Removals without the prune key's signature."""
         return [raw(Remove((chance.choice(victims).ref,)))]
+
+    def _flood(self, repo: Repository, victims: Sequence[Snapshot], chance: random.Random) -> list[RawRecord]:
+        """One more snapshot of somebody else's volume, with what it held long ago."""
+        return [raw(self._forged(victims, chance, self._world.clock("hostile")))]
+
+    def _future(self, repo: Repository, victims: Sequence[Snapshot], chance: random.Random) -> list[RawRecord]:
+        """The same from the year 9999."""
+        return [raw(self._forged(victims, chance, 253_370_764_800_000))]
+
+    def _forged(self, victims: Sequence[Snapshot], chance: random.Random, time_ms: int) -> AddSnap:
+        victim = min((one.added for one in victims), key=lambda one: (one.time_ms, one.name, one.volume_id))
+        drawn = chance.randbytes(16)
+        return replace(victim, snap_id=SnapId(drawn), time_ms=time_ms, name=f"forged-{drawn.hex()[:8]}", parent=NO_REF)
 
     def _label(self, repo: Repository, victims: Sequence[Snapshot], chance: random.Random) -> list[RawRecord]:
         """Others' tags and pins are taken away."""

@@ -6,7 +6,7 @@ Nothing here knows how Lamella decides. Rules of retention are written down agai
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tests.cli.program import Done
@@ -102,8 +102,8 @@ class Deed:
     after: View
     stay: frozenset[Key]
     """What it must leave as restorable as it was."""
-    tampered: bool = False
-    """Somebody may have damaged the means of judging."""
+    calm: bool = False
+    """Nothing was ever damaged, and nobody lied about what there is: nothing may be reported."""
 
 
 def complaints(deed: Deed, known: Known) -> Iterator[str]:
@@ -118,6 +118,8 @@ def _manners(deed: Deed) -> Iterator[str]:
     done = deed.done
     if done.code not in CODES and done.code != KILLED:
         yield f"exit {done.code} is in no table"
+    if deed.calm and done.code in {20, 21}:
+        yield f"a false alarm: {done.err[-400:]}"
     if "internal error" in done.err or "Traceback" in done.err:
         yield f"it fell over: {done.err[-400:]}"
 
@@ -183,11 +185,16 @@ def _listed(deed: Deed, known: Known) -> Iterator[str]:
         yield f"list ends with 0 and does not show {_names(absent, known)}"
 
 
-def latest(known: Known, view: View, host: str, volume: str) -> Saved | None:
-    """The newest snapshot of a volume of which this host can know; None: there is none."""
+def latest(known: Known, view: View, host: str, volume: str) -> list[Saved]:
+    """What may count as the newest snapshot of a volume of which this host can know.
+
+    It is the last one that was saved; or, if a host that forgot who it was saved that one, the last by who came first.
+    """
     rows = (view.times.keys() | (known.hidden(view) & known.seen.get(host, set()))) & known.saved.keys()
-    some = [known.saved[key] for key in rows if known.saved[key].volume == volume]
-    return max(some, key=lambda one: one.number, default=None)
+    some = sorted((known.saved[key] for key in rows if known.saved[key].volume == volume), key=lambda one: one.number)
+    first = min((one for one in known.saved.values() if one.volume == volume), key=lambda one: one.number)
+    owners = [one for one in some if one.writer == first.writer]
+    return [*some[-1:], *owners[-1:]]
 
 
 def _name(key: Key, known: Known) -> str:
@@ -197,11 +204,3 @@ def _name(key: Key, known: Known) -> str:
 
 def _names(keys: Iterable[Key], known: Known) -> str:
     return ", ".join(_name(key, known) for key in sorted(keys))
-
-
-def by_volume(keys: Iterable[Key]) -> Mapping[str, list[Key]]:
-    """These keys by their volume ids."""
-    found: dict[str, list[Key]] = {}
-    for key in keys:
-        found.setdefault(key.volume_id, []).append(key)
-    return found

@@ -31,6 +31,7 @@ class Saved:
     """Of all that was saved, in the order in which it happened."""
     volume: str
     host: str
+    writer: str
     image: Path
     settings: bytes
 
@@ -86,6 +87,11 @@ class Oracle:
                 bool(history.missing),
             )
         return found
+
+    def restore(self, wanted: str, target: Path) -> int:
+        """What a person does in an emergency; returns the exit code."""
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return rescue.main(["restore", wanted, "--to", str(target), *self._words])
 
 
 class _Opened:

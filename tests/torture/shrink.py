@@ -13,9 +13,10 @@ SECONDS = 60
 """How long a search for a shorter history takes at most."""
 
 
-def shrunk(
-    history: History, complaint: Complaint, tell: Callable[[History, Figures], list[Complaint]], seconds: float = SECONDS
-) -> tuple[History, Complaint]:
+Tell = Callable[[History, Figures], list[Complaint]]
+
+
+def shrunk(history: History, complaint: Complaint, tell: Tell, seconds: float = SECONDS) -> tuple[History, Complaint]:
     """A history as short as could be found after which a step of the same kind goes wrong in the same way."""
     ends = time.monotonic() + seconds
     numbers = [step.number for step in history.steps]

@@ -6,6 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tests.torture.hostile import ATTACKS
+
 LENGTH = 24
 
 _WEIGHTS: Mapping[str, int] = {
@@ -17,11 +19,11 @@ _WEIGHTS: Mapping[str, int] = {
     "delete": 4,
     "repair": 3,
     "label": 2,
-    "give-up": 2,
+    "give-up": 4,
     "damage": 16,
     "junk": 4,
     "lock": 1,
-    "heal": 5,
+    "heal": 8,
     "clock": 3,
     "forget": 3,
     "wait": 4,
@@ -54,7 +56,6 @@ _DAMAGES: Mapping[str, int] = {
     "swap:w": 1,
 }
 _JUNK = ("pack", "pack-copy", "commit", "index", "slot", "top")
-HOSTILE = ("seen", "bad", "lost", "remove", "label")
 _CLOCKS = ("-400d", "-2d", "-1h", "+1h", "+2d", "+400d", "right", "right", "right")
 
 
@@ -98,7 +99,7 @@ class History:
         return cls(seed, bool(lockless), bool(checkpointed), tuple(map(Step.parse, lines)))
 
 
-def draw(seed: int, hostile: Sequence[str] = HOSTILE) -> History:
+def draw(seed: int, hostile: Sequence[str] = ATTACKS) -> History:
     """The history of a seed."""
     chance = random.Random(f"history {seed}")
     lockless, checkpointed = chance.random() < 0.25, chance.random() < 0.3
@@ -133,7 +134,7 @@ def _what(word: str, chance: random.Random, hostile: Sequence[str]) -> str:
         "junk": _JUNK,
         "heal": ("all", "all", "one"),
         "clock": _CLOCKS,
-        "forget": ("cache", "cache", "state"),
+        "forget": ("cache", "cache", "state", "old"),
         "wait": ("1h", "1d", "8d", "35d"),
         "hostile": hostile,
     }

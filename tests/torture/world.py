@@ -27,7 +27,7 @@ from lamella.stores.local.directory import write_whole
 from tests.cli.program import Done
 from tests.fault.rot import write_volume
 from tests.fault.rot_damage import CHECKPOINTED, LOCKLESS
-from tests.fault.world import CHUNK, KEY, SECRET, SMALL_RESCUE, host_at
+from tests.fault.world import KEY, SECRET, SMALL_RESCUE, host_at
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -236,10 +236,9 @@ class World:
         for folder, below, files in os.walk(self.repo):
             if folder == str(self.repo) and "tmp" in below:
                 below.remove("tmp")
-            for name in files:
-                path = os.path.join(folder, name)
-                status = os.stat(path)
-                found[os.path.relpath(path, self.repo)] = status.st_size, status.st_mtime_ns
+            for path in map(Path(folder).joinpath, files):
+                status = path.stat()
+                found[str(path.relative_to(self.repo))] = status.st_size, status.st_mtime_ns
         return found
 
 
@@ -254,4 +253,4 @@ def write_source(world: World, volume: str, chance: random.Random) -> None:
     world.settings.write_text(f"<settings of='{volume}' at='{chance.randrange(5)}'/>" * 9)
 
 
-__all__ = ["CHUNK", "SECRET", "World", "host_at"]
+__all__ = ["SECRET", "World", "host_at"]
