@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.torture.__main__ import in_memory, told
@@ -67,3 +69,9 @@ def test_a_history_told_again_is_the_same() -> None:
         for log in logs:
             Torture(draw(5), place, Figures(), log.append).run()
         assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).with_name("found").glob("*.txt")), ids=lambda path: path.stem)
+def test_what_was_found_once_is_mended(path: Path) -> None:
+    """Short histories after which something was wrong, each named after what was."""
+    assert told(History.parse(path.read_text()), Figures()) == []
