@@ -1576,7 +1576,8 @@ class History:
 
     def volumes(self, removed: bool = False) -> dict[bytes, Volume]:
         """All volumes by volume_id, in the order of their names; with removed, removed snapshots are among theirs."""
-        snapshots: dict[bytes, list[Snapshot]] = {volume_id: [] for volume_id in self.records.namings}
+        namings = self.records.namings.items()
+        snapshots: dict[bytes, list[Snapshot]] = {v: [] for v, names in namings if any(one.domain_id for one in names)}
         for s in self.records.snapshots.values():
             if removed or self.stands(s):
                 snapshots.setdefault(s.tree.volume_id, []).append(s)
