@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -178,6 +179,29 @@ def test_a_secret_that_others_can_read_is_told_of(lamella: Lamella, tmp_path: Pa
         done = lamella.run("list", name, file) if name == "--keyfile" else lamella.run("list", env={name: str(file)})
         assert done.code in (2, 12)
         assert (f"other users can read {file}" in done.err) == told, (mode, done.err)
+
+
+def rescue(home: Path, *arguments: str | Path) -> list[str | Path]:
+    """The command line of the emergency reader."""
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        home / "repository" / "restore.py",
+        "list",
+        "--repo",
+        home / "repository",
+        *arguments,
+    ]
+
+
+def test_the_emergency_reader_says_that_it_has_no_secret(home: Path) -> None:
+    done = subprocess.run(
+        rescue(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert done.returncode == 2
+    assert "no secret: give --recovery-key-file" in done.stderr
+    assert "interrupted" not in done.stderr
 
 
 def test_prompt_is_for_a_repository_that_exists(tmp_path: Path) -> None:

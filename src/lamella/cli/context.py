@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from lamella.base.errors import (
     Absent,
     Interrupted,
-    KeyRefused,
     Locked,
     NoRepository,
     RolledBack,
@@ -138,13 +137,16 @@ class Context:
         `exclusive`: keep everybody else out, where the destination can do that. `whole` and `stored` as
         for `Repository.open`.
 
-        Raises NoRepository, KeyRefused, Locked, IntegrityError, RolledBack, StoreError, UsageError.
+        Raises NoRepository, Locked, IntegrityError, RolledBack, StoreError, UsageError.
         """
         self.given_secret()  # report a contradiction on the command line first
         with self.store(read_only=read_only) as store:
             self._require_marker(store)
             with self.with_secret(partial(self._opened, store, whole, stored, exclusive)) as repository:
                 self.require_expected(repository)
+                if self.out.verbose:
+                    slot, count = repository.unlocked.slot.name, len(repository.catalogue.snapshots)
+                    self.out.detail(f"repository {repository.repo_id.hex()}, {count} snapshots, by {slot}")
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
                 self._note_unexplained(repository)
@@ -171,15 +173,11 @@ class Context:
 
     def with_secret(self, opens: Callable[[Secret], Repository]) -> Repository:
         """Open with the secret; a person at the terminal may try three times. Raises what `opens` raises."""
-        more = 0 if self.given_secret() else 2
-        while True:
-            try:
-                return opens(self.secret())
-            except KeyRefused as error:
-                if not more:
-                    raise
-                more -= 1
-                self.out.warn(f"{error.message}; try again: a recovery key is taken here, too")
+        if self.given_secret():
+            return opens(self.secret())
+        from lamella.cli.terminal import tried  # only where nothing names a secret
+
+        return tried(lambda: opens(self.secret()), self.out.warn)
 
     def given_secret(self) -> SecretSource | None:
         """The source of the secret that the user named, unread. Raises UsageError for several sources."""

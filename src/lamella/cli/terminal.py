@@ -5,7 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from lamella.base.errors import Interrupted, KeyRefused, UsageError
 from lamella.cli.output import is_terminal
@@ -13,6 +14,8 @@ from lamella.cli.output import is_terminal
 if TYPE_CHECKING:
     from lamella.crypto.slots import Secret
 
+Opened = TypeVar("Opened")
+_TRIES = 3
 _RECOVERY_CHARACTERS, _RECOVERY_DASHES = 56, 13
 """Of a recovery key as the sheet shows it."""
 
@@ -47,6 +50,16 @@ def ask_existing_secret(prompt: str) -> Secret:
             if text.count("-") == _RECOVERY_DASHES:
                 raise
     return passphrase(text)
+
+
+def tried(opens: Callable[[], Opened], warn: Callable[[str], None]) -> Opened:
+    """What `opens` returns, which asks for a secret: a person may be wrong twice. Raises KeyRefused."""
+    for _ in range(_TRIES - 1):
+        try:
+            return opens()
+        except KeyRefused as error:
+            warn(f"{error.message}; try again: a recovery key is taken here, too")
+    return opens()
 
 
 def ask_new_secret(word: str) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from lamella.base.durable import PRIVATE, make_private
 from lamella.base.errors import RepositoryError
 
 _VERSION = 5
@@ -61,8 +60,11 @@ class Cache:
         if path is not None:
             for _ in range(2):
                 try:
-                    make_private(path.parent)
-                    path.touch(PRIVATE)
+                    if not path.exists():
+                        from lamella.base.durable import make_private
+
+                        make_private(path.parent)
+                        path.touch(0o600)
                     return cls(_connect(path), path)
                 except (RepositoryError, sqlite3.Error):
                     _remove(path)

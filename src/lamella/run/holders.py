@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def holder_of(descriptor: int) -> str:
@@ -25,6 +29,18 @@ def holder_of(descriptor: int) -> str:
         return ""
     seconds = max(0, round(time.clock_gettime(time.CLOCK_BOOTTIME) - begun))
     return f": {name}, process {pid} of {os.uname().nodename}, which has run for {seconds} s"
+
+
+def holder_in(opened: Callable[[], int]) -> str:
+    """The same for a file that is opened for this question."""
+    try:
+        descriptor = opened()
+    except OSError:
+        return ""
+    try:
+        return holder_of(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _process(status: os.stat_result) -> int:

@@ -36,8 +36,10 @@ def held(root: int, *, exclusive: bool, wait_seconds: float) -> Iterator[None]:
     while descriptor is None:
         left = deadline - time.monotonic()
         if left <= 0:
+            from lamella.run.holders import holder_in  # only for the one who does not get the lock
+
             raise Locked(
-                f"another process holds the repository's lock{_holder(root)}",
+                f"another process holds the repository's lock{holder_in(lambda: _opened(root))}",
                 obj=MARKER,
                 hint="wait until the other Lamella process has finished; a lock never outlives its process",
             )
@@ -45,16 +47,6 @@ def held(root: int, *, exclusive: bool, wait_seconds: float) -> Iterator[None]:
         descriptor = _acquired(root, exclusive)
     try:
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _holder(root: int) -> str:
-    from lamella.run.holders import holder_of  # only for the one who does not get the lock
-
-    descriptor = _opened(root)
-    try:
-        return holder_of(descriptor)
     finally:
         os.close(descriptor)
 
