@@ -16,13 +16,14 @@ from lamella.crypto.recovery import new_recovery_key
 from lamella.crypto.sign import sign
 from lamella.crypto.slots import Secret, key_file, passphrase
 from lamella.format.keyslot import MAX_PASSPHRASES, MAX_SLOTS, MIN_LOG_N, SIZE
-from lamella.operations.keyring import add_slot, list_slots, remove_slot, slots_of
+from lamella.operations.keyring import SlotRow, add_slot, list_slots, remove_slot, slots_of
 from lamella.operations.shared.ignored_slots import ignored_text
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
 from lamella.repository.slots import unlock
 from lamella.stores.base import Store
 from lamella.stores.wrap.wrapper import Wrapper
+from lamella_kit.fault_store import FaultStore, Method
 from tests.unit.small_repository import ADMIN, WRITER, Small
 
 NEW = key_file(b"n" * 40)
@@ -50,6 +51,11 @@ def opens(small: Small, secret: Secret) -> bool:
     except KeyRefused:
         return False
     return True
+
+
+def list_slots_of(small: Small) -> list[SlotRow]:
+    with small.opened() as repo:
+        return list_slots(repo)
 
 
 def test_the_slots_are_listed(small: Small) -> None:
@@ -235,3 +241,38 @@ def test_no_more_passphrases_than_are_tried(small: Small) -> None:
 
 def test_the_same_secret_of_another_type_does_not_open(small: Small) -> None:
     assert not opens(small, Secret(new_recovery_key().type, ADMIN.value))
+
+
+# -- what fails on the way --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", range(4))
+@pytest.mark.parametrize("method", ["put", "sync", "delete", "get", "list"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_slot_that_was_not_recorded_does_not_stay(small: Small, method: Method, after: int, lost: bool) -> None:
+    """Wherever a call fails, or only its answer is lost: a new secret opens the repository if `add_slot` says so."""
+    store = FaultStore(small.store)
+    with small.opened(store=store) as repo:
+        fault = store.lose_reply if lost and method != "list" else store.fail
+        fault(method, StoreError("a bad moment"), after=after)
+        try:
+            add_slot(repo, NEW, admin=True)
+            added = True
+        except StoreError as error:
+            added = False
+            assert "may have stayed" not in error.hint
+    with small.opened() as repo:
+        assert [row.name for row in list_slots(repo) if not row.recorded] == []
+        assert flagged(repo) == []
+    assert opens(small, NEW) == added
+
+
+def test_a_slot_that_cannot_be_taken_back_is_named(small: Small) -> None:
+    store = FaultStore(small.store)
+    with small.opened(store=store) as repo:
+        store.fail("put", StoreError("a bad moment"), after=1)
+        store.fail("delete", StoreError("a bad moment"))
+        with pytest.raises(StoreError, match="a bad moment") as caught:
+            add_slot(repo, NEW, admin=True)
+    (name,) = [row.name for row in list_slots_of(small) if not row.recorded]
+    assert f"lamella key remove {name.removeprefix('keys/')}" in caught.value.hint

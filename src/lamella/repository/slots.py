@@ -102,9 +102,12 @@ def unlock(store: Store, secret: Secret) -> Unlocked:
     if slots.unreadable:
         raise slots.unreadable[0]
     word = {SlotType.PASSPHRASE: "passphrase", SlotType.RECOVERY: "recovery key", SlotType.KEYFILE: "key file"}
-    text = f"the {word[secret.type]} opens none of the {tried} slots it was tried on"
-    rest = len(slots.signed) + len(slots.ignored) - tried
-    raise KeyRefused(f"{text} ({rest} not tried)" if rest else text, obj=store.url, hint="or the marker was altered")
+    text = f"wrong {word[secret.type]}" if tried else f"no {word[secret.type]} opens this repository"
+    text += f"; keys/ holds {len(slots.ignored)} that no admin signed" if slots.ignored else ""
+    kinds = " or ".join(sorted({word[slot.type] for slot in slots.signed if slot.type != secret.type}))
+    hint = f"a {kinds} opens it; " if kinds else ""
+    altered = "if the secret is right, the marker was altered" if tried else "see: lamella key list"
+    raise KeyRefused(text, obj=store.url, hint=hint + altered)
 
 
 def try_slots(mark: marker.Marker, slots: Slots, secret: Secret) -> tuple[Unlocked | None, int]:

@@ -144,6 +144,7 @@ def _report(context: Context, made: Made) -> None:
     out.line(f"id           {created.repo_id.hex()}")
     out.line(f"fingerprint  {made.fingerprint}")
     out.line(f"restore.py   SHA-256 {created.rescue_sha256}")
+    out.say("volumes share no data with each other; those of one backup --domain NAME do, and share its keys")
     if sheet.path is not None:
         out.line(f"recovery     {sheet.path}: print it, keep it elsewhere, delete the file")
     out.document(

@@ -192,7 +192,12 @@ def _change(context: Context) -> int:
         if context.args.dry_run:
             return _would(context, f"replace the key slot {old.name.removeprefix(PREFIX)}")
         name, _ = wanted.add(repository, admin=old.role == Role.ADMIN)
-        remove_slot(repository, old.name)
+        try:
+            remove_slot(repository, old.name)
+        except LamellaError as error:
+            again = f"lamella key remove {old.name.removeprefix(PREFIX)}"
+            error.hint = f"the new secret opens the repository, and the old one still does; with the new one: {again}"
+            raise
     context.out.line(
         f"slot {name.removeprefix(PREFIX)} replaces {old.name.removeprefix(PREFIX)}; "
         "whoever knows the old secret may have kept the keys"
@@ -207,7 +212,7 @@ def _remove(context: Context) -> int:
         short = row.name.removeprefix(PREFIX)
         if context.args.dry_run:
             return _would(context, f"remove the {row.type} slot {short}")
-        context.confirm(f"Remove the {row.type} slot {short} ({row.role})?")
+        context.confirm(f"Will remove the {row.type} slot {short} ({row.role}): its secret opens nothing any more.")
         remove_slot(repository, row.name)
     context.out.line(f"removed {row.type} slot {short}; its former users may have kept the keys")
     context.out.document({"removed": row.name, "type": row.type, "role": row.role})

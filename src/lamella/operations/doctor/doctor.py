@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lamella.base.errors import LamellaError, RolledBack, StoreError
 from lamella.crypto.slots import Secret
-from lamella.format.compression import zstd_provider
+from lamella.format import zstd_provider
 from lamella.format.marker import Marker
 from lamella.memory.host import Host
 from lamella.operations.shared.heads import require_fingerprint
@@ -51,7 +51,7 @@ def _python() -> Check:
 
 
 def _zstd() -> Check:
-    provider = zstd_provider()
+    provider = zstd_provider.provider()
     return Check("zstd", bool(provider), f"zstd from {provider}" if provider else "no zstd provider: only zlib and off")
 
 
@@ -96,7 +96,7 @@ def _slots(store: Store, mark: Marker) -> Check:
 
 def _repository(host: Host, store: Store, secret: Secret, expected: str | None) -> Iterator[Check]:
     try:
-        with Repository.open(store, secret, host, stored=True) as repo:
+        with Repository.open(store, secret, host, whole=True, stored=True) as repo:
             require_fingerprint(repo, expected)
             role = "a writer's" if repo.keys.prune_seed is None else "an admin's"
             yield Check("secret", True, f"the secret opens {role} slot")
