@@ -572,65 +572,37 @@ class Slot:
         require(whole and hashlib.sha256(data).hexdigest()[:8] == name, "not a whole key slot")
         message = b"lamella/1 slot\0" + marker.r + data[:176]
         require(crypto.verify(marker.prune_public, data[176:], message), "no admin signed it")
-        self._data = data
-        self.kind, self._role, log_n, self._r, self._p = data[8:13]
-        require(
-            self.kind in (PASSPHRASE, RECOVERY_KEY, KEY_FILE) and self._role in (1, 2) and not any(data[13:16]),
-            "unknown type or role",
-        )
-        if self.kind == PASSPHRASE:
-            fits = log_n in range(15, 21) and self._r == 8 and self._p in range(1, 5)
-        else:
-            fits = not any(data[10:13])
-        require(fits, "scrypt parameters out of bounds")
-        self._n = 1 << log_n
+        self._data, self.kind, self._role, cost = data, data[8], data[9], data[10:13]
+        scrypt = 15 <= cost[0] <= 20 and cost[1] == 8 and 1 <= cost[2] <= 4
+        known = scrypt if self.kind == PASSPHRASE else self.kind in (RECOVERY_KEY, KEY_FILE) and not any(cost)
+        require(known and self._role in (1, 2) and not any(data[13:16]), "unknown type, role or cost")
 
     def open(self, secret: bytes, marker: Marker, crypto: Crypto) -> "bytes | None":
         """data_root, or None for a wrong secret."""
-        kek = self._kek(secret, marker)
-        mac = prf(hkdf(kek, marker.r, b"mac", 32), self._data[:144])
-        if not hmac.compare_digest(mac, self._data[144:176]):
+        data, (log_n, r, p) = self._data, self._data[10:13]
+        if self.kind == PASSPHRASE:
+            memory = 128 * r * ((1 << log_n) + p + 2) + MIB
+            kek = hashlib.scrypt(secret, salt=data[16:48], n=1 << log_n, r=r, p=p, maxmem=memory, dklen=32)
+        else:
+            kek = hkdf(secret, data[16:48], b"lamella/1 kek\0" + marker.r + data[:16], 32)
+        if not hmac.compare_digest(prf(hkdf(kek, marker.r, b"mac", 32), data[:144]), data[144:176]):
             return None
-        bundle = xor(self._data[48:144], hkdf(kek, marker.r, b"wrap", 96))
+        bundle = xor(data[48:144], hkdf(kek, marker.r, b"wrap", 96))
         data_root, seed, enrol = bundle[:32], bundle[32:64], bundle[64:]
         fits = crypto.public(seed) == marker.prune_public if self._role == 1 else not any(seed)
-        require(fits and crypto.public(enrol) == marker.enrol_public, "its contents do not fit its role and the marker")
+        if not fits or crypto.public(enrol) != marker.enrol_public:
+            raise Problem(WRONG_KEY, "a key slot opens, but does not fit its role and the marker")
         return data_root
-
-    def _kek(self, secret: bytes, marker: Marker) -> bytes:
-        salt = self._data[16:48]
-        if self.kind != PASSPHRASE:
-            return hkdf(secret, salt, b"lamella/1 kek\0" + marker.r + self._data[:16], 32)
-        memory = 128 * self._r * (self._n + self._p + 2) + MIB
-        return hashlib.scrypt(secret, salt=salt, n=self._n, r=self._r, p=self._p, maxmem=memory, dklen=32)
 
 
 def unlock(store: Store, marker: Marker, kind: int, secret: bytes, crypto: Crypto, report: Reporter) -> Keys:
     """Try a secret on the slots of its kind that an admin signed, in order of name."""
-    slots, withheld = signed_slots(store, marker, crypto, report)
-    fitting = [(name, slot) for name, slot in slots.items() if slot.kind == kind]
-    for name, slot in fitting[: SCRYPT_SLOTS if kind == PASSPHRASE else SLOTS_MAX]:
-        try:
-            data_root = slot.open(secret, marker, crypto)
-        except Bad as error:
-            report.warn(f"keys/{name}: {error}")
-            continue
-        if data_root is not None:
-            return Keys(marker, data_root)
-    if withheld:
-        raise Problem(FAILED, f"{withheld}: no slot that can be read opens")
-    raise Problem(WRONG_KEY, f"wrong key or altered marker: it opens none of {len(fitting)} slots of its kind")
-
-
-def signed_slots(store: Store, marker: Marker, crypto: Crypto, report: Reporter) -> "tuple[dict[str, Slot], str]":
-    """The slots that the prune key signed, by name, and why another object cannot be read."""
-    found: dict[str, Slot] = {}
-    ignored, withheld = [], ""
+    slots, ignored, withheld = [], [], ""
     for name in store.names("keys"):
         try:
             slot = Slot(store.read(f"keys/{name}", SLOT), name, marker, crypto)
-            require(len(found) < SLOTS_MAX, "more slots than count")
-            found[name] = slot
+            require(len(slots) < SLOTS_MAX, "more slots than count")
+            slots.append(slot)
         except Withheld as error:
             withheld = withheld or f"keys/{shown(name)}: {error}"
         except Bad:
@@ -638,7 +610,14 @@ def signed_slots(store: Store, marker: Marker, crypto: Crypto, report: Reporter)
     if ignored:
         text = f"{len(ignored)} objects in keys/ that no admin signed are ignored: {', '.join(ignored[:5])}"
         report.warn(text, "note")
-    return found, withheld
+    fitting = [slot for slot in slots if slot.kind == kind][: SCRYPT_SLOTS if kind == PASSPHRASE else SLOTS_MAX]
+    for slot in fitting:
+        data_root = slot.open(secret, marker, crypto)
+        if data_root is not None:
+            return Keys(marker, data_root)
+    if withheld:
+        raise Problem(FAILED, f"{withheld}: no slot that can be read opens")
+    raise Problem(WRONG_KEY, f"wrong key or altered marker: it opens none of {len(fitting)} slots of its kind")
 
 
 class Tree(NamedTuple):
@@ -2138,6 +2117,8 @@ def main(argv: list[str]) -> int:
         return (run_restore if args.command == "restore" else run_list)(Session(args, report))
     except Problem as problem:
         code, text = problem.code, str(problem)
+    except Bad as bad:
+        code, text = FAILED, str(bad)
     except (KeyboardInterrupt, EOFError):
         code, text = INTERRUPTED, "interrupted"
     except OSError as error:
