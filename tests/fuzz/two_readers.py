@@ -371,7 +371,7 @@ def case(seed: int, place: Path) -> tuple[list[str], str]:
     return found, f"{('repository', 'record', 'record', 'body', 'body')[kind]}: {outcome}"
 
 
-def _memory() -> int:
+def memory_peak() -> int:
     """The greatest resident memory since the last call, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
@@ -390,14 +390,14 @@ def run(first: int, cases: int, seconds: float = float("inf")) -> tuple[Counter[
         place = Path(name)
         with contextlib.redirect_stderr(nowhere):
             case(5 * first, place)  # what is loaded once counts for no case
-            base = _memory()
+            base = memory_peak()
             for seed in range(first, first + cases):
                 since = time.monotonic()
                 if since - begun > seconds:
                     break
                 found, outcome = case(seed, place)
                 counts[outcome] += 1
-                peak = _memory() - base if not seed % 5 else 0
+                peak = memory_peak() - base if not seed % 5 else 0
                 if time.monotonic() - since > SECONDS or peak > MEBIBYTES << 20:
                     found.append(f"took {time.monotonic() - since:.1f} s and {peak >> 20} MiB")
                 wrong += [f"seed {seed}: {text}" for text in found]
