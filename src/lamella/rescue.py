@@ -1849,7 +1849,12 @@ def secret_of(args: argparse.Namespace) -> tuple[int, bytes]:
     if len(given) > 1:
         raise Problem(USAGE, "more than one secret is given: use one")
     if not given:
-        given = [(PASSPHRASE, getpass.getpass("Passphrase of the repository: "), False)]
+        try:
+            answer = getpass.getpass("Passphrase of the repository, or recovery key: ")
+        except EOFError:
+            raise Problem(USAGE, "no secret: give --recovery-key-file, --keyfile or LAMELLA_PASSPHRASE_FILE") from None
+        written = re.fullmatch(r"\s*(\w{4}-){13}\w{4}\s*", answer)
+        given = [(RECOVERY_KEY if written else PASSPHRASE, answer, False)]
     kind, value, is_path = given[0]
     if not is_path:
         return kind, secret_in(kind, os.fsencode(value))
@@ -2128,5 +2133,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: neither a core dump nor a debugger shows the keys
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main(sys.argv[1:]))

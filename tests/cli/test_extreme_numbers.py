@@ -122,7 +122,7 @@ def test_every_command_bears_every_number(tmp_path: Path, capsys: pytest.Capture
     target = tmp_path / "out.img"
     assert world.run("restore", world.first, "--to", str(target)) == 0
     assert target.read_bytes() == world.image.read_bytes()
-    for words in (("list",), ("info",), ("needs", "disk@extreme")):
+    for words in (["list"], ["info"], ["needs", "disk@extreme"]):
         code = rescue.main(["--repo", str(world.store), "--keyfile", str(tmp_path / "key"), *words])
         out, err = capsys.readouterr()
         assert "internal error" not in err and code in {0, 4}, (words, code, err)

@@ -58,7 +58,9 @@ class Peer:
         os.write(1, b"LMLSERV1")
         while True:
             length, kind, request = struct.unpack("<IBI", hear(9))
-            self.answer(kind, request, hear(length))
+            payload = hear(length)
+            if self.lie != "holding" or kind in {HELLO, TICK}:
+                self.answer(kind, request, payload)
 
     def answer(self, kind: int, request: int, payload: bytes) -> None:
         """One request."""
@@ -118,6 +120,10 @@ class Peer:
             return
         content = content[offset:] if length == (1 << 64) - 1 else content[offset : offset + length]
         self.flood(request)
+        while self.lie == "slow" and content:
+            time.sleep(1)
+            say(DATA, request, content[:2500])
+            content = content[2500:]
         frames = {
             "silent": [],
             "large-frame": [(DATA, request, bytes(MAX_DATA + 1))],
@@ -139,6 +145,9 @@ class Peer:
         while self.lie == "ticking":
             say(TOCK, 0)
             time.sleep(0.01)
+        while self.lie == "trickling":
+            say(DATA, request, b"x")
+            time.sleep(0.1)
         if self.lie == "huge-frame":
             say(DATA, request, b"x", length=1 << 31)
         if self.lie == "cut":

@@ -161,6 +161,25 @@ def test_no_answer_ends_the_wait_for_every_thread(connect: Connect, lie: str, mo
     assert store._link.failed
 
 
+@pytest.mark.parametrize("lie", ["holding", "trickling"])
+def test_a_server_that_holds_a_request_is_left(connect: Connect, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that it is alive, and answers nothing, or so little that the answer never ends."""
+    monkeypatch.setattr(link, "IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(link, "STALLED_SECONDS", 5.0 if lie == "trickling" else 600.0)
+    monkeypatch.setattr(frames, "TICK_SECONDS", 0.2)
+    monkeypatch.setattr(link, "_POLL_SECONDS", 0.1)
+    for ask in (_read,) if lie == "trickling" else (_read, _look, _list):
+        store = connect(lie)
+        with pytest.raises(StoreUnavailable, match="did not"):
+            ask(store)
+        assert store._link.failed
+
+
+def test_a_slow_answer_that_goes_on_is_waited_for(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "IDLE_SECONDS", 2.0)
+    assert connect("slow").get(OBJECT) == b"0123456789" * 1000
+
+
 def test_a_silent_peer_is_noticed_while_nobody_asks(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is held would be lost at the far side: this side must know first."""
     monkeypatch.setattr(frames, "SILENCE_SECONDS", 1.0)

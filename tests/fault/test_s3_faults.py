@@ -304,7 +304,7 @@ class EndingStore(RetryingStore):
         self._left = call
         self._after = after
 
-    def _repeated(self, call: Callable[[], T]) -> T:
+    def _through(self, call: Callable[[], T]) -> T:
         self._left -= 1
         if self._left <= 0 and not (self._left == 0 and self._after):
             raise Ended

@@ -18,6 +18,8 @@ MODULES = (
     "base.names",
     "base.signed",
     "base.trust",
+    "run.beside",
+    "run.holders",
     "run.pipeline",
     "stores.base",
     "stores.local.directory",
