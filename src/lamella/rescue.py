@@ -13,19 +13,6 @@ The program asks for the passphrase; -h shows which other secrets it accepts. If
 Exit codes: 0 done, 1 failed, 2 wrong use, 4 no such volume or snapshot, 10 no repository, 12 wrong key, 20 damage (what
 could be restored is in FILE.lamella-partial), 21 history is missing (there may be newer snapshots), 130 interrupted.
 
-The parts, in the order of this file:
-
-    foundations   a safe start, exit codes, warnings, taking bytes apart
-    cryptography  HKDF here; AES-GCM, ChaCha20-Poly1305 and Ed25519 from libcrypto
-    compression   zlib and zstd, checked before they are decoded
-    objects       the repository directory and its marker
-    keys          from a secret to the keys of the repository or of one domain
-    packs         containers of sealed blobs, and where each blob lies
-    commits       the signed log: commits, their checkpoints, their order
-    history       what all commits say together, and what is missing of them
-    restoring     the tree of a volume, written to a file and compared
-    commands      list, info, restore, needs
-
 Written from docs/FORMAT.md alone, sharing no code with Lamella; [FORMAT n] names a section of that document.
 """
 
@@ -1005,7 +992,7 @@ class CommitReader:
     def _entries(self, writer: bytes, c: Cursor) -> Iterator[tuple[Commit, int, bytes]]:
         """The entries in the segments that a checkpoint names, then those that it holds itself."""
         size = count = 0
-        for content in [*self._segments(c.many(c.number(4), ID + 32)), c.take(c.left())]:
+        for content in self._parts(c.many(c.number(4), ID + 32), c.take(c.left())):
             c, size = Cursor(content), size + len(content)
             while c.left():
                 count += 1
@@ -1015,8 +1002,9 @@ class CommitReader:
                 require(author.seq > 0 and kind != CHECKPOINT, "an entry that no commit can have made")
                 yield author, kind, value
 
-    def _segments(self, wanted: list[bytes]) -> Iterator[bytes]:
-        """The contents of a checkpoint's segments; wanted: the id of each, and the pack in which it was put."""
+    def _parts(self, wanted: list[bytes], rest: bytes) -> Iterator[bytes]:
+        """The contents of a checkpoint's segments (the id of each, and the pack in which it was put), and the rest."""
+        require(len(wanted) <= SEGMENTS_MAX, "too many segments")
         blobs = Blobs(self._repo, CATALOGUE)
         for segment in wanted:
             blobs.scan_pack(segment[ID:])
@@ -1027,6 +1015,7 @@ class CommitReader:
             content = blobs.read(SEGMENT, segment[:ID], 8, PART_MAX)
             require(content[:8] == b"\x01" + bytes(7), "unknown version of a segment")
             yield content[8:]
+        yield rest
 
 
 def directory_proof(box: bytes) -> bytes:
@@ -1170,12 +1159,6 @@ def one_of(*numbers: int) -> Callable[[Cursor], None]:
     return lambda c: require(c.number(1) in numbers, "an unknown value")
 
 
-def few_segments(c: Cursor) -> None:
-    """The segments that CHECKPOINT names, and the entries after them."""
-    require(len(c.many(c.number(4), ID + 32)) <= SEGMENTS_MAX, "too many segments")
-    c.take(c.left())
-
-
 def lost_parts(c: Cursor) -> None:
     """The parts that LOST names: ranges that ascend, are not empty and do not touch, and their possible sum."""
     lost, count = c.number(8), c.number(4)
@@ -1193,7 +1176,7 @@ LAYOUTS: dict[int, tuple[Any, ...]] = {
     CONFIRM: ((4, 40),),
     TAG: (40, one_of(1, 2), Cursor.text, 64),
     RENAME: (16, Cursor.text, 64),
-    CHECKPOINT: ((4, 40), few_segments),
+    CHECKPOINT: ((4, 40), (4, ID + 32), lambda c: c.take(c.left())),
     FORK_SEEN: (24, (1, 32)),
     **dict.fromkeys((AUDITED, FORGO), (120,)),
     **dict.fromkeys((REMOVE, REMOVE_LAST), ((4, 40), 64)),
@@ -1220,11 +1203,10 @@ def parse_snapshot(record: Record, c: Cursor, keep_packs: bool) -> Snapshot:
     documents = [(c.text(), c.number(8), c.many(c.number(2), ID)) for _ in range(c.number(2))]
     packs = c.many(c.number(4), 32)
     inner = sorted(kind for kind, _ in records_of(c))
-    require(domain_id != CATALOGUE and not flags and 16 <= log2 <= 22, "ADD_SNAP with impossible values")
     fit = all(len(parts) == -(-size // (PART_MAX - 8)) for _, size, parts in documents)
     require(fit and sum(size for _, size, _ in documents) <= TOTAL_MAX, "documents of impossible sizes")
-    fit = consistency <= max(CONSISTENCY) and len(packs) <= PACKS_MAX and size < 1 << 63
-    require(fit, "ADD_SNAP with impossible values")
+    fit = consistency <= max(CONSISTENCY) and len(packs) <= PACKS_MAX and size < 1 << 63 and 16 <= log2 <= 22
+    require(fit and domain_id != CATALOGUE and not flags, "ADD_SNAP with impossible values")
     tree = Tree(name, volume_id, domain_id, root, size, log2)
     ref = record.commit.writer + u64(record.commit.seq) + snap_id
     kept = packs if keep_packs else []
