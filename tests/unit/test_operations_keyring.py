@@ -11,16 +11,18 @@ from lamella.base.errors import KeyRefused, NothingMatched, StoreError, UsageErr
 from lamella.base.ids import DomainId
 from lamella.base.signed import slot_message
 from lamella.base.trust import Clear
-from lamella.crypto.new_slots import new_recovery_key, wrap
+from lamella.crypto.new_slots import wrap
+from lamella.crypto.recovery import new_recovery_key
 from lamella.crypto.sign import sign
 from lamella.crypto.slots import Secret, key_file, passphrase
 from lamella.format.keyslot import MAX_PASSPHRASES, MAX_SLOTS, MIN_LOG_N, SIZE
-from lamella.operations.keyring import add_slot, list_slots, remove_slot, slots_of
+from lamella.operations.keyring import SlotRow, add_slot, ignored_text, list_slots, remove_slot, slots_of
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
 from lamella.repository.slots import unlock
 from lamella.stores.base import Store
 from lamella.stores.wrap.wrapper import Wrapper
+from lamella_kit.fault_store import FaultStore, Method
 from tests.unit.small_repository import ADMIN, WRITER, Small
 
 NEW = key_file(b"n" * 40)
@@ -48,6 +50,11 @@ def opens(small: Small, secret: Secret) -> bool:
     except KeyRefused:
         return False
     return True
+
+
+def list_slots_of(small: Small) -> list[SlotRow]:
+    with small.opened() as repo:
+        return list_slots(repo)
 
 
 def test_the_slots_are_listed(small: Small) -> None:
@@ -131,18 +138,18 @@ def test_a_slot_that_no_admin_signed_is_never_tried(small: Small, by: str) -> No
     with small.opened() as repo:
         mark, bundle = repo.keys.marker, repo.keys.bundle
     slot = wrap(mark, NEW, bundle, admin=True)
-    message = slot_message(mark.root, slot.signed_part)
+    message = slot_message(mark.root, slot.encode())
     signature = {
         "nobody": bytes(64),
         "a writer": sign(bundle.enrol_seed, message),
-        "another repository": sign(bundle.prune_seed or b"", slot_message(bytes(32), slot.signed_part)),
+        "another repository": sign(bundle.prune_seed or b"", slot_message(bytes(32), slot.encode())),
     }[by]
     planted = replace(slot, signature=signature)
     small.store.put(planted.name, planted.encode())
     assert not opens(small, NEW)
     with small.opened() as repo:
         assert planted.name not in {row.name for row in list_slots(repo)}
-        assert slots_of(repo).remark == f"1 object in keys/ that no admin signed, ignored: {planted.name}"
+        assert ignored_text(slots_of(repo)) == f"1 object in keys/ that no admin signed, ignored: {planted.name}"
         assert flagged(repo) == [planted.name]
     small.store.put(slot.name, slot.encode())
     assert opens(small, NEW)
@@ -233,3 +240,38 @@ def test_no_more_passphrases_than_are_tried(small: Small) -> None:
 
 def test_the_same_secret_of_another_type_does_not_open(small: Small) -> None:
     assert not opens(small, Secret(new_recovery_key().type, ADMIN.value))
+
+
+# -- what fails on the way --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", range(4))
+@pytest.mark.parametrize("method", ["put", "sync", "delete", "get", "list"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_slot_that_was_not_recorded_does_not_stay(small: Small, method: Method, after: int, lost: bool) -> None:
+    """Wherever a call fails, or only its answer is lost: a new secret opens the repository if `add_slot` says so."""
+    store = FaultStore(small.store)
+    with small.opened(store=store) as repo:
+        fault = store.lose_reply if lost and method != "list" else store.fail
+        fault(method, StoreError("a bad moment"), after=after)
+        try:
+            add_slot(repo, NEW, admin=True)
+            added = True
+        except StoreError as error:
+            added = False
+            assert "may have stayed" not in error.hint
+    with small.opened() as repo:
+        assert [row.name for row in list_slots(repo) if not row.recorded] == []
+        assert flagged(repo) == []
+    assert opens(small, NEW) == added
+
+
+def test_a_slot_that_cannot_be_taken_back_is_named(small: Small) -> None:
+    store = FaultStore(small.store)
+    with small.opened(store=store) as repo:
+        store.fail("put", StoreError("a bad moment"), after=1)
+        store.fail("delete", StoreError("a bad moment"))
+        with pytest.raises(StoreError, match="a bad moment") as caught:
+            add_slot(repo, NEW, admin=True)
+    (name,) = [row.name for row in list_slots_of(small) if not row.recorded]
+    assert f"lamella key remove {name.removeprefix('keys/')}" in caught.value.hint

@@ -54,6 +54,7 @@ DEFAULTS: dict[str, Any] = {
     "debug": False,
     "lock_wait": 0.0,
     "limit_rate": None,
+    "ssh_command": None,
     "if_available": False,
     "keyfile": None,
     "recovery_key_file": None,
@@ -169,6 +170,7 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
         type=_rate,
         help="transfer at most RATE bytes a second to and from REPO, for example 5M",
     )
+    add("--ssh-command", metavar="COMMAND", help="reach ssh:// repositories by COMMAND instead of ssh")
     add(
         "--expect",
         metavar="FINGERPRINT",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +21,14 @@ def read_file(path: str | Path, limit: int) -> bytes:
     if len(content) > limit:
         raise UsageError(f"{path} has more than {limit} bytes", obj=str(path))
     return content
+
+
+def warn_if_readable(path: str, warn: Callable[[str], None]) -> None:
+    """Warn of a file with a secret in it that other users can read."""
+    with suppress(OSError):  # whoever reads it says why that fails
+        status = Path(path).stat()
+        if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            warn(f"other users can read {path}, which holds a secret; run: chmod go-rwx {path}")
 
 
 def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:

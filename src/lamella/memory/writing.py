@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from lamella.base.durable import write_durably
+from lamella.base.durable import make_private, write_durably
 from lamella.base.errors import Locked, RepositoryError
 from lamella.memory.encoding import encode
 
@@ -28,7 +28,7 @@ def held_file(path: Path, wait_seconds: float, busy: str) -> Iterator[None]:
     Raises Locked with the text `busy`, RepositoryError if the file cannot be made.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise RepositoryError(f"cannot create {path}: {error.strerror}", obj=str(path)) from error
@@ -47,7 +47,11 @@ def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
             return
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise Locked(busy, hint="try again later, or wait with --lock-wait SECONDS") from None
+                from lamella.run.holders import holder_of  # only for the one who does not get the lock
+
+                raise Locked(
+                    busy + holder_of(descriptor), hint="try again later, or wait with --lock-wait SECONDS"
+                ) from None
             time.sleep(0.05)
 
 
@@ -65,7 +69,7 @@ def _changing(memory: HostMemory) -> Iterator[None]:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file durably. Raises RepositoryError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(path.parent)
         write_durably(path, content)
     except OSError as error:
         raise RepositoryError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error

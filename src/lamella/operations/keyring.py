@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamella.base.errors import NothingMatched, UsageError
+from lamella.base.errors import LamellaError, NothingMatched, UsageError
 from lamella.base.ids import DomainId
 from lamella.crypto.new_slots import DEFAULT_LOG_N, wrap
 from lamella.crypto.slots import Secret
@@ -16,6 +16,7 @@ from lamella.repository.create import file_record
 from lamella.repository.repository import Repository
 from lamella.repository.slots import Slots, read_slots
 
+_MOST_NAMED = 5
 _REMOVE = "remove one: lamella key remove"
 TYPE_WORDS = {1: "passphrase", 2: "recovery key", 3: "key file"}
 
@@ -34,9 +35,16 @@ class SlotRow:
 def slots_of(repo: Repository) -> Slots:
     """The slots that count, and what is ignored. Raises StoreError, also where one cannot be read."""
     slots = read_slots(repo.store, repo.keys.marker)
-    if slots.unreadable is not None:
-        raise slots.unreadable
+    if slots.unreadable:
+        raise slots.unreadable[0]
     return slots
+
+
+def ignored_text(slots: Slots) -> str:
+    """One line about what lies in keys/ and counts for nothing; empty if there is nothing."""
+    count, more = len(slots.ignored), ", ..." if len(slots.ignored) > _MOST_NAMED else ""
+    what = f"{count} object{'' if count == 1 else 's'} in keys/ that no admin signed, ignored"
+    return f"{what}: {', '.join(slots.ignored[:_MOST_NAMED])}{more}" if count else ""
 
 
 def list_slots(repo: Repository, slots: Slots | None = None) -> list[SlotRow]:
@@ -92,11 +100,32 @@ def add_slot(repo: Repository, secret: Secret, *, admin: bool, log_n: int = DEFA
         raise UsageError(f"at most {MAX_PASSPHRASES} of the key slots are for passphrases", hint=_REMOVE)
     slot = wrap(repo.keys.marker, secret, repo.keys.bundle, admin=admin, log_n=log_n)
     content = slot.encode()
-    repo.store.put(slot.name, content)
-    repo.store.sync()
-    repo.publish([file_record(slot.name, content)])
-    repo.reload()
+    try:
+        repo.store.put(slot.name, content)
+        repo.store.sync()
+        repo.publish([file_record(slot.name, content)])
+        repo.reload()
+    except (LamellaError, KeyboardInterrupt) as error:
+        if not _recorded_after_all(repo, slot.name, error):
+            raise
     return slot.name
+
+
+def _recorded_after_all(repo: Repository, name: str, error: BaseException) -> bool:
+    """Whether the record of a slot is there although publishing failed; else the slot is taken back.
+
+    A slot without a record would open the repository, and nobody would know of it.
+    """
+    try:
+        repo.reload()
+        if name in repo.catalogue.files:
+            return isinstance(error, LamellaError)
+        repo.store.delete(name)
+        repo.store.sync()
+    except LamellaError:
+        if isinstance(error, LamellaError):
+            error.hint = f"the new slot may have stayed: see lamella key list, and lamella key remove {name[5:]}"
+    return False
 
 
 def remove_slot(repo: Repository, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 from typing import Final
 
 from lamella.base.errors import UsageError
@@ -18,7 +19,10 @@ _UNNAMED: Final = "volume"
 def split_name(text: str) -> tuple[str | None, str]:
     """Split `NAME=SOURCE`; without a valid NAME before the first `=`, everything is the source."""
     name, equals, source = text.partition("=")
-    return (name, source) if equals and not _fault_in(name) else (None, text)
+    fault = _fault_in(name) if equals else ""
+    if fault and (source.startswith(("/", "lvm:")) or Path(source).exists()) and not Path(text).exists():
+        raise UsageError(f"not a volume name: {fault}", obj=name, hint="write NAME=SOURCE, or ./ before a path with =")
+    return (name, source) if equals and not fault else (None, text)
 
 
 def check_name(name: str) -> str:

@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--domain",
         metavar="NAME",
-        help="share chunks and keys with the volumes of this domain (first backup of a volume only)",
+        help="deduplicate across all volumes of this domain, which share keys; without it a volume shares no data with "
+        "others (first backup of a volume only)",
     )
     parser.add_argument(
         "--chunk-size",
@@ -344,7 +345,7 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
             missing = missing and not Path(place).exists()
             requests.append(FailedRequest(name or name_from(Path(place).stem), error.message))
         else:
-            requests.append(Request(name, source))
+            requests.append(Request(name, source, None if context.args.domain else context.config.backup.domain))
     if len(errors) == len(requests):
         kind = NothingMatched if missing else LamellaError
         more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""

@@ -49,7 +49,8 @@ def run(context: Context) -> int:
     checks = _checks(context)
     removed, found = _checkpoints(context, checks)
     for check in checks:
-        out.line(f"{'ok     ' if check.ok else 'TROUBLE'}  {check.name}: {check.message}")
+        tell = out.line if check.ok else out.answer
+        tell(f"{'ok     ' if check.ok else 'TROUBLE'}  {check.name}: {check.message}")
     now = now_ms()
     for one in removed:
         out.line(f"removed  {_shown(one, now)}")

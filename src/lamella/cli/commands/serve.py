@@ -6,8 +6,8 @@ import argparse
 import re
 
 from lamella.base.errors import UsageError
+from lamella.cli.amounts import budget
 from lamella.cli.context import Context
-from lamella.cli.values import size
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.guarded import GuardedStore
 from lamella.stores.pipe.server import Server
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve the directory NAME below PATH, and create it if it is missing",
     )
     parser.add_argument(
-        "--quota", metavar="SIZE", type=size, help="refuse writes that would take the sum of all objects above SIZE"
+        "--quota", metavar="SIZE", type=budget, help="refuse writes that would take the sum of all objects above SIZE"
     )
 
 

@@ -81,7 +81,7 @@ def _destination(store: Store) -> Iterator[Check]:
 
 def _repository(host: Host, store: Store, secret: Secret, expected: str | None) -> Iterator[Check]:
     try:
-        with Repository.open(store, secret, host, stored=True) as repo:
+        with Repository.open(store, secret, host, whole=True, stored=True) as repo:
             require_fingerprint(repo, expected)
             role = "a writer's" if repo.keys.prune_seed is None else "an admin's"
             yield Check("secret", True, f"the secret opens {role} slot")

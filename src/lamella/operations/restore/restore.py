@@ -99,7 +99,8 @@ class RestorePlan:
         elif self.replaces:
             how = f"{self.target} is replaced once the restored volume has been compared"
         else:
-            how = f"{self.target} is created"
+            link = self.target.is_symlink()
+            how = f"{self.target.resolve()} is created" + (f", to which {self.target} leads" if link else "")
         return [
             f"restore {self._selected.text}: {shown(self.size)}, of which at most {shown(self.data_bytes)} are data",
             how,

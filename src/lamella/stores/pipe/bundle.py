@@ -19,6 +19,8 @@ MODULES = (
     "base.signed",
     "base.trust",
     "run.beside",
+    "run.holders",
+    "run.pipeline",
     "stores.base",
     "stores.local.directory",
     "stores.local.flock",

@@ -74,6 +74,8 @@ class GuardedStore:
 
     def _put(self, name: str, content: bytes | memoryview, put: Callable[[], None]) -> None:
         checked_name(name)
+        if self._append_only and names.part_of(name) is None and name != names.PROBE:
+            raise StoreRefused("a repository has no object of this name, and what is put here stays for ever", obj=name)
         if self._append_only and name.startswith(names.KEYS) and self._has(names.MARKER):
             raise StoreRefused("no key slots can be added here: its owner adds them at the place itself", obj=name)
         if self._received is not None and self._inner.abilities.write:
