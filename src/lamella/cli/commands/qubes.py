@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamella.base.errors import NothingMatched, UsageError
-from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
+from lamella.cli.actions import add_actions
+from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.shown import shown_bytes
@@ -122,7 +123,7 @@ def _admin(context: Context) -> Admin:
 
 
 def _backup(context: Context) -> int:
-    from lamella.cli.backup_report import plan_shown, result_shown
+    from lamella.cli.backup_report import result_shown
     from lamella.cli.output import INCOMPLETE
     from lamella.qubes.backup import plan_qubes
     from lamella.qubes.inventory import Inventory, QubeChoice, chosen
@@ -140,6 +141,8 @@ def _backup(context: Context) -> int:
         for left_out in plan.excluded:
             out.say(f"{left_out}: left out, as you asked")
         if args.dry_run:
+            from lamella.cli.dry_run import plan_shown
+
             out.document(plan_shown(out, plan.backup))
             return INCOMPLETE if plan.backup.failed else 0
         result = plan.execute(out.report)
