@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lamella.base.errors import Absent, LamellaError, NothingMatched, SourceError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
-from lamella.cli.backup_report import plan_shown, result_shown, say_plan
+from lamella.cli.backup_report import result_shown, say_plan
 from lamella.cli.context import Context
 from lamella.cli.destination import DestinationContext, named_destinations
 from lamella.cli.output import INCOMPLETE
@@ -243,6 +243,8 @@ def _shown(one: _BackupDestination, several: bool) -> dict[str, object]:
             said = result_shown(out, one.result)
             said.update(_pruned(one, one.result))
         elif one.plan is not None and one.error is None:
+            from lamella.cli.dry_run import plan_shown
+
             said = plan_shown(out, one.plan)
     if one.error is not None and several:
         error = one.error
