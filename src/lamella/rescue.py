@@ -794,6 +794,10 @@ class Blobs:
         self._open: dict[bytes, tuple[int, Container]] = {}  # the packs used last, with their descriptors
         self.bad_packs: set[bytes] = set()
 
+    def __del__(self) -> None:
+        for held, _ in self._open.values():
+            os.close(held)
+
     def scan(self) -> "Blobs":
         """Read the head of every pack, and remember where the blobs of this domain lie."""
         for number, name in enumerate(self._repo.store.packs(self._repo.report)):
@@ -1240,7 +1244,8 @@ def parse_snapshot(record: Record, c: Cursor, keep_packs: bool) -> Snapshot:
     require(domain_id != CATALOGUE and not flags and 16 <= log2 <= 22, "ADD_SNAP with impossible values")
     fit = all(len(parts) == -(-size // (PART_MAX - 8)) for _, size, parts in documents)
     require(fit and sum(size for _, size, _ in documents) <= TOTAL_MAX, "documents of impossible sizes")
-    require(consistency <= max(CONSISTENCY) and len(packs) <= PACKS_MAX, "ADD_SNAP with impossible values")
+    fit = consistency <= max(CONSISTENCY) and len(packs) <= PACKS_MAX and size < 1 << 63
+    require(fit, "ADD_SNAP with impossible values")
     tree = Tree(name, volume_id, domain_id, root, size, log2)
     ref = record.commit.writer + u64(record.commit.seq) + snap_id
     kept = packs if keep_packs else []
@@ -1571,7 +1576,8 @@ class History:
 
     def volumes(self, removed: bool = False) -> dict[bytes, Volume]:
         """All volumes by volume_id, in the order of their names; with removed, removed snapshots are among theirs."""
-        snapshots: dict[bytes, list[Snapshot]] = {volume_id: [] for volume_id in self.records.namings}
+        namings = self.records.namings.items()
+        snapshots: dict[bytes, list[Snapshot]] = {v: [] for v, names in namings if any(one.domain_id for one in names)}
         for s in self.records.snapshots.values():
             if removed or self.stands(s):
                 snapshots.setdefault(s.tree.volume_id, []).append(s)
@@ -1678,7 +1684,7 @@ class Walk:
         self._chunks = -(-tree.size >> tree.log2)
         depths = range(1, DEPTH_MAX + 1)
         self._depth = next((depth for depth in depths if FANOUT**depth >= max(1, self._chunks)), 0)
-        if not self._depth or tree.size >> 63:
+        if not self._depth:
             raise Problem(DAMAGE, f"impossible size of a volume: {tree.size}")
 
     def extents(self) -> Iterator[Extent]:

@@ -11,10 +11,12 @@ import pytest
 
 from lamella.base.errors import LamellaError, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.base.trust import Sealed
+from lamella.stores import base
 from lamella.stores.pipe import frames, link
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
+from lamella.stores.wrap.retrying import RetryingStore
 from lamella_kit.store_reading import listed, outcomes
 
 PEER = Path(__file__).with_name("pipe_peer.py")
@@ -81,6 +83,9 @@ LIES = [
     ("short", lambda store: store.get(OBJECT, 0, 10_000), False),
     ("empty-pages", _list, True),
     ("torn-page", _list, True),
+    ("unasked-pages", _list, True),
+    ("repeated-pages", _list, True),
+    ("falling-names", _list, True),
     ("bad-name", _list, False),
     ("other-names", _list, False),
 ]
@@ -132,13 +137,13 @@ def test_another_version_is_refused(connect: Connect) -> None:
 
 
 def test_an_endless_listing_takes_no_memory_and_ends(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "MAX_LISTED", 300_000)
-    store = connect("endless-list")
+    monkeypatch.setattr(base, "MOST_PACKS", 300_000)
+    store = RetryingStore(connect("endless-list"))
     with pytest.raises(StoreError, match="more than"):
         for _ in store.list("p/"):
             pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    again = connect("endless-list")
+    again = RetryingStore(connect("endless-list"))
     with pytest.raises(StoreError, match="more than"):
         for _ in again.list("p/"):
             pass

@@ -45,6 +45,7 @@ from tests.unit import rescue_writer as rw
 SECONDS, MEBIBYTES = 20, 512
 """What one case may take, at most: wall time on a busy machine, and memory beyond what the process had."""
 REFUSED = "refused"
+_SHOWN_EVERY = 5000
 Read = tuple[int, str] | str
 """The size and a hash of what was read, or REFUSED."""
 
@@ -171,7 +172,17 @@ def by_rescue(objects: dict[str, bytes], place: Path) -> View:
         view.salvages = any(one.bad_packs for one in blobs.values())
     except rescue.Problem:
         view.refused = True
+    finally:
+        _close_all(repo)
     return view
+
+
+def _close_all(place: Path) -> None:
+    """Close the directory: the program that `rescue.py` is leaves that to its end."""
+    for link in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):
+            if link.readlink() == place:
+                os.close(int(link.name))
 
 
 def _seen_by_rescue(history: Any, volume: str, one: Any, blobs: Any, report: Any) -> Seen:  # noqa: ANN401
@@ -400,9 +411,15 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=100_000)
     args = parser.parse_args()
     begun = time.monotonic()
-    counts, wrong = run(args.seed, args.cases)
-    for text in wrong[:200]:
-        print(text[:2000])
+    counts: Counter[str] = Counter()
+    wrong: list[str] = []
+    for first in range(args.seed, args.seed + args.cases, _SHOWN_EVERY):
+        some, found = run(first, min(_SHOWN_EVERY, args.seed + args.cases - first))
+        counts += some
+        wrong += found
+        for text in found[:200]:
+            print(text[:2000])
+        print(f"{sum(counts.values())} cases, {len(wrong)} differences", flush=True)
     print(
         f"seed {args.seed}, {sum(counts.values())} cases in {time.monotonic() - begun:.0f} s: {len(wrong)} differences"
     )

@@ -182,7 +182,7 @@ DOCUMENTS = st.builds(_document, TEXT, few(CHUNK_IDS), st.integers(1, records.DO
 ADD_SNAPS = st.builds(
     records.AddSnap,
     snap_id=exactly(16).map(SnapId), volume_id=VOLUMES, domain_id=DOMAINS, chunk_log2=st.integers(16, 22),
-    consistency=st.integers(0, 4), size=U64, root=CHUNK_IDS, time_ms=U64, parent=REFS, name=TEXT,
+    consistency=st.integers(0, 4), size=st.integers(0, 2**63 - 1), root=CHUNK_IDS, time_ms=U64, parent=REFS, name=TEXT,
     documents=few(DOCUMENTS), packs=few(exactly(32)), inner=few(RAW),
 )  # fmt: skip
 IDS, PACKS = exactly(16), few(exactly(32))

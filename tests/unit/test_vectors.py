@@ -16,7 +16,7 @@ from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
 from lamella.base.signed import commit_message, enrolled_by
 from lamella.base.trust import Opened
-from lamella.crypto import chunk_id, new_slots, seal, sign, slots
+from lamella.crypto import chunk_id, recovery, seal, sign, slots
 from lamella.crypto.derive import Bundle, DomainKeys, Keys
 from lamella.format import commit, compression, container, document, inner, keyslot, known, marker, node, records
 from lamella.format.container import Kind
@@ -68,8 +68,8 @@ def test_slot_opens(row: Json) -> None:
 @pytest.mark.parametrize("row", VECTORS["recovery"])
 def test_recovery_text(row: Json) -> None:
     secret = slots.Secret(keyslot.SlotType.RECOVERY, unhex(row["key"]))
-    assert new_slots.recovery_text(secret) == row["text"]
-    assert slots.recovery_key(row["text"]) == secret
+    assert recovery.recovery_text(secret) == row["text"]
+    assert recovery.recovery_key(row["text"]) == secret
 
 
 @pytest.mark.parametrize("row", VECTORS["keys"])

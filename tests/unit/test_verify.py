@@ -17,6 +17,7 @@ from lamella.crypto.chunk_id import identifier
 from lamella.crypto.seal import PackSealer, new_salt
 from lamella.format.container import Kind
 from lamella.format.records import Run, RunVolume, raw
+from lamella.memory.verdict_changes import forget_damage, record
 from lamella.memory.verdicts import Verdicts, VolumeVerdict
 from lamella.operations.backup.story import FailedRequest, Request, plan_backup
 from lamella.operations.look.listing import volumes
@@ -222,7 +223,7 @@ def test_bad_news_stays_until_a_look_as_deep(small: Small, tmp_path: Path) -> No
         volume_id = VolumeId(b"v" * 16)
 
         def say(time_ms: int, level: str, result: str) -> str:
-            verdicts.record([(volume_id, VolumeVerdict(time_ms, level, result, 1, "x", 0))])
+            record(repo.memory, [(volume_id, VolumeVerdict(time_ms, level, result, 1, "x", 0))])
             found = verdicts.of(volume_id)
             return "" if found is None else f"{found.level} {found.result}"
 
@@ -242,7 +243,7 @@ def test_bad_news_stays_until_a_look_as_deep(small: Small, tmp_path: Path) -> No
         assert say(14, "structure", "damaged") == "structure damaged"
         assert say(15, "structure", "ok") == "full ok", "it compared the same references"
         assert say(16, "sample", "damaged") == "sample damaged"
-        verdicts.forget_damage([volume_id])
+        forget_damage(repo.memory, [volume_id])
         found = verdicts.of(volume_id)
         assert found is not None
         assert found.result != "damaged"

@@ -6,6 +6,7 @@ The far side of a pipe uses this module as well: it runs on Python 3.8. Whoever 
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -34,14 +35,9 @@ class Trailer(NamedTuple):
     signature: bytes
 
 
-def root_of(marker: bytes) -> bytes:
-    """R, from the marker's bytes: the 32 bytes that salt every derivation, and are in every signature."""
-    return hashlib.sha256(marker[:9] + b"\0" + marker[10:]).digest()
-
-
 def signers_of(marker: bytes) -> Signers:
-    """Whose signatures the marker's bytes name."""
-    return Signers(root_of(marker), marker[32:64], marker[64:96])
+    """R and the two keys, from the marker's bytes."""
+    return Signers(hashlib.sha256(marker[:9] + b"\0" + marker[10:]).digest(), marker[32:64], marker[64:])
 
 
 def writer_of(public: bytes) -> bytes:
@@ -56,8 +52,8 @@ def trailer_of(content: bytes) -> Trailer:
 
 
 def slot_message(root: bytes, slot: bytes) -> bytes:
-    """What the signature at the end of a key slot covers; `slot` is all before it."""
-    return b"lamella/1 slot\0" + root + slot
+    """What the signature at the end of a key slot covers."""
+    return b"lamella/1 slot\0" + root + slot[:-64]
 
 
 def enrolment_message(root: bytes, public: bytes) -> bytes:
@@ -71,6 +67,7 @@ def commit_message(root: bytes, writer: bytes, seq: int, trailer: Trailer) -> by
     return b"lamella/1 commit\0" + place + trailer.public + trailer.enrolment + trailer.container
 
 
+@lru_cache(maxsize=256)
 def enrolled_by(signers: Signers, public: bytes, enrolment: bytes, verified: Verify) -> bytes | None:
     """Which of the repository's two keys enrolled this writer: the public key; None if neither did."""
     message = enrolment_message(signers.root, public)
@@ -83,5 +80,5 @@ def trailer_fault(signers: Signers, writer: bytes, seq: int, trailer: Trailer, v
         return "a commit with another writer's key"
     if enrolled_by(signers, trailer.public, trailer.enrolment, verified) is None:
         return "a commit of a writer that nobody enrolled"
-    message = commit_message(signers.root, writer, seq, trailer)
-    return "" if verified(trailer.public, trailer.signature, message) else "a commit whose signature does not verify"
+    signed = verified(trailer.public, trailer.signature, commit_message(signers.root, writer, seq, trailer))
+    return "" if signed else "a commit whose signature does not verify"

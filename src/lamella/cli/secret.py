@@ -156,7 +156,9 @@ def from_key_file(path: str) -> Secret:
 
 
 def _from_recovery_file(path: str) -> Secret:
-    return slots.recovery_key(_content(path, _MAX_PASSPHRASE).decode("ascii", "replace"))
+    from lamella.crypto.recovery import recovery_key  # only where one is given
+
+    return recovery_key(_content(path, _MAX_PASSPHRASE).decode("ascii", "replace"))
 
 
 def _content(path: str, limit: int) -> bytes:

@@ -39,7 +39,8 @@ def ask_secret(prompt: str) -> str:
 
 def ask_existing_secret(prompt: str) -> Secret:
     """A passphrase, or a recovery key in the form in which the sheet shows it. Raises KeyRefused, UsageError."""
-    from lamella.crypto.slots import passphrase, recovery_key
+    from lamella.crypto.recovery import recovery_key
+    from lamella.crypto.slots import passphrase
 
     text = ask_secret(prompt)
     if len("".join(text.replace("-", " ").split())) == _RECOVERY_CHARACTERS:

@@ -1,8 +1,7 @@
-"""Making a repository's keys, key slots and recovery keys (FORMAT 2, 3)."""
+"""Making a repository's keys and key slots (FORMAT 2, 3)."""
 
 from __future__ import annotations
 
-import base64
 import os
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from lamella.base.ids import RepoId
 from lamella.base.signed import slot_message
 from lamella.crypto.derive import Bundle, hkdf, prf
 from lamella.crypto.sign import public_of, sign
-from lamella.crypto.slots import Secret, checksum, slot_kek
+from lamella.crypto.slots import Secret, slot_kek
 from lamella.format.keyslot import MAX_LOG_N, MIN_LOG_N, KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 
@@ -24,17 +23,6 @@ def new_keys(id_alg: int) -> tuple[Marker, Bundle]:
     prune, enrol = os.urandom(32), os.urandom(32)
     mark = Marker(RepoId(os.urandom(16)), public_of(prune), public_of(enrol), id_alg)
     return mark, Bundle(os.urandom(32), enrol, prune)
-
-
-def new_recovery_key() -> Secret:
-    """A fresh random recovery key."""
-    return Secret(SlotType.RECOVERY, os.urandom(32))
-
-
-def recovery_text(secret: Secret) -> str:
-    """A recovery key as 14 groups of 4 characters."""
-    text = base64.b32encode(secret.value + checksum(secret.value)).decode("ascii")
-    return "-".join(text[start : start + 4] for start in range(0, len(text), 4))
 
 
 def wrap(marker: Marker, secret: Secret, bundle: Bundle, *, admin: bool, log_n: int = DEFAULT_LOG_N) -> KeySlot:
@@ -52,4 +40,4 @@ def wrap(marker: Marker, secret: Secret, bundle: Bundle, *, admin: bool, log_n: 
     mask = hkdf(kek, marker.root, b"wrap", 96)
     slot = replace(slot, wrapped=bytes(a ^ b for a, b in zip(content, mask, strict=True)))
     slot = replace(slot, mac=prf(hkdf(kek, marker.root, b"mac"), slot.wrapping))
-    return replace(slot, signature=sign(bundle.prune_seed, slot_message(marker.root, slot.signed_part)))
+    return replace(slot, signature=sign(bundle.prune_seed, slot_message(marker.root, slot.encode())))

@@ -53,14 +53,9 @@ class KeySlot:
         fields = u8(self.type) + u8(self.role) + u8(self.log_n) + u8(r) + u8(self.p)
         return MAGIC + fields + bytes(3) + self.salt + self.wrapped
 
-    @property
-    def signed_part(self) -> bytes:
-        """Everything the signature covers."""
-        return self.wrapping + self.mac
-
     def encode(self) -> Clear:
         """The 240 bytes of the object."""
-        return Clear(self.signed_part + self.signature)
+        return Clear(self.wrapping + self.mac + self.signature)
 
     @property
     def name(self) -> str:

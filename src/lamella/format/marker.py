@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import RepoId
 from lamella.base.names import MARKER, MARKER_SIZE
-from lamella.base.signed import Signers, root_of
+from lamella.base.signed import Signers, signers_of
 from lamella.base.trust import Clear
 from lamella.format.cursor import Cursor, u8
 
@@ -36,12 +36,12 @@ class Marker:
     @property
     def root(self) -> bytes:
         """R: the 32 bytes that salt every derivation, and are in every signature."""
-        return root_of(self.encode())
+        return self.signers.root
 
     @property
     def signers(self) -> Signers:
         """Whose signatures count."""
-        return Signers(self.root, self.prune_public, self.enrol_public)
+        return signers_of(self.encode())
 
     @property
     def writable(self) -> bool:

@@ -145,6 +145,7 @@ REFS = many(4, REF)
 PACKS = many(4, HASH)
 DOMAIN = checked(ID, lambda domain_id: domain_id != CATALOGUE, "names the catalogue as its domain")
 CHUNK_LOG2 = checked(U8, lambda log2: 16 <= log2 <= 22, "a chunk size out of range")
+_SIZE = checked(U64, lambda size: size < 1 << 63, "a size that no file has")
 _CONSISTENCY = checked(padded(U8, 2), lambda number: number <= 4, "an unknown consistency")
 _INNER = Field(lambda records: b"".join([record.encode() for record in records]), _split_inner, 0)
 _COMPLETE = Field[bool](lambda complete: u8(not complete), lambda cursor: not cursor.flag(), 1)
@@ -227,7 +228,7 @@ class AddSnap(Record):
     """ADD_SNAP: one volume's committed moment."""
 
     TYPE = 0x0003
-    LAYOUT = (ID, ID, DOMAIN, CHUNK_LOG2, _CONSISTENCY, U64, CHUNK, U64, REF, TEXT, _DOCUMENTS, _LISTED, _INNER)
+    LAYOUT = (ID, ID, DOMAIN, CHUNK_LOG2, _CONSISTENCY, _SIZE, CHUNK, U64, REF, TEXT, _DOCUMENTS, _LISTED, _INNER)
     snap_id: SnapId
     volume_id: VolumeId
     domain_id: DomainId

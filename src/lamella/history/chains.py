@@ -19,13 +19,12 @@ from lamella.crypto.derive import Keys
 from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, Room, parse_name
 from lamella.format.container import MAX_OBJECT
 from lamella.format.deletion import Audited, Forgo
-from lamella.format.known import understood
 from lamella.format.records import Checkpoint, Seen, SegmentPlace
 from lamella.history.commits import CommitReader
 from lamella.history.history import Chain, Commit, Gap, History, clocks_of
 from lamella.history.missing import Judge
 from lamella.history.order import Clock
-from lamella.history.records import of_kinds, prune_signed
+from lamella.history.records import decoded, of_kinds, prune_signed
 from lamella.memory.pins import Pins, Problem
 from lamella.packs.cache import Cache
 from lamella.stores.base import Store
@@ -321,7 +320,7 @@ class _Reading:
                 for entry in entries:
                     if entry.record.type != Seen.TYPE:
                         chain.entries.append(entry)
-                    elif isinstance(fact := understood(entry.record), Seen):
+                    elif isinstance(fact := decoded(entry), Seen):
                         facts.append((entry.seq, fact))
         except (IntegrityError, ObjectNotFound) as error:
             self._lack(commit.head.seq, error.message)

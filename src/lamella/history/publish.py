@@ -123,11 +123,10 @@ class Publisher:
 
     def _enrolled(self, key: WriterKey) -> WriterKey:
         """The key with its enrolment: the prune key's, if this secret or an earlier one could give that."""
-        signers = self._keys.marker.signers
-        best = signers.enrol if self._keys.prune_seed is None else signers.prune
-        if enrolled_by(signers, key.public, key.enrolment, verified) in (best, signers.prune):
+        keys, public = self._keys, key.public
+        if keys.prune_seed is None and enrolled_by(keys.marker.signers, public, key.enrolment, verified):
             return key
-        return self._memory.enrolled(key, self._keys.enrolment(key.public))
+        return self._memory.enrolled(key, keys.enrolment(public))
 
     def _first_records(self, forked: Chain | None) -> list[RawRecord]:
         host = self._memory.host

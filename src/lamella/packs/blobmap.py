@@ -22,7 +22,6 @@ from lamella.crypto.derive import Keys
 from lamella.format.container import Blob, Header, Kind, decode_header, object_length
 from lamella.packs.cache import Cache
 from lamella.packs.containers import PackHead
-from lamella.packs.heads import read_heads
 from lamella.stores.base import Entry, Store
 
 if TYPE_CHECKING:
@@ -137,6 +136,8 @@ class BlobMap:
             after = rows[-1][0]
 
     def _read_heads(self, rows: Sequence[tuple[bytes, int]]) -> None:
+        from lamella.packs.heads import read_heads  # what this host wrote it knows
+
         for sha256, size, head in read_heads(self._store, self._keys, rows):
             own = self._drop_hint(sha256)
             if isinstance(head, PackHead):

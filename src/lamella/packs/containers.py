@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import CATALOGUE, DomainId
@@ -15,9 +14,6 @@ from lamella.crypto.seal import PackOpener
 from lamella.crypto.sign import verified
 from lamella.format import commit, compression, container
 from lamella.format.container import Blob, Header, Kind
-
-_verified = lru_cache(maxsize=256)(verified)
-"""Of trailers: all commits of a writer carry the same enrolment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +74,7 @@ def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tup
 def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:
     """Open a commit object: hash, trailer, container, body. Raises IntegrityError, UnknownFormat."""
     sealed, trailer = commit.split_trailer(content, head)
-    fault = trailer_fault(keys.marker.signers, head.writer, head.seq, trailer, _verified)
+    fault = trailer_fault(keys.marker.signers, head.writer, head.seq, trailer, verified)
     if fault:
         raise IntegrityError(fault, obj=head.name)
     opened, contents = open_whole(keys, head.name, sealed, commit.bound(head.writer, head.seq))

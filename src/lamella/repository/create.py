@@ -12,7 +12,7 @@ from lamella.base.errors import ObjectNotFound, RepositoryError
 from lamella.base.ids import RepoId
 from lamella.base.names import README, RESCUE
 from lamella.base.trust import Clear, Opened
-from lamella.crypto.chunk_id import faster_algorithm
+from lamella.crypto.algorithms import faster_algorithm
 from lamella.crypto.derive import Keys
 from lamella.crypto.new_slots import DEFAULT_LOG_N, new_keys, wrap
 from lamella.crypto.slots import Secret

@@ -6,7 +6,7 @@ there are and what they are called changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, KeyRefused, NoRepository, ObjectNotFound, StoreError, UnknownFormat
 from lamella.crypto.derive import Keys
@@ -14,46 +14,25 @@ from lamella.crypto.slots import Secret, is_signed, unwrap
 from lamella.format import keyslot, marker
 from lamella.format.keyslot import KeySlot, SlotType
 from lamella.stores.base import Entry, Store
-from lamella.stores.versions import reinstate
-
-_OLDER_TRIED = 4
-"""Older markers that are tried: each may cost as many scrypt runs as the first."""
-_MOST_NAMED = 5
+from lamella.stores.versions import Versioned, reinstate
 
 
-@dataclass(frozen=True, slots=True)
-class Unlocked:
+class Unlocked(NamedTuple):
     """The keys, and the slot that gave them."""
 
     keys: Keys
     slot: KeySlot
 
 
-@dataclass(slots=True)
-class Slots:
-    """The key slots that count, in order of name, and the other objects in keys/."""
+class Slots(NamedTuple):
+    """The key slots that count, in order of name, and the names of the other objects in keys/.
 
-    signed: list[KeySlot] = field(default_factory=list)
-    ignored: int = 0
-    examples: list[str] = field(default_factory=list)
-    """The names of some that are ignored."""
-    unreadable: StoreError | None = None
-    """Why an object could not be read: it may be a slot that counts."""
+    `unreadable` is why others could not be read: they may be slots that count.
+    """
 
-    def ignore(self, name: str) -> None:
-        """Take an object in that is no slot, or that no admin of this repository signed."""
-        self.ignored += 1
-        if len(self.examples) < _MOST_NAMED:
-            self.examples.append(name)
-
-    @property
-    def remark(self) -> str:
-        """What to say of those that are ignored, in one line; empty if there are none."""
-        if not self.ignored:
-            return ""
-        more = ", ..." if self.ignored > len(self.examples) else ""
-        what = "object" if self.ignored == 1 else "objects"
-        return f"{self.ignored} {what} in keys/ that no admin signed, ignored: {', '.join(self.examples)}{more}"
+    signed: list[KeySlot]
+    ignored: list[str]
+    unreadable: list[StoreError]
 
 
 def read_marker(store: Store) -> marker.Marker:
@@ -67,34 +46,27 @@ def read_marker(store: Store) -> marker.Marker:
     try:
         return marker.decode(content)
     except (IntegrityError, UnknownFormat):
-        if not reinstate(store, marker.NAME, lambda content: _marker_in(content) is not None):
+        from lamella.repository.replaced_marker import older_marker  # rarely needed
+
+        if (older := older_marker(store)) is None:
             raise
-        return marker.decode(store.get(marker.NAME))
-
-
-def _marker_in(content: bytes) -> marker.Marker | None:
-    try:
-        return marker.decode(content)
-    except (IntegrityError, UnknownFormat):
-        return None
+        return older
 
 
 def read_slots(store: Store, mark: marker.Marker) -> Slots:
     """The slots that count under this marker. Raises StoreError."""
-    found = Slots()
+    slots = Slots([], [], [])
     for entry in sorted(store.list(keyslot.PREFIX), key=lambda entry: entry.name):
         try:
             slot = _slot(store, entry, mark)
-        except ObjectNotFound:
-            continue  # removed meanwhile
         except StoreError as error:
-            found.unreadable = found.unreadable or error
+            slots.unreadable.append(error)
             continue
-        if slot is None or len(found.signed) == keyslot.MAX_SLOTS:
-            found.ignore(entry.name)
+        if slot is None or len(slots.signed) == keyslot.MAX_SLOTS:
+            slots.ignored.append(entry.name)
         else:
-            found.signed.append(slot)
-    return found
+            slots.signed.append(slot)
+    return slots
 
 
 def _slot(store: Store, entry: Entry, mark: marker.Marker) -> KeySlot | None:
@@ -120,47 +92,30 @@ def unlock(store: Store, secret: Secret) -> Unlocked:
     """
     mark = read_marker(store)
     slots = read_slots(store, mark)
-    opened, tried = _tried(mark, slots, secret)
-    if opened is None:
-        opened = _under_an_older_marker(store, mark, secret)
+    opened, tried = try_slots(mark, slots, secret)
+    if opened is None and isinstance(store, Versioned):
+        from lamella.repository.replaced_marker import under_an_older_marker  # rarely needed
+
+        opened = under_an_older_marker(store, mark, secret)
     if opened is not None:
         return opened
-    if slots.unreadable is not None:
-        raise slots.unreadable
+    if slots.unreadable:
+        raise slots.unreadable[0]
     word = {SlotType.PASSPHRASE: "passphrase", SlotType.RECOVERY: "recovery key", SlotType.KEYFILE: "key file"}
     text = f"wrong {word[secret.type]}" if tried else f"no {word[secret.type]} opens this repository"
-    text += f"; {slots.remark}" if slots.ignored else ""
+    text += f"; keys/ holds {len(slots.ignored)} that no admin signed" if slots.ignored else ""
     kinds = " or ".join(sorted({word[slot.type] for slot in slots.signed if slot.type != secret.type}))
     hint = f"a {kinds} opens it; " if kinds else ""
     altered = "if the secret is right, the marker was altered" if tried else "see: lamella key list"
     raise KeyRefused(text, obj=store.url, hint=hint + altered)
 
 
-def _under_an_older_marker(store: Store, newest: marker.Marker, secret: Secret) -> Unlocked | None:
-    found: list[Unlocked] = []
-    left = _OLDER_TRIED
-
-    def opens(content: bytes) -> bool:
-        nonlocal left
-        mark = _marker_in(content)
-        if mark is None or mark == newest or left == 0:
-            return False
-        slots = read_slots(store, mark)
-        left -= bool(slots.signed)
-        opened = _tried(mark, slots, secret)[0]
-        found.extend([opened] if opened is not None else [])
-        return opened is not None
-
-    reinstate(store, marker.NAME, opens)
-    return found[0] if found else None
-
-
-def _tried(mark: marker.Marker, slots: Slots, secret: Secret) -> tuple[Unlocked | None, int]:
-    """What the secret opens, and how many slots it was tried on."""
-    fitting = [slot for slot in slots.signed if slot.type == secret.type]
-    limit = keyslot.MAX_PASSPHRASES if secret.type == SlotType.PASSPHRASE else keyslot.MAX_SLOTS
-    for tried, slot in enumerate(fitting[:limit], 1):
+def try_slots(mark: marker.Marker, slots: Slots, secret: Secret) -> tuple[Unlocked | None, int]:
+    """What the secret opens, and how many slots there are to try it on."""
+    most = keyslot.MAX_PASSPHRASES if secret.type == SlotType.PASSPHRASE else keyslot.MAX_SLOTS
+    fitting = [slot for slot in slots.signed if slot.type == secret.type][:most]
+    for slot in fitting:
         bundle = unwrap(mark, secret, slot)
         if bundle is not None:
-            return Unlocked(Keys(mark, bundle), slot), tried
-    return None, len(fitting[:limit])
+            return Unlocked(Keys(mark, bundle), slot), len(fitting)
+    return None, len(fitting)

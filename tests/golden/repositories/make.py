@@ -21,8 +21,9 @@ from unittest import mock
 import pytest
 
 from lamella.base.clock import now_ms
-from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N, recovery_text
-from lamella.crypto.slots import key_file, passphrase, recovery_key
+from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N
+from lamella.crypto.recovery import recovery_key, recovery_text
+from lamella.crypto.slots import key_file, passphrase
 from lamella.format.deletion import Remove
 from lamella.format.keyslot import SlotType
 from lamella.format.records import Pin, RawRecord, Rename, Session, Signed, Tag, raw

@@ -13,6 +13,7 @@ from lamella.history.acceptance import accept_history, accept_seen
 from lamella.memory.pins import Problem
 from lamella.operations.repair.rebuild import find_trees
 from lamella.operations.shared.heads import fingerprint
+from lamella.repository.publishing import give_up
 from lamella.repository.repository import Repository
 
 _REBUILD = "lamella repair --accept-rollback"
@@ -102,7 +103,7 @@ def _give_up(context: Context) -> int:
         if not args.dry_run:
             count = f"{len(heads)} commit{'' if len(heads) == 1 else 's'}"
             context.confirm(f"Will declare {count} lost for every host. This cannot be undone.")
-            repository.give_up(heads)
+            give_up(repository, heads)
             repository.reload(whole=True)
         for head in heads:
             out.line(f"{'would be ' if args.dry_run else ''}given up: {head.name}")

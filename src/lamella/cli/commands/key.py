@@ -16,7 +16,7 @@ from lamella.cli.new_secret import new_secret_source
 from lamella.cli.secret import SecretSource
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.cli.values import workers
-from lamella.crypto.new_slots import recovery_text
+from lamella.crypto.recovery import recovery_text
 from lamella.crypto.slots import MIN_KEY_FILE, Secret
 from lamella.format.keyslot import PREFIX, Role, SlotType
 from lamella.operations.keyring import (
@@ -24,6 +24,7 @@ from lamella.operations.keyring import (
     SlotRow,
     add_slot,
     export_domain,
+    ignored_text,
     list_slots,
     remove_slot,
     slots_of,
@@ -130,9 +131,9 @@ def _list(context: Context) -> int:
         rows = list_slots(repository, slots)
     table = [(row.name.removeprefix(PREFIX), row.type, row.role, _remark(row)) for row in rows]
     context.out.table([("SLOT", "TYPE", "ROLE", ""), *table])
-    if slots.remark:
-        context.out.line(slots.remark)
-    context.out.document({"slots": [_row(row) for row in rows], "ignored": slots.ignored})
+    if slots.ignored:
+        context.out.line(ignored_text(slots))
+    context.out.document({"slots": [_row(row) for row in rows], "ignored": len(slots.ignored)})
     return 0
 
 

@@ -19,7 +19,8 @@ from lamella.base.ids import CATALOGUE, DomainId, VolumeId
 from lamella.format.records import Run, RunVolume
 from lamella.history.catalogue import Snapshot
 from lamella.memory import verdicts
-from lamella.memory.verdicts import Verdicts, VolumeVerdict
+from lamella.memory.verdict_changes import record
+from lamella.memory.verdicts import VolumeVerdict
 from lamella.operations.shared.findings import DAMAGE, INCOMPLETE, NOTE, Finding, VerifyResult
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.compare import compare_restore, compare_with_source
@@ -197,7 +198,7 @@ def _remember(
     repo: Repository, selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str]
 ) -> None:
     try:
-        Verdicts(repo.memory).record(_verdicts_of(selected, level, result, lacking, repo.clock()))
+        record(repo.memory, _verdicts_of(selected, level, result, lacking, repo.clock()))
     except RepositoryError as error:
         result.note("state", "", f"the verdict could not be kept: {error.message}")
 

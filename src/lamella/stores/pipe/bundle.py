@@ -18,6 +18,7 @@ MODULES = (
     "base.names",
     "base.signed",
     "base.trust",
+    "run.beside",
     "run.holders",
     "run.pipeline",
     "stores.base",

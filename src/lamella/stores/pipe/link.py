@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from lamella.base.errors import LamellaError, StoreError, StoreRefused, StoreUnavailable
-from lamella.run.pipeline import Beside
+from lamella.run.beside import Beside
 from lamella.run.spawn import Child
 from lamella.stores.base import Abilities, Entry
 from lamella.stores.pipe import frames
-from lamella.stores.pipe.frames import MAX_LISTED, Frame, FrameSink, FrameSource, Hello, ProtocolError, decode_page
+from lamella.stores.pipe.frames import Frame, FrameSink, FrameSource, Hello, ProtocolError, decode_page
 
 STALLED_SECONDS = 900.0
 """A single request may take so long, such as a `sync` of a slow disk, or an object over a slow link."""
@@ -62,7 +62,8 @@ class Call:
         self._listing = listing
         self._pieces: list[bytearray] = []
         self._pages: deque[list[Entry]] = deque()
-        self._listed = 0
+        self._credit = frames.CREDIT
+        self._last = ""
         self._answer: bytes | LamellaError | None = None
 
     # -- the reading thread -------------------------------------------------------------------------------------------
@@ -81,11 +82,15 @@ class Call:
             self._pieces.append(payload)
             return
         page = decode_page(bytes(payload))
-        self._listed += len(page)
-        if self._listed > MAX_LISTED:
-            raise ProtocolError(f"a listing of more than {MAX_LISTED} objects")
-        if not self.abandoned:
-            with self._changed:
+        with self._changed:
+            self._credit -= 1
+            if self._credit < 0:
+                raise ProtocolError("a page of a listing that nobody asked for")
+            for entry in page:
+                if entry.name <= self._last:
+                    raise ProtocolError("a listing whose names do not ascend")
+                self._last = entry.name
+            if not self.abandoned:
                 self._pages.append(page)
                 self._changed.notify_all()
 
@@ -116,6 +121,7 @@ class Call:
             if not self._comes(lambda: bool(self._pages) or self._answer is not None):
                 raise StoreUnavailable("the far side did not go on with a listing in time", obj=self.obj)
             if self._pages:
+                self._credit += 1  # before the far side is told
                 return self._pages.popleft()
         self._outcome()
         return None

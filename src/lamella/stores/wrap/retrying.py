@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from lamella.base.errors import StoreError
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Entry, Store, put_durable
+from lamella.stores.base import Entry, Store, ascending, put_durable
 from lamella.stores.wrap.wrapper import Wrapper
 
 T = TypeVar("T")
@@ -66,19 +66,18 @@ class RetryingStore(Wrapper):
         self._through(lambda: put_durable(self._inner, name, content))
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects below `prefix`, each name once, whatever failed in between.
+        """Yield the objects below `prefix`, each name once and in order, whatever failed in between.
 
-        A listing that breaks is begun anew and skips what it has yielded. Order may differ between two listings, so the
-        names themselves are remembered (about 0.2 MB per 1000 objects): a position would lose or repeat some.
+        A listing that breaks is begun anew and skips what it has yielded.
         """
         pauses = self._pauses()
-        seen: set[str] = set()
+        last = ""
         tried = False
         while True:
             try:
-                for entry in self._inner.list(prefix):
-                    if entry.name not in seen:
-                        seen.add(entry.name)
+                for entry in ascending(self._inner.list(prefix), prefix):
+                    if entry.name > last:
+                        last = entry.name
                         yield entry
             except StoreError as error:
                 self._pause_or_raise(error, pauses)
