@@ -249,7 +249,7 @@ class _ConfigurationReader:
     def _unknown(self, above: str, key: str, known: Iterable[str]) -> None:
         from difflib import get_close_matches  # only for a mistake
 
-        near = get_close_matches(key, list(known), 1)
+        near = get_close_matches(key, list(known), 1, 0.5)
         self._problem(f"unknown key {above}{key}" + (f"; did you mean {near[0]}?" if near else ""))
 
     def _problem(self, text: str) -> None:
