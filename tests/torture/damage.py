@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from lamella.base.errors import LamellaError
@@ -81,6 +81,8 @@ class Done:
     names: tuple[str, ...]
     seen: bool
     """A prune sees it in what it keeps, without anybody having read all data; a known head is not read again."""
+    proves: bool = False
+    """A commit of which enough is left to tell that it was one."""
 
 
 @dataclass
@@ -138,7 +140,11 @@ class Damages:
         )
 
     def _commit(self, way: str, chance: random.Random) -> Done | None:
-        return self._one(self.names("w/"), COMMITS[way], chance, f"commit {way}", seen=True)
+        before = set(self.originals)
+        done = self._one(self.names("w/"), COMMITS[way], chance, f"commit {way}", seen=True)
+        path = self.world.repo / done.names[0]
+        left = path.stat().st_size if path.exists() and way != "zeroed" else 0
+        return replace(done, proves=left > 0 and not before.intersection(done.names))
 
     def _file(self, way: str, chance: random.Random) -> Done | None:
         names = [name for below in FILES for name in self.names(below)]
