@@ -11,7 +11,8 @@ from typing import TypeVar
 from lamella.base.errors import LamellaError
 from lamella.crypto.derive import Keys
 from lamella.format.container import Kind
-from lamella.packs.containers import PackHead, read_head
+from lamella.packs.containers import PackHead
+from lamella.packs.heads import read_head
 from lamella.stores.local.store import LocalStore
 from tests.torture.world import World
 
