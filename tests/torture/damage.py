@@ -223,5 +223,5 @@ def _junk_name(way: str, content: bytes, chance: random.Random) -> str:
 
 
 def _newest(rows: list[Row], chance: random.Random) -> Row:
-    """Any of these, one of the last few more often."""
-    return chance.choice(rows[-3:]) if chance.random() < 0.6 else chance.choice(rows)
+    """Any of these; what is newest more often: nothing else repeats it yet."""
+    return rows[-1] if chance.random() < 0.4 else chance.choice(rows[-3:] if chance.random() < 0.5 else rows)

@@ -107,7 +107,7 @@ class World:
                 raise OSError(28, "No space left on device")
             write_whole(descriptor, content)
 
-        with mock.patch("lamella.stores.local.store.write_whole", written):
+        with mock.patch("lamella.stores.local.writing.write_whole", written):
             return self._told(host, words)
 
     def run_killed(self, host: str, change: int, *words: str | Path) -> Done:
