@@ -12,7 +12,8 @@ import pytest
 
 from lamella.base.errors import LamellaError, Locked, SourceError, UsageError
 from lamella.run.spawn import run
-from lamella.sources.local_target import BlockDevice, InPlaceFile, NewFile, uses_of_device, uses_of_file
+from lamella.sources.device_use import uses_of_device, uses_of_file
+from lamella.sources.local_target import BlockDevice, InPlaceFile, NewFile
 from lamella.sources.registry import choose_target
 from lamella.sources.target import Target
 from lamella_kit.image_files import loop_device, mounted, partition, sparse_file

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,11 +17,9 @@ from lamella.sources.target import OldState, OpenTarget, in_use, refuse_used
 
 PARTIAL_SUFFIX: Final = ".lamella-partial"
 """Ends the name of a file whose restore is not complete."""
-PROC: Final = Path("/proc")
-SYS: Final = Path("/sys")
 
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_OCTAL = re.compile(r"\\([0-7]{3})")
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.EIO}
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class NewFile(OpenTarget):
@@ -39,24 +36,32 @@ class NewFile(OpenTarget):
         with self._opening():
             self.path = _resolved(self._given)
             self.working_path = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
-            if _existing_file(self.path) and not self._overwrite:
+            replaced = _existing_file(self.path) is not None
+            if replaced and not self._overwrite:
                 raise _exists(self.path)
-            self._fd = _open_partial(self.working_path)
-            os.ftruncate(self._fd, 0)  # before the space is counted: an earlier attempt may hold it
-            _check_space(self._fd, self.path, needed_bytes)
-            os.ftruncate(self._fd, size)
+            if replaced:
+                from lamella.sources.replacement import hand_on_layout, require_replaceable
+
+                require_replaceable(self.path)
+            self._fd = _open_partial(self.working_path, self.notes)
+            try:
+                os.ftruncate(self._fd, 0)  # before the space is counted: an earlier attempt may hold it
+                _check_space(self._fd, self.path, needed_bytes)
+                if replaced:
+                    hand_on_layout(self.path, self._fd)
+                os.ftruncate(self._fd, size)
+            except BaseException:
+                with suppress(OSError):  # what is empty is no beginning to keep
+                    self.working_path.unlink()
+                raise
             self._size = size
 
     def finish(self) -> None:
         with self._translated("finish"):
-            old = _existing_file(self.path)
-            if old and self._overwrite:
-                # Only root gives files away, FAT knows no owners, a user namespace not all of them: what cannot be
-                # kept is no reason to lose a restored volume.
-                with suppress(OSError):
-                    os.fchown(self._fd, old.st_uid, old.st_gid)
-                with suppress(OSError):
-                    os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
+            if self._overwrite and _existing_file(self.path):
+                from lamella.sources.replacement import hand_on
+
+                self.notes += hand_on(self.path, self._fd)
             os.ftruncate(self._fd, self._size)
             os.fsync(self._fd)
             if self._overwrite:
@@ -77,9 +82,11 @@ class InPlaceFile(OpenTarget):
             old = _existing_file(self.path)
             if old is None:
                 raise UsageError(f"{self.path} does not exist", obj=str(self.path), hint="leave out --in-place")
+            from lamella.sources.device_use import uses_of_file  # most restores write a new file
+
             refuse_used(self.path, uses_of_file(self.path))
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            _lock(self._fd, self.path)
+            _lock(self._fd, self.path, self.notes)
             own_bytes = os.fstat(self._fd).st_blocks * 512  # stat(2): counted in 512 bytes everywhere
             _check_space(self._fd, self.path, needed_bytes - own_bytes)
             os.ftruncate(self._fd, size)
@@ -101,6 +108,8 @@ class BlockDevice(OpenTarget):
             found = self.path.stat()
             if not stat.S_ISBLK(found.st_mode):
                 raise UsageError(f"{self.path} is not a block device", obj=str(self.path))
+            from lamella.sources.device_use import uses_of_device
+
             refuse_used(self.path, uses_of_device(found.st_rdev))
             self._fd = self._open_exclusively()
             device_size = os.lseek(self._fd, 0, os.SEEK_END)
@@ -148,8 +157,8 @@ def _existing_file(path: Path) -> os.stat_result | None:
     return found
 
 
-def _open_partial(partial: Path) -> int:
-    """Open the incomplete file, new or left by an earlier attempt, as its only writer."""
+def _open_partial(partial: Path, notes: list[str]) -> int:
+    """Open the incomplete file, new or left by an earlier attempt, as its only writer; note what cannot be had."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     found = _existing_file(partial)
     if found is not None and found.st_nlink > 1:
@@ -163,23 +172,35 @@ def _open_partial(partial: Path) -> int:
     except FileExistsError as reason:
         raise Locked(f"another restore has just begun to write {partial}", obj=str(partial)) from reason
     try:
-        _lock(fd, partial)
+        _lock(fd, partial, notes)
         opened = os.fstat(fd)
         # The lock may have come free because its holder finished: then this descriptor is the finished file.
         if opened.st_nlink != 1 or not os.path.samestat(opened, partial.lstat()):
             raise Locked(f"another restore has just finished with {partial}", obj=str(partial))
-        os.fchmod(fd, 0o600)
+        _make_private(fd, partial, notes)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _lock(fd: int, path: Path) -> None:
+def _make_private(fd: int, path: Path, notes: list[str]) -> None:
+    try:
+        os.fchmod(fd, 0o600)
+    except OSError as reason:  # FAT, CIFS and many in user space keep one mode for all files
+        if os.fstat(fd).st_mode & 0o077:
+            notes.append(f"the file system keeps no permissions, others may read {path}: {reason.strerror}")
+
+
+def _lock(fd: int, path: Path, notes: list[str]) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as reason:
         raise Locked(f"another restore is writing {path}", obj=str(path)) from reason
+    except OSError as reason:
+        if reason.errno not in _NO_LOCKS:
+            raise
+        notes.append(f"the file system has no locks, a second restore to {path} would not be noticed")
 
 
 def _check_space(fd: int, path: Path, needed_bytes: int) -> None:
@@ -212,83 +233,3 @@ def _rename_to_free_name(partial: Path, path: Path) -> None:
 
 def _exists(path: Path) -> UsageError:
     return UsageError(f"{path} exists already", obj=str(path), hint="add --overwrite, or choose another name")
-
-
-def uses_of_device(rdev: int, *, proc: Path = PROC, sys: Path = SYS) -> list[str]:
-    """Return why the device with number `rdev` must not be written, one line each; empty if nobody uses it.
-
-    Looks at the device, its partitions, and the devices built on any of them: mounts of this mount namespace, swap, and
-    holders such as LVM, RAID and encryption. Other namespaces are seen by opening the device exclusively only.
-    """
-    numbers, found = _devices_on(_number(rdev), sys)
-    found += [f"mounted at {where}" for number, where in _mounts(proc) if number in numbers]
-    found += [f"used as swap: {where}" for number, where in _swaps(proc) if number in numbers]
-    return list(dict.fromkeys(found))
-
-
-def uses_of_file(path: Path, *, sys: Path = SYS) -> list[str]:
-    """Return the loop devices that show the file at `path`, one line each."""
-    # drivers/block/loop.c: the attribute holds the path as it was when the loop device was set up.
-    found = []
-    for attribute in sorted((sys / "block").glob("loop*/loop/backing_file")):
-        try:
-            same = path.samefile(attribute.read_text(errors="surrogateescape").removesuffix("\n"))
-        except OSError:
-            continue
-        if same:
-            found.append(f"shown as /dev/{attribute.parts[-3]}")
-    return found
-
-
-def _devices_on(number: str, sys: Path) -> tuple[set[str], list[str]]:
-    """The numbers of the device and all that is built on it, and a line for each holder."""
-    seen: set[str] = set()
-    lines = []
-    waiting = [number]
-    while waiting:
-        number = waiting.pop()
-        if number in seen:
-            continue
-        seen.add(number)
-        place = sys / "dev" / "block" / number
-        partitions = [entry.parent for entry in place.glob("*/partition")]
-        holders = list(place.glob("holders/*"))
-        lines += [f"held by /dev/{holder.name}" for holder in holders]
-        waiting += [(entry / "dev").read_text().strip() for entry in partitions + holders if (entry / "dev").exists()]
-    return seen, lines
-
-
-def _mounts(proc: Path) -> Iterator[tuple[str, str]]:
-    """Yield (device number, mount point) for every mount (proc(5), mountinfo)."""
-    for line in (proc / "self" / "mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
-        where = _unescaped(fields[4])
-        yield fields[2], where
-        # btrfs and others show a number of their own there; then only the source tells the device.
-        source = _unescaped(fields[fields.index("-", 6) + 2])
-        if source.startswith("/") and (number := _number_at(source)):
-            yield number, where
-
-
-def _swaps(proc: Path) -> Iterator[tuple[str, str]]:
-    for line in (proc / "swaps").read_text(errors="surrogateescape").splitlines()[1:]:
-        where = _unescaped(line.split()[0])
-        if number := _number_at(where):
-            yield number, where
-
-
-def _number_at(path: str) -> str:
-    """The device number of the block device at `path`; empty if there is none."""
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return ""
-    return _number(found.st_rdev) if stat.S_ISBLK(found.st_mode) else ""
-
-
-def _number(rdev: int) -> str:
-    return f"{os.major(rdev)}:{os.minor(rdev)}"
-
-
-def _unescaped(text: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)

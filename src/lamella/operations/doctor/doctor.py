@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.base.errors import LamellaError, RolledBack
+from lamella.base.errors import KeyRefused, LamellaError, RolledBack
 from lamella.crypto.slots import Secret
 from lamella.format.compression import zstd_provider
 from lamella.memory.host import Host
@@ -93,5 +93,8 @@ def _repository(host: Host, store: Store, secret: Secret, expected: str | None) 
                 yield Check("history", note in repo.history.notes, note)
     except RolledBack as error:
         yield Check("history", False, error.message, error.exit_code)
+    except KeyRefused as error:
+        yield Check("secret", False, error.message, error.exit_code)
     except LamellaError as error:
-        yield Check("secret", False, error.message)
+        text = f"{error.message}; {error.hint}" if error.hint else error.message
+        yield Check("repository", False, text, error.exit_code)

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamella.base.durable import sync_directory
 from lamella.base.errors import NoRepository, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
 from lamella.base.names import MARKER
 from lamella.base.trust import Clear, Sealed
@@ -30,7 +31,6 @@ from lamella.stores.local.directory import (
     opened_file,
     read_range,
     store_error,
-    sync_directory,
     write_whole,
 )
 from lamella.stores.local.flock import LOCKING_FILE_SYSTEMS, file_system_of, held
@@ -81,7 +81,7 @@ class LocalStore:
         except NotADirectoryError as error:
             raise NoRepository("not a directory", obj=str(place)) from error
         except OSError as error:
-            raise store_error(error, str(place), absent=False) from error
+            raise store_error(error, place, str(place), absent=False) from error
         writable = not read_only and not os.fstatvfs(root).f_flag & os.ST_RDONLY
         locks = file_system_of(root) in LOCKING_FILE_SYSTEMS
         return cls(place, root, Abilities(exclusive_lock=locks, delete=writable, write=writable))
@@ -233,8 +233,9 @@ class LocalStore:
     def _publish(self, above: Parts, leaf: str, name: str, content: bytes | memoryview) -> None:
         temporary = os.urandom(16).hex()
         with opened_directory(self._root, (TEMPORARY,), create=True) as unfinished:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(temporary, flags, 0o600, dir_fd=unfinished)
+            from lamella.stores.local.making import new_file
+
+            descriptor = new_file(unfinished, temporary, self._root)
             try:
                 try:
                     write_whole(descriptor, content)
@@ -360,7 +361,7 @@ class LocalStore:
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 self._check_in_place()
-            raise store_error(error, obj, absent=absent) from error
+            raise store_error(error, self._path, obj, absent=absent) from error
 
 
 def _make_directory(place: Path) -> None:
@@ -368,11 +369,7 @@ def _make_directory(place: Path) -> None:
         place.mkdir(mode=0o700)
     except FileExistsError:
         return
-    parent = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_directory(parent)
-    finally:
-        os.close(parent)
+    sync_directory(place.parent)
 
 
 def _missing_hint(create: bool) -> str:

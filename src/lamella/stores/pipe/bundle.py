@@ -14,13 +14,16 @@ from importlib.resources import files
 from lamella.stores.pipe.frames import BOOT_MAGIC
 
 MODULES = (
+    "base.durable",
     "base.errors",
     "base.names",
     "base.trust",
     "run.pipeline",
     "stores.base",
     "stores.local.directory",
+    "stores.local.making",
     "stores.local.flock",
+    "stores.local.refusal",
     "stores.local.reserve",
     "stores.local.store",
     "stores.pipe.frames",
