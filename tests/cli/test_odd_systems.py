@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,60 @@ def test_a_restore_refused_for_space_leaves_nothing(saved: Lamella, image: Path,
         assert list(out.iterdir()) == []
     finally:
         subprocess.run(["umount", str(out)], check=True)
+
+
+# --- errors that may pass ---------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fails_is_tried_again_for_seconds_and_told_at_once(
+    saved: Lamella, place: Path, tmp_path: Path, odd: OddCalls
+) -> None:
+    started = time.monotonic()
+    done = saved.run("verify", "--level", "full", env=odd.fail("read", "EIO", place / "p").environment)
+    assert done.code != 0
+    told = [line for line in done.err.splitlines() if "trying again for up to 8 s" in line]
+    assert told
+    assert str(place) in told[0]
+    assert spoken("EIO") in told[0]
+    assert time.monotonic() - started < 40
+
+
+def test_a_failure_that_passes_is_told_and_the_work_goes_on(
+    saved: Lamella, image: Path, place: Path, tmp_path: Path, odd: OddCalls
+) -> None:
+    out = tmp_path / "out.img"
+    done = saved.ok("restore", "disk", "--to", out, env=odd.fail("read", "EIO", place / "p", 1).environment)
+    assert out.read_bytes() == image.read_bytes()
+    assert done.err.count("trying again") == 1
+
+
+@pytest.mark.parametrize("error", ["EIO", "EINVAL", "EXDEV", "EACCES"])
+def test_a_repository_is_written_to_where_no_link_can_be_made(
+    empty: Lamella, image: Path, place: Path, odd: OddCalls, error: str
+) -> None:
+    started = time.monotonic()
+    done = empty.ok("backup", f"disk={image}", env=odd.fail("link", error, place).environment)
+    assert odd.struck
+    assert "trying again" not in done.err
+    assert time.monotonic() - started < 30
+    empty.ok("verify", "--level", "full")
+
+
+def test_a_repository_without_locks_is_refused_with_a_way_out(saved: Lamella, place: Path, odd: OddCalls) -> None:
+    done = saved.run("list", env=odd.fail("flock", "ENOLCK", place).environment)
+    assert done.code == 1
+    assert "has no locks; mount it with locks" in done.err
+
+
+def test_a_state_directory_without_locks_is_named(
+    saved: Lamella, image: Path, own_places: Path, odd: OddCalls, tmp_path: Path
+) -> None:
+    environment = odd.fail("flock", "ENOLCK", own_places).environment
+    done = saved.run("backup", f"disk={image}", env=environment)
+    assert done.code == 1
+    assert str(own_places / "state") in done.err
+    assert "LAMELLA_STATE_DIR" in done.err
+    saved.ok("restore", "disk", "--to", tmp_path / "out.img", env=environment)
 
 
 # --- replacing a file -------------------------------------------------------------------------------------------------

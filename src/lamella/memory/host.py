@@ -110,13 +110,13 @@ def held_file(path: Path, wait_seconds: float, busy: str) -> Iterator[None]:
     except OSError as error:
         raise RepositoryError(f"cannot create {path}: {error.strerror}", obj=str(path)) from error
     try:
-        _flock(descriptor, wait_seconds, busy)
+        _flock(descriptor, path, wait_seconds, busy)
         yield
     finally:
         os.close(descriptor)
 
 
-def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
+def _flock(descriptor: int, path: Path, wait_seconds: float, busy: str) -> None:
     deadline = time.monotonic() + wait_seconds
     while True:
         try:
@@ -126,6 +126,9 @@ def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
             if time.monotonic() >= deadline:
                 raise Locked(busy, hint="try again later, or wait with --lock-wait SECONDS") from None
             time.sleep(0.05)
+        except OSError as error:
+            hint = "LAMELLA_STATE_DIR may name a directory on a local disk"
+            raise RepositoryError(f"cannot lock {path}: {error.strerror}", obj=str(path), hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,9 @@ def store_error(error: OSError, root: Path, obj: str, *, absent: bool) -> StoreE
         return refusal(root, obj, text)
     if error.errno in _REFUSED:
         return StoreRefused(f"the file system refuses: {text}", obj=obj)
-    return StoreUnavailable(f"the file system failed: {text}", obj=obj)
+    failed = StoreUnavailable(f"the file system failed: {text}", obj=obj)
+    failed.brief = error.errno == errno.EIO
+    return failed
 
 
 @contextmanager

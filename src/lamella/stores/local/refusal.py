@@ -8,30 +8,30 @@ import stat
 from pathlib import Path
 
 from lamella.base.errors import StoreRefused
+from lamella.stores.local.directory import TEMPORARY
 
 
 def refusal(root: Path, obj: str, text: str) -> StoreRefused:
     """The error for an object, or a prefix of names, below `root` that this account may not read or write."""
-    path = _refusing(root, Path(obj).parts)
+    ways: list[list[str]] = [[*Path(obj).parts], [TEMPORARY]]
+    path = next((found for access in (os.R_OK, os.W_OK) for way in ways if (found := _closed(root, way, access))), root)
     return StoreRefused(f"the file system refuses {path}: {text}", obj=obj, hint=_cure(root, path))
 
 
-def _refusing(root: Path, parts: tuple[str, ...]) -> Path:
-    """The first directory or file on the way that may not be read, else the last one that may not be written."""
-    path = unwritable = root
-    for part in ("", *parts, ""):
+def _closed(root: Path, way: list[str], access: int) -> Path | None:
+    """The first directory or file on the way that may not be read, or the first directory that may not be written."""
+    path = root
+    for part in ["", *way]:
         path = path / part
         try:
             is_directory = stat.S_ISDIR(path.stat().st_mode)
-        except FileNotFoundError:
-            break  # not made yet: what is above it refuses
         except OSError:
-            return path.parent
-        if not _may(path, os.R_OK | (os.X_OK if is_directory else 0)):
+            return None  # not made yet, or out of reach: what is above it is found first
+        if is_directory and not _may(path, access | os.X_OK):
             return path
-        if is_directory and not _may(path, os.W_OK):
-            unwritable = path
-    return unwritable
+        if access == os.R_OK and not _may(path, access):
+            return path
+    return None
 
 
 def _may(path: Path, access: int) -> bool:

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 _UNFINISHED_KEPT_SECONDS = 7 * 86400
 """A later writer removes what a killed writer left: by then no writer can still be using it."""
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT}
+"""Why a link fails that would keep a renamed file from its place, too. What a file system without links answers is
+anybody's guess: EPERM, ENOSYS, and in user space EIO, EINVAL, EXDEV or EACCES."""
 
 
 class LocalStore:
@@ -253,7 +255,7 @@ class LocalStore:
         except FileExistsError:
             self._check_equal(target, name, content)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno in _NO_ROOM:
                 raise
             self._rename(source, target, name, content)
 
