@@ -333,3 +333,46 @@ def test_a_repository_that_may_only_be_read_says_so_when_it_is_written_to(strang
     assert done.code == 1
     assert f"refuses {stranger.repository / 'tmp'}: Permission denied" in done.err
     assert f"its mode is 0500: chmod -R u+rwX {stranger.repository}" in done.err
+
+
+# --- this host --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kibibytes", [96, 128, 192])
+def test_a_cache_with_little_room_stops_nothing(saved: Lamella, image: Path, tmp_path: Path, kibibytes: int) -> None:
+    require("root", os.geteuid() == 0, "mounting needs root")
+    cache = tmp_path / "small"
+    cache.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "none", str(cache)], check=True)
+    try:
+        environment = {"LAMELLA_CACHE_DIR": str(cache)}
+        with image.open("r+b") as file:
+            file.write(os.urandom(4 << 20))
+        saved.ok("backup", f"disk={image}", env=environment)
+        saved.ok("restore", "disk", "--to", tmp_path / "out.img", env=environment)
+        saved.ok("verify", "--level", "full", env=environment)
+    finally:
+        subprocess.run(["umount", str(cache)], check=True)
+    assert (tmp_path / "out.img").read_bytes() == image.read_bytes()
+
+
+def test_a_read_only_cache_and_state_stop_no_reader(saved: Lamella, image: Path, tmp_path: Path) -> None:
+    require("root", os.geteuid() == 0, "mounting needs root")
+    fixed = tmp_path / "fixed"
+    fixed.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(fixed)], check=True)
+    try:
+        environment = {"LAMELLA_CACHE_DIR": str(fixed / "cache"), "LAMELLA_STATE_DIR": str(fixed / "state")}
+        saved.ok("restore", "disk", "--to", tmp_path / "out.img", env=environment)
+        for command in (["list"], ["info", "disk"], ["verify"]):
+            saved.ok(*command, env=environment)
+    finally:
+        subprocess.run(["umount", str(fixed)], check=True)
+    assert (tmp_path / "out.img").read_bytes() == image.read_bytes()
+
+
+def test_without_home_the_account_says_where_it_is(stranger: Stranger) -> None:
+    stranger.lamella.ok("init")
+    kept = {name: "" for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME")}
+    kept |= {name: "" for name in ("LAMELLA_CONFIG", "LAMELLA_STATE_DIR", "LAMELLA_CACHE_DIR")}
+    stranger.lamella.ok("list", env=kept)
