@@ -58,7 +58,8 @@ class Cache:
     def open(cls, path: Path | None) -> Cache:
         """Open or create the cache at `path`; a damaged or foreign file is replaced.
 
-        Without a path, or where none can be created or there is little room, the cache is a temporary file that goes with the process.
+        Without a path, where none can be created or little room is left, the cache is a temporary file that goes with
+        the process.
         """
         if path is not None:
             for _ in range(2):

@@ -65,7 +65,7 @@ def _destination(store: Store) -> Iterator[Check]:
     try:
         mark = read_marker(store)
     except LamellaError as error:
-        yield Check("repository", False, error.message)
+        yield Check("repository", False, _said(error))
         return
     yield Check("repository", True, f"{store.url} is a repository of format 1.{mark.minor}")
     lock = store.abilities.exclusive_lock
@@ -96,5 +96,8 @@ def _repository(host: Host, store: Store, secret: Secret, expected: str | None) 
     except KeyRefused as error:
         yield Check("secret", False, error.message, error.exit_code)
     except LamellaError as error:
-        text = f"{error.message}; {error.hint}" if error.hint else error.message
-        yield Check("repository", False, text, error.exit_code)
+        yield Check("repository", False, _said(error), error.exit_code)
+
+
+def _said(error: LamellaError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from lamella.base.errors import UsageError
+from lamella.base.errors import LamellaError, UsageError
+from lamella.run.spawn import run
 from lamella.stores.pipe import bundle
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
-from lamella.stores.pipe.link import Route
+from lamella.stores.pipe.link import Route, Stuck
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+$-]*")
@@ -31,8 +32,14 @@ OPTIONS = {
     "Ciphers": "^aes128-gcm@openssh.com,aes256-gcm@openssh.com",
     "ConnectTimeout": "30",
     "Compression": "no",
+    "ServerAliveInterval": "15",
+    "ServerAliveCountMax": "3",
 }
-"""Only where the user's configuration says nothing: sealed bytes do not compress, and AES-GCM is the fastest cipher."""
+"""Only where the user's configuration says nothing: sealed bytes do not compress, and AES-GCM is the fastest cipher,
+and a connection over which nothing comes any more, because a machine slept or changed its network, ends in a minute."""
+_ALONE = ("-o", "ControlMaster=no", "-o", "ControlPath=none")
+"""A connection that does not use another one, and that no other one uses."""
+_CHECK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +65,32 @@ def open_ssh(place: str, /, *, create: bool, read_only: bool) -> PipeStore:
     """
     host, path = parse(place)
     # The last argument is what the login shell there sees: one fixed line, nothing of the user's.
-    argv = ("ssh", "-T", "-x", "-a", *_configuration(), *host.words(), bundle.COMMAND)
-    route = Route(argv, bundle.boot(), True, REFUSALS, CONNECT_SECONDS, distant=True)
-    return PipeStore(f"ssh:{place}", route, Hello(path, create, read_only, True))
+    way = (*_configuration(), *host.words())
+    options = ("ssh", "-T", "-x", "-a")
+    route = Route(
+        (*options, *way, bundle.COMMAND),
+        bundle.boot(),
+        True,
+        REFUSALS,
+        CONNECT_SECONDS,
+        distant=True,
+        again=(*options, *_ALONE, *way, bundle.COMMAND),
+        shares=lambda: _has_master(way),
+    )
+    hello = Hello(path, create, read_only, True)
+    try:
+        return PipeStore(f"ssh:{place}", route, hello)
+    except Stuck:
+        return PipeStore(f"ssh:{place}", route.anew(), hello)
+
+
+def _has_master(way: tuple[str, ...]) -> bool:
+    """Whether a program on this machine keeps a connection that ssh uses; that program answers, not the far side."""
+    try:
+        run(("ssh", "-O", "check", *way), timeout_seconds=_CHECK_SECONDS)
+    except LamellaError:
+        return False
+    return True
 
 
 def parse(place: str) -> tuple[SshHost, str]:

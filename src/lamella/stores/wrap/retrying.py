@@ -57,8 +57,9 @@ class RetryingStore(Wrapper):
     """Repeats calls that failed with a retryable error. Nothing else in Lamella looks at `retryable`.
 
     Every repeated call is idempotent by contract: a `put` whose reply was lost finds its own bytes, a `delete` finds
-    nothing. `lock` is not repeated: it has a waiting time of its own, and losing it must be noticed. `tell` hears
-    at the first failure what is tried again and for how long; `sleep` takes seconds; `jitter` returns a number in [0, 1), which keeps many clients from coming back at the same moment.
+    nothing. `lock` is not repeated: it has a waiting time of its own, and losing it must be noticed. `tell` hears at
+    the first failure what is tried again and for how long; `sleep` takes seconds; `jitter` returns a number in [0, 1),
+    which keeps many clients from coming back at the same moment.
     """
 
     def __init__(
