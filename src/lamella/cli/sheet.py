@@ -10,8 +10,8 @@ from lamella.base.clock import iso, now_ms
 from lamella.base.errors import LamellaError
 from lamella.cli.files import exists, write_file
 from lamella.cli.output import Output
+from lamella.cli.shown import shown
 from lamella.cli.terminal import shows_secrets
-from lamella.cli.values import shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Restoring to a file or a block device. Whoever uses either is asked for before anything is written."""
+"""Restoring to a new file."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from lamella.base.durable import sync_directory
 from lamella.base.errors import Locked, SourceError, UsageError
-from lamella.sources.target import OldState, OpenTarget, in_use, refuse_used
+from lamella.sources.target import OldState, OpenTarget
 
 PARTIAL_SUFFIX: Final = ".lamella-partial"
 """Ends the name of a file whose restore is not complete."""
-
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.EIO}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_MAX_LINKS: Final = 40
+"""The kernel follows no more (path_resolution(7))."""
 
 
 class NewFile(OpenTarget):
@@ -34,9 +34,9 @@ class NewFile(OpenTarget):
 
     def prepare(self, size: int, needed_bytes: int) -> None:
         with self._opening():
-            self.path = _resolved(self._given)
+            self.path = resolved(self._given)
             self.working_path = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
-            replaced = _existing_file(self.path) is not None
+            replaced = existing_file(self.path) is not None
             if replaced and not self._overwrite:
                 raise _exists(self.path)
             if replaced:
@@ -46,7 +46,7 @@ class NewFile(OpenTarget):
             self._fd = _open_partial(self.working_path, self.notes)
             try:
                 os.ftruncate(self._fd, 0)  # before the space is counted: an earlier attempt may hold it
-                _check_space(self._fd, self.path, needed_bytes)
+                check_space(self._fd, self.path, needed_bytes)
                 if replaced:
                     hand_on_layout(self.path, self._fd)
                 os.ftruncate(self._fd, size)
@@ -58,7 +58,7 @@ class NewFile(OpenTarget):
 
     def finish(self) -> None:
         with self._translated("finish"):
-            if self._overwrite and _existing_file(self.path):
+            if self._overwrite and existing_file(self.path):
                 from lamella.sources.replacement import hand_on
 
                 self.notes += hand_on(self.path, self._fd)
@@ -73,80 +73,30 @@ class NewFile(OpenTarget):
         self._close()
 
 
-class InPlaceFile(OpenTarget):
-    """An existing file, overwritten where it lies: its old state is lost, and stays a mixture if the restore fails."""
-
-    def prepare(self, size: int, needed_bytes: int) -> None:
-        with self._opening():
-            self.path = self.working_path = _resolved(self._given)
-            old = _existing_file(self.path)
-            if old is None:
-                raise UsageError(f"{self.path} does not exist", obj=str(self.path), hint="leave out --in-place")
-            from lamella.sources.device_use import uses_of_file  # most restores write a new file
-
-            refuse_used(self.path, uses_of_file(self.path))
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            _lock(self._fd, self.path, self.notes)
-            own_bytes = os.fstat(self._fd).st_blocks * 512  # stat(2): counted in 512 bytes everywhere
-            _check_space(self._fd, self.path, needed_bytes - own_bytes)
-            os.ftruncate(self._fd, size)
-            self._size = size
-
-    def finish(self) -> None:
-        with self._translated("finish"):
-            os.ftruncate(self._fd, self._size)
-            os.fsync(self._fd)
-        self._close()
-
-
-class BlockDevice(OpenTarget):
-    """A block device that nobody uses, at least as large as the volume; what lies behind the volume stays as it is."""
-
-    def prepare(self, size: int, needed_bytes: int) -> None:
-        with self._opening():
-            self.path = self.working_path = _resolved(self._given)
-            found = self.path.stat()
-            if not stat.S_ISBLK(found.st_mode):
-                raise UsageError(f"{self.path} is not a block device", obj=str(self.path))
-            from lamella.sources.device_use import uses_of_device
-
-            refuse_used(self.path, uses_of_device(found.st_rdev))
-            self._fd = self._open_exclusively()
-            device_size = os.lseek(self._fd, 0, os.SEEK_END)
-            if device_size < size:
-                raise SourceError(
-                    f"{self.path} has {device_size} bytes, the volume {size}: too small", obj=str(self.path)
-                )
-            self._size = size
-            self.tail_bytes = device_size - size
-
-    def finish(self) -> None:
-        with self._translated("finish"):
-            os.fsync(self._fd)
-        self._close()
-
-    def stored(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        yield start, end
-
-    def _open_exclusively(self) -> int:
-        try:
-            # open(2): without O_CREAT, O_EXCL on a block device fails with EBUSY while the kernel uses it, in any mount
-            # namespace, and keeps it from being mounted until it is closed.
-            return os.open(self.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-        except OSError as reason:
-            if reason.errno != errno.EBUSY:
-                raise
-            raise in_use(self.path, "the kernel holds it") from reason
-
-
-def _resolved(path: Path) -> Path:
+def resolved(path: Path) -> Path:
     """Follow links, so that a link to the target stays a link. OSError if the directory does not exist."""
+    _refuse_foreign_links(path)
     final = path.resolve()
     final.parent.stat()
     return final
 
 
-def _existing_file(path: Path) -> os.stat_result | None:
+def _refuse_foreign_links(path: Path, left: int = _MAX_LINKS) -> None:
+    """Raise UsageError for another user's link in a directory where everybody may put links, such as /tmp.
+
+    The kernel does the same if it opens a name (fs.protected_symlinks, proc_sys_fs(5)); links are followed here.
+    """
+    for one in (*reversed(path.absolute().parents), path.absolute()):
+        if left == 0 or not one.is_symlink():
+            continue
+        above, owner = one.parent.stat(), one.lstat().st_uid
+        everybodys = above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
+        if everybodys and owner not in (os.geteuid(), above.st_uid):
+            raise UsageError(f"{one} is another user's link: it is not followed", obj=str(path), hint="name its target")
+        _refuse_foreign_links(one.parent / one.readlink(), left - 1)
+
+
+def existing_file(path: Path) -> os.stat_result | None:
     """The state of the regular file at `path`, None if nothing is there. Raises UsageError for anything else."""
     try:
         found = path.lstat()
@@ -160,7 +110,7 @@ def _existing_file(path: Path) -> os.stat_result | None:
 def _open_partial(partial: Path, notes: list[str]) -> int:
     """Open the incomplete file, new or left by an earlier attempt, as its only writer; note what cannot be had."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    found = _existing_file(partial)
+    found = existing_file(partial)
     if found is not None and found.st_nlink > 1:
         # An attempt that ended between giving the final name and taking this one away: the bytes belong to that name.
         partial.unlink()
@@ -172,7 +122,7 @@ def _open_partial(partial: Path, notes: list[str]) -> int:
     except FileExistsError as reason:
         raise Locked(f"another restore has just begun to write {partial}", obj=str(partial)) from reason
     try:
-        _lock(fd, partial, notes)
+        lock(fd, partial, notes)
         opened = os.fstat(fd)
         # The lock may have come free because its holder finished: then this descriptor is the finished file.
         if opened.st_nlink != 1 or not os.path.samestat(opened, partial.lstat()):
@@ -192,7 +142,8 @@ def _make_private(fd: int, path: Path, notes: list[str]) -> None:
             notes.append(f"the file system keeps no permissions, others may read {path}: {reason.strerror}")
 
 
-def _lock(fd: int, path: Path, notes: list[str]) -> None:
+def lock(fd: int, path: Path, notes: list[str]) -> None:
+    """Keep other restores out of an open file; note where the file system cannot. Raises Locked."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as reason:
@@ -203,7 +154,8 @@ def _lock(fd: int, path: Path, notes: list[str]) -> None:
         notes.append(f"the file system has no locks, a second restore to {path} would not be noticed")
 
 
-def _check_space(fd: int, path: Path, needed_bytes: int) -> None:
+def check_space(fd: int, path: Path, needed_bytes: int) -> None:
+    """Raise SourceError if the file system of an open file has not that much room."""
     there = os.fstatvfs(fd)
     free = there.f_bavail * there.f_frsize
     if needed_bytes > free:
@@ -224,7 +176,7 @@ def _rename_to_free_name(partial: Path, path: Path) -> None:
         if reason.errno not in _NO_LINKS:
             raise
         # A file system without hard links: looking first leaves a gap of microseconds, which nothing here can close.
-        if _existing_file(path):
+        if existing_file(path):
             raise _exists(path) from reason
         partial.rename(path)
     else:

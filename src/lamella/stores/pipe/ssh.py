@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 from lamella.base.errors import LamellaError, UsageError
-from lamella.run.spawn import run
+from lamella.run.spawn import run, shell_words
 from lamella.stores.pipe import bundle
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
@@ -57,16 +58,17 @@ class SshHost:
         return (*port, *user, "--", self.name)
 
 
-def open_ssh(place: str, /, *, create: bool, read_only: bool) -> PipeStore:
-    """Open the store at `//[user@]host[:port]/path`.
+def open_ssh(place: str, /, *, create: bool, read_only: bool, environment: Mapping[str, str]) -> PipeStore:
+    """Open the store at `//[user@]host[:port]/path`, by `ssh` or the command in LAMELLA_SSH_COMMAND.
 
     Raises UsageError, NoRepository when there is no such directory, StoreRefused when ssh is not let in,
     StoreUnavailable when the host cannot be reached.
     """
     host, path = parse(place)
     # The last argument is what the login shell there sees: one fixed line, nothing of the user's.
+    ssh = shell_words(environment.get("LAMELLA_SSH_COMMAND") or "ssh")
     way = (*_configuration(), *host.words())
-    options = ("ssh", "-T", "-x", "-a")
+    options = (*ssh, "-T", "-x", "-a")
     route = Route(
         (*options, *way, bundle.COMMAND),
         bundle.boot(),
@@ -75,7 +77,7 @@ def open_ssh(place: str, /, *, create: bool, read_only: bool) -> PipeStore:
         CONNECT_SECONDS,
         distant=True,
         again=(*options, *_ALONE, *way, bundle.COMMAND),
-        shares=lambda: _has_master(way),
+        shares=lambda: _has_master((*ssh, "-O", "check", *way)),
     )
     hello = Hello(path, create, read_only, True)
     try:
@@ -84,10 +86,10 @@ def open_ssh(place: str, /, *, create: bool, read_only: bool) -> PipeStore:
         return PipeStore(f"ssh:{place}", route.anew(), hello)
 
 
-def _has_master(way: tuple[str, ...]) -> bool:
+def _has_master(check: tuple[str, ...]) -> bool:
     """Whether a program on this machine keeps a connection that ssh uses; that program answers, not the far side."""
     try:
-        run(("ssh", "-O", "check", *way), timeout_seconds=_CHECK_SECONDS)
+        run(check, timeout_seconds=_CHECK_SECONDS)
     except LamellaError:
         return False
     return True

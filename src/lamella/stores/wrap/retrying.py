@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from lamella.base.errors import StoreError
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Entry, Store, put_durable
-from lamella.stores.versions import Judge, reinstate
+from lamella.stores.base import Entry, Store, ascending, put_durable
 from lamella.stores.wrap.wrapper import Wrapper
 
 T = TypeVar("T")
@@ -35,22 +33,9 @@ class Backoff:
     succeeds: a missing destination is reported soon, and a disk with many bad places does not cost the whole budget at
     each. None: as `attempts`."""
 
-    def pauses(self, attempts: int) -> Iterator[float]:
-        """Yield the longest pause before each further try, until the attempts are used up."""
-        for number in range(attempts - 1):
-            yield min(self.first_seconds * 2.0**number, self.longest_seconds)
-
 
 PATIENT = Backoff(attempts=16, hasty_attempts=5)
 """Two minutes for a destination that has answered before, some seconds for others."""
-
-
-@dataclass(slots=True)
-class _Call:
-    """How far the tries of one call are."""
-
-    done: bool = False
-    pauses: Iterator[float] | None = None
 
 
 class RetryingStore(Wrapper):
@@ -79,100 +64,77 @@ class RetryingStore(Wrapper):
         self._answered = self._told = False
         self._hasty = True
 
-    def put(self, name: str, content: Sealed | Clear) -> None:
-        """Store an object, all or nothing."""
-        self._repeated(lambda: self._inner.put(name, content))
-
     def put_durable(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, durable on return."""
-        self._repeated(lambda: put_durable(self._inner, name, content))
-
-    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return exactly the bytes asked for."""
-        return self._repeated(lambda: self._inner.get(name, offset, length))
-
-    def stat(self, name: str) -> int:
-        """Return the object's size in bytes."""
-        return self._repeated(lambda: self._inner.stat(name))
+        self._through(lambda: put_durable(self._inner, name, content))
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects below `prefix`, each name once, whatever failed in between.
+        """Yield the objects below `prefix`, each name once and in order, whatever failed in between.
 
-        A listing that breaks is begun anew and skips what it has yielded. Order may differ between two listings, so the
-        names themselves are remembered (about 0.2 MB per 1000 objects): a position would lose or repeat some.
+        A listing that breaks is begun anew and skips what it has yielded.
         """
-        seen: set[str] = set()
-        for attempt in self._attempts():
-            with attempt:
-                for entry in self._inner.list(prefix):
-                    if entry.name not in seen:
-                        seen.add(entry.name)
+        pauses = self._pauses()
+        last = ""
+        tried = False
+        while True:
+            try:
+                for entry in ascending(self._inner.list(prefix), prefix):
+                    if entry.name > last:
+                        last = entry.name
                         yield entry
+            except StoreError as error:
+                self._pause_or_raise(error, pauses)
+                tried = True
+            else:
+                self._works(tried)
+                return
 
-    def delete(self, name: str) -> None:
-        """Remove an object; no error if there is none."""
-        self._repeated(lambda: self._inner.delete(name))
-
-    def sync(self) -> None:
-        """Return when every earlier put and delete is durable."""
-        self._repeated(self._inner.sync)
-
-    def reinstate(self, name: str, is_genuine: Judge) -> bool:
-        """Have the store inside look for a genuine version."""
-        return self._repeated(lambda: reinstate(self._inner, name, is_genuine))
-
-    def _repeated(self, call: Callable[[], T]) -> T:
-        for attempt in self._attempts():
-            with attempt:
+    def _through(self, call: Callable[[], T]) -> T:
+        pauses = self._pauses()
+        tried = False
+        while True:
+            try:
                 result = call()
-        return result
+            except StoreError as error:
+                self._pause_or_raise(error, pauses)
+                tried = True
+            else:
+                self._works(tried)
+                return result
 
-    def _attempts(self) -> Iterator[AbstractContextManager[None]]:
-        """Yield a context for each try of one call, until one ends well or raises."""
-        state = _Call()
-        while not state.done:
-            yield self._attempt(state)
-
-    @contextmanager
-    def _attempt(self, call: _Call) -> Iterator[None]:
-        try:
-            yield
-        except StoreError as error:
-            if not error.retryable:
-                self._works(tried=False)  # a refusal is an answer, too
-                raise
-            if call.pauses is None:
-                call.pauses = self._begin_again(error)
-            seconds = next(call.pauses, None)
-            if seconds is None:
+    def _pause_or_raise(self, error: StoreError, pauses: Iterator[float]) -> None:
+        self._hasty = self._hasty or error.brief
+        seconds = next(pauses, None) if error.retryable else None
+        if seconds is None:
+            if error.retryable:
                 self._hasty = True
-                raise
-            self._sleep(seconds)
-        else:
-            call.done = True
-            self._works(tried=call.pauses is not None)
+            else:
+                self._works(tried=False)  # a refusal is an answer, too
+            raise error
+        if not self._told:
+            self._told = True
+            whole = min(self._backoff.first_seconds * 2.0 ** (self._attempts - 1), self._backoff.budget_seconds)
+            self._tell(f"{error.obj}: {error.message}; trying again for up to {whole:.0f} s")
+        self._sleep(seconds)
 
     def _works(self, tried: bool) -> None:
         """The store has answered a call, after failures if `tried`."""
         if tried or not self._answered:
-            self._answered, self._hasty = True, False
-        if tried:
-            self._told = False
+            self._answered, self._hasty, self._told = True, False, False
 
-    def _begin_again(self, error: StoreError) -> Iterator[float]:
-        """The pauses after a first failure, which is told unless it is part of one that was told before."""
-        backoff = self._backoff
-        hasty = backoff.hasty_attempts if self._hasty or error.brief else None
-        attempts = hasty or backoff.attempts
-        if not self._told and attempts > 1:
-            self._told = True
-            longest = min(sum(backoff.pauses(attempts)), backoff.budget_seconds)
-            self._tell(f"{error.obj}: {error.message}; trying again for up to {longest:.0f} s")
+    @property
+    def _attempts(self) -> int:
+        return (self._backoff.hasty_attempts if self._hasty else None) or self._backoff.attempts
+
+    def _pauses(self) -> Iterator[float]:
+        """Yield the pause before each further try, until attempts or budget are used up."""
         spent = 0.0
-        for longest in backoff.pauses(attempts):
+        longest = self._backoff.first_seconds
+        for _ in range(self._attempts - 1):
             # Between half and all of it: never a storm of immediate repeats, never in step with other clients.
-            seconds = longest * (0.5 + self._jitter() / 2)
+            seconds = min(longest, self._backoff.longest_seconds) * (0.5 + self._jitter() / 2)
             spent += seconds
-            if spent > backoff.budget_seconds:
+            if spent > self._backoff.budget_seconds:
                 return
             yield seconds
+            longest *= 2
