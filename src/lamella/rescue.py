@@ -1805,7 +1805,12 @@ def save(path: str, overwrite: bool, content: "VolumeContent | DocumentContent")
     if not overwrite and os.path.lexists(path):
         raise Problem(USAGE, f"{path} appeared; the data is in {partial}")
     os.replace(partial, path)
-    os.fsync(os.open(os.path.dirname(path) or ".", os.O_RDONLY))  # The end of the program closes it.
+    try:
+        os.fsync(os.open(os.path.dirname(path) or ".", os.O_RDONLY))  # The end of the program closes it.
+    except OSError as error:  # CIFS cannot sync a directory; a directory may be written and not read.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}:
+            raise
+        os.sync()
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
