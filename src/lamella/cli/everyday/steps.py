@@ -14,7 +14,10 @@ from lamella.cli.everyday.profiles import LEVELS, Profile
 from lamella.cli.output import INCOMPLETE, Output
 
 ABSENT = Absent.exit_code
-_HANDED_ON = "json json_lines quiet verbose debug lock_wait limit_rate keyfile recovery_key_file".split()
+_HANDED_ON = (
+    *("json", "json_lines", "quiet", "verbose", "debug"),
+    *("lock_wait", "limit_rate", "keyfile", "recovery_key_file"),
+)
 """Options of every command that a run hands on to its steps."""
 SKIPPED = -1
 """The code of a step that had nothing to work on, because an earlier one failed."""
