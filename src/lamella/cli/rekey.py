@@ -21,7 +21,7 @@ from lamella.cli.new_secret import new_secret_source
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.secret import FIRST, SecretSource
 from lamella.cli.sheet import Sheet
-from lamella.cli.values import shown_bytes, shown_seconds
+from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.crypto.slots import MIN_KEY_FILE, Secret
 from lamella.operations.copy.copy import CopyOptions, CopyResult, plan_copy
 from lamella.operations.copy.plan import State, choose

@@ -20,8 +20,10 @@ from unittest import mock
 
 import pytest
 
-from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N, recovery_text
-from lamella.crypto.slots import key_file, passphrase, recovery_key
+from lamella.base.clock import now_ms
+from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N
+from lamella.crypto.recovery import recovery_key, recovery_text
+from lamella.crypto.slots import key_file, passphrase
 from lamella.format.deletion import Remove
 from lamella.format.keyslot import SlotType
 from lamella.format.records import Pin, RawRecord, Rename, Session, Signed, Tag, raw
@@ -131,8 +133,9 @@ def compacted(golden: Golden) -> None:
     golden.save("two", options, ScriptedSource("other", b"o" * 70000))
     names = [text.partition("@")[2] for text in golden.snapshots if text.startswith("disk")]
 
-    def say(machine: str, *records: Signed | RawRecord) -> None:
-        with Repository.open(golden.store, SECRET, golden.host(machine)) as repo:
+    def say(machine: str, *records: Signed | RawRecord, days_ago: int = 0) -> None:
+        then = now_ms() - days_ago * 24 * 3600 * 1000
+        with Repository.open(golden.store, SECRET, golden.host(machine), clock=lambda: then) as repo:
             repo.publish(records)
 
     with Repository.open(golden.store, SECRET, golden.host("one")) as repo:
@@ -140,7 +143,7 @@ def compacted(golden: Golden) -> None:
     first, gone = shots["disk", names[0]].ref, [shots["disk", name].ref for name in names[1:6]]
     say("one", Tag(first, False, "vor dem Umzug"), Tag(first, False, "taken away"), Pin(first, False, "for ever"))
     say("two", Tag(first, True, "taken away"), Rename(shots["old name", names[0]].added.volume_id, "new name"))
-    say("two", Remove(tuple(gone)))
+    say("two", Remove(tuple(gone)), days_ago=40)  # what was removed in the last 30 days is carried
     session = Session(b"session of golde", "20251122T000000Z-open", (), (b"p" * 32,))
     say("two", raw(session))
     for number in range(24):

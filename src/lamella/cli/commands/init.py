@@ -13,7 +13,8 @@ from lamella.cli.context import Context
 from lamella.cli.new_secret import first_secret_source
 from lamella.cli.output import Output
 from lamella.cli.sheet import Sheet, SheetFacts
-from lamella.crypto.new_slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N, new_recovery_key, recovery_text
+from lamella.crypto.new_slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N
+from lamella.crypto.recovery import new_recovery_key, recovery_text
 from lamella.crypto.slots import Secret
 from lamella.format.keyslot import MAX_LOG_N
 from lamella.operations.shared.heads import fingerprint
@@ -143,6 +144,7 @@ def _report(context: Context, made: Made) -> None:
     out.line(f"id           {created.repo_id.hex()}")
     out.line(f"fingerprint  {made.fingerprint}")
     out.line(f"restore.py   SHA-256 {created.rescue_sha256}")
+    out.say("volumes share no data with each other; those of one backup --domain NAME do, and share its keys")
     if sheet.path is not None:
         out.line(f"recovery     {sheet.path}: print it, keep it elsewhere, delete the file")
     out.document(

@@ -16,10 +16,20 @@ from lamella.cli.new_secret import new_secret_source
 from lamella.cli.secret import SecretSource
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.cli.values import workers
-from lamella.crypto.new_slots import recovery_text
+from lamella.crypto.recovery import recovery_text
 from lamella.crypto.slots import MIN_KEY_FILE, Secret
 from lamella.format.keyslot import PREFIX, Role, SlotType
-from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, export_domain, list_slots, remove_slot
+from lamella.operations.keyring import (
+    TYPE_WORDS,
+    SlotRow,
+    add_slot,
+    export_domain,
+    ignored_text,
+    list_slots,
+    remove_slot,
+    slots_of,
+    writers_slot,
+)
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
@@ -117,20 +127,23 @@ def run(context: Context) -> int:
 
 def _list(context: Context) -> int:
     with context.sound_repository() as repository:
-        rows = list_slots(repository)
+        slots = slots_of(repository)
+        rows = list_slots(repository, slots)
     table = [(row.name.removeprefix(PREFIX), row.type, row.role, _remark(row)) for row in rows]
     context.out.table([("SLOT", "TYPE", "ROLE", ""), *table])
-    context.out.document({"slots": [_row(row) for row in rows]})
+    if slots.ignored:
+        context.out.line(ignored_text(slots))
+    context.out.document({"slots": [_row(row) for row in rows], "ignored": len(slots.ignored)})
     return 0
 
 
 def _row(row: SlotRow) -> dict[str, object]:
-    return {"name": row.name, "type": row.type, "role": row.role, "current": row.current, "signed": row.signed}
+    return {"name": row.name, "type": row.type, "role": row.role, "current": row.current, "signed": row.recorded}
 
 
 def _remark(row: SlotRow) -> str:
     remarks = ["opened it now"] if row.current else []
-    return ", ".join(remarks if row.signed else [*remarks, "NOT SIGNED BY AN ADMIN"])
+    return ", ".join(remarks if row.recorded else [*remarks, "NOT RECORDED: removed, or its adding was broken off"])
 
 
 def _add(context: Context) -> int:
@@ -179,7 +192,12 @@ def _change(context: Context) -> int:
         if context.args.dry_run:
             return _would(context, f"replace the key slot {old.name.removeprefix(PREFIX)}")
         name, _ = wanted.add(repository, admin=old.role == Role.ADMIN)
-        remove_slot(repository, old.name)
+        try:
+            remove_slot(repository, old.name)
+        except LamellaError as error:
+            again = f"lamella key remove {old.name.removeprefix(PREFIX)}"
+            error.hint = f"the new secret opens the repository, and the old one still does; with the new one: {again}"
+            raise
     context.out.line(
         f"slot {name.removeprefix(PREFIX)} replaces {old.name.removeprefix(PREFIX)}; "
         "whoever knows the old secret may have kept the keys"
@@ -194,7 +212,7 @@ def _remove(context: Context) -> int:
         short = row.name.removeprefix(PREFIX)
         if context.args.dry_run:
             return _would(context, f"remove the {row.type} slot {short}")
-        context.confirm(f"Remove the {row.type} slot {short} ({row.role})?")
+        context.confirm(f"Will remove the {row.type} slot {short} ({row.role}): its secret opens nothing any more.")
         remove_slot(repository, row.name)
     context.out.line(f"removed {row.type} slot {short}; its former users may have kept the keys")
     context.out.document({"removed": row.name, "type": row.type, "role": row.role})
@@ -226,9 +244,7 @@ def _would(context: Context, text: str) -> int:
 def _require_admin(repository: Repository) -> None:
     """Before anything is asked for or written."""
     if repository.keys.prune_seed is None:
-        raise UsageError(
-            "this needs an admin's secret; the one given opens a writer slot", hint="see: lamella key list"
-        )
+        raise writers_slot()
 
 
 class _NewSlot:

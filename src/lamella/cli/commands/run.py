@@ -19,9 +19,9 @@ from lamella.cli.everyday.profiles import Profile, require_profile
 from lamella.cli.everyday.steps import ABSENT, StepResult, Steps
 from lamella.cli.everyday.troubles import Reporting
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.values import shown_seconds
-from lamella.memory.host import held_file
+from lamella.cli.shown import shown_seconds
 from lamella.memory.runs import ProfileRecord, Profiles, StepRecord
+from lamella.memory.writing import held_file
 
 POSTPONED = Absent.exit_code
 

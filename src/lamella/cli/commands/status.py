@@ -11,14 +11,14 @@ from lamella.base.clock import now_ms
 from lamella.base.errors import Absent, LamellaError, NoRepository, StoreUnavailable, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.destination import OtherContext
+from lamella.cli.destination import OtherContext, named_destinations
 from lamella.cli.everyday.health import BAD, OK, WARN, profile_rows, volume_rows, worst
 from lamella.cli.everyday.profiles import require_profile
 from lamella.cli.everyday.troubles import Reporting
 from lamella.cli.files import write_file
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.secret import FIRST
-from lamella.cli.values import shown_bytes
+from lamella.cli.shown import shown_bytes
 from lamella.memory.runs import Profiles
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ def _watch(context: Context, profiles: Profiles, name: str) -> int:
     reporting = Reporting(context, name, profiles)
     try:
         profile = require_profile(context.config.profiles, name)
-        named = profile.repositories or tuple(context.destinations)
+        named = profile.repositories or tuple(named_destinations(context))
     except UsageError as error:
         reporting.unreadable(error)
         raise
@@ -90,7 +90,7 @@ def _named(context: Context) -> list[str]:
 
 def _spare(context: Context) -> list[str]:
     try:
-        return context.destinations
+        return named_destinations(context)
     except UsageError:
         return []
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from lamella.base.errors import UsageError
+from lamella.cli.amounts import age, budget
 from lamella.cli.configuration_files import Check, boolean, listed, text
-from lamella.cli.values import age, budget
 
 LEVELS: Final = ("structure", "sample", "full")
 _WINDOW: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")

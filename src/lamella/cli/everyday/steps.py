@@ -10,6 +10,7 @@ from typing import Any
 from lamella.base.errors import Absent, LamellaError
 from lamella.cli.arguments import load, parse
 from lamella.cli.context import Context
+from lamella.cli.destination import named_destinations
 from lamella.cli.everyday.profiles import LEVELS, Profile
 from lamella.cli.output import INCOMPLETE, Output
 
@@ -68,7 +69,7 @@ class Steps:
     def __init__(self, context: Context, profile: Profile) -> None:
         self._context = context
         self._profile = profile
-        self.repositories = profile.repositories or tuple(context.destinations)
+        self.repositories = profile.repositories or tuple(named_destinations(context))
 
     def __iter__(self) -> Iterator[StepResult]:
         """Backup to all repositories from one moment, then prune, verify and copy; a failure stops no other."""

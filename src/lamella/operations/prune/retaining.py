@@ -9,7 +9,8 @@ from datetime import UTC, tzinfo
 
 from lamella.base.errors import UsageError
 from lamella.format.records import Ref
-from lamella.history.catalogue import Snapshot, latest
+from lamella.history.catalogue import Snapshot
+from lamella.history.latest import latest
 from lamella.operations.prune.health import Flaw, Health
 from lamella.operations.prune.retention import DatedSnapshot, Retention, Ruling, believed_time, judge_until_stable
 from lamella.operations.shared.selection import Selected, find_volume
