@@ -9,7 +9,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from lamella.base.errors import NothingMatched, UsageError
-from lamella.sources.registry import split_name
+from lamella.sources.names import split_name
 
 
 def files_of(text: str, exclude: Sequence[str]) -> list[str] | None:
