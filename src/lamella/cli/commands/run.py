@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 
-from lamella.base.clock import now_ms
+from lamella.base.clock import local_now, now_ms
 from lamella.base.errors import Absent, Interrupted, LamellaError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
@@ -52,7 +51,7 @@ def run(context: Context) -> int:
         return _show(context, steps)
     profiles.see(profile.name, now_ms(), profile.messages)
     with _alone(context, profile):
-        reasons = [] if context.args.now else unmet(profile.conditions, datetime.now().astimezone())
+        reasons = [] if context.args.now else unmet(profile.conditions, local_now())
         if reasons:
             context.out.line(f"postponed: {'; '.join(reasons)}")
             context.out.document({"profile": profile.name, "result": "postponed", "reasons": reasons, "steps": []})

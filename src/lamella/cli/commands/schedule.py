@@ -26,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     add = add_actions(parser, "action")
     install = add("install", "write the timers of a profile and start them")
-    _add_common(install)
+    _add_profile(install)
     install.add_argument("--print", action="store_true", help="print the units, or the lines for cron; write nothing")
-    _add_common(add("remove", "stop the timers of a profile and remove them"))
-    _add_common(add("show", "show the timers of a profile and when they run next"), dry_run=False)
+    _add_profile(add("remove", "stop the timers of a profile and remove them"))
+    _add_profile(add("show", "show the timers of a profile and when they run next"), dry_run=False)
 
 
-def _add_common(parser: argparse.ArgumentParser, *, dry_run: bool = True) -> None:
+def _add_profile(parser: argparse.ArgumentParser, *, dry_run: bool = True) -> None:
     parser.add_argument("profile", metavar="PROFILE", help="a [profiles.PROFILE] of the configuration")
     parser.add_argument(
         "--user", action="store_true", help="timers of your own user; root's are the system's (default for other users)"

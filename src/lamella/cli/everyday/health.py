@@ -22,7 +22,7 @@ UNVERIFIED_DAYS = 30
 
 
 @dataclass(slots=True)
-class Health:
+class Grade:
     """A state with its reasons; each reason may only make it worse."""
 
     state: str = OK
@@ -70,7 +70,7 @@ def _stale_after(
 def _volume_row(
     repo: Repository, volume: VolumeState, name: str, verdicts: Verdicts, limit: int | None, now: int
 ) -> dict[str, Any]:
-    health, newest = Health(), _newest_good(repo, volume)
+    health, newest = Grade(), _newest_good(repo, volume)
     age = 0 if newest is None else max(0, now - newest.added.time_ms)
     if newest is None:
         health.add(BAD, "no snapshot is whole")
@@ -108,7 +108,7 @@ def _newest_good(repo: Repository, volume: VolumeState) -> Snapshot | None:
     return None
 
 
-def _judge(health: Health, verdict: tuple[str, str, int] | None) -> None:
+def _judge(health: Grade, verdict: tuple[str, str, int] | None) -> None:
     if verdict is None:
         health.add(WARN, "never verified on this host")
         return
@@ -128,7 +128,7 @@ def profile_rows(
 
 
 def _profile_row(profile: Profile, record: ProfileRecord | None, spare: tuple[str, ...], now: int) -> dict[str, Any]:
-    health = Health()
+    health = Grade()
     if record is None or not record.ended_ms:
         health.add(WARN, "it has never run")
     for repository in profile.repositories or spare:

@@ -21,7 +21,8 @@ After=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
-Type=oneshot
+# Not oneshot: a unit of that type cannot be tried again.
+Type=simple
 {environment}ExecStart={start}
 {more}UMask=0077
 Nice=19
