@@ -584,7 +584,8 @@ class Slot:
 
 def unlock(store: Store, marker: Marker, kind: int, secret: bytes, crypto: Crypto, report: Reporter) -> Keys:
     """Try a secret on the slots of its kind that an admin signed, in order of name."""
-    slots, ignored, withheld = [], [], ""
+    slots: list[Slot] = []
+    ignored, withheld = [], ""
     for name in store.names("keys"):
         try:
             slot = Slot(store.read(f"keys/{name}", SLOT), name, marker, crypto)

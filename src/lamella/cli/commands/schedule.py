@@ -11,7 +11,8 @@ from pathlib import Path
 from lamella.base.clock import now_ms
 from lamella.base.durable import sync_directory
 from lamella.base.errors import LamellaError, NothingMatched, UsageError
-from lamella.cli.arguments import add_actions, add_dry_run
+from lamella.cli.actions import add_actions
+from lamella.cli.arguments import add_dry_run
 from lamella.cli.context import Context
 from lamella.cli.everyday import units
 from lamella.cli.everyday.profiles import Profile, is_profile_name, require_profile
