@@ -1,4 +1,4 @@
-"""The file that `lamella config init` writes: every line a comment, so that nothing happens until its reader says so."""
+"""The file that `lamella config init` writes: all of it comments, so that nothing happens until its reader says so."""
 
 from __future__ import annotations
 
