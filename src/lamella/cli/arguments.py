@@ -29,6 +29,9 @@ COMMANDS = {
     "monitor": "free the space that checkpoints of sources hold, without a backup",
     "qubes": "back up and restore whole qubes of Qubes OS, data and settings",
     "serve": "serve a destination to one client on standard input and output",
+    "run": "run a profile of the configuration: back up, prune, verify, copy, and report",
+    "schedule": "have a profile run by itself",
+    "status": "show whether everything is in order, and why not",
     "config": "show and validate the configuration",
     "doctor": "examine this machine, its directories and the repository for trouble",
 }

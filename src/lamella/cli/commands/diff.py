@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lamella.base.durable import write_new
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.files import exists
+from lamella.cli.files import write_file
 from lamella.cli.shown import shown_bytes
 from lamella.cli.sources import named_source
 from lamella.cli.values import workers
@@ -82,10 +81,7 @@ def _with_source(context: Context, repository: Repository, one: Selected) -> Sou
 
 def _write_map(place: str | None, result: DiffResult, a: Selected) -> None:
     if place is not None:
-        try:
-            write_new(Path(place), write_map(result, a.snapshot.name))
-        except FileExistsError as error:
-            raise exists(Path(place)) from error
+        write_file(Path(place), write_map(result, a.snapshot.name), overwrite=False)
 
 
 def _print(context: Context, a: Selected, other: str, result: DiffResult) -> None:
