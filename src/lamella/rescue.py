@@ -857,10 +857,11 @@ TRAILER = 144  # bytes after the container of a commit
 
 # Types of records; those from 0x8000 on are optional.
 WRITER, VOLUME, ADD_SNAP, CONFIRM, TAG, RENAME = 1, 2, 3, 4, 5, 6
-CHECKPOINT, FORK_SEEN, REMOVE, AUDITED, FORGO, REVIVE, REMOVE_LAST = 0x0C, 0x0D, 0x10, 0x15, 0x16, 0x17, 0x18
+CHECKPOINT, SUCCEEDS, REMOVE, AUDITED, FORGO, REVIVE, REMOVE_LAST = 0x0C, 0x0D, 0x10, 0x15, 0x16, 0x17, 0x18
+JOIN, GIVE = 0x19, 0x1A
 RUN, LOST, SEEN = 0x8001, 0x8002, 0x8003
-KNOWN = frozenset((*range(0x01, 0x0E), *range(0x10, 0x19)))  # of the required ones
-SIGNED = frozenset((VOLUME, *range(0x05, 0x0A), *range(0x10, 0x19), LOST))  # they end in a signature, or in zeros
+KNOWN = frozenset((*range(0x01, 0x0E), *range(0x10, 0x1B)))  # of the required ones
+SIGNED = frozenset((VOLUME, *range(0x05, 0x0A), *range(0x10, 0x1B), LOST))  # they end in a signature, or in zeros
 ORIGIN, REBUILT = 0x8010, 0x8020  # records inside an ADD_SNAP
 
 
@@ -1129,6 +1130,7 @@ class Snapshot(NamedTuple):
     documents: list[tuple[str, int, list[bytes]]]  # name, size, ids of the parts
     packs: list[bytes]
     inner: list[int]  # types of the records inside, in ascending order
+    origin: bytes  # of a copy, repo_id || ref of where it was first published; else empty
 
     def snap_id(self) -> bytes:
         return self.ref[24:]
@@ -1146,12 +1148,14 @@ def parse_snapshot(record: Record, c: Cursor, keep_packs: bool) -> Snapshot:
     when, _, name = c.number(8), c.take(40), c.text()
     documents = [(c.text(), c.number(8), c.many(c.number(2), ID)) for _ in range(c.number(2))]
     packs = c.many(c.number(4), 32)
-    inner = sorted(kind for kind, _ in records_of(c))
+    inside = records_of(c)
+    inner = sorted(kind for kind, _ in inside)
+    origin = next((value[:56] for kind, value in inside if kind == ORIGIN and len(value) == 112), b"")
     require(domain_id != CATALOGUE and not flags and 16 <= log2 <= 22, "ADD_SNAP with impossible values")
     tree = Tree(name, volume_id, domain_id, root, size, log2)
     ref = record.commit.writer + u64(record.commit.seq) + snap_id
     kept = packs if keep_packs else []
-    return Snapshot(record.commit, record.order, ref, tree, consistency, when, name, documents, kept, inner)
+    return Snapshot(record.commit, record.order, ref, tree, consistency, when, name, documents, kept, inner, origin)
 
 
 class Records:
@@ -1168,6 +1172,9 @@ class Records:
         self.named: dict[int, set[bytes]] = collections.defaultdict(set)  # by type, what these records name
         self.marked: set[bytes] = set()  # snapshots that a REMOVE without its signature names
         self.admins: set[bytes] = set()  # writers that published something with the prune key's signature
+        self.owners: dict[bytes, set[bytes]] = collections.defaultdict(set)  # by volume_id, its creator and receivers
+        self.handovers: set[tuple[bytes, bytes]] = set()  # a writer, and one for whom it acts
+        self.revived: dict[bytes, bytes] = {}  # by ref, what a snapshot was before it was published anew
         self._readers: dict[int, Callable[[Record, Cursor], None]] = {
             WRITER: self._writer,
             VOLUME: self._naming,
@@ -1177,7 +1184,8 @@ class Records:
             TAG: self._tag,
             RUN: self._run,
             LOST: self._lost,
-            **dict.fromkeys((CONFIRM, FORK_SEEN, REMOVE, REMOVE_LAST, AUDITED, FORGO), self._names),
+            **dict.fromkeys((SUCCEEDS, JOIN, GIVE), self._hand_over),
+            **dict.fromkeys((CONFIRM, REMOVE, REMOVE_LAST, AUDITED, FORGO), self._names),
         }
 
     def take(self, commit: Commit, kind: int, value: bytes) -> None:
@@ -1222,6 +1230,9 @@ class Records:
         name = c.text()
         if record.kind == VOLUME:
             label, _ = c.text(), c.take(c.number(2))
+            creator, nonce, _ = c.take(16), c.take(16), c.take(32)
+            bound = hashlib.sha256(b"lamella/1 volume\0" + creator + nonce).digest()[:16] == volume_id
+            self.owners[volume_id] |= {creator} if bound or record.signed else set()
         c.take(64)
         c.end()
         naming = Naming(record.commit, record.order, record.signed, name, domain_id, label)
@@ -1233,13 +1244,27 @@ class Records:
         self.named[record.kind].add(snapshot.ref)
 
     def _revive(self, record: Record, c: Cursor) -> None:
-        c.take(40)
+        removed = c.take(40)
         if self._counts(record):
             self._snapshot(record, Cursor(record.value[40:-64]))
+            self.revived[record.commit.writer + u64(record.commit.seq) + record.value[40:56]] = removed
+
+    def _hand_over(self, record: Record, c: Cursor) -> None:
+        """Who owns what: by the prune key's word, or SUCCEEDS, with which an older writer key signs for a new one."""
+        writer = record.commit.writer
+        if record.kind == SUCCEEDS:
+            public, message = c.take(32), b"lamella/1 succeeds\0" + self._repo.keys.marker.r + writer
+            good = record.commit.seq == 1 and self._repo.crypto.verify(public, c.take(64), message)
+            require(good, "without the older writer's signature")
+            self.handovers.add((writer, hashlib.sha256(public).digest()[:16]))
+        elif self._counts(record):
+            first, second = c.take(16), c.take(16)
+            self.handovers |= {(first, second)} if record.kind == JOIN else set()
+            self.owners[first] |= {second} if record.kind == GIVE else set()
 
     def _names(self, record: Record, c: Cursor) -> None:
-        """What a record names: the writer_id || seq of a fork, a commit, or else the refs of snapshots."""
-        size = {FORK_SEEN: 24, AUDITED: 56, FORGO: 56}.get(record.kind)
+        """What a record names: a commit, or else the refs of snapshots."""
+        size = {AUDITED: 56, FORGO: 56}.get(record.kind)
         names = [c.take(size)] if size else c.many(c.number(4), 40)
         if record.kind == CONFIRM:
             names = [ref for ref in names if ref[:16] == record.commit.writer]
@@ -1284,6 +1309,7 @@ class History:
         self._unopened: dict[Head, tuple[set[bytes], str]] = {}  # no valid commit: what it proves, and why
         self._named: set[Head] = set()  # commits that others name
         self._gaps: set[Head] = set()  # commits that the next commit of their chain names and does not follow
+        self._owners: dict[bytes, set[bytes]] = {}  # by volume_id
         self._here: dict[tuple[bytes, int], set[bytes]] = collections.defaultdict(set)  # (writer, seq) -> SHA-256
 
     # -- reading all commits
@@ -1363,9 +1389,7 @@ class History:
         chain.sort(key=lambda commit: (commit.seq, commit.sha))
         for seq in sorted(seq for seq, count in collections.Counter(c.seq for c in chain).items() if count > 1):
             self.chains.forked.add(writer)
-            accepted = writer + u64(seq) in self.records.named[FORK_SEEN]
-            text = f"fork: writer {writer.hex()} has several commits {seq}; all of them count"
-            self.warn(text, "note" if accepted else "warning", history=not accepted)
+            self.warn(f"fork: writer {writer.hex()} has several commits {seq}; all of them count", history=True)
         gaps = []
         last = None
         for commit in chain:
@@ -1463,17 +1487,42 @@ class History:
         letters = base64.b32encode(hashlib.sha256(b"".join(message)).digest()[:10]).decode()
         return "-".join(letters[i : i + 4] for i in range(0, 16, 4))
 
+    def line(self, writers: Iterable[bytes], back: bool = False) -> set[bytes]:
+        """Writers, and all that act for them; with back, all for whom they act."""
+        found, pairs = set(writers), self.records.handovers
+        while True:
+            more = {old if back else new for new, old in pairs if (new if back else old) in found} - found
+            if not more:
+                return found
+            found |= more
+
+    def owners(self, volume_id: bytes) -> set[bytes]:
+        """The writers that may say what a volume is: its creator, whom it was given to, and who acts for those."""
+        if volume_id not in self._owners:
+            self._owners[volume_id] = self.line(self.records.owners.get(volume_id, ()))
+        return self._owners[volume_id]
+
+    def first(self, s: Snapshot) -> bytes:
+        """The ref that a snapshot had before it was published anew."""
+        ref, passed = s.ref, {s.ref}
+        while self.records.revived.get(ref, ref) not in passed:
+            ref = self.records.revived[ref]
+            passed.add(ref)
+        return ref
+
+    def claim(self, s: Snapshot) -> bool:
+        """Whether it was added to a volume of others: it stands for itself, and is never the volume's latest."""
+        return self.first(s)[:16] not in self.owners(s.tree.volume_id)
+
     def _naming(self, volume_id: bytes) -> "tuple[str, Naming | None]":
-        """The name of a volume and the VOLUME record in force."""
-        namings = self.records.namings.get(volume_id, [])
-        first = self.chains.first([naming for naming in namings if naming.domain_id])
-        owner = first[0].commit.writer if first else None
-        applies = [naming for naming in namings if naming.signed or naming.commit.writer == owner]
+        """The name of a volume and the VOLUME record in force; of a volume without owners, anybody's."""
+        namings, owners = self.records.namings.get(volume_id, []), self.owners(volume_id)
+        applies = [naming for naming in namings if naming.signed or naming.commit.writer in owners]
         for naming in namings:
             if naming not in applies:
-                self.warn(f"{naming.commit.path()}: names a volume of another writer; ignored")
-        volume = self.chains.last([naming for naming in applies if naming.domain_id])
-        last = self.chains.last(applies)
+                self.warn(f"{naming.commit.path()}: names a volume of another writer; ignored", "note")
+        volume = self.chains.last([naming for naming in applies or namings if naming.domain_id])
+        last = self.chains.last(applies) or volume
         return (last[0].name if last else volume_id.hex()), (volume[0] if volume else None)
 
     def volumes(self, removed: bool = False) -> dict[bytes, Volume]:
@@ -1483,10 +1532,11 @@ class History:
             if removed or self.stands(s):
                 snapshots.setdefault(s.tree.volume_id, []).append(s)
         named = {volume_id: self._naming(volume_id) for volume_id in snapshots}
-        count = collections.Counter(name for name, _ in named.values())
+        count = collections.Counter(name for volume_id, (name, _) in named.items() if self.owners(volume_id))
         volumes = {}
         for volume_id, (name, naming) in sorted(named.items(), key=lambda item: item[1][0]):
-            unique = f"{name}~{volume_id[:2].hex()}" if count[name] > 1 else name
+            plain = self.owners(volume_id) and count[name] == 1
+            unique = name if plain else f"{name}~{volume_id[:2].hex()}"
             volumes[volume_id] = Volume(unique, naming, sorted(snapshots[volume_id], key=moment))
         return volumes
 
@@ -1515,27 +1565,50 @@ class History:
 
     def _choose(self, snapshots: list[Snapshot], wanted: str) -> list[Snapshot]:
         """The snapshots that a name, snap_id, "latest", "^TAG" or the beginning of a name fits."""
-        standing = [s for s in snapshots if self.stands(s)]
+        counting = [s for s in snapshots if self.stands(s) and not self.claim(s)]
         if wanted in ("", "latest"):
-            return self._latest(standing)
+            return self._latest(counting)[:1]
         if wanted[0] == "^":
-            return [s for s in standing if wanted[1:] in self.tags(s)]
-        named = [s for s in snapshots if wanted in (s.name, s.snap_id().hex())]
+            return [s for s in counting if wanted[1:] in self.tags(s)]
         # A removed snapshot may have come back under its name. If it did not, who knows its whole name may try.
-        return [s for s in named if self.stands(s)] or named or [s for s in standing if s.name.startswith(wanted)]
+        named = [s for s in snapshots if wanted in (s.name, s.snap_id().hex())]
+        exact = [s for s in named if s in counting] or [s for s in named if self.stands(s)] or named
+        return exact or [s for s in counting if s.name.startswith(wanted)]
 
-    def _latest(self, standing: list[Snapshot]) -> list[Snapshot]:
-        """The snapshots that no other one is after; one, by its moment, if the order of commits says nothing."""
-        if any(ORIGIN in s.inner or s.ref in self.records.named[REVIVE] for s in standing):
-            return sorted(standing, key=moment)[-1:]  # The place of a copy in its chain says only when it was copied.
-        latest = self.chains.last(standing)
-        if all(any(self.chains.earlier(a, b) for b in latest) for a in latest):  # a circle
-            return sorted(latest, key=moment)[-1:]
+    def _latest(self, counting: list[Snapshot]) -> list[Snapshot]:
+        """The latest snapshot, and after it those that are not known to be earlier."""
+        newest = {place[:32]: seq for place, seq in sorted(map(self._place, counting), key=lambda place: place[1])}
+        ends = [s for s in counting if newest[self._place(s)[0][:32]] == self._place(s)[1]]
+        found = [s for s in ends if not any(self._before(s, other) for other in ends if other is not s)]
+        latest = sorted(found or ends, key=moment, reverse=True)
+        if len(latest) > 1:
+            also = ", ".join(shown(s.name) for s in latest[1:])
+            self.warn(f"{shown(latest[0].name)} is taken for the latest, by its time; as late may be: {also}")
         return latest
+
+    def _place(self, s: Snapshot) -> tuple[bytes, int]:
+        """Where a snapshot was first published (repo_id || ref), and the number of that commit."""
+        place = s.origin or self._repo.keys.marker.repo_id + self.first(s)
+        return place, int.from_bytes(place[32:40], "little")
+
+    def _before(self, a: Snapshot, b: Snapshot) -> bool:
+        """Whether a came before b: by the chain where both were first published, else by time if one is a copy."""
+        (place_a, seq_a), (place_b, seq_b) = self._place(a), self._place(b)
+        if place_a[:32] == place_b[:32]:
+            return seq_a < seq_b
+        own = place_a[16:] == a.ref and place_b[16:] == b.ref
+        return self.chains.earlier(a, b) if own else moment(a) < moment(b)
 
     def tags(self, s: Snapshot) -> list[str]:
         """The tags that were given and not taken away since, by who gave them or with the prune key's signature."""
-        mine = ((text, marks) for (ref, text), marks in self.records.tags.items() if ref == s.ref)
+        owners, author = self.owners(s.tree.volume_id), self.first(s)[:16]
+
+        def counts(mark: Mark) -> bool:
+            writer = mark.commit.writer
+            return mark.signed or writer in owners or author in self.line([writer], back=True)
+
+        tags = ((text, marks) for (ref, text), marks in self.records.tags.items() if ref == s.ref)
+        mine = [(text, [mark for mark in marks if counts(mark)]) for text, marks in tags]
         return sorted(text for text, marks in mine if any(self._tag_stands(given, marks) for given in marks))
 
     def _tag_stands(self, given: Mark, marks: list[Mark]) -> bool:
@@ -1556,6 +1629,7 @@ class History:
             "unconfirmed": s.ref not in records.named[CONFIRM],
             "removed": not self.stands(s),
             "marked-removed": s.ref in records.marked,
+            "claim": self.claim(s),
             "conflict": s.snap_id() in repeated,
             "unusable": bool(s.unusable()),
             "rebuilt": REBUILT in s.inner,

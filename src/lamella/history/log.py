@@ -14,7 +14,7 @@ from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Condemn, Reaped
 from lamella.format.records import Checkpoint, RawRecord, Signed
 from lamella.history import state
-from lamella.history.catalogue import Catalogue
+from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.chains import HistoryReader, ReadSegment
 from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.places import judge
@@ -74,7 +74,7 @@ class Log:
             error = RolledBack if self.history.problems else IntegrityError
             hint = "bring back what is still somewhere with: lamella repair"
             raise error("the repository lists no commit that opens: its history is lost", obj=COMMITS, hint=hint)
-        self.catalogue = state.build(self.keys, self.history)
+        self.catalogue = state.build(self.keys, self.history, self.own_writer)
         self._condemned = None
         self.sightings.look(self.history.heads, self.clock())
         self.found, self.older = judge(self.place, self.history)
@@ -170,6 +170,12 @@ class Log:
         """The id under which this host publishes here, if it did before."""
         key = self.memory.writer_key()
         return None if key is None else key.id
+
+    def believed_ms(self, snapshot: Snapshot) -> int:
+        """The time of a snapshot: its own word, unless that cannot be true by when this host first saw it."""
+        ref, said = snapshot.ref, snapshot.added.time_ms
+        sight = None if snapshot.revived or ref.writer == self.own_writer else self.sightings.of(ref.writer, ref.seq)
+        return said if sight is None else sight.believed_ms(said)
 
     def _ended(self) -> Ended:
         from lamella.history.checkpoints import ended

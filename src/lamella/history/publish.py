@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lamella.base.clock import Clock
 from lamella.base.errors import RolledBack
 from lamella.crypto.derive import Keys
-from lamella.crypto.sign import sign
+from lamella.crypto.sign import public_of, sign
 from lamella.format.commit import (
     CHECKPOINT_EVERY,
     MAX_SEEN,
@@ -24,9 +24,9 @@ from lamella.format.commit import (
     Head,
     parse_name,
 )
+from lamella.format.owners import Succeeds, succession_message
 from lamella.format.records import (
     Checkpoint,
-    ForkSeen,
     RawRecord,
     Signed,
     Writer,
@@ -110,20 +110,18 @@ class Publisher:
             newest = 0 if chain.head is None else chain.head.seq
             if newest >= max(history.known.get(key.id, 0), fresh.known.get(key.id, 0)):
                 history.chains[key.id] = chain
-                return key, chain, [] if chain.heads else self._first_records(None)
+                return key, chain, [] if chain.heads else self._first_records(key)
         key = self._memory.new_writer_key()
         chain = Chain(key.id)
         history.chains[key.id] = chain
-        forked = known if known is not None and known.forked_at else None
-        return key, chain, self._first_records(forked)
+        return key, chain, self._first_records(key)
 
-    def _first_records(self, forked: Chain | None) -> list[RawRecord]:
+    def _first_records(self, key: WriterKey) -> list[RawRecord]:
+        """Who this is, and that it owns what this host's earlier writers own."""
         host = self._memory.host
         rows = [raw(Writer(host.label.encode("utf-8")[:200].decode("utf-8", "ignore"), host.machine))]
-        if forked is not None:
-            heads = tuple(head.sha256 for head in forked.heads[:255])
-            rows.append(raw(ForkSeen(forked.writer, forked.forked_at, heads)))
-        return rows
+        message = succession_message(self._keys.root, key.id)
+        return rows + [raw(Succeeds(public_of(seed), sign(seed, message))) for seed in key.before]
 
     def _signed(self, record: RawRecord | Signed, key: WriterKey, seq: int, prev: bytes) -> RawRecord:
         if isinstance(record, RawRecord):

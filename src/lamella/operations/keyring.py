@@ -59,7 +59,7 @@ def export_domain(repo: Repository, domain_id: DomainId) -> bytes:
     shown = repo.catalogue.shown_names()
     trees = []
     for volume in repo.catalogue.volumes.values():
-        if any(snapshot.added.domain_id == domain_id for snapshot in volume.snapshots):
+        if any(one.counts and one.added.domain_id == domain_id for one in volume.snapshots):
             added = newest(repo, volume).added
             if added.domain_id == domain_id:
                 name = shown[volume.volume_id]

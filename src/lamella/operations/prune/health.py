@@ -13,14 +13,14 @@ from typing import NamedTuple, Self
 
 from lamella.base.errors import IntegrityError, RolledBack, UnknownFormat
 from lamella.base.events import Progress, Reporter, silent
-from lamella.base.ids import ChunkId, DomainId, VolumeId
+from lamella.base.ids import ChunkId, DomainId
 from lamella.base.trust import Opened
 from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.lost import Address
 from lamella.format.node import FAN_OUT, Shape
 from lamella.format.records import AddSnap, Ref
-from lamella.history.catalogue import Snapshot
+from lamella.history.catalogue import Series, Snapshot
 from lamella.operations.shared.marking import LiveWalk, Roots, roots_of
 from lamella.operations.shared.rereading import reread
 from lamella.packs.usage import LiveIds, Usage
@@ -116,11 +116,11 @@ class Health:
                 found[snapshot.ref] = flaw
         return found
 
-    def whole_volumes(self, snapshots: Iterable[Snapshot]) -> set[VolumeId]:
-        """The volumes of which one of these snapshots is whole. Raises StoreError."""
+    def whole_series(self, snapshots: Iterable[Snapshot]) -> set[Series]:
+        """The series of which one of these snapshots is whole. Raises StoreError."""
         rows = list(snapshots)
         flaws = self.flaws(rows)
-        return {one.added.volume_id for one in rows if one.ref not in flaws}
+        return {one.series for one in rows if one.ref not in flaws}
 
     def trace(self, added: AddSnap) -> Flaw | None:
         """What is wrong with a snapshot's tree and documents, without keeping what it needs. Raises StoreError."""

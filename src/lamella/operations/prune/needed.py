@@ -138,7 +138,7 @@ class Survey:
     def _revive(self, flaws: Mapping[Ref, Flaw], tried: set[Ref]) -> bool:
         """Whether any volume without a whole snapshot got one back. `tried` grows; nothing in it is tried again."""
         catalogue = self.repo.catalogue
-        whole = {one.added.volume_id for one in catalogue.snapshots if one.ref not in flaws and one.ref not in tried}
+        whole = {one.series for one in catalogue.snapshots if one.ref not in flaws and one.ref not in tried}
         before = len(self.revived)
         for rows in revivable(catalogue, whole):
             for ref, added in rows:

@@ -245,22 +245,22 @@ def plan_removals(
     REMOVE_LAST also names what was removed of the volume before, so that none of it comes back.
     """
     catalogue = survey.repo.catalogue
-    whole = survey.health.whole_volumes(one for one in catalogue.snapshots if one.ref not in wanted)
+    whole = survey.health.whole_series(one for one in catalogue.snapshots if one.ref not in wanted)
     suspicion = survey.health.suspicion()
     if suspicion is not None:
         return (), (suspicion,)
     names = catalogue.shown_names()
     going = [one for one in catalogue.snapshots if one.ref in wanted]
     rows = [(one, f"{names[one.added.volume_id]}@{one.name}", wanted[one.ref]) for one in going]
-    plain = [PlannedRemoval(one.ref, name, why) for one, name, why in rows if one.added.volume_id in whole]
-    emptied = {one.added.volume_id for one in going} - whole
+    plain = [PlannedRemoval(one.ref, name, why) for one, name, why in rows if one.series in whole]
+    emptied = {one.series for one in going} - whole
     if not options.last:
-        return tuple(plain), tuple(_last_of(names[volume_id]) for volume_id in sorted(emptied))
-    final = [PlannedRemoval(one.ref, name, why, True) for one, name, why in rows if one.added.volume_id in emptied]
+        return tuple(plain), tuple(_last_of(names[series.volume_id]) for series in sorted(emptied, key=str))
+    final = [PlannedRemoval(one.ref, name, why, True) for one, name, why in rows if one.series in emptied]
     before = [
         PlannedRemoval(ref, f"{names[removal.added.volume_id]}@{removal.added.name}", "removed before", True)
         for ref, removal in sorted(catalogue.removed.items())
-        if removal.added is not None and removal.added.volume_id in emptied and not removal.last
+        if removal.added is not None and removal.series in emptied and not removal.last
     ]
     return (*plain, *final, *before), ()
 

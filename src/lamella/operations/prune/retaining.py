@@ -9,9 +9,9 @@ from datetime import UTC, tzinfo
 
 from lamella.base.errors import UsageError
 from lamella.format.records import Ref
-from lamella.history.catalogue import Snapshot, latest
+from lamella.history.catalogue import Snapshot, by_series, latest
 from lamella.operations.prune.health import Flaw, Health
-from lamella.operations.prune.retention import DatedSnapshot, Retention, Ruling, believed_time, judge_until_stable
+from lamella.operations.prune.retention import DatedSnapshot, Retention, Ruling, judge_until_stable
 from lamella.operations.shared.selection import Selected, find_volume
 from lamella.repository.repository import Repository
 
@@ -22,7 +22,7 @@ class Policy:
 
     rules: Retention = field(default_factory=Retention)
     volumes: Mapping[str, Retention] = field(default_factory=dict)
-    """Rules of volumes, by the name they are shown under, instead of the general ones."""
+    """Rules of volumes, by the name that their owners gave them, instead of the general ones."""
     zone: tzinfo = UTC
 
     @property
@@ -101,12 +101,17 @@ def plan_retention(
     shown = repo.catalogue.shown_names()
     selected: dict[tuple[str, int], Selected] = {}
     dated: list[DatedSnapshot] = []
+    rules: dict[str, Retention] = {}
     for volume in [find_volume(repo, name) for name in volumes] or repo.catalogue.volumes.values():
         name = shown[volume.volume_id]
-        ends = {snapshot.ref for snapshot in latest(volume.snapshots)}
-        for number, snapshot in enumerate(volume.snapshots):
-            dated.append(_dated(repo, name, number, snapshot, snapshot.ref in ends))
-            selected[name, number] = Selected(name, volume, snapshot)
+        for series, snapshots in by_series(volume.snapshots).items():
+            row = name if series.claimant is None else f"{name}, claimed by writer {series.claimant.hex()[:8]}"
+            rules[row] = policy.rules_of(volume.name)
+            ends = {snapshot.ref for snapshot in latest(snapshots, repo.log.believed_ms)[:1]}
+            for snapshot in snapshots:
+                number = len(dated)
+                dated.append(_dated(repo, row, number, snapshot, snapshot.ref in ends))
+                selected[row, number] = Selected(name, volume, snapshot)
     flaws: dict[Ref, Flaw] = {}
 
     with ExitStack() as held:
@@ -118,7 +123,7 @@ def plan_retention(
             return [row for row, snapshot in asked.items() if snapshot.ref in flaws]
 
         rulings = judge_until_stable(
-            dated, policy.rules_of, repo.clock(), policy.zone, not_whole, spare_last=spare_last
+            dated, rules.__getitem__, repo.clock(), policy.zone, not_whole, spare_last=spare_last
         )
     found = [(selected[ruling.moment.volume, ruling.moment.number], ruling) for ruling in rulings]
     return RetentionPlan(tuple(JudgedSnapshot(one, ruling, flaws.get(one.snapshot.ref)) for one, ruling in found))
@@ -127,15 +132,14 @@ def plan_retention(
 def _dated(repo: Repository, name: str, number: int, snapshot: Snapshot, newest: bool) -> DatedSnapshot:
     trusted = snapshot.revived or snapshot.ref.writer == repo.own_writer
     sight = None if trusted else repo.log.sightings.of(snapshot.ref.writer, snapshot.ref.seq)
-    said = snapshot.added.time_ms
-    time_ms = said if sight is None else believed_time(said, sight.first_ms, sight.before_ms)
+    time_ms = repo.log.believed_ms(snapshot)
     return DatedSnapshot(
         name,
         snapshot.name,
         time_ms,
         number=number,
         arrived_ms=None if sight is None else sight.first_ms,
-        doubtful=time_ms != said,
+        doubtful=time_ms != snapshot.added.time_ms,
         tags=frozenset(snapshot.tags),
         pinned=snapshot.pinned,
         latest=newest,

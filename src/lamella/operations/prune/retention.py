@@ -131,7 +131,7 @@ class DatedSnapshot:
     volume: str
     snapshot: str
     time_ms: int
-    """UTC milliseconds, believed (see `believed_time`)."""
+    """UTC milliseconds, believed (see `Sight.believed_ms`)."""
     number: int = 0
     """The caller's, to find the snapshot again."""
     good: bool = True
@@ -156,18 +156,6 @@ class Ruling:
     reasons: tuple[str, ...]
     judged: bool = True
     """False if its time makes no sense, so that no rule looked at it."""
-
-
-def believed_time(time_ms: int, first_ms: int | None, before_ms: int | None) -> int:
-    """The time that rules use: the snapshot's own, if it can have been published then, else its first sight.
-
-    It was published after `before_ms` (the look before, which did not show it) and at the latest at `first_ms`; clocks
-    may differ by an hour. Without a first sight there is nothing to compare with.
-    """
-    if first_ms is None:
-        return time_ms
-    earliest = first_ms if before_ms is None else min(before_ms, first_ms)
-    return time_ms if earliest - HOUR_MS <= time_ms <= first_ms + HOUR_MS else first_ms
 
 
 def judge(

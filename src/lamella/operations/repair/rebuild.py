@@ -85,7 +85,9 @@ def records(repo: Repository, run: list[FoundTree]) -> list[RawRecord | Volume]:
     for tree in run:
         note = tree.note
         if note.volume_id not in repo.catalogue.volumes:
-            made.append(Volume(note.volume_id, tree.domain_id, note.chunk_log2, note.name, "", b""))
+            # The id does not say who created the volume: the prune key's signature does.
+            creator = repo.memory.creator().id
+            made.append(Volume(note.volume_id, tree.domain_id, note.chunk_log2, note.name, "", b"", creator, bytes(16)))
         added = AddSnap(
             snap_id=SnapId(_digest(repo, b"id" + tree.domain_id + note.encode())[:16]),
             volume_id=note.volume_id,
