@@ -213,7 +213,9 @@ def ref(text: str) -> records.Ref:
 def volume(fields: Json, signature: bytes) -> records.Volume:
     return records.Volume(
         VolumeId(unhex(fields["volume_id"])), DomainId(unhex(fields["domain_id"])), fields["chunk_log2"],
-        fields["name"], fields["domain_label"], unhex(fields["identity"]), signature,
+        fields["name"], fields["domain_label"], unhex(fields["identity"]),
+        WriterId(unhex(fields["creator"])), unhex(fields["nonce"]),
+        records.VolumeOrigin(RepoId(unhex(fields["origin"][0])), VolumeId(unhex(fields["origin"][1]))), signature,
     )  # fmt: skip
 
 
@@ -230,11 +232,6 @@ def checkpoint(fields: Json, signature: bytes) -> records.Checkpoint:
     return records.Checkpoint(earlier, places, unhex(fields["entries"]))
 
 
-def fork_seen(fields: Json, signature: bytes) -> records.ForkSeen:
-    heads = tuple(unhex(head) for head in fields["heads"])
-    return records.ForkSeen(WriterId(unhex(fields["writer"])), fields["seq"], heads)
-
-
 MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
     0x0001: lambda fields, _: records.Writer(fields["label"], fields["machine"]),
     0x0002: volume,
@@ -243,7 +240,6 @@ MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
     0x0008: lambda fields, sig: records.File(fields["name"], fields["size"], unhex(fields["sha256"]), sig),
     0x0009: lambda fields, sig: records.FileGone(fields["name"], fields["size"], unhex(fields["sha256"]), sig),
     0x000C: checkpoint,
-    0x000D: fork_seen,
     0x8001: run,
     **LATER_MAKERS,
 }

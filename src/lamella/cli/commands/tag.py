@@ -45,7 +45,8 @@ def run(context: Context) -> int:
         chosen = select(repository, [args.snapshot])
         if args.all_volumes:
             chosen = same_run(repository, chosen[0])
-        require_may_label(repository, chosen)
+        if tags or args.pin is not None:
+            require_may_label(repository, chosen)
         records = label_records(chosen, tags, remove, args.pin, args.unpin)
         if records and not args.dry_run:
             repository.publish(records)
