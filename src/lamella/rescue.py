@@ -13,19 +13,6 @@ The program asks for the passphrase; -h shows which other secrets it accepts. If
 Exit codes: 0 done, 1 failed, 2 wrong use, 4 no such volume or snapshot, 10 no repository, 12 wrong key, 20 damage (what
 could be restored is in FILE.lamella-partial), 21 history is missing (there may be newer snapshots), 130 interrupted.
 
-The parts, in the order of this file:
-
-    foundations   a safe start, exit codes, warnings, taking bytes apart
-    cryptography  HKDF here; AES-GCM, ChaCha20-Poly1305 and Ed25519 from libcrypto
-    compression   zlib and zstd, checked before they are decoded
-    objects       the repository directory and its marker
-    keys          from a secret to the keys of the repository or of one domain
-    packs         containers of sealed blobs, and where each blob lies
-    commits       the signed log: commits, their checkpoints, their order
-    history       what all commits say together, and what is missing of them
-    restoring     the tree of a volume, written to a file and compared
-    commands      list, info, restore, needs
-
 Written from docs/FORMAT.md alone, sharing no code with Lamella; [FORMAT n] names a section of that document.
 """
 
@@ -1251,12 +1238,13 @@ class Records:
 
     def _hand_over(self, record: Record, c: Cursor) -> None:
         """Who owns what: by the prune key's word, or SUCCEEDS, with which an older writer key signs for a new one."""
-        writer = record.commit.writer
         if record.kind == SUCCEEDS:
-            public, message = c.take(32), b"lamella/1 succeeds\0" + self._repo.keys.marker.r + writer
-            good = record.commit.seq == 1 and self._repo.crypto.verify(public, c.take(64), message)
-            require(good, "without the older writer's signature")
-            self.handovers.add((writer, hashlib.sha256(public).digest()[:16]))
+            new, public = record.commit.writer, c.take(32)
+            signed = self._repo.crypto.verify(
+                public, c.take(64), b"lamella/1 succeeds\0" + self._repo.keys.marker.r + new
+            )
+            require(signed and record.commit.seq == 1, "without the older writer's signature")
+            self.handovers.add((new, hashlib.sha256(public).digest()[:16]))
         elif self._counts(record):
             first, second = c.take(16), c.take(16)
             self.handovers |= {(first, second)} if record.kind == JOIN else set()
@@ -1309,7 +1297,6 @@ class History:
         self._unopened: dict[Head, tuple[set[bytes], str]] = {}  # no valid commit: what it proves, and why
         self._named: set[Head] = set()  # commits that others name
         self._gaps: set[Head] = set()  # commits that the next commit of their chain names and does not follow
-        self._owners: dict[bytes, set[bytes]] = {}  # by volume_id
         self._here: dict[tuple[bytes, int], set[bytes]] = collections.defaultdict(set)  # (writer, seq) -> SHA-256
 
     # -- reading all commits
@@ -1487,28 +1474,24 @@ class History:
         letters = base64.b32encode(hashlib.sha256(b"".join(message)).digest()[:10]).decode()
         return "-".join(letters[i : i + 4] for i in range(0, 16, 4))
 
-    def line(self, writers: Iterable[bytes], back: bool = False) -> set[bytes]:
-        """Writers, and all that act for them; with back, all for whom they act."""
-        found, pairs = set(writers), self.records.handovers
-        while True:
-            more = {old if back else new for new, old in pairs if (new if back else old) in found} - found
-            if not more:
-                return found
+    def line(self, writers: Iterable[bytes]) -> set[bytes]:
+        """Writers, and all that act for them."""
+        found, more = set(writers), set(writers)
+        while more:
+            more = {new for new, old in self.records.handovers if old in more} - found
             found |= more
+        return found
 
     def owners(self, volume_id: bytes) -> set[bytes]:
         """The writers that may say what a volume is: its creator, whom it was given to, and who acts for those."""
-        if volume_id not in self._owners:
-            self._owners[volume_id] = self.line(self.records.owners.get(volume_id, ()))
-        return self._owners[volume_id]
+        return self.line(self.records.owners.get(volume_id, ()))
 
     def first(self, s: Snapshot) -> bytes:
         """The ref that a snapshot had before it was published anew."""
-        ref, passed = s.ref, {s.ref}
-        while self.records.revived.get(ref, ref) not in passed:
-            ref = self.records.revived[ref]
-            passed.add(ref)
-        return ref
+        chain = [s.ref]
+        while self.records.revived.get(chain[-1], s.ref) not in chain:
+            chain.append(self.records.revived[chain[-1]])
+        return chain[-1]
 
     def claim(self, s: Snapshot) -> bool:
         """Whether it was added to a volume of others: it stands for itself, and is never the volume's latest."""
@@ -1535,7 +1518,7 @@ class History:
         count = collections.Counter(name for volume_id, (name, _) in named.items() if self.owners(volume_id))
         volumes = {}
         for volume_id, (name, naming) in sorted(named.items(), key=lambda item: item[1][0]):
-            plain = self.owners(volume_id) and count[name] == 1
+            plain = naming is None or (self.owners(volume_id) and count[name] == 1)
             unique = name if plain else f"{name}~{volume_id[:2].hex()}"
             volumes[volume_id] = Volume(unique, naming, sorted(snapshots[volume_id], key=moment))
         return volumes
@@ -1601,14 +1584,9 @@ class History:
 
     def tags(self, s: Snapshot) -> list[str]:
         """The tags that were given and not taken away since, by who gave them or with the prune key's signature."""
-        owners, author = self.owners(s.tree.volume_id), self.first(s)[:16]
-
-        def counts(mark: Mark) -> bool:
-            writer = mark.commit.writer
-            return mark.signed or writer in owners or author in self.line([writer], back=True)
-
+        may = self.owners(s.tree.volume_id) | self.line([self.first(s)[:16]])
         tags = ((text, marks) for (ref, text), marks in self.records.tags.items() if ref == s.ref)
-        mine = [(text, [mark for mark in marks if counts(mark)]) for text, marks in tags]
+        mine = [(text, [mark for mark in marks if mark.signed or mark.commit.writer in may]) for text, marks in tags]
         return sorted(text for text, marks in mine if any(self._tag_stands(given, marks) for given in marks))
 
     def _tag_stands(self, given: Mark, marks: list[Mark]) -> bool:

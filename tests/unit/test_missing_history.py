@@ -383,7 +383,6 @@ def test_a_chain_whose_only_trouble_is_given_up_may_be_audited(small: Small, los
 
 def test_seeing_what_is_not_there_orders_nothing_and_witnesses_missing_history(small: Small) -> None:
     with small.opened() as one:
-        one.publish([volume(one, 1, "v")])
         made = snaps(one, [1, 2])
     with small.opened("two", WRITER) as two:
         two.publish([EMPTY])

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.unit import rescue_writer as rw
 from tests.unit.test_rescue_repository import (
     BOB,
+    BOBS,
     DOMAIN,
     VOLUME,
     Bench,
@@ -24,7 +25,7 @@ from tests.unit.test_rescue_repository import (
     small_content,
 )
 
-OTHER = b"W" * 16
+OTHER = BOBS
 DISK = rw.volume_record(VOLUME, DOMAIN, "disk")
 ELSEWHERE = rw.volume_record(OTHER, DOMAIN, "other")
 

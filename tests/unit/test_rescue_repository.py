@@ -21,13 +21,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lamella import rescue
 from tests.unit import rescue_writer as rw
 
-DOMAIN, VOLUME = b"D" * 16, b"V" * 16
+DOMAIN = b"D" * 16
 KEYFILE = bytes(range(100, 164))
 RECOVERY = b"recovery-key-of-thirty-two-bytes"
 CHUNKS = 70
 SIZE = CHUNKS * rw.CHUNK - 1000
 ALICE = rw.Chain(Ed25519PrivateKey.from_private_bytes(b"a" * 32))
 BOB = rw.Chain(Ed25519PrivateKey.from_private_bytes(b"b" * 32))
+VOLUME, BOBS = rw.created(ALICE, 1), rw.created(BOB, 1)
 
 
 def fresh(chain: rw.Chain) -> rw.Chain:
@@ -92,11 +93,11 @@ def build(id_alg: int = 1, aead: int = 1) -> Case:
     snap2 = rw.Snap(b"2" * 16, VOLUME, DOMAIN, SIZE, root2, "20261102T000000Z-bbbb", [pack2])
     snap2.parent = rw.ref(alice, 1, snap1.snap_id)
     writer.commit(alice, snap2.record() + rw.record(4, struct.pack("<I", 1) + rw.ref(alice, 1, snap1.snap_id)))
-    empty_root, empty = writer.tree(b"E" * 16, b"W" * 16, 0, {})
+    empty_root, empty = writer.tree(b"E" * 16, BOBS, 0, {})
     pack3 = writer.pack(b"E" * 16, empty)
-    snap3 = rw.Snap(b"3" * 16, b"W" * 16, b"E" * 16, 0, empty_root, "20261103T000000Z-cccc", [pack3])
+    snap3 = rw.Snap(b"3" * 16, BOBS, b"E" * 16, 0, empty_root, "20261103T000000Z-cccc", [pack3])
     seen = [alice.writer + struct.pack("<Q", alice.seq) + alice.prev]
-    writer.commit(bob, rw.volume_record(b"W" * 16, b"E" * 16, "empty", "other") + snap3.record(), seen)
+    writer.commit(bob, rw.volume_record(BOBS, b"E" * 16, "empty", "other") + snap3.record(), seen)
     return Case(writer, alice, bob, image(data), image(second), document, [pack1, pack2], root2)
 
 
@@ -527,7 +528,7 @@ def test_another_writers_volume_record_does_not_apply(bench: Bench) -> None:
 def test_equal_names_are_told_apart(bench: Bench) -> None:
     writer, chain = simple()
     writer.commit(chain, rw.volume_record(VOLUME, DOMAIN, "disk") + one_chunk(writer, chain, 1).record())
-    writer.commit(fresh(BOB), rw.volume_record(b"X" * 16, DOMAIN, "disk"))
+    writer.commit(fresh(BOB), rw.volume_record(BOBS, DOMAIN, "disk"))
     bench.save(writer)
     result = bench.restore("disk")
     assert isinstance(result, Result) and result.code == 4 and "disk~5656" in result.err

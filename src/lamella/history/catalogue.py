@@ -127,6 +127,8 @@ class Catalogue:
     """Writers that are gone, with the commits their chains end with."""
     owners: Owners = field(default_factory=Owners)
     """Who acts for whom."""
+    own_line: frozenset[WriterId] = frozenset()
+    """This host's writer, and all for whom it acts."""
     notes: list[str] = field(default_factory=list)
     """Oddities worth telling: records that were not applied, conflicts, unknown records."""
     malformed: list[str] = field(default_factory=list)

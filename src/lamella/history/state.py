@@ -184,6 +184,8 @@ class _Builder:
             else:
                 self._result.notes.append(f"{row.where}: SUCCEEDS without the other writer's signature: not believed")
         self._result.owners = Owners(handovers)
+        if self._own is not None:
+            self._result.own_line = self._result.owners.line(self._own)
         for row, volume in self._of(Volume):
             if volume.bound or self._is_signed(row):
                 self._created[volume.volume_id].add(volume.creator)
@@ -200,7 +202,7 @@ class _Builder:
 
     def _is_own(self, writer: WriterId) -> bool:
         """Whether this host acts for a writer."""
-        return self._own is not None and writer in self._result.owners.line(self._own)
+        return writer in self._result.own_line
 
     def _series(self, volume_id: VolumeId, writer: WriterId) -> Series:
         owned = writer in self._owners_of(volume_id)

@@ -20,12 +20,14 @@ from unittest import mock
 
 import pytest
 
+from lamella.base.clock import Clock, now_ms
 from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N, recovery_text
 from lamella.crypto.slots import key_file, passphrase, recovery_key
 from lamella.format.deletion import Remove
 from lamella.format.keyslot import SlotType
 from lamella.format.records import Pin, RawRecord, Rename, Session, Signed, Tag, raw
 from lamella.history import publish
+from lamella.history.checkpoints import REVIVABLE_MS
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.shared.auditing import audit, publish_audits, reapable_commits
@@ -131,9 +133,13 @@ def compacted(golden: Golden) -> None:
     golden.save("two", options, ScriptedSource("other", b"o" * 70000))
     names = [text.partition("@")[2] for text in golden.snapshots if text.startswith("disk")]
 
-    def say(machine: str, *records: Signed | RawRecord) -> None:
-        with Repository.open(golden.store, SECRET, golden.host(machine)) as repo:
+    def say(machine: str, *records: Signed | RawRecord, clock: Clock = now_ms) -> None:
+        with Repository.open(golden.store, SECRET, golden.host(machine), clock=clock) as repo:
             repo.publish(records)
+
+    def later() -> int:
+        """When nothing is revived any more."""
+        return now_ms() + REVIVABLE_MS
 
     with Repository.open(golden.store, SECRET, golden.host("one")) as repo:
         shots = {(repo.catalogue.volumes[one.added.volume_id].name, one.name): one for one in repo.catalogue.snapshots}
@@ -145,9 +151,9 @@ def compacted(golden: Golden) -> None:
     say("two", raw(session))
     for number in range(24):
         with mock.patch.object(publish, "CHECKPOINT_EVERY", 4):
-            say("one" if number % 2 else "two")
+            say("one" if number % 2 else "two", clock=later)
         if number % 4 == 3:
-            with Repository.open(golden.store, SECRET, golden.host("two"), whole=True) as repo:
+            with Repository.open(golden.store, SECRET, golden.host("two"), whole=True, clock=later) as repo:
                 publish_audits(repo, audit(repo).passed)
                 for head in reapable_commits(repo):
                     golden.store.delete(head.name)

@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="declare for every host that this commit and its content are lost; a problem names OBJECT; "
         "needs an admin's secret",
     )
+    parser.add_argument(
+        "--join",
+        metavar="NEW=OLD",
+        help="let writer NEW own what writer OLD owns, as after the loss of a machine; `lamella info` shows both; "
+        "needs an admin's secret",
+    )
     add_moved(parser, "--repair", "lamella repair")
     add_yes(parser)
     add_dry_run(parser)
@@ -49,6 +55,10 @@ def run(context: Context) -> int:
     args = context.args
     if args.give_up and (args.accept_rollback or args.accept_seen):
         raise UsageError("--give-up goes with neither --accept-rollback nor --accept-seen")
+    if args.join is not None:
+        from lamella.cli.commands._writers import join
+
+        return join(context)
     return _give_up(context) if args.give_up else _look(context)
 
 

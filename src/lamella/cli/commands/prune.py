@@ -107,6 +107,9 @@ def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
         out.table(rows)
     for row in plan.damaged if everything else ():
         out.warn(f"{row.selected.text} is not whole: {row.flaw.text if row.flaw else ''}")
+    if plan.unproven and everything:
+        volumes = ", ".join(plan.unproven[:10]) + (" and more" if len(plan.unproven) > 10 else "")
+        out.say(f"no snapshot passed a full verification here, so rot that nobody read may be in all: {volumes}")
     for row in plan.strange:
         out.warn(f"{row.selected.text} is kept and not counted: {row.verdict.reasons[-1]}")
     removed, kept = len(plan.removed), len(plan.kept)
@@ -123,7 +126,12 @@ def _time(row: JudgedSnapshot) -> str:
 
 def document(plan: RetentionPlan) -> dict[str, Any]:
     """The plan for JSON."""
-    return {"removed": [_row(row) for row in plan.removed], "kept": [_row(row) for row in plan.kept]}
+    unproven = list(plan.unproven)
+    return {
+        "removed": [_row(row) for row in plan.removed],
+        "kept": [_row(row) for row in plan.kept],
+        "unverified": unproven,
+    }
 
 
 def _row(row: JudgedSnapshot) -> dict[str, Any]:

@@ -242,7 +242,7 @@ class Tracer:
     def _below(self, shape: Shape, level: int, places: Sequence[tuple[ChunkId, int]]) -> Iterator[Flaw | None]:
         """The flaw of each of these subtrees, in order."""
         fresh = [(id_, first) for id_, first in places if (id_, level, first) not in self._known]
-        contents = self._opened(Kind.INNER if level else Kind.LEAF, [id_ for id_, _ in fresh])
+        contents = self.opened(Kind.INNER if level else Kind.LEAF, [id_ for id_, _ in fresh])
         for id_, first in fresh:
             self._known[id_, level, first] = self._one(shape, level, first, contents.get(id_))
         return (self._known[id_, level, first] for id_, first in places)
@@ -265,8 +265,8 @@ class Tracer:
         chunk = next(chunk for id_, chunk in below if id_ in absent)
         return Flaw(f"chunk {chunk} (from byte {chunk << shape.chunk_log2} on) cannot be had")
 
-    def _opened(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, Opened | str]:
-        """These nodes, or why they cannot be had."""
+    def opened(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, Opened | str]:
+        """These nodes, or why they cannot be had. Raises StoreError."""
         contents = self._repo.contents
         found: dict[ChunkId, Opened | str] = {}
         try:

@@ -70,11 +70,11 @@ class Survey:
     A `dry` survey writes nothing: it says which snapshots would come back, and takes them as needed.
     """
 
-    def __init__(self, repo: Repository, health: Health, remove_delay_ms: int, *, dry: bool = False) -> None:
+    def __init__(self, repo: Repository, health: Health, delays_ms: tuple[int, int], *, dry: bool = False) -> None:
         self.repo = repo
         self.health = health
         self.dry = dry
-        self._remove_delay_ms = remove_delay_ms
+        self._delays_ms = delays_ms
         self.first_seen = FirstSeen(repo.memory, repo.clock, dry=dry)
         self.revived: list[AddSnap] = []
         """Snapshots that were published anew, or would be."""
@@ -218,10 +218,12 @@ class Survey:
 
     def _hold_removed(self, needed: Needed, without: Collection[Ref]) -> None:
         """Snapshots whose removal this host has not known for long enough."""
-        delay, removed = self._remove_delay_ms, self._removed(without)
-        if not delay:
+        removed, own = self._removed(without), self.repo.catalogue.own_line
+        if not any(self._delays_ms):
             return
-        young = self.first_seen.younger("removals", [ref.encode() for ref in removed], delay)
+        ages = {ref.encode(): self.first_seen.age_ms("removals", ref.encode()) for ref in removed}
+        self.first_seen.younger("removals", list(ages), max(self._delays_ms))  # forgets what is gone
+        young = {ref.encode() for ref in removed if ages[ref.encode()] < self._delays_ms[ref.writer not in own]}
         if young:
             needed.notes.append(f"{len(young)} removed snapshots are kept until their removal is old enough")
         by_domain: dict[DomainId, Roots] = {}

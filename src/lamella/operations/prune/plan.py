@@ -42,10 +42,17 @@ class PruneOptions:
     """Where the store has no lock: how long a condemned pack stays at least."""
     remove_delay_ms: int = 0
     """How long after this host first saw a REMOVE its snapshot is still needed (append-only set-ups: 14 days)."""
+    others_delay_ms: int = 0
+    """The same for snapshots of other hosts, if that is longer."""
     last: bool = False
     """The last whole snapshot of a volume may be removed, too, and does not come back (REMOVE_LAST)."""
     retire: tuple[WriterId, ...] = ()
     """Writers whose silence no longer holds deletions up."""
+
+    @property
+    def delays_ms(self) -> tuple[int, int]:
+        """How long removed snapshots of this host, and of others, are still needed."""
+        return self.remove_delay_ms, max(self.remove_delay_ms, self.others_delay_ms)
 
 
 class Method(Enum):
@@ -207,7 +214,7 @@ def plan_prune(
     if troubles:
         return PrunePlan(method, undecided=troubles)
     with ExitStack() as held:
-        survey = Survey(repo, health or held.enter_context(Health(repo)), options.remove_delay_ms, dry=True)
+        survey = Survey(repo, health or held.enter_context(Health(repo)), options.delays_ms, dry=True)
         removing, refused = plan_removals(survey, wanted, options)
         needed = survey.mark({one.ref for one in removing})
         plan = plan_packs(survey, needed, options)
