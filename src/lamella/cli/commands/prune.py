@@ -47,6 +47,7 @@ def run(context: Context) -> int:
         judged = partial(plan_retention, repository, policy, args.volume, spare_last=not args.yes_last, health=health)
         plan = judged()
         show(context, plan, everything=args.dry_run)
+        _say_unproven(context, plan)
         if args.dry_run:
             figures, code = deleting.planned(context, health, _removals(plan), deleting.options(args))
             out.document({"dry_run": True, **document(plan), **figures})
@@ -107,14 +108,18 @@ def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
         out.table(rows)
     for row in plan.damaged if everything else ():
         out.warn(f"{row.selected.text} is not whole: {row.flaw.text if row.flaw else ''}")
-    if plan.unproven and everything:
-        volumes = ", ".join(plan.unproven[:10]) + (" and more" if len(plan.unproven) > 10 else "")
-        out.say(f"no snapshot passed a full verification here, so rot that nobody read may be in all: {volumes}")
     for row in plan.strange:
         out.warn(f"{row.selected.text} is kept and not counted: {row.verdict.reasons[-1]}")
     removed, kept = len(plan.removed), len(plan.kept)
     would = "would be " if everything else ""
     out.line(f"{removed} snapshot{'' if removed == 1 else 's'} {would}removed, {kept} kept")
+
+
+def _say_unproven(context: Context, plan: RetentionPlan) -> None:
+    """What no rule protects from: damage that nobody has read yet."""
+    if plan.unproven:
+        names = ", ".join(plan.unproven[:10]) + (" and more" if len(plan.unproven) > 10 else "")
+        context.out.say(f"unread damage may be in every snapshot of {names}: none passed verify --level full here")
 
 
 def _time(row: JudgedSnapshot) -> str:
