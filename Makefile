@@ -7,6 +7,7 @@
 # make test-lvm  the tests of thin volumes, most of them in a guest machine (LAMELLA_GUEST_CYCLES=1000: a long fuzz)
 # make bench   speeds and sizes beside other programs (BENCH_ARGS=...)
 # make fuzz    the long searches
+# make torture  random damage, kills and prunes for an hour, judged by the emergency reader (TORTURE_ARGS='--seed 7')
 # make clean   remove everything that was made here
 #
 # PYTHON=... chooses the interpreter, PYTEST_ARGS=... is passed on.
@@ -15,6 +16,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 TRY_ARGS ?=
 BENCH_ARGS ?=
+TORTURE_ARGS ?= --minutes 60 --keep-going
 BIN := .venv/bin
 
 export PYTHON
@@ -22,7 +24,7 @@ export PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := test
-.PHONY: try unit unit-first unit-second test test-first test-second test-all test-lvm check rules format bench fuzz clean \
+.PHONY: try unit unit-first unit-second test test-first test-second test-all test-lvm check rules format bench fuzz torture clean \
 	env-try env-dev system
 
 try: env-try
@@ -78,6 +80,9 @@ bench: env-try
 
 fuzz: env-dev
 	@HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m "long or not long" --timeout 0 $(PYTEST_ARGS)
+
+torture: env-dev
+	@$(BIN)/python -m tests.torture $(TORTURE_ARGS)
 
 env-try:
 	@tools/setup-env.sh try

@@ -53,11 +53,11 @@ WAIT_SECONDS = 60.0
 
 
 def listed(store: Store, prefix: str = "") -> dict[str, int]:
-    """Return names and sizes below `prefix`; fails on a name given twice."""
+    """Return names and sizes below `prefix`; fails on names that do not ascend."""
     entries = list(store.list(prefix))
     assert all(type(entry) is Entry for entry in entries)
     names = [entry.name for entry in entries]
-    assert len(names) == len(set(names)), "a name was listed twice"
+    assert names == sorted(set(names)), "names are listed once and ascend"
     return {entry.name: entry.size for entry in entries}
 
 

@@ -16,7 +16,8 @@ _HOMES = {
     " NothingMatched ObjectNotFound RepositoryError RolledBack SourceAtRisk SourceError StoreError StoreFull"
     " StoreRefused StoreUnavailable UnknownFormat UsageError",
     "base.events": "Event Progress Reporter Warned",
-    "crypto.slots": "Secret key_file passphrase recovery_key",
+    "crypto.recovery": "recovery_key",
+    "crypto.slots": "Secret key_file passphrase",
     "facade": "create_repository mirror open_repository source",
     "memory.host": "Host machine_name",
     "operations.backup.story": "BackupOptions BackupPlan BackupResult FailedRequest Outcome Pace Request VolumeResult"

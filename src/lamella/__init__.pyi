@@ -22,12 +22,8 @@ from lamella.base.errors import (
     UsageError as UsageError,
 )
 from lamella.base.events import Event as Event, Progress as Progress, Reporter as Reporter, Warned as Warned
-from lamella.crypto.slots import (
-    Secret as Secret,
-    key_file as key_file,
-    passphrase as passphrase,
-    recovery_key as recovery_key,
-)
+from lamella.crypto.recovery import recovery_key as recovery_key
+from lamella.crypto.slots import Secret as Secret, key_file as key_file, passphrase as passphrase
 from lamella.facade import (
     create_repository as create_repository,
     mirror as mirror,

@@ -60,13 +60,15 @@ import time
 import traceback
 import unicodedata
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 FAILED, USAGE, NO_MATCH, NO_REPOSITORY, WRONG_KEY, DAMAGE, HISTORY, INTERRUPTED = 1, 2, 4, 10, 12, 20, 21, 130
 KIB, MIB = 1 << 10, 1 << 20
 OBJECT_MAX = 64 * MIB  # of a pack or a commit, without the commit's trailer
 PART_MAX = 8 * MIB  # of the content of a blob other than a chunk or a node
+TOTAL_MAX = 64 * MIB  # of all contents of a commit, of a checkpoint's segments, of a snapshot's documents
+RECORDS_MAX, CARRIED_MAX, SEGMENTS_MAX, PACKS_MAX = 65536, 1 << 18, 256, 65536  # of a commit, a checkpoint, ADD_SNAP
 INVALID_NAMES = 1000  # after so many a listing stops
 
 
@@ -306,11 +308,11 @@ def check_zstd_frame(payload: bytes, rlen: int) -> None:
     require(not descriptor & 0x0B, "zstd frame with a dictionary or a reserved bit")
     size, window = zstd_sizes(frame, descriptor)
     require(size == rlen and window <= max(rlen, KIB), "zstd frame of another size or window")
-    last = False
+    last, left = False, 256 + rlen // 512
     while not last:
-        header = frame.number(3)
+        header, left = frame.number(3), left - 1
         last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
-        require(kind != 3 and size <= 128 * KIB, "zstd block of a reserved type or too large")
+        require(left >= 0 and kind != 3 and size <= min(window, 128 * KIB), "zstd blocks that no frame needs")
         frame.take(1 if kind == 1 else size)
     frame.take(4 if descriptor & 0x04 else 0)  # the checksum, which the decoder compares
     frame.end()
@@ -457,19 +459,21 @@ class Marker(NamedTuple):
     id_alg: int  # 1 = HMAC-SHA-256, 2 = BLAKE2b
     repo_id: bytes
     prune_public: bytes
+    enrol_public: bytes
     r: bytes
 
 
 def load_marker(store: Store) -> Marker:
     try:
-        data = store.read("lamella", 64)
+        data = store.read("lamella", 96)
     except Bad as error:
         raise Problem(NO_REPOSITORY, f"no repository here: {error}") from None
-    if len(data) != 64 or data[:8] != b"LAMELLA\0":
+    if len(data) != 96 or data[:8] != b"LAMELLA\0":
         raise Problem(NO_REPOSITORY, "no repository here: no marker")
     if data[8] != 1 or data[10] not in (1, 2) or any(data[11:16]):
         raise Problem(FAILED, "the marker has unknown values: altered, or a format newer than this reader")
-    return Marker(data[10], data[16:32], data[32:64], hashlib.sha256(data[:9] + b"\0" + data[10:]).digest())
+    r = hashlib.sha256(data[:9] + b"\0" + data[10:]).digest()
+    return Marker(data[10], data[16:32], data[32:64], data[64:], r)
 
 
 # ---- keys [FORMAT 3] -------------------------------------------------------------------------------------------------
@@ -477,7 +481,7 @@ def load_marker(store: Store) -> Marker:
 CATALOGUE = bytes(16)  # the domain_id of commits and their segments
 ID = 24  # bytes of a blob's id
 DOMAIN_KEY, PASSPHRASE, RECOVERY_KEY, KEY_FILE = 0, 1, 2, 3  # kinds of secrets: 1 to 3 are the types of slots
-SLOTS_MAX, SCRYPT_SLOTS, SCRYPT_WORK = 32, 8, 8 << 22  # slots read, passphrase slots tried, their sum of N r p
+SLOT, SLOTS_MAX, SCRYPT_SLOTS = 240, 64, 16  # bytes of a slot, signed slots that count, those for passphrases
 
 
 class Domain:
@@ -504,7 +508,7 @@ class Keys:
     def __init__(self, marker: Marker, data_root: "bytes | None", domain: "Domain | None" = None) -> None:
         self.marker, self.whole, self._root = marker, data_root is not None, data_root or b""
         self._domains = {domain.domain_id: domain} if domain else {}
-        self._hdr, self._vouch = self._derive(b"hdr", b""), self._derive(b"vouch", b"")
+        self._hdr = self._derive(b"hdr", b"")
 
     def _derive(self, purpose: bytes, name: bytes) -> bytes:
         info = b"lamella/1\0" + bytes([len(purpose)]) + purpose + bytes([len(name)]) + name
@@ -521,10 +525,6 @@ class Keys:
                 keys = self._derive(b"enc", domain_id), self._derive(word, domain_id)
             self._domains[domain_id] = Domain(self.marker, domain_id, *keys)
         return self._domains[domain_id]
-
-    def vouch(self, public: bytes) -> bytes:
-        """What a holder of data_root says of a writer's public key."""
-        return prf(self._vouch, public)[:16]
 
     def hint(self, header: bytes) -> "bytes | None":
         """The domain_id in a container's hint, if the hint is valid and data_root is there to read it [FORMAT 5]."""
@@ -552,13 +552,13 @@ def recovery_key(text: str) -> bytes:
 
 
 class Slot:
-    """A key slot: data_root, wrapped with one secret. Its form and name are checked before any secret is tried."""
+    """A key slot: data_root, wrapped with one secret. Form, name and signature are checked before a secret is tried."""
 
-    def __init__(self, data: bytes, name: str) -> None:
-        require(
-            len(data) == 176 and data[:8] == b"LMLSLOT\x01" and hashlib.sha256(data).hexdigest()[:8] == name,
-            "not a whole key slot",
-        )
+    def __init__(self, data: bytes, name: str, marker: Marker, crypto: Crypto) -> None:
+        whole = len(data) == SLOT and data[:8] == b"LMLSLOT\x01"
+        require(whole and hashlib.sha256(data).hexdigest()[:8] == name, "not a whole key slot")
+        message = b"lamella/1 slot\0" + marker.r + data[:176]
+        require(crypto.verify(marker.prune_public, data[176:], message), "no admin signed it")
         self._data = data
         self.kind, self._role, log_n, self._r, self._p = data[8:13]
         require(
@@ -571,18 +571,17 @@ class Slot:
             fits = not any(data[10:13])
         require(fits, "scrypt parameters out of bounds")
         self._n = 1 << log_n
-        self.work = self._n * self._r * self._p  # of scrypt; 0 without it
 
     def open(self, secret: bytes, marker: Marker, crypto: Crypto) -> "bytes | None":
         """data_root, or None for a wrong secret."""
         kek = self._kek(secret, marker)
         mac = prf(hkdf(kek, marker.r, b"mac", 32), self._data[:144])
-        if not hmac.compare_digest(mac, self._data[144:]):
+        if not hmac.compare_digest(mac, self._data[144:176]):
             return None
         bundle = xor(self._data[48:144], hkdf(kek, marker.r, b"wrap", 96))
-        data_root, seed, rest = bundle[:32], bundle[32:64], bundle[64:]
+        data_root, seed, enrol = bundle[:32], bundle[32:64], bundle[64:]
         fits = crypto.public(seed) == marker.prune_public if self._role == 1 else not any(seed)
-        require(fits and not any(rest), "its contents do not fit its role and the marker")
+        require(fits and crypto.public(enrol) == marker.enrol_public, "its contents do not fit its role and the marker")
         return data_root
 
     def _kek(self, secret: bytes, marker: Marker) -> bytes:
@@ -594,23 +593,39 @@ class Slot:
 
 
 def unlock(store: Store, marker: Marker, kind: int, secret: bytes, crypto: Crypto, report: Reporter) -> Keys:
-    """Try a secret on the slots of its kind, in order of name."""
-    tried = other = bad = work = 0
-    for name in list(store.matching("keys", "[0-9a-f]{8}", report))[:SLOTS_MAX]:
+    """Try a secret on the slots of its kind that an admin signed, in order of name."""
+    slots, withheld = signed_slots(store, marker, crypto, report)
+    fitting = [(name, slot) for name, slot in slots.items() if slot.kind == kind]
+    for name, slot in fitting[: SCRYPT_SLOTS if kind == PASSPHRASE else SLOTS_MAX]:
         try:
-            slot = Slot(store.read(f"keys/{name}", 176), name)
-            too_much = kind == PASSPHRASE and (tried >= SCRYPT_SLOTS or work + slot.work > SCRYPT_WORK)
-            if slot.kind != kind or too_much:
-                other += 1
-                continue
-            tried, work = tried + 1, work + slot.work
             data_root = slot.open(secret, marker, crypto)
-            if data_root is not None:
-                return Keys(marker, data_root)
         except Bad as error:
-            bad += 1
             report.warn(f"keys/{name}: {error}")
-    raise Problem(WRONG_KEY, f"wrong key or altered marker: {tried} slots tried, {other} not tried, {bad} bad")
+            continue
+        if data_root is not None:
+            return Keys(marker, data_root)
+    if withheld:
+        raise Problem(FAILED, f"{withheld}: no slot that can be read opens")
+    raise Problem(WRONG_KEY, f"wrong key or altered marker: it opens none of {len(fitting)} slots of its kind")
+
+
+def signed_slots(store: Store, marker: Marker, crypto: Crypto, report: Reporter) -> "tuple[dict[str, Slot], str]":
+    """The slots that the prune key signed, by name, and why another object cannot be read."""
+    found: dict[str, Slot] = {}
+    ignored, withheld = [], ""
+    for name in store.names("keys"):
+        try:
+            slot = Slot(store.read(f"keys/{name}", SLOT), name, marker, crypto)
+            require(len(found) < SLOTS_MAX, "more slots than count")
+            found[name] = slot
+        except Withheld as error:
+            withheld = withheld or f"keys/{shown(name)}: {error}"
+        except Bad:
+            ignored.append(shown(name)[:80])
+    if ignored:
+        text = f"{len(ignored)} objects in keys/ that no admin signed are ignored: {', '.join(ignored[:5])}"
+        report.warn(text, "note")
+    return found, withheld
 
 
 class Tree(NamedTuple):
@@ -766,6 +781,10 @@ class Blobs:
         self._open: dict[bytes, tuple[int, Container]] = {}  # the packs used last, with their descriptors
         self.bad_packs: set[bytes] = set()
 
+    def __del__(self) -> None:
+        for held, _ in self._open.values():
+            os.close(held)
+
     def scan(self) -> "Blobs":
         """Read the head of every pack, and remember where the blobs of this domain lie."""
         for number, name in enumerate(self._repo.store.packs(self._repo.report)):
@@ -840,7 +859,7 @@ class Blobs:
 
 # ---- commits [FORMAT 8] ----------------------------------------------------------------------------------------------
 
-TRAILER = 144  # bytes after the container of a commit
+TRAILER = 192  # bytes after the container of a commit
 
 # Types of records; those from 0x8000 on are optional.
 WRITER, VOLUME, ADD_SNAP, CONFIRM, TAG, RENAME = 1, 2, 3, 4, 5, 6
@@ -873,7 +892,7 @@ class Commit:
 
     def __init__(self, writer: bytes, seq: int, sha: bytes, c: Cursor) -> None:
         self.writer, self.seq, self.sha, self.prev, self.when = writer, seq, sha, c.take(32), c.number(8)
-        self.newest, self.has_checkpoint = b"", False  # newest = checkpoint_seq || checkpoint_sha256 before it
+        self.newest, self.carried = b"", b""  # checkpoint_seq || checkpoint_sha256 before it; its own CHECKPOINT
         self.seen: tuple[Head, ...] = ()
         self.known: dict[bytes, int] = {}  # writer -> the newest seq that this commit had seen
         self.proofs: set[bytes] = set()  # what a damaged copy of this commit would still prove
@@ -895,8 +914,9 @@ RawRecord = tuple[int, bytes]  # type and value
 
 
 def records_of(c: Cursor) -> list[RawRecord]:
-    records = []
+    records: list[RawRecord] = []
     while c.left():
+        require(len(records) < RECORDS_MAX, "too many records")
         records.append((c.number(2), c.take(c.number(4))))
     return records
 
@@ -906,6 +926,7 @@ class CommitReader:
 
     def __init__(self, repo: Repository) -> None:
         self._repo = repo
+        self._enrolled: set[tuple[bytes, bytes]] = set()  # public keys of writers, with their enrolments
         self.absent_packs: set[str] = set()  # objects in which the segments of checkpoints should be
 
     def read(self, head: Head) -> bytes:
@@ -925,11 +946,13 @@ class CommitReader:
         commit = Commit(*head, c)
         commit.newest, commit.proofs = c.take(40), proofs
         require(commit.seq > 0 and (commit.seq == 1) == (commit.prev == bytes(32)), "impossible number or predecessor")
+        newest = int.from_bytes(commit.newest[:8], "little")
+        require(newest < commit.seq and bool(newest) == any(commit.newest[8:]), "impossible checkpoint before it")
         count = c.number(4)
         require(count <= 4096, "more than 4096 heads seen")
         commit.seen = tuple(head_of(name) for name in c.many(count, 56))
         records = records_of(c)
-        commit.has_checkpoint = any(kind == CHECKPOINT for kind, _ in records)
+        commit.carried = next((value for kind, value in records if kind == CHECKPOINT and sound(kind, value)), b"")
         return commit, records
 
     def proofs(self, head: Head, data: bytes) -> set[bytes]:
@@ -944,14 +967,18 @@ class CommitReader:
         return proofs
 
     def _check_trailer(self, head: Head, data: bytes) -> None:
-        """Check public key[32] || vouch[16] || SHA-256 of the container[32] || signature[64] at the end of a commit."""
-        public, vouch, container_sha, signature = data[-TRAILER:-112], data[-112:-96], data[-96:-64], data[-64:]
-        marker = self._repo.keys.marker
-        own = hashlib.sha256(public).digest()[:16] == head.writer and public != marker.prune_public
+        """Check public key[32] || enrolment[64] || SHA-256 of the container[32] || signature[64] at a commit's end."""
+        public, enrolment, signature = data[-TRAILER:-160], data[-160:-96], data[-64:]
+        marker, verify = self._repo.keys.marker, self._repo.crypto.verify
+        signers = marker.enrol_public, marker.prune_public
+        own = hashlib.sha256(public).digest()[:16] == head.writer and public not in signers
         require(own, "is not the writer's")
-        message = b"lamella/1 commit\0" + marker.r + head.writer + u64(head.seq) + container_sha
-        require(self._repo.crypto.verify(public, signature, message), "its signature is wrong")
-        require(vouch == self._repo.keys.vouch(public), "nobody vouches for its writer")
+        if (public, enrolment) not in self._enrolled:
+            message = b"lamella/1 enrol\0" + marker.r + public
+            require(any(verify(key, enrolment, message) for key in signers), "nobody enrolled its writer")
+            self._enrolled.add((public, enrolment))
+        message = b"lamella/1 commit\0" + marker.r + head.writer + u64(head.seq) + data[-TRAILER:-64]
+        require(verify(public, signature, message), "its signature is wrong")
 
     def _container(self, head: Head, box: bytes) -> Container:
         bound = head.writer + u64(head.seq)
@@ -962,7 +989,7 @@ class CommitReader:
         container = self._container(head, box)
         require(self._repo.keys.hint(box) == CATALOGUE, "is not in the catalogue domain")
         entries, end, body = container.directory(box, (COMMIT,)), HEADER + container.dir_len, b""
-        require(sum(entry.rlen for entry in entries) <= OBJECT_MAX, "longer than 64 MiB")
+        require(sum(entry.rlen for entry in entries) <= TOTAL_MAX, "longer than 64 MiB")
         for entry in entries:
             start, end = end, entry.at + entry.clen
             require(not any(box[start : entry.at]), "padding is not zero")
@@ -972,26 +999,34 @@ class CommitReader:
 
     def checkpoint(self, commit: Commit) -> list[tuple[Commit, int, bytes]]:
         """The records that a commit's checkpoint carries, each as (its own commit, type, value)."""
-        _, records = self.open(commit.head(), self.read(commit.head()))
-        c = Cursor(dict(records)[CHECKPOINT])
+        c = Cursor(commit.carried)
         c.many(c.number(4), 40)  # earlier checkpoints
-        segments = self._segments(c.many(c.number(4), ID + 32))
-        c = Cursor(segments + c.take(c.left()))
         found = []
         known: dict[bytes, int] = {}
-        while c.left():
-            author = Commit(commit.writer, c.number(8), b"", c)
-            kind, value = c.number(2), c.take(c.number(4))
+        for author, kind, value in self._entries(commit.writer, c):
             if kind == SEEN:  # From here on the authors of the records had seen these commits.
-                for writer, seq in struct.iter_unpack("<16sQ", value[2 : 2 + 24 * (len(value) // 24)]):
+                for writer, seq in struct.iter_unpack("<16sQ", value[2:] if sound(kind, value) else b""):
                     known[writer] = max(seq, known.get(writer, 0))
             author.known = dict(known)
             found.append((author, kind, value))
         return found
 
-    def _segments(self, wanted: list[bytes]) -> bytes:
-        """The entries in the segments of a checkpoint; wanted: the id of each, and the pack in which it was put."""
-        blobs, entries = Blobs(self._repo, CATALOGUE), b""
+    def _entries(self, writer: bytes, c: Cursor) -> Iterator[tuple[Commit, int, bytes]]:
+        """The entries in the segments that a checkpoint names, then those that it holds itself."""
+        size = count = 0
+        for content in [*self._segments(c.many(c.number(4), ID + 32)), c.take(c.left())]:
+            c, size = Cursor(content), size + len(content)
+            while c.left():
+                count += 1
+                require(size <= TOTAL_MAX and count <= CARRIED_MAX, "carries too much")
+                author = Commit(writer, c.number(8), b"", c)
+                kind, value = c.number(2), c.take(c.number(4))
+                require(author.seq > 0 and kind != CHECKPOINT, "an entry that no commit can have made")
+                yield author, kind, value
+
+    def _segments(self, wanted: list[bytes]) -> Iterator[bytes]:
+        """The contents of a checkpoint's segments; wanted: the id of each, and the pack in which it was put."""
+        blobs = Blobs(self._repo, CATALOGUE)
         for segment in wanted:
             blobs.scan_pack(segment[ID:])
         if not all(blobs.located(SEGMENT, segment[:ID]) for segment in wanted):
@@ -1000,8 +1035,7 @@ class CommitReader:
         for segment in wanted:
             content = blobs.read(SEGMENT, segment[:ID], 8, PART_MAX)
             require(content[:8] == b"\x01" + bytes(7), "unknown version of a segment")
-            entries += content[8:]
-        return entries
+            yield content[8:]
 
 
 def directory_proof(box: bytes) -> bytes:
@@ -1129,6 +1163,66 @@ class Snapshot(NamedTuple):
         return f"needs feature {self.inner[0]:#06x}, which this reader does not know"
 
 
+def fields(c: Cursor, layout: tuple[Any, ...]) -> None:
+    """Check the fields of a record: each is so many bytes, (bytes of a count, the fields of each), or a function."""
+    for field in layout:
+        if isinstance(field, int):
+            c.take(field)
+        elif isinstance(field, tuple):
+            for _ in range(c.number(field[0])):
+                fields(c, field[1:])
+        else:
+            field(c)
+
+
+def one_of(*numbers: int) -> Callable[[Cursor], None]:
+    """A byte that has one of these values."""
+    return lambda c: require(c.number(1) in numbers, "an unknown value")
+
+
+def few_segments(c: Cursor) -> None:
+    """The segments that CHECKPOINT names, and the entries after them."""
+    require(len(c.many(c.number(4), ID + 32)) <= SEGMENTS_MAX, "too many segments")
+    c.take(c.left())
+
+
+def lost_parts(c: Cursor) -> None:
+    """The parts that LOST names: ranges that ascend, are not empty and do not touch, and their possible sum."""
+    lost, count = c.number(8), c.number(4)
+    ranges = [struct.unpack("<QQ", one) for one in c.many(count, 16)]
+    gaps = all(ranges[i][0] + ranges[i][1] < ranges[i + 1][0] for i in range(len(ranges) - 1))
+    total = sum(size for _, size in ranges)
+    require(count <= 4096 and gaps and all(size for _, size in ranges), "impossible ranges")
+    require(lost <= total and (lost > 0) == (count > 0), "an impossible sum")
+    fields(c, ((2, Cursor.text),))
+
+
+LAYOUTS: dict[int, tuple[Any, ...]] = {
+    WRITER: (Cursor.text, Cursor.text),
+    VOLUME: (32, one_of(*range(16, 23)), Cursor.text, Cursor.text, lambda c: c.take(c.number(2)), 64, 64),
+    CONFIRM: ((4, 40),),
+    TAG: (40, one_of(1, 2), Cursor.text, 64),
+    RENAME: (16, Cursor.text, 64),
+    CHECKPOINT: ((4, 40), few_segments),
+    **dict.fromkeys((SUCCEEDS, JOIN, GIVE), (96,)),
+    **dict.fromkeys((AUDITED, FORGO), (120,)),
+    **dict.fromkeys((REMOVE, REMOVE_LAST), ((4, 40), 64)),
+    RUN: (Cursor.text, one_of(0, 1), (2, 16, Cursor.text, one_of(0, 1), Cursor.text)),
+    LOST: (40, lost_parts, 64),
+    SEEN: ((2, 24),),
+}
+
+
+def sound(kind: int, value: bytes) -> bool:
+    """Whether a record has the form of its type [FORMAT 8]; those that have another reader are not looked at here."""
+    c = Cursor(value)
+    try:
+        fields(c, LAYOUTS.get(kind, (len(value),)))
+    except Bad:
+        return False
+    return not c.left()
+
+
 def parse_snapshot(record: Record, c: Cursor, keep_packs: bool) -> Snapshot:
     snap_id, volume_id, domain_id = c.many(3, 16)
     log2, consistency, flags, size, root = c.number(1), c.number(1), c.number(2), c.number(8), c.take(ID)
@@ -1139,6 +1233,10 @@ def parse_snapshot(record: Record, c: Cursor, keep_packs: bool) -> Snapshot:
     inner = sorted(kind for kind, _ in inside)
     origin = next((value[:56] for kind, value in inside if kind == ORIGIN and len(value) == 112), b"")
     require(domain_id != CATALOGUE and not flags and 16 <= log2 <= 22, "ADD_SNAP with impossible values")
+    fit = all(len(parts) == -(-size // (PART_MAX - 8)) for _, size, parts in documents)
+    require(fit and sum(size for _, size, _ in documents) <= TOTAL_MAX, "documents of impossible sizes")
+    fit = consistency <= max(CONSISTENCY) and len(packs) <= PACKS_MAX and size < 1 << 63
+    require(fit, "ADD_SNAP with impossible values")
     tree = Tree(name, volume_id, domain_id, root, size, log2)
     ref = record.commit.writer + u64(record.commit.seq) + snap_id
     kept = packs if keep_packs else []
@@ -1182,6 +1280,7 @@ class Records:
         signed = kind in SIGNED and self.signed(commit, kind, value)
         try:
             if reader is not None:
+                require(sound(kind, value), "malformed")
                 reader(Record(commit, self._order, kind, value, signed), Cursor(value))
             elif kind < 0x8000 and kind not in KNOWN:
                 self._ignored(commit, f"a record of type {kind:#06x}, made by a newer version")
@@ -1217,11 +1316,9 @@ class Records:
         name = c.text()
         if record.kind == VOLUME:
             label, _ = c.text(), c.take(c.number(2))
-            creator, nonce, _ = c.take(16), c.take(16), c.take(32)
+            creator, nonce = c.take(16), c.take(16)
             bound = hashlib.sha256(b"lamella/1 volume\0" + creator + nonce).digest()[:16] == volume_id
             self.owners[volume_id] |= {creator} if bound or record.signed else set()
-        c.take(64)
-        c.end()
         naming = Naming(record.commit, record.order, record.signed, name, domain_id, label)
         self.namings[volume_id].append(naming)
 
@@ -1262,9 +1359,7 @@ class Records:
             self.marked.update(names)
 
     def _tag(self, record: Record, c: Cursor) -> None:
-        ref, operation, text, _ = c.take(40), c.number(1), c.text(), c.take(64)
-        c.end()
-        require(operation in (1, 2), "an unknown operation")
+        ref, operation, text = c.take(40), c.number(1), c.text()
         self.tags[ref, text].append(Mark(record.commit, record.order, record.signed, operation == 1))
 
     def _run(self, record: Record, c: Cursor) -> None:
@@ -1272,8 +1367,8 @@ class Records:
         self.runs[record.commit.writer, name] = c.number(1)
 
     def _lost(self, record: Record, c: Cursor) -> None:
-        ref, said, _ = c.take(40), c.take(max(14, c.left() - 64)), c.take(64)
-        self.losses[ref].append(Mark(record.commit, record.order, record.signed, any(said)))
+        mark = Mark(record.commit, record.order, record.signed, any(record.value[40:-64]))
+        self.losses[c.take(40)].append(mark)
 
 
 class Volume(NamedTuple):
@@ -1348,12 +1443,15 @@ class History:
                 self._audited.add(head_of(value[:56]))
         for head in self._audited:
             begin = self.chains.commits.get(head.sha)
-            if begin is not None and begin.has_checkpoint and begin.head() == head:
+            if begin is None or not begin.carried or begin.head() != head:
+                continue
+            # One that cannot be read gives way to the commits before it, if there are any.
+            if self._carried([begin]) or all(commit.seq >= begin.seq for commit in self.chains.of(begin.writer)):
                 self._start[begin.writer] = max(begin.seq, self._start.get(begin.writer, 0))
 
     def _carried(self, chain: list[Commit]) -> list[tuple[Commit, int, bytes]]:
         """The records in a checkpoint of a chain that can be read."""
-        for commit in sorted((c for c in chain if c.has_checkpoint), key=Commit.name, reverse=True):
+        for commit in sorted((c for c in chain if c.carried), key=Commit.name, reverse=True):
             with contextlib.suppress(Bad):
                 return self.reader.checkpoint(commit)
         return []
@@ -1393,7 +1491,7 @@ class History:
         if before is not None and (before.writer, before.seq + 1) != (commit.writer, commit.seq):
             self.warn(f"{commit.path()}: does not follow what it names as its predecessor", history=True)
             before = None
-        if before is not None and commit.newest != (before.name()[16:] if before.has_checkpoint else before.newest):
+        if before is not None and commit.newest != (before.name()[16:] if before.carried else before.newest):
             self.warn(f"{commit.path()}: names another checkpoint than its chain")
         commit.known = dict((before or last or commit).known)
         for head in commit.seen:
@@ -1406,7 +1504,7 @@ class History:
     def _bridge(self, chain: list[Commit], gap: Commit) -> None:
         """Take the records before a gap from a readable checkpoint after it."""
         present = set() if gap.writer in self.chains.forked else {commit.seq for commit in chain}
-        after = [commit for commit in chain if commit.has_checkpoint and commit.seq >= gap.seq]
+        after = [commit for commit in chain if commit.carried and commit.seq >= gap.seq]
         # An audited beginning of the chain first, else the newest.
         for commit in sorted(after, key=lambda c: (c is gap and c.head() in self._audited, c.seq), reverse=True):
             try:
@@ -1506,11 +1604,12 @@ class History:
                 self.warn(f"{naming.commit.path()}: names a volume of another writer; ignored", "note")
         volume = self.chains.last([naming for naming in applies or namings if naming.domain_id])
         last = self.chains.last(applies) or volume
-        return (last[0].name if last else volume_id.hex()), (volume[0] if volume else None)
+        return (last[0].name if last else f"volume-{volume_id.hex()[:8]}"), (volume[0] if volume else None)
 
     def volumes(self, removed: bool = False) -> dict[bytes, Volume]:
         """All volumes by volume_id, in the order of their names; with removed, removed snapshots are among theirs."""
-        snapshots: dict[bytes, list[Snapshot]] = {volume_id: [] for volume_id in self.records.namings}
+        namings = self.records.namings.items()
+        snapshots: dict[bytes, list[Snapshot]] = {v: [] for v, names in namings if any(one.domain_id for one in names)}
         for s in self.records.snapshots.values():
             if removed or self.stands(s):
                 snapshots.setdefault(s.tree.volume_id, []).append(s)
@@ -1632,12 +1731,12 @@ Extent = tuple[int, int, bytes]
 class Walk:
     """The extents of a tree in order. What cannot be read goes to lost(first chunk, chunks, why) and is left out."""
 
-    def __init__(self, blobs: Blobs, tree: Tree, report: Reporter, lost: Callable[[int, int, str], None]) -> None:
-        self._blobs, self._tree, self._report, self._lost = blobs, tree, report, lost
+    def __init__(self, blobs: Blobs, tree: Tree, lost: Callable[[int, int, str], None]) -> None:
+        self._blobs, self._tree, self._lost = blobs, tree, lost
         self._chunks = -(-tree.size >> tree.log2)
         depths = range(1, DEPTH_MAX + 1)
         self._depth = next((depth for depth in depths if FANOUT**depth >= max(1, self._chunks)), 0)
-        if not self._depth or tree.size >> 63:
+        if not self._depth:
             raise Problem(DAMAGE, f"impossible size of a volume: {tree.size}")
 
     def extents(self) -> Iterator[Extent]:
@@ -1649,14 +1748,14 @@ class Walk:
         span: int = FANOUT**level
         return min(FANOUT, -(-(self._chunks - first) // span))
 
-    def _below(self, level: int, first: int, ident: bytes) -> Generator[Extent, None, "int | None"]:
-        """The extents below a node; returns the number of its data chunks, or None if some could not be counted."""
-        span, total, whole = FANOUT**level, 0, True
+    def _below(self, level: int, first: int, ident: bytes) -> Iterator[Extent]:
+        """The extents below a node."""
+        span = FANOUT**level
         try:
-            count, types, ids = self._node(level, first, ident)
+            types, ids = self._node(level, first, ident)
         except Bad as error:
             self._lost(first, min(FANOUT * span, self._chunks - first), str(error))
-            return None
+            return
         children = iter(ids)
         for slot in range(self._slots_inside(level, first)):
             start = first + slot * span
@@ -1664,16 +1763,11 @@ class Walk:
                 yield start, min(span, self._chunks - start), b""
             elif level == 0:
                 yield start, 1, next(children)
-                total += 1
             else:
-                below = yield from self._below(level - 1, start, next(children))
-                whole, total = whole and below is not None, total + (below or 0)
-        if whole and total != count:
-            self._lost(first, 0, f"node {ident.hex()} says {count} chunks and has {total}")
-        return total if whole else None
+                yield from self._below(level - 1, start, next(children))
 
-    def _node(self, level: int, first: int, ident: bytes) -> tuple[int, list[int], list[bytes]]:
-        """The number of data chunks below a node, the types of its slots, and the ids of its DATA slots."""
+    def _node(self, level: int, first: int, ident: bytes) -> tuple[list[int], list[bytes]]:
+        """The types of a node's slots, and the ids of its DATA slots."""
         c = Cursor(self._blobs.read(INNER if level else LEAF, ident, NODE_HEADER, NODE_MAX))
         c.expect(b"LMLN\x01" + bytes([level]), "not a node of this level")
         held = c.number(1)
@@ -1685,9 +1779,10 @@ class Walk:
         require(
             3 not in types and types.count(DATA) == held and not any(types[inside:]), "a node with impossible slots"
         )
-        if level + 1 < self._depth and set(types[:inside]) in ({HOLE}, {ZERO}):
-            self._report.warn(f"node {ident.hex()} should not be stored: all its slots are the same")
-        return count, types, ids
+        canonical = level + 1 == self._depth or set(types[:inside]) not in ({HOLE}, {ZERO})
+        fits = count <= held * FANOUT**level and (level > 0 or count == held)
+        require(canonical and fits, "a node that should not be stored, or with a wrong count")
+        return types, ids
 
 
 def write_at(held: int, data: bytes, offset: int) -> None:
@@ -1740,7 +1835,7 @@ class VolumeContent:
     def _extents(self, word: str) -> Iterator[Extent]:
         """The extents as (start, end, id) in bytes, with progress; ends with exit code 20 if something was lost."""
         log2, size = self._tree.log2, self._tree.size
-        for first, chunks, ident in Walk(self._blobs, self._tree, self._report, self._lose).extents():
+        for first, chunks, ident in Walk(self._blobs, self._tree, self._lose).extents():
             end = min(first + chunks << log2, size)
             yield first << log2, end, ident
             self._report.progress(word, end, size)
@@ -1771,11 +1866,11 @@ class DocumentContent:
     def _contents(self) -> Iterator[tuple[int, bytes]]:
         at = 0
         for part in self._parts:
-            content = self._blobs.read(DOCUMENT, part, 8, PART_MAX)
+            size = min(PART_MAX, self._size - at + 8)
+            content = self._blobs.read(DOCUMENT, part, size, size)
             require(content[:8] == b"LMLDOCU\x01", "malformed part of a document")
             yield at, content[8:]
-            at += len(content) - 8
-        require(at == self._size, f"the document has {at} bytes, {self._size} expected")
+            at += size - 8
 
 
 def save(path: str, overwrite: bool, content: "VolumeContent | DocumentContent") -> None:
@@ -1824,7 +1919,12 @@ def secret_of(args: argparse.Namespace) -> tuple[int, bytes]:
     if len(given) > 1:
         raise Problem(USAGE, "more than one secret is given: use one")
     if not given:
-        given = [(PASSPHRASE, getpass.getpass("Passphrase of the repository: "), False)]
+        try:
+            answer = getpass.getpass("Passphrase of the repository, or recovery key: ")
+        except EOFError:
+            raise Problem(USAGE, "no secret: give --recovery-key-file, --keyfile or LAMELLA_PASSPHRASE_FILE") from None
+        written = re.fullmatch(r"\s*(\w{4}-){13}\w{4}\s*", answer)
+        given = [(RECOVERY_KEY if written else PASSPHRASE, answer, False)]
     kind, value, is_path = given[0]
     if not is_path:
         return kind, secret_in(kind, os.fsencode(value))
@@ -2035,7 +2135,7 @@ def needed_packs(session: Session) -> set[str]:
 def anything_lost(session: Session, blobs: Blobs, tree: Tree, snapshot: "Snapshot | None") -> bool:
     """Whether a node does not open, or a blob of a tree or of its documents is in no pack that is here."""
     lost: list[int] = []
-    walk = Walk(blobs, tree, session.report, lambda first, chunks, why: lost.append(first))
+    walk = Walk(blobs, tree, lambda first, chunks, why: lost.append(first))
     lost += [first for first, _, ident in walk.extents() if ident and not blobs.located(CHUNK, ident)]
     parts = [part for _, _, parts in (snapshot.documents if snapshot else []) for part in parts]
     return bool(lost) or not all(blobs.located(DOCUMENT, part) for part in parts)
@@ -2103,5 +2203,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: neither a core dump nor a debugger shows the keys
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main(sys.argv[1:]))

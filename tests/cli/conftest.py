@@ -17,6 +17,7 @@ def keyfile(tmp_path: Path) -> Path:
     """A key file: opens at once, where a passphrase costs a second."""
     path = tmp_path / "key"
     path.write_bytes(os.urandom(32))
+    path.chmod(0o600)
     return path
 
 

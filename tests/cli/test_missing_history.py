@@ -17,7 +17,7 @@ from lamella.cli.main import main
 from lamella.cli.places import this_host
 from lamella.crypto.slots import key_file
 from lamella.format.commit import Head, parse_name
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
 from lamella.repository.repository import Repository
 from lamella.stores.url import open_store
 
@@ -414,7 +414,7 @@ def lie(world: World, seen: Head) -> None:
         assert key is not None
         last = repo.history.chains[key.id].commits[-1]
         body = replace(last.body, seq=last.head.seq + 1, prev=last.head.sha256, seen=(seen,), records=())
-        content = build_commit(repo.keys, key.seed, key.public, body)
+        content = build_commit(repo.keys, key.seed, key.enrolment, body)
         repo.store.put(Head(key.id, body.seq, hashlib.sha256(content).digest()).name, content)
 
 

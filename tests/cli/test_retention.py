@@ -119,7 +119,10 @@ def test_the_configured_rules_are_shown(lamella: Lamella, tmp_path: Path) -> Non
 def test_a_person_is_asked(three: Lamella) -> None:
     arguments = [*three.options, "prune", "--keep-last", "1"]
     with Terminal(arguments, three.env) as terminal:
-        terminal.expect("Remove 4 snapshots, and keep 2? [y/N]")
+        terminal.expect("Continue? [y/N]")
+        assert "Will remove 4 snapshots and keep 2. This frees about " in terminal.seen
+        assert " B, and cannot be undone. Continue?" in terminal.seen
+        assert "emoved" not in terminal.seen, "nothing is removed before the answer"
         terminal.type("n")
         assert terminal.end() == 130
     assert len(names(three, "disk")) == 3
@@ -129,7 +132,8 @@ def test_while_a_person_thinks_others_go_on(three: Lamella, image: Path) -> None
     """A pin given meanwhile holds, a backup made meanwhile stays, and what it pushes out was not agreed to."""
     first, second, third = names(three, "disk")
     with Terminal([*three.options, "prune", "--keep-last", "1", "disk"], three.env) as terminal:
-        terminal.expect("Remove 2 snapshots, and keep 1? [y/N]")
+        terminal.expect("Continue? [y/N]")
+        assert "Will remove 2 snapshots and keep 1. " in terminal.seen
         three.ok("tag", f"disk@{first}", "--pin", "trial")
         three.ok("backup", image)
         terminal.type("y")
@@ -159,7 +163,7 @@ def test_what_is_deleted_is_looked_at_again_after_the_answer(
     before = names(three, "disk")
     words = ["disk", "--all-snapshots", "--yes-last"] if meanwhile == "new" else [f"disk@{before[0]}"]
     with Terminal([*three.options, "delete", *words], three.env) as terminal:
-        terminal.expect("This cannot be undone. [y/N]")
+        terminal.expect("cannot be undone. Continue? [y/N]")
         if meanwhile == "pin":
             three.ok("tag", f"disk@{before[0]}", "--pin", "trial")
         else:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from lamella.base.errors import UsageError
 from lamella.cli.secret import given_source
 from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N
 from tests.cli.program import COMMAND, Lamella, Terminal, environment
+from tests.features import require
 
 WORD = "correct höhe battery"
 COST = ["--kdf-cost", str(MIN_WRITTEN_LOG_N)]
@@ -122,6 +126,84 @@ def test_prompt_opens(lamella: Lamella) -> None:
         assert WORD not in terminal.seen
 
 
+def test_a_wrong_passphrase_is_asked_for_again(lamella: Lamella) -> None:
+    with Terminal(["list", "--json"], lamella.env) as terminal:
+        for word in ("wrong", "wrong again", WORD):
+            terminal.expect("Passphrase of the repository: ")
+            terminal.type(word)
+        assert terminal.end() == 0
+        assert terminal.seen.count("wrong passphrase") == 2
+
+
+@pytest.mark.parametrize(
+    "command", [["list"], ["repair", "-n"], ["backup", "/dev/null"], ["prune", "--keep-last", "1", "-n"]]
+)
+def test_after_three_wrong_passphrases_it_is_12(lamella: Lamella, command: list[str]) -> None:
+    with Terminal(command, lamella.env) as terminal:
+        for _ in range(3):
+            terminal.expect("Passphrase of the repository: ")
+            terminal.type("wrong")
+        assert terminal.end() == 12
+        assert terminal.seen.count("wrong passphrase") == 3
+
+
+def test_a_secret_that_is_given_is_not_asked_for_again(lamella: Lamella) -> None:
+    with Terminal(["list"], {**lamella.env, "LAMELLA_PASSPHRASE": "wrong"}) as terminal:
+        assert terminal.end() == 12
+        assert "Passphrase of" not in terminal.seen
+
+
+@pytest.mark.parametrize("shape", ["as on the sheet", "small letters", "without dashes", "with a mistake"])
+def test_a_recovery_key_is_taken_at_the_prompt(home: Path, lamella: Lamella, shape: str) -> None:
+    sheet = home / f"sheet {shape}"
+    admin = {"LAMELLA_PASSPHRASE_FILE": str(home / "word")}
+    lamella.ok("key", "add", "--recovery", "--recovery-sheet", sheet, env=admin)
+    key = re.search(r"(?:[A-Z2-7]{4}-){13}[A-Z2-7]{4}", sheet.read_text())
+    assert key is not None
+    text = {"small letters": key[0].lower(), "without dashes": key[0].replace("-", "")}.get(shape, key[0])
+    with Terminal(["list", "--json"], lamella.env) as terminal:
+        terminal.expect("Passphrase of the repository: ")
+        if shape == "with a mistake":
+            terminal.type(("A" if text[0] != "A" else "B") + text[1:])
+            terminal.expect("typing mistake")
+        terminal.type(text)
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("name", ["LAMELLA_PASSPHRASE_FILE", "LAMELLA_RECOVERY_KEY_FILE", "--keyfile"])
+def test_a_secret_that_others_can_read_is_told_of(lamella: Lamella, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(os.urandom(40))
+    for mode, told in ((0o644, True), (0o640, True), (0o600, False), (0o400, False)):
+        file.chmod(mode)
+        done = lamella.run("list", name, file) if name == "--keyfile" else lamella.run("list", env={name: str(file)})
+        assert done.code in (2, 12)
+        assert (f"other users can read {file}" in done.err) == told, (mode, done.err)
+
+
+def rescue(home: Path, *arguments: str | Path) -> list[str | Path]:
+    """The command line of the emergency reader."""
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        home / "repository" / "restore.py",
+        "list",
+        "--repo",
+        home / "repository",
+        *arguments,
+    ]
+
+
+def test_the_emergency_reader_says_that_it_has_no_secret(home: Path) -> None:
+    done = subprocess.run(
+        rescue(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert done.returncode == 2
+    assert "no secret: give --recovery-key-file" in done.stderr
+    assert "interrupted" not in done.stderr
+
+
 def test_prompt_is_for_a_repository_that_exists(tmp_path: Path) -> None:
     with Terminal(["list", "-r", tmp_path / "none"]) as terminal:
         assert terminal.end() == 10
@@ -167,6 +249,19 @@ def test_programs_do_not_inherit_secrets(home: Path, lamella: Lamella, tmp_path:
     lamella.ok("list", env=env)
     assert "PATH=" in seen.read_text()
     assert "hidden" not in seen.read_text()
+
+
+def test_the_memory_of_a_command_is_its_own(lamella: Lamella, tmp_path: Path) -> None:
+    """No core dump, and no other process of the same user may look (proc(5), PR_SET_DUMPABLE)."""
+    require("root", os.geteuid() == 0, "a test that gives capabilities away")
+    require("setpriv", shutil.which("setpriv") is not None, "setpriv of util-linux is not here")
+    seen = tmp_path / "seen"
+    look = f"cat /proc/$PPID/limits > {seen}; cat /proc/$PPID/environ >> {seen} 2>&1; echo {WORD}"
+    env = environment({**lamella.env, "LAMELLA_PASSPHRASE_COMMAND": f'sh -c "{look}"', "LAMELLA_MARK": "readable"})
+    # With capabilities root may look at everything.
+    subprocess.run(["setpriv", "--bounding-set=-all", "--inh-caps=-all", *COMMAND, "list"], env=env, check=True)
+    assert "readable" not in seen.read_text()
+    assert re.search(r"core file size +0 ", seen.read_text())
 
 
 def test_missing_repository_is_named_even_without_a_secret(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_an_interruption_tears_no_lock() -> None:
 BLOCKED = """
 import sys, threading
 from lamella.cli import signals
-from lamella.run.pipeline import Beside
+from lamella.run.beside import Beside
 
 signals.take()
 stuck = Beside(threading.Event().wait, "stuck")

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,24 +14,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamella.base.errors import UsageError
 from lamella.base.events import Progress
-from lamella.cli import values
+from lamella.cli import amounts, shown, values
+from lamella.cli.commands import backup
 from lamella.cli.output import INTERVAL_SECONDS
 from lamella.cli.places import this_host
 from lamella.cli.progress import Bar, line
+from tests.cli.program import COMMAND, SECONDS, Lamella, environment
+from tests.features import require
 
 MIB = 1 << 20
 
 
 @given(st.text())
 def test_shown_text_is_printable_and_says_the_same(text: str) -> None:
-    shown = values.shown(text)
-    assert shown.isprintable()
+    escaped = shown.shown(text)
+    assert escaped.isprintable()
     if text.isprintable():
-        assert shown == text
+        assert escaped == text
     if "\\" not in text:
         escapes = re.compile(r"\\(?:x..|u....|U........|.)")
-        assert escapes.sub(lambda match: match[0].encode("ascii").decode("unicode_escape"), shown) == text
+        assert escapes.sub(lambda match: match[0].encode("ascii").decode("unicode_escape"), escaped) == text
 
 
 @given(st.integers(0, 1 << 50))
@@ -49,8 +54,8 @@ def test_size_with_units(text: str, count: int) -> None:
     ("parse", "text"),
     [
         *((values.size, text) for text in ("", "K", "-1", "1.G", "1X", "1KK", "\u0665K5", "1e3")),
-        *((values.chunk_log2, text) for text in ("32K", "8M", "96K", "0")),
-        *((values.percent, text) for text in ("0", "100.1", "nan", "x", "-5", "inf")),
+        *((backup.chunk_log2, text) for text in ("32K", "8M", "96K", "0")),
+        *((amounts.percent, text) for text in ("0", "100.1", "nan", "x", "-5", "inf")),
         *((values.seconds, text) for text in ("-1", "nan", "inf", "")),
         *((values.workers, text) for text in ("0", "65", "1.5", "-1", "")),
     ],
@@ -62,19 +67,19 @@ def test_what_is_no_value(parse: Callable[[str], object], text: str) -> None:
 
 @given(st.integers(16, 22))
 def test_chunk_sizes(log2: int) -> None:
-    assert values.chunk_log2(f"{1 << (log2 - 10)}K") == log2
+    assert backup.chunk_log2(f"{1 << (log2 - 10)}K") == log2
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB"), (1 << 60, "1024.0 PiB")]
 )
 def test_shown_bytes(count: int, text: str) -> None:
-    assert values.shown_bytes(count) == text
+    assert shown.shown_bytes(count) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(0.84, "0.8 s"), (59.9, "59.9 s"), (125, "2:05"), (10810, "3:00:10")])
 def test_shown_seconds(count: float, text: str) -> None:
-    assert values.shown_seconds(count) == text
+    assert shown.shown_seconds(count) == text
 
 
 class Watch:
@@ -152,6 +157,42 @@ def test_machine_without_an_id_keeps_one(tmp_path: Path) -> None:
     (tmp_path / "id").write_text("0123456789abcdef0123456789abcdef\n")
     assert this_host(env, tmp_path / "id").machine != first.machine
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["machine"]
+
+
+def test_what_this_host_remembers_is_its_owners_alone(tmp_path: Path, saved: Lamella) -> None:
+    """Also the directories above, and whatever the umask: else anybody could exchange the innermost one."""
+    saved.env |= {"LAMELLA_STATE_DIR": str(tmp_path / "a/b/state"), "LAMELLA_CACHE_DIR": str(tmp_path / "c/d/cache")}
+    command = [*COMMAND, *saved.options, "tag", "disk@latest", "seen"]
+    subprocess.run(command, env=environment(saved.env), umask=0, check=True, timeout=SECONDS)
+    made = [path for top in ("a", "c") for path in (tmp_path / top, *(tmp_path / top).rglob("*"))]
+    assert {tmp_path / "a/b/state/repo", tmp_path / "c/d/cache"} <= set(made)
+    assert [str(path) for path in made if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize("variable", ["LAMELLA_STATE_DIR", "LAMELLA_CACHE_DIR"])
+@pytest.mark.parametrize(
+    ("which", "mode", "owner"),
+    [
+        *(("a/b", mode, 0) for mode in (0o777, 0o1777, 0o770)),
+        ("a", 0o777, 0),
+        ("a/b", 0o700, 65534),
+        ("a", 0o755, 65534),
+    ],
+)
+def test_a_place_that_others_can_change_is_refused(
+    tmp_path: Path, variable: str, which: str, mode: int, owner: int
+) -> None:
+    require("root", os.geteuid() == 0 or not owner, "a directory that belongs to another user")
+    (tmp_path / "a/b").mkdir(parents=True, mode=0o700)
+    (tmp_path / which).chmod(mode)
+    os.chown(tmp_path / which, owner or os.geteuid(), -1)
+    with pytest.raises(UsageError, match="other users can change") as caught:
+        this_host({"HOME": str(tmp_path), variable: str(tmp_path / "a/b")})
+    assert str(tmp_path / which) in caught.value.message
+    assert variable in caught.value.hint
+    (tmp_path / which).chmod(0o1777 if which == "a" else 0o700)
+    os.chown(tmp_path / which, os.geteuid(), -1)
+    this_host({"HOME": str(tmp_path), variable: str(tmp_path / "a/b")})
 
 
 @pytest.mark.parametrize("uid", [0, 1000])

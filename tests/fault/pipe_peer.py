@@ -42,6 +42,7 @@ class Peer:
     def __init__(self, lie: str) -> None:
         self.lie = lie
         self.objects: dict[bytes, bytes] = {b"lamella": b"marker", b"p/ab/x": b"0123456789" * 1000}
+        self.page = 0
         self.receiving: tuple[int, bytes, int, bytes] | None = None
 
     def run(self) -> None:
@@ -57,15 +58,16 @@ class Peer:
         os.write(1, b"LMLSERV1")
         while True:
             length, kind, request = struct.unpack("<IBI", hear(9))
-            self.answer(kind, request, hear(length))
+            payload = hear(length)
+            if self.lie != "holding" or kind in {HELLO, TICK}:
+                self.answer(kind, request, payload)
 
     def answer(self, kind: int, request: int, payload: bytes) -> None:
         """One request."""
         if kind == HELLO:
             say(DONE, request, struct.pack("<HB", 9 if self.lie == "version" else 1, 0b111))
-        elif kind == TICK:
-            if self.lie != "deaf":
-                say(TOCK, 0)
+        elif kind == TICK and self.lie != "deaf":
+            say(TOCK, 0)
         elif kind == GET:
             offset, length = struct.unpack_from("<QQ", payload)
             self.get(request, offset, length, payload[16:])
@@ -73,6 +75,8 @@ class Peer:
             self.stat(request, payload)
         elif kind == LIST:
             self.list(request, payload)
+        elif kind == MORE and self.lie in {"endless-list", "repeated-pages"}:
+            self.next_page(request)
         elif kind == PUT:
             self.receiving = (request, payload[5:], struct.unpack_from("<I", payload)[0], b"")
             self.piece(b"")
@@ -116,6 +120,10 @@ class Peer:
             return
         content = content[offset:] if length == (1 << 64) - 1 else content[offset : offset + length]
         self.flood(request)
+        while self.lie == "slow" and content:
+            time.sleep(1)
+            say(DATA, request, content[:2500])
+            content = content[2500:]
         frames = {
             "silent": [],
             "large-frame": [(DATA, request, bytes(MAX_DATA + 1))],
@@ -137,19 +145,30 @@ class Peer:
         while self.lie == "ticking":
             say(TOCK, 0)
             time.sleep(0.01)
+        while self.lie == "trickling":
+            say(DATA, request, b"x")
+            time.sleep(0.1)
         if self.lie == "huge-frame":
             say(DATA, request, b"x", length=1 << 31)
         if self.lie == "cut":
             say(DATA, request, b"0123456789", length=10_000)
             sys.exit(3)
 
+    def next_page(self, request: int) -> None:
+        """A page of a listing that never ends."""
+        say(PAGE, request, b"".join(row(b"p/%012x" % (1000 * self.page + n), 1) for n in range(1000)))
+        self.page += self.lie != "repeated-pages"
+
     def list(self, request: int, prefix: bytes) -> None:
         """The names, or what is told instead."""
-        if self.lie == "endless-list":
-            number = 0
-            while True:
-                say(PAGE, request, b"".join(row(b"p/%x" % (number + n), 1) for n in range(1000)))
-                number += 1000
+        if self.lie in {"endless-list", "repeated-pages"}:
+            for _ in range(4):
+                self.next_page(request)
+            return
+        while self.lie == "unasked-pages":
+            self.next_page(request)
+        if self.lie == "falling-names":
+            say(PAGE, request, row(b"p/b", 1) + row(b"p/a", 1))
         if self.lie == "empty-pages":
             while True:
                 say(PAGE, request)
@@ -158,7 +177,7 @@ class Peer:
         elif self.lie == "bad-name":
             say(PAGE, request, row(b"../../etc/passwd", 1))
         elif self.lie == "other-names":
-            say(PAGE, request, row(b"w/other", 1))
+            say(PAGE, request, row(b"a/other", 1))
         names = [name for name in self.objects if name.startswith(prefix)]
         say(PAGE, request, b"".join(row(name, len(self.objects[name])) for name in names))
         say(DONE, request)

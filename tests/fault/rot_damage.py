@@ -11,7 +11,8 @@ from lamella.format import node
 from lamella.format.container import HEADER_SIZE, Kind
 from lamella.history.catalogue import Snapshot
 from lamella.operations.shared.selection import select
-from lamella.packs.containers import PackHead, open_blob, read_head
+from lamella.packs.containers import PackHead, open_blob
+from lamella.packs.heads import read_head
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore
 from tests.fault.rot import AGES, DAYS, World

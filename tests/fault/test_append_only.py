@@ -144,7 +144,7 @@ def test_the_owner_still_backs_up_and_cannot_prune(
 
 def test_a_quota_is_kept(tmp_path: Path) -> None:
     (tmp_path / "repo").mkdir()
-    with Thief((*SERVE, "--append-only", "--quota", "20000", str(tmp_path / "repo"))) as thief:
+    with Thief((*SERVE, "--append-only", "--quota", "20000B", str(tmp_path / "repo"))) as thief:
         stored = []
         with pytest.raises(Refused, match="quota"):
             for _ in range(10):
@@ -154,7 +154,7 @@ def test_a_quota_is_kept(tmp_path: Path) -> None:
                 stored.append(f"p/{name[:2]}/{name}")
         assert len(stored) == 3
         assert sorted(thief.names()) == sorted(stored)
-    with Thief((*SERVE, "--quota", "20000", str(tmp_path / "repo"))) as thief:
+    with Thief((*SERVE, "--quota", "20000B", str(tmp_path / "repo"))) as thief:
         thief.ask(DELETE, stored[0].encode())
         content = os.urandom(6000)
         name = hashlib.sha256(content).hexdigest()
@@ -176,6 +176,18 @@ def test_a_prefix_is_one_name(tmp_path: Path, prefix: str) -> None:
     done = Lamella().run("serve", "--prefix", prefix, tmp_path)
     assert done.code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["note", "x/y", "lamella2", "restore.py~", "README.txt", "quarantine/p/a", "P/ab/x", "tmp2/x", "lost+found/a"],
+)
+def test_only_objects_of_a_repository_are_taken(steal: Steal, repository: Path, name: str) -> None:
+    """What is put here stays for ever: no client may leave files that are no part of a repository."""
+    before = _held(repository)
+    with pytest.raises(Refused):
+        steal().put(name, b"anything")
+    assert _held(repository) == before
 
 
 FLOODS = {

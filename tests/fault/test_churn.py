@@ -25,7 +25,7 @@ from lamella.operations.prune.retaining import Policy, plan_retention
 from lamella.operations.prune.retention import Retention
 from lamella.operations.writing.session import WritingSession
 from lamella.packs import packer
-from lamella.packs.containers import raw_body
+from lamella.packs.building import raw_body
 from lamella.packs.tree import SlotRun, Tree
 from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.repository import Repository

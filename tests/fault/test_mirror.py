@@ -22,7 +22,7 @@ from lamella.memory.host import Host
 from lamella.operations.mirror.mirror import MirrorResult, mirror, plan_mirror
 from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.selection import select
-from lamella.packs.containers import raw_body
+from lamella.packs.building import raw_body
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import Outbox

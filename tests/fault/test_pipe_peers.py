@@ -11,10 +11,12 @@ import pytest
 
 from lamella.base.errors import LamellaError, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.base.trust import Sealed
+from lamella.stores import base
 from lamella.stores.pipe import frames, link
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
+from lamella.stores.wrap.retrying import RetryingStore
 from lamella_kit.store_reading import listed, outcomes
 
 PEER = Path(__file__).with_name("pipe_peer.py")
@@ -81,6 +83,9 @@ LIES = [
     ("short", lambda store: store.get(OBJECT, 0, 10_000), False),
     ("empty-pages", _list, True),
     ("torn-page", _list, True),
+    ("unasked-pages", _list, True),
+    ("repeated-pages", _list, True),
+    ("falling-names", _list, True),
     ("bad-name", _list, False),
     ("other-names", _list, False),
 ]
@@ -132,13 +137,13 @@ def test_another_version_is_refused(connect: Connect) -> None:
 
 
 def test_an_endless_listing_takes_no_memory_and_ends(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "MAX_LISTED", 300_000)
-    store = connect("endless-list")
+    monkeypatch.setattr(base, "MOST_PACKS", 300_000)
+    store = RetryingStore(connect("endless-list"))
     with pytest.raises(StoreError, match="more than"):
         for _ in store.list("p/"):
             pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    again = connect("endless-list")
+    again = RetryingStore(connect("endless-list"))
     with pytest.raises(StoreError, match="more than"):
         for _ in again.list("p/"):
             pass
@@ -154,6 +159,25 @@ def test_no_answer_ends_the_wait_for_every_thread(connect: Connect, lie: str, mo
     results = outcomes([lambda: store.get(OBJECT)] * 3)
     assert [type(one) for one in results] == [StoreUnavailable] * 3
     assert store._link.failed
+
+
+@pytest.mark.parametrize("lie", ["holding", "trickling"])
+def test_a_server_that_holds_a_request_is_left(connect: Connect, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that it is alive, and answers nothing, or so little that the answer never ends."""
+    monkeypatch.setattr(link, "IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(link, "STALLED_SECONDS", 5.0 if lie == "trickling" else 600.0)
+    monkeypatch.setattr(frames, "TICK_SECONDS", 0.2)
+    monkeypatch.setattr(link, "_POLL_SECONDS", 0.1)
+    for ask in (_read,) if lie == "trickling" else (_read, _look, _list):
+        store = connect(lie)
+        with pytest.raises(StoreUnavailable, match="did not"):
+            ask(store)
+        assert store._link.failed
+
+
+def test_a_slow_answer_that_goes_on_is_waited_for(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "IDLE_SECONDS", 2.0)
+    assert connect("slow").get(OBJECT) == b"0123456789" * 1000
 
 
 def test_a_silent_peer_is_noticed_while_nobody_asks(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:

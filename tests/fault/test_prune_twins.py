@@ -14,7 +14,7 @@ from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.prune.prune import run_prune
 from lamella.operations.prune.rewrite import Rewriting
 from lamella.operations.shared.selection import select
-from lamella.packs.containers import raw_body
+from lamella.packs.building import raw_body
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella_kit.fault_store import FaultStore

@@ -26,7 +26,7 @@ from lamella.operations.backup import sampling
 from lamella.operations.backup.sampling import Sample
 from lamella.operations.backup.story import BackupOptions, Pace
 from lamella.operations.writing.session import WritingSession
-from lamella.packs.containers import raw_body
+from lamella.packs.building import raw_body
 from lamella.packs.packer import Packer
 from lamella.run.pipeline import Outbox
 from lamella.stores.base import Store

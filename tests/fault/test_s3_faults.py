@@ -199,6 +199,30 @@ def test_a_listing_that_goes_round_in_circles_ends(proxy: Proxy) -> None:
     store.close()
 
 
+def pages(*rows: bytes) -> list[tuple[str, Fault]]:
+    """Pages with these rows, each with a token of its own."""
+    return [("GET", say((PAGE % row).replace(b"again", b"token%d" % number))) for number, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("key", [b"p/b", b"p/a"], ids=["again", "one before it"])
+def test_pages_that_do_not_ascend_end_the_listing(proxy: Proxy, key: bytes) -> None:
+    store = store_at(proxy)
+    proxy.faults = pages(ROW % b"p/b", ROW % key, ROW % b"p/c")
+    with pytest.raises(StoreUnavailable, match="circles"):
+        list(store.list(""))
+    assert len(proxy.faults) == 1
+    store.close()
+
+
+def test_empty_pages_for_ever_end_the_listing(proxy: Proxy) -> None:
+    store = store_at(proxy)
+    proxy.faults = pages(*[b""] * 300)
+    with pytest.raises(StoreUnavailable, match="circles"):
+        list(store.list(""))
+    assert len(proxy.faults) == 200
+    store.close()
+
+
 @pytest.mark.parametrize("code", [200, 403])
 @pytest.mark.parametrize("method", ["list", "get"])
 def test_an_answer_without_an_end_is_given_up(proxy: Proxy, method: str, code: int) -> None:
@@ -280,7 +304,7 @@ class EndingStore(RetryingStore):
         self._left = call
         self._after = after
 
-    def _repeated(self, call: Callable[[], T]) -> T:
+    def _through(self, call: Callable[[], T]) -> T:
         self._left -= 1
         if self._left <= 0 and not (self._left == 0 and self._after):
             raise Ended

@@ -25,7 +25,7 @@ def fixed(label: str, length: int) -> bytes:
     return hashlib.shake_256(b"lamella golden vectors: " + label.encode()).digest(length)
 
 
-DATA_ROOT, PRUNE_SEED = fixed("data root", 32), fixed("prune seed", 32)
+DATA_ROOT, PRUNE_SEED, ENROL_SEED = fixed("data root", 32), fixed("prune seed", 32), fixed("enrol seed", 32)
 WRITER_SEED, DOMAIN = fixed("writer seed", 32), fixed("domain", 16)
 PASSPHRASE = "Zu\u0308rich \u212b 1"
 """Decomposed u-umlaut and the Angstrom sign: both change under NFC."""
@@ -90,7 +90,8 @@ def signature(seed: bytes, message: bytes) -> bytes:
 
 
 def marker(id_alg: int, minor: int = 0) -> bytes:
-    return b"LAMELLA\0" + bytes([1, minor, id_alg]) + bytes(5) + fixed("repo", 16) + public(PRUNE_SEED)
+    head = b"LAMELLA\0" + bytes([1, minor, id_alg]) + bytes(5) + fixed("repo", 16)
+    return head + public(PRUNE_SEED) + public(ENROL_SEED)
 
 
 def root_of(id_alg: int) -> bytes:
@@ -106,9 +107,10 @@ def slot(id_alg: int, kind: int, role: int, secret: bytes) -> bytes:
         kek = hashlib.scrypt(secret, salt=salt, n=2**log_n, r=r, p=p, maxmem=limit, dklen=32)
     else:
         kek = hkdf(secret, salt, b"lamella/1 kek" + b"\0" + root + head)
-    bundle = DATA_ROOT + (PRUNE_SEED if role == 1 else bytes(32)) + bytes(32)
+    bundle = DATA_ROOT + (PRUNE_SEED if role == 1 else bytes(32)) + ENROL_SEED
     covered = head + salt + xor(bundle, hkdf(kek, root, b"wrap", 96))
-    return covered + prf(hkdf(kek, root, b"mac"), covered)
+    covered += prf(hkdf(kek, root, b"mac"), covered)
+    return covered + signature(PRUNE_SEED, b"lamella/1 slot" + b"\0" + root + covered)
 
 
 def derive(id_alg: int, purpose: bytes, id_: bytes) -> bytes:
@@ -248,14 +250,17 @@ def prune_signed(id_alg: int, seq: int, prev: bytes, kind: int, value: bytes) ->
     return value + signature(PRUNE_SEED, covered)
 
 
-def commit(id_alg: int, seq: int, content: bytes) -> tuple[bytes, str]:
+def enrolment(id_alg: int, seed: bytes) -> bytes:
+    return signature(seed, b"lamella/1 enrol" + b"\0" + root_of(id_alg) + public(WRITER_SEED))
+
+
+def commit(id_alg: int, seq: int, content: bytes, enrol_seed: bytes = ENROL_SEED) -> tuple[bytes, str]:
     """(object, name)"""
     pack = Pack(id_alg, CATALOGUE, 1, f"commit {seq}", WRITER + u64(seq))
     container, _ = pack.container([(6, content, body(0, content, content))])
-    sha256 = hashlib.sha256(container).digest()
-    covered = b"lamella/1 commit" + b"\0" + root_of(id_alg) + WRITER + u64(seq) + sha256
-    vouch = prf(derive(id_alg, b"vouch", b""), public(WRITER_SEED))[:16]
-    made = container + public(WRITER_SEED) + vouch + sha256 + signature(WRITER_SEED, covered)
+    trailer = public(WRITER_SEED) + enrolment(id_alg, enrol_seed) + hashlib.sha256(container).digest()
+    covered = b"lamella/1 commit" + b"\0" + root_of(id_alg) + WRITER + u64(seq) + trailer
+    made = container + trailer + signature(WRITER_SEED, covered)
     return made, f"w/{WRITER.hex()}/{seq:016x}-{hashlib.sha256(made).hexdigest()}"
 
 

@@ -15,6 +15,7 @@ from tests.golden.literal import (
     CATALOGUE,
     DATA_ROOT,
     DOMAIN,
+    ENROL_SEED,
     NONCE,
     PASSPHRASE,
     PRUNE_SEED,
@@ -265,7 +266,7 @@ def commit_body(seq: int, prev: bytes, time_ms: int, seen: list[bytes], rows: li
 def commit_vectors() -> Json:
     first = first_records()
     second, segment, entries = second_records(first)
-    made_first, name_first = commit(1, 1, commit_body(1, bytes(32), 1_795_000_000_500, [], first))
+    made_first, name_first = commit(1, 1, commit_body(1, bytes(32), 1_795_000_000_500, [], first), PRUNE_SEED)
     prev = hashlib.sha256(made_first).digest()
     seen = [fixed("other writer", 16) + u64(0x1_0000_0001) + fixed("other head", 32)]
     made_second, name_second = commit(1, 2, commit_body(2, prev, 1_795_000_060_000, seen, second))
@@ -292,7 +293,8 @@ def commit_vectors() -> Json:
 
 def build() -> Json:
     """All vectors; byte strings as hexadecimal text."""
-    seeds = {"data_root": DATA_ROOT, "prune_seed": PRUNE_SEED, "writer_seed": WRITER_SEED, "domain_id": DOMAIN}
+    seeds = {"data_root": DATA_ROOT, "prune_seed": PRUNE_SEED, "enrol_seed": ENROL_SEED}
+    seeds |= {"writer_seed": WRITER_SEED, "domain_id": DOMAIN}
     recovery = [fixed("recovery", 32), bytes(32), b"\xff" * 32]
     return {
         "seeds": {name: value.hex() for name, value in seeds.items()},

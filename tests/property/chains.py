@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lamella.base.ids import RepoId, WriterId
-from lamella.crypto.derive import Keys
+from lamella.crypto.derive import Bundle, Keys
 from lamella.crypto.sign import public_of, sign
 from lamella.format.commit import Body, ChainEntry, Head
 from lamella.format.marker import Marker
@@ -16,7 +16,7 @@ from lamella.history.history import Chain, Commit, History
 from lamella.history.order import Clock
 
 SEED = b"p" * 32
-KEYS = Keys(Marker(RepoId(bytes(16)), public_of(SEED), 1), bytes(32), SEED)
+KEYS = Keys(Marker(RepoId(bytes(16)), public_of(SEED), public_of(bytes(32)), 1), Bundle(bytes(32), bytes(32), SEED))
 
 
 def writer(number: int) -> WriterId:

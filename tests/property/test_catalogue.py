@@ -26,7 +26,8 @@ from lamella.format.records import (
     Tag,
     raw,
 )
-from lamella.history.catalogue import Catalogue, latest
+from lamella.history.catalogue import Catalogue
+from lamella.history.latest import latest
 from lamella.history.state import build
 from tests.property.chains import KEYS, Script, writer
 from tests.unit.small_repository import snapshot_record, volume_record

@@ -40,9 +40,10 @@ from lamella.format.records import (
     raw,
 )
 from lamella.history import checkpoints, publish
-from lamella.history.catalogue import Catalogue, Snapshot, before, latest
+from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.compaction import COPIES_REMEMBERED_MS, InForce
 from lamella.history.history import Chain, Commit, History
+from lamella.history.latest import before, latest
 from lamella.history.state import build
 from lamella.operations.shared.auditing import audit, publish_audits, reapable_commits
 from lamella.packs.containers import open_commit

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from lamella.base.errors import IntegrityError, KeyRefused
 from lamella.base.ids import ChunkId, DomainId, RepoId
-from lamella.crypto import chunk_id, new_slots, slots
-from lamella.crypto.derive import Keys
+from lamella.crypto import chunk_id, recovery, slots
+from lamella.crypto.derive import Bundle, Keys
 from lamella.crypto.seal import PackOpener, PackSealer
 from lamella.format.container import Blob, Header, Kind
 from lamella.format.keyslot import SlotType
 from lamella.format.marker import Marker
 
-KEYS = [Keys(Marker(RepoId(b"r" * 16), b"p" * 32, alg), b"k" * 32, None) for alg in (1, 2)]
+KEYS = [
+    Keys(Marker(RepoId(b"r" * 16), b"p" * 32, b"e" * 32, alg), Bundle(b"k" * 32, b"e" * 32, None)) for alg in (1, 2)
+]
 SALTS = st.binary(min_size=32, max_size=32)
 DOMAINS = st.binary(min_size=16, max_size=16).map(DomainId)
 RECOVERY = st.binary(min_size=32, max_size=32).map(lambda key: slots.Secret(SlotType.RECOVERY, key))
@@ -68,21 +70,21 @@ def test_sealed_blobs_open_only_unchanged(
 
 @given(RECOVERY)
 def test_recovery_texts_survive_how_people_type(secret: slots.Secret) -> None:
-    text = new_slots.recovery_text(secret)
+    text = recovery.recovery_text(secret)
     for typed in (text, text.lower(), text.replace("-", ""), text.replace("-", " "), f"  {text}\n", text.title()):
-        assert slots.recovery_key(typed) == secret
+        assert recovery.recovery_key(typed) == secret
     look_alikes = text.replace("O", "0").replace("I", "1").replace("B", "8")
-    assert slots.recovery_key(look_alikes) == secret
-    assert slots.recovery_key("\t".join(text)) == secret
+    assert recovery.recovery_key(look_alikes) == secret
+    assert recovery.recovery_key("\t".join(text)) == secret
 
 
 @given(st.text(max_size=80) | st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567=- 018", min_size=50, max_size=70))
 def test_any_text_is_a_key_or_refused(typed: str) -> None:
     try:
-        secret = slots.recovery_key(typed)
+        secret = recovery.recovery_key(typed)
     except KeyRefused:
         return
-    assert slots.recovery_key(new_slots.recovery_text(secret)) == secret
+    assert recovery.recovery_key(recovery.recovery_text(secret)) == secret
 
 
 @settings(max_examples=50)
@@ -98,4 +100,4 @@ def test_the_checksum_is_in_the_last_letters(secret: slots.Secret) -> None:
     tail = int.from_bytes(secret.value[-2:] + digest[:3], "big")
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
     expected = "".join(letters[tail >> 5 * (7 - at) & 31] for at in range(8))
-    assert new_slots.recovery_text(secret).replace("-", "")[-8:] == expected
+    assert recovery.recovery_text(secret).replace("-", "")[-8:] == expected

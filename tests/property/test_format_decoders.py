@@ -67,7 +67,7 @@ def few(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
 
 # --- one strategy of samples for each decoder ------------------------------------------------------------------------
 
-MARKERS = st.builds(marker.Marker, exactly(16).map(RepoId), exactly(32), st.sampled_from([1, 2]), U8).map(
+MARKERS = st.builds(marker.Marker, exactly(16).map(RepoId), exactly(32), exactly(32), st.sampled_from([1, 2]), U8).map(
     lambda value: Sample(value, marker.Marker.encode, marker.decode)
 )
 
@@ -75,10 +75,10 @@ MARKERS = st.builds(marker.Marker, exactly(16).map(RepoId), exactly(32), st.samp
 @st.composite
 def slots(draw: st.DrawFn) -> Sample:
     type_, role = draw(st.sampled_from(keyslot.SlotType)), draw(st.sampled_from(keyslot.Role))
-    salt, wrapped, mac = draw(exactly(32)), draw(exactly(96)), draw(exactly(32))
+    salt, wrapped, mac, signature = (draw(exactly(size)) for size in (32, 96, 32, 64))
     by_passphrase = type_ == keyslot.SlotType.PASSPHRASE
     log_n, p = (draw(st.integers(15, 20)), draw(st.integers(1, 4))) if by_passphrase else (0, 0)
-    value = keyslot.KeySlot(type_, role, salt, wrapped, mac, log_n, p)
+    value = keyslot.KeySlot(type_, role, salt, wrapped, mac, signature, log_n, p)
     # The name follows from the bytes: without the right one every damage would be refused for that alone.
     return Sample(value, keyslot.KeySlot.encode, lambda raw: keyslot.decode(raw, named(raw)))
 
@@ -159,7 +159,7 @@ SEGMENTS = ENTRIES.map(
     lambda value: Sample(
         value,
         lambda made: commit.SEGMENT_HEAD + joined(made),
-        lambda raw: tuple(commit.decode_segment(Opened(raw), "s")),
+        lambda raw: tuple(commit.Room().segment(Opened(raw), "s")),
     )
 )
 PARTS = st.binary(min_size=1, max_size=60).map(
@@ -184,7 +184,7 @@ DOCUMENTS = st.builds(_document, TEXT, few(CHUNK_IDS), st.integers(1, records.DO
 ADD_SNAPS = st.builds(
     records.AddSnap,
     snap_id=exactly(16).map(SnapId), volume_id=VOLUMES, domain_id=DOMAINS, chunk_log2=st.integers(16, 22),
-    consistency=st.integers(0, 4), size=U64, root=CHUNK_IDS, time_ms=U64, parent=REFS, name=TEXT,
+    consistency=st.integers(0, 4), size=st.integers(0, 2**63 - 1), root=CHUNK_IDS, time_ms=U64, parent=REFS, name=TEXT,
     documents=few(DOCUMENTS), packs=few(exactly(32)), inner=few(RAW),
 )  # fmt: skip
 IDS, PACKS = exactly(16), few(exactly(32))

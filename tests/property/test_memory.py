@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from lamella.base.errors import RolledBack, StoreUnavailable
 from lamella.memory import codec
 from lamella.memory.confirmations import Confirmations
+from lamella.memory.encoding import encode
+from lamella.memory.first_seen import FirstSeen
 from lamella.memory.host import Host, HostMemory, Notices, Table
 from lamella.memory.intervals import Intervals
 from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, ResumePoint, needed_checkpoints, new_volume
-from lamella.memory.pins import FirstSeen
 from lamella.memory.verdicts import Verdicts
 from lamella.operations.look import listing
 from lamella.operations.mirror.mirror import mirror
@@ -201,12 +202,12 @@ def test_the_check_notices_a_table_that_forgets_in_silence(
     lived: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault: damage counts as an empty table, and nothing is set aside."""
-    sound = Table._load
+    sound = Table.load
 
     def silent(table: Table[object]) -> tuple[object, bytes, str]:
         return (*sound(table)[:2], "")
 
-    monkeypatch.setattr(Table, "_load", silent)
+    monkeypatch.setattr(Table, "load", silent)
     number = next(at for at, path in enumerate(files(lived)) if path.name == "pins.json")
     with pytest.raises((AssertionError, FileNotFoundError)):
         check(lived, tmp_path / "case", number, Damage("truncated", 0.5))
@@ -340,7 +341,7 @@ numbers = st.integers(0, (1 << 64) - 1)
 )  # fmt: skip
 def test_what_is_encoded_is_decoded(point: ResumePoint) -> None:
     faults: list[str] = []
-    assert codec.decode(ResumePoint, json.loads(json.dumps(codec.encode(point))), faults) == point
+    assert codec.decode(ResumePoint, json.loads(json.dumps(encode(point))), faults) == point
     assert faults == []
 
 
@@ -358,9 +359,9 @@ def test_a_value_of_another_type_is_unfit(name: str, value: object) -> None:
         "identity": "", "driver": "x", "checkpoint": "y",
     }  # fmt: skip
     faults: list[str] = []
-    assert codec.encode(codec.decode(LedgerEntry, good, faults)) == good
+    assert encode(codec.decode(LedgerEntry, good, faults)) == good
     try:
         found = codec.decode(LedgerEntry, {**good, name: value}, faults)
     except codec.Unfit:
         return
-    assert codec.encode(found) == {**good, name: value}
+    assert encode(found) == {**good, name: value}

@@ -24,7 +24,7 @@ from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
-from lamella.sources.target import Zeroing, zero_range
+from lamella.sources.zeroing import Zeroing, zero_range
 from tests.unit.small_repository import CHUNK, Small
 
 NAMES = ("alpha", "beta")

@@ -16,6 +16,7 @@ from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Shape, Slot, SlotValue
 from lamella.packs.tree import SlotRun, Tree, TreeReader
+from lamella.packs.tree_changes import changes
 from lamella.packs.tree_writer import Partial, TreeWriter
 
 VOLUME = VolumeId(b"v" * 16)
@@ -141,7 +142,7 @@ def check_changes(reader: TreeReader, old: Tree, new: Tree, before: list[SlotVal
     """`changes` tells exactly the differing chunks, each once and in order, with both slots."""
     seen: dict[int, tuple[SlotValue, SlotValue]] = {}
     end = 0
-    for run, was in reader.changes(old, new):
+    for run, was in changes(reader, old, new):
         assert end <= run.first < run.end
         end = run.end
         seen |= {chunk: (was, run.slot) for chunk in range(run.first, run.end)}
@@ -263,5 +264,5 @@ def test_one_changed_chunk_costs_at_most_one_path(step: Step, chunk: int, value:
         assert nodes.put_count <= 1  # a root without data is made again to be told that it is the same
     else:
         nodes.fetched = 0
-        assert len(list(TreeReader(nodes.fetch).changes(base, Tree(shape, root)))) == 1
+        assert len(list(changes(TreeReader(nodes.fetch), base, Tree(shape, root)))) == 1
         assert nodes.fetched <= 2 * shape.depth

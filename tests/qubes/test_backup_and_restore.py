@@ -13,12 +13,12 @@ from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.shared.selection import select
 from lamella.qubes.admin import Admin
-from lamella.qubes.archive import decode_settings
+from lamella.qubes.archive import QubeSnapshot, decode_settings
 from lamella.qubes.dom0 import differences, lay_out
 from lamella.qubes.inventory import Inventory
-from lamella.qubes.restore_plan import Action, RestoreWishes
-from lamella.qubes.settings import DOCUMENT, QubeSettings, read_settings
-from lamella.qubes.settings_apply import IN_PROGRESS
+from lamella.qubes.restore_plan import Action, QubeRestore, RestoreWishes
+from lamella.qubes.settings import DOCUMENT, Property, QubeSettings, read_settings
+from lamella.qubes.settings_apply import IN_PROGRESS, Applier
 from lamella.qubes.sources import SettingsSource, volume_identity
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
@@ -309,6 +309,17 @@ def test_values_that_qubesd_would_take_and_should_not(
     assert len(result.notes) == 2
 
 
+@pytest.mark.parametrize("device", ["dom0+00_1f.0\u00e9", "dom0+\x00", "dom0+\n", "dom0+" + "x" * 70_000, "d\u202eo"])
+def test_a_device_that_no_call_can_name_is_noted(
+    store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd, device: str
+) -> None:
+    settings = replace(GOOD, devices={"Assigned.pci": (device,)})
+    notes: list[str] = []
+    row = QubeRestore(QubeSnapshot("work", settings.uuid, "x", settings, {}, ()), "work", Action.OVERWRITE)
+    Applier(admin, Inventory(admin), row, {}, notes).plain(exact=False)
+    assert [note for note in notes if note.startswith("device pci")]
+
+
 def test_tags_that_the_system_gives_are_not_restored(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
 ) -> None:
@@ -383,6 +394,8 @@ GOOD = QubeSettings("work", "00000000-0000-0000-0000-000000000001", "AppVM", lab
         replace(GOOD, label="red blue"), replace(GOOD, tags=("a b",)), replace(GOOD, features={"a/b": ""}),
         replace(GOOD, volumes={"../x": {}}), replace(GOOD, notes="n" * 256_001), replace(GOOD, features={"a": 1}),  # type: ignore[dict-item]
         replace(GOOD, properties={"memory": {"type": "int", "value": 5}}),  # type: ignore[dict-item]
+        replace(GOOD, notes="\ud800"), replace(GOOD, features={"a": "\udfff"}), replace(GOOD, tags=("\ud800",)),
+        replace(GOOD, properties={"memory": Property("int", "\ud800")}), replace(GOOD, firewall="\ud800"),
     ],
 )  # fmt: skip
 def test_settings_with_anything_odd_are_refused(bad: QubeSettings) -> None:

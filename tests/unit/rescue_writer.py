@@ -87,12 +87,13 @@ class Writer:
     aead: int = 1
     data_root: bytes = bytes(range(32))
     prune: Ed25519PrivateKey = field(default_factory=lambda: Ed25519PrivateKey.from_private_bytes(b"p" * 32))
+    enrol: Ed25519PrivateKey = field(default_factory=lambda: Ed25519PrivateKey.from_private_bytes(b"e" * 32))
     objects: dict[str, bytes] = field(default_factory=dict)
     salt_number: int = 0
 
     def __post_init__(self) -> None:
         head = b"LAMELLA\0" + bytes([1, 0, self.id_alg]) + bytes(5) + b"repository-id-16"
-        self.objects["lamella"] = head + public_of(self.prune)
+        self.objects["lamella"] = head + public_of(self.prune) + public_of(self.enrol)
         self.r = hashlib.sha256(self.objects["lamella"]).digest()
 
     # keys
@@ -107,7 +108,15 @@ class Writer:
             return self.derive(b"cat", b"enc"), self.derive(b"cat", word)
         return self.derive(b"enc", domain), self.derive(word, domain)
 
-    def slot(self, kind: int, secret: bytes, role: int = 1, log_n: int = 15, bundle: bytes | None = None) -> str:
+    def slot(
+        self,
+        kind: int,
+        secret: bytes,
+        role: int = 1,
+        log_n: int = 15,
+        bundle: bytes | None = None,
+        by: Ed25519PrivateKey | None = None,
+    ) -> str:
         cost = bytes([log_n, 8, 1]) if kind == 1 else bytes(3)
         salt = hashlib.sha256(b"slot" + bytes([kind, role]) + secret).digest()
         head = b"LMLSLOT\x01" + bytes([kind, role]) + cost + bytes(3) + salt
@@ -116,8 +125,9 @@ class Writer:
         else:
             kek = hkdf(secret, salt, b"lamella/1 kek\0" + self.r + head[:16])
         seed = b"p" * 32 if role == 1 else bytes(32)
-        whole = head + xor(bundle or self.data_root + seed + bytes(32), hkdf(kek, self.r, b"wrap", 96))
+        whole = head + xor(bundle or self.data_root + seed + b"e" * 32, hkdf(kek, self.r, b"wrap", 96))
         whole += prf(hkdf(kek, self.r, b"mac"), whole)
+        whole += (by or self.prune).sign(b"lamella/1 slot\0" + self.r + whole)
         name = "keys/" + hashlib.sha256(whole).hexdigest()[:8]
         self.objects[name] = whole
         return name
@@ -147,16 +157,21 @@ class Writer:
         def seal(kind: int, ident: bytes, body: bytes) -> bytes:
             return cipher(prf(pack_key, bytes([kind]) + ident)).encrypt(bytes(12), body, additional)
 
-        content = struct.pack("<BBH", 1, 0, len(blobs))
-        for b in blobs:
-            rlen = int.from_bytes(b.body[1:5], "little")
-            content += b.ident + (len(b.body) + 16).to_bytes(3, "little") + struct.pack("<BI", b.kind, rlen)
+        content = self.directory(blobs)
         dir_id = prf(pack_key, b"dir" + content)[:24]
         directory = dir_id + seal(0, dir_id, struct.pack("<BI", 0, len(content)) + content)
         out = fixed + struct.pack("<I", len(directory)) + salt + hint + directory
         for b in blobs:
             out += bytes(-len(out) % 16) + seal(b.kind, b.ident, b.body)
         return out
+
+    def directory(self, blobs: list[Blob]) -> bytes:
+        """The content of a directory."""
+        content = struct.pack("<BBH", 1, 0, len(blobs))
+        for b in blobs:
+            rlen = int.from_bytes(b.body[1:5], "little")
+            content += b.ident + (len(b.body) + 16).to_bytes(3, "little") + struct.pack("<BI", b.kind, rlen)
+        return content
 
     def put_pack(self, data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()
@@ -221,13 +236,15 @@ class Writer:
         return self.container(bytes(16), [body], chain.writer + struct.pack("<Q", chain.seq))
 
     def put_commit(self, chain: Chain, box: bytes, key: Ed25519PrivateKey | None = None) -> bytes:
-        inner = hashlib.sha256(box).digest()
-        message = b"lamella/1 commit\0" + self.r + chain.writer + struct.pack("<Q", chain.seq) + inner
-        vouch = prf(self.derive(b"vouch", b""), public_of(chain.key))[:16]
-        data = box + public_of(chain.key) + vouch + inner + (key or chain.key).sign(message)
+        trailer = public_of(chain.key) + self.enrolment(chain.key) + hashlib.sha256(box).digest()
+        message = b"lamella/1 commit\0" + self.r + chain.writer + struct.pack("<Q", chain.seq) + trailer
+        data = box + trailer + (key or chain.key).sign(message)
         sha = hashlib.sha256(data).digest()
         self.objects[f"w/{chain.writer.hex()}/{chain.seq:016x}-{sha.hex()}"] = data
         return sha
+
+    def enrolment(self, key: Ed25519PrivateKey) -> bytes:
+        return self.enrol.sign(b"lamella/1 enrol\0" + self.r + public_of(key))
 
     def prune_sign(self, chain: Chain, kind: int, value: bytes) -> bytes:
         """A record for the next commit of the chain, signed by the prune key."""

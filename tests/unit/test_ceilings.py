@@ -32,7 +32,8 @@ HOMES = {
     "cli/": TERMINAL,
     "run/spawn.py": {"subprocess", "os.environ"},
     "base/clock.py": {"time.time", "time.time_ns", "datetime.datetime.now"},
-    "run/pipeline.py": {"threading.Thread", "concurrent.futures"},
+    "run/pipeline.py": {"concurrent.futures"},
+    "run/beside.py": {"threading.Thread", "concurrent.futures"},
 }
 BUILTINS = {"exit", "quit", "input", "SystemExit"}
 
@@ -147,7 +148,8 @@ def test_promise_is_found(tmp_path: Path) -> None:
         ("run/spawn.py", "import time\nnow = time.time()\n", 1),
         ("cli/a.py", "import os\nx = os.environ\nraise SystemExit(1)\n", 0),
         ("cli/a.py", "import concurrent.futures\n", 1),
-        ("run/pipeline.py", "from threading import Lock, Thread\n", 0),
+        ("run/beside.py", "from threading import Lock, Thread\n", 0),
+        ("run/pipeline.py", "from threading import Lock, Thread\n", 1),
         ("operations/a.py", "import threading\nx = threading.Lock()\ny = threading.Thread()\n", 1),
         ("operations/a.py", "def f() -> None:\n    raise SystemExit(1)\n", 1),
         ("operations/a.py", "def f() -> None:\n    raise SystemExit\n", 1),

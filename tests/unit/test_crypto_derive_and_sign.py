@@ -8,7 +8,8 @@ import pytest
 
 from lamella.base.ids import CATALOGUE, DomainId, RepoId
 from lamella.crypto import chunk_id, sign
-from lamella.crypto.derive import Keys, hkdf
+from lamella.crypto.algorithms import faster_algorithm
+from lamella.crypto.derive import Bundle, Keys, hkdf
 from lamella.format.container import Kind
 from lamella.format.marker import BLAKE2B, HMAC_SHA256, Marker
 
@@ -17,7 +18,7 @@ DOMAIN = DomainId(b"d" * 16)
 
 
 def keys(id_alg: int = 1, repo: bytes = b"r" * 16, data_root: bytes = b"k" * 32) -> Keys:
-    return Keys(Marker(RepoId(repo), b"p" * 32, id_alg), data_root, None)
+    return Keys(Marker(RepoId(repo), b"p" * 32, b"e" * 32, id_alg), Bundle(data_root, b"e" * 32, None))
 
 
 RFC_5869 = [
@@ -149,4 +150,4 @@ def test_an_id_does_not_depend_on_the_type_of_buffer_but_on_kind_and_domain(id_a
 
 
 def test_the_faster_algorithm_is_one_of_the_two() -> None:
-    assert chunk_id.faster_algorithm() in (HMAC_SHA256, BLAKE2B)
+    assert faster_algorithm() in (HMAC_SHA256, BLAKE2B)

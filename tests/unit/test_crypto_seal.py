@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId, DomainId, RepoId
-from lamella.crypto.derive import DomainKeys, Keys
+from lamella.crypto.derive import Bundle, DomainKeys, Keys
 from lamella.crypto.seal import AES_256_GCM, CHACHA20_POLY1305, PackOpener, PackSealer, new_salt
 from lamella.format.container import Blob, Header, Kind, encode_directory
 from lamella.format.marker import Marker
@@ -23,7 +24,7 @@ both = pytest.mark.parametrize("aead", [AES_256_GCM, CHACHA20_POLY1305])
 
 
 def domain(repo: bytes = b"r" * 16, id_: bytes = b"d" * 16, data_root: bytes = b"k" * 32) -> DomainKeys:
-    return Keys(Marker(RepoId(repo), b"p" * 32, 1), data_root, None).domain(DomainId(id_))
+    return Keys(Marker(RepoId(repo), b"p" * 32, b"e" * 32, 1), Bundle(data_root, b"e" * 32, None)).domain(DomainId(id_))
 
 
 def opener(keys: DomainKeys, aead: int = 1, salt: bytes = SALT, length: int = 0) -> PackOpener:
@@ -128,11 +129,12 @@ def test_a_directory_under_an_id_that_is_not_its_own() -> None:
 
 def test_a_kind_and_id_is_reserved_once() -> None:
     sealer = PackSealer(domain(), SALT)
-    assert sealer.reserve(Kind.CHUNK, ID)
-    assert not sealer.reserve(Kind.CHUNK, ID)
-    assert sealer.reserve(Kind.LEAF, ID)
-    assert sealer.reserve(Kind.CHUNK, ChunkId(b"j" * 24))
-    assert PackSealer(domain(), b"t" * 32).reserve(Kind.CHUNK, ID)
+    sealer.reserve(Kind.CHUNK, ID)
+    with pytest.raises(RuntimeError, match="sealed twice"):
+        sealer.reserve(Kind.CHUNK, ID)
+    sealer.reserve(Kind.LEAF, ID)
+    sealer.reserve(Kind.CHUNK, ChunkId(b"j" * 24))
+    PackSealer(domain(), b"t" * 32).reserve(Kind.CHUNK, ID)
 
 
 def test_threads_that_hold_a_lock_reserve_once() -> None:
@@ -143,9 +145,9 @@ def test_threads_that_hold_a_lock_reserve_once() -> None:
         start.wait(30)
         mine = set()
         for id_ in ids:
-            with lock:
-                if sealer.reserve(Kind.CHUNK, id_):
-                    mine.add(id_)
+            with lock, suppress(RuntimeError):
+                sealer.reserve(Kind.CHUNK, id_)
+                mine.add(id_)
         return mine
 
     with ThreadPoolExecutor(2) as pool:

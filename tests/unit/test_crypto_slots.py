@@ -11,16 +11,18 @@ import pytest
 
 from lamella.base.errors import IntegrityError, KeyRefused, UnknownFormat, UsageError
 from lamella.base.ids import RepoId
-from lamella.crypto import new_slots, slots
-from lamella.crypto.derive import hkdf, prf
-from lamella.crypto.sign import public_of
+from lamella.base.signed import slot_message
+from lamella.crypto import new_slots, recovery, slots
+from lamella.crypto.derive import Bundle, hkdf, prf
+from lamella.crypto.sign import public_of, sign
 from lamella.crypto.slots import Secret
 from lamella.format import keyslot
 from lamella.format.keyslot import KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 
-DATA_ROOT, PRUNE_SEED = b"k" * 32, b"p" * 32
-MARKER = Marker(RepoId(b"r" * 16), public_of(PRUNE_SEED), 1)
+DATA_ROOT, PRUNE_SEED, ENROL_SEED = b"k" * 32, b"p" * 32, b"e" * 32
+MARKER = Marker(RepoId(b"r" * 16), public_of(PRUNE_SEED), public_of(ENROL_SEED), 1)
+BUNDLE = Bundle(DATA_ROOT, ENROL_SEED, PRUNE_SEED)
 RECOVERY = Secret(SlotType.RECOVERY, b"1" * 32)
 FILE = slots.key_file(b"f" * 40)
 PHRASE = slots.passphrase("correct horse")
@@ -28,20 +30,48 @@ LOG_N = 15
 """The least that is read: quick."""
 
 
-def wrap(secret: Secret, seed: bytes | None = PRUNE_SEED) -> KeySlot:
-    return new_slots.wrap(MARKER, secret, DATA_ROOT, seed, LOG_N)
+def wrap(secret: Secret, *, admin: bool = True) -> KeySlot:
+    return new_slots.wrap(MARKER, secret, BUNDLE, admin=admin, log_n=LOG_N)
 
 
 SLOTS = {secret.type: wrap(secret) for secret in (PHRASE, RECOVERY, FILE)}
 
 
 @pytest.mark.parametrize("secret", [PHRASE, RECOVERY, FILE], ids=lambda secret: secret.type.name)
-@pytest.mark.parametrize("seed", [PRUNE_SEED, None], ids=["admin", "writer"])
-def test_a_slot_opens_with_its_secret(secret: Secret, seed: bytes | None) -> None:
-    made = wrap(secret, seed)
-    assert made.role == (Role.WRITER if seed is None else Role.ADMIN)
+@pytest.mark.parametrize("admin", [True, False], ids=["admin", "writer"])
+def test_a_slot_opens_with_its_secret(secret: Secret, admin: bool) -> None:
+    made = wrap(secret, admin=admin)
+    assert made.role == (Role.ADMIN if admin else Role.WRITER)
     read = keyslot.decode(made.encode(), made.name)
-    assert slots.unwrap(MARKER, secret, read) == (DATA_ROOT, seed)
+    assert slots.is_signed(MARKER, read)
+    assert slots.unwrap(MARKER, secret, read) == (DATA_ROOT, ENROL_SEED, PRUNE_SEED if admin else None)
+
+
+def test_a_writer_makes_no_slot() -> None:
+    with pytest.raises(UsageError, match="admin's secret"):
+        new_slots.wrap(MARKER, RECOVERY, BUNDLE._replace(prune_seed=None), admin=False)
+
+
+@pytest.mark.parametrize("by", [ENROL_SEED, b"o" * 32])
+def test_another_key_signs_no_slot(by: bytes) -> None:
+    slot = SLOTS[SlotType.RECOVERY]
+    assert slots.is_signed(MARKER, slot)
+    message = slot_message(MARKER.root, slot.encode())
+    assert slots.is_signed(MARKER, replace(slot, signature=sign(PRUNE_SEED, message)))
+    assert not slots.is_signed(MARKER, replace(slot, signature=sign(by, message)))
+
+
+def test_a_slot_of_another_repository_with_the_same_keys_does_not_count() -> None:
+    other = replace(MARKER, repo_id=RepoId(b"R" * 16))
+    made = new_slots.wrap(other, RECOVERY, BUNDLE, admin=True)
+    assert slots.is_signed(other, made) and not slots.is_signed(MARKER, made)
+
+
+@pytest.mark.parametrize("context", [b"lamella/1 prune\0", b"lamella/1 enrol\0", b"lamella/1 commit\0", b""])
+def test_a_signature_of_another_kind_makes_no_slot(context: bytes) -> None:
+    slot = SLOTS[SlotType.RECOVERY]
+    other = sign(PRUNE_SEED, context + MARKER.root + slot.encode()[:-64])
+    assert not slots.is_signed(MARKER, replace(slot, signature=other))
 
 
 WRONG = [
@@ -72,7 +102,7 @@ def opens(content: bytes, secret: Secret) -> bool:
         slot = keyslot.decode(content, "keys/" + hashlib.sha256(content).hexdigest()[:8])
     except (IntegrityError, UnknownFormat):
         return False
-    return slots.unwrap(MARKER, secret, slot) is not None
+    return slots.is_signed(MARKER, slot) and slots.unwrap(MARKER, secret, slot) is not None
 
 
 @pytest.mark.parametrize("secret", [RECOVERY, FILE], ids=lambda secret: secret.type.name)
@@ -94,25 +124,26 @@ def test_a_changed_marker_opens_nothing() -> None:
     for marker in (replace(MARKER, repo_id=RepoId(b"R" * 16)), replace(MARKER, id_alg=2)):
         assert slots.unwrap(marker, RECOVERY, SLOTS[SlotType.RECOVERY]) is None
     assert slots.unwrap(replace(MARKER, prune_public=public_of(b"q" * 32)), RECOVERY, SLOTS[SlotType.RECOVERY]) is None
-    assert slots.unwrap(replace(MARKER, minor=9), RECOVERY, SLOTS[SlotType.RECOVERY]) == (DATA_ROOT, PRUNE_SEED)
+    assert slots.unwrap(replace(MARKER, minor=9), RECOVERY, SLOTS[SlotType.RECOVERY]) == BUNDLE
 
 
 def forged(role: Role, bundle: bytes) -> KeySlot:
     """A slot whose mac is right, made by someone who knows the recovery key."""
-    empty = KeySlot(SlotType.RECOVERY, role, b"s" * 32, bytes(96), bytes(32))
-    kek = hkdf(RECOVERY.value, empty.salt, b"lamella/1 kek\0" + MARKER.root + empty.signed_part[:16])
+    empty = KeySlot(SlotType.RECOVERY, role, b"s" * 32, bytes(96), bytes(32), bytes(64))
+    kek = hkdf(RECOVERY.value, empty.salt, b"lamella/1 kek\0" + MARKER.root + empty.wrapping[:16])
     mask = hkdf(kek, MARKER.root, b"wrap", 96)
     filled = replace(empty, wrapped=bytes(a ^ b for a, b in zip(bundle, mask, strict=True)))
-    return replace(filled, mac=prf(hkdf(kek, MARKER.root, b"mac"), filled.signed_part))
+    return replace(filled, mac=prf(hkdf(kek, MARKER.root, b"mac"), filled.wrapping))
 
 
 @pytest.mark.parametrize(
     ("role", "bundle"),
     [
-        (Role.ADMIN, DATA_ROOT + b"q" * 32 + bytes(32)),
-        (Role.ADMIN, DATA_ROOT + bytes(32) + bytes(32)),
-        (Role.ADMIN, DATA_ROOT + PRUNE_SEED + bytes(31) + b"\x01"),
-        (Role.WRITER, DATA_ROOT + PRUNE_SEED + bytes(32)),
+        (Role.ADMIN, DATA_ROOT + b"q" * 32 + ENROL_SEED),
+        (Role.ADMIN, DATA_ROOT + bytes(32) + ENROL_SEED),
+        (Role.ADMIN, DATA_ROOT + PRUNE_SEED + bytes(32)),
+        (Role.ADMIN, DATA_ROOT + PRUNE_SEED + PRUNE_SEED),
+        (Role.WRITER, DATA_ROOT + PRUNE_SEED + ENROL_SEED),
         (Role.WRITER, DATA_ROOT + bytes(32) + b"\x01" + bytes(31)),
     ],
 )
@@ -123,8 +154,8 @@ def test_slots_that_open_but_contradict_themselves(role: Role, bundle: bytes) ->
 
 
 def test_forged_slots_are_otherwise_right() -> None:
-    good = forged(Role.ADMIN, DATA_ROOT + PRUNE_SEED + bytes(32))
-    assert slots.unwrap(MARKER, RECOVERY, good) == (DATA_ROOT, PRUNE_SEED)
+    good = forged(Role.ADMIN, DATA_ROOT + PRUNE_SEED + ENROL_SEED)
+    assert slots.unwrap(MARKER, RECOVERY, good) == BUNDLE
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------
@@ -161,12 +192,12 @@ def test_sizes_of_key_files(length: int, fits: bool) -> None:
 
 
 def test_recovery_keys_are_fresh() -> None:
-    made = {new_slots.new_recovery_key().value for _ in range(20)}
+    made = {recovery.new_recovery_key().value for _ in range(20)}
     assert len(made) == 20 and {len(value) for value in made} == {32}
 
 
 ALPHABET = string.ascii_uppercase + "234567"
-TEXT = new_slots.recovery_text(Secret(SlotType.RECOVERY, hashlib.sha256(b"a key").digest()))
+TEXT = recovery.recovery_text(Secret(SlotType.RECOVERY, hashlib.sha256(b"a key").digest()))
 
 
 def test_shape_of_the_recovery_text() -> None:
@@ -181,7 +212,7 @@ def test_every_single_wrong_character_is_noticed() -> None:
             continue
         for wrong in set(ALPHABET) - {right}:
             with pytest.raises(KeyRefused):
-                slots.recovery_key(TEXT[:at] + wrong + TEXT[at + 1 :])
+                recovery.recovery_key(TEXT[:at] + wrong + TEXT[at + 1 :])
 
 
 def test_neighbours_swapped_are_noticed() -> None:
@@ -190,7 +221,7 @@ def test_neighbours_swapped_are_noticed() -> None:
         swapped = plain[:at] + plain[at + 1] + plain[at] + plain[at + 2 :]
         if swapped != plain:
             with pytest.raises(KeyRefused):
-                slots.recovery_key(swapped)
+                recovery.recovery_key(swapped)
 
 
 def test_missing_and_extra_characters_are_noticed() -> None:
@@ -198,7 +229,7 @@ def test_missing_and_extra_characters_are_noticed() -> None:
     for at in range(56):
         for typed in (plain[:at] + plain[at + 1 :], plain[:at] + "A" + plain[at:]):
             with pytest.raises(KeyRefused):
-                slots.recovery_key(typed)
+                recovery.recovery_key(typed)
 
 
 @pytest.mark.parametrize(
@@ -206,23 +237,23 @@ def test_missing_and_extra_characters_are_noticed() -> None:
 )
 def test_what_is_no_recovery_key(typed: str) -> None:
     with pytest.raises(KeyRefused):
-        slots.recovery_key(typed)
+        recovery.recovery_key(typed)
 
 
 def test_digits_that_look_like_letters() -> None:
     # Found by counting up: a key whose text has each of the three letters.
     for number in range(1000):
         secret = Secret(SlotType.RECOVERY, hashlib.sha256(number.to_bytes(2, "little")).digest())
-        text = new_slots.recovery_text(secret)
+        text = recovery.recovery_text(secret)
         if {"O", "I", "B"} <= set(text):
             break
     typed = text.replace("O", "0").replace("I", "1").replace("B", "8")
     assert typed != text
-    assert slots.recovery_key(typed) == secret
+    assert recovery.recovery_key(typed) == secret
 
 
 def test_padding_is_not_accepted_in_place_of_letters() -> None:
     padded = base64.b32encode(bytes(33)).decode()
     assert padded.endswith("=") and len(padded) == 56
     with pytest.raises(KeyRefused):
-        slots.recovery_key(padded)
+        recovery.recovery_key(padded)

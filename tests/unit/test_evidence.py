@@ -9,18 +9,26 @@ import pytest
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import CATALOGUE, RepoId
-from lamella.base.names import TRAILER_SIZE, commit_message
-from lamella.crypto.derive import Keys
+from lamella.base.signed import TRAILER_SIZE, Trailer, commit_message, enrolment_message, trailer_of
+from lamella.crypto.derive import Bundle, Keys
 from lamella.crypto.sign import public_of, sign
 from lamella.format.commit import Body, Head, parts, writer_id
 from lamella.format.container import HEADER_SIZE, Kind
 from lamella.format.marker import Marker
 from lamella.format.records import Writer, raw
 from lamella.history.evidence import Evidence, evidence_of, same
-from lamella.packs.containers import build_commit, build_single, open_commit
+from lamella.packs.building import build_commit, build_single
+from lamella.packs.containers import open_commit
 
-PRUNE, SEED, OTHER = b"p" * 32, b"w" * 32, b"o" * 32
-KEYS = Keys(Marker(RepoId(b"r" * 16), public_of(PRUNE), 1), b"k" * 32, PRUNE)
+PRUNE, ENROL, SEED, OTHER = b"p" * 32, b"e" * 32, b"w" * 32, b"o" * 32
+
+
+def keys_of(repo: bytes) -> Keys:
+    mark = Marker(RepoId(repo), public_of(PRUNE), public_of(ENROL), 1)
+    return Keys(mark, Bundle(b"k" * 32, ENROL, None))
+
+
+KEYS = keys_of(b"r" * 16)
 
 
 def body_of(seed: bytes, seq: int = 2) -> Body:
@@ -28,7 +36,7 @@ def body_of(seed: bytes, seq: int = 2) -> Body:
 
 
 def made(seed: bytes = SEED, seq: int = 2, keys: Keys = KEYS) -> tuple[Head, bytes]:
-    content = build_commit(keys, seed, public_of(seed), body_of(seed, seq))
+    content = build_commit(keys, seed, keys.enrolment(public_of(seed)), body_of(seed, seq))
     return Head(writer_id(public_of(seed)), seq, hashlib.sha256(content).digest()), content
 
 
@@ -87,36 +95,103 @@ def test_another_commit_of_the_same_number_is_not_the_same() -> None:
 
 
 def test_what_another_repository_or_key_made_is_none() -> None:
-    foreign = Keys(Marker(RepoId(b"R" * 16), public_of(PRUNE), 1), b"k" * 32, PRUNE)
+    foreign = keys_of(b"R" * 16)
     head, content = made(keys=foreign)
     assert evidence_of(KEYS, head, content) is None
-    stolen = INSIDE + public_of(OTHER) + CONTENT[-112:]
+    stolen = INSIDE + public_of(OTHER) + CONTENT[-160:]
     assert evidence_of(KEYS, Head(writer_id(public_of(OTHER)), 2, bytes(32)), stolen) is None
 
 
-def test_the_prune_key_is_no_writer() -> None:
-    head, content = made(seed=PRUNE)
+@pytest.mark.parametrize("seed", [PRUNE, ENROL])
+def test_the_keys_of_the_repository_are_no_writers(seed: bytes) -> None:
+    head, content = made(seed=seed)
     evidence = evidence_of(KEYS, head, content)
     assert evidence is not None and evidence.container is None  # its directory is the work of a key holder all the same
 
 
 def test_a_trailer_counts_only_with_its_signature() -> None:
     digest = hashlib.sha256(INSIDE).digest()
-    signature = sign(SEED, commit_message(KEYS.root, HEAD.writer, HEAD.seq, digest))
-    front = public_of(SEED) + KEYS.vouch(public_of(SEED))
+    signature = sign(SEED, commit_message(KEYS.root, HEAD.writer, HEAD.seq, trailer_of(CONTENT)))
+    front = public_of(SEED) + KEYS.enrolment(public_of(SEED))
     assert evidence_of(KEYS, HEAD, front + digest + signature) == Evidence(digest, None)
     assert evidence_of(KEYS, HEAD, front + digest + sign(OTHER, b"")) is None
     assert evidence_of(KEYS, HEAD, front + b"d" * 32 + signature) is None
 
 
 def test_nobody_without_the_keys_makes_evidence() -> None:
-    """Anybody can make a key and sign with it: the trailer shows that its writer has been given the data root."""
-    head = Head(writer_id(public_of(OTHER)), 1, bytes(32))
-    signature = sign(OTHER, commit_message(KEYS.root, head.writer, 1, b"d" * 32))
-    for vouch in (bytes(16), KEYS.vouch(public_of(SEED)), CONTENT[-112:-96]):
-        assert evidence_of(KEYS, head, public_of(OTHER) + vouch + b"d" * 32 + signature) is None
-    with pytest.raises(IntegrityError):
-        open_commit(KEYS, HEAD, CONTENT[:-112] + bytes(16) + CONTENT[-96:])
+    """Anybody can make a key and sign with it: the trailer shows that a holder of a key slot enrolled the writer."""
+    public = public_of(OTHER)
+    own = sign(OTHER, enrolment_message(KEYS.root, public))
+    for enrolment in (bytes(64), KEYS.enrolment(public_of(SEED)), own, keys_of(b"R" * 16).enrolment(public)):
+        head, content = resigned(CONTENT, enrolment)
+        assert evidence_of(KEYS, head, content) is None
+        with pytest.raises(IntegrityError, match="nobody enrolled"):
+            open_commit(KEYS, head, content)
+
+
+def resigned(content: bytes, enrolment: bytes, seed: bytes = OTHER) -> tuple[Head, bytes]:
+    """The container of a commit under the name and trailer of somebody else."""
+    writer = writer_id(public_of(seed))
+    trailer = trailer_of(content)._replace(public=public_of(seed), enrolment=enrolment)
+    trailer = trailer._replace(signature=sign(seed, commit_message(KEYS.root, writer, HEAD.seq, trailer)))
+    whole = content[:-TRAILER_SIZE] + b"".join(trailer)
+    return Head(writer, HEAD.seq, hashlib.sha256(whole).digest()), whole
+
+
+def test_a_signature_counts_in_its_own_context_and_repository_only() -> None:
+    """The same keys in another repository, and every message of the format with another one's context."""
+    trailer, public = trailer_of(CONTENT), public_of(SEED)
+    message = commit_message(KEYS.root, HEAD.writer, HEAD.seq, trailer)
+    foreign = commit_message(keys_of(b"R" * 16).root, HEAD.writer, HEAD.seq, trailer)
+    contexts = [b"lamella/1 %s\0" % word for word in (b"commit", b"enrol", b"slot", b"prune")]
+    others = [context + message.partition(b"\0")[2] for context in contexts[1:]]
+    for signed in (foreign, *others, message[:-1]):
+        with pytest.raises(IntegrityError):
+            open_renamed(trailer._replace(signature=sign(SEED, signed)))
+    enrolment = enrolment_message(KEYS.root, public)
+    for signed in [context + enrolment.partition(b"\0")[2] for context in (contexts[0], *contexts[2:])]:
+        for seed in (ENROL, PRUNE):
+            wrong = trailer._replace(enrolment=sign(seed, signed))
+            signature = sign(SEED, commit_message(KEYS.root, HEAD.writer, HEAD.seq, wrong))
+            with pytest.raises(IntegrityError, match="nobody enrolled"):
+                open_renamed(wrong._replace(signature=signature))
+
+
+def open_renamed(trailer: Trailer) -> None:
+    """Open the commit with another trailer, under the name that fits."""
+    content = INSIDE + b"".join(trailer)
+    open_commit(KEYS, HEAD._replace(sha256=hashlib.sha256(content).digest()), content)
+
+
+def test_either_key_of_the_repository_enrols() -> None:
+    trailer = trailer_of(CONTENT)
+    for seed in (ENROL, PRUNE):
+        enrolment = sign(seed, enrolment_message(KEYS.root, public_of(SEED)))
+        made = trailer._replace(enrolment=enrolment)
+        signature = sign(SEED, commit_message(KEYS.root, HEAD.writer, HEAD.seq, made))
+        open_renamed(made._replace(signature=signature))
+
+
+def test_the_signature_covers_the_enrolment() -> None:
+    other = sign(PRUNE, enrolment_message(KEYS.root, public_of(SEED)))
+    with pytest.raises(IntegrityError, match="signature"):
+        open_renamed(trailer_of(CONTENT)._replace(enrolment=other))
+
+
+def test_no_flipped_bit_gives_a_commit_under_the_name_that_fits() -> None:
+    """Every bit of the trailer, and of the container with the trailer made to fit: its hash then is not signed."""
+    for at in range(len(INSIDE), len(CONTENT)):
+        for bit in range(8):
+            damaged = CONTENT[:at] + bytes([CONTENT[at] ^ 1 << bit]) + CONTENT[at + 1 :]
+            with pytest.raises(IntegrityError):
+                open_renamed(trailer_of(damaged))
+    for at in range(len(INSIDE)):
+        for bit in range(8):
+            inside = INSIDE[:at] + bytes([INSIDE[at] ^ 1 << bit]) + INSIDE[at + 1 :]
+            trailer = trailer_of(CONTENT)._replace(container=hashlib.sha256(inside).digest())
+            content = inside + b"".join(trailer)
+            with pytest.raises(IntegrityError):
+                open_commit(KEYS, HEAD._replace(sha256=hashlib.sha256(content).digest()), content)
 
 
 @pytest.mark.parametrize("kind", [Kind.CHUNK, Kind.SEGMENT, Kind.INDEX])
@@ -130,6 +205,6 @@ def test_a_directory_of_other_kinds_is_none(kind: Kind) -> None:
 
 def test_junk_is_none() -> None:
     chosen = random.Random(6)
-    for length in (0, 1, 8, 71, 72, 73, 143, 144, 145, 200, 5000):
+    for length in (0, 1, 8, 71, 72, 73, 191, 192, 193, 250, 5000):
         for junk in (bytes(length), chosen.randbytes(length), (CONTENT[:72] + chosen.randbytes(length))[:length]):
             assert evidence_of(KEYS, HEAD, junk) is None

@@ -8,7 +8,7 @@ import pytest
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
-from lamella.base.names import Trailer
+from lamella.base.signed import Trailer
 from lamella.base.trust import Opened
 from lamella.format import commit, known, records
 from lamella.format.commit import Body, ChainEntry, Head
@@ -72,32 +72,32 @@ def test_what_is_no_name_of_a_commit(name: str) -> None:
 
 
 PUBLIC = b"k" * 32
-VOUCH = b"v" * 16
-OBJECT = b"container" + PUBLIC + VOUCH + hashlib.sha256(b"container").digest() + b"s" * 64
+ENROLMENT = b"e" * 64
+OBJECT = b"container" + PUBLIC + ENROLMENT + hashlib.sha256(b"container").digest() + b"s" * 64
 
 
 def test_trailer() -> None:
     head = Head(commit.writer_id(PUBLIC), 1, hashlib.sha256(OBJECT).digest())
     assert commit.split_trailer(OBJECT, head) == (
         b"container",
-        Trailer(PUBLIC, VOUCH, hashlib.sha256(b"container").digest(), b"s" * 64),
+        Trailer(PUBLIC, ENROLMENT, hashlib.sha256(b"container").digest(), b"s" * 64),
     )
     assert head.writer == hashlib.sha256(PUBLIC).digest()[:16]
 
 
-@pytest.mark.parametrize("content", [b"", OBJECT[:-1], OBJECT + b"\0", OBJECT[-144:], OBJECT[:9]])
+@pytest.mark.parametrize("content", [b"", OBJECT[:-1], OBJECT + b"\0", OBJECT[-192:], OBJECT[:9]])
 def test_a_commit_that_is_not_what_its_name_says(content: bytes) -> None:
     with pytest.raises(IntegrityError):
         commit.split_trailer(content, Head(commit.writer_id(PUBLIC), 1, hashlib.sha256(OBJECT).digest()))
 
 
-@pytest.mark.parametrize("content", [b"", OBJECT[-143:], OBJECT[-144:]])
+@pytest.mark.parametrize("content", [b"", OBJECT[-191:], OBJECT[-192:]])
 def test_an_object_that_is_no_more_than_a_trailer(content: bytes) -> None:
     with pytest.raises(IntegrityError):
         commit.split_trailer(content, Head(commit.writer_id(PUBLIC), 1, hashlib.sha256(content).digest()))
 
 
-@pytest.mark.parametrize("at", [0, 8, 57, 88])
+@pytest.mark.parametrize("at", [0, 8, 105, 136])
 def test_a_trailer_that_names_another_container(at: int) -> None:
     content = OBJECT[:at] + bytes([OBJECT[at] ^ 1]) + OBJECT[at + 1 :]
     with pytest.raises(IntegrityError, match="another one's"):
@@ -120,7 +120,7 @@ def test_bodies_are_cut_into_parts_of_8_mib(length: int) -> None:
 def test_segments_of_another_kind(head: bytes) -> None:
     entry = ChainEntry(1, bytes(32), 5, RawRecord(1, b"x"))
     with pytest.raises(IntegrityError):
-        list(commit.decode_segment(Opened(head + entry.encode()), "s"))
+        list(commit.Room().segment(Opened(head + entry.encode()), "s"))
 
 
 def test_the_fingerprint_does_not_depend_on_the_order() -> None:

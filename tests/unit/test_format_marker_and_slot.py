@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -11,9 +12,9 @@ from lamella.base.ids import RepoId
 from lamella.format import keyslot, marker
 from lamella.format.keyslot import KeySlot, Role, SlotType
 
-MARKER = marker.Marker(RepoId(b"r" * 16), b"p" * 32, 1)
-BY_PASSPHRASE = KeySlot(SlotType.PASSPHRASE, Role.ADMIN, b"s" * 32, b"w" * 96, b"m" * 32, 17, 1)
-BY_FILE = KeySlot(SlotType.KEYFILE, Role.WRITER, b"s" * 32, b"w" * 96, b"m" * 32)
+MARKER = marker.Marker(RepoId(b"r" * 16), b"p" * 32, b"e" * 32, 1)
+BY_PASSPHRASE = KeySlot(SlotType.PASSPHRASE, Role.ADMIN, b"s" * 32, b"w" * 96, b"m" * 32, b"x" * 64, 17, 1)
+BY_FILE = KeySlot(SlotType.KEYFILE, Role.WRITER, b"s" * 32, b"w" * 96, b"m" * 32, b"x" * 64)
 
 
 def put(content: bytes, at: int, value: int) -> bytes:
@@ -25,8 +26,8 @@ def read(content: bytes) -> KeySlot:
     return keyslot.decode(content, "keys/" + hashlib.sha256(content).hexdigest()[:8])
 
 
-@pytest.mark.parametrize("length", [0, 63, 65])
-def test_a_marker_has_64_bytes(length: int) -> None:
+@pytest.mark.parametrize("length", [0, 64, 95, 97])
+def test_a_marker_has_96_bytes(length: int) -> None:
     with pytest.raises(IntegrityError):
         marker.decode(MARKER.encode().ljust(length, b"\0")[:length])
 
@@ -57,15 +58,15 @@ def test_a_higher_minor_is_read_but_not_written_and_r_stays(minor: int) -> None:
 
 def test_every_other_byte_of_the_marker_changes_r() -> None:
     encoded = MARKER.encode()
-    roots = {marker.decode(put(encoded, at, encoded[at] ^ 1)).root for at in range(16, 64)}
-    assert len(roots | {MARKER.root, marker.Marker(MARKER.repo_id, MARKER.prune_public, 2).root}) == 50
+    roots = {marker.decode(put(encoded, at, encoded[at] ^ 1)).root for at in range(16, 96)}
+    assert len(roots | {MARKER.root, replace(MARKER, id_alg=2).root}) == 82
 
 
 @pytest.mark.parametrize("slot", [BY_PASSPHRASE, BY_FILE])
 def test_good_slots(slot: KeySlot) -> None:
     assert read(slot.encode()) == slot
-    assert len(slot.encode()) == 176
-    assert slot.encode()[:-32] == slot.signed_part
+    assert len(slot.encode()) == 240
+    assert slot.encode()[:-96] == slot.wrapping
 
 
 @pytest.mark.parametrize("log_n", [15, 20])
@@ -101,13 +102,13 @@ def test_slots_that_are_refused(slot: KeySlot, at: int, value: int, error: type[
         read(put(slot.encode(), at, value))
 
 
-@pytest.mark.parametrize("length", [0, 175, 177])
-def test_a_slot_has_176_bytes(length: int) -> None:
+@pytest.mark.parametrize("length", [0, 176, 239, 241])
+def test_a_slot_has_240_bytes(length: int) -> None:
     with pytest.raises(IntegrityError):
         read(BY_FILE.encode().ljust(length, b"\0")[:length])
 
 
-@pytest.mark.parametrize("at", range(16, 176))
+@pytest.mark.parametrize("at", range(16, 240))
 def test_a_slot_under_the_name_of_another(at: int) -> None:
     changed = put(BY_FILE.encode(), at, BY_FILE.encode()[at] ^ 1)
     with pytest.raises(IntegrityError):

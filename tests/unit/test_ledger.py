@@ -12,7 +12,7 @@ import pytest
 from lamella.base.ids import ChunkId, SnapId, VolumeId, WriterId
 from lamella.crypto.derive import Keys
 from lamella.format.records import Ref
-from lamella.memory.codec import encode
+from lamella.memory.encoding import encode
 from lamella.memory.host import Host
 from lamella.memory.ledger import Ledger, LedgerEntry, needed_checkpoints, tracked_identities
 from tests.unit.small_repository import Small

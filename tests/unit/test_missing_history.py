@@ -18,8 +18,8 @@ from lamella.format.commit import CHECKPOINT_EVERY, ChainEntry, Head
 from lamella.format.deletion import Forgo
 from lamella.format.records import RawRecord, Volume, raw
 from lamella.history import order as orders
-from lamella.history.catalogue import latest
 from lamella.history.history import Unreadable
+from lamella.history.latest import latest
 from lamella.history.missing import Judge
 from lamella.history.order import Order
 from lamella.history.places import judge
@@ -28,7 +28,8 @@ from lamella.memory.pins import KnownPlace, Pins, SeenCommit
 from lamella.operations.prune.needed import history_troubles
 from lamella.operations.shared.auditing import audit, publish_audits
 from lamella.operations.shared.selection import doubts, find_volume
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
+from lamella.repository.publishing import give_up
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Entry
 from tests.counting_store import CountingStore
@@ -91,7 +92,7 @@ def crafted(small: Small, seen: Sequence[Head], host: str = "two", *, seq: int =
             seen=tuple(sorted(seen)),
             records=records,
         )
-        content = build_commit(repo.keys, key.seed, key.public, body)
+        content = build_commit(repo.keys, key.seed, key.enrolment, body)
     head = Head(key.id, body.seq, hashlib.sha256(content).digest())
     small.store.put(head.name, content)
     return head
@@ -253,7 +254,7 @@ def test_what_the_commits_missing_right_before_it_said_is_given_up_with_it(small
         assert repo.log.lacking == {made[6]}
         with pytest.raises(RolledBack):
             repo.publish([EMPTY])
-        repo.give_up([made[6]])
+        give_up(repo, [made[6]])
         repo.reload()
         assert (repo.problems, repo.log.lacking) == ([], set())
     for host in ("early", "knew", "fresh"):
@@ -289,10 +290,10 @@ def test_only_the_prune_keys_word_gives_up_and_only_what_it_names(small: Small) 
         two.publish([Forgo(made[2])])
     with small.opened("fresh") as repo:
         assert [problem.lacks for problem in repo.problems] == [made[2]]
-        repo.give_up([made[1], made[2]._replace(sha256=b"x" * 32), made[2]._replace(writer=WriterId(b"y" * 16))])
+        give_up(repo, [made[1], made[2]._replace(sha256=b"x" * 32), made[2]._replace(writer=WriterId(b"y" * 16))])
         repo.reload()
         assert [problem.lacks for problem in repo.problems] == [made[2]]
-        repo.give_up([made[2]])
+        give_up(repo, [made[2]])
         repo.reload()
         assert repo.problems == []
     small.store.delete(made[4].name)  # the newest, which nobody gave up
@@ -310,7 +311,7 @@ def test_a_fork_cannot_be_given_up(small: Small) -> None:
         assert "fork" in {problem.kind for problem in repo.problems}
         assert all(problem.lacks is None for problem in repo.problems)
         with pytest.raises(RolledBack):
-            repo.give_up([made[0]])
+            give_up(repo, [made[0]])
 
 
 EVERYTHING = [f"snap-{number:04}" for number in range(1, CHECKPOINT_EVERY + 5)]
@@ -347,7 +348,7 @@ def test_who_reads_all_and_who_begins_at_a_checkpoint_know_the_same(small: Small
     with small.opened("admin", whole=True) as repo:
         assert [problem.lacks for problem in repo.problems] == [lost]
         assert names(repo) == EVERYTHING
-        repo.give_up([lost])
+        give_up(repo, [lost])
     for whole in (False, True):
         with small.opened("newer", whole=whole) as repo:
             assert (names(repo), repo.problems, repo.history.whole) == (EVERYTHING, [], whole)
@@ -360,7 +361,7 @@ def test_a_chain_whose_only_trouble_is_given_up_may_be_audited(small: Small, los
     """What its checkpoint repeats of the lost commit is not invented; anything else still is."""
     with small.opened("admin", whole=True) as repo:
         assert not audit(repo).passed
-        repo.give_up([lost])
+        give_up(repo, [lost])
         repo.reload(whole=True)
         entries = repo.log.checkpoint_entries(repo.history.chains[lost.writer])
         invented = replace_record(entries, lost.seq - 1, raw(snapshot_record(99)))
@@ -395,7 +396,7 @@ def test_seeing_what_is_not_there_orders_nothing_and_witnesses_missing_history(s
         assert len(latest(state.snapshots)) == 1
         with pytest.raises(RolledBack):
             one.require_sound_history()
-        one.give_up([far])
+        give_up(one, [far])
         one.reload()
         assert one.problems == []
         # Its own chain might have had that commit: it goes on under another id, and the order is known.

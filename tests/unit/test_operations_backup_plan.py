@@ -19,6 +19,7 @@ from lamella.operations.shared.selection import select
 from lamella.operations.shared.streaming import read_document
 from lamella.operations.verify.verify import VerifyOptions, verify
 from lamella.repository.repository import Repository
+from lamella_kit.tracked_source import TrackedDisk
 from tests.unit.small_repository import OPTIONS, WRITER, Small, image, snapshot_record
 
 LETTERS = "abc.0def"
@@ -291,6 +292,23 @@ def test_snapshots_in_conflict_or_of_a_later_version_are_no_base(small: Small, t
         row = planned(repo, small, disk)
         assert row.base is not None
         assert row.base.ref == good.ref
+
+
+def test_another_writer_who_publishes_an_id_again_changes_nothing(small: Small, tmp_path: Path) -> None:
+    """Else one record would make this host read and compare everything in every run from then on."""
+    disk = TrackedDisk("disk", bytearray(range(256)) * 4096)
+    with small.opened("one") as repo:
+        plan_backup(repo, [Request("disk", disk.source())], OPTIONS).execute()
+        (own,) = repo.catalogue.snapshots
+    with small.opened("two") as repo:
+        repo.publish([raw(own.added)])
+    with small.opened("one") as repo:
+        assert all(one.conflict for one in repo.catalogue.snapshots)
+        (row,) = plan_backup(repo, [Request(None, disk.source())], OPTIONS).rows
+        assert (row.mode, row.reason) == ("incremental", "")
+        (row,) = plan_backup(repo, [Request(None, disk.source())], replace(OPTIONS)).rows
+        assert row.base is not None
+        assert row.base.ref == own.ref
 
 
 def test_a_history_that_is_wrong_plans_nothing(small: Small, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.auditing import compact_log
 from lamella.operations.shared.selection import select
 from lamella.operations.verify.verify import VerifyOptions, verify
+from lamella.packs import census
 from lamella.repository.repository import Repository
 from lamella.stores.base import Abilities, Store
 from lamella_kit.fault_store import FaultStore
@@ -463,7 +464,7 @@ def test_a_false_alarm_larger_than_the_budget_dies_in_several_runs(
         repo.refresh_map()
         every = [
             Address(pack, blob.kind, blob.id)
-            for pack in sorted(repo.blobs.known(added(world, text).packs))
+            for pack in sorted(census.known(repo.blobs, added(world, text).packs))
             if (directory := repo.blobs.directory(pack)) is not None
             for blob in directory.blobs
         ]

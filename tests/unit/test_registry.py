@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import SourceError, UsageError
-from lamella.sources.registry import MAX_NAME_BYTES, check_name, name_from, open_source, split_name
+from lamella.sources.names import MAX_NAME_BYTES, check_name, name_from, split_name
+from lamella.sources.registry import open_source
 
 MACHINE = "0123456789abcdef"
 OWNER = "00c0ffee"

@@ -16,9 +16,10 @@ from lamella.base.trust import Sealed
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
 from lamella.format.container import MAX_OBJECT, Kind
+from lamella.packs import census
 from lamella.packs.blobmap import BlobMap
+from lamella.packs.building import build, build_single, raw_body
 from lamella.packs.cache import Cache
-from lamella.packs.containers import build, build_single, raw_body
 from lamella.packs.contents import Contents
 from lamella.stores.memory import MemoryStore
 from lamella_kit.fault_store import FaultStore
@@ -147,7 +148,7 @@ def test_junk_is_reported_and_in_nobodys_way(bench: Bench) -> None:
         bench.pack(b"a commit", domain=CATALOGUE, kind=Kind.COMMIT)[0]: "does not belong there",
     }
     bench.map.refresh()
-    troubled = {pack_hash(name): reason for name, reason in bench.map.troubled()}
+    troubled = {pack_hash(name): reason for name, reason in census.troubled(bench.map)}
     assert set(troubled) == set(junk)
     for sha256, words in junk.items():
         assert words in troubled[sha256]
@@ -162,10 +163,10 @@ def test_a_pack_that_was_put_right_is_read_again(bench: Bench) -> None:
     right = bench.content(sha256)
     bench.replace(sha256, bytes(len(right)))
     bench.map.refresh()
-    assert len(bench.map.troubled()) == 1
+    assert len(census.troubled(bench.map)) == 1
     bench.replace(sha256, right)
     bench.map.refresh()
-    assert bench.map.troubled() == []
+    assert census.troubled(bench.map) == []
     assert bench.contents.get(DOMAIN, Kind.CHUNK, id_) == b"content"
 
 
@@ -175,7 +176,7 @@ def test_a_pack_of_another_size_is_read_again(bench: Bench) -> None:
     bench.map.refresh()
     bench.replace(sha256, right + b"x")
     bench.map.refresh()
-    assert [name for name, _ in bench.map.troubled()] == [pack_name(sha256)]
+    assert [name for name, _ in census.troubled(bench.map)] == [pack_name(sha256)]
     assert not bench.map.has(Kind.CHUNK, id_)
     bench.replace(sha256, right)
     bench.map.refresh()
@@ -207,7 +208,7 @@ def test_a_pack_that_vanishes_while_it_is_listed_is_no_trouble(bench: Bench) -> 
 
     map_ = BlobMap(Cache.open(None), bench.keys, Stale())
     map_.refresh()
-    assert (map_.troubled(), map_.has(Kind.CHUNK, id_)) == ([], False)
+    assert (census.troubled(map_), map_.has(Kind.CHUNK, id_)) == ([], False)
 
 
 def test_a_listing_that_breaks_off_forgets_nothing(bench: Bench) -> None:
@@ -236,7 +237,7 @@ def test_a_pack_too_large_is_never_read(bench: Bench) -> None:
     bench.memory._objects[pack_name(sha256)] = bytes(MAX_OBJECT + 1)
     bench.store.fail("get", AssertionError("it was read"), times=9)
     bench.map.refresh()
-    assert len(bench.map.troubled()) == 1
+    assert len(census.troubled(bench.map)) == 1
 
 
 # -- the cache ---------------------------------------------------------------------------------------------------------
@@ -247,10 +248,10 @@ def remade(path: Path, keys: Keys) -> None:
     bench = Bench(keys, path)
     _, (id_,) = bench.pack(b"content")
     bench.map.refresh()
-    bench.map._cache.close()
+    bench.map.cache.close()
     again = BlobMap(Cache.open(path), keys, MemoryStore())
     assert again.has(Kind.CHUNK, id_)
-    again._cache.close()
+    again.cache.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no database" * 100, b"SQLite format 3\0" + os.urandom(4080)])

@@ -13,7 +13,7 @@ from lamella.base.ids import DomainId, SnapId
 from lamella.crypto.sign import sign
 from lamella.format.owners import Give, Join
 from lamella.format.records import Confirm, File, FileGone, RawRecord, Ref, Volume, prune_signed_message, raw
-from lamella.history.catalogue import before, latest
+from lamella.history.latest import before, latest
 from lamella.operations.prune.needed import history_troubles
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import WRITER, Small, snapshot_record, volume_record

@@ -19,13 +19,13 @@ from lamella.base.trust import Sealed
 from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, Head, parse_name
 from lamella.format.records import Confirm, RawRecord, Ref, raw
 from lamella.history.acceptance import accept_history
-from lamella.history.catalogue import latest
 from lamella.history.compaction import Ended
 from lamella.history.history import Chain, History
+from lamella.history.latest import latest
 from lamella.history.publish import Publisher
 from lamella.memory.confirmations import Confirmations
 from lamella.memory.host import HostMemory, machine_name
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
 from lamella.repository.repository import Repository
 from tests.unit.small_repository import WRITER, Small, snapshot_record
 
@@ -237,7 +237,7 @@ def test_a_commit_lists_at_most_so_many_heads(small: Small) -> None:
         for number in range(MAX_SEEN + 10):
             writer = WriterId(number.to_bytes(16, "big"))
             history.chains[writer] = Chain(writer, heads=[Head(writer, 1, bytes(32))])
-        publisher = Publisher(repo.store, repo.keys, repo.memory, repo.pins, repo.log._reader)
+        publisher = Publisher(repo.store, repo.keys, repo.memory, repo.pins, repo.log.reader)
         publisher.publish(history, [EMPTY], repo.clock, Ended)
         repo.reload()
         newest = own(repo).commits[-1]
@@ -321,7 +321,7 @@ def test_a_gap_may_be_as_wide_as_numbers_go(small: Small) -> None:
         key = repo.memory.writer_key()
         assert key is not None
         body = replace(own(repo).commits[-1].body, seq=(1 << 64) - 2)
-        content = build_commit(repo.keys, key.seed, key.public, body)
+        content = build_commit(repo.keys, key.seed, key.enrolment, body)
     far = Head(key.id, body.seq, hashlib.sha256(content).digest())
     small.store.put(far.name, content)
     small.store.delete(made[0])

@@ -11,7 +11,8 @@ from lamella.base.errors import NothingMatched
 from lamella.base.ids import SnapId
 from lamella.format.deletion import Remove
 from lamella.format.records import Pin, Ref, Rename, Run, Tag, Volume, raw
-from lamella.history.catalogue import Snapshot, latest
+from lamella.history.catalogue import Snapshot
+from lamella.history.latest import latest
 from lamella.operations.look import listing
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository

@@ -18,9 +18,11 @@ from lamella.base.names import pack_hash, pack_name
 from lamella.crypto.derive import Keys
 from lamella.format.container import MAX_BLOBS, Kind
 from lamella.packs.blobmap import BlobMap
+from lamella.packs.building import raw_body
 from lamella.packs.cache import Cache
-from lamella.packs.containers import PackHead, open_blob, raw_body, read_head
+from lamella.packs.containers import PackHead, open_blob
 from lamella.packs.contents import Contents
+from lamella.packs.heads import read_head
 from lamella.packs.packer import BULK_TARGET, INCREMENTAL_TARGET, Packer
 from lamella.run.pipeline import Outbox
 from lamella.stores.memory import MemoryStore

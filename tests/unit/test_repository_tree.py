@@ -10,6 +10,7 @@ from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import FAN_OUT, Node, Shape, Slot, SlotValue
 from lamella.packs.tree import SlotRun, Tree, TreeReader
+from lamella.packs.tree_changes import changes
 from lamella.packs.tree_writer import TreeWriter
 from tests.property.test_tree import LOG2, SIZE, VOLUME, Nodes, ids
 
@@ -40,7 +41,7 @@ def test_one_chunk_of_sixteen_tebibytes_costs_one_path(log2: int) -> None:
     assert nodes.put_count == big.depth
     assert nodes.fetched <= big.depth
     nodes.fetched = 0
-    assert [run.first for run, _ in TreeReader(nodes.fetch).changes(base, tree)] == [big.chunks - 1]
+    assert [run.first for run, _ in changes(TreeReader(nodes.fetch), base, tree)] == [big.chunks - 1]
     assert nodes.fetched <= 2 * big.depth
     nodes.fetched = 0
     assert list(TreeReader(nodes.fetch).runs(tree, 12345, 12346)) == [SlotRun(12345, 12346, ids(1))]
@@ -54,7 +55,7 @@ def test_nothing_changed_costs_nothing_but_a_look_at_the_root() -> None:
     assert built(nodes, shape(5000), [], base) == base
     assert nodes.put_count == 0
     assert nodes.fetched <= 1
-    assert list(TreeReader(nodes.fetch).changes(base, base)) == []
+    assert list(changes(TreeReader(nodes.fetch), base, base)) == []
 
 
 def test_reading_in_pieces_costs_as_much_as_reading_at_once() -> None:
@@ -72,7 +73,7 @@ def test_shared_subtrees_are_not_read_when_comparing() -> None:
     old = built(nodes, shape(64 * 64), data(*range(0, 64 * 64, 64)))
     new = built(nodes, shape(64 * 64), data(5), old)
     nodes.fetched = 0
-    assert list(TreeReader(nodes.fetch).changes(old, new)) == [(SlotRun(5, 6, ids(6)), Slot.HOLE)]
+    assert list(changes(TreeReader(nodes.fetch), old, new)) == [(SlotRun(5, 6, ids(6)), Slot.HOLE)]
     assert nodes.fetched == 4
 
 

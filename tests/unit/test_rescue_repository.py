@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import hmac
 import os
@@ -677,9 +678,46 @@ def test_listing_stops_at_1000_invalid_names(bench: Bench) -> None:
     case = build()
     bench.save(case.writer)
     for number in range(1200):
-        (bench.repo / "keys" / f"!{number}\x1b[2J").write_bytes(b"")
+        (bench.repo / "w" / f"!{number}\x1b[2J").write_bytes(b"")
     result = bench.run("list")
-    assert result.code == 12 and "listing stops" in result.err and "\x1b" not in result.err
+    assert result.code == 21 and "listing stops" in result.err and "\x1b" not in result.err
+
+
+def test_no_number_of_planted_names_hides_a_slot(bench: Bench) -> None:
+    bench.save(build().writer)
+    for number in range(1200):
+        (bench.repo / "keys" / f"!{number}\x1b[2J").write_bytes(b"")
+        (bench.repo / "keys" / f"{number:08x}").write_bytes(b"LMLSLOT\x01\x03" + bytes(231))
+    result = bench.run("list")
+    assert result.code == 0 and result.err.count("\n") == 1 and "\x1b" not in result.err
+    assert "2400 objects in keys/ that no admin signed are ignored" in result.err
+
+
+@pytest.mark.parametrize("by", [b"e" * 32, b"o" * 32])
+def test_a_slot_that_no_admin_signed_opens_nothing(bench: Bench, by: bytes) -> None:
+    writer = rw.Writer()
+    writer.slot(3, KEYFILE, by=Ed25519PrivateKey.from_private_bytes(by))
+    bench.save(writer)
+    result = bench.run("list")
+    assert result.code == 12 and "none of 0 slots" in result.err
+    writer.slot(3, KEYFILE)
+    bench.save(writer)
+    assert bench.run("list").code == 0
+
+
+def test_a_slot_that_cannot_be_read_is_no_wrong_key(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.save(build().writer)
+
+    pread = os.pread
+
+    def read(held: int, size: int, at: int) -> bytes:
+        if size == rescue.SLOT:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(held, size, at)
+
+    monkeypatch.setattr("os.pread", read)
+    result = bench.run("list")
+    assert result.code == 1 and "Input/output error" in result.err
 
 
 PLANTED = [

@@ -19,9 +19,10 @@ from lamella.crypto.derive import Keys
 from lamella.format import segment
 from lamella.format.container import FIRST_READ, Blob, Kind, aligned
 from lamella.format.segment import Covered, segment_hash, segment_name
+from lamella.packs import census
 from lamella.packs.blobmap import WORTH_WRITING, BlobMap
+from lamella.packs.building import build_single
 from lamella.packs.cache import Cache
-from lamella.packs.containers import build_single
 from lamella.packs.contents import Contents
 from lamella.packs.segments import packs_named, read_segment
 from lamella.packs.suspects import Suspects
@@ -346,7 +347,7 @@ def test_a_wrong_segment_costs_time_only(keys: Keys, wrong: Callable[[World], No
         assert fresh.contents.get(DOMAIN, Kind.CHUNK, id_) == content
         (place,) = fresh.map.find(Kind.CHUNK, id_)
         assert (place.pack, place.domain_id) == (pack, DOMAIN)
-    assert fresh.map.troubled() == []
+    assert census.troubled(fresh.map) == []
     assert {pack_name(pack) for pack in packs} == {entry.name for entry in fresh.map.packs(DOMAIN)}
     assert list(fresh.map.packs(OTHER)) == []
 
@@ -376,7 +377,7 @@ def test_a_pack_whose_head_is_bad_is_trouble_whatever_a_segment_says(keys: Keys)
     fresh = world.machine()
     fresh.map.refresh()
     assert fresh.map.find(Kind.CHUNK, id_) == []
-    assert [name for name, _ in fresh.map.troubled()] == [pack_name(pack)]
+    assert [name for name, _ in census.troubled(fresh.map)] == [pack_name(pack)]
     with pytest.raises(IntegrityError):
         fresh.contents.get(DOMAIN, Kind.CHUNK, id_)
 

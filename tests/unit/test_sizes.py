@@ -12,7 +12,7 @@ import pytest
 from lamella.format.deletion import Remove
 from lamella.operations.look.sizes import Sizes, sizes_of, totals_of
 from lamella.operations.shared.selection import Selected, select
-from lamella.packs.containers import raw_body
+from lamella.packs.building import raw_body
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import Outbox

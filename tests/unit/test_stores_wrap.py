@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from itertools import count, cycle
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreFull, StoreRefused, StoreUnavailable
 from lamella.base.trust import Sealed
-from lamella.stores.base import Entry
+from lamella.stores.base import Entry, most_names
 from lamella.stores.memory import MemoryStore
 from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella_kit.fault_store import FaultStore, Method
@@ -147,27 +149,64 @@ def test_one_attempt_means_no_second() -> None:
     assert trial.pauses == []
 
 
-class Shuffled(MemoryStore):
-    """Lists in another order each time, as a store may."""
+class Bent(MemoryStore):
+    """Lists as a hostile far side may; and counts what was taken of it."""
 
-    listings = 0
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        super().__init__()
+        self.entries, self.taken = entries, 0
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        entries = sorted(super().list(prefix), key=lambda entry: entry.name)
-        self.listings += 1
-        turn = self.listings * 7 % (len(entries) or 1)
-        return iter(entries[turn:] + entries[:turn])
+        for entry in self.entries:
+            self.taken += 1
+            yield entry
 
 
-@given(count=st.integers(0, 20), breaks=st.lists(st.integers(0, 20), max_size=6))
-def test_a_broken_listing_yields_every_name_once_in_whatever_order(count: int, breaks: list[int]) -> None:
-    names = {f"p/{number:02}" for number in range(count)}
-    faults = FaultStore(Shuffled(dict.fromkeys(names, b"")))
+def endless() -> Iterator[Entry]:
+    return (Entry(f"w/{number:032x}/{number:016x}-{number:064x}", 1) for number in count())
+
+
+BENT: dict[str, Iterable[Entry]] = {
+    "repeated": [Entry("w/a", 1), Entry("w/a", 1)],
+    "backwards": [Entry("w/b", 1), Entry("w/a", 1)],
+    "round in circles": cycle([Entry("w/a", 1), Entry("w/b", 1)]),
+    "not asked for": [Entry("p/ab/x", 1)],
+    "the folder itself": [Entry("w/", 1)],
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_a_listing_that_is_none_is_refused_at_once(name: str) -> None:
+    bent = Bent(BENT[name])
+    with pytest.raises(StoreError, match="in their order"):
+        list(RetryingStore(bent).list("w/"))
+    assert bent.taken <= 3
+
+
+def test_an_endless_listing_ends_and_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [most_names(prefix) for prefix in ("p/", "p/ab/", "w/", "keys/")] == [1 << 24, 1 << 24, 1 << 20, 1 << 20]
+    monkeypatch.setattr("lamella.stores.base.MOST_OTHERS", 50_000)
+    bent = Bent(endless())
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError, match="more than a repository has"):
+            for _ in RetryingStore(bent).list("w/"):
+                pass
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    finally:
+        tracemalloc.stop()
+    assert bent.taken == 50_001
+
+
+@given(number=st.integers(0, 20), breaks=st.lists(st.integers(0, 20), max_size=6))
+def test_a_broken_listing_yields_every_name_once_and_in_order(number: int, breaks: list[int]) -> None:
+    names = {f"p/{at:02}" for at in range(number)}
+    faults = FaultStore(MemoryStore(dict.fromkeys(names, b"")))
     for listed in breaks:
         faults.break_listing(AWAY, listed=listed)
     store = RetryingStore(faults, Backoff(attempts=len(breaks) + 1), sleep=lambda seconds: None)
     found = [entry.name for entry in store.list("p/")]
-    assert sorted(found) == sorted(names)
+    assert found == sorted(names)
     faults.assert_all_fired()
 
 

@@ -12,10 +12,12 @@ import pytest
 
 from lamella.base.errors import LamellaError, Locked, SourceError, UsageError
 from lamella.run.spawn import run
-from lamella.sources.local_target import BlockDevice, InPlaceFile, NewFile, uses_of_device, uses_of_file
-from lamella.sources.registry import choose_target
+from lamella.sources.local_target import NewFile
 from lamella.sources.target import Target
+from lamella.sources.targets import choose_target
+from lamella.sources.used_target import BlockDevice, InPlaceFile, uses_of_device, uses_of_file
 from lamella_kit.image_files import loop_device, mounted, partition, sparse_file
+from tests.features import require
 from tests.unit.real_devices import need_devices
 
 MIB = 1 << 20
@@ -66,6 +68,35 @@ def test_a_new_file_is_sparse(tmp_path: Path) -> None:
     target.finish()
     found = (tmp_path / "out.img").stat()
     assert (found.st_size, found.st_blocks * 512 < MIB) == (1 << 34, True)
+
+
+@pytest.mark.parametrize("how", ["the target", "a directory above", "over two links"])
+@pytest.mark.parametrize("kind", [NewFile, InPlaceFile])
+def test_another_users_link_in_a_public_directory_is_not_followed(
+    tmp_path: Path, how: str, kind: Callable[..., Target]
+) -> None:
+    """A restore of root's to /tmp/disk.img must not replace whatever file another user points it at."""
+    require("root", os.geteuid() == 0, "a link that belongs to another user")
+    victim, public = tmp_path / "victim", tmp_path / "public"
+    (victim / "etc").mkdir(parents=True)
+    (victim / "etc" / "disk.img").write_bytes(b"precious")
+    public.mkdir()
+    public.chmod(0o1777)
+    link = public / ("disk.img" if how == "the target" else "etc")
+    link.symlink_to(victim / "etc" / "disk.img" if how == "the target" else victim / "etc")
+    os.lchown(link, 65534, 65534)
+    given = link if how == "the target" else link / "disk.img"
+    if how == "over two links":
+        (tmp_path / "own").symlink_to(given)
+        given = tmp_path / "own"
+    made = kind(given, overwrite=True) if kind is NewFile else kind(given)
+    with pytest.raises(UsageError, match="another user's link"):
+        made.prepare(SIZE, 0)
+    assert (victim / "etc" / "disk.img").read_bytes() == b"precious"
+    os.lchown(link, 0, 0)
+    restore(kind(given, overwrite=True) if kind is NewFile else kind(given))
+    assert (victim / "etc" / "disk.img").stat().st_size == SIZE
+    assert link.is_symlink()
 
 
 def test_until_it_is_finished_only_the_partial_name_exists(tmp_path: Path) -> None:

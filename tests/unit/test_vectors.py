@@ -14,10 +14,10 @@ import pytest
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
-from lamella.base.names import commit_message
+from lamella.base.signed import commit_message, enrolled_by
 from lamella.base.trust import Opened
-from lamella.crypto import chunk_id, new_slots, seal, sign, slots
-from lamella.crypto.derive import DomainKeys, Keys
+from lamella.crypto import chunk_id, recovery, seal, sign, slots
+from lamella.crypto.derive import Bundle, DomainKeys, Keys
 from lamella.format import commit, compression, container, document, inner, keyslot, known, marker, node, records
 from lamella.format.container import Kind
 from lamella.format.cursor import Cursor
@@ -36,7 +36,7 @@ def mark(id_alg: int) -> marker.Marker:
 
 
 def keys(id_alg: int) -> Keys:
-    return Keys(mark(id_alg), SEEDS["data_root"], SEEDS["prune_seed"])
+    return Keys(mark(id_alg), Bundle(SEEDS["data_root"], SEEDS["enrol_seed"], SEEDS["prune_seed"]))
 
 
 def test_the_generator_makes_the_committed_file() -> None:
@@ -59,7 +59,8 @@ def test_slot_opens(row: Json) -> None:
     assert (slot.type, slot.role) == (row["type"], row["role"])
     secret = slots.Secret(keyslot.SlotType(row["type"]), unhex(row["secret"]))
     expected_seed = SEEDS["prune_seed"] if row["role"] == 1 else None
-    assert slots.unwrap(mark(1), secret, slot) == (SEEDS["data_root"], expected_seed)
+    assert slots.is_signed(mark(1), slot)
+    assert slots.unwrap(mark(1), secret, slot) == (SEEDS["data_root"], SEEDS["enrol_seed"], expected_seed)
     if row["type"] == 1:
         assert slots.passphrase(row["passphrase"]) == secret
 
@@ -67,8 +68,8 @@ def test_slot_opens(row: Json) -> None:
 @pytest.mark.parametrize("row", VECTORS["recovery"])
 def test_recovery_text(row: Json) -> None:
     secret = slots.Secret(keyslot.SlotType.RECOVERY, unhex(row["key"]))
-    assert new_slots.recovery_text(secret) == row["text"]
-    assert slots.recovery_key(row["text"]) == secret
+    assert recovery.recovery_text(secret) == row["text"]
+    assert recovery.recovery_key(row["text"]) == secret
 
 
 @pytest.mark.parametrize("row", VECTORS["keys"])
@@ -303,7 +304,12 @@ def test_commit(row: Json) -> None:
     assert trailer.public.hex() == row["public"]
     assert commit.writer_id(trailer.public) == head.writer
     assert trailer.container == hashlib.sha256(inside).digest()
-    message = commit_message(mark(1).root, head.writer, head.seq, trailer.container)
+    message = commit_message(mark(1).root, head.writer, head.seq, trailer)
+    by_admin = row["seq"] == 1
+    assert (keys(1).enrolment(trailer.public) == trailer.enrolment) is by_admin
+    signers = mark(1).signers
+    by = enrolled_by(signers, trailer.public, trailer.enrolment, sign.verified)
+    assert by == (signers.prune if by_admin else signers.enrol)
     assert sign.verified(trailer.public, trailer.signature, message)
     assert sign.sign(SEEDS["writer_seed"], message) == trailer.signature
     encoded = body_of(inside, head.writer + head.seq.to_bytes(8, "little"))
@@ -337,7 +343,7 @@ def test_segment_and_entries_of_a_checkpoint() -> None:
     row = VECTORS["segment"]
     (content,) = open_container(unhex(row["bytes"]), 1, row["blobs"], bytes(16))
     expected = [entry(made) for made in row["entries"]]
-    assert list(commit.decode_segment(Opened(content), "s")) == expected
+    assert list(commit.Room().segment(Opened(content), "s")) == expected
     assert commit.SEGMENT_HEAD + b"".join(made.encode() for made in expected) == content
     made = records.Checkpoint.decode(Cursor(unhex(VECTORS["commits"][1]["records"][1]["value"]), "c"))
     assert list(commit.decode_entries(made.entries, "c")) == [entry(row) for row in VECTORS["checkpoint_entries"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,16 +11,21 @@ import pytest
 from lamella.base.errors import SourceError, StoreError, StoreUnavailable
 from lamella.base.events import Event
 from lamella.base.ids import ChunkId, VolumeId
-from lamella.base.trust import Clear
+from lamella.base.names import pack_name
+from lamella.base.trust import Clear, Sealed
 from lamella.crypto.chunk_id import identifier
+from lamella.crypto.seal import PackSealer, new_salt
 from lamella.format.container import Kind
 from lamella.format.records import Run, RunVolume, raw
+from lamella.memory.verdict_changes import forget_damage, record
 from lamella.memory.verdicts import Verdicts, VolumeVerdict
 from lamella.operations.backup.story import FailedRequest, Request, plan_backup
 from lamella.operations.look.listing import volumes
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import select
 from lamella.operations.verify.verify import VerifyOptions, verify
+from lamella.packs.building import build, raw_body
+from lamella.packs.heads import genuine_head
 from lamella.repository.repository import Repository
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
@@ -217,7 +223,7 @@ def test_bad_news_stays_until_a_look_as_deep(small: Small, tmp_path: Path) -> No
         volume_id = VolumeId(b"v" * 16)
 
         def say(time_ms: int, level: str, result: str) -> str:
-            verdicts.record([(volume_id, VolumeVerdict(time_ms, level, result, 1, "x", 0))])
+            record(repo.memory, [(volume_id, VolumeVerdict(time_ms, level, result, 1, "x", 0))])
             found = verdicts.of(volume_id)
             return "" if found is None else f"{found.level} {found.result}"
 
@@ -237,7 +243,7 @@ def test_bad_news_stays_until_a_look_as_deep(small: Small, tmp_path: Path) -> No
         assert say(14, "structure", "damaged") == "structure damaged"
         assert say(15, "structure", "ok") == "full ok", "it compared the same references"
         assert say(16, "sample", "damaged") == "sample damaged"
-        verdicts.forget_damage([volume_id])
+        forget_damage(repo.memory, [volume_id])
         found = verdicts.of(volume_id)
         assert found is not None
         assert found.result != "damaged"
@@ -403,3 +409,44 @@ def test_an_object_that_cannot_be_read_for_a_moment_is_not_suspected(small: Smal
                 list(repo.tree_reader(one.snapshot.added.domain_id).runs(repo.tree(one.snapshot)))
             suspected = repo.suspects.packs()
             assert bool(suspected) == (not error.retryable)
+
+
+# -- garbage under good ids --------------------------------------------------------------------------------------------
+
+
+def claim_everything(small: Small) -> None:
+    """What whoever holds the data key can do: packs that claim every id there is, and hold garbage."""
+    with small.opened() as repo:
+        repo.refresh_map()
+        for name in [entry.name for entry in repo.store.list("p/")]:
+            head = genuine_head(repo.store, repo.keys, name)
+            sealer = PackSealer(repo.keys.domain(head.domain_id), new_salt())
+            blobs: list[tuple[Kind, ChunkId, Sealed, int]] = []
+            for one in head.blobs:
+                sealer.reserve(one.kind, one.id)
+                sealed = sealer.seal(one.kind, one.id, raw_body(b"x" * one.content_length))
+                blobs.append((one.kind, one.id, sealed, one.content_length))
+            content, _ = build(repo.keys, head.domain_id, sealer, blobs)
+            small.store.put(pack_name(hashlib.sha256(content).digest()), content)
+
+
+@pytest.mark.parametrize("level", ["full", "restore", "sample", "structure"])
+def test_garbage_beside_good_copies_is_a_note(small: Small, tmp_path: Path, level: str) -> None:
+    small.backup(image(tmp_path / "disk.img", LETTERS))
+    claim_everything(small)
+    for host in ("one", "fresh", "one"):
+        found = proof(small, VerifyOptions(level), host=host)
+        assert not found.damaged
+        assert found.unrestorable == []
+    if level == "full":
+        assert {one.severity for one in found.findings if one.kind in ("pack", "blob")} == {"note"}
+
+
+def test_garbage_does_not_hide_that_the_good_copy_is_bad(small: Small, tmp_path: Path) -> None:
+    small.backup(image(tmp_path / "disk.img", LETTERS))
+    claim_everything(small)
+    flip_chunk(small)
+    for host in ("one", "fresh"):
+        found = proof(small, VerifyOptions("full"), host=host)
+        assert found.damaged
+        assert found.unrestorable != []

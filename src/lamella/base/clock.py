@@ -10,6 +10,8 @@ Clock = Callable[[], int]
 """Returns milliseconds since 1970-01-01 UTC, as `now_ms` does."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+END_OF_TIME_MS = 253_402_300_799_999
+"""The last millisecond of the year 9999."""
 
 
 def now_ms() -> int:
@@ -29,19 +31,15 @@ def seconds_since(before: tuple[float, float], now: tuple[float, float]) -> floa
 
 
 def utc_text(ms: int) -> str:
-    """Return a moment as used in names: `20261122T184501Z`, fractions cut off. Raises ValueError after year 9999."""
-    return _moment(ms).strftime("%Y%m%dT%H%M%SZ")
+    """Return a moment as used in names: `20261122T184501Z`, fractions cut off; at the latest the end of year 9999."""
+    return moment_of(ms).strftime("%Y%m%dT%H%M%SZ")
 
 
 def iso(ms: int) -> str:
-    """Return a moment as ISO 8601 in UTC: `2026-11-22T18:45:01.123Z`. Raises ValueError beyond year 9999."""
-    return _moment(ms).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    """Return a moment as ISO 8601 in UTC: `2026-11-22T18:45:01.123Z`; at the latest the end of year 9999."""
+    return moment_of(ms).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
-def _moment(ms: int) -> datetime:
-    if ms < 0:
-        raise ValueError(f"no moment before 1970: {ms} ms")
-    try:
-        return _EPOCH + timedelta(milliseconds=ms)
-    except OverflowError:
-        raise ValueError(f"no such moment: {ms} ms") from None
+def moment_of(ms: int) -> datetime:
+    """Return a moment in UTC. A record may claim any: what no calendar has is 1970, or the end of year 9999."""
+    return _EPOCH + timedelta(milliseconds=min(max(ms, 0), END_OF_TIME_MS))

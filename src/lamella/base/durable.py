@@ -35,6 +35,16 @@ def write_new(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def make_private(path: Path) -> None:
+    """Make a directory and those that are missing above it, for their owner alone. Raises OSError.
+
+    `Path.mkdir(parents=True)` would give the ones above the mode that the umask allows: to everybody, where it is 0.
+    """
+    if not path.is_dir():
+        make_private(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,11 +1,10 @@
-"""The names of a repository's objects, and what anybody can check of an object without a key (FORMAT 1, 2, 8).
+"""The names of a repository's objects, and what they say of its bytes (FORMAT 1).
 
 The far side of a pipe uses this module as well: it runs on Python 3.8.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from enum import Enum
 from typing import NamedTuple
@@ -18,7 +17,7 @@ PROBE = "doctor-probe"
 """The object by which `doctor` tries what a destination allows."""
 
 CONTAINER_MAGIC = b"LMLPACK\x01"
-MARKER_SIZE, SLOT_SIZE, TRAILER_SIZE = 64, 176, 144
+MARKER_SIZE, SLOT_SIZE = 96, 240
 
 
 class Part(Enum):
@@ -96,33 +95,3 @@ def commit_of(name: str) -> CommitName | None:
         return None
     match = found[1]
     return CommitName(bytes.fromhex(match["writer"]), int(match["seq"], 16), bytes.fromhex(match["hash"]))
-
-
-class Trailer(NamedTuple):
-    """The 144 bytes after a commit's container; `container` is the container's SHA-256, `vouch` shows the data root."""
-
-    public: bytes
-    vouch: bytes
-    container: bytes
-    signature: bytes
-
-
-def trailer_of(content: bytes) -> Trailer:
-    """What the end of an object says as a commit's trailer; nothing of it is checked."""
-    end = content[-TRAILER_SIZE:]
-    return Trailer(end[:32], end[32:48], end[48:80], end[80:])
-
-
-def writer_of(public: bytes) -> bytes:
-    """The id that belongs to a writer's public key."""
-    return hashlib.sha256(public).digest()[:16]
-
-
-def commit_message(root: bytes, writer: bytes, seq: int, container: bytes) -> bytes:
-    """What a commit's signature covers; `container` is the container's SHA-256."""
-    return b"lamella/1 commit\0" + root + writer + seq.to_bytes(8, "little") + container
-
-
-def root_of(marker: bytes) -> bytes:
-    """R, from the marker's bytes: the 32 bytes that salt every derivation."""
-    return hashlib.sha256(marker[:9] + b"\0" + marker[10:]).digest()

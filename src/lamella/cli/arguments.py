@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
 from lamella.base.errors import UsageError
-from lamella.cli.values import fingerprint, rate, seconds
 
 COMMANDS = {
     "init": "make a repository",
@@ -55,6 +54,7 @@ DEFAULTS: dict[str, Any] = {
     "debug": False,
     "lock_wait": 0.0,
     "limit_rate": None,
+    "ssh_command": None,
     "if_available": False,
     "keyfile": None,
     "recovery_key_file": None,
@@ -125,6 +125,27 @@ def _filling(name: str) -> Callable[[CommandParser], None]:
     return fill
 
 
+# Most commands are given none of these: what reads their values is imported with the first one.
+
+
+def _seconds(text: str) -> float:
+    from lamella.cli.values import seconds
+
+    return seconds(text)
+
+
+def _rate(text: str) -> int:
+    from lamella.cli.values import rate
+
+    return rate(text)
+
+
+def _fingerprint(text: str) -> str:
+    from lamella.cli.values import fingerprint
+
+    return fingerprint(text)
+
+
 def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None:
     """The options of every command, before and after its name; an option not given keeps its value."""
 
@@ -142,17 +163,18 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
     )
     add("--keyfile", metavar="FILE", help="open the repository with this key file")
     add("--recovery-key-file", metavar="FILE", help="open the repository with the recovery key in this file")
-    add("--lock-wait", metavar="SECONDS", type=seconds, help="wait up to SECONDS for a locked repository (default 0)")
+    add("--lock-wait", metavar="SECONDS", type=_seconds, help="wait up to SECONDS for a locked repository (default 0)")
     add(
         "--limit-rate",
         metavar="RATE",
-        type=rate,
+        type=_rate,
         help="transfer at most RATE bytes a second to and from REPO, for example 5M",
     )
+    add("--ssh-command", metavar="COMMAND", help="reach ssh:// repositories by COMMAND instead of ssh")
     add(
         "--expect",
         metavar="FINGERPRINT",
-        type=fingerprint,
+        type=_fingerprint,
         help="end with 21 unless REPO has this head fingerprint, which check and info show for the present state",
     )
     add("--if-available", action="store_true", help="end with 75 if the disk, host or bucket of REPO is absent")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lamella.cli.output import Output
-from lamella.cli.values import shown_bytes, shown_seconds
+from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.operations.backup.story import BackupPlan, BackupResult, VolumePlan, VolumeResult
+from lamella.sources.base import Consistency
 
 """The exit code if some volumes, or some repositories, have no snapshot."""
 
@@ -24,8 +25,13 @@ def say_plan(out: Output, plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
     """Say beforehand what a run is going to do."""
     for row in rows:
         out.say(_planned(row))
+        base = f"from {row.base.name}" if row.base is not None else "without a base"
+        out.detail(f"{row.volume}: {row.driver} driver, {base}, volume {row.volume_id.hex()}")
     for failed in plan.failed:
         out.say(f"{failed.name}: will be missing, {failed.message}")
+    new = [row.volume for row in rows if row.record is not None and row.base is None and not row.record.domain_label]
+    if new and len(plan.repo.catalogue.volumes) + len(new) > 1:
+        out.say(f"{', '.join(new)}: shares no data with other volumes; --domain NAME at a first backup changes that")
 
 
 def plan_shown(out: Output, plan: BackupPlan) -> dict[str, object]:
@@ -61,6 +67,8 @@ def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
             figures += f", {shown_bytes(row.resumed_bytes)} from the run before" if row.resumed_bytes else ""
             changed = f"{row.changed_chunks} chunks changed, stored {shown_bytes(row.stored_bytes)}"
             out.line(f"{row.volume}: {row.mode}: {figures}, {changed}")
+            state = Consistency(row.consistency).name.lower()
+            out.detail(f"{row.volume}: {row.driver} driver, {row.new_chunks} new chunks, consistency {state}")
     written = f"stored {shown_bytes(result.stored_bytes)} and {shown_bytes(result.metadata_bytes)} of metadata"
     state = "complete" if result.complete else "INCOMPLETE"
     if result.snapshot:
@@ -76,5 +84,10 @@ def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
         "stored_bytes": result.stored_bytes,
         "fingerprint": result.fingerprint,
         "warnings": result.warnings,
-        "volumes": [{name: getattr(row, name) for name in VolumeResult.__slots__} for row in result.volumes],
+        "volumes": [_row(row) for row in result.volumes],
     }
+
+
+def _row(row: VolumeResult) -> dict[str, object]:
+    word = Consistency(row.consistency).name.lower()
+    return {**{name: getattr(row, name) for name in VolumeResult.__slots__}, "consistency": word}

@@ -19,6 +19,8 @@ class RepositorySettings:
     passphrase_command: str | None = None
     limit_rate: int | None = None
     """Bytes a second to and from it; None: as many as go."""
+    ssh_command: str | None = None
+    """Instead of `ssh`, with options before those of Lamella."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class BackupSettings:
     after: str | None = None
     hook_seconds: float = 60.0
     checkpoint_dir: str | None = None
+    domain: str | None = None
+    """The domain of volumes that are backed up for the first time."""
     repositories: tuple[str, ...] = ()
     """Where backups go if no repository is named: all of these."""
     read_rate: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,12 @@ def _compression(value: object) -> str:
     return check_setting(_text(str(value) if isinstance(value, int) else value))
 
 
+def _domain(value: object) -> str:
+    from lamella.sources.names import check_name
+
+    return check_name(_text(value))
+
+
 def _destinations(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
         raise ValueError("must be a list of repositories, and not an empty one")
@@ -106,6 +112,7 @@ _REPOSITORY: Mapping[str, Check] = {
     "passphrase_file": _path,
     "passphrase_command": _text,
     "limit_rate": _rate,
+    "ssh_command": _text,
 }
 _BACKUP: Mapping[str, Check] = {
     "compression": _compression,
@@ -114,6 +121,7 @@ _BACKUP: Mapping[str, Check] = {
     "after": _text,
     "hook_seconds": _number(86400, "seconds up to 86400"),
     "checkpoint_dir": _path,
+    "domain": _domain,
     "repositories": _destinations,
     "read_rate": _rate,
 }
@@ -160,7 +168,7 @@ class _ConfigurationReader:
             elif key == "repositories":
                 self._repositories(value)
             else:
-                self._problem(f"unknown key {key}")
+                self._unknown("", key, ("default_repository", "backup", "lvm", "prune", "repositories"))
 
     def _repositories(self, value: object) -> None:
         for name, table in self._table("repositories", value):
@@ -171,7 +179,7 @@ class _ConfigurationReader:
             found = self._values(where, table, _REPOSITORY)
             if isinstance(table, dict) and "url" not in table:
                 self._problem(f"{where}: url is missing")
-            secrets = sorted(found.keys() - {"url", "limit_rate"})
+            secrets = sorted(found.keys() - {"url", "limit_rate", "ssh_command"})
             if len(secrets) > 1:
                 self._problem(f"{where}: more than one secret: {', '.join(secrets)}")
             if "url" in found:
@@ -201,7 +209,7 @@ class _ConfigurationReader:
                 raise ValueError(str(error).removeprefix(f"{key}: ")) from error
 
         if key not in KEYS:
-            self._problem(f"unknown key {where}")
+            self._unknown(where.removesuffix(key), key, (*KEYS, *(() if volume else ("zone", "volumes"))))
         elif self._value(where, check, value) is not None:
             self.rules.setdefault(volume, {})[key] = value
 
@@ -210,7 +218,7 @@ class _ConfigurationReader:
         found: dict[str, Any] = {}
         for key, value in self._table(where, table):
             if key not in checks:
-                self._problem(f"unknown key {where}.{key}")
+                self._unknown(f"{where}.", key, checks)
                 continue
             kept = self._value(f"{where}.{key}", checks[key], value)
             if kept is not None:
@@ -237,6 +245,12 @@ class _ConfigurationReader:
             yield from value.items()
         else:
             self._problem(f"{where}: must be a table")
+
+    def _unknown(self, above: str, key: str, known: Iterable[str]) -> None:
+        from difflib import get_close_matches  # only for a mistake
+
+        near = get_close_matches(key, list(known), 1)
+        self._problem(f"unknown key {above}{key}" + (f"; did you mean {near[0]}?" if near else ""))
 
     def _problem(self, text: str) -> None:
         self.problems.append(f"{self._path}: {text}")

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from lamella.base.errors import Absent, Interrupted, Locked, NoRepository, RolledBack, StoreUnavailable, UsageError
+from lamella.base.errors import (
+    Absent,
+    Interrupted,
+    Locked,
+    NoRepository,
+    RolledBack,
+    StoreUnavailable,
+    UsageError,
+)
 from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
 from lamella.cli.output import Output
@@ -25,7 +33,6 @@ from lamella.stores.wrap.retrying import RetryingStore
 # Sources, prompts and limits are imported where they are used: most commands that read a repository need none of them.
 if TYPE_CHECKING:
     from lamella.crypto.slots import Secret
-    from lamella.sources.base import Keeping, Source
 
 
 class Context:
@@ -52,9 +59,9 @@ class Context:
 
     @cached_property
     def _place(self) -> tuple[str, RepositorySettings | None]:
-        return self.named_place(self._named())
+        return self.named_place(self.named())
 
-    def _named(self) -> str:
+    def named(self) -> str:
         """REPO as the user named it."""
         text = self.args.repo or self.env.get("LAMELLA_REPO") or self.config.default_repository
         if not text:
@@ -67,18 +74,6 @@ class Context:
         return (text, None) if settings is None else (settings.url, settings)
 
     @property
-    def destinations(self) -> list[str]:
-        """All destinations of a backup, as the user named them: by -r, LAMELLA_REPO or the configuration.
-
-        Raises UsageError if there is none.
-        """
-        if self.args.repos:
-            return list(self.args.repos)
-        if not self.env.get("LAMELLA_REPO") and self.config.backup.repositories:
-            return list(self.config.backup.repositories)
-        return [self._named()]
-
-    @property
     def place(self) -> str:
         """The URL of REPO: -r, LAMELLA_REPO or the configured default."""
         return self._place[0]
@@ -88,34 +83,19 @@ class Context:
         """The settings of REPO, if the user gave its configured name."""
         return self._place[1]
 
-    def source(self, text: str, driver: str | None = None) -> Source:
-        """The source at a path, with the driver that fits it or the one named. Raises SourceError, UsageError."""
-        from lamella.sources.registry import open_kept_source
-
-        return open_kept_source(text, self.host.machine, self.keeping, driver)
-
-    @cached_property
-    def keeping(self) -> Keeping:
-        """The settings of checkpoints, and their owner."""
-        from pathlib import Path
-
-        from lamella.sources.base import Keeping, PoolLimits
-
-        configured, lvm = self.config.backup.checkpoint_dir, self.config.lvm
-        return Keeping(
-            self.host.owner,
-            None if configured is None else Path(configured),
-            records=self.host.source_records,
-            limits=PoolLimits(lvm.data_percent, lvm.metadata_percent),
-        )
-
     @contextmanager
     def store(self, *, create: bool = False, read_only: bool = False) -> Iterator[Store]:
         """The store at REPO, retried and limited. Raises NoRepository, StoreError, UsageError, Absent."""
         with self._may_be_absent():
-            opened = open_store(self.place, create=create, read_only=read_only, environment=self.env)
+            opened = open_store(self.place, create=create, read_only=read_only, environment=self._store_environment)
         with closing(RetryingStore(self._limited(opened))) as store:
             yield store
+
+    @property
+    def _store_environment(self) -> Mapping[str, str]:
+        """The variables of this process, and what options and the configuration say instead."""
+        ssh = self.args.ssh_command or (self.settings and self.settings.ssh_command)
+        return {**self.env, "LAMELLA_SSH_COMMAND": ssh} if ssh else self.env
 
     def _limited(self, store: Store) -> Store:
         configured = None if self.settings is None else self.settings.limit_rate
@@ -157,14 +137,16 @@ class Context:
         `exclusive`: keep everybody else out, where the destination can do that. `whole` and `stored` as
         for `Repository.open`.
 
-        Raises NoRepository, KeyRefused, Locked, IntegrityError, RolledBack, StoreError, UsageError.
+        Raises NoRepository, Locked, IntegrityError, RolledBack, StoreError, UsageError.
         """
         self.given_secret()  # report a contradiction on the command line first
         with self.store(read_only=read_only) as store:
             self._require_marker(store)
-            secret = self.secret()
-            with self._opened(store, secret, whole, stored, exclusive) as repository:
+            with self.with_secret(partial(self._opened, store, whole, stored, exclusive)) as repository:
                 self.require_expected(repository)
+                if self.out.verbose:
+                    slot, count = repository.unlocked.slot.name, len(repository.catalogue.snapshots)
+                    self.out.detail(f"repository {repository.repo_id.hex()}, {count} snapshots, by {slot}")
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
                 self._note_unexplained(repository)
@@ -182,13 +164,26 @@ class Context:
 
     def secret(self) -> Secret:
         """The secret of REPO, from its one source or the terminal. Raises UsageError, Interrupted."""
-        return secret_source(self.args, self.env, self.settings, self.secret_names).read()
+        source = secret_source(self.args, self.env, self.settings, self.secret_names)
+        if source.path:
+            from lamella.cli.files import warn_if_readable
+
+            warn_if_readable(source.path, self.out.warn)
+        return source.read()
+
+    def with_secret(self, opens: Callable[[Secret], Repository]) -> Repository:
+        """Open with the secret; a person at the terminal may try three times. Raises what `opens` raises."""
+        if self.given_secret():
+            return opens(self.secret())
+        from lamella.cli.terminal import tried  # only where nothing names a secret
+
+        return tried(lambda: opens(self.secret()), self.out.warn)
 
     def given_secret(self) -> SecretSource | None:
         """The source of the secret that the user named, unread. Raises UsageError for several sources."""
         return given_source(self.args, self.env, self.settings, self.secret_names)
 
-    def _opened(self, store: Store, secret: Secret, whole: bool, stored: bool, exclusive: bool) -> Repository:
+    def _opened(self, store: Store, whole: bool, stored: bool, exclusive: bool, secret: Secret) -> Repository:
         wait = self.args.lock_wait
         with _locking(store):
             return Repository.open(
@@ -232,12 +227,12 @@ class Context:
 
         return not (self.args.yes or self.args.json) and can_confirm()
 
-    def confirm(self, question: str) -> None:
-        """Ask the person at the terminal, if there is one. Raises Interrupted for a no."""
+    def confirm(self, plan: str) -> None:
+        """Say what will be done, and ask the person at the terminal, if there is one. Raises Interrupted for a no."""
         if self.asks:
             from lamella.cli.terminal import confirm
 
-            if not confirm(question):
+            if not confirm(f"{plan} Continue?"):
                 raise Interrupted("not confirmed: nothing was done")
 
 

@@ -58,3 +58,15 @@ class SecondContext(OtherContext):
 
     def require_expected(self, repository: Repository) -> None:
         """--expect is about the first one."""
+
+
+def named_destinations(context: Context) -> list[str]:
+    """All destinations of a backup, as the user named them: by -r, LAMELLA_REPO or the configuration.
+
+    Raises UsageError if there is none.
+    """
+    if context.args.repos:
+        return list(context.args.repos)
+    if not context.env.get("LAMELLA_REPO") and context.config.backup.repositories:
+        return list(context.config.backup.repositories)
+    return [context.named()]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from lamella.base.durable import sync_directory, write_new
 from lamella.base.errors import LamellaError, UsageError
 
 
@@ -22,11 +23,21 @@ def read_file(path: str | Path, limit: int) -> bytes:
     return content
 
 
+def warn_if_readable(path: str, warn: Callable[[str], None]) -> None:
+    """Warn of a file with a secret in it that other users can read."""
+    with suppress(OSError):  # whoever reads it says why that fails
+        status = Path(path).stat()
+        if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            warn(f"other users can read {path}, which holds a secret; run: chmod go-rwx {path}")
+
+
 def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
     """Write a file only its owner can read, durably; what it replaces is replaced at once.
 
     Raises UsageError if it exists and `overwrite` is not given, LamellaError when it cannot be written.
     """
+    from lamella.base.durable import sync_directory, write_new  # most commands only read
+
     # Under its own name when it is new: not every file system (a USB stick's) can link a finished file into place.
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.lamella-partial") if overwrite else path
     try:

@@ -14,13 +14,9 @@ if TYPE_CHECKING:
 
     from lamella.cli.output import Output
 
-_SECRET_VARIABLES = (
-    "LAMELLA_PASSPHRASE",
-    "LAMELLA_NEW_PASSPHRASE",
-    "LAMELLA_TO_PASSPHRASE",
-    "LAMELLA_FROM_PASSPHRASE",
-)
 _INTERRUPTED = 130
+_ANSWERS = ("list", "info", "diff", "config")
+"""Commands that only tell something: --quiet takes nothing of it away."""
 
 
 def entry() -> None:
@@ -34,11 +30,13 @@ def entry() -> None:
 
 def _guarded(argv: Sequence[str]) -> int:
     env = dict(os.environ)
-    for name in _SECRET_VARIABLES:
-        os.environ.pop(name, None)  # no program that is started from here inherits a secret
     _take_streams()
     from lamella.cli import signals
+    from lamella.run.private import is_secret, keep_memory_private
 
+    keep_memory_private()
+    for name in filter(is_secret, env):
+        del os.environ[name]  # no program that is started from here inherits a secret
     signals.take()
     try:
         return _flushed(main(argv, env))
@@ -99,7 +97,14 @@ def _command(args: Namespace, env: Mapping[str, str]) -> int:
     from lamella.cli.arguments import load
     from lamella.cli.output import Output
 
-    out = Output(args.command, as_json=args.json, as_events=args.json_lines, quiet=args.quiet, verbose=args.verbose)
+    out = Output(
+        args.command,
+        as_json=args.json,
+        as_events=args.json_lines,
+        quiet=args.quiet,
+        verbose=args.verbose,
+        answers=args.command in _ANSWERS or getattr(args, "dry_run", False),
+    )
     try:
         from lamella.cli.context import Context
 

@@ -19,7 +19,7 @@ from lamella.cli.secret import (
     secret_source,
 )
 from lamella.cli.terminal import ask_new_secret, has_terminal
-from lamella.crypto import new_slots, slots
+from lamella.crypto import recovery, slots
 from lamella.crypto.slots import Secret
 
 
@@ -39,7 +39,7 @@ def new_secret_source(args: Namespace, env: Mapping[str, str]) -> SecretSource:
         *option("--new-keyfile", args.new_keyfile, from_key_file),
     ]
     if args.recovery:
-        named.append(SecretSource("--recovery", new_slots.new_recovery_key))
+        named.append(SecretSource("--recovery", recovery.new_recovery_key))
     found = only_one(named)
     if found is not None:
         return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from lamella.base.errors import LamellaError
 from lamella.base.events import Event, Progress, Warned
-from lamella.cli.values import shown
+from lamella.cli.shown import shown
 
 if TYPE_CHECKING:
     from lamella.cli.progress import Bar
@@ -26,6 +26,7 @@ INTERVAL_SECONDS = 0.1
 class Output:
     """The two streams of one command, in the form its options ask for.
 
+    A command `answers` if its lines are what the user wants to know, and not a report of what was done.
     With `as_json` standard output holds exactly one document. With `as_events` every line on standard error is a JSON
     object: progress, messages, warnings and the error.
     """
@@ -38,8 +39,10 @@ class Output:
         as_events: bool = False,
         quiet: bool = False,
         verbose: bool = False,
+        answers: bool = False,
     ) -> None:
         self.command = command
+        self._reports = answers or not quiet
         self.as_json = as_json
         self.as_events = as_events
         self.quiet = quiet
@@ -52,7 +55,12 @@ class Output:
     # -- results ------------------------------------------------------------------------------------------------------
 
     def line(self, text: str = "") -> None:
-        """A line of the result for people; nothing with --json."""
+        """A line that reports what was done, for people; nothing with --json or, unless it `answers`, --quiet."""
+        if self._reports:
+            self.answer(text)
+
+    def answer(self, text: str) -> None:
+        """A line that was asked for, or tells of damage: for people, whatever --quiet says."""
         if not self.as_json:
             self._result(shown(text))
 
@@ -61,7 +69,7 @@ class Output:
         cells = [[shown(cell) for cell in row] for row in rows]
         widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
         for row in cells:
-            self.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            self.answer("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def document(self, fields: Mapping[str, Any]) -> None:
         """The result as one versioned JSON document; nothing without --json."""
@@ -106,7 +114,9 @@ class Output:
         """Report an error on one line, and as the document with --json. Returns `exit_code`."""
         fields = {"exit": exit_code, "kind": error.kind, "object": error.obj, "hint": error.hint}
         self.document({"error": {**fields, "message": error.message}})
-        prefix = f"{error.obj}: " if error.obj and error.obj not in error.message else ""
+        # The marker of a repository is an object called lamella, like this program.
+        obj = "the marker" if error.obj == "lamella" else error.obj
+        prefix = f"{obj}: " if obj and obj not in error.message else ""
         suffix = f"; {error.hint}" if error.hint else ""
         self._message("error", f"{prefix}{error.message}{suffix}", fields)
         return exit_code

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from lamella.base.durable import write_durably
 from lamella.base.errors import LamellaError, UsageError
 from lamella.memory.host import Host, machine_name
 
@@ -42,8 +43,22 @@ def this_host(env: Mapping[str, str], machine_file: Path = MACHINE_ID) -> Host:
 def _place(env: Mapping[str, str], variable: str, system: str, xdg: str, below_home: str) -> Path:
     named = env.get(variable)
     if named:
-        return Path(named).absolute()
-    return Path(system) if _is_root() else _base(env, xdg, below_home)
+        return _owned(Path(named).absolute(), variable)
+    return _owned(Path(system) if _is_root() else _base(env, xdg, below_home), variable)
+
+
+def _owned(place: Path, variable: str) -> Path:
+    """Raises UsageError for a place where another user could put what this host would believe."""
+    for path in (place, *place.parents):
+        with suppress(OSError):  # what is missing is made, for its owner alone
+            found = path.stat()
+            # Above the place the sticky bit is enough: nobody replaces what belongs to somebody else.
+            others = 0o022 if path == place else 0 if found.st_mode & stat.S_ISVTX else stat.S_IWOTH
+            if found.st_uid not in (0, os.geteuid()) or found.st_mode & others:
+                text = f"other users can change what is in {path}"
+                hint = f"take it over (chown, chmod go-w), or set {variable} to a directory of your own"
+                raise UsageError(text, obj=str(place), hint=hint)
+    return place
 
 
 def _base(env: Mapping[str, str], xdg: str, below_home: str) -> Path:
@@ -76,9 +91,11 @@ def _read_id(path: Path) -> str:
 
 
 def _new_id(state: Path) -> str:
+    from lamella.base.durable import make_private, write_durably  # where the system has no machine id, once
+
     made, path = secrets.token_hex(16), state / "machine"
     try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(state)
         write_durably(path, made.encode("ascii") + b"\n")
     except OSError as error:
         raise LamellaError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error

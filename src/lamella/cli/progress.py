@@ -10,7 +10,7 @@ from typing import TextIO
 
 from lamella.base.events import Progress
 from lamella.cli.output import INTERVAL_SECONDS
-from lamella.cli.values import shown, shown_bytes, shown_seconds
+from lamella.cli.shown import shown, shown_bytes, shown_seconds
 
 _SETTLED_SECONDS = 1.0
 

@@ -22,6 +22,8 @@ class SecretSource(NamedTuple):
 
     label: str
     read: Callable[[], Secret]
+    path: str = ""
+    """The file that holds it."""
 
 
 class SecretNames(NamedTuple):
@@ -66,7 +68,7 @@ def secret_source(
     found = given_source(args, env, settings, names)
     if found is not None:
         return found
-    from lamella.cli.terminal import ask_secret, has_terminal  # only where nothing names a secret
+    from lamella.cli.terminal import ask_existing_secret, has_terminal  # only where nothing names a secret
 
     if not has_terminal():
         option = f"--{names.options.replace('_', '-')}"
@@ -74,7 +76,7 @@ def secret_source(
             "no secret is given, and there is no terminal to ask for one",
             hint=f"set {names.variables}PASSPHRASE_FILE, or give {option}keyfile or {option}recovery-key-file",
         )
-    return SecretSource("terminal", lambda: slots.passphrase(ask_secret(names.prompt)))
+    return SecretSource("terminal", lambda: ask_existing_secret(names.prompt))
 
 
 def only_one(sources: list[SecretSource]) -> SecretSource | None:
@@ -96,7 +98,8 @@ def passphrase_variables(env: Mapping[str, str], prefix: str) -> list[SecretSour
 
 def option(label: str, value: str | None, reader: Callable[[str], Secret]) -> list[SecretSource]:
     """The source that an option, a variable or a key of the configuration names, if it is set."""
-    return [SecretSource(label, lambda: reader(value))] if value else []
+    path = value if value and reader in (from_passphrase_file, from_key_file, _from_recovery_file) else ""
+    return [SecretSource(label, lambda: reader(value), path)] if value else []
 
 
 def _argument(args: Namespace, name: str, reader: Callable[[str], Secret]) -> list[SecretSource]:
@@ -153,7 +156,9 @@ def from_key_file(path: str) -> Secret:
 
 
 def _from_recovery_file(path: str) -> Secret:
-    return slots.recovery_key(_content(path, _MAX_PASSPHRASE).decode("ascii", "replace"))
+    from lamella.crypto.recovery import recovery_key  # only where one is given
+
+    return recovery_key(_content(path, _MAX_PASSPHRASE).decode("ascii", "replace"))
 
 
 def _content(path: str, limit: int) -> bytes:

@@ -11,8 +11,8 @@ from lamella.base.durable import sync_directory, write_new
 from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.files import exists, write_file
 from lamella.cli.output import Output
+from lamella.cli.shown import shown
 from lamella.cli.terminal import shows_secrets
-from lamella.cli.values import shown
 
 
 @dataclass(frozen=True, slots=True)

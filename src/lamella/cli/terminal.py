@@ -5,9 +5,19 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
-from lamella.base.errors import Interrupted, UsageError
+from lamella.base.errors import Interrupted, KeyRefused, UsageError
 from lamella.cli.output import is_terminal
+
+if TYPE_CHECKING:
+    from lamella.crypto.slots import Secret
+
+Opened = TypeVar("Opened")
+_TRIES = 3
+_RECOVERY_CHARACTERS, _RECOVERY_DASHES = 56, 13
+"""Of a recovery key as the sheet shows it."""
 
 
 def has_terminal() -> bool:
@@ -25,6 +35,31 @@ def ask_secret(prompt: str) -> str:
         return getpass.getpass(prompt)
     except EOFError:
         raise Interrupted("nothing was typed") from None
+
+
+def ask_existing_secret(prompt: str) -> Secret:
+    """A passphrase, or a recovery key in the form in which the sheet shows it. Raises KeyRefused, UsageError."""
+    from lamella.crypto.recovery import recovery_key
+    from lamella.crypto.slots import passphrase
+
+    text = ask_secret(prompt)
+    if len("".join(text.replace("-", " ").split())) == _RECOVERY_CHARACTERS:
+        try:
+            return recovery_key(text)
+        except KeyRefused:
+            if text.count("-") == _RECOVERY_DASHES:
+                raise
+    return passphrase(text)
+
+
+def tried(opens: Callable[[], Opened], warn: Callable[[str], None]) -> Opened:
+    """What `opens` returns, which asks for a secret: a person may be wrong twice. Raises KeyRefused."""
+    for _ in range(_TRIES - 1):
+        try:
+            return opens()
+        except KeyRefused as error:
+            warn(f"{error.message}; try again: a recovery key is taken here, too")
+    return opens()
 
 
 def ask_new_secret(word: str) -> str:

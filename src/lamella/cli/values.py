@@ -1,4 +1,4 @@
-"""Values as users write them on the command line, and as they are shown."""
+"""Values as users write them on the command line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from lamella.base.errors import LamellaError
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtp])(?:ib|b)?|b)?", re.IGNORECASE)
 _POWERS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 MIN_RATE = 1024
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_CHUNKS = range(16, 23)
 
 
 def size(text: str) -> int:
@@ -22,14 +20,6 @@ def size(text: str) -> int:
     return int(float(match[1]) * (1 << _POWERS.get((match[2] or "").lower(), 0)))
 
 
-def budget(text: str) -> int:
-    """A size; a small number needs a unit, for nobody means 20 bytes by `20`. Raises ArgumentTypeError."""
-    found = size(text)
-    if found < 1 << 20 and not text.strip()[-1].isalpha():
-        raise argparse.ArgumentTypeError(f"{text.strip()!r} means bytes; write for example 20G")
-    return found
-
-
 def rate(text: str) -> int:
     """Bytes a second from `800K`, `5M` or `5M/s`. Raises ArgumentTypeError."""
     found = size(text.strip().removesuffix("/s"))
@@ -38,37 +28,12 @@ def rate(text: str) -> int:
     return found
 
 
-def chunk_log2(text: str) -> int:
-    """The binary logarithm of a chunk size from 64K to 4M. Raises ArgumentTypeError."""
-    found = size(text)
-    if found.bit_count() != 1 or found.bit_length() - 1 not in _CHUNKS:
-        raise argparse.ArgumentTypeError(f"not a chunk size: {text!r}; it is a power of two from 64K to 4M")
-    return found.bit_length() - 1
-
-
-def percent(text: str) -> float:
-    """A share from above 0 to 100. Raises ArgumentTypeError."""
-    number = _number(text.removesuffix("%"))
-    if not 0 < number <= 100:
-        raise argparse.ArgumentTypeError(f"not a share in percent: {text!r}; it is above 0 and at most 100")
-    return number
-
-
-def age(text: str) -> int:
-    """A length of time in whole hours or more (`12h`, `14d`, `2w`), in milliseconds. Raises ArgumentTypeError."""
-    units = {"h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
-    number, unit = text[:-1], units.get(text[-1:])
-    if unit is None or not number.isdecimal() or len(number) > 6:
-        raise argparse.ArgumentTypeError(f"not a length of time: {text!r}; write for example 12h, 14d or 2w")
-    return int(number) * unit
-
-
 def seconds(text: str) -> float:
     """A time of 0 seconds or more. Raises ArgumentTypeError."""
-    number = _number(text)
-    if not 0 <= number <= 1e9:
+    found = number(text)
+    if not 0 <= found <= 1e9:
         raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
-    return number
+    return found
 
 
 def fingerprint(text: str) -> str:
@@ -96,36 +61,9 @@ def compression(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from error
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """A number. Raises ArgumentTypeError."""
     try:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
-
-
-def shown_bytes(count: float) -> str:
-    """A number of bytes for people: `512 B`, `1.5 GiB`."""
-    for unit in _UNITS[:-1]:
-        if abs(count) < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} {_UNITS[-1]}"
-
-
-def shown_seconds(count: float) -> str:
-    """A length of time for people: `0.8 s`, `2:05`, `3:00:10`."""
-    if count < 60:
-        return f"{count:.1f} s"
-    minutes, rest = divmod(round(count), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def shown(text: str) -> str:
-    """Text that cannot move the cursor, colour a terminal or reorder a line: unprintable characters are escaped.
-
-    Names come from the repository: whoever can write there chooses them.
-    """
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamella.base.ids import CATALOGUE, DomainId
+from lamella.base.signed import enrolment_message
+from lamella.crypto.sign import sign
 from lamella.format import marker
 from lamella.format.cursor import u8
 
@@ -38,25 +41,32 @@ class DomainKeys:
     id_key: bytes
 
 
-class Keys:
-    """The repository's keys as one secret opened them: derives the keys of domains.
+class Bundle(NamedTuple):
+    """What a key slot holds: what everything is derived from, and the seeds of the repository's two signing keys.
 
     `prune_seed` is None for a writer, who cannot authorise deletion.
     """
 
-    def __init__(self, mark: marker.Marker, data_root: bytes, prune_seed: bytes | None) -> None:
+    data_root: bytes
+    enrol_seed: bytes
+    prune_seed: bytes | None
+
+
+class Keys:
+    """The repository's keys as one secret opened them: derives the keys of domains, enrols writers."""
+
+    def __init__(self, mark: marker.Marker, bundle: Bundle) -> None:
         self.marker = mark
         self.root = mark.root
-        self.prune_seed = prune_seed
-        self._data_root = data_root
+        self.bundle = bundle
+        self.prune_seed = bundle.prune_seed
         self._hdr = self._derive("hdr", b"")
-        self._vouch = self._derive("vouch", b"")
         self._domains: dict[DomainId, DomainKeys] = {}
 
     def _derive(self, purpose: str, id_: bytes) -> bytes:
         label = purpose.encode("ascii")
         info = b"lamella/1\0" + u8(len(label)) + label + u8(len(id_)) + id_
-        return hkdf(self._data_root, self.root, info)
+        return hkdf(self.bundle.data_root, self.root, info)
 
     def local_key(self, purpose: str) -> bytes:
         """A key for what a host remembers about this repository; never used for anything that is stored in it."""
@@ -75,9 +85,9 @@ class Keys:
             self._domains[domain_id] = keys
         return keys
 
-    def vouch(self, public: bytes) -> bytes:
-        """The 16 trailer bytes by which holders of the data root vouch for a writer's public key (FORMAT 8)."""
-        return prf(self._vouch, public)[:16]
+    def enrolment(self, public: bytes) -> bytes:
+        """The signature that enrols a writer's public key: the prune key's where there is one (FORMAT 8)."""
+        return sign(self.prune_seed or self.bundle.enrol_seed, enrolment_message(self.root, public))
 
     def hint(self, domain_id: DomainId, salt: bytes) -> bytes:
         """The 24 header bytes by which holders of the data root find a container's domain (FORMAT 5)."""

@@ -1,13 +1,16 @@
-"""Making key slots and recovery keys (FORMAT 3)."""
+"""Making a repository's keys and key slots (FORMAT 2, 3)."""
 
 from __future__ import annotations
 
-import base64
 import os
+from dataclasses import replace
 
 from lamella.base.errors import UsageError
-from lamella.crypto.derive import hkdf, prf
-from lamella.crypto.slots import Secret, checksum, slot_kek
+from lamella.base.ids import RepoId
+from lamella.base.signed import slot_message
+from lamella.crypto.derive import Bundle, hkdf, prf
+from lamella.crypto.sign import public_of, sign
+from lamella.crypto.slots import Secret, slot_kek
 from lamella.format.keyslot import MAX_LOG_N, MIN_LOG_N, KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 
@@ -15,31 +18,26 @@ DEFAULT_LOG_N = 18
 MIN_WRITTEN_LOG_N = 17
 
 
-def new_recovery_key() -> Secret:
-    """A fresh random recovery key."""
-    return Secret(SlotType.RECOVERY, os.urandom(32))
+def new_keys(id_alg: int) -> tuple[Marker, Bundle]:
+    """The marker and the keys of a repository that is to be made."""
+    prune, enrol = os.urandom(32), os.urandom(32)
+    mark = Marker(RepoId(os.urandom(16)), public_of(prune), public_of(enrol), id_alg)
+    return mark, Bundle(os.urandom(32), enrol, prune)
 
 
-def recovery_text(secret: Secret) -> str:
-    """A recovery key as 14 groups of 4 characters."""
-    text = base64.b32encode(secret.value + checksum(secret.value)).decode("ascii")
-    return "-".join(text[start : start + 4] for start in range(0, len(text), 4))
-
-
-def wrap(
-    marker: Marker, secret: Secret, data_root: bytes, prune_seed: bytes | None, log_n: int = DEFAULT_LOG_N
-) -> KeySlot:
-    """A new slot for `secret`; an admin slot if `prune_seed` is given, else a writer slot."""
-    role = Role.WRITER if prune_seed is None else Role.ADMIN
+def wrap(marker: Marker, secret: Secret, bundle: Bundle, *, admin: bool, log_n: int = DEFAULT_LOG_N) -> KeySlot:
+    """A new slot for `secret`, an admin's or a writer's. Raises UsageError without the prune key: it signs slots."""
+    if bundle.prune_seed is None:
+        raise UsageError("only an admin's secret can make key slots")
+    role = Role.ADMIN if admin else Role.WRITER
     by_passphrase = secret.type == SlotType.PASSPHRASE
     if by_passphrase and not MIN_LOG_N <= log_n <= MAX_LOG_N:
         raise UsageError(f"the key derivation cost is {MIN_LOG_N} to {MAX_LOG_N}, not {log_n}")
     log_n, p = (log_n, 1) if by_passphrase else (0, 0)
-    empty = KeySlot(secret.type, role, os.urandom(32), bytes(96), bytes(32), log_n, p)
-    kek = slot_kek(secret, marker.root, empty)
-    bundle = data_root + (prune_seed or bytes(32)) + bytes(32)
+    slot = KeySlot(secret.type, role, os.urandom(32), bytes(96), bytes(32), bytes(64), log_n, p)
+    kek = slot_kek(secret, marker.root, slot)
+    content = bundle.data_root + (bundle.prune_seed if admin else bytes(32)) + bundle.enrol_seed
     mask = hkdf(kek, marker.root, b"wrap", 96)
-    wrapped = bytes(a ^ b for a, b in zip(bundle, mask, strict=True))
-    unsigned = KeySlot(secret.type, role, empty.salt, wrapped, bytes(32), log_n, p)
-    mac = prf(hkdf(kek, marker.root, b"mac"), unsigned.signed_part)
-    return KeySlot(secret.type, role, empty.salt, wrapped, mac, log_n, p)
+    slot = replace(slot, wrapped=bytes(a ^ b for a, b in zip(content, mask, strict=True)))
+    slot = replace(slot, mac=prf(hkdf(kek, marker.root, b"mac"), slot.wrapping))
+    return replace(slot, signature=sign(bundle.prune_seed, slot_message(marker.root, slot.encode())))

@@ -1,7 +1,7 @@
 """Sealing blobs into a container and opening them (FORMAT 4, 5).
 
 A `PackSealer` belongs to one salt. Two different bodies under one key and nonce would give away the XOR of both:
-a caller reserves a (kind, id) before it seals it, and only one caller succeeds.
+a caller reserves a (kind, id) before it seals it, and for a second one that raises.
 """
 
 from __future__ import annotations
@@ -80,12 +80,11 @@ class PackSealer:
         self.aead = aead
         self.salt = salt
 
-    def reserve(self, kind: Kind, id_: ChunkId) -> bool:
-        """Claim the right to seal (kind, id) under this salt; False if it was claimed before."""
+    def reserve(self, kind: Kind, id_: ChunkId) -> None:
+        """Claim the right to seal (kind, id) under this salt. Raises RuntimeError if it was claimed before."""
         if (kind, id_) in self._reserved:
-            return False
+            raise RuntimeError(f"{kind.name.lower()} {id_.hex()} would be sealed twice under one salt")
         self._reserved.add((kind, id_))
-        return True
 
     def seal(self, kind: Kind, id_: ChunkId, body: bytes) -> Sealed:
         """Seal a body whose (kind, id) this caller reserved."""

@@ -1,4 +1,4 @@
-"""Ed25519 (RFC 8032) for commits and deletion records."""
+"""Ed25519 (RFC 8032) for commits, enrolments, key slots and deletion records."""
 
 from __future__ import annotations
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import unicodedata
 from dataclasses import dataclass
 
 from lamella.base.errors import KeyRefused, UsageError
-from lamella.crypto.derive import hkdf, prf
-from lamella.crypto.sign import public_of
+from lamella.base.signed import slot_message
+from lamella.crypto.derive import Bundle, hkdf, prf
+from lamella.crypto.sign import public_of, verified
 from lamella.format.keyslot import SCRYPT_R, KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 
@@ -43,56 +43,39 @@ def key_file(content: bytes) -> Secret:
     return Secret(SlotType.KEYFILE, content)
 
 
-def checksum(key: bytes) -> bytes:
-    """What the written form of a recovery key carries to find typing mistakes."""
-    return hashlib.sha256(b"lamella recovery" + key).digest()[:3]
-
-
-def recovery_key(text: str) -> Secret:
-    """Read a recovery key as a person typed it. Raises KeyRefused when its checksum does not fit."""
-    plain = "".join(text.split()).replace("-", "").upper().translate(str.maketrans("018", "OIB"))
-    try:
-        raw = base64.b32decode(plain)
-    except ValueError as error:
-        raise KeyRefused("not a recovery key: it has 56 letters and digits") from error
-    if len(raw) != 35 or raw[32:] != checksum(raw[:32]):
-        raise KeyRefused("the recovery key has a typing mistake: its checksum does not fit")
-    return Secret(SlotType.RECOVERY, raw[:32])
-
-
-def _kek(secret: Secret, root: bytes, salt: bytes, slot_head: bytes, log_n: int, p: int) -> bytes:
-    if secret.type == SlotType.PASSPHRASE:
-        n = 1 << log_n
-        limit = 128 * SCRYPT_R * (n + p + 2) + (1 << 20)
-        try:
-            return hashlib.scrypt(secret.value, salt=salt, n=n, r=SCRYPT_R, p=p, maxmem=limit, dklen=32)
-        except (MemoryError, ValueError) as error:
-            raise KeyRefused(f"this machine has no {limit >> 20} MiB free, which the passphrase slot needs") from error
-    return hkdf(secret.value, salt, b"lamella/1 kek\0" + root + slot_head)
-
-
 def slot_kek(secret: Secret, root: bytes, slot: KeySlot) -> bytes:
     """The key that a secret gives for one slot. Raises KeyRefused where the machine has no memory for it."""
-    return _kek(secret, root, slot.salt, slot.signed_part[:16], slot.log_n, slot.p)
+    if slot.type != SlotType.PASSPHRASE:
+        return hkdf(secret.value, slot.salt, b"lamella/1 kek\0" + root + slot.wrapping[:16])
+    n = 1 << slot.log_n
+    limit = 128 * SCRYPT_R * (n + slot.p + 2) + (1 << 20)
+    try:
+        return hashlib.scrypt(secret.value, salt=slot.salt, n=n, r=SCRYPT_R, p=slot.p, maxmem=limit, dklen=32)
+    except (MemoryError, ValueError) as error:
+        raise KeyRefused(f"this machine has no {limit >> 20} MiB free, which the passphrase slot needs") from error
 
 
-def unwrap(marker: Marker, secret: Secret, slot: KeySlot) -> tuple[bytes, bytes | None] | None:
-    """(data_root, prune_seed or None) if `secret` opens the slot, None if it does not.
+def is_signed(marker: Marker, slot: KeySlot) -> bool:
+    """Whether an admin of this repository made the slot: no other one is ever tried (FORMAT 3)."""
+    return verified(marker.prune_public, slot.signature, slot_message(marker.root, slot.encode()))
+
+
+def unwrap(marker: Marker, secret: Secret, slot: KeySlot) -> Bundle | None:
+    """What is in the slot if `secret` opens it, None if it does not.
 
     Raises KeyRefused for a slot that opens but contradicts the marker.
     """
     if slot.type != secret.type:
         return None
     kek = slot_kek(secret, marker.root, slot)
-    if not hmac.compare_digest(prf(hkdf(kek, marker.root, b"mac"), slot.signed_part), slot.mac):
+    if not hmac.compare_digest(prf(hkdf(kek, marker.root, b"mac"), slot.wrapping), slot.mac):
         return None
     mask = hkdf(kek, marker.root, b"wrap", 96)
     bundle = bytes(a ^ b for a, b in zip(slot.wrapped, mask, strict=True))
-    data_root, seed, reserved = bundle[:32], bundle[32:64], bundle[64:]
-    if any(reserved) or (slot.role == Role.WRITER and any(seed)):
+    data_root, prune, enrol = bundle[:32], bundle[32:64], bundle[64:]
+    if slot.role == Role.WRITER and any(prune):
         raise KeyRefused("a key slot that opens but contradicts its role", obj=slot.name)
-    if slot.role == Role.WRITER:
-        return data_root, None
-    if public_of(seed) != marker.prune_public:
+    seed = prune if slot.role == Role.ADMIN else None
+    if public_of(enrol) != marker.enrol_public or (seed is not None and public_of(seed) != marker.prune_public):
         raise KeyRefused("a key slot that opens but does not belong to this marker", obj=slot.name)
-    return data_root, seed
+    return Bundle(data_root, enrol, seed)

@@ -162,6 +162,12 @@ def object_length(blobs: Sequence[Blob]) -> int:
     return blobs[-1].offset + blobs[-1].sealed_length
 
 
+def check_total(blobs: Sequence[Blob], name: str) -> None:
+    """Raise IntegrityError if what the directory describes is too much to hold at once: asked before it is decoded."""
+    if sum(blob.content_length for blob in blobs) > MAX_OBJECT:
+        raise IntegrityError("a container whose contents are too large together", obj=name)
+
+
 def check_padding(container: bytes, header: Header, blobs: Sequence[Blob], name: str) -> None:
     """Raise IntegrityError unless the object ends with the last blob and every gap is zero."""
     if len(container) != object_length(blobs):

@@ -27,6 +27,12 @@ def parts(document: bytes) -> Iterator[bytes]:
         yield PART_MAGIC + document[start : start + step]
 
 
+def part_lengths(size: int) -> list[int]:
+    """Bytes of the contents that hold a document of `size` bytes: what the position of each part implies."""
+    step = MAX_CONTENT - len(PART_MAGIC)
+    return [len(PART_MAGIC) + min(step, size - start) for start in range(0, size, step)]
+
+
 def part_of(content: Opened, what: str) -> bytes:
     """The piece of the document inside a part. Raises IntegrityError."""
     if content[:8] != PART_MAGIC:

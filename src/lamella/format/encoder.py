@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable
 
 from lamella.base.errors import UsageError
-from lamella.format import compression
+from lamella.format import zstd_provider
 from lamella.format.compression import Codec
 from lamella.format.cursor import u8, u32
 
@@ -18,7 +18,7 @@ Squeeze = Callable[[bytes | memoryview], bytes]
 
 
 def _zstd_squeeze(level: int) -> Squeeze:
-    name, module = compression.import_zstd()
+    name, module = zstd_provider.load()
     if name == "zstandard":
         zstandard = module.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
         return zstandard.compress  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from lamella.format.cursor import Cursor, u8
 PREFIX = KEYS
 SIZE = SLOT_SIZE
 MAGIC = b"LMLSLOT\x01"
-MAX_SLOTS = 32
+MAX_SLOTS, MAX_PASSPHRASES = 64, 16
 MIN_LOG_N, MAX_LOG_N, MAX_P, SCRYPT_R = 15, 20, 4, 8
 
 
@@ -27,7 +27,7 @@ class SlotType(IntEnum):
 
 
 class Role(IntEnum):
-    """What the slot's holder may do: only an admin has the prune key."""
+    """What the slot's holder may do: only an admin has the prune key. Both may enrol a writer."""
 
     ADMIN = 1
     WRITER = 2
@@ -35,26 +35,27 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeySlot:
-    """One wrapped copy of the repository's keys."""
+    """One wrapped copy of the repository's keys, signed by the prune key."""
 
     type: SlotType
     role: Role
     salt: bytes
     wrapped: bytes
     mac: bytes
+    signature: bytes
     log_n: int = 0
     p: int = 0
 
     @property
-    def signed_part(self) -> bytes:
+    def wrapping(self) -> bytes:
         """Everything the mac covers."""
         r = SCRYPT_R if self.type == SlotType.PASSPHRASE else 0
         fields = u8(self.type) + u8(self.role) + u8(self.log_n) + u8(r) + u8(self.p)
         return MAGIC + fields + bytes(3) + self.salt + self.wrapped
 
     def encode(self) -> Clear:
-        """The 176 bytes of the object."""
-        return Clear(self.signed_part + self.mac)
+        """The 240 bytes of the object."""
+        return Clear(self.wrapping + self.mac + self.signature)
 
     @property
     def name(self) -> str:
@@ -78,7 +79,8 @@ def decode(content: bytes, name: str) -> KeySlot:
             raise IntegrityError("a key slot asks for scrypt parameters outside the accepted range", obj=name)
     elif (log_n, r, p) != (0, 0, 0):
         raise IntegrityError("a key slot has parameters that its type does not use", obj=name)
-    slot = KeySlot(SlotType(type_), Role(role), cursor.take(32), cursor.take(96), cursor.take(32), log_n, p)
+    salt, wrapped, mac, signature = cursor.take(32), cursor.take(96), cursor.take(32), cursor.take(64)
+    slot = KeySlot(SlotType(type_), Role(role), salt, wrapped, mac, signature, log_n, p)
     if slot.name != name:
         raise IntegrityError("a key slot does not match its name", obj=name)
     return slot

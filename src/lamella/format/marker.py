@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import RepoId
-from lamella.base.names import MARKER, MARKER_SIZE, root_of
+from lamella.base.names import MARKER, MARKER_SIZE
+from lamella.base.signed import Signers, signers_of
 from lamella.base.trust import Clear
 from lamella.format.cursor import Cursor, u8
 
@@ -23,17 +24,24 @@ class Marker:
 
     repo_id: RepoId
     prune_public: bytes
+    enrol_public: bytes
     id_alg: int
     minor: int = MINOR
 
     def encode(self) -> Clear:
-        """The 64 bytes of the object."""
-        return Clear(MAGIC + u8(MAJOR) + u8(self.minor) + u8(self.id_alg) + bytes(5) + self.repo_id + self.prune_public)
+        """The 96 bytes of the object."""
+        head = MAGIC + u8(MAJOR) + u8(self.minor) + u8(self.id_alg) + bytes(5)
+        return Clear(head + self.repo_id + self.prune_public + self.enrol_public)
 
     @property
     def root(self) -> bytes:
-        """R: the 32 bytes that salt every derivation."""
-        return root_of(self.encode())
+        """R: the 32 bytes that salt every derivation, and are in every signature."""
+        return self.signers.root
+
+    @property
+    def signers(self) -> Signers:
+        """Whose signatures count."""
+        return signers_of(self.encode())
 
     @property
     def writable(self) -> bool:
@@ -57,4 +65,4 @@ def decode(content: bytes) -> Marker:
     if id_alg not in (HMAC_SHA256, BLAKE2B):
         raise UnknownFormat(f"id algorithm {id_alg} is not known to this version", obj=NAME)
     cursor.zeros(5)
-    return Marker(RepoId(cursor.take(16)), cursor.take(32), id_alg, minor)
+    return Marker(RepoId(cursor.take(16)), cursor.take(32), cursor.take(32), id_alg, minor)

@@ -39,6 +39,12 @@ OPTIONAL = 0x8000
 UNSIGNED = bytes(64)
 FIGURES = 0x8001
 MAX_RECORDS = 65536
+MAX_LISTED_PACKS = 65536
+"""Packs that an ADD_SNAP lists, at most: a run that made more lists none."""
+MAX_SEGMENTS = 256
+"""Segments of a checkpoint, at most."""
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+"""Bytes of the documents of a snapshot together, at most."""
 DOCUMENT_PART = 8 * 1024 * 1024 - 8
 """Bytes of a document in each of its parts but the last."""
 _REF = Struct("<16sQ16s")
@@ -140,9 +146,11 @@ REFS = many(4, REF)
 PACKS = many(4, HASH)
 DOMAIN = checked(ID, lambda domain_id: domain_id != CATALOGUE, "names the catalogue as its domain")
 CHUNK_LOG2 = checked(U8, lambda log2: 16 <= log2 <= 22, "a chunk size out of range")
+_SIZE = checked(U64, lambda size: size < 1 << 63, "a size that no file has")
 _CONSISTENCY = checked(padded(U8, 2), lambda number: number <= 4, "an unknown consistency")
 _INNER = Field(lambda records: b"".join([record.encode() for record in records]), _split_inner, 0)
 _COMPLETE = Field[bool](lambda complete: u8(not complete), lambda cursor: not cursor.flag(), 1)
+_LISTED = checked(PACKS, lambda packs: len(packs) <= MAX_LISTED_PACKS, "more packs than may be listed")
 _REMOVED = Field[bool](lambda removed: u8(2 if removed else 1), _operation, 1)
 
 
@@ -213,6 +221,11 @@ DOCUMENT = checked(
     lambda document: len(document.parts) == -(-document.size // DOCUMENT_PART),
     "a document whose size does not fit its parts",
 )
+_DOCUMENTS = checked(
+    many(2, DOCUMENT),
+    lambda documents: sum(document.size for document in documents) <= MAX_DOCUMENT_BYTES,
+    "documents that are too large together",
+)
 
 
 class Figures(NamedTuple):
@@ -242,7 +255,7 @@ class AddSnap(Record):
     """ADD_SNAP: one volume's committed moment."""
 
     TYPE = 0x0003
-    LAYOUT = (ID, ID, DOMAIN, CHUNK_LOG2, _CONSISTENCY, U64, CHUNK, U64, REF, TEXT, many(2, DOCUMENT), PACKS, _INNER)
+    LAYOUT = (ID, ID, DOMAIN, CHUNK_LOG2, _CONSISTENCY, _SIZE, CHUNK, U64, REF, TEXT, _DOCUMENTS, _LISTED, _INNER)
     snap_id: SnapId
     volume_id: VolumeId
     domain_id: DomainId
@@ -335,12 +348,17 @@ class SegmentPlace(NamedTuple):
     pack: bytes
 
 
+_SEGMENTS = checked(
+    many(4, row(SegmentPlace, CHUNK, HASH)), lambda places: len(places) <= MAX_SEGMENTS, "too many segments"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint(Record):
     """CHECKPOINT: the whole state of a chain, in segments and the entries that follow them."""
 
     TYPE = 0x000C
-    LAYOUT = (many(4, pair(U64, HASH)), many(4, row(SegmentPlace, CHUNK, HASH)), REST)
+    LAYOUT = (many(4, pair(U64, HASH)), _SEGMENTS, REST)
     earlier: tuple[tuple[int, bytes], ...]
     segments: tuple[SegmentPlace, ...]
     entries: bytes

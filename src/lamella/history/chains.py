@@ -10,23 +10,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.ids import WriterId
-from lamella.base.names import TRAILER_SIZE
+from lamella.base.signed import TRAILER_SIZE
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
-from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, decode_entries, decode_segment, parse_name
+from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, Room, parse_name
 from lamella.format.container import MAX_OBJECT
 from lamella.format.deletion import Audited, Forgo
-from lamella.format.known import understood
 from lamella.format.records import Checkpoint, Seen, SegmentPlace
 from lamella.history.commits import CommitReader
 from lamella.history.history import Chain, Commit, Gap, History, clocks_of
 from lamella.history.missing import Judge
 from lamella.history.order import Clock
-from lamella.history.records import of_kinds, prune_signed
+from lamella.history.records import decoded, of_kinds, prune_signed
 from lamella.memory.pins import Pins, Problem
 from lamella.packs.cache import Cache
 from lamella.stores.base import Store
@@ -57,13 +55,13 @@ class HistoryReader:
         `stored`: from now on each commit is read from the store once, whatever the cache has.
         """
         self._commits.stored |= stored
-        names = self._names("")
+        names = self.names("")
         history = self._read(names, pins, whole)
         for _ in range(_LOOKS):
             if not any(problem.lacks and problem.key not in pins.accepted for problem in history.problems):
                 break
             # Backups went on while w/ was listed: who was listed late may have seen what others were listed without.
-            before, names = names, self._names("")
+            before, names = names, self.names("")
             if names == before:
                 break
             history = self._read(names, pins, whole)
@@ -95,29 +93,20 @@ class HistoryReader:
         """What prune-signed AUDITED and FORGO records name."""
         found: dict[int, dict[WriterId, set[Head]]] = {Audited.TYPE: defaultdict(set), Forgo.TYPE: defaultdict(set)}
         for chain in chains:
-            entries = self._salvaged(names[chain.writer]) if chain.lacking else chain.entries
+            entries: Iterable[ChainEntry] = chain.entries
+            if chain.lacking:
+                from lamella.history.salvage import salvaged  # rarely needed
+
+                entries = salvaged(self, names[chain.writer])
             for entry, known in of_kinds(entries, Audited, Forgo):
                 if prune_signed(self._keys, chain.writer, entry):
                     found[entry.record.type][known.head.writer].add(known.head)
         audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
         return audits, forgone
 
-    def _salvaged(self, names: Names) -> Iterator[ChainEntry]:
-        """The records of every commit and checkpoint of a chain that can be read, however they hang together."""
-        for seq in sorted(names):
-            for head in names[seq]:
-                commit = self.load(History(), head)
-                if commit is None:
-                    continue
-                for record in commit.body.records:
-                    yield ChainEntry(seq, commit.body.prev, commit.body.time_ms, record)
-                if commit.checkpoint is not None:
-                    with suppress(IntegrityError, ObjectNotFound):
-                        yield from list(self.checkpoint_entries(commit.checkpoint, head.name))
-
     def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
         """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""
-        names = self._names(writer.hex() + "/")
+        names = self.names(writer.hex() + "/")
         audits = history.audits.get(writer, [])
         attempt, chain = self._chain(writer, names.get(writer, {}), pins, False, audits)
         attempt.audits, attempt.forgone = history.audits, history.forgone
@@ -125,7 +114,8 @@ class HistoryReader:
         Judge(attempt, pins, self._commits.speaks_of).chains()
         return chain, attempt
 
-    def _names(self, below: str) -> dict[WriterId, Names]:
+    def names(self, below: str) -> dict[WriterId, Names]:
+        """The commits that are listed: of all writers, or of `<writer>/`. Raises StoreError."""
         names: dict[WriterId, Names] = defaultdict(lambda: defaultdict(list))
         for entry in self._store.list(PREFIX + below):
             head = parse_name(entry.name)
@@ -167,19 +157,6 @@ class HistoryReader:
             chain.lacking = chain.lacking or lacking
         return attempt, chain
 
-    def ancestors(self, head: Head) -> list[Head]:
-        """The commits before this one that are listed, each named by the one after it; oldest first."""
-        names = self._names(head.writer.hex() + "/").get(head.writer, {})
-        found: list[Head] = []
-        commit = self.load(History(), head)
-        while commit is not None:
-            before = Head(head.writer, commit.head.seq - 1, commit.body.prev)
-            if before not in names.get(before.seq, []):
-                break
-            found.append(before)
-            commit = self.load(History(), before)
-        return found[::-1]
-
     def remember(self, head: Head, content: bytes) -> None:
         """Keep a commit that this process has published: it need not be fetched."""
         self._commits.remember(head, content)
@@ -192,9 +169,10 @@ class HistoryReader:
         self, checkpoint: Checkpoint, name: str
     ) -> Iterator[tuple[SegmentPlace | None, list[ChainEntry]]]:
         """What a checkpoint carries, by segment; last what it holds itself. Raises IntegrityError, StoreError."""
+        room = Room()
         for place in checkpoint.segments:
-            yield place, list(decode_segment(self._segment(place), name))
-        yield None, list(decode_entries(checkpoint.entries, name))
+            yield place, room.segment(self._segment(place), name)
+        yield None, room.entries(checkpoint.entries, name)
 
     def _segment(self, place: SegmentPlace) -> Opened:
         """A segment's content; a few are kept, because chains are read again before each publication."""
@@ -313,7 +291,7 @@ class _Reading:
         Who reads from that checkpoint knows these records too, and everybody must know the same.
         """
         chain = self._chain
-        gaps = [gap for gap in chain.gaps if chain.base < gap.last < chain.checkpoint[0]]
+        gaps = [gap for gap in chain.gaps if chain.base <= gap.last < chain.checkpoint[0]]
         if chain.carried is None or not gaps or chain.forked_at:
             return
         name = Head(chain.writer, *chain.checkpoint).name
@@ -342,7 +320,7 @@ class _Reading:
                 for entry in entries:
                     if entry.record.type != Seen.TYPE:
                         chain.entries.append(entry)
-                    elif isinstance(fact := understood(entry.record), Seen):
+                    elif isinstance(fact := decoded(entry), Seen):
                         facts.append((entry.seq, fact))
         except (IntegrityError, ObjectNotFound) as error:
             self._lack(commit.head.seq, error.message)

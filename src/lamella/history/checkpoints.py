@@ -13,7 +13,7 @@ from lamella.base.errors import IntegrityError, StoreError
 from lamella.base.ids import CATALOGUE, WriterId
 from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
-from lamella.format.commit import SEGMENT_HEAD, ChainEntry, Head
+from lamella.format.commit import SEGMENT_HEAD, ChainEntry, Head, Room
 from lamella.format.container import Kind
 from lamella.format.deletion import Revive
 from lamella.format.known import understood
@@ -23,7 +23,7 @@ from lamella.history.chains import HistoryReader
 from lamella.history.compaction import COPIES_REMEMBERED_MS, Ended, InForce, begins_of
 from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.order import Clock
-from lamella.packs.containers import build_single
+from lamella.packs.building import build_single
 from lamella.packs.reach import require_alive
 from lamella.stores.base import Store
 
@@ -39,13 +39,15 @@ REVIVABLE_MS = 30 * 86_400_000
 _Part = tuple[SegmentPlace, list[ChainEntry]]
 
 
-def make_checkpoint(store: Store, keys: Keys, chain: Chain, ended: Ended) -> tuple[Checkpoint, int]:
-    """The state of a chain up to now, and the bytes put for it. Raises StoreError."""
+def make_checkpoint(store: Store, keys: Keys, chain: Chain, ended: Ended) -> tuple[Checkpoint | None, int]:
+    """The state of a chain up to now, and the bytes put for it; none if readers would refuse it. Raises StoreError."""
     begin = 0 if chain.begin is None else chain.begin.seq
     earlier = [] if chain.carried is None else [place for place in chain.carried.earlier if place[0] >= begin]
     if chain.checkpoint[0]:
         earlier.append(chain.checkpoint)
     kept = InForce(chain.writer, chain.entries, ended).kept()
+    if not Room.fits(kept):
+        return None, 0  # the chain is read from the checkpoint before, until something is removed
     parts, rest = _reused(chain, kept)
     tail = _encoded(chain, parts, rest)
     if sum(map(len, tail)) > TAIL_BYTES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lamella.history.evidence import Evidence
 
 _OPENED_KEPT = 1024
-_AT_ONCE = 8
 
 
 class CommitReader:
@@ -45,6 +44,8 @@ class CommitReader:
         """Fetch these commits together, unless they are known or the store is near."""
         if not self._store.abilities.distant:
             return
+        from lamella.history.ahead import fetch_ahead
+
         unknown = (head for head in heads if not self._is_known(head))
         for head, content in fetch_ahead(self._store, unknown):
             self._keep(head, content)
@@ -111,23 +112,3 @@ class CommitReader:
         if hashlib.sha256(content).digest() == head.sha256:
             self._sound.add(head)
             self._cache.remember_commits([(head.name, content)])
-
-
-def fetch_ahead(store: Store, heads: Iterable[Head]) -> Iterator[tuple[Head, bytes]]:
-    """Fetch commits together where each alone would cost a round trip. Nothing is checked.
-
-    Commits that cannot be fetched are left out: the reader asks for them again and reports the error.
-    """
-    from lamella.run.pipeline import ordered_map  # only for distant stores
-
-    wanted = list(heads)
-
-    def fetched(head: Head) -> tuple[Head, bytes] | None:
-        try:
-            return head, store.get(head.name)
-        except StoreError:
-            return None
-
-    for found in ordered_map(fetched, wanted, workers=min(_AT_ONCE, max(1, len(wanted)))):
-        if found is not None:
-            yield found

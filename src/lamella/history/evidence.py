@@ -1,6 +1,6 @@
 """What an object under a commit's name proves although it does not open (FORMAT 8, "What cannot be read").
 
-Only its writer can make a trailer that verifies, only a holder of the data key a directory that opens. One flipped bit
+Only an enrolled writer can make its trailer, only a holder of the data key a directory that opens. One flipped bit
 cannot break both, and neither holds under the name of another writer or number.
 """
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import CATALOGUE
-from lamella.base.names import TRAILER_SIZE, commit_message, trailer_of
+from lamella.base.signed import TRAILER_SIZE, trailer_fault, trailer_of
 from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackOpener
 from lamella.crypto.sign import verified
-from lamella.format.commit import Head, bound, writer_id
+from lamella.format.commit import Head, bound
 from lamella.format.container import HEADER_SIZE, Kind, decode_directory, decode_header
 
 
@@ -33,7 +33,7 @@ class Evidence:
 
 def evidence_of(keys: Keys, head: Head, content: bytes) -> Evidence | None:
     """What `content`, under the name `head` but not opening, proves; None for nothing. Never raises for its bytes."""
-    container, directory = _vouched_container(keys, head, content), _opened_directory(keys, head, content)
+    container, directory = _signed_container(keys, head, content), _opened_directory(keys, head, content)
     return Evidence(container, directory) if container is not None or directory is not None else None
 
 
@@ -48,14 +48,10 @@ def _identity(content: bytes) -> bytes:
     return content[16:48] + content[HEADER_SIZE : HEADER_SIZE + 24]
 
 
-def _vouched_container(keys: Keys, head: Head, content: bytes) -> bytes | None:
+def _signed_container(keys: Keys, head: Head, content: bytes) -> bytes | None:
     trailer = trailer_of(content)
-    if writer_id(trailer.public) != head.writer or trailer.public == keys.marker.prune_public:
-        return None
-    if trailer.vouch != keys.vouch(trailer.public):
-        return None  # anybody can make a key and sign with it
-    message = commit_message(keys.root, head.writer, head.seq, trailer.container)
-    return trailer.container if verified(trailer.public, trailer.signature, message) else None
+    fault = trailer_fault(keys.marker.signers, head.writer, head.seq, trailer, verified)
+    return None if fault else trailer.container
 
 
 def _opened_directory(keys: Keys, head: Head, content: bytes) -> bytes | None:

@@ -6,17 +6,16 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from lamella.base.clock import Clock
-from lamella.base.errors import IntegrityError, Locked, RepositoryError, RolledBack
+from lamella.base.errors import IntegrityError, Locked, RolledBack
 from lamella.base.ids import RepoId, WriterId
 from lamella.base.names import COMMITS
 from lamella.crypto.derive import Keys
 from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Condemn, Reaped
-from lamella.format.records import Checkpoint, RawRecord, Signed
 from lamella.history import state
 from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.chains import HistoryReader, ReadSegment
-from lamella.history.history import AUDITS_KEPT, Chain, History
+from lamella.history.history import Chain, History
 from lamella.history.places import judge
 from lamella.memory.host import Host
 from lamella.memory.pins import Pins, Places, Problem, Sightings, suffix
@@ -24,9 +23,7 @@ from lamella.packs.cache import Cache
 from lamella.stores.base import Store
 
 if TYPE_CHECKING:
-    from lamella.history.compaction import Ended
     from lamella.history.condemned import Condemned
-    from lamella.history.publish import Published
 
 
 class Log:
@@ -59,7 +56,7 @@ class Log:
 
     def connect(self, cache: Cache, read_segment: ReadSegment) -> None:
         """Say where copies of commits are kept, and who reads the segments of checkpoints."""
-        self._reader = HistoryReader(self.store, self.keys, cache, read_segment)
+        self.reader = HistoryReader(self.store, self.keys, cache, read_segment)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -69,7 +66,7 @@ class Log:
         With `stored` each commit is read from the store once in this process, now and from now on: the cache shows what
         may have rotted since. Raises IntegrityError or RolledBack for a lost history unless it `may_be_lost`.
         """
-        self.history = self._reader.read(self.pins, whole=whole, stored=stored)
+        self.history = self.reader.read(self.pins, whole=whole, stored=stored)
         if not self.history.heads and not may_be_lost:
             error = RolledBack if self.history.problems else IntegrityError
             hint = "bring back what is still somewhere with: lamella repair"
@@ -112,17 +109,7 @@ class Log:
         """What the newest checkpoint of a chain carries. Raises IntegrityError, StoreError."""
         if chain.carried is None:
             return []
-        return list(self._reader.checkpoint_entries(chain.carried, f"a checkpoint of writer {chain.writer.hex()[:8]}"))
-
-    def audited_checkpoints(self, writer: WriterId) -> list[Checkpoint]:
-        """The newest audited checkpoints of a chain: the chain begins with the last one that can be read."""
-        found = [self._reader.load(History(), head) for head in self.history.audits.get(writer, [])[-AUDITS_KEPT:]]
-        carried = [commit.checkpoint for commit in found if commit is not None]
-        return [checkpoint for checkpoint in carried if checkpoint is not None]
-
-    def ancestors(self, head: Head) -> list[Head]:
-        """The commits in the store that lead to this one without a gap, oldest first. Raises StoreError."""
-        return self._reader.ancestors(head)
+        return list(self.reader.checkpoint_entries(chain.carried, f"a checkpoint of writer {chain.writer.hex()[:8]}"))
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
@@ -153,18 +140,6 @@ class Log:
             hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
             raise Locked(f"this place is a mirror made by lamella mirror{age}", obj=self.store.url, hint=hint)
 
-    def require_may_publish(self, problems: Sequence[Problem]) -> None:
-        """Raises RepositoryError, RolledBack for one of these problems, Locked at a mirror."""
-        newer = self.catalogue.read_only or self.own_writer in self.catalogue.unread
-        if newer or not self.keys.marker.writable:
-            raise RepositoryError(
-                "a newer version of lamella wrote here: this version may only read", obj=self.store.url
-            )
-        self.require_none(problems)
-        self.require_writable()
-
-    # -- going on ------------------------------------------------------------------------------------------------------
-
     @property
     def own_writer(self) -> WriterId | None:
         """The id under which this host publishes here, if it did before."""
@@ -176,22 +151,3 @@ class Log:
         ref, said = snapshot.ref, snapshot.added.time_ms
         sight = None if snapshot.revived or ref.writer == self.own_writer else self.sightings.of(ref.writer, ref.seq)
         return said if sight is None else sight.believed_ms(said)
-
-    def _ended(self) -> Ended:
-        from lamella.history.checkpoints import ended
-
-        return ended(self.store, self._reader, self.history, self.catalogue, self.own_writer, self.clock())
-
-    def publish(self, records: Sequence[RawRecord | Signed], despite: Collection[str] = ()) -> Published:
-        """Append one durable commit, despite the problems with these keys. Raises RolledBack, StoreError."""
-        from lamella.history.publish import Publisher
-
-        if self.own_writer in self.catalogue.retired:
-            # Whoever retired this host took its silence for the end: it comes back as another writer.
-            with self.memory.lock():
-                self.memory.new_writer_key()
-        publisher = Publisher(self.store, self.keys, self.memory, self.pins, self._reader)
-        published = publisher.publish(self.history, records, self.clock, self._ended, despite=despite)
-        with self.memory.may_fail():
-            self.places.wrote_there(self.store.url, [published.head])
-        return published

@@ -97,6 +97,8 @@ class Judge:
             for commit in chain.commits:
                 found |= set(commit.body.seen)
                 found.add(Head(chain.writer, commit.head.seq - 1, commit.body.prev))
+                earlier = () if commit.checkpoint is None else commit.checkpoint.earlier
+                found |= {Head(chain.writer, *place) for place in (commit.body.checkpoint, *earlier)}
         return found
 
     # -- commits that are not there ------------------------------------------------------------------------------------
@@ -133,20 +135,23 @@ class Judge:
         yield problem
 
     def _unseen(self) -> Iterator[Problem]:
-        """What a writer saw of another chain, beyond all that is there of it: of several commits the newest."""
-        for chain in self._history.chains.values():
-            seen: dict[WriterId, Head] = {}
-            for head in (head for commit in chain.commits for head in commit.body.seen):
-                seen[head.writer] = max(head, seen.get(head.writer, head))
-            for head in seen.values():
-                other = self._history.chains.get(head.writer)
-                newest = 0 if other is None or other.head is None else other.head.seq
-                if newest < head.seq and not self._excused(head):
-                    self._known(head.writer, head.seq)
-                    by, of = chain.writer.hex(), head.writer.hex()
-                    text = f"writer {by[:8]} saw commit {head.seq} of writer {of[:8]}"
-                    text += f", whose newest commit here is {newest}: history is missing"
-                    yield Problem(f"seen:{of}:{head.seq}:{head.sha256.hex()}:{by}", text, head)
+        """What a writer or an audit saw of a chain, beyond all that is there of it: of several commits the newest."""
+        rows = [
+            (chain.writer.hex(), head)
+            for chain in self._history.chains.values()
+            for head in _newest(head for commit in chain.commits for head in commit.body.seen)
+        ]
+        there = {row.head for row in self._history.unreadable}
+        rows += [("an audit", heads[-1]) for heads in self._history.audits.values() if heads[-1] not in there]
+        for by, head in rows:
+            other = self._history.chains.get(head.writer)
+            newest = 0 if other is None or other.head is None else other.head.seq
+            if newest < head.seq and not self._excused(head):
+                self._known(head.writer, head.seq)
+                of = head.writer.hex()
+                text = f"{by if ' ' in by else 'writer ' + by[:8]} saw commit {head.seq} of writer {of[:8]}"
+                text += f", whose newest commit here is {newest}: history is missing"
+                yield Problem(f"seen:{of}:{head.seq}:{head.sha256.hex()}:{by}", text, head)
 
     def _gone(self) -> Iterator[Problem]:
         for writer, (seq, sha256) in sorted(self._pins.heads.items()):
@@ -154,3 +159,11 @@ class Judge:
             if writer not in self._history.chains and not self._excused(head):
                 text = f"the chain of writer {writer.hex()[:8]} is gone; commit {seq} was seen before"
                 yield Problem(f"gone:{writer.hex()}:{seq}:{sha256.hex()}", text, head)
+
+
+def _newest(heads: Iterable[Head]) -> Iterable[Head]:
+    """Of each writer's the newest."""
+    found: dict[WriterId, Head] = {}
+    for head in heads:
+        found[head.writer] = max(head, found.get(head.writer, head))
+    return found.values()

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lamella.base.clock import Clock
-from lamella.base.errors import RolledBack
+from lamella.base.errors import RepositoryError, RolledBack
+from lamella.base.signed import enrolled_by
 from lamella.crypto.derive import Keys
-from lamella.crypto.sign import public_of, sign
+from lamella.crypto.sign import public_of, sign, verified
 from lamella.format.commit import (
     CHECKPOINT_EVERY,
     MAX_SEEN,
@@ -37,11 +38,13 @@ from lamella.history.chains import HistoryReader
 from lamella.history.history import Chain, History
 from lamella.memory.host import HostMemory, WriterKey
 from lamella.memory.pins import Pins
-from lamella.packs.containers import build_commit
+from lamella.packs.building import build_commit
 from lamella.stores.base import Store, put_durable
 
 if TYPE_CHECKING:
     from lamella.history.compaction import Ended
+    from lamella.history.log import Log
+    from lamella.memory.pins import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Publisher:
         """
         with self._memory.lock():
             key, chain, news = self._own_chain(history, {*despite, *self._pins.accepted})
+            key = self._enrolled(key)
             head = chain.head
             seq, prev = (head.seq + 1, head.sha256) if head is not None else (1, bytes(32))
             now = clock()
@@ -88,10 +92,10 @@ class Publisher:
                 from lamella.history.checkpoints import make_checkpoint  # due at one commit of many
 
                 checkpoint, stored = make_checkpoint(self._store, self._keys, chain, ended())
-                rows.append(raw(checkpoint))
+                rows += [] if checkpoint is None else [raw(checkpoint)]
             seen = self._seen(history, chain, complete=head is None or any(row.type == Checkpoint.TYPE for row in rows))
             body = Body(key.id, seq, prev, now, chain.checkpoint, seen, tuple(rows))
-            content = build_commit(self._keys, key.seed, key.public, body)
+            content = build_commit(self._keys, key.seed, key.enrolment, body)
             made = Head(key.id, seq, hashlib.sha256(content).digest())
             put_durable(self._store, made.name, content)
             self._reader.remember(made, content)
@@ -115,6 +119,13 @@ class Publisher:
         chain = Chain(key.id)
         history.chains[key.id] = chain
         return key, chain, self._first_records(key)
+
+    def _enrolled(self, key: WriterKey) -> WriterKey:
+        """The key with its enrolment: the prune key's, if this secret or an earlier one could give that."""
+        keys, public = self._keys, key.public
+        if keys.prune_seed is None and enrolled_by(keys.marker.signers, public, key.enrolment, verified):
+            return key
+        return self._memory.enrolled(key, keys.enrolment(public))
 
     def _first_records(self, key: WriterKey) -> list[RawRecord]:
         """Who this is, and that it owns what this host's earlier writers own."""
@@ -155,3 +166,31 @@ class Publisher:
                 obj=made.name,
                 hint="both snapshots are kept; accept with: lamella check --accept-rollback",
             )
+
+
+def append(log: Log, records: Sequence[RawRecord | Signed], despite: Collection[str] = ()) -> Published:
+    """Append one durable commit to a log, despite the problems with these keys. Raises RolledBack, StoreError."""
+
+    def ended_now() -> Ended:
+        from lamella.history.checkpoints import ended
+
+        return ended(log.store, log.reader, log.history, log.catalogue, log.own_writer, log.clock())
+
+    if log.own_writer in log.catalogue.retired:
+        # Whoever retired this host took its silence for the end: it comes back as another writer.
+        with log.memory.lock():
+            log.memory.new_writer_key()
+    publisher = Publisher(log.store, log.keys, log.memory, log.pins, log.reader)
+    published = publisher.publish(log.history, records, log.clock, ended_now, despite=despite)
+    with log.memory.may_fail():
+        log.places.wrote_there(log.store.url, [published.head])
+    return published
+
+
+def require_may_publish(log: Log, problems: Sequence[Problem]) -> None:
+    """Raises RepositoryError, RolledBack for one of these problems, Locked at a mirror."""
+    newer = log.catalogue.read_only or log.own_writer in log.catalogue.unread
+    if newer or not log.keys.marker.writable:
+        raise RepositoryError("a newer version of lamella wrote here: this version may only read", obj=log.store.url)
+    log.require_none(problems)
+    log.require_writable()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, Final, NewType, TypeVar, get_args, get_origin, get_type_hints
 
-from lamella.base.chunkset import ChunkSet
 from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
 
 Value = TypeVar("Value")
@@ -31,28 +30,6 @@ _NUMBERS: Final = range(1 << 64)
 
 class Unfit(ValueError):
     """Content that is not of its type."""
-
-
-def encode(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold
-    """The value as JSON's types."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, Mapping):
-        return {encode(key): encode(one) for key, one in value.items()}
-    if dataclasses.is_dataclass(value):
-        return _encoded(value)
-    if isinstance(value, tuple | ChunkSet):
-        rows = value if isinstance(value, tuple) else value.runs()
-        return [encode(one) for one in rows]
-    return value
-
-
-def _encoded(value: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass or a named tuple
-    found: dict[str, Any] = {}
-    for name, kind, _ in _fields(value.__class__):
-        part = getattr(value, name)
-        found.update(_encoded(part) if _is_flat(kind) else {name: encode(part)})
-    return found
 
 
 def parse(kind: type[Value], text: bytes, under: str, faults: Faults) -> Value:
@@ -89,7 +66,7 @@ def _reader(kind: Any) -> Reader:  # noqa: ANN401 - a type, or what stands for o
         return _limited(bytes, _SIZES[kind])
     if dataclasses.is_dataclass(kind):
         return _by_name(kind)
-    return _LEAVES.get(kind) or _by_position(kind)
+    return LEAVES.get(kind) or _by_position(kind)
 
 
 def _limited(kind: object, limit: Any) -> Reader:  # noqa: ANN401 - a container, or FLAT
@@ -139,7 +116,7 @@ def _list(kind: object, more: object) -> Reader:
 
 def _by_name(kind: Any, *, alone: bool = True) -> Reader:  # noqa: ANN401
     names = _names(kind)
-    fields = [(name, _reader(part), _is_flat(part), needed) for name, part, needed in _fields(kind)]
+    fields = [(name, _reader(part), is_flat(part), needed) for name, part, needed in fields_of(kind)]
 
     def read(content: Any, faults: Faults) -> Any:  # noqa: ANN401
         rows, values = _expected(dict, content), {}
@@ -160,7 +137,7 @@ def _by_name(kind: Any, *, alone: bool = True) -> Reader:  # noqa: ANN401
 
 
 def _by_position(kind: Any) -> Reader:  # noqa: ANN401
-    readers = [_reader(part) for _, part, _ in _fields(kind)]
+    readers = [_reader(part) for _, part, _ in fields_of(kind)]
 
     def read(content: Any, faults: Faults) -> Any:  # noqa: ANN401
         if len(_expected(list, content)) != len(readers):
@@ -171,7 +148,7 @@ def _by_position(kind: Any) -> Reader:  # noqa: ANN401
 
 
 @cache
-def _fields(kind: Any) -> list[tuple[str, Any, bool]]:  # noqa: ANN401
+def fields_of(kind: Any) -> list[tuple[str, Any, bool]]:  # noqa: ANN401
     """What a dataclass or a named tuple holds: name, type, and whether there must be a value."""
     hints = get_type_hints(kind, include_extras=True)
     if not dataclasses.is_dataclass(kind):
@@ -181,9 +158,9 @@ def _fields(kind: Any) -> list[tuple[str, Any, bool]]:  # noqa: ANN401
 
 def _names(kind: Any) -> set[str]:  # noqa: ANN401
     """Under which an object has the parts of the type."""
-    fields = _fields(kind)
-    return {name for name, part, _ in fields if not _is_flat(part)}.union(
-        *(_names(get_args(part)[0]) for _, part, _ in fields if _is_flat(part))
+    fields = fields_of(kind)
+    return {name for name, part, _ in fields if not is_flat(part)}.union(
+        *(_names(get_args(part)[0]) for _, part, _ in fields if is_flat(part))
     )
 
 
@@ -192,7 +169,8 @@ def _note_unknown(rows: Mapping[str, object], known: set[str], faults: Faults) -
     faults.extend(f"{name}: no such member" for name in rows if name not in known)
 
 
-def _is_flat(kind: object) -> bool:
+def is_flat(kind: object) -> bool:
+    """Whether the fields of this part are written beside the others."""
     return get_origin(kind) is Annotated and get_args(kind)[1] is FLAT
 
 
@@ -218,18 +196,10 @@ def _number(content: Any, faults: Faults) -> int:  # noqa: ANN401
     return content
 
 
-def _chunks(content: Any, faults: Faults) -> ChunkSet:  # noqa: ANN401
-    try:
-        return ChunkSet((_number(first, faults), _number(end, faults)) for first, end in _expected(list, content))
-    except (TypeError, ValueError) as error:
-        raise Unfit("no list of runs") from error
-
-
-_LEAVES: Final[dict[object, Reader]] = {
+LEAVES: Final[dict[object, Reader]] = {
     bool: lambda content, faults: _expected(bool, content),
     str: lambda content, faults: _expected(str, content),
     int: _number,
     bytes: _bytes,
-    ChunkSet: _chunks,
     object: lambda content, faults: content,
 }

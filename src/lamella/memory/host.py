@@ -7,19 +7,15 @@ tables of one repository, and the same in `repo/<repo id>-<place>/` for a place 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final, Generic, TypeVar
 
-from lamella.base.durable import write_durably
-from lamella.base.errors import Locked, RepositoryError
+from lamella.base.errors import RepositoryError
 from lamella.base.ids import RepoId, WriterId
 from lamella.crypto.sign import public_of
 from lamella.format.commit import writer_id
@@ -81,6 +77,8 @@ class Host:
         So nobody removes a moment that another process of this host is reading.
         """
         path = self.source_records / f"{hashlib.sha256(identity).hexdigest()[:32]}.lock"
+        from lamella.memory.writing import held_file
+
         with held_file(path, wait_seconds, "another lamella is backing up the same source"):
             yield
 
@@ -98,42 +96,16 @@ def machine_name(machine_id: str) -> str:
     return hashlib.sha256(b"lamella machine\0" + machine_id.strip().encode("utf-8")).hexdigest()[:16]
 
 
-@contextmanager
-def held_file(path: Path, wait_seconds: float, busy: str) -> Iterator[None]:
-    """Hold an exclusive flock on `path` (created when missing).
-
-    Raises Locked with the text `busy`, RepositoryError if the file cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise RepositoryError(f"cannot create {path}: {error.strerror}", obj=str(path)) from error
-    try:
-        _flock(descriptor, wait_seconds, busy)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise Locked(busy, hint="try again later, or wait with --lock-wait SECONDS") from None
-            time.sleep(0.05)
-
-
 @dataclass(frozen=True, slots=True)
 class WriterKey:
-    """The key pair under which this host publishes commits to one repository; without a seed there is none."""
+    """The key pair under which this host publishes commits to one repository; without a seed there is none.
+
+    `enrolment` is the newest that the key got. An admin's stays when the host goes on with a writer's slot.
+    """
 
     seed: Annotated[bytes, 32]
     machine: str
+    enrolment: bytes = b""
     before: tuple[Annotated[bytes, 32], ...] = ()
     """The seeds under which this host published before: their keys say that the new writer goes on."""
 
@@ -163,26 +135,16 @@ class HostMemory:
     @contextmanager
     def lock(self, wait_seconds: float = 60.0) -> Iterator[None]:
         """Held while this host appends to its chain. Raises Locked, RepositoryError."""
+        from lamella.memory.writing import held_file
+
         with held_file(self.directory / "lock", wait_seconds, "another lamella of this host is publishing"):
-            yield
-
-    @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Held while a table is read, changed and written: for milliseconds. Raises Locked, RepositoryError.
-
-        A second lock, because publishing may take as long as a network does, and no listing should wait for that.
-        Order: `lock`, then this one.
-        """
-        with held_file(self.directory / "tables.lock", 60.0, "another lamella of this host is changing its memory"):
             yield
 
     def replace(self, path: Path, content: bytes) -> None:
         """Write a file durably. Raises RepositoryError."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_durably(path, content)
-        except OSError as error:
-            raise RepositoryError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
+        from lamella.memory.writing import replace_file
+
+        replace_file(path, content)
 
     @contextmanager
     def may_fail(self) -> Iterator[None]:
@@ -224,6 +186,10 @@ class HostMemory:
                 key = self.writer_key() or self.new_writer_key()
         return key
 
+    def enrolled(self, key: WriterKey, enrolment: bytes) -> WriterKey:
+        """Remember the enrolment of this key; call it with `lock` held. Raises RepositoryError."""
+        return self._writer.change(lambda _: replace(key, enrolment=enrolment))
+
     @property
     def _writer(self) -> Table[WriterKey]:
         return Table(self, "writer.json", WriterKey, empty=lambda: WriterKey(b"", ""))
@@ -246,70 +212,47 @@ class Table(Generic[Record]):
         empty: Callable[[], Record] | None = None,
     ) -> None:
         """With `under` the value is this member of the file's JSON object; `empty` makes the value of no file."""
-        self._memory = memory
-        self._path = memory.directory / name
-        self._kind = kind
-        self._empty = empty or kind
-        self._under = under
+        self.memory = memory
+        self.path = memory.directory / name
+        self.kind = kind
+        self.empty = empty or kind
+        self.under = under
 
     def read(self) -> Record:
         """What is remembered. Never fails: what cannot be read is reported and counts as forgotten."""
         try:
-            record, _, fault = self._load()
+            record, _, fault = self.load()
         except OSError as error:
-            self._report(f"cannot be read: {error.strerror}")
-            return self._empty()
+            self.report(f"cannot be read: {error.strerror}")
+            return self.empty()
         if not fault:
             return record
-        with suppress(RepositoryError), self._memory.changing():
-            return self._sound()  # another process may have set it aside meanwhile
-        self._report(f"is damaged, and cannot be set aside: {fault}")
+        from lamella.memory.writing import set_aside
+
+        with suppress(RepositoryError):
+            return set_aside(self)
+        self.report(f"is damaged, and cannot be set aside: {fault}")
         return record
 
     def change(self, update: Callable[[Record], Record]) -> Record:
         """Replace the value by what `update` makes of it, durably; returns the new one. Raises RepositoryError."""
-        with self._memory.changing():
-            before = self._sound()
-            after = update(before)
-            if after != before:
-                self._write(after)
-            return after
+        from lamella.memory.writing import changed  # what only reads does without
 
-    def _sound(self) -> Record:
-        """The value; what is wrong with the file is set aside first. Raises RepositoryError."""
-        try:
-            record, content, fault = self._load()
-        except OSError as error:
-            raise RepositoryError(f"cannot read {self._path}: {error.strerror}", obj=str(self._path)) from error
-        if fault:
-            aside = self._path.with_name(f"{self._path.name}.damaged")
-            # The copy first: killed in between, the file is as damaged as before, and nothing is lost.
-            self._memory.replace(aside, content)
-            if record != self._empty():
-                self._write(record)
-            else:
-                with suppress(OSError):  # what stays is set aside again
-                    self._path.unlink(missing_ok=True)
-            self._report(f"is damaged, was set aside as {aside.name}, and is partly forgotten: {fault}")
-        return record
+        return changed(self, update)
 
-    def _load(self) -> tuple[Record, bytes, str]:
+    def load(self) -> tuple[Record, bytes, str]:
         """The value, the content of the file, and what is wrong with it. Raises OSError."""
         content, faults = b"", codec.Faults()
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 # A read of so many bytes would reserve memory for them, however small the file is.
                 content = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
-            return codec.parse(self._kind, content, self._under, faults), content, "; ".join(faults[:3])
+            return codec.parse(self.kind, content, self.under, faults), content, "; ".join(faults[:3])
         except (FileNotFoundError, NotADirectoryError):
-            return self._empty(), content, ""
+            return self.empty(), content, ""
         except codec.Unfit as error:
-            return self._empty(), content, str(error)
+            return self.empty(), content, str(error)
 
-    def _write(self, record: Record) -> None:
-        value = codec.encode(record)
-        content = json.dumps({self._under: value} if self._under else value, indent=1, sort_keys=True)
-        self._memory.replace(self._path, content.encode("utf-8"))
-
-    def _report(self, what: str) -> None:
-        self._memory.host.notices.tell(str(self._path), f"{self._path}, in which this host remembers, {what}")
+    def report(self, what: str) -> None:
+        """Tell once what is wrong with the file."""
+        self.memory.host.notices.tell(str(self.path), f"{self.path}, in which this host remembers, {what}")

@@ -16,18 +16,36 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
+from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, RepositoryError
 from lamella.memory import codec
 from lamella.memory.codec import FLAT
+from lamella.memory.encoding import encode, register
 from lamella.memory.host import Host, HostMemory
 
 GRAIN = 64 * 1024
 """Intervals are kept on the finest grid any volume may have."""
 _MOST_LINKS = 100_000
 _KEY_SIZE = 32
+
+
+class _Run(NamedTuple):
+    """The chunks from `first` on, before `end`."""
+
+    first: int
+    end: int
+
+
+def _chunks(content: Any, faults: codec.Faults) -> ChunkSet:  # noqa: ANN401
+    if type(content) is not list:
+        raise codec.Unfit("no list of runs")
+    return ChunkSet(codec.decode(_Run, run, faults) for run in content)
+
+
+register(ChunkSet, _chunks, lambda chunks: [list(run) for run in chunks.runs()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +119,7 @@ class Intervals:
         """Write a link, durably. Raises RepositoryError."""
         previous = tuple(sorted(link.digest for link in self._all() if link.end == begin))
         link = Interval(begin, end, previous, delta)
-        row = codec.encode(LinkRow(codec.encode(link), self._mac(link)))
+        row = encode(LinkRow(encode(link), self._mac(link)))
         self._memory.replace(self._path(begin), json.dumps(row).encode("utf-8"))
 
     def keep_only(self, bases: Iterable[str]) -> set[str]:
@@ -144,7 +162,7 @@ class Intervals:
 
 
 def _canonical(link: object) -> bytes:
-    return json.dumps(codec.encode(link), sort_keys=True, separators=(",", ":")).encode("utf-8")
+    return json.dumps(encode(link), sort_keys=True, separators=(",", ":")).encode("utf-8")
 
 
 def _host_key(memory: HostMemory) -> bytes:

@@ -20,8 +20,8 @@ from lamella.crypto.derive import Keys, prf
 from lamella.crypto.sign import public_of
 from lamella.format.commit import writer_id
 from lamella.format.records import Ref, volume_id
-from lamella.memory import codec
 from lamella.memory.codec import FLAT
+from lamella.memory.encoding import encode
 from lamella.memory.host import Host, HostMemory, Table
 
 KEPT_MS = 7 * 24 * 3600 * 1000
@@ -32,7 +32,7 @@ Mac = Annotated[bytes, 32]
 
 
 def _mac(key: bytes, volume_id: VolumeId, entry: LedgerEntry | ResumePoint) -> bytes:
-    return prf(key, volume_id + json.dumps(codec.encode(entry), sort_keys=True).encode("utf-8"))
+    return prf(key, volume_id + json.dumps(encode(entry), sort_keys=True).encode("utf-8"))
 
 
 def _without(rows: Mapping[Key, Row], gone: Key) -> dict[Key, Row]:

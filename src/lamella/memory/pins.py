@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, NamedTuple
 
-from lamella.base.clock import Clock
 from lamella.base.errors import RepositoryError
 from lamella.base.ids import WriterId
 from lamella.format.commit import Head
@@ -286,30 +285,3 @@ class Sightings:
         position = bisect_right(rows, seq, key=lambda row: row.first) - 1
         found = rows[position] if position >= 0 else None
         return Sight(found.first_ms, found.before_ms) if found is not None and seq <= found.last else None
-
-
-class FirstSeen:
-    """When this host first saw something: the only clock that nobody else can set. A `dry` one is never written."""
-
-    def __init__(self, memory: HostMemory, clock: Clock, *, dry: bool = False) -> None:
-        self._table = Table(memory, "first_seen.json", dict[str, dict[str, int]])
-        self._dry = dry
-        self.now_ms = clock()
-        self._rows = self._table.read()
-
-    def age_ms(self, kind: str, name: bytes) -> int:
-        """Milliseconds since the first sight, which may be now. A clock that went back starts again."""
-        rows = self._rows.setdefault(kind, {})
-        first = rows.setdefault(name.hex(), self.now_ms)
-        if first > self.now_ms:
-            rows[name.hex()] = first = self.now_ms
-        return self.now_ms - first
-
-    def younger(self, kind: str, names: Collection[bytes], age_ms: int) -> set[bytes]:
-        """Those first seen less than `age_ms` ago. What is not among `names` is forgotten. Raises RepositoryError."""
-        young = {name for name in names if self.age_ms(kind, name) < age_ms}
-        wanted = {name.hex() for name in names}
-        self._rows[kind] = {name: when for name, when in self._rows.get(kind, {}).items() if name in wanted}
-        if not self._dry:
-            self._table.change(lambda stored: {**stored, kind: self._rows[kind]})
-        return young

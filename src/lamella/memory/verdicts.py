@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from lamella.base.clock import iso
 from lamella.base.ids import VolumeId
-from lamella.format.records import Ref
 from lamella.memory.host import HostMemory, Table
 
 OK, DAMAGED, INCOMPLETE = "ok", "damaged", "incomplete"
@@ -47,7 +45,7 @@ class Verdicts:
     """The verdicts of one repository's volumes."""
 
     def __init__(self, memory: HostMemory) -> None:
-        self._table = Table(memory, "verified.json", dict[VolumeId, ByLevel], "volumes")
+        self.table = Table(memory, "verified.json", dict[VolumeId, ByLevel], "volumes")
 
     def of(self, volume_id: VolumeId) -> VolumeVerdict | None:
         """The verdict that counts for a volume. None if this host never verified it.
@@ -55,73 +53,17 @@ class Verdicts:
         Bad news stays until a look that had to see the same damage says otherwise; a weaker look never hides a deeper
         one. Otherwise it is the deepest look, of these the newest; whether a volume was not saved the newest look says.
         """
-        verdicts = self._table.read().get(volume_id, {}).values()
+        verdicts = self.table.read().get(volume_id, {}).values()
         good = [one for one in verdicts if one.result != DAMAGED]
-        bad = [one for one in verdicts if one.result == DAMAGED and not any(_clears(other, one) for other in good)]
+        bad = [one for one in verdicts if one.result == DAMAGED and not any(clears(other, one) for other in good)]
         if bad or not good:
             return max(bad, key=lambda one: one.time_ms, default=None)
         newest = max(good, key=lambda one: one.time_ms)
         deepest = max(good, key=lambda one: (_DEPTH[one.level], one.time_ms))
         return newest if newest.result == INCOMPLETE else replace(deepest, result=OK)
 
-    def record(self, verdicts: Iterable[tuple[VolumeId, VolumeVerdict]]) -> None:
-        """Keep these, one a volume and level; bad news goes only for what clears it. Raises RepositoryError."""
 
-        def update(stored: Mapping[VolumeId, ByLevel]) -> dict[VolumeId, ByLevel]:
-            volumes = dict(stored)
-            for volume_id, verdict in verdicts:
-                kept = volumes.get(volume_id, {})
-                before = kept.get(verdict.level)
-                if verdict.result == DAMAGED or before is None or before.result != DAMAGED or _clears(verdict, before):
-                    volumes[volume_id] = {**kept, verdict.level: verdict}
-            return volumes
-
-        self._table.change(update)
-
-    def forget_damage(self, volumes: Iterable[VolumeId]) -> None:
-        """These are mended: bad news about them is no longer true. Raises RepositoryError."""
-        mended = set(volumes)
-
-        def good(level: ByLevel) -> ByLevel:
-            return {name: verdict for name, verdict in level.items() if verdict.result != DAMAGED}
-
-        self._table.change(
-            lambda stored: {one: good(levels) if one in mended else levels for one, levels in stored.items()}
-        )
-
-
-class Proven(NamedTuple):
-    """A snapshot that passed a full verification, and its time as it was believed then."""
-
-    ref: Ref
-    time_ms: int
-
-
-class ProvenSnapshots:
-    """Of each volume the newest snapshot that passed a full verification on this host: prune keeps it."""
-
-    def __init__(self, memory: HostMemory) -> None:
-        self._table = Table(memory, "proven.json", dict[VolumeId, Proven])
-
-    def of(self, volume_id: VolumeId) -> Ref | None:
-        """None: this host never verified any of the volume in full, or that one was damaged later."""
-        found = self._table.read().get(volume_id)
-        return None if found is None else found.ref
-
-    def passed(self, found: Mapping[VolumeId, Proven], damaged: Collection[Ref]) -> None:
-        """Keep the newest, and forget what is damaged by now. Raises RepositoryError."""
-
-        def update(stored: Mapping[VolumeId, Proven]) -> dict[VolumeId, Proven]:
-            rows = {one: proven for one, proven in stored.items() if proven.ref not in damaged}
-            for volume_id, proven in found.items():
-                if volume_id not in rows or rows[volume_id].time_ms <= proven.time_ms:
-                    rows[volume_id] = proven
-            return rows
-
-        self._table.change(update)
-
-
-def _clears(later: VolumeVerdict, one: VolumeVerdict) -> bool:
+def clears(later: VolumeVerdict, one: VolumeVerdict) -> bool:
     """Whether a look that found no damage must have seen what an earlier one found: two samples read other chunks."""
     if later.level == one.level == "sample":
         return False

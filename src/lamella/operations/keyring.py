@@ -4,51 +4,70 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamella.base.errors import NothingMatched, UsageError
+from lamella.base.errors import LamellaError, NothingMatched, UsageError
 from lamella.base.ids import DomainId
 from lamella.crypto.new_slots import DEFAULT_LOG_N, wrap
 from lamella.crypto.slots import Secret
 from lamella.format.domain_key import ExportedKeys, ExportedTree, encode
-from lamella.format.keyslot import MAX_SLOTS, Role
+from lamella.format.keyslot import MAX_PASSPHRASES, MAX_SLOTS, Role, SlotType
 from lamella.format.records import FileGone
 from lamella.operations.shared.selection import newest
 from lamella.repository.create import file_record
 from lamella.repository.repository import Repository
-from lamella.repository.slots import read_slots
+from lamella.repository.slots import Slots, read_slots
 
+_MOST_NAMED = 5
+_REMOVE = "remove one: lamella key remove"
 TYPE_WORDS = {1: "passphrase", 2: "recovery key", 3: "key file"}
 
 
 @dataclass(frozen=True, slots=True)
 class SlotRow:
-    """One slot: `current` opened the repository now, `signed` was put there by its owner."""
+    """One slot that an admin made: `current` opened the repository now, `recorded` is still to be there."""
 
     name: str
     type: str
     role: str
     current: bool
-    signed: bool
+    recorded: bool
 
 
-def list_slots(repo: Repository) -> list[SlotRow]:
-    """All well-formed slots."""
-    slots, _ = read_slots(repo.store)
+def slots_of(repo: Repository) -> Slots:
+    """The slots that count, and what is ignored. Raises StoreError, also where one cannot be read."""
+    slots = read_slots(repo.store, repo.keys.marker)
+    if slots.unreadable:
+        raise slots.unreadable[0]
+    return slots
+
+
+def ignored_text(slots: Slots) -> str:
+    """One line about what lies in keys/ and counts for nothing; empty if there is nothing."""
+    count, more = len(slots.ignored), ", ..." if len(slots.ignored) > _MOST_NAMED else ""
+    what = f"{count} object{'' if count == 1 else 's'} in keys/ that no admin signed, ignored"
+    return f"{what}: {', '.join(slots.ignored[:_MOST_NAMED])}{more}" if count else ""
+
+
+def list_slots(repo: Repository, slots: Slots | None = None) -> list[SlotRow]:
+    """All slots that count."""
+    slots = slots or slots_of(repo)
     current = repo.unlocked.slot.name
     expected = repo.catalogue.files
     return [
         SlotRow(slot.name, TYPE_WORDS[slot.type], slot.role.name.lower(), slot.name == current, slot.name in expected)
-        for slot in slots
+        for slot in slots.signed
     ]
 
 
-def _require_admin(repo: Repository) -> bytes:
-    seed = repo.keys.prune_seed
-    if seed is None:
-        raise UsageError(
-            "this needs an admin's secret; the one given opens a writer slot", hint="see: lamella key list"
-        )
+def _require_admin(repo: Repository) -> None:
+    if repo.keys.prune_seed is None:
+        raise writers_slot()
     repo.require_sound_history()
-    return seed
+
+
+def writers_slot() -> UsageError:
+    """Why a writer's secret makes and removes no key slots, its own included: the prune key signs slots."""
+    hint = "an admin adds a slot for a new secret, and removes the old one: lamella key add --role writer"
+    return UsageError("this needs an admin's secret; the one given opens a writer slot", hint=hint)
 
 
 def export_domain(repo: Repository, domain_id: DomainId) -> bytes:
@@ -73,17 +92,40 @@ def export_domain(repo: Repository, domain_id: DomainId) -> bytes:
 
 def add_slot(repo: Repository, secret: Secret, *, admin: bool, log_n: int = DEFAULT_LOG_N) -> str:
     """Add a slot for `secret`; returns its object name. Raises UsageError without an admin's secret."""
-    seed = _require_admin(repo)
-    slots, others = read_slots(repo.store)
-    if len(slots) + len(others) >= MAX_SLOTS:  # no more are read, whatever they are
-        raise UsageError(f"a repository has at most {MAX_SLOTS} key slots", hint="remove one: lamella key remove")
-    slot = wrap(repo.keys.marker, secret, repo.unlocked.data_root, seed if admin else None, log_n)
+    _require_admin(repo)
+    slots = slots_of(repo).signed
+    if len(slots) >= MAX_SLOTS:
+        raise UsageError(f"a repository has at most {MAX_SLOTS} key slots", hint=_REMOVE)
+    if secret.type == SlotType.PASSPHRASE and sum(slot.type == secret.type for slot in slots) >= MAX_PASSPHRASES:
+        raise UsageError(f"at most {MAX_PASSPHRASES} of the key slots are for passphrases", hint=_REMOVE)
+    slot = wrap(repo.keys.marker, secret, repo.keys.bundle, admin=admin, log_n=log_n)
     content = slot.encode()
-    repo.store.put(slot.name, content)
-    repo.store.sync()
-    repo.publish([file_record(slot.name, content)])
-    repo.reload()
+    try:
+        repo.store.put(slot.name, content)
+        repo.store.sync()
+        repo.publish([file_record(slot.name, content)])
+        repo.reload()
+    except (LamellaError, KeyboardInterrupt) as error:
+        if not _recorded_after_all(repo, slot.name, error):
+            raise
     return slot.name
+
+
+def _recorded_after_all(repo: Repository, name: str, error: BaseException) -> bool:
+    """Whether the record of a slot is there although publishing failed; else the slot is taken back.
+
+    A slot without a record would open the repository, and nobody would know of it.
+    """
+    try:
+        repo.reload()
+        if name in repo.catalogue.files:
+            return isinstance(error, LamellaError)
+        repo.store.delete(name)
+        repo.store.sync()
+    except LamellaError:
+        if isinstance(error, LamellaError):
+            error.hint = f"the new slot may have stayed: see lamella key list, and lamella key remove {name[5:]}"
+    return False
 
 
 def remove_slot(repo: Repository, name: str) -> None:
@@ -92,7 +134,7 @@ def remove_slot(repo: Repository, name: str) -> None:
     It revokes nothing that its holder has already seen: who had the keys may have kept them.
     """
     _require_admin(repo)
-    slots, _ = read_slots(repo.store)
+    slots = slots_of(repo).signed
     slot = next((one for one in slots if one.name == name), None)
     if slot is None:
         raise NothingMatched(f"there is no key slot {name}", obj=name, hint="see: lamella key list")

@@ -9,7 +9,7 @@ from lamella.format.records import Pin, RawRecord, Rename, Signed, Tag
 from lamella.history.catalogue import VolumeState
 from lamella.operations.shared.selection import Selected
 from lamella.repository.repository import Repository
-from lamella.sources.registry import check_name
+from lamella.sources.names import check_name
 
 MAX_TAG = 128
 

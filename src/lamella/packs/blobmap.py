@@ -22,7 +22,6 @@ from lamella.crypto.derive import Keys
 from lamella.format.container import Blob, Header, Kind, decode_header, object_length
 from lamella.packs.cache import Cache
 from lamella.packs.containers import PackHead
-from lamella.packs.heads import read_heads
 from lamella.stores.base import Entry, Store
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class BlobMap:
     """The map of one repository. Thread-safe."""
 
     def __init__(self, cache: Cache, keys: Keys, store: Store) -> None:
-        self._cache = self.cache = cache
+        self.cache = cache
         self._keys = keys
         self._store = store
         self.vanished = 0
@@ -86,7 +85,7 @@ class BlobMap:
         deleted: trees stay complete without them. Raises StoreError.
         """
         listed = 0
-        with self._cache.change() as connection:
+        with self.cache.change() as connection:
             connection.execute("DELETE FROM listed")
             for rows in _batches(self._listing()):
                 listed += len(rows)
@@ -108,7 +107,7 @@ class BlobMap:
                 yield sha256, entry.size
 
     def _forget_missing(self, reaped: Collection[bytes]) -> None:
-        connection = self._cache.connection
+        connection = self.cache.connection
         # What did not open may open now: repaired, or readable again.
         connection.execute("DELETE FROM packs WHERE trouble IS NOT NULL")
         # A changed size means that the object is not the one whose head was read: forget it, too.
@@ -130,19 +129,21 @@ class BlobMap:
         )
         after = b""
         while True:
-            rows = self._cache.rows(query, (after,))
+            rows = self.cache.rows(query, (after,))
             if not rows:
                 return
             self._read_heads(rows)
             after = rows[-1][0]
 
     def _read_heads(self, rows: Sequence[tuple[bytes, int]]) -> None:
+        from lamella.packs.heads import read_heads  # what this host wrote it knows
+
         for sha256, size, head in read_heads(self._store, self._keys, rows):
             own = self._drop_hint(sha256)
             if isinstance(head, PackHead):
                 self._insert(sha256, head.domain_id, head.header, head.blobs, own=own)
             elif head is not None:
-                with self._cache.change() as connection:
+                with self.cache.change() as connection:
                     row = (sha256, size, own, head)
                     connection.execute(
                         "INSERT OR IGNORE INTO packs (name, length, own, trouble) VALUES (?, ?, ?, ?)", row
@@ -150,7 +151,7 @@ class BlobMap:
 
     def _drop_hint(self, sha256: bytes) -> bool:
         """Forget what a segment said of a pack whose head was looked at; returns whether it is an own pack."""
-        with self._cache.change() as connection:
+        with self.cache.change() as connection:
             query = f"SELECT number, own FROM packs WHERE name = ? AND {_HINTED}"
             row = connection.execute(query, (sha256,)).fetchone()
             if row is None:
@@ -166,9 +167,9 @@ class BlobMap:
         """
         query = f"SELECT name, length FROM packs WHERE {_HINTED}"
         if packs is None:
-            rows = self._cache.rows(f"{query} ORDER BY name")
+            rows = self.cache.rows(f"{query} ORDER BY name")
         else:
-            rows = [row for name in packs for row in self._cache.rows(f"{query} AND name = ?", (name,))]
+            rows = [row for name in packs for row in self.cache.rows(f"{query} AND name = ?", (name,))]
         if rows:
             self._read_heads(rows)
         return len(rows)
@@ -176,7 +177,7 @@ class BlobMap:
     def _segments(self) -> Segments:
         from lamella.packs.segments import Segments  # only where many packs are new
 
-        return Segments(self._cache, self._keys, self._store)
+        return Segments(self.cache, self._keys, self._store)
 
     def write_segments(self) -> int:
         """Write index segments if many packs have none; returns the bytes put. Raises StoreError."""
@@ -187,7 +188,7 @@ class BlobMap:
             "SELECT p.domain FROM packs p LEFT JOIN covered c ON c.pack = p.name"
             " WHERE p.header IS NOT NULL AND c.pack IS NULL GROUP BY p.domain HAVING COUNT(*) > ? ORDER BY p.domain"
         )
-        rows = self._cache.rows(query, (WORTH_WRITING,))
+        rows = self.cache.rows(query, (WORTH_WRITING,))
         return [DomainId(row[0]) for row in rows]
 
     def drop_stale_segments(self) -> int:
@@ -196,7 +197,7 @@ class BlobMap:
 
     def mark_own(self, packs: Iterable[bytes]) -> None:
         """Remember that these packs were written by this host's writer."""
-        with self._cache.change() as connection:
+        with self.cache.change() as connection:
             others = connection.execute("SELECT 1 FROM packs WHERE own = 0 LIMIT 1").fetchone()
             if others is None:
                 return
@@ -207,7 +208,7 @@ class BlobMap:
         self._insert(sha256, domain_id, header, blobs, own=True)
 
     def _insert(self, sha256: bytes, domain_id: DomainId, header: Header, blobs: Sequence[Blob], *, own: bool) -> None:
-        with self._cache.change() as connection:
+        with self.cache.change() as connection:
             # The write lock first: two processes may have read the same new head.
             connection.execute("BEGIN IMMEDIATE")
             known = connection.execute("SELECT number FROM packs WHERE name = ?", (sha256,)).fetchone()
@@ -223,19 +224,12 @@ class BlobMap:
                 ((blob.id, blob.kind, number, blob.offset, blob.sealed_length, blob.content_length) for blob in blobs),
             )
 
-    def forget(self, packs: Iterable[bytes]) -> None:
-        """These packs were deleted because nothing that stands needs them: trees that were complete still are."""
-        with self._cache.change() as connection:
-            for pack in packs:
-                connection.execute("DELETE FROM blobs WHERE pack = (SELECT number FROM packs WHERE name = ?)", (pack,))
-                connection.execute("DELETE FROM packs WHERE name = ?", (pack,))
-
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def empty(self, domain_id: DomainId) -> bool:
         """Whether no pack of the domain is known."""
         query = "SELECT 1 FROM packs WHERE domain = ? LIMIT 1"
-        return self._cache.row(query, (domain_id,)) is None
+        return self.cache.row(query, (domain_id,)) is None
 
     def find(self, kind: Kind, id_: ChunkId) -> list[Place]:
         """All known places of a blob, own packs first."""
@@ -255,7 +249,7 @@ class BlobMap:
 
     def _look_up(self, kind: Kind, ids: Sequence[ChunkId]) -> list[Row]:
         query = _LOOKUP.format(",".join("?" * len(ids)))
-        return self._cache.rows(query, (kind, *ids))
+        return self.cache.rows(query, (kind, *ids))
 
     def reusable(self, kind: Kind, id_: ChunkId) -> list[Place]:
         """The places of a blob that something new may rely on, own packs first."""
@@ -264,7 +258,7 @@ class BlobMap:
     def has(self, kind: Kind, id_: ChunkId) -> bool:
         """Whether any place of a blob is known."""
         query = "SELECT p.header FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.id = ? AND b.kind = ? LIMIT 1"
-        row = self._cache.row(query, (id_, kind))
+        row = self.cache.row(query, (id_, kind))
         return row is not None and (row[0] is not None or bool(self.find(kind, id_)))
 
     def packs(self, domain_id: DomainId | None = None) -> Iterator[Entry]:
@@ -274,56 +268,14 @@ class BlobMap:
             "SELECT number, name, length FROM packs WHERE number > ? AND trouble IS NULL"
             " AND (? IS NULL OR domain = ?) ORDER BY number LIMIT 5000"
         )
-        for _, name, length in self._cache.pages(query, -1, domain_id, domain_id):
+        for _, name, length in self.cache.pages(query, -1, domain_id, domain_id):
             yield Entry(pack_name(name), length)
-
-    def domains(self) -> set[DomainId]:
-        """Every domain that has a pack whose head opened, or that an index segment names."""
-        rows = self._cache.rows("SELECT DISTINCT domain FROM packs WHERE trouble IS NULL")
-        return {DomainId(domain) for (domain,) in rows}
-
-    def small_documents(self, longest: int) -> list[tuple[DomainId, ChunkId]]:
-        """Documents and tree notes of at most `longest` bytes: domain and id."""
-        query = (
-            "SELECT DISTINCT p.domain, b.id FROM blobs b JOIN packs p ON p.number = b.pack"
-            " WHERE b.kind = ? AND b.content <= ? ORDER BY p.domain, b.id"
-        )
-        rows = self._cache.rows(query, (Kind.DOCUMENT, longest))
-        return [(DomainId(domain), ChunkId(id_)) for domain, id_ in rows]
-
-    def total_length(self, domains: set[DomainId] | None = None) -> int:
-        """Bytes of the packs whose head opened; of these domains or all."""
-        among = "" if domains is None else f" AND domain IN ({','.join('?' * len(domains))})"
-        query = f"SELECT coalesce(sum(length), 0) FROM packs WHERE trouble IS NULL{among}"
-        return int(self._cache.row(query, tuple(sorted(domains or ())))[0])
-
-    def stored(self, domain_id: DomainId, first: int) -> list[tuple[ChunkId, int, int]]:
-        """A domain's blobs whose id begins with the byte `first`, by id: id, a number for the pack, sealed length."""
-        query = (
-            "SELECT b.id, b.pack, b.sealed FROM blobs b JOIN packs p ON p.number = b.pack"
-            " WHERE b.id >= ? AND b.id < ? AND p.domain = ? ORDER BY b.id"
-        )
-        low, high = bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * 25
-        rows = self._cache.rows(query, (low, high, domain_id))
-        return [(ChunkId(id_), pack, sealed) for id_, pack, sealed in rows]
-
-    def bytes_of(self, packs: Iterable[int]) -> int:
-        """The size of packs by the numbers that `stored` gives."""
-        query = "SELECT length FROM packs WHERE number = ?"
-        return sum(int(self._cache.row(query, (pack,))[0]) for pack in packs)
-
-    def troubled(self) -> list[tuple[str, str]]:
-        """Packs whose head does not open: object name and reason. Opens those known from segments only."""
-        self.open_hinted()
-        query = "SELECT name, trouble FROM packs WHERE trouble IS NOT NULL ORDER BY name"
-        rows = self._cache.rows(query)
-        return [(pack_name(name), trouble) for name, trouble in rows]
 
     def directory(self, sha256: bytes) -> Directory | None:
         """The directory of a pack as its head says it; None for unknown or troubled packs."""
         self.open_hinted([sha256])
-        with self._cache.lock:
-            connection = self._cache.connection
+        with self.cache.lock:
+            connection = self.cache.connection
             query = "SELECT number, domain, header, length FROM packs WHERE name = ? AND trouble IS NULL"
             row = connection.execute(query, (sha256,)).fetchone()
             if row is None:
@@ -333,16 +285,11 @@ class BlobMap:
         blobs = [Blob(Kind(kind), ChunkId(id_), place, sealed, content) for kind, id_, place, sealed, content in rows]
         return Directory(DomainId(row[1]), _header(row[2]), blobs, row[3])
 
-    def known(self, packs: Iterable[bytes]) -> set[bytes]:
-        """Those of these packs that are listed, whether their head opened or not."""
-        query = "SELECT name FROM packs WHERE name = ?"
-        return {row[0] for pack in set(packs) for row in self._cache.rows(query, (pack,))}
-
     def length(self, sha256: bytes) -> int | None:
         """The length of a pack whose head opened, None for others."""
         self.open_hinted([sha256])
         query = "SELECT length FROM packs WHERE name = ? AND trouble IS NULL"
-        row = self._cache.row(query, (sha256,))
+        row = self.cache.row(query, (sha256,))
         return None if row is None else int(row[0])
 
     # -- what is known to be complete ---------------------------------------------------------------------------------
@@ -350,19 +297,11 @@ class BlobMap:
     def complete(self, root: ChunkId) -> bool:
         """Whether every blob below this root had a place when last looked, and no pack was lost since."""
         query = "SELECT 1 FROM complete WHERE root = ?"
-        return self._cache.row(query, (root,)) is not None
-
-    def keep_complete(self, roots: Iterable[ChunkId]) -> None:
-        """Forget that any other tree was complete."""
-        with self._cache.change() as connection:
-            connection.execute("CREATE TEMP TABLE IF NOT EXISTS kept (root BLOB PRIMARY KEY) WITHOUT ROWID")
-            connection.execute("DELETE FROM kept")
-            connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((root,) for root in roots))
-            connection.execute("DELETE FROM complete WHERE root NOT IN kept")
+        return self.cache.row(query, (root,)) is not None
 
     def set_complete(self, roots: Iterable[ChunkId]) -> None:
         """Remember that every blob below these roots has a place."""
-        with self._cache.change() as connection:
+        with self.cache.change() as connection:
             connection.executemany("INSERT OR IGNORE INTO complete VALUES (?)", ((root,) for root in roots))
 
 

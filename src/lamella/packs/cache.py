@@ -60,7 +60,11 @@ class Cache:
         if path is not None:
             for _ in range(2):
                 try:
-                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    if not path.exists():
+                        from lamella.base.durable import make_private
+
+                        make_private(path.parent)
+                        path.touch(0o600)
                     return cls(_connect(path), path)
                 except (RepositoryError, sqlite3.Error):
                     _remove(path)

@@ -1,26 +1,19 @@
-"""Whole containers: building one from blobs, and opening heads, commits and catalogue blobs (FORMAT 5, 8)."""
+"""Opening containers: their heads, their blobs, and commits (FORMAT 5, 8). `building` makes them."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lamella.base.errors import IntegrityError
-from lamella.base.ids import CATALOGUE, ChunkId, DomainId
-from lamella.base.names import commit_message
-from lamella.base.trust import Opened, Sealed
+from lamella.base.ids import CATALOGUE, DomainId
+from lamella.base.signed import trailer_fault
+from lamella.base.trust import Opened
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import DomainKeys, Keys
-from lamella.crypto.seal import PackOpener, PackSealer, new_salt
-from lamella.crypto.sign import sign, verified
+from lamella.crypto.seal import PackOpener
+from lamella.crypto.sign import verified
 from lamella.format import commit, compression, container
 from lamella.format.container import Blob, Header, Kind
-from lamella.format.cursor import u8, u32
-from lamella.stores.base import Store
-
-SealedBlob = tuple[Kind, ChunkId, Sealed, int]
-"""Kind, id, sealed bytes, content length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,47 +24,6 @@ class PackHead:
     domain_id: DomainId
     header: Header
     blobs: list[Blob]
-
-
-def raw_body(content: bytes) -> bytes:
-    """A body that is not compressed."""
-    return u8(compression.Codec.RAW) + u32(len(content)) + content
-
-
-def build(keys: Keys, domain_id: DomainId, sealer: PackSealer, blobs: Sequence[SealedBlob]) -> tuple[Sealed, Header]:
-    """Put a container together from blobs sealed by `sealer`."""
-    content = container.encode_directory([(kind, id_, len(sealed), rlen) for kind, id_, sealed, rlen in blobs])
-    directory = sealer.seal_directory(content)
-    header = Header(sealer.aead, len(directory), sealer.salt, keys.hint(domain_id, sealer.salt))
-    pieces: list[bytes] = [header.encode(), directory]
-    position = container.HEADER_SIZE + len(directory)
-    for _, _, sealed, _ in blobs:
-        padding = -position % 16
-        pieces += (bytes(padding), sealed)
-        position += padding + len(sealed)
-    return Sealed(b"".join(pieces)), header
-
-
-def build_single(
-    keys: Keys, domain_id: DomainId, contents: Sequence[tuple[Kind, bytes]], bound: bytes = b""
-) -> tuple[Sealed, list[ChunkId]]:
-    """A container of a few contents under a fresh salt, and their ids. Equal contents are stored once.
-
-    They are compressed with zlib: every reader has it, and what is in the catalogue is not much.
-    """
-    from lamella.format.encoder import Encoder  # readers compress nothing
-
-    domain = keys.domain(domain_id)
-    encoder = Encoder("portable")
-    sealer = PackSealer(domain, new_salt(), bound=bound)
-    blobs: list[SealedBlob] = []
-    ids: list[ChunkId] = []
-    for kind, content in contents:
-        id_ = identifier(domain, kind)(content)
-        ids.append(id_)
-        if sealer.reserve(kind, id_):
-            blobs.append((kind, id_, sealer.seal(kind, id_, encoder.encode(content)), len(content)))
-    return build(keys, domain_id, sealer, blobs)[0], ids
 
 
 def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> PackHead:
@@ -85,29 +37,6 @@ def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> PackHea
         raise IntegrityError("a container that does not belong to this repository", obj=name)
     content = PackOpener(keys.domain(domain_id), header, name, bound).directory(head, header)
     return PackHead(name, domain_id, header, container.decode_directory(content, header, name))
-
-
-def read_head(store: Store, keys: Keys, name: str, size: int) -> PackHead:
-    """Fetch and open the head of the container `name` of `size` bytes; its kinds must fit its place.
-
-    Raises IntegrityError.
-    """
-    if not container.HEADER_SIZE < size <= container.MAX_OBJECT:
-        raise IntegrityError("a container of impossible size", obj=name)
-    head = store.get(name, 0, min(size, container.FIRST_READ))
-    header = container.decode_header(head[: container.HEADER_SIZE], name)
-    wanted = container.HEADER_SIZE + header.directory_length
-    if wanted > size:
-        raise IntegrityError("a container shorter than its directory", obj=name)
-    if wanted > len(head):
-        head += store.get(name, len(head), wanted - len(head))
-    opened = open_head(keys, name, head)
-    if container.object_length(opened.blobs) != size:
-        raise IntegrityError("a container of the wrong length", obj=name)
-    allowed = {Kind.SEGMENT} if opened.domain_id == CATALOGUE else {Kind.CHUNK, Kind.LEAF, Kind.INNER, Kind.DOCUMENT}
-    if any(blob.kind not in allowed for blob in opened.blobs):
-        raise IntegrityError("a pack with a kind of blob that does not belong there", obj=name)
-    return opened
 
 
 def open_blob(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes, name: str) -> Opened:
@@ -127,9 +56,12 @@ def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes, 
 
 
 def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tuple[PackHead, list[Opened]]:
-    """Open a complete container held in memory, padding included, and all its blobs. Raises IntegrityError."""
+    """Open a complete container held in memory, padding included, and all its blobs. For commits and index segments:
+    what a pack holds may be too much to hold at once. Raises IntegrityError.
+    """
     head = open_head(keys, name, content, bound)
     container.check_padding(content, head.header, head.blobs, name)
+    container.check_total(head.blobs, name)
     domain = keys.domain(head.domain_id)
     opener = PackOpener(domain, head.header, name, bound)
     opened = [
@@ -140,23 +72,12 @@ def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tup
 
 
 def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:
-    """Open a commit object: hash, writer, signature, container, body. Raises IntegrityError, UnknownFormat."""
+    """Open a commit object: hash, trailer, container, body. Raises IntegrityError, UnknownFormat."""
     sealed, trailer = commit.split_trailer(content, head)
-    message = commit_message(keys.root, head.writer, head.seq, trailer.container)
-    if trailer.public == keys.marker.prune_public or not verified(trailer.public, trailer.signature, message):
-        raise IntegrityError("a commit whose signature does not verify", obj=head.name)
-    if trailer.vouch != keys.vouch(trailer.public):
-        raise IntegrityError("a commit of a writer for whom nobody vouches", obj=head.name)
+    fault = trailer_fault(keys.marker.signers, head.writer, head.seq, trailer, verified)
+    if fault:
+        raise IntegrityError(fault, obj=head.name)
     opened, contents = open_whole(keys, head.name, sealed, commit.bound(head.writer, head.seq))
     if opened.domain_id != CATALOGUE or any(blob.kind != Kind.COMMIT for blob in opened.blobs):
         raise IntegrityError("a commit made of the wrong kinds", obj=head.name)
     return commit.decode_body(b"".join(contents), head)
-
-
-def build_commit(keys: Keys, seed: bytes, public: bytes, body: commit.Body) -> Sealed:
-    """The commit object for a body."""
-    contents = [(Kind.COMMIT, part) for part in commit.parts(body.encode())]
-    sealed, _ = build_single(keys, CATALOGUE, contents, commit.bound(body.writer, body.seq))
-    container_hash = hashlib.sha256(sealed).digest()
-    message = commit_message(keys.root, body.writer, body.seq, container_hash)
-    return Sealed(sealed + public + keys.vouch(public) + container_hash + sign(seed, message))

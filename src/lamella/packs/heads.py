@@ -5,12 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.base.ids import CATALOGUE
 from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
-from lamella.packs.containers import PackHead, read_head
+from lamella.format import container
+from lamella.format.container import Kind
+from lamella.packs.containers import PackHead, open_head
 from lamella.packs.reach import reinstated, require_alive
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.stores.base import Store
+
+
+def read_head(store: Store, keys: Keys, name: str, size: int) -> PackHead:
+    """Fetch and open the head of the container `name` of `size` bytes; its kinds must fit its place.
+
+    Raises IntegrityError.
+    """
+    if not container.HEADER_SIZE < size <= container.MAX_OBJECT:
+        raise IntegrityError("a container of impossible size", obj=name)
+    head = store.get(name, 0, min(size, container.FIRST_READ))
+    header = container.decode_header(head[: container.HEADER_SIZE], name)
+    wanted = container.HEADER_SIZE + header.directory_length
+    if wanted > size:
+        raise IntegrityError("a container shorter than its directory", obj=name)
+    if wanted > len(head):
+        head += store.get(name, len(head), wanted - len(head))
+    opened = open_head(keys, name, head)
+    if container.object_length(opened.blobs) != size:
+        raise IntegrityError("a container of the wrong length", obj=name)
+    allowed = {Kind.SEGMENT} if opened.domain_id == CATALOGUE else {Kind.CHUNK, Kind.LEAF, Kind.INNER, Kind.DOCUMENT}
+    if any(blob.kind not in allowed for blob in opened.blobs):
+        raise IntegrityError("a pack with a kind of blob that does not belong there", obj=name)
+    return opened
 
 
 def genuine_head(store: Store, keys: Keys, name: str, size: int | None = None) -> PackHead:

@@ -19,7 +19,7 @@ from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
 from lamella.format.container import MAX_BLOBS, NODES, Blob, Header, Kind, aligned
 from lamella.packs.blobmap import BlobMap
-from lamella.packs.containers import SealedBlob, build, raw_body
+from lamella.packs.building import SealedBlob, build, raw_body
 from lamella.run.pipeline import Outbox
 from lamella.stores.base import Store
 

@@ -19,7 +19,7 @@ from lamella.format.lost import Address
 from lamella.format.records import SegmentPlace
 from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
-from lamella.packs.containers import open_whole
+from lamella.packs.containers import open_blob, open_head
 from lamella.packs.contents import Contents
 from lamella.packs.tree import TreeReader
 from lamella.stores.base import Store
@@ -80,10 +80,12 @@ class Packs:
             size = self._store.stat(name)
             if size > MAX_OBJECT:
                 raise IntegrityError("a container of impossible size", obj=name)
-            head, contents = open_whole(self._keys, name, self._store.get(name, 0, size))
-            for blob, content in zip(head.blobs, contents, strict=True):
-                if (blob.kind, blob.id) == (Kind.SEGMENT, place.id) and head.domain_id == CATALOGUE:
-                    return content
+            content = self._store.get(name, 0, size)
+            head = open_head(self._keys, name, content)
+            for blob in head.blobs if head.domain_id == CATALOGUE else ():
+                if (blob.kind, blob.id) == (Kind.SEGMENT, place.id):
+                    sealed = content[blob.offset : blob.offset + blob.sealed_length]
+                    return open_blob(self._keys.domain(CATALOGUE), head.header, blob, sealed, name)
         except (IntegrityError, ObjectNotFound, UnknownFormat):
             pass
         self.map.refresh()

@@ -17,8 +17,9 @@ from lamella.crypto.derive import Keys
 from lamella.format import segment
 from lamella.format.container import FIRST_READ, MAX_OBJECT, Blob, Kind, decode_header, directory_length, object_length
 from lamella.format.segment import PREFIX, Covered, segment_hash, segment_name
+from lamella.packs.building import build_single
 from lamella.packs.cache import Cache
-from lamella.packs.containers import build_single, open_whole
+from lamella.packs.containers import open_whole
 from lamella.packs.reach import require_alive
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.stores.base import Entry, Store

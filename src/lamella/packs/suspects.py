@@ -12,6 +12,7 @@ from typing import NamedTuple
 from lamella.base.ids import ChunkId, DomainId
 from lamella.format.container import Blob, Kind
 from lamella.format.lost import Address
+from lamella.packs import census
 from lamella.packs.blobmap import BlobMap, Place, place_of
 from lamella.packs.cache import Cache
 
@@ -77,7 +78,7 @@ class Suspects:
         for one in addresses:
             if (one.pack, one.kind, one.id) not in done:
                 packs.setdefault(one.pack, []).append(one)
-        there = blobs.known(packs)
+        there = census.known(blobs, packs)
         packs = {pack: ones for pack, ones in packs.items() if pack in there}
         if packs:
             blobs.open_hinted(packs)  # all at once; opened later, they would put their places back into the map

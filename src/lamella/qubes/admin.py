@@ -19,6 +19,8 @@ INTERNAL_SOCKET: Final = Path("/var/run/qubesd.internal.sock")
 NO_ANSWER: Final = ""
 """Type of a refusal without a word: what release 4.2 gives to calls it does not know."""
 
+_NOT_A_CALL: Final = "not a call"
+"""Type of the refusal of a call that could not even be written down."""
 _MAX_REQUEST: Final = 65536
 _MAX_ANSWER: Final = 16 << 20
 _PIECE: Final = 1 << 16
@@ -60,9 +62,9 @@ class Admin:
 
     def _exchange(self, place: Path, method: str, dest: str, arg: str, payload: bytes) -> bytes:
         head = f"{method}+{arg} dom0 name {dest}" if arg else f"{method} dom0 name {dest}"
-        if "\0" in head or len(head) + len(payload) >= _MAX_REQUEST:
-            raise SourceError(f"{method}: too long or not a name", obj=dest)
-        answer = _conversation(place, head.encode("ascii", "strict") + b"\0" + payload, self._seconds, method)
+        if not (head.isascii() and head.isprintable()) or len(head) + len(payload) >= _MAX_REQUEST:
+            raise Refused(_NOT_A_CALL, f"{dest}: too long, or not a name that qubesd takes ({method})", obj=ascii(dest))
+        answer = _conversation(place, head.encode("ascii") + b"\0" + payload, self._seconds, method)
         if answer[:2] == b"0\0":
             return answer[2:]
         if answer[:2] != b"2\0":

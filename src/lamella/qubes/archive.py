@@ -125,6 +125,7 @@ def decode_settings(content: bytes, what: str) -> QubeSettings:
         found = json.loads(content)
         if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
             raise ValueError("another kind of document")
+        json.dumps(found, ensure_ascii=False).encode("utf-8")  # escapes can name half a character, which no call can
         return _checked(_built(found))
     except (ValueError, TypeError, KeyError, RecursionError, UsageError) as error:
         raise IntegrityError(f"the settings in {what} cannot be used: {error}", obj=what) from error

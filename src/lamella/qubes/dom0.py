@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from lamella.base.durable import make_private
 from lamella.base.errors import IntegrityError, LamellaError, SourceError
 from lamella.run.spawn import run
 
@@ -37,7 +38,7 @@ _MAX_PACKAGES: Final = 4 << 20
 def write_archive(target: Path, root: Path) -> Path:
     """Archive what is kept of the system below `root` into `target`; returns it. Raises SourceError."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(target.parent)
         target.unlink(missing_ok=True)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with (

@@ -10,6 +10,7 @@ from lamella.base.errors import UsageError
 from lamella.qubes.archive import QubeSnapshot
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, Qube
 from lamella.qubes.names import MAX_NAME, check_qube, check_volume
+from lamella.qubes.powers import Policies, Power, powers_of
 from lamella.qubes.settings import QubeSettings
 
 
@@ -34,6 +35,8 @@ class RestoreWishes:
     settings: bool = True
     exact: bool = False
     """Also take away settings that the backup does not have."""
+    powers: bool = False
+    """Also give what policies of this system name."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,10 @@ class QubeRestore:
     action: Action
     template: str = ""
     notes: list[str] = field(default_factory=list)
+    powers: list[Power] = field(default_factory=list)
+    """What its settings let it do, or others do to it."""
+    withheld: list[Power] = field(default_factory=list)
+    """Those that need consent and do not have it: they are not set."""
 
     @property
     def settings(self) -> QubeSettings:
@@ -70,7 +77,9 @@ class RestorePlanner:
         saved: Sequence[QubeSnapshot],
         wishes: RestoreWishes,
         owner: Callable[[Qube], str],
+        policies: Policies | None = None,
     ) -> None:
+        self._policies = policies or Policies()
         self._inventory = inventory
         self._owner = owner
         self._wishes = wishes
@@ -89,7 +98,15 @@ class RestorePlanner:
         alive = {row.saved.name: row for row in rows if row.action != Action.SKIP}
         self.renamed = {name: row.name for name, row in alive.items()}
         order = sorted(alive.values(), key=lambda row: (self._depth(row, alive), row.name))
+        for row in order if self._wishes.settings else ():
+            self._show_powers(row)
         return [*order, *(row for row in rows if row.action == Action.SKIP)]
+
+    def _show_powers(self, row: QubeRestore) -> None:
+        row.powers = powers_of(row.settings, self._policies, self.renamed)
+        row.withheld = [] if self._wishes.powers else [one for one in row.powers if one.named]
+        named = self._policies.naming(row.name) if row.action == Action.CREATE else ""
+        row.notes += [f"{named} names a qube {row.name}, and means this one then"] if named else []
 
     def _row(self, saved: QubeSnapshot) -> QubeRestore:
         if saved.settings.klass == ADMIN_CLASS:

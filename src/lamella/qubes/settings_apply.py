@@ -12,6 +12,7 @@ from typing import Final
 from lamella.qubes.admin import Admin, Refused
 from lamella.qubes.inventory import Inventory, facts_of, property_of
 from lamella.qubes.names import FEATURE
+from lamella.qubes.powers import is_own_tag
 from lamella.qubes.restore_plan import QubeRestore
 from lamella.qubes.settings import Property, QubeSettings, read_settings
 
@@ -21,8 +22,6 @@ IN_PROGRESS: Final = "backup-restore-in-progress"
 _EARLY: Final = ("template_for_dispvms", "provides_network")
 _NEVER: Final = frozenset({"name", "qid", "uuid", "klass", "dispid", "installed_by_rpm", "template", "label"})
 _UNIQUE: Final = ("ip", "ip6", "mac")
-_OWN_TAGS: Final = ("created-by-", "disp-created-by-", "guivm-", "audiovm-", "backup-restore-")
-_OWN_TAG_NAMES: Final = frozenset({"anon-vm", "anon-gateway"})
 
 
 class Applier:
@@ -36,6 +35,7 @@ class Applier:
         self._name = row.name
         self._settings = row.settings
         self._renamed = renamed
+        self._waiting = {(one.kind, one.value): one.named for one in row.withheld}
         self.notes = notes
 
     def early(self) -> None:
@@ -77,6 +77,8 @@ class Applier:
             target = self._renamed.get(row.value, row.value)
             if target and target not in self._inventory.qubes:
                 self._missing(prop, row.value)
+            elif target and self._withheld(prop, target):
+                self._leave(prop, target)
             elif prop == "default_dispvm" and target and not self._makes_disposables(target):
                 self.notes.append(f"{prop}: {target} is no template for disposables: not set")
             else:
@@ -90,6 +92,19 @@ class Applier:
     def _makes_disposables(self, name: str) -> bool:
         """qubesd takes any qube here, and disposables would then fail one by one."""
         return property_of(self._admin, name, "template_for_dispvms") == "True"
+
+    def _withheld(self, kind: str, value: str) -> bool:
+        """Whether this power waits for consent; a note says so."""
+        named = self._waiting.get((kind, value), "")
+        if named:
+            self.notes.append(f"{kind} {value}: not given, because {named} names it; --grant-powers gives it")
+        return bool(named)
+
+    def _leave(self, prop: str, target: str) -> None:
+        """Without consent no network: the default one could be another way to it."""
+        if prop == "netvm" and property_of(self._admin, self._name, prop) != target:
+            self._set(prop, "")
+            self.notes.append("netvm: it has no network now")
 
     def _missing(self, prop: str, wanted: str) -> None:
         if prop == "netvm":
@@ -107,10 +122,10 @@ class Applier:
 
     def _tags(self, present: QubeSettings, *, exact: bool) -> None:
         for tag in sorted(set(self._settings.tags) - set(present.tags)):
-            if not _is_own(tag):
+            if not (is_own_tag(tag) or self._withheld("tag", tag)):
                 self._call(f"tag {tag}", "admin.vm.tag.Set", tag)
         for tag in sorted(set(present.tags) - set(self._settings.tags)) if exact else ():
-            if not _is_own(tag):
+            if not is_own_tag(tag):
                 self._call(f"tag {tag}", "admin.vm.tag.Remove", tag)
 
     def _volumes(self) -> None:
@@ -127,6 +142,8 @@ class Applier:
             told_by, _, class_ = call.partition(".")
             for line in lines:
                 device, backend, options = _assigned_device(line)
+                if self._withheld(f"device {class_}", device):
+                    continue
                 if told_by != "Assigned":
                     self.notes.append(f"device {class_} {device}: assigned by an older release: assign it by hand")
                     continue
@@ -161,11 +178,6 @@ class Applier:
 
 def _maximum_first(item: tuple[str, Property]) -> tuple[bool, str]:
     return item[0] != "maxmem", item[0]
-
-
-def _is_own(tag: str) -> bool:
-    """Tags that qubesd and its extensions give and take by themselves."""
-    return tag.startswith(_OWN_TAGS) or tag in _OWN_TAG_NAMES
 
 
 def _assigned_device(line: str) -> tuple[str, str, dict[str, str]]:

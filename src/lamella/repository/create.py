@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from lamella.base.errors import ObjectNotFound, RepositoryError
 from lamella.base.ids import RepoId
 from lamella.base.names import README, RESCUE
 from lamella.base.trust import Clear, Opened
-from lamella.crypto.chunk_id import faster_algorithm
+from lamella.crypto.algorithms import faster_algorithm
 from lamella.crypto.derive import Keys
-from lamella.crypto.new_slots import DEFAULT_LOG_N, wrap
-from lamella.crypto.sign import public_of
+from lamella.crypto.new_slots import DEFAULT_LOG_N, new_keys, wrap
 from lamella.crypto.slots import Secret
 from lamella.format import commit, keyslot, marker
 from lamella.format.records import File
@@ -57,16 +55,15 @@ def create_repository(
     """
     with store.lock(exclusive=True):
         _clear_way(store)
-        data_root, prune_seed = os.urandom(32), os.urandom(32)
-        mark = marker.Marker(RepoId(os.urandom(16)), public_of(prune_seed), id_alg or faster_algorithm())
+        mark, bundle = new_keys(id_alg or faster_algorithm())
         objects: dict[str, Clear] = {README: readme_text(), RESCUE: rescue_source()}
         for wanted in slots:
-            slot = wrap(mark, wanted.secret, data_root, prune_seed if wanted.admin else None, log_n)
+            slot = wrap(mark, wanted.secret, bundle, admin=wanted.admin, log_n=log_n)
             objects[slot.name] = slot.encode()
         for name, content in objects.items():
             store.put(name, content)
         objects[marker.NAME] = mark.encode()
-        _first_commit(store, host, Keys(mark, data_root, prune_seed), objects, clock)
+        _first_commit(store, host, Keys(mark, bundle), objects, clock)
         store.put(marker.NAME, mark.encode())
         store.sync()
     return Created(mark.repo_id, mark, hashlib.sha256(objects[RESCUE]).hexdigest())

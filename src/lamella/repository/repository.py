@@ -8,12 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from lamella.base.clock import Clock, now_ms
-from lamella.base.errors import IntegrityError, StoreError
+from lamella.base.errors import IntegrityError
 from lamella.base.ids import DomainId, RepoId, WriterId
 from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
-from lamella.format.commit import Head as CommitHead
-from lamella.format.deletion import Forgo
 from lamella.format.records import RawRecord, Signed
 from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.history import History
@@ -51,7 +49,8 @@ class Repository:
         self.log.connect(self.cache, lambda place: self.packs.catalogue_segment(place))
         self._may_be_lost = False
         self._held = ExitStack()
-        self._lock: Held | None = None
+        self.lock: Held | None = None
+        """The store's lock, where that can be lost."""
         self.exclusive = False
         """Nobody else reads or writes the repository: the store's kernel says so."""
 
@@ -88,7 +87,7 @@ class Repository:
     def _begun(self, lock_wait: float, *, whole: bool, stored: bool = False, exclusive: bool = False) -> Self:
         try:
             alone = exclusive and self.store.abilities.exclusive_lock
-            self._lock = self._held.enter_context(self.store.lock(exclusive=alone, wait_seconds=lock_wait))
+            self.lock = self._held.enter_context(self.store.lock(exclusive=alone, wait_seconds=lock_wait))
             self.exclusive = alone
             self.reload(whole=whole, stored=stored)
         except BaseException:
@@ -108,7 +107,7 @@ class Repository:
     @property
     def losses(self) -> int:
         """How often the connection to the store was lost, and with it the lock, since this lock is held."""
-        return 0 if self._lock is None else self._lock.losses
+        return 0 if self.lock is None else self.lock.losses
 
     def lock_exclusively(self, wait_seconds: float = 0.0) -> None:
         """Exchange the shared lock for the exclusive one, and look at everything again. Raises Locked, StoreError.
@@ -116,7 +115,7 @@ class Repository:
         In between others may have written; when it fails, no lock is held any more.
         """
         self._held.close()
-        self._lock = self._held.enter_context(self.store.lock(exclusive=True, wait_seconds=wait_seconds))
+        self.lock = self._held.enter_context(self.store.lock(exclusive=True, wait_seconds=wait_seconds))
         self.exclusive = True
         self.look_again()
 
@@ -179,33 +178,9 @@ class Repository:
 
     def publish(self, records: Sequence[RawRecord | Signed]) -> Published:
         """Append one durable commit. Raises RolledBack, Locked at a mirror, RepositoryError, StoreError."""
-        self.log.require_may_publish(self.problems)
-        self._require_lock()
-        return self.log.publish(records)
+        from lamella.repository.publishing import publish  # most commands only read
 
-    def give_up(self, heads: Sequence[CommitHead]) -> Published:
-        """Publish that nobody waits for these commits any more: they are excused for every host. Needs the prune key.
-
-        Other commits may be missing, too. Raises RolledBack for any other problem, and as `publish`.
-        """
-        self.log.require_may_publish([problem for problem in self.problems if problem.lacks is None])
-        self._require_lock()
-        despite = {problem.key for problem in self.log.found if problem.lacks is not None}
-        return self.log.publish([Forgo(head) for head in heads], despite)
-
-    def _require_lock(self) -> None:
-        """Go on after the lock was lost for a while, if nothing was removed meanwhile. Raises StoreError otherwise."""
-        lock = self._lock
-        while lock is not None and lock.lost:
-            losses, before = lock.losses, self.blobs.vanished
-            self.blobs.refresh()
-            if self.exclusive or self.blobs.vanished != before:
-                raise StoreError(
-                    "the connection broke, and others changed the repository before it was back",
-                    obj=self.store.url,
-                    hint="run the command again: what is stored already is used",
-                )
-            lock.renew(losses)
+        return publish(self, records)
 
     # -- packs --------------------------------------------------------------------------------------------------------
 

@@ -1,30 +1,38 @@
-"""The key slots of a repository: trying them, adding and removing them (FORMAT 3)."""
+"""The key slots of a repository: which of them count, and trying a secret on these (FORMAT 3).
+
+Whoever can add objects can plant slots. Only those that the prune key signed count: no other one is tried, and how many
+there are and what they are called changes nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, KeyRefused, NoRepository, ObjectNotFound, StoreError, UnknownFormat
 from lamella.crypto.derive import Keys
-from lamella.crypto.slots import Secret, unwrap
+from lamella.crypto.slots import Secret, is_signed, unwrap
 from lamella.format import keyslot, marker
 from lamella.format.keyslot import KeySlot, SlotType
 from lamella.stores.base import Entry, Store
-from lamella.stores.versions import reinstate
-
-_MAX_TRIED = 8
-_OLDER_TRIED = 4
-"""Older markers that are tried: each may cost as many scrypt runs as the first."""
-_MAX_WORK = (1 << 22) * 8
+from lamella.stores.versions import Versioned, reinstate
 
 
-@dataclass(frozen=True, slots=True)
-class Unlocked:
+class Unlocked(NamedTuple):
     """The keys, and the slot that gave them."""
 
     keys: Keys
-    data_root: bytes
     slot: KeySlot
+
+
+class Slots(NamedTuple):
+    """The key slots that count, in order of name, and the names of the other objects in keys/.
+
+    `unreadable` is why others could not be read: they may be slots that count.
+    """
+
+    signed: list[KeySlot]
+    ignored: list[str]
+    unreadable: list[StoreError]
 
 
 def read_marker(store: Store) -> marker.Marker:
@@ -38,52 +46,43 @@ def read_marker(store: Store) -> marker.Marker:
     try:
         return marker.decode(content)
     except (IntegrityError, UnknownFormat):
-        if not reinstate(store, marker.NAME, lambda content: _marker_in(content) is not None):
+        from lamella.repository.replaced_marker import older_marker  # rarely needed
+
+        if (older := older_marker(store)) is None:
             raise
-        return marker.decode(store.get(marker.NAME))
+        return older
 
 
-def _marker_in(content: bytes) -> marker.Marker | None:
-    try:
-        return marker.decode(content)
-    except (IntegrityError, UnknownFormat):
-        return None
-
-
-def read_slots(store: Store) -> tuple[list[KeySlot], list[tuple[str, str]]]:
-    """All well-formed slots in order of name, and (name, reason) of the objects in keys/ that are none."""
-    slots: list[KeySlot] = []
-    bad: list[tuple[str, str]] = []
-    entries = sorted(store.list(keyslot.PREFIX), key=lambda entry: entry.name)
-    for entry in entries[: keyslot.MAX_SLOTS]:
+def read_slots(store: Store, mark: marker.Marker) -> Slots:
+    """The slots that count under this marker. Raises StoreError."""
+    slots = Slots([], [], [])
+    for entry in sorted(store.list(keyslot.PREFIX), key=lambda entry: entry.name):
         try:
-            slots.append(_slot(store, entry))
-        except (IntegrityError, UnknownFormat, StoreError) as error:
-            bad.append((entry.name, error.message))
-    bad += [(entry.name, "more slots than are read") for entry in entries[keyslot.MAX_SLOTS :]]
-    return slots, bad
+            slot = _slot(store, entry, mark)
+        except StoreError as error:
+            slots.unreadable.append(error)
+            continue
+        if slot is None or len(slots.signed) == keyslot.MAX_SLOTS:
+            slots.ignored.append(entry.name)
+        else:
+            slots.signed.append(slot)
+    return slots
 
 
-def _slot(store: Store, entry: Entry) -> KeySlot:
-    """One slot; an older version of it where the store has one and the newest is none."""
+def _slot(store: Store, entry: Entry, mark: marker.Marker) -> KeySlot | None:
+    """The signed slot under a name; an older version of it where the store has one and the newest is none."""
 
-    def decoded(content: bytes) -> KeySlot:
-        return keyslot.decode(content, entry.name)
-
-    def is_slot(content: bytes) -> bool:
+    def signed(content: bytes) -> KeySlot | None:
         try:
-            return bool(decoded(content))
+            slot = keyslot.decode(content, entry.name)
         except (IntegrityError, UnknownFormat):
-            return False
+            return None
+        return slot if is_signed(mark, slot) else None
 
-    try:
-        if entry.size != keyslot.SIZE:
-            raise IntegrityError(f"a key slot has {entry.size} bytes instead of {keyslot.SIZE}", obj=entry.name)
-        return decoded(store.get(entry.name))
-    except (IntegrityError, UnknownFormat):
-        if not reinstate(store, entry.name, is_slot):
-            raise
-        return decoded(store.get(entry.name))
+    found = signed(store.get(entry.name)) if entry.size == keyslot.SIZE else None
+    if found is None and reinstate(store, entry.name, lambda content: signed(content) is not None):
+        found = signed(store.get(entry.name))
+    return found
 
 
 def unlock(store: Store, secret: Secret) -> Unlocked:
@@ -92,52 +91,31 @@ def unlock(store: Store, secret: Secret) -> Unlocked:
     Where the store keeps versions and another marker was laid over the one that the slots belong to, that is found.
     """
     mark = read_marker(store)
-    slots, bad = read_slots(store)
-    opened, tried, skipped = _tried(mark, slots, secret)
-    if opened is None:
-        opened = _under_an_older_marker(store, mark, slots, secret)
+    slots = read_slots(store, mark)
+    opened, tried = try_slots(mark, slots, secret)
+    if opened is None and isinstance(store, Versioned):
+        from lamella.repository.replaced_marker import under_an_older_marker  # rarely needed
+
+        opened = under_an_older_marker(store, mark, secret)
     if opened is not None:
         return opened
+    if slots.unreadable:
+        raise slots.unreadable[0]
     word = {SlotType.PASSPHRASE: "passphrase", SlotType.RECOVERY: "recovery key", SlotType.KEYFILE: "key file"}
-    text = f"the {word[secret.type]} opens none of the {tried} slots it was tried on"
-    rest = skipped + len(bad)
-    raise KeyRefused(f"{text} ({rest} not tried)" if rest else text, obj=store.url, hint="or the marker was altered")
+    text = f"wrong {word[secret.type]}" if tried else f"no {word[secret.type]} opens this repository"
+    text += f"; keys/ holds {len(slots.ignored)} that no admin signed" if slots.ignored else ""
+    kinds = " or ".join(sorted({word[slot.type] for slot in slots.signed if slot.type != secret.type}))
+    hint = f"a {kinds} opens it; " if kinds else ""
+    altered = "if the secret is right, the marker was altered" if tried else "see: lamella key list"
+    raise KeyRefused(text, obj=store.url, hint=hint + altered)
 
 
-def _under_an_older_marker(
-    store: Store, newest: marker.Marker, slots: list[KeySlot], secret: Secret
-) -> Unlocked | None:
-    found: list[Unlocked] = []
-    left = _OLDER_TRIED
-
-    def opens(content: bytes) -> bool:
-        nonlocal left
-        mark = _marker_in(content)
-        if mark is None or mark == newest or left == 0:
-            return False
-        left -= 1
-        opened = _tried(mark, slots, secret)[0]
-        found.extend([opened] if opened is not None else [])
-        return opened is not None
-
-    reinstate(store, marker.NAME, opens)
-    return found[0] if found else None
-
-
-def _tried(mark: marker.Marker, slots: list[KeySlot], secret: Secret) -> tuple[Unlocked | None, int, int]:
-    """What the secret opens, and how many slots it was tried and not tried on."""
-    tried = skipped = work = 0
-    for slot in slots:
-        if slot.type != secret.type:
-            skipped += 1
-            continue
-        work += (1 << slot.log_n) * 8 * slot.p if slot.type == SlotType.PASSPHRASE else 0
-        if slot.type == SlotType.PASSPHRASE and (tried >= _MAX_TRIED or work > _MAX_WORK):
-            skipped += 1
-            continue
-        tried += 1
+def try_slots(mark: marker.Marker, slots: Slots, secret: Secret) -> tuple[Unlocked | None, int]:
+    """What the secret opens, and how many slots there are to try it on."""
+    most = keyslot.MAX_PASSPHRASES if secret.type == SlotType.PASSPHRASE else keyslot.MAX_SLOTS
+    fitting = [slot for slot in slots.signed if slot.type == secret.type][:most]
+    for slot in fitting:
         bundle = unwrap(mark, secret, slot)
         if bundle is not None:
-            data_root, seed = bundle
-            return Unlocked(Keys(mark, data_root, seed), data_root, slot), tried, skipped
-    return None, tried, skipped
+            return Unlocked(Keys(mark, bundle), slot), len(fitting)
+    return None, len(fitting)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from lamella.base.errors import LamellaError, UsageError, printable
+from lamella.run.private import is_secret
 
 MAX_OUTPUT = 1 << 20
 """Bytes of standard output accepted when the caller names no other bound."""
@@ -27,7 +28,6 @@ MAX_OUTPUT = 1 << 20
 _MAX_STDERR = 4096
 _PIECE = 1 << 16
 _GRACE_SECONDS = 30.0
-_SECRETS = frozenset({"LAMELLA_PASSPHRASE", "LAMELLA_TO_PASSPHRASE"})
 _PIPE_BYTES = 1 << 20
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 """Signals by which this process may be asked to end; the last by itself, a moment after one of the others."""
@@ -355,7 +355,7 @@ class _Exchange:
 
 
 def _environment() -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    inherited = {name: value for name, value in os.environ.items() if not is_secret(name)}
     return inherited | {"LC_ALL": "C"}
 
 

@@ -1,21 +1,14 @@
-"""Which driver reads a source, to what a volume is restored, and the names volumes may have."""
+"""Which driver reads a source."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
-from lamella.base.errors import SourceError, UsageError
-from lamella.sources.base import Keeping, PoolLimits, Source
-
-if TYPE_CHECKING:
-    from lamella.sources.target import Target
-
-MAX_NAME_BYTES: Final = 128
-"""Longest volume name, in bytes of UTF-8."""
+from lamella.base.errors import UsageError
+from lamella.sources.base import Keeping, Source
 
 DRIVERS: Final = {
     "btrfs": "lamella.sources.reflink.btrfs:open_btrfs",
@@ -26,10 +19,6 @@ DRIVERS: Final = {
 """Driver name -> `module:factory`, imported on use; a factory takes the text, the machine's hash, a Keeping."""
 
 _PREFIXES: Final = {"lvm": "lvm_thin", "zfs": "zfs"}
-_NOT_INSIDE: Final = frozenset("@=/")
-_NOT_FIRST: Final = ".-^"
-_UNNAMED: Final = "volume"
-
 _Factory = Callable[[str, str, Keeping], Source]
 
 
@@ -84,53 +73,6 @@ def place_of(identity: bytes, machine: str) -> str | None:
     return thin.place_of(identity)
 
 
-def choose_target(
-    path: Path, *, overwrite: bool, in_place: bool, pool: str | None = None, limits: PoolLimits | None = None
-) -> Target:
-    """Return the target that fits what is at `path`, or `lvm:VG/LV`, which may be a new volume in the thin pool `pool`.
-
-    Raises UsageError for a device without `overwrite`, and for a pool where none is needed; SourceError if LVM cannot
-    be asked.
-    """
-    if str(path).startswith("lvm:"):
-        from lamella.sources.lvm.target import choose_thin
-
-        return choose_thin(str(path), overwrite=overwrite, in_place=in_place, pool=pool, limits=limits)
-    if pool is not None:
-        raise UsageError("a pool is for a new thin volume only", obj=pool, hint="write --to lvm:VG/LV")
-    from lamella.sources.local_target import BlockDevice, InPlaceFile, NewFile  # for restores only
-
-    if not path.is_block_device():
-        return InPlaceFile(path) if in_place else NewFile(path, overwrite=overwrite)
-    if not overwrite:
-        raise UsageError(f"{path} is a device and would be overwritten", obj=str(path), hint="add --overwrite")
-    if not _is_thin(path):
-        return BlockDevice(path)
-    from lamella.sources.lvm.target import ThinDevice
-
-    return ThinDevice(path)
-
-
-def split_name(text: str) -> tuple[str | None, str]:
-    """Split `NAME=SOURCE`; without a valid NAME before the first `=`, everything is the source."""
-    name, equals, source = text.partition("=")
-    return (name, source) if equals and not _fault_in(name) else (None, text)
-
-
-def check_name(name: str) -> str:
-    """Return `name` if a volume may be called so; raise UsageError saying why not."""
-    fault = _fault_in(name)
-    if fault:
-        raise UsageError(f"not a volume name: {fault}", obj=name.encode("utf-8", "backslashreplace").decode())
-    return name
-
-
-def name_from(text: str) -> str:
-    """Return the valid volume name nearest to `text`: `text` itself if it is one."""
-    clean = "".join("_" if _forbidden(character) else character for character in text).lstrip(_NOT_FIRST)
-    return clean.encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore") or _UNNAMED
-
-
 def _driver_of(text: str, keeping: Keeping) -> str:
     prefix, colon, _ = text.partition(":")
     if colon and prefix in _PREFIXES:
@@ -139,33 +81,9 @@ def _driver_of(text: str, keeping: Keeping) -> str:
         return "file"
     path = Path(text)
     if path.is_block_device():
-        return "lvm_thin" if _is_thin(path) else "file"
+        from lamella.sources.lvm.commands import may_be_thin  # most volumes are no devices
+
+        return "lvm_thin" if may_be_thin(path) else "file"
     from lamella.sources.cloning import driver_for  # what is restored needs none
 
     return driver_for(path)
-
-
-def _is_thin(device: Path) -> bool:
-    from lamella.sources.lvm import commands  # most volumes are no devices
-
-    try:
-        return commands.is_thin(device)
-    except SourceError:  # whoever may not ask LVM can still use the device
-        return False
-
-
-def _fault_in(name: str) -> str:
-    """Why `name` is no volume name, or nothing."""
-    if not name:
-        return "it is empty"
-    if name[0] in _NOT_FIRST:
-        return f"it starts with {name[0]!r}"
-    for character in name:
-        if _forbidden(character):
-            return f"it contains {character!r}"
-    return "" if len(name.encode()) <= MAX_NAME_BYTES else f"it is longer than {MAX_NAME_BYTES} bytes"
-
-
-def _forbidden(character: str) -> bool:
-    # Cc: control characters. Cs: lone surrogates, Python's form of bytes that are not UTF-8; they cannot be encoded.
-    return character in _NOT_INSIDE or unicodedata.category(character) in {"Cc", "Cs"}

@@ -6,29 +6,17 @@ comparison, then `finish`; `abandon` instead at any point. A target is used once
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum, IntEnum
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from lamella.base.errors import SourceError, UsageError
+from lamella.base.errors import SourceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-
-# Modes of fallocate(2), from linux/falloc.h. KEEP_SIZE is required with PUNCH_HOLE, and for ZERO_RANGE on devices.
-_FALLOC_FL_KEEP_SIZE = 0x01
-_FALLOC_FL_PUNCH_HOLE = 0x02
-_FALLOC_FL_ZERO_RANGE = 0x10
-
-# The file system, device or kernel cannot do it, or not for a range of this alignment: zeros have to be written.
-_CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENODEV}
-
-_ZEROS = memoryview(bytes(1 << 20))
 
 
 class OldState(Enum):
@@ -100,15 +88,6 @@ class Target(Protocol):
         """Close, leave what there is, and return where it lies. Does nothing after `finish`."""
 
 
-class Zeroing(IntEnum):
-    """What becomes of the space behind a zeroed range."""
-
-    KEEP_SPACE = _FALLOC_FL_ZERO_RANGE | _FALLOC_FL_KEEP_SIZE
-    """It stays allotted."""
-    GIVE_BACK = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-    """It becomes a hole. On a device only where discarded blocks are sure to read as zero."""
-
-
 class OpenTarget:
     """What all targets share: one descriptor, used by offset only."""
 
@@ -132,10 +111,10 @@ class OpenTarget:
                 view, offset = view[count:], offset + count
 
     def zero(self, start: int, end: int) -> None:
-        self._zero(start, end, Zeroing.KEEP_SPACE)
+        self._zero(start, end, keep_space=True)
 
     def punch(self, start: int, end: int) -> None:
-        self._zero(start, end, Zeroing.GIVE_BACK)
+        self._zero(start, end, keep_space=False)
 
     def settle(self) -> None:
         with self._translated("flush"):
@@ -170,10 +149,12 @@ class OpenTarget:
         self._close()
         return self.working_path
 
-    def _zero(self, start: int, end: int, how: Zeroing) -> None:
+    def _zero(self, start: int, end: int, *, keep_space: bool) -> None:
+        from lamella.sources.zeroing import Zeroing, zero_range  # a new file is all zeros
+
         self._check_range(start, end)
         with self._translated("clear", start):
-            zero_range(self._fd, start, end, how)
+            zero_range(self._fd, start, end, Zeroing.KEEP_SPACE if keep_space else Zeroing.GIVE_BACK)
 
     def _check_range(self, start: int, end: int) -> None:
         if self._fd < 0:
@@ -205,53 +186,3 @@ class OpenTarget:
             hint = "free some space there and restore again" if reason.errno in _FULL else ""
             message = f"cannot {act} {self.working_path}{where}: {reason.strerror or reason}"
             raise SourceError(message, obj=str(self.path), hint=hint) from reason
-
-
-def refuse_used(path: Path, uses: list[str]) -> None:
-    """Raise UsageError if there are any uses of what would be written."""
-    if uses:
-        raise in_use(path, "; ".join(uses))
-
-
-def in_use(path: Path, how: str) -> UsageError:
-    """The error that says why a target must not be written."""
-    return UsageError(f"{path} is in use: {how}", obj=str(path), hint="unmount or detach it first")
-
-
-def zero_range(fd: int, start: int, end: int, how: Zeroing) -> None:
-    """Make `[start, end)` read as zero, by writing zeros if there is no other way. Raises OSError."""
-    if start >= end:
-        return
-    for mode in dict.fromkeys((how, Zeroing.KEEP_SPACE)):
-        try:
-            _fallocate(fd, mode, start, end - start)
-        except OSError as reason:
-            if reason.errno not in _CANNOT:
-                raise
-        else:
-            return
-    while start < end:
-        start += os.pwrite(fd, _ZEROS[: end - start], start)
-
-
-def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    call = _libc_fallocate()
-    if call is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    while call(fd, mode, offset, length):
-        code = ctypes.get_errno()
-        if code != errno.EINTR:
-            raise OSError(code, os.strerror(code))
-
-
-@functools.cache
-def _libc_fallocate() -> Callable[[int, int, int, int], int] | None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    # With 64-bit offsets on every machine: glibc has both names, musl one of them.
-    call = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
-    if call is None:
-        return None
-    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    call.restype = ctypes.c_int
-    found: Callable[[int, int, int, int], int] = call
-    return found

@@ -10,7 +10,7 @@ Durability: after `sync` returns, every earlier `put` and `delete` survives a po
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -19,6 +19,7 @@ from lamella.base.errors import StoreError, StoreRefused
 from lamella.base.trust import Clear, Sealed
 
 MAX_NAME = 255
+MOST_PACKS, MOST_OTHERS = 1 << 24, 1 << 20
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]*(?:/[a-z0-9_-][a-z0-9._-]*)*")
 
 
@@ -104,6 +105,26 @@ def checked_prefix(prefix: str) -> str:
     return prefix
 
 
+def most_names(prefix: str) -> int:
+    """How many names a listing below a prefix may have (FORMAT 1): packs are many, everything else is few."""
+    return MOST_PACKS if prefix.startswith("p/") else MOST_PACKS + 2 * MOST_OTHERS if not prefix else MOST_OTHERS
+
+
+def ascending(entries: Iterable[Entry], prefix: str) -> Iterator[Entry]:
+    """The same entries, as a listing must give them: whoever reads it need not remember the names.
+
+    Raises StoreError for a name that is not below the prefix or not behind the one before it, and for too many names.
+    """
+    before, left = prefix, most_names(prefix)
+    for entry in entries:
+        left -= 1
+        if entry.name <= before or not entry.name.startswith(prefix) or left < 0:
+            why = "lists more than a repository has" if left < 0 else "does not list names once and in their order"
+            raise StoreError(f"the store {why}", obj=prefix)
+        before = entry.name
+        yield entry
+
+
 def put_durable(store: Store, name: str, content: Sealed | Clear) -> None:
     """`put`, then `sync`; with one wait where the store can do so. Raises as they do."""
     at_once = getattr(store, "put_durable", None)
@@ -142,7 +163,7 @@ class Store(Protocol):
         """Return the object's size in bytes. Raises ObjectNotFound."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects whose name starts with `prefix` (whole parts: empty, or ending in `/`), in any order.
+        """Yield the objects whose name starts with `prefix` (whole parts: empty, or ending in `/`), ascending.
 
         Objects with invalid names are left out; more than 1000 of them end the listing with StoreRefused. Sees all
         own synced writes.

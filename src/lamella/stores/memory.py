@@ -98,7 +98,7 @@ class MemoryStore:
         checked_prefix(prefix)
         with self._mutex:
             entries = [Entry(name, len(content)) for name, content in self._objects.items() if name.startswith(prefix)]
-        return iter(entries)
+        return iter(sorted(entries))
 
     def delete(self, name: str) -> None:
         """Remove an object; no error if there is none."""

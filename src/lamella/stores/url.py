@@ -18,7 +18,7 @@ SCHEMES: dict[str, str] = {
     "qubes-ssh": "lamella.stores.pipe.qubes:open_qubes_ssh",
 }
 """Scheme -> "module:factory". What follows the scheme's colon is the factory's first argument."""
-WITH_ENVIRONMENT = frozenset({"s3"})
+WITH_ENVIRONMENT = frozenset({"s3", "ssh"})
 """Schemes whose factory also takes `environment`, the variables of the caller."""
 
 _WITH_OPTIONS = frozenset({"s3"})

@@ -20,14 +20,14 @@ from unittest import mock
 
 import pytest
 
-from lamella.base.clock import Clock, now_ms
-from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N, recovery_text
-from lamella.crypto.slots import key_file, passphrase, recovery_key
+from lamella.base.clock import now_ms
+from lamella.crypto.new_slots import MIN_WRITTEN_LOG_N
+from lamella.crypto.recovery import recovery_key, recovery_text
+from lamella.crypto.slots import key_file, passphrase
 from lamella.format.deletion import Remove
 from lamella.format.keyslot import SlotType
 from lamella.format.records import Pin, RawRecord, Rename, Session, Signed, Tag, raw
 from lamella.history import publish
-from lamella.history.checkpoints import REVIVABLE_MS
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.shared.auditing import audit, publish_audits, reapable_commits
@@ -133,27 +133,24 @@ def compacted(golden: Golden) -> None:
     golden.save("two", options, ScriptedSource("other", b"o" * 70000))
     names = [text.partition("@")[2] for text in golden.snapshots if text.startswith("disk")]
 
-    def say(machine: str, *records: Signed | RawRecord, clock: Clock = now_ms) -> None:
-        with Repository.open(golden.store, SECRET, golden.host(machine), clock=clock) as repo:
+    def say(machine: str, *records: Signed | RawRecord, days_ago: int = 0) -> None:
+        then = now_ms() - days_ago * 24 * 3600 * 1000
+        with Repository.open(golden.store, SECRET, golden.host(machine), clock=lambda: then) as repo:
             repo.publish(records)
-
-    def later() -> int:
-        """When nothing is revived any more."""
-        return now_ms() + REVIVABLE_MS
 
     with Repository.open(golden.store, SECRET, golden.host("one")) as repo:
         shots = {(repo.catalogue.volumes[one.added.volume_id].name, one.name): one for one in repo.catalogue.snapshots}
     first, gone = shots["disk", names[0]].ref, [shots["disk", name].ref for name in names[1:6]]
     say("one", Tag(first, False, "vor dem Umzug"), Tag(first, False, "taken away"), Pin(first, False, "for ever"))
     say("two", Tag(first, True, "taken away"), Rename(shots["old name", names[0]].added.volume_id, "new name"))
-    say("two", Remove(tuple(gone)))
+    say("two", Remove(tuple(gone)), days_ago=40)  # what was removed in the last 30 days is carried
     session = Session(b"session of golde", "20251122T000000Z-open", (), (b"p" * 32,))
     say("two", raw(session))
     for number in range(24):
         with mock.patch.object(publish, "CHECKPOINT_EVERY", 4):
-            say("one" if number % 2 else "two", clock=later)
+            say("one" if number % 2 else "two")
         if number % 4 == 3:
-            with Repository.open(golden.store, SECRET, golden.host("two"), whole=True, clock=later) as repo:
+            with Repository.open(golden.store, SECRET, golden.host("two"), whole=True) as repo:
                 publish_audits(repo, audit(repo).passed)
                 for head in reapable_commits(repo):
                     golden.store.delete(head.name)

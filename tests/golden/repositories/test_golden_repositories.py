@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from lamella.crypto.slots import Secret, key_file, passphrase, recovery_key
+from lamella.crypto.recovery import recovery_key
+from lamella.crypto.slots import Secret, key_file, passphrase
 from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import select
 from lamella.operations.shared.streaming import read_document

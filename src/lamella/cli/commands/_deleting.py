@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from lamella.base.clock import iso
+from lamella.base.errors import StoreRefused
 from lamella.base.ids import WriterId
+from lamella.cli.amounts import age, percent
 from lamella.cli.context import Context
-from lamella.cli.values import age, percent, shown_bytes
+from lamella.cli.shown import shown_bytes
 from lamella.format.records import Ref
 from lamella.operations.prune.health import Health
 from lamella.operations.prune.plan import Fate, PruneOptions, PrunePlan, PruneResult, plan_prune
@@ -74,24 +76,38 @@ def opened(context: Context, *, read_only: bool, shared: bool = False) -> Iterat
     exclusive = not (read_only or shared)
     with context.repository(read_only=read_only, whole=True, stored=True, exclusive=exclusive) as repository:
         if not read_only:
+            if not repository.store.abilities.write:
+                raise StoreRefused("nothing was removed: the repository can only be read", obj=repository.store.url)
             repository.require_sound_history()
         with Health(repository, context.out.report) as health:
             yield health
 
 
+def counted(count: int) -> str:
+    """`1 snapshot`, `2 snapshots`."""
+    return f"{count} snapshot{'' if count == 1 else 's'}"
+
+
 def agreed(
-    context: Context, health: Health, question: str, removals: Mapping[Ref, str], again: Callable[[], Mapping[Ref, str]]
+    context: Context, health: Health, what: str, removals: Mapping[Ref, str], again: Callable[[], Mapping[Ref, str]]
 ) -> Mapping[Ref, str]:
     """Ask whether these snapshots may go; those that may, with the repository alone from here on where that can be had.
+
+    `what` names them: it follows "Will remove".
 
     While a person thinks, others go on: what came to be needed meanwhile stays, and nothing goes that was not shown.
     Raises Interrupted for a no, Locked, RolledBack.
     """
     if not context.asks:
+        if removals:
+            context.out.say(f"removing {counted(len(removals))}")
         return removals
     repository = health.repo
     if removals:
-        context.confirm(question)
+        plan = plan_prune(repository, removals, options(context.args), health)
+        later = f", and {shown_bytes(plan.condemned_bytes)} by a later prune" if plan.condemned_bytes else ""
+        frees = f"This frees about {shown_bytes(plan.freed_bytes)}{later}, and cannot be undone."
+        context.confirm(f"Will remove {what}. {frees}")
     if repository.store.abilities.exclusive_lock:
         context.lock_exclusively(repository)
     else:
@@ -101,13 +117,11 @@ def agreed(
     return {ref: reason for ref, reason in again().items() if ref in removals}
 
 
-def planned(
-    context: Context, health: Health, removals: Mapping[Ref, str], how: PruneOptions
-) -> tuple[dict[str, Any], int]:
+def planned(context: Context, health: Health, removals: Mapping[Ref, str], what: str) -> tuple[dict[str, Any], int]:
     """Say what a prune would do now, with the bytes it would free; the figures for JSON, and the exit code."""
     out = context.out
     code = context.warn_of_problems(health.repo)
-    plan = plan_prune(health.repo, removals, how, health)
+    plan = plan_prune(health.repo, removals, options(context.args), health)
     for pack in plan.packs:
         out.detail(f"would {pack.fate.value} pack {pack.use.pack.hex()}, {shown_bytes(pack.use.length)}: {pack.reason}")
     for fate in Fate:
@@ -119,7 +133,7 @@ def planned(
         out.say(f"{name} would be back: it had been removed, and its volume has no whole snapshot left")
     for error in plan.undecided if not code else ():
         out.warn(_blocked(error.message, "nothing would be deleted"), error.obj)
-    figures = _figures(context, plan, "would free")
+    figures = _figures(context, plan, f"would remove {what}, and free")
     figures["blocked"] = [error.message for error in plan.undecided]
     figures["packs"] = [
         {"pack": use.pack.hex(), "fate": fate.value, "reason": reason, "bytes": use.length, "written_bytes": written}
@@ -128,7 +142,7 @@ def planned(
     return figures, max([code, *(error.exit_code for error in plan.undecided)])
 
 
-def report(context: Context, result: PruneResult) -> dict[str, Any]:
+def report(context: Context, result: PruneResult, kept: str = "") -> dict[str, Any]:
     """Say what came of it; the figures for JSON."""
     out = context.out
     for name in result.revived:
@@ -137,7 +151,8 @@ def report(context: Context, result: PruneResult) -> dict[str, Any]:
         out.warn(f"{error.message}; {error.hint}", error.obj)
     for error in result.blocked:
         out.warn(_blocked(error.message), error.obj)
-    figures = _figures(context, result, "freed", result.condemned_until_ms)
+    what = f"removed {counted(len(result.removed))}{kept}, freed"
+    figures = _figures(context, result, what, result.condemned_until_ms)
     figures["condemned_until"] = iso(result.condemned_until_ms) if result.condemned_until_ms else ""
     figures["deleted_commits"] = result.deleted_commits
     figures["blocked"] = [error.message for error in result.blocked]

@@ -13,9 +13,10 @@ from lamella.base.errors import Absent, LamellaError, NothingMatched, SourceErro
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.backup_report import plan_shown, result_shown, say_plan
 from lamella.cli.context import Context
-from lamella.cli.destination import DestinationContext
+from lamella.cli.destination import DestinationContext, named_destinations
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.values import chunk_log2, rate, seconds, size, workers
+from lamella.cli.sources import named_source
+from lamella.cli.values import rate, seconds, size, workers
 from lamella.format.encoder import check_setting
 from lamella.operations.backup.plan import MAX_DOCUMENT
 from lamella.operations.backup.story import (
@@ -30,7 +31,9 @@ from lamella.operations.backup.story import (
     plan_backup,
 )
 from lamella.run.allocator import keep_freed_memory
-from lamella.sources.registry import name_from, split_name
+from lamella.sources.names import name_from, split_name
+
+_CHUNK_LOG2S = range(16, 23)
 
 if TYPE_CHECKING:
     from lamella.crypto.slots import Secret
@@ -56,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--domain",
         metavar="NAME",
-        help="share chunks and keys with the volumes of this domain (first backup of a volume only)",
+        help="deduplicate across all volumes of this domain, which share keys; without it a volume shares no data with "
+        "others (first backup of a volume only)",
     )
     parser.add_argument(
         "--chunk-size",
@@ -142,13 +146,21 @@ class _BackupDestination:
         return self.result is not None and bool(self.result.snapshot)
 
 
+def chunk_log2(text: str) -> int:
+    """The binary logarithm of a chunk size from 64K to 4M. Raises ArgumentTypeError."""
+    found = size(text)
+    if found.bit_count() != 1 or found.bit_length() - 1 not in _CHUNK_LOG2S:
+        raise argparse.ArgumentTypeError(f"not a chunk size: {text!r}; it is a power of two from 64K to 4M")
+    return found.bit_length() - 1
+
+
 def run(context: Context) -> int:
     """Back up to every destination from one frozen moment; a destination that fails stops no other."""
     keep_freed_memory()
     options, requests = _options(context), _requests(context)
     secrets: dict[str, Secret] = {}
     destinations = [
-        _BackupDestination(text, DestinationContext(context, text, secrets)) for text in context.destinations
+        _BackupDestination(text, DestinationContext(context, text, secrets)) for text in named_destinations(context)
     ]
     several, dry_run = len(destinations) > 1, context.args.dry_run
     with ExitStack() as held:
@@ -327,13 +339,13 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
     for text in context.args.source:
         name, place = split_name(text)
         try:
-            source = context.source(place, context.args.source_driver)
+            source = named_source(context, place, context.args.source_driver)
         except SourceError as error:
             errors.append(error)
             missing = missing and not Path(place).exists()
             requests.append(FailedRequest(name or name_from(Path(place).stem), error.message))
         else:
-            requests.append(Request(name, source))
+            requests.append(Request(name, source, None if context.args.domain else context.config.backup.domain))
     if len(errors) == len(requests):
         kind = NothingMatched if missing else LamellaError
         more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""

@@ -13,6 +13,7 @@ from lamella.history.acceptance import accept_history, accept_seen
 from lamella.memory.pins import Problem
 from lamella.operations.repair.rebuild import find_trees
 from lamella.operations.shared.heads import fingerprint
+from lamella.repository.publishing import give_up
 from lamella.repository.repository import Repository
 
 _REBUILD = "lamella repair --accept-rollback"
@@ -67,11 +68,11 @@ def _look(context: Context) -> int:
     with context.repository(whole=True, stored=True) as repository:
         problems = list(repository.problems)
         for problem in problems:
-            out.line(f"problem: {problem.message}; {problem.remedy}")
+            out.answer(f"problem: {problem.message}; {problem.remedy}")
         mirror = repository.log.place.mirror
         accepts = args.accept_rollback and (bool(problems) or mirror) and not args.dry_run
         if accepts:
-            context.confirm("Take this history as the right one?")
+            context.confirm("Will accept this history as correct: this host forgets what it saw before.")
             accept_history(repository.log)
         _accept_seen(context, repository)
         heads, marks = len(repository.history.heads), fingerprint(repository)
@@ -110,8 +111,9 @@ def _give_up(context: Context) -> int:
         heads = sorted({_lacking(repository, text) for text in args.give_up})
         _tell_of_trees(context, repository)
         if not args.dry_run:
-            context.confirm(f"Give up {len(heads)} commit{'' if len(heads) == 1 else 's'} for every host?")
-            repository.give_up(heads)
+            count = f"{len(heads)} commit{'' if len(heads) == 1 else 's'}"
+            context.confirm(f"Will declare {count} lost for every host. This cannot be undone.")
+            give_up(repository, heads)
             repository.reload(whole=True)
         for head in heads:
             out.line(f"{'would be ' if args.dry_run else ''}given up: {head.name}")

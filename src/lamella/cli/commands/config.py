@@ -67,6 +67,7 @@ def _values(found: Configuration) -> list[tuple[str, str | int | float]]:
         ("backup.compression", found.backup.compression),
         ("backup.workers", found.backup.workers),
         ("backup.repositories", ", ".join(found.backup.repositories) or None),
+        ("backup.domain", found.backup.domain),
         ("backup.read_rate", found.backup.read_rate),
         ("lvm.data_percent", found.lvm.data_percent),
         ("lvm.metadata_percent", found.lvm.metadata_percent),
@@ -74,7 +75,7 @@ def _values(found: Configuration) -> list[tuple[str, str | int | float]]:
     for name, one in sorted(found.repositories.items()):
         rows += [
             (f"repositories.{name}.{key}", getattr(one, key))
-            for key in ("url", "keyfile", "passphrase_file", "passphrase_command", "limit_rate")
+            for key in ("url", "keyfile", "passphrase_file", "passphrase_command", "limit_rate", "ssh_command")
         ]
     rows += [("prune.zone", found.prune.zone)]
     rows += sorted(_rules(found.prune))

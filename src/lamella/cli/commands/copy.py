@@ -9,7 +9,8 @@ from lamella.cli.arguments import SECRETS, add_dry_run, add_moved
 from lamella.cli.context import Context
 from lamella.cli.destination import SecondContext
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.values import compression, shown_bytes, shown_seconds, workers
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.values import compression, workers
 from lamella.operations.copy.copy import CopyOptions, CopyPlan, CopyResult, plan_copy
 from lamella.operations.copy.plan import CopyRow, State
 from lamella.run.allocator import keep_freed_memory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
@@ -17,6 +16,9 @@ from lamella.operations.prune.prune import require_prune_key, run_prune
 from lamella.operations.prune.removal import mark_removed, require_not_last, require_unpinned
 from lamella.operations.shared.selection import Selected, find_volume, select, split_selector
 from lamella.repository.repository import Repository
+
+_NAMED = 3
+"""Snapshots that a question names; of more it says how many."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,26 +50,48 @@ def run(context: Context) -> int:
         chosen = _chosen(health, args)
         if not args.mark:
             require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
-        rows = [{"snapshot": one.snapshot.name, "volume": one.volume_name} for one in chosen]
-        word = "marked as removed" if args.mark else "removed"
-        for one in chosen:
-            out.line(f"{'would be ' if args.dry_run else ''}{word}: {one.text}")
         if args.dry_run:
-            figures, code = _planned(context, health, chosen)
-            out.document({"dry_run": True, "removed": rows, **figures})
-            return code
+            return _would(context, health, chosen)
         if args.mark:
             mark_removed(repository, list(_removals(chosen)))
-            out.document({"marked": rows, "removed": [], "freed_bytes": 0, "condemned_bytes": 0})
+            _say(context, "marked as removed", chosen)
+            out.document({"marked": _rows(chosen), "removed": [], "freed_bytes": 0, "condemned_bytes": 0})
             return 0
-        count = f"{len(chosen)} snapshot{'' if len(chosen) == 1 else 's'}"
-        question = f"Remove {count}? This cannot be undone."
         removals = deleting.agreed(
-            context, health, question, _removals(chosen), lambda: _removals(_chosen(health, args))
+            context, health, _what(chosen), _removals(chosen), lambda: _removals(_chosen(health, args))
         )
         result = run_prune(repository, removals, deleting.options(args), health, out.report)
-    out.document({"removed": rows, **deleting.report(context, result)})
+    gone = [one for one in chosen if one.snapshot.ref in set(result.removed)]
+    _say(context, "removed", gone)
+    out.document({"removed": _rows(gone), **deleting.report(context, result)})
     return deleting.exit_code(result)
+
+
+def _what(chosen: Sequence[Selected]) -> str:
+    """The snapshots by name, if they are few."""
+    names = ", ".join(one.text for one in chosen[:_NAMED])
+    more = f" and {len(chosen) - _NAMED} more" if len(chosen) > _NAMED else ""
+    return f"{deleting.counted(len(chosen))} ({names}{more})"
+
+
+def _say(context: Context, word: str, chosen: Sequence[Selected]) -> None:
+    for one in chosen:
+        context.out.line(f"{word}: {one.text}")
+
+
+def _rows(chosen: Sequence[Selected]) -> list[dict[str, str]]:
+    return [{"snapshot": one.snapshot.name, "volume": one.volume_name} for one in chosen]
+
+
+def _would(context: Context, health: Health, chosen: Sequence[Selected]) -> int:
+    """Show what would be done; marking frees nothing."""
+    _say(context, "would be marked as removed" if context.args.mark else "would be removed", chosen)
+    if context.args.mark:
+        figures, code = {"freed_bytes": 0, "condemned_bytes": 0}, context.warn_of_problems(health.repo)
+    else:
+        figures, code = deleting.planned(context, health, _removals(chosen), deleting.counted(len(chosen)))
+    context.out.document({"dry_run": True, "removed": _rows(chosen), **figures})
+    return code
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -78,13 +102,6 @@ def _check(args: argparse.Namespace) -> None:
         if not args.all_snapshots and snapshot is None:
             hint = f"write {name}@SNAPSHOT, or {name} --all-snapshots"
             raise UsageError(f"{name} names a volume and no snapshot: nothing was removed", obj=name, hint=hint)
-
-
-def _planned(context: Context, health: Health, chosen: Sequence[Selected]) -> tuple[dict[str, Any], int]:
-    """What would be freed; marking frees nothing."""
-    if context.args.mark:
-        return {"freed_bytes": 0, "condemned_bytes": 0}, context.warn_of_problems(health.repo)
-    return deleting.planned(context, health, _removals(chosen), deleting.options(context.args))
 
 
 def _removals(chosen: Sequence[Selected]) -> dict[Ref, str]:

@@ -10,7 +10,9 @@ from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.files import exists
-from lamella.cli.values import shown_bytes, workers
+from lamella.cli.shown import shown_bytes
+from lamella.cli.sources import named_source
+from lamella.cli.values import workers
 from lamella.operations.look.diff import DiffResult, compare, write_map
 from lamella.operations.look.diff_source import SourceDiff, compare_source
 from lamella.operations.shared.selection import Selected, select, split_selector
@@ -71,7 +73,7 @@ def _with_source(context: Context, repository: Repository, one: Selected) -> Sou
     return compare_source(
         repository,
         one,
-        context.source(place),
+        named_source(context, place),
         lock_wait=args.lock_wait,
         workers=threads,
         reporter=context.out.report,

@@ -9,8 +9,9 @@ from lamella.base.clock import iso, now_ms
 from lamella.base.errors import LamellaError, NoRepository, SourceError, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.sources import keeping
 from lamella.cli.terminal import has_terminal
-from lamella.cli.values import shown_bytes, shown_seconds
 from lamella.crypto.slots import Secret
 from lamella.operations.doctor.checkpoints import FOREIGN, CheckpointExamination, CleanUp, FoundCheckpoint
 from lamella.operations.doctor.doctor import Check, examine
@@ -48,7 +49,8 @@ def run(context: Context) -> int:
     checks = _checks(context)
     removed, found = _checkpoints(context, checks)
     for check in checks:
-        out.line(f"{'ok     ' if check.ok else 'TROUBLE'}  {check.name}: {check.message}")
+        tell = out.line if check.ok else out.answer
+        tell(f"{'ok     ' if check.ok else 'TROUBLE'}  {check.name}: {check.message}")
     now = now_ms()
     for one in removed:
         out.line(f"removed  {_shown(one, now)}")
@@ -90,7 +92,7 @@ def _checkpoints(context: Context, checks: list[Check]) -> tuple[list[FoundCheck
 def _in_pools(context: Context, checks: list[Check]) -> tuple[list[FoundCheckpoint], list[FoundCheckpoint]]:
     """The same for thin pools."""
     args = context.args
-    examination = PoolExamination(context.host, context.keeping)
+    examination = PoolExamination(context.host, keeping(context))
     done = CleanUp([], [])
     try:
         if args.owner is not None:

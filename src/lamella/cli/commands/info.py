@@ -7,7 +7,7 @@ import argparse
 from lamella.base.errors import UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.values import shown_bytes
+from lamella.cli.shown import shown_bytes
 from lamella.operations.look import listing
 from lamella.operations.look.description import describe
 from lamella.operations.look.sizes import as_row, sizes_of, totals_of

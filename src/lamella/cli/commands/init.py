@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.base.clock import now_ms
@@ -10,8 +11,10 @@ from lamella.base.errors import LamellaError, NoRepository, RepositoryError, Usa
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
 from lamella.cli.new_secret import first_secret_source
+from lamella.cli.output import Output
 from lamella.cli.sheet import Sheet, SheetFacts
-from lamella.crypto.new_slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N, new_recovery_key, recovery_text
+from lamella.crypto.new_slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N
+from lamella.crypto.recovery import new_recovery_key, recovery_text
 from lamella.crypto.slots import Secret
 from lamella.format.keyslot import MAX_LOG_N
 from lamella.operations.shared.heads import fingerprint
@@ -69,18 +72,9 @@ def run(context: Context) -> int:
         out.line(f"would make a repository at {context.place}, opened by: {source.label}")
         out.document({"dry_run": True, "repository": context.place})
         return 0
-    secret = source.read()
-    recovery = new_recovery_key() if sheet.possible else None
-    created, marks, place = _create(context, secret, recovery, sheet)
-    _report(context, created, marks, place, sheet)
-    if recovery is None:
-        out.warn(
-            "there is no recovery key: without the secret just given everything is lost; "
-            "make one with: lamella key add --recovery --recovery-sheet FILE"
-        )
-    else:
-        facts = SheetFacts(recovery_text(recovery), place, True, created.repo_id.hex(), marks, created.rescue_sha256)
-        sheet.complete(facts)
+    made = make_repository(context, source.read(), sheet, admin=not args.append_only)
+    _report(context, made)
+    made.finish_sheet(out)
     return 0
 
 
@@ -93,9 +87,33 @@ def _refuse_existing(context: Context) -> None:
     raise RepositoryError(f"there is already a repository at {context.place}", obj=context.place)
 
 
-def _create(context: Context, secret: Secret, recovery: Secret | None, sheet: Sheet) -> tuple[Created, str, str]:
-    """The repository, its fingerprint and its full place."""
-    slots = [SlotWanted(secret, not context.args.append_only)]
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A repository that was just made: its full place, its fingerprint, and the sheet that has its recovery key."""
+
+    created: Created
+    place: str
+    fingerprint: str
+    sheet: Sheet
+    recovery: Secret | None
+
+    def finish_sheet(self, out: Output) -> None:
+        """Complete the recovery sheet, or warn that there is no recovery key."""
+        if self.recovery is None:
+            out.warn(
+                "there is no recovery key: without the secret just given everything is lost; "
+                "make one with: lamella key add --recovery --recovery-sheet FILE"
+            )
+            return
+        text, created = recovery_text(self.recovery), self.created
+        facts = SheetFacts(text, self.place, True, created.repo_id.hex(), self.fingerprint, created.rescue_sha256)
+        self.sheet.complete(facts)
+
+
+def make_repository(context: Context, secret: Secret, sheet: Sheet, *, admin: bool) -> Made:
+    """Make the repository of the context; its recovery key is on the sheet before it opens anything."""
+    recovery = new_recovery_key() if sheet.possible else None
+    slots = [SlotWanted(secret, admin)]
     if recovery is not None:
         slots.append(SlotWanted(recovery, True))
     with context.store(create=True) as store:
@@ -107,7 +125,7 @@ def _create(context: Context, secret: Secret, recovery: Secret | None, sheet: Sh
             _discard_unless_made(store, sheet)
             raise
         with Repository.open(store, recovery or secret, context.host, lock_wait=context.args.lock_wait) as repository:
-            return created, fingerprint(repository), store.url
+            return Made(created, store.url, fingerprint(repository), sheet, recovery)
 
 
 def _discard_unless_made(store: Store, sheet: Sheet) -> None:
@@ -120,19 +138,20 @@ def _discard_unless_made(store: Store, sheet: Sheet) -> None:
         return
 
 
-def _report(context: Context, created: Created, marks: str, place: str, sheet: Sheet) -> None:
-    out = context.out
-    out.line(f"made repository {place}")
+def _report(context: Context, made: Made) -> None:
+    out, created, sheet = context.out, made.created, made.sheet
+    out.line(f"made repository {made.place}")
     out.line(f"id           {created.repo_id.hex()}")
-    out.line(f"fingerprint  {marks}")
+    out.line(f"fingerprint  {made.fingerprint}")
     out.line(f"restore.py   SHA-256 {created.rescue_sha256}")
+    out.say("volumes share no data with each other; those of one backup --domain NAME do, and share its keys")
     if sheet.path is not None:
         out.line(f"recovery     {sheet.path}: print it, keep it elsewhere, delete the file")
     out.document(
         {
-            "repository": place,
+            "repository": made.place,
             "repository_id": created.repo_id.hex(),
-            "fingerprint": marks,
+            "fingerprint": made.fingerprint,
             "restore_py_sha256": created.rescue_sha256,
             "append_only": context.args.append_only,
             "recovery_sheet": None if sheet.path is None else str(sheet.path),

@@ -15,10 +15,21 @@ from lamella.cli.files import exists, write_file
 from lamella.cli.new_secret import new_secret_source
 from lamella.cli.secret import SecretSource
 from lamella.cli.sheet import Sheet, SheetFacts
-from lamella.crypto.new_slots import recovery_text
+from lamella.cli.values import workers
+from lamella.crypto.recovery import recovery_text
 from lamella.crypto.slots import MIN_KEY_FILE, Secret
 from lamella.format.keyslot import PREFIX, Role, SlotType
-from lamella.operations.keyring import TYPE_WORDS, SlotRow, add_slot, export_domain, list_slots, remove_slot
+from lamella.operations.keyring import (
+    TYPE_WORDS,
+    SlotRow,
+    add_slot,
+    export_domain,
+    ignored_text,
+    list_slots,
+    remove_slot,
+    slots_of,
+    writers_slot,
+)
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
@@ -49,19 +60,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("volume", metavar="VOLUME", help="a volume of the domain; on Qubes OS QUBE:settings")
     export.add_argument("--to", required=True, type=Path, metavar="FILE", help="mode 0600, must not exist")
     add_dry_run(export)
+    _add_rekey(add("rekey", "copy everything into a new repository with new keys, and prove the copy"))
     remove = add("remove", "remove a key slot; its former users may have kept the keys")
     remove.add_argument("slot", metavar="SLOT", help="its name, or a unique beginning; see: lamella key list")
     add_yes(remove)
     add_dry_run(remove)
 
 
+def _add_rekey(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "volume",
+        nargs="*",
+        metavar="VOLUME[@SNAPSHOT]",
+        help="all snapshots of this volume, or only SNAPSHOT (default: everything)",
+    )
+    parser.add_argument(
+        "--to", required=True, metavar="REPO", help="the new repository; an unfinished one of an earlier run is resumed"
+    )
+    _add_secret_sources(parser)
+    parser.add_argument(
+        "--recovery-sheet",
+        metavar="FILE",
+        type=Path,
+        help="write the new repository's recovery key to FILE (mode 0600, must not exist); "
+        "default: show the key if standard output is a terminal",
+    )
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    add_kdf_cost(parser)
+    add_dry_run(parser)
+
+
 def _add_new_secret(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _NEW + SECRETS
-    parser.add_argument("--new-passphrase-file", metavar="FILE", help="the new passphrase is in FILE")
-    parser.add_argument("--new-passphrase-command", metavar="COMMAND", help="COMMAND prints the new passphrase")
-    parser.add_argument("--new-passphrase-fd", metavar="FD", help="read the new passphrase from this file descriptor")
-    parser.add_argument("--new-keyfile", metavar="FILE", help="the new secret is the key file FILE")
-    parser.add_argument("--generate", action="store_true", help="make the file of --new-keyfile; it must not exist")
+    _add_secret_sources(parser)
     parser.add_argument("--recovery", action="store_true", help="the new secret is a fresh recovery key")
     parser.add_argument(
         "--recovery-sheet",
@@ -73,6 +103,15 @@ def _add_new_secret(parser: argparse.ArgumentParser) -> None:
     add_dry_run(parser)
 
 
+def _add_secret_sources(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _NEW + SECRETS
+    parser.add_argument("--new-passphrase-file", metavar="FILE", help="the new passphrase is in FILE")
+    parser.add_argument("--new-passphrase-command", metavar="COMMAND", help="COMMAND prints the new passphrase")
+    parser.add_argument("--new-passphrase-fd", metavar="FD", help="read the new passphrase from this file descriptor")
+    parser.add_argument("--new-keyfile", metavar="FILE", help="the new secret is the key file FILE")
+    parser.add_argument("--generate", action="store_true", help="make the file of --new-keyfile; it must not exist")
+
+
 def run(context: Context) -> int:
     """Do it."""
     actions = {
@@ -81,26 +120,30 @@ def run(context: Context) -> int:
         "change": _change,
         "remove": _remove,
         "export-domain": _export,
+        "rekey": _rekey,
     }
     return actions[context.args.action](context)
 
 
 def _list(context: Context) -> int:
     with context.sound_repository() as repository:
-        rows = list_slots(repository)
+        slots = slots_of(repository)
+        rows = list_slots(repository, slots)
     table = [(row.name.removeprefix(PREFIX), row.type, row.role, _remark(row)) for row in rows]
     context.out.table([("SLOT", "TYPE", "ROLE", ""), *table])
-    context.out.document({"slots": [_row(row) for row in rows]})
+    if slots.ignored:
+        context.out.line(ignored_text(slots))
+    context.out.document({"slots": [_row(row) for row in rows], "ignored": len(slots.ignored)})
     return 0
 
 
 def _row(row: SlotRow) -> dict[str, object]:
-    return {"name": row.name, "type": row.type, "role": row.role, "current": row.current, "signed": row.signed}
+    return {"name": row.name, "type": row.type, "role": row.role, "current": row.current, "signed": row.recorded}
 
 
 def _remark(row: SlotRow) -> str:
     remarks = ["opened it now"] if row.current else []
-    return ", ".join(remarks if row.signed else [*remarks, "NOT SIGNED BY AN ADMIN"])
+    return ", ".join(remarks if row.recorded else [*remarks, "NOT RECORDED: removed, or its adding was broken off"])
 
 
 def _add(context: Context) -> int:
@@ -149,7 +192,12 @@ def _change(context: Context) -> int:
         if context.args.dry_run:
             return _would(context, f"replace the key slot {old.name.removeprefix(PREFIX)}")
         name, _ = wanted.add(repository, admin=old.role == Role.ADMIN)
-        remove_slot(repository, old.name)
+        try:
+            remove_slot(repository, old.name)
+        except LamellaError as error:
+            again = f"lamella key remove {old.name.removeprefix(PREFIX)}"
+            error.hint = f"the new secret opens the repository, and the old one still does; with the new one: {again}"
+            raise
     context.out.line(
         f"slot {name.removeprefix(PREFIX)} replaces {old.name.removeprefix(PREFIX)}; "
         "whoever knows the old secret may have kept the keys"
@@ -164,11 +212,17 @@ def _remove(context: Context) -> int:
         short = row.name.removeprefix(PREFIX)
         if context.args.dry_run:
             return _would(context, f"remove the {row.type} slot {short}")
-        context.confirm(f"Remove the {row.type} slot {short} ({row.role})?")
+        context.confirm(f"Will remove the {row.type} slot {short} ({row.role}): its secret opens nothing any more.")
         remove_slot(repository, row.name)
     context.out.line(f"removed {row.type} slot {short}; its former users may have kept the keys")
     context.out.document({"removed": row.name, "type": row.type, "role": row.role})
     return 0
+
+
+def _rekey(context: Context) -> int:
+    from lamella.cli.rekey import run_rekey  # copies and verifies: the other actions need neither
+
+    return run_rekey(context)
 
 
 def _find(rows: list[SlotRow], text: str) -> SlotRow:
@@ -190,9 +244,7 @@ def _would(context: Context, text: str) -> int:
 def _require_admin(repository: Repository) -> None:
     """Before anything is asked for or written."""
     if repository.keys.prune_seed is None:
-        raise UsageError(
-            "this needs an admin's secret; the one given opens a writer slot", hint="see: lamella key list"
-        )
+        raise writers_slot()
 
 
 class _NewSlot:

@@ -6,7 +6,7 @@ import argparse
 
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.values import shown_bytes
+from lamella.cli.shown import shown_bytes
 from lamella.operations.look import listing
 from lamella.operations.look.listing import Row
 from lamella.repository.repository import Repository

@@ -10,7 +10,8 @@ from lamella.base.errors import IntegrityError, NoRepository, UsageError
 from lamella.cli.arguments import add_dry_run
 from lamella.cli.context import Context
 from lamella.cli.destination import SecondContext
-from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.values import workers
 from lamella.operations.mirror.mirror import MirrorResult, mirror, plan_mirror
 from lamella.run.allocator import keep_freed_memory
 from lamella.stores.base import Store

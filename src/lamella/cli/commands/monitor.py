@@ -7,9 +7,10 @@ import argparse
 from lamella.base.errors import LamellaError, NothingMatched
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.values import shown_bytes
+from lamella.cli.shown import shown_bytes
+from lamella.cli.sources import named_source
 from lamella.memory.ledger import tracked_identities
-from lamella.operations.moments.monitor import MonitorResult, monitor
+from lamella.operations.moments.monitor import UNTRACKED, MonitorResult, monitor
 from lamella.sources.registry import place_of
 
 
@@ -17,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
         "Between two backups a checkpoint holds the space of everything that is overwritten. Let a timer run this\n"
-        "command to free that space; the next backup still reads only what changed. The command needs no repository\n"
-        "and no secret."
+        "command to free that space; the next backup still reads only what changed. Only sources on Btrfs, XFS with\n"
+        "reflinks, and thin volumes of LVM have checkpoints. The command needs no repository and no secret."
     )
     parser.add_argument(
         "source",
@@ -36,7 +37,7 @@ def run(context: Context) -> int:
     places = context.args.source or _tracked(context)
     for place in places:
         try:
-            results.append(monitor(context.host, context.source(place), lock_wait=context.args.lock_wait))
+            results.append(monitor(context.host, named_source(context, place), lock_wait=context.args.lock_wait))
         except LamellaError as error:
             if len(places) == 1:
                 raise
@@ -44,6 +45,9 @@ def run(context: Context) -> int:
             out.warn(f"{place}: {error.message}")
             continue
         done = results[-1]
+        if not done.tracked:
+            out.line(f"{done.source} ({done.driver}): nothing to free; {UNTRACKED}")
+            continue
         changed = f"{shown_bytes(done.changed_bytes)} may have changed"
         out.line(
             f"{done.source} ({done.driver}): {done.intervals} intervals, {changed}, {done.dropped} checkpoints removed"

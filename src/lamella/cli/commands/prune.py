@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from lamella.cli.commands import _deleting as deleting
 from lamella.cli.context import Context
 from lamella.cli.policy import add_rules, given_rules, policy_of
 from lamella.format.records import Ref
-from lamella.operations.prune.plan import PruneOptions
+from lamella.operations.prune.plan import PruneOptions, PruneResult
 from lamella.operations.prune.prune import require_prune_key, run_prune
 from lamella.operations.prune.retaining import JudgedSnapshot, RetentionPlan, plan_retention, require_rules
 from lamella.repository.repository import Repository
@@ -49,13 +49,13 @@ def run(context: Context) -> int:
         show(context, plan, everything=args.dry_run)
         _say_unproven(context, plan)
         if args.dry_run:
-            figures, code = deleting.planned(context, health, _removals(plan), deleting.options(args))
+            figures, code = deleting.planned(context, health, _removals(plan), _what(plan))
             out.document({"dry_run": True, **document(plan), **figures})
             return max(code, IntegrityError.exit_code if plan.damaged else 0)
         require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
-        removals = deleting.agreed(context, health, _question(plan), _removals(plan), lambda: _removals(judged()))
+        removals = deleting.agreed(context, health, _what(plan), _removals(plan), lambda: _removals(judged()))
         result = run_prune(repository, removals, deleting.options(args), health, out.report)
-    out.document({**document(plan), **deleting.report(context, result)})
+    out.document(_reported(context, plan, result))
     return deleting.exit_code(result)
 
 
@@ -81,20 +81,28 @@ def prune_after_backup(context: Context, volumes: Sequence[str]) -> Pruned:
         with deleting.opened(context, read_only=False) as health:
             plan = plan_retention(health.repo, policy_of(context.config.prune), volumes, health=health)
             show(context, plan, everything=False)
+            if plan.removed:
+                context.out.say(f"removing {deleting.counted(len(plan.removed))}")
             result = run_prune(health.repo, _removals(plan), PruneOptions(), health, context.out.report)
     except LamellaError as error:
         context.out.warn(f"the backup is saved, but nothing was pruned: {error.message}", error.obj)
         return Pruned({"error": error.message}, error.exit_code)
-    return Pruned({**document(plan), **deleting.report(context, result)}, deleting.exit_code(result))
+    return Pruned(_reported(context, plan, result), deleting.exit_code(result))
 
 
 def _removals(plan: RetentionPlan) -> dict[Ref, str]:
     return {row.selected.snapshot.ref: ", ".join(row.verdict.reasons) for row in plan.removed}
 
 
-def _question(plan: RetentionPlan) -> str:
-    count = len(plan.removed)
-    return f"Remove {count} snapshot{'' if count == 1 else 's'}, and keep {len(plan.kept)}?"
+def _what(plan: RetentionPlan) -> str:
+    return f"{deleting.counted(len(plan.removed))} and keep {len(plan.kept)}"
+
+
+def _reported(context: Context, plan: RetentionPlan, result: PruneResult) -> dict[str, Any]:
+    """Say what came of it; the document."""
+    gone = set(result.removed)
+    figures = deleting.report(context, result, f", kept {len(plan.rows) - len(gone)}")
+    return {**document(plan, gone), **figures}
 
 
 def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
@@ -104,15 +112,12 @@ def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
     for row in plan.rows if everything else plan.removed:
         word = "keep" if row.verdict.keep else "remove"
         rows.append((word, row.selected.text, _time(row), ", ".join(row.verdict.reasons)))
-    if len(rows) > 1:
+    if len(rows) > 1 and (everything or not out.quiet):
         out.table(rows)
     for row in plan.damaged if everything else ():
         out.warn(f"{row.selected.text} is not whole: {row.flaw.text if row.flaw else ''}")
     for row in plan.strange:
         out.warn(f"{row.selected.text} is kept and not counted: {row.verdict.reasons[-1]}")
-    removed, kept = len(plan.removed), len(plan.kept)
-    would = "would be " if everything else ""
-    out.line(f"{removed} snapshot{'' if removed == 1 else 's'} {would}removed, {kept} kept")
 
 
 def _say_unproven(context: Context, plan: RetentionPlan) -> None:
@@ -129,13 +134,14 @@ def _time(row: JudgedSnapshot) -> str:
         return "beyond the calendar"
 
 
-def document(plan: RetentionPlan) -> dict[str, Any]:
-    """The plan for JSON."""
-    unproven = list(plan.unproven)
+def document(plan: RetentionPlan, gone: Collection[Ref] | None = None) -> dict[str, Any]:
+    """The plan for JSON, or what came of it: only what is `gone` was removed."""
+    removed = [row for row in plan.removed if gone is None or row.selected.snapshot.ref in gone]
+    kept = [row for row in plan.rows if row not in removed]
     return {
-        "removed": [_row(row) for row in plan.removed],
-        "kept": [_row(row) for row in plan.kept],
-        "unverified": unproven,
+        "removed": [_row(row) for row in removed],
+        "kept": [_row(row) for row in kept],
+        "unverified": list(plan.unproven),
     }
 
 

@@ -13,7 +13,8 @@ from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.values import shown_bytes, workers
+from lamella.cli.shown import shown_bytes
+from lamella.cli.values import workers
 
 if TYPE_CHECKING:
     from lamella.qubes.admin import Admin
@@ -71,6 +72,11 @@ def _restore_arguments(parser: argparse.ArgumentParser) -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--only-data", action="store_true", help="restore the volumes without the settings")
     only.add_argument("--only-settings", action="store_true", help="restore the settings without the volumes")
+    parser.add_argument(
+        "--grant-powers",
+        action="store_true",
+        help="also set tags, devices and references to qubes that a policy of this system names",
+    )
     parser.add_argument("--exact", action="store_true", help="also remove settings that the backup does not contain")
     parser.add_argument(
         "--dom0-to", type=Path, metavar="FOLDER", help="write the saved files of dom0 into this new folder"
@@ -161,6 +167,7 @@ def _restore(context: Context) -> int:
     from lamella.qubes.archive import read_snapshot, saved_qubes
     from lamella.qubes.inventory import Inventory
     from lamella.qubes.names import DOM0, owner_of
+    from lamella.qubes.powers import read_policies
     from lamella.qubes.restore_plan import RestorePlanner
     from lamella.qubes.storage import kept_running
 
@@ -177,14 +184,21 @@ def _restore(context: Context) -> int:
             raise UsageError("dom0 is never overwritten", obj="dom0", hint="add --dom0-to FOLDER to see its files")
         wishes = _wishes(args)
         others = [one for one in saved if one.name != "dom0"]
-        rows = RestorePlanner(inventory, others, wishes, partial(owner_of, admin, machine=context.host.machine)).rows()
+        policies = read_policies(Path(context.env.get("LAMELLA_DOM0_ROOT") or "/"))
+        owner = partial(owner_of, admin, machine=context.host.machine)
+        rows = RestorePlanner(inventory, others, wishes, owner, policies).rows()
         for row in rows:
             _tell(context, row)
         if args.dry_run:
             context.out.document({"dry_run": True, "qubes": [_planned(row) for row in rows]})
             return 0
-        if any(row.action == "overwrite" for row in rows):
-            context.confirm("Overwrite the qubes that exist?")
+        over = [row for row in rows if row.action == "overwrite"]
+        if over:
+            names = ", ".join(row.name for row in over)
+            size = sum(one.snapshot.added.size for row in over for one in row.saved.volumes.values())
+            kept = "The old state of each volume stays as a revision."
+            context.confirm(f"Will overwrite {names} with {shown_bytes(size)} of volumes. {kept}")
+        _grant(context, rows)
         results = _execute(context, repository, admin, rows, wishes)
         laid_out = [line for one in dom0 for line in _lay_out(context, repository, one.volumes.get("config"))]
     return _report(context, results, laid_out)
@@ -204,12 +218,25 @@ def _wishes(args: argparse.Namespace) -> RestoreWishes:
         data=not args.only_settings,
         settings=not args.only_data,
         exact=args.exact,
+        powers=args.grant_powers,
     )
 
 
 def _tell(context: Context, row: QubeRestore) -> None:
     show = context.out.line if context.args.dry_run else context.out.say
     show(row.line())
+    for power in row.powers:
+        show(f"    {power.line()}" + (": only with --grant-powers" if power in row.withheld else ""))
+
+
+def _grant(context: Context, rows: Sequence[QubeRestore]) -> None:
+    """Ask a person for the consent that powers need; nobody else gives it, and --yes does not."""
+    if context.asks and any(row.withheld for row in rows):
+        from lamella.cli.terminal import confirm
+
+        if confirm("Policies of this system name some of these settings. Will set them, too?"):
+            for row in rows:
+                row.withheld = []
 
 
 def _planned(row: QubeRestore) -> dict[str, object]:
@@ -221,6 +248,10 @@ def _planned(row: QubeRestore) -> dict[str, object]:
         "snapshot": row.saved.snapshot,
         "volumes": {name: one.snapshot.added.size for name, one in row.saved.volumes.items()},
         "notes": row.notes,
+        "powers": [
+            {"kind": one.kind, "value": one.value, "named_in": one.named, "given": one not in row.withheld}
+            for one in row.powers
+        ],
     }
 
 
@@ -237,6 +268,7 @@ def _execute(
 
 def _lay_out(context: Context, repository: Repository, selected: object) -> list[str]:
     """dom0's files into the folder named; returns how the system differs from them."""
+    from lamella.base.durable import make_private
     from lamella.operations.restore.restore import RestoreOptions, plan_restore
     from lamella.operations.shared.selection import Selected
     from lamella.qubes.dom0 import differences, lay_out
@@ -248,7 +280,7 @@ def _lay_out(context: Context, repository: Repository, selected: object) -> list
         raise UsageError(f"{target} exists already", obj=str(target), hint="name a new folder")
     archive = context.host.cache_dir / "dom0-restored.tar"
     archive.unlink(missing_ok=True)
-    archive.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(archive.parent)
     try:
         plan_restore(repository, selected, archive, RestoreOptions()).execute(context.out.report)
         lay_out(archive, target)
@@ -327,7 +359,7 @@ def _setup_storage(context: Context) -> int:
     options = [*(["--append-only"] if args.append_only else []), *([f"--quota={args.quota}"] if args.quota else [])]
     files = storage_files(args.name, args.place, options)
     if args.install and not args.dry_run:
-        context.confirm(f"Write these files in {qube.name}: {', '.join(file.path for file in files)}?")
+        context.confirm(f"Will write in {qube.name}, as root: {', '.join(file.path for file in files)}.")
         install(qube, files)
     for file in files:
         out.line(f"in {qube.name}: {file.path} (mode {file.mode})" + (", installed" if args.install else ""))

@@ -13,7 +13,9 @@ from lamella.base.errors import IntegrityError, RolledBack, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.secret import DONOR, given_source
-from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.sources import named_source
+from lamella.cli.values import workers
 from lamella.history.acceptance import accept_history
 from lamella.operations.repair.repair import EXAMINATIONS, RepairOptions, repair
 from lamella.operations.repair.result import LEFT, Gone, RepairResult, RepairStep
@@ -86,8 +88,10 @@ def run(context: Context) -> int:
     def confirm(result: RepairResult) -> None:
         damages = sum(one.severity == "damage" for one in result.found)
         if damages and not args.dry_run:
+            for one in result.found if context.asks else ():
+                out.say(f"{one.severity}: {one.obj}: {one.message}")
             out.say(f"{damages} finding{'' if damages == 1 else 's'} of damage")
-            context.confirm("Repair what can be repaired?")
+            context.confirm("Will repair what can be repaired, and record what stays lost. Nothing is deleted.")
 
     with _repository(context) as repository, ExitStack() as held:
         if args.accept_rollback and not args.dry_run:
@@ -108,7 +112,7 @@ def _sources(context: Context) -> dict[str, Source]:
         volume, equals, place = text.partition("=")
         if not volume or not equals or not place:
             raise UsageError(f"not a source: {text!r}", hint="write VOLUME=SOURCE")
-        sources[volume] = context.source(place)
+        sources[volume] = named_source(context, place)
     return sources
 
 
@@ -117,9 +121,11 @@ def _repository(context: Context) -> Iterator[Repository]:
     context.given_secret()
     with context.store(read_only=context.args.dry_run) as store:
         read_marker(store)
-        with Repository.open_damaged(
-            store, context.secret(), context.host, lock_wait=context.args.lock_wait
-        ) as repository:
+        wait = context.args.lock_wait
+        opened = context.with_secret(
+            lambda secret: Repository.open_damaged(store, secret, context.host, lock_wait=wait)
+        )
+        with opened as repository:
             context.require_expected(repository)
             yield repository
 

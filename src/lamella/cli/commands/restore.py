@@ -6,11 +6,21 @@ import argparse
 from pathlib import Path
 
 from lamella.base.clock import iso
-from lamella.base.errors import Interrupted, LamellaError, NothingMatched, RolledBack, SourceAtRisk, SourceError
+from lamella.base.errors import (
+    Interrupted,
+    LamellaError,
+    NothingMatched,
+    RolledBack,
+    SourceAtRisk,
+    SourceError,
+    UsageError,
+)
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
-from lamella.cli.values import shown_bytes, shown_seconds, workers
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.sources import keeping
+from lamella.cli.values import workers
 from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore
 from lamella.operations.shared.selection import Selected, doubts, select, split_selector
 from lamella.operations.shared.streaming import read_document
@@ -56,6 +66,7 @@ def run(context: Context) -> int:
     """Restore."""
     keep_freed_memory()
     args, out = context.args, context.out
+    _require_place(args)
     replaces = args.overwrite or (args.in_place and args.document is None)
     if args.to.exists() and not args.to.is_block_device() and not replaces:
         error = exists(args.to)
@@ -72,6 +83,18 @@ def run(context: Context) -> int:
         raise
     except SourceError as error:  # here it is the target, and nothing else was saved
         raise LamellaError(error.message, obj=error.obj, hint=error.hint) from error
+
+
+def _require_place(args: argparse.Namespace) -> None:
+    """Raises LamellaError where no file can be made: what would fail after the plan fails before the command asks."""
+    if str(args.to).startswith("lvm:"):
+        return
+    name = args.document or f"{split_selector(args.volume)[0]}.img"
+    if args.to.is_dir():
+        raise UsageError(f"{args.to} is a directory", obj=str(args.to), hint=f"name a file in it: {args.to / name}")
+    above = args.to.resolve().parent
+    if not above.is_dir():
+        raise LamellaError(f"there is no directory {above}", obj=str(args.to), hint="make it first")
 
 
 def _selected(repository: Repository, text: str) -> Selected:
@@ -113,7 +136,7 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
         overwrite=args.overwrite,
         in_place=args.in_place,
         pool=args.pool,
-        pool_limits=context.keeping.limits,
+        pool_limits=keeping(context).limits,
     )
     plan = plan_restore(repository, selected, args.to, options)
     for line in plan.lines(shown_bytes):
@@ -125,7 +148,7 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
         out.document({"dry_run": True, **_facts(plan)})
         return 0
     if plan.replaces:
-        context.confirm(f"Replace the content of {args.to}?")
+        context.confirm(f"Will replace the content of {args.to} by {selected.text}, {shown_bytes(plan.size)}.")
     try:
         result = plan.execute(out.report)
     except KeyboardInterrupt:
@@ -166,7 +189,7 @@ def _document(context: Context, repository: Repository, selected: Selected) -> i
     content = read_document(repository, selected, args.document)
     if not args.dry_run:
         if args.to.exists():
-            context.confirm(f"Replace the content of {args.to}?")
+            context.confirm(f"Will replace the content of {args.to} by document {args.document}.")
         write_file(args.to, content, overwrite=args.overwrite)
     done = "would write" if args.dry_run else "wrote"
     out.line(f"{done} document {args.document} of {selected.text} to {args.to}: {shown_bytes(len(content))}")

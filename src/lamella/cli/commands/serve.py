@@ -6,8 +6,8 @@ import argparse
 import re
 
 from lamella.base.errors import UsageError
+from lamella.cli.amounts import budget
 from lamella.cli.context import Context
-from lamella.cli.values import size
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.guarded import GuardedStore
 from lamella.stores.pipe.server import Server
@@ -27,13 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--append-only", action="store_true", help="refuse to remove or replace anything")
     parser.add_argument("--read-only", action="store_true", help="refuse to write anything")
     parser.add_argument(
+        "--admitted", action="store_true", help="take commits only of writers that an admin's secret enrolled"
+    )
+    parser.add_argument(
         "--prefix",
         metavar="NAME",
         type=_prefix,
         help="serve the directory NAME below PATH, and create it if it is missing",
     )
     parser.add_argument(
-        "--quota", metavar="SIZE", type=size, help="refuse writes that would take the sum of all objects above SIZE"
+        "--quota", metavar="SIZE", type=budget, help="refuse writes that would take the sum of all objects above SIZE"
     )
 
 
@@ -54,6 +57,12 @@ def run(context: Context) -> int:
         read_only = args.read_only or hello.read_only
         create = not read_only and (hello.create or bool(args.prefix))
         store = open_store(place, create=create, read_only=read_only, environment=context.env)
-        return GuardedStore(store, append_only=args.append_only, quota_bytes=args.quota, checked=hello.checked)
+        return GuardedStore(
+            store,
+            append_only=args.append_only,
+            quota_bytes=args.quota,
+            checked=hello.checked,
+            admitted=args.admitted,
+        )
 
     return 0 if Server(0, 1, opened).run() else _FAILED

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 
 from lamella.base.errors import IntegrityError, NothingMatched, SourceError, UsageError
+from lamella.cli.amounts import budget, percent
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.values import budget, percent, shown_bytes, shown_seconds, workers
-from lamella.operations.shared.findings import Finding, VerifyResult
+from lamella.cli.shown import shown_bytes, shown_seconds
+from lamella.cli.sources import named_source
+from lamella.cli.values import workers
+from lamella.operations.shared.findings import NOTE, Finding, VerifyResult
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.verify import DEFAULT_PERCENT, LEVELS, VerifyOptions, verify
 from lamella.repository.repository import Repository
@@ -104,7 +107,7 @@ def _options(context: Context) -> VerifyOptions:
     source: Source | None = None
     if args.source is not None:
         is_file = not args.source.startswith("lvm:")
-        source = context.source(args.source, "file" if is_file else None)
+        source = named_source(context, args.source, "file" if is_file else None)
     threads = args.workers or context.config.backup.workers
     return VerifyOptions(args.level, args.percent, args.budget, source, threads, new_packs=args.new_packs)
 
@@ -126,15 +129,17 @@ def _print(context: Context, selected: list[Selected], result: VerifyResult, *, 
     out = context.out
     for finding in result.findings:
         affects = f" (needed by {', '.join(finding.affects)})" if finding.affects else ""
-        out.line(f"{finding.severity}: {finding.obj}: {finding.message}{affects}")
+        tell = out.line if finding.severity == NOTE else out.answer
+        tell(": ".join(filter(None, (finding.severity, finding.obj, finding.message))) + affects)
     for text in result.unrestorable:
-        out.line(f"cannot be restored: {text}")
+        out.answer(f"cannot be restored: {text}")
     if result.recorded:
         out.line(f"recorded for other hosts: {result.recorded} places that do not open")
     if result.damaged:
         out.say("repair what can be repaired with: lamella repair")
     count = len(selected)
-    out.line(
+    tell = out.answer if result.damaged or result.incomplete else out.line
+    tell(
         f"verified {count} snapshot{'' if count == 1 else 's'}: {result.checked_chunks} chunks checked, "
         f"{shown_bytes(result.checked_bytes)} read, in {shown_seconds(result.seconds)}: " + _verdict(result, checked)
     )

@@ -13,14 +13,15 @@ from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId, WriterId
 from lamella.format.node import Shape
 from lamella.format.owners import Give, Join
 from lamella.format.records import UNSIGNED, PartialRoot, Signed, Volume
-from lamella.history.catalogue import Snapshot, VolumeState, latest
+from lamella.history.catalogue import Snapshot, VolumeState
+from lamella.history.latest import latest
 from lamella.memory.confirmations import Confirmations
 from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, ResumePoint, new_volume
 from lamella.operations.shared.completeness import is_complete, tree_is_complete
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
-from lamella.sources.registry import check_name, name_from
+from lamella.sources.names import check_name, name_from
 
 if TYPE_CHECKING:
     from lamella.operations.shared.change_map import ChangeMap
@@ -303,6 +304,9 @@ class _Planning:
         if fixed is None:
             raise UsageError(f"volume {shown} cannot be continued: its record is lost", obj=shown)
         domain_id, log2 = fixed.domain_id, fixed.chunk_log2
+        if request.domain is None and self._options.domain not in (None, known.domain_label):
+            hint = "leave --domain out for volumes that were backed up before"
+            raise UsageError(f"the domain of {shown} was chosen at its first backup", obj=shown, hint=hint)
         if self._options.chunk_log2 not in (None, log2):
             raise UsageError(f"the chunk size of {shown} was fixed at its first backup: {1 << log2} bytes", obj=shown)
         mode, reason = (COMPARE, why) if why else (INCREMENTAL, "")
@@ -333,7 +337,8 @@ class _Planning:
         stored = (entry.ref, entry.root, entry.size, entry.chunk_log2)
         for base in volume.snapshots:
             added = base.added
-            if (base.ref, added.root, added.size, added.chunk_log2) == stored and added.usable and not base.conflict:
+            same = (base.ref, added.root, added.size, added.chunk_log2) == stored
+            if same and added.usable and not self._ambiguous(base):
                 break
         else:
             return None, None, "the snapshot that the kept moment belongs to is not in the repository"
@@ -359,15 +364,24 @@ class _Planning:
         """The newest snapshot that is known to be whole: confirmed, or all its packs are there."""
         counting = [snapshot for snapshot in volume.snapshots if snapshot.counts]
         for snapshot in (*latest(counting, self._repo.log.believed_ms), *reversed(counting)):
-            if snapshot.conflict or not snapshot.added.usable:
+            if self._ambiguous(snapshot) or not snapshot.added.usable:
                 continue
-            there = (self._repo.blobs.length(pack) is not None for pack in snapshot.added.packs)
-            whole = snapshot.confirmed or snapshot.ref in self._waiting or all(there)
+            packs = snapshot.added.packs  # none: nothing was stored, or more than may be listed
+            there = bool(packs) and all(self._repo.blobs.length(pack) is not None for pack in packs)
+            whole = snapshot.confirmed or snapshot.ref in self._waiting or there
             # A prune may have rewritten what it needs into other packs.
             if whole or is_complete(self._repo, snapshot):
                 return snapshot
             notes.append(f"snapshot {snapshot.name} of {volume.name} lacks packs: it is not used as a base")
         return None
+
+    def _ambiguous(self, snapshot: Snapshot) -> bool:
+        """Whether its id stands for two snapshots; what others publish under an id of this host's changes nothing."""
+        own = self._repo.own_writer
+        if not snapshot.conflict or snapshot.ref.writer != own:
+            return snapshot.conflict
+        rivals = (one.ref for one in self._repo.catalogue.snapshots if one.added.snap_id == snapshot.added.snap_id)
+        return any(ref.writer == own and ref != snapshot.ref for ref in rivals)
 
     # -- from how far -------------------------------------------------------------------------------------------------
 

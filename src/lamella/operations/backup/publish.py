@@ -9,13 +9,12 @@ from dataclasses import replace
 
 from lamella.base.clock import utc_text
 from lamella.base.ids import SnapId, VolumeId
-from lamella.format import document
-from lamella.format.container import Kind
 from lamella.format.cursor import clipped
 from lamella.format.records import NO_REF, AddSnap, Document, Figures, RawRecord, Ref, Run, RunVolume, Signed, raw
 from lamella.memory.ledger import LedgerEntry
 from lamella.operations.backup.plan import COMPARE, FULL, INCREMENTAL
 from lamella.operations.backup.stages import Read, VolumeResult
+from lamella.operations.writing.attachments import put_document, put_tree_note
 from lamella.operations.writing.session import WritingSession
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
@@ -39,17 +38,10 @@ def attach(
 
 def _extras(packer: Packer, read: Read, documents: Mapping[str, bytes], now: int) -> tuple[Document, ...]:
     """Put the tree note of a new tree, and the documents."""
-    plan, shape, root, base = read.frozen.plan, read.frozen.shape, read.tree.root, read.way.base
-    if base is None or (base.added.root, base.added.size) != (root, shape.size):
-        note = document.TreeNote(shape.volume_id, root, shape.size, now, shape.chunk_log2, plan.volume)
-        packer.store_node(Kind.DOCUMENT, note.encode())
+    plan = read.frozen.plan
+    put_tree_note(packer, read.way.base, read.frozen.shape, read.tree.root, now, plan.volume)
     own = documents if plan.request.documents is None else plan.request.documents
-    return tuple(_document(packer, name, content) for name, content in own.items())
-
-
-def _document(packer: Packer, name: str, content: bytes) -> Document:
-    parts = tuple(packer.store_node(Kind.DOCUMENT, part) for part in document.parts(content))
-    return Document(name, len(content), parts)
+    return tuple(put_document(packer, name, content) for name, content in own.items())
 
 
 def publish(
@@ -98,7 +90,7 @@ def _add_snap(session: WritingSession, read: Read, name: str, documents: tuple[D
         parent=NO_REF if way.base is None else way.base.ref,
         name=name,
         documents=documents,
-        packs=session.packs(frozen.plan.domain_id),
+        packs=session.listed_packs(frozen.plan.domain_id),
         inner=(figures.encode(), *way.notes),
     )
 
@@ -112,10 +104,6 @@ def _run_record(name: str, reads: Sequence[Read], results: Sequence[VolumeResult
         for one in results
     )
     return Run(name, all(not entry.failed for entry in entries), entries)
-
-
-def _short(text: str) -> str:
-    return text.encode("utf-8", "replace")[:250].decode("utf-8", "ignore")
 
 
 def _entry(read: Read, ref: Ref) -> LedgerEntry:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 
 from lamella.base.errors import IntegrityError, SourceError
 from lamella.base.ids import DomainId, SnapId, VolumeId
-from lamella.format import document
-from lamella.format.container import Kind
 from lamella.format.cursor import clipped
 from lamella.format.inner import ORIGIN, Origin, OriginPlace, first_place
 from lamella.format.node import Shape
@@ -21,6 +19,7 @@ from lamella.memory.ledger import Ledger
 from lamella.operations.copy.plan import CopyRow, State
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import read_document
+from lamella.operations.writing.attachments import put_document, put_tree_note
 from lamella.operations.writing.chunks import VolumeRead
 from lamella.operations.writing.session import WritingSession
 from lamella.packs.packer import Packer
@@ -48,8 +47,7 @@ def copy_documents(source: Repository, one: Selected, packer: Packer) -> tuple[D
             content = read_document(source, one, row.name)
         except IntegrityError as error:
             raise SourceError(f"document {row.name} cannot be read: {error.message}", obj=row.name) from error
-        parts = tuple(packer.store_node(Kind.DOCUMENT, part) for part in document.parts(content))
-        found.append(Document(row.name, len(content), parts))
+        found.append(put_document(packer, row.name, content))
     return tuple(found)
 
 
@@ -70,7 +68,8 @@ class CopyPublisher:
         Raises StoreError, RolledBack.
         """
         for one in done:
-            self._note_tree(session, one)
+            packer, name = session.packer(one.domain_id), one.row.selected.volume.name
+            put_tree_note(packer, one.base, one.shape, one.read.root, one.row.snapshot.added.time_ms, name)
         session.settle()
         records: list[RawRecord | Volume] = []
         made: list[AddSnap] = []
@@ -94,13 +93,6 @@ class CopyPublisher:
         self._introduced.add(destination.volume_id)
         return [destination.record]
 
-    def _note_tree(self, session: WritingSession, one: Copied) -> None:
-        if one.base is None or (one.base.added.root, one.base.added.size) != (one.read.root, one.shape.size):
-            shape, name = one.shape, one.row.selected.volume.name
-            time_ms = one.row.snapshot.added.time_ms
-            note = document.TreeNote(shape.volume_id, one.read.root, shape.size, time_ms, shape.chunk_log2, name)
-            session.packer(one.domain_id).store_node(Kind.DOCUMENT, note.encode())
-
     def _add_snap(self, session: WritingSession, one: Copied) -> AddSnap:
         """The original's record under the ids it has there; parent is the snapshot it shares with, if that is older."""
         added = one.row.snapshot.added
@@ -115,7 +107,7 @@ class CopyPublisher:
             root=one.read.root,
             parent=one.base.ref if one.base is not None and before else NO_REF,
             documents=one.documents,
-            packs=session.packs(one.domain_id),
+            packs=session.listed_packs(one.domain_id),
             inner=(*(record for record in added.inner if record.type != ORIGIN), origin.encode()),
         )
 

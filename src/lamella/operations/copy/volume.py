@@ -15,6 +15,7 @@ from lamella.history.catalogue import Snapshot
 from lamella.operations.shared.ranges import RANGE
 from lamella.operations.shared.reading import Act, Task
 from lamella.packs.tree import SlotRun
+from lamella.packs.tree_changes import changes
 from lamella.repository.repository import Repository
 from lamella.sources.base import Consistency
 
@@ -86,7 +87,7 @@ class SnapshotVolume:
             if self._base is None:
                 yield from reader.runs(self._tree)
             else:
-                for run, _ in reader.changes(self._base, self._tree):
+                for run, _ in changes(reader, self._base, self._tree):
                     yield run
         except IntegrityError as error:
             raise SourceError(f"the snapshot cannot be read: {error.message}", obj=error.obj) from error

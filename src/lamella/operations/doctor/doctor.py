@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lamella.base.errors import LamellaError, RolledBack
 from lamella.crypto.slots import Secret
-from lamella.format.compression import zstd_provider
+from lamella.format import zstd_provider
 from lamella.memory.host import Host
 from lamella.operations.shared.heads import require_fingerprint
 from lamella.operations.shared.probe import probe
@@ -49,7 +49,7 @@ def _python() -> Check:
 
 
 def _zstd() -> Check:
-    provider = zstd_provider()
+    provider = zstd_provider.provider()
     return Check("zstd", bool(provider), f"zstd from {provider}" if provider else "no zstd provider: only zlib and off")
 
 
@@ -81,7 +81,7 @@ def _destination(store: Store) -> Iterator[Check]:
 
 def _repository(host: Host, store: Store, secret: Secret, expected: str | None) -> Iterator[Check]:
     try:
-        with Repository.open(store, secret, host, stored=True) as repo:
+        with Repository.open(store, secret, host, whole=True, stored=True) as repo:
             require_fingerprint(repo, expected)
             role = "a writer's" if repo.keys.prune_seed is None else "an admin's"
             yield Check("secret", True, f"the secret opens {role} slot")

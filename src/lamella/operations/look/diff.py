@@ -10,6 +10,7 @@ from lamella.base.errors import UsageError
 from lamella.format.node import Shape
 from lamella.operations.shared.change_map import SCHEMA
 from lamella.operations.shared.selection import Selected
+from lamella.packs.tree_changes import changes
 from lamella.repository.repository import Repository
 
 
@@ -48,7 +49,7 @@ def _changes(repo: Repository, a: Selected, b: Selected) -> Iterator[tuple[int, 
     new = repo.tree(b.snapshot)
     reader = repo.tree_reader(b.snapshot.added.domain_id)
     log2 = new.shape.chunk_log2
-    for run, old in reader.changes(repo.tree(a.snapshot), new):
+    for run, old in changes(reader, repo.tree(a.snapshot), new):
         start, end = run.first << log2, min(run.end << log2, new.shape.size)
         if isinstance(run.slot, bytes):
             yield start, end - start, "data"

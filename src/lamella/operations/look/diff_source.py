@@ -20,6 +20,7 @@ from lamella.operations.moments.monitor import delta_from
 from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import identify_chunk
+from lamella.packs.tree_changes import changes
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.sources.base import FrozenVolume, Source
@@ -140,7 +141,7 @@ class _Comparing:
         """What has not changed since the kept moment, and differs between its snapshot and the one compared with."""
         touched: ChunkSet = kept.delta.changed | kept.delta.zeroed
         reader = self._repo.tree_reader(self._domain_id)
-        for run, old in reader.changes(self._tree, self._repo.tree(kept.snapshot)):
+        for run, old in changes(reader, self._tree, self._repo.tree(kept.snapshot)):
             for chunk in range(run.first, min(run.end, self.shape.chunks)):
                 kind = _kind(old, run.slot)
                 if kind and chunk not in touched:

@@ -15,6 +15,7 @@ from lamella.format.node import Slot
 from lamella.history.catalogue import Snapshot
 from lamella.operations.shared.marking import LiveWalk, Roots, roots_by_domain
 from lamella.operations.shared.selection import Selected
+from lamella.packs import census
 from lamella.packs.usage import PARTS, LiveIds
 from lamella.repository.repository import Repository
 
@@ -79,7 +80,7 @@ def sizes_of(repo: Repository, chosen: Sequence[Selected]) -> Sizes:
         marked = _marked(repo, domain_id, roots, rest.get(domain_id, Roots()))
         result.stored_bytes += marked.stored
         result.unique_bytes += marked.unique
-        result.freed_bytes += repo.blobs.bytes_of(marked.freeable)
+        result.freed_bytes += census.bytes_of(repo.blobs, marked.freeable)
     result.shared_bytes = result.stored_bytes - result.unique_bytes
     return result
 
@@ -124,7 +125,7 @@ def _marked(repo: Repository, domain_id: DomainId, mine: Roots, others: Roots) -
         for number in range(PARTS):
             own_ids, rest_ids = own.part(number), rest.part(number)
             last = b""
-            for id_, pack, sealed in repo.blobs.stored(domain_id, number) if own_ids or rest_ids else ():
+            for id_, pack, sealed in census.stored(repo.blobs, domain_id, number) if own_ids or rest_ids else ():
                 needed, shared = id_ in own_ids, id_ in rest_ids
                 if shared:
                     kept.add(pack)

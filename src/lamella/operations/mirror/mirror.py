@@ -21,14 +21,13 @@ from lamella.base.ids import RepoId, WriterId
 from lamella.base.names import (
     COMMITS,
     SLOT_SIZE,
-    TRAILER_SIZE,
     Part,
-    commit_message,
     hash_in,
     pack_hash,
     pack_name,
     part_of,
 )
+from lamella.base.signed import TRAILER_SIZE, trailer_fault
 from lamella.base.trust import Clear
 from lamella.crypto.sign import verified
 from lamella.format import marker
@@ -410,5 +409,4 @@ def _is_what_it_says(name: str, part: Part | None, content: bytes, mark: marker.
         _, trailer = split_trailer(content, head)
     except IntegrityError:
         return False
-    message = commit_message(mark.root, head.writer, head.seq, trailer.container)
-    return verified(trailer.public, trailer.signature, message)
+    return not trailer_fault(mark.signers, head.writer, head.seq, trailer, verified)

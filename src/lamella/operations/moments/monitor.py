@@ -12,6 +12,8 @@ from lamella.memory.ledger import needed_checkpoints
 from lamella.operations.moments.rotation import drop_unneeded
 from lamella.sources.base import FrozenVolume, Source
 
+UNTRACKED = "this kind of source cannot tell what changed, so each backup reads all of it"
+
 
 @dataclass(slots=True)
 class MonitorResult:
@@ -22,6 +24,8 @@ class MonitorResult:
     intervals: int = 0
     changed_bytes: int = 0
     dropped: int = 0
+    tracked: bool = True
+    """Whether the source can tell what changed: else it keeps no moments, and there is nothing to do."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -50,8 +54,9 @@ def monitor(host: Host, source: Source, *, lock_wait: float = 0.0) -> MonitorRes
     with host.source_lock(source.identity, lock_wait):
         intervals = Intervals(host, source.identity)
         bases = needed_checkpoints(host, source.identity)
+        result.tracked = source.tracks
         if not source.tracks or not bases:
-            result.notes.append("no backup of this source keeps a moment")
+            result.notes.append("no backup of this source keeps a moment" if source.tracks else UNTRACKED)
             result.dropped = len(drop_unneeded(host, source))
             return result
         ends = intervals.keep_only(bases)

@@ -23,6 +23,7 @@ from lamella.format.records import AddSnap, Ref
 from lamella.history.catalogue import Series, Snapshot
 from lamella.operations.shared.marking import LiveWalk, Roots, roots_of
 from lamella.operations.shared.rereading import reread
+from lamella.packs import census
 from lamella.packs.usage import LiveIds, Usage
 from lamella.repository.repository import Repository
 
@@ -188,7 +189,7 @@ class Health:
         """The needed ones, and heads of packs that are there."""
         needed = self.live.among(one.id for one in known if one.kind != Kind.DIRECTORY)
         heads = {one for one in known if one.kind == Kind.DIRECTORY}
-        there = self.repo.blobs.known(one.pack for one in heads)
+        there = census.known(self.repo.blobs, (one.pack for one in heads))
         return {one for one in known if one.id in needed} | {one for one in heads if one.pack in there}
 
     def _distrust(self, addresses: Collection[Address]) -> None:

@@ -14,12 +14,14 @@ from lamella.base.ids import CATALOGUE, ChunkId, DomainId
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Checkpoint, Ref
 from lamella.history.catalogue import Snapshot
+from lamella.history.history import AUDITS_KEPT, History
 from lamella.history.open_sessions import OpenSession
-from lamella.memory.pins import FirstSeen
+from lamella.memory.first_seen import FirstSeen
 from lamella.operations.prune.health import Flaw, Health, damage
 from lamella.operations.prune.removal import revivable, revive
 from lamella.operations.shared.gaps import GapFinder, lost_by
 from lamella.operations.shared.marking import Roots, roots_of
+from lamella.packs import census
 from lamella.packs.reach import require_alive
 from lamella.packs.tree import Tree
 from lamella.packs.usage import LiveIds
@@ -108,7 +110,7 @@ class Survey:
             self.health.begin()
         flaws = self.secured(without)
         # A node that could not be read once may open a moment later: what is below it was not marked all the same.
-        needed = Needed(self.health.live, self.repo.blobs.domains() - self.health.unread)
+        needed = Needed(self.health.live, census.domains(self.repo.blobs) - self.health.unread)
         self._judge(needed, self._standing(without), flaws)
         self._hold_lost(needed, self._standing(without))
         self._hold_returning(needed)
@@ -117,7 +119,8 @@ class Survey:
         self.health.hold_ids(self._catalogue_ids())
         needed.closed |= {CATALOGUE}
         if not self.dry:
-            self.repo.blobs.keep_complete(root for roots in needed.roots.values() for root in roots)
+            roots = (root for some in needed.roots.values() for root in some)
+            census.keep_complete(self.repo.blobs, roots)
         return needed
 
     def _standing(self, without: Collection[Ref]) -> list[Snapshot]:
@@ -267,6 +270,10 @@ class Survey:
         """The segments of every checkpoint of every chain, and of the audited ones before its beginning."""
         for chain in self.repo.history.chains.values():
             carried = [commit.checkpoint for commit in chain.commits]
-            for checkpoint in (*carried, chain.carried, *self.repo.log.audited_checkpoints(chain.writer)):
+            # The chain begins with the last audited checkpoint that can be read.
+            audits = self.repo.history.audits.get(chain.writer, [])[-AUDITS_KEPT:]
+            audited = [self.repo.log.reader.load(History(), head) for head in audits]
+            carried += [commit.checkpoint for commit in audited if commit is not None]
+            for checkpoint in (*carried, chain.carried):
                 if isinstance(checkpoint, Checkpoint):
                     yield from (place.id for place in checkpoint.segments)

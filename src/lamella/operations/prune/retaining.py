@@ -13,8 +13,9 @@ from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.node import Shape
 from lamella.format.records import AddSnap, Ref
-from lamella.history.catalogue import Snapshot, by_series, latest
-from lamella.memory.verdicts import ProvenSnapshots
+from lamella.history.catalogue import Snapshot, by_series
+from lamella.history.latest import latest
+from lamella.memory.proven import ProvenSnapshots
 from lamella.operations.prune.health import Flaw, Health, Tracer
 from lamella.operations.prune.retention import DatedSnapshot, Retention, Ruling, judge, judge_until_stable
 from lamella.operations.shared.selection import Selected, find_volume

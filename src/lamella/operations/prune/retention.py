@@ -19,6 +19,7 @@ from enum import Enum
 from functools import partial
 from itertools import pairwise
 
+from lamella.base.clock import END_OF_TIME_MS, moment_of
 from lamella.base.errors import UsageError
 
 HOUR_MS = 3_600_000
@@ -95,8 +96,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def local_time(moment_ms: int, zone: tzinfo) -> datetime:
-    """A moment as the zone's calendar and clock show it."""
-    return (_EPOCH + timedelta(milliseconds=moment_ms)).astimezone(zone)
+    """A moment as the zone's calendar and clock show it; at the latest a day before the end of the year 9999."""
+    return moment_of(min(moment_ms, END_OF_TIME_MS - 24 * HOUR_MS)).astimezone(zone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ from lamella.format import compression, document
 from lamella.format.container import Blob, Kind
 from lamella.operations.prune.needed import Needed
 from lamella.operations.prune.plan import PruneResult
+from lamella.packs import census
 from lamella.packs.blobmap import Place
-from lamella.packs.containers import PackHead, open_blob, open_head, read_head
+from lamella.packs.containers import PackHead, open_blob, open_head
+from lamella.packs.heads import read_head
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
 from lamella.packs.usage import PackUse
@@ -71,7 +73,7 @@ def delete_packs(repo: Repository, judged: Sequence[JudgedPack], result: PruneRe
     for one in judged:
         repo.store.delete(one.head.name)
     repo.store.sync()
-    repo.blobs.forget(one.use.pack for one in judged)
+    census.forget(repo.blobs, (one.use.pack for one in judged))
     repo.blobs.drop_stale_segments()
     result.freed_bytes += sum(one.use.length for one in judged)
     result.deleted_packs += len(judged)
@@ -144,7 +146,7 @@ class Rewriting:
         for pack in self.new_packs:
             self._repo.store.delete(pack_name(pack))
         self._repo.store.sync()
-        self._repo.blobs.forget(self.new_packs)
+        census.forget(self._repo.blobs, self.new_packs)
 
     def report_to(self, result: PruneResult, gone: Sequence[JudgedPack]) -> None:
         """Add what was written, and what did not open; `gone` are the packs that go for it."""

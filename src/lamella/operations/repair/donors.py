@@ -17,8 +17,9 @@ from lamella.base.trust import Opened
 from lamella.format.container import Kind
 from lamella.format.node import Slot
 from lamella.history.catalogue import VolumeState
+from lamella.operations.shared.live_source import live_source
 from lamella.operations.shared.selection import Selected
-from lamella.operations.shared.streaming import live_source, read_document
+from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.sources.base import FrozenVolume, Source
 

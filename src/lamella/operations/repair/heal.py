@@ -23,7 +23,7 @@ from lamella.operations.shared.gaps import MissingBlob
 from lamella.operations.shared.ranges import is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.writing.session import WritingSession
-from lamella.packs.containers import raw_body
+from lamella.packs.building import raw_body
 from lamella.repository.repository import Repository
 
 

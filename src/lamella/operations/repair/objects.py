@@ -16,13 +16,13 @@ from lamella.base.names import KEYS, QUARANTINE, README, RESCUE, pack_hash, pack
 from lamella.base.trust import Clear, Sealed
 from lamella.format import commit
 from lamella.format.commit import Head
-from lamella.format.container import Blob, Kind
+from lamella.format.container import Blob, Kind, check_padding
 from lamella.format.records import File
 from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot
 from lamella.operations.repair.result import ASIDE, BACK, LEFT, STORED, RepairResult
 from lamella.operations.shared.findings import DAMAGE, Finding
-from lamella.packs.containers import open_blob, open_commit, open_head, open_whole
+from lamella.packs.containers import open_blob, open_commit, open_head
 from lamella.packs.reach import require_alive
 from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
@@ -223,7 +223,12 @@ class ObjectRepair:
         if hashlib.sha256(content).digest() != pack_hash(name):
             return False
         try:
-            open_whole(self._repo.keys, name, content)
+            head = open_head(self._repo.keys, name, content)
+            check_padding(content, head.header, head.blobs, name)
+            domain = self._repo.keys.domain(head.domain_id)
+            for blob in head.blobs:  # one at a time: together they may be more than a machine has memory
+                sealed = content[blob.offset : blob.offset + blob.sealed_length]
+                open_blob(domain, head.header, blob, sealed, name)
         except (IntegrityError, UnknownFormat):
             return False
         return True

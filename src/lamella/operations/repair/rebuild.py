@@ -20,6 +20,7 @@ from lamella.format.inner import rebuilt_mark
 from lamella.format.node import Shape
 from lamella.format.owners import Give
 from lamella.format.records import NO_REF, AddSnap, RawRecord, Signed, Volume, raw
+from lamella.packs import census
 from lamella.repository.repository import Repository
 
 
@@ -51,7 +52,7 @@ def find_trees(repo: Repository) -> list[FoundTree]:
 
 
 def _notes(repo: Repository) -> Iterator[FoundTree]:
-    for domain_id, id_ in repo.blobs.small_documents(MAX_NOTE):
+    for domain_id, id_ in census.small_documents(repo.blobs, MAX_NOTE):
         if domain_id == CATALOGUE:
             continue
         try:

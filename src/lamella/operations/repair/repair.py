@@ -22,7 +22,7 @@ from lamella.format.records import UNSIGNED
 from lamella.history.acceptance import accept_history
 from lamella.history.catalogue import Snapshot
 from lamella.memory.pins import Problem
-from lamella.memory.verdicts import Verdicts
+from lamella.memory.verdict_changes import forget_damage
 from lamella.operations.repair import rebuild
 from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot, Healer
@@ -32,6 +32,7 @@ from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.gaps import MissingBlob, find_gaps, lost_by
 from lamella.operations.shared.selection import Selected, select
 from lamella.repository.create import file_record
+from lamella.repository.publishing import give_up
 from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
@@ -153,7 +154,7 @@ class _Mending:
         for head in lacking:
             self._result.did(GIVEN_UP, head.name, "for every host")
         if not self._options.dry:
-            repo.give_up(lacking)
+            give_up(repo, lacking)
             self._again()
 
     def _lacks_history(self) -> bool:
@@ -273,7 +274,7 @@ class _Mending:
         for one in select(self._repo, []):
             whole[one.volume.volume_id] &= one.text not in last.unrestorable
         try:
-            Verdicts(self._repo.memory).forget_damage(volume_id for volume_id, is_whole in whole.items() if is_whole)
+            forget_damage(self._repo.memory, (volume_id for volume_id, is_whole in whole.items() if is_whole))
         except RepositoryError as error:
             self._result.notes.append(f"the verdicts of this host could not be kept: {error.message}")
 

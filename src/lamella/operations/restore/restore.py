@@ -18,8 +18,8 @@ from lamella.packs.tree import SlotRun
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
 from lamella.sources.base import PoolLimits
-from lamella.sources.registry import choose_target
 from lamella.sources.target import OldState, Target
+from lamella.sources.targets import choose_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,8 @@ class RestorePlan:
         elif self.replaces:
             how = f"{self.target} is replaced once the restored volume has been compared"
         else:
-            how = f"{self.target} is created"
+            link = self.target.is_symlink()
+            how = f"{self.target.resolve()} is created" + (f", to which {self.target} leads" if link else "")
         return [
             f"restore {self._selected.text}: {shown(self.size)}, of which at most {shown(self.data_bytes)} are data",
             how,

@@ -15,7 +15,7 @@ from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Audited
 from lamella.format.known import understood
 from lamella.format.records import Ref, Seen
-from lamella.history.chains import said_clocks
+from lamella.history.chains import HistoryReader, said_clocks
 from lamella.history.compaction import (
     COPIES_REMEMBERED_MS,
     Ended,
@@ -24,7 +24,7 @@ from lamella.history.compaction import (
     differences,
     differing_clocks,
 )
-from lamella.history.history import AUDITS_KEPT, Chain
+from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.order import Clock
 from lamella.memory.pins import Problem
 from lamella.repository.repository import Repository
@@ -96,8 +96,22 @@ def reapable_commits(repo: Repository) -> list[Head]:
         audits = [head for head in repo.history.audits.get(chain.writer, []) if chain.begin and head <= chain.begin]
         if chain.forked_at or _trouble(repo, chain) or len(audits) < AUDITS_KEPT:
             continue
-        found += repo.log.ancestors(audits[-AUDITS_KEPT])
+        found += _ancestors(repo.log.reader, audits[-AUDITS_KEPT])
     return found
+
+
+def _ancestors(reader: HistoryReader, head: Head) -> list[Head]:
+    """The commits before this one that are listed, each named by the one after it; oldest first. Raises StoreError."""
+    names = reader.names(head.writer.hex() + "/").get(head.writer, {})
+    found: list[Head] = []
+    commit = reader.load(History(), head)
+    while commit is not None:
+        before = Head(head.writer, commit.head.seq - 1, commit.body.prev)
+        if before not in names.get(before.seq, []):
+            break
+        found.append(before)
+        commit = reader.load(History(), before)
+    return found[::-1]
 
 
 def compact_log(repo: Repository, remove_delay_ms: int, *, delete: bool) -> tuple[int, list[Problem]]:

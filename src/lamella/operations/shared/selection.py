@@ -9,7 +9,8 @@ from lamella.base.errors import IntegrityError, NothingMatched, UsageError
 from lamella.base.ids import VolumeId, WriterId
 from lamella.format.known import understood
 from lamella.format.records import AddSnap, Volume
-from lamella.history.catalogue import Snapshot, VolumeState, latest
+from lamella.history.catalogue import Snapshot, VolumeState
+from lamella.history.latest import latest
 from lamella.history.records import prune_signed
 from lamella.memory.pins import Problem
 from lamella.repository.repository import Repository

@@ -1,11 +1,11 @@
-"""What belongs to a snapshot of a volume: its data in order, the ids of its chunks, its documents, its live source."""
+"""What belongs to a snapshot of a volume: its data in order, the ids of its chunks, its documents."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lamella.base.errors import IntegrityError, NothingMatched, SourceError
+from lamella.base.errors import NothingMatched
 from lamella.base.ids import ChunkId
 from lamella.base.trust import Opened
 from lamella.crypto.chunk_id import Identify, identifier
@@ -15,8 +15,6 @@ from lamella.operations.shared.ranges import RANGE
 from lamella.operations.shared.selection import Selected
 from lamella.packs.tree import SlotRun, Tree
 from lamella.repository.repository import Repository
-from lamella.sources.base import Keeping, Source
-from lamella.sources.registry import open_kept_source, open_source, place_of
 
 
 class ChunkBatch(NamedTuple):
@@ -89,19 +87,7 @@ def read_document(repo: Repository, selected: Selected, name: str) -> bytes:
         names = ", ".join(row.name for row in added.documents) or "none"
         raise NothingMatched(f"{selected.text} has no document {name}", obj=name, hint=f"documents: {names}")
     repo.refresh_map()
-    parts = [repo.contents.get(added.domain_id, Kind.DOCUMENT, part) for part in found.parts]
-    content = b"".join(document.part_of(part, name) for part in parts)
-    if len(content) != found.size:
-        raise IntegrityError(f"document {name} has another length than recorded", obj=name)
-    return content
-
-
-def live_source(repo: Repository, one: Selected) -> Source:
-    """The source a volume was made from, if it is on this machine. Raises SourceError."""
-    host = repo.host
-    place = place_of(one.volume.identity, host.machine)
-    if place is None:
-        raise SourceError(f"the source of {one.volume_name} is not on this machine", obj=one.volume_name)
-    if one.volume.identity.startswith(b"file:"):
-        return open_source(place, machine=host.machine, driver="file")
-    return open_kept_source(place, host.machine, Keeping(host.owner, records=host.source_records))
+    get = repo.contents.get
+    lengths = document.part_lengths(found.size)
+    parts = zip(found.parts, lengths, strict=True)
+    return b"".join(document.part_of(get(added.domain_id, Kind.DOCUMENT, part, length), name) for part, length in parts)

@@ -16,9 +16,10 @@ from lamella.crypto.chunk_id import identifier
 from lamella.format.container import Kind
 from lamella.format.node import Slot
 from lamella.operations.shared.findings import VerifyResult
+from lamella.operations.shared.live_source import live_source
 from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
-from lamella.operations.shared.streaming import ChunkBatch, VolumeStream, identify_chunk, live_source, read_document
+from lamella.operations.shared.streaming import ChunkBatch, VolumeStream, identify_chunk, read_document
 from lamella.packs.tree import SlotRun
 from lamella.packs.tree_writer import TreeWriter
 from lamella.repository.repository import Repository

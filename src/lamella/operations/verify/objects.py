@@ -21,6 +21,7 @@ from lamella.format.records import raw
 from lamella.operations.shared.auditing import audit
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.rereading import reread
+from lamella.packs import census
 from lamella.packs.containers import open_blob, open_head
 from lamella.packs.reach import require_alive
 from lamella.repository.repository import Repository
@@ -100,7 +101,7 @@ def check_names(repo: Repository, result: VerifyResult) -> None:
 
 def check_heads(repo: Repository, result: VerifyResult) -> None:
     """Packs whose head does not open."""
-    for name, reason in repo.blobs.troubled():
+    for name, reason in census.troubled(repo.blobs):
         result.damage("pack", name, reason)
 
 
@@ -129,6 +130,7 @@ class PackVerification:
         self._workers = workers
         self._now = repo.clock()
         self._sound: list[bytes] = []
+        self._troubled: list[PackCheck] = []
 
     def everything(self, domains: set[DomainId] | None, *, new: bool = False) -> None:
         """Every pack of these domains (None: of all); only the `new` ones, that this host never found sound."""
@@ -136,7 +138,7 @@ class PackVerification:
             due = [one for one in self._repo.suspects.due(domains, self._now) if not one.time_ms]
             self._check((Entry(pack_name(one.pack), one.length) for one in due), sum(one.length for one in due))
             return
-        self._check(_packs(self._repo, domains), self._repo.blobs.total_length(domains))
+        self._check(_packs(self._repo, domains), census.total_length(self._repo.blobs, domains))
 
     def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:
         """At most `budget` bytes of packs, and one pack at least: those this host has not read for the longest time."""
@@ -160,6 +162,12 @@ class PackVerification:
         finally:
             # Also when the user stops it: the next budgeted run goes on from here.
             self._keep()
+        # Not before every pack was read: what is bad is known then, and another copy may be good.
+        for outcome in self._troubled:
+            self._result.bad |= outcome.addresses
+            spare = bool(outcome.addresses) and all(is_spare(self._repo, one) for one in outcome.addresses)
+            _tell(self._result, "pack", outcome.name, outcome.trouble, spare=spare)
+        self._troubled.clear()
 
     def _note(self, outcome: PackCheck) -> None:
         self._result.checked_chunks += outcome.chunks
@@ -167,8 +175,7 @@ class PackVerification:
         self._result.checked_objects += 1
         sha256 = pack_hash(outcome.name) or b""
         if outcome.trouble:
-            self._result.damage("pack", outcome.name, outcome.trouble)
-            self._result.bad |= outcome.addresses
+            self._troubled.append(outcome)
             self._repo.suspects.mark(sha256, outcome.bad)
             return
         self._sound.append(sha256)
@@ -247,7 +254,7 @@ def _packs(repo: Repository, domains: set[DomainId] | None) -> Iterator[Entry]:
 
 def read_known_again(repo: Repository, result: VerifyResult) -> None:
     """Read what records or this host call bad and is listed. Raises StoreUnavailable."""
-    troubled = {name for name, _ in repo.blobs.troubled()}
+    troubled = {name for name, _ in census.troubled(repo.blobs)}
     packs = {one.pack for one in repo.catalogue.bad}
     listed = {pack for pack in packs if pack_name(pack) in troubled or repo.blobs.length(pack) is not None}
     known = {one for one in repo.catalogue.bad if one.pack in listed}
@@ -255,7 +262,7 @@ def read_known_again(repo: Repository, result: VerifyResult) -> None:
         known |= {Address(pack, blob.kind, blob.id) for blob in repo.suspects.blobs(pack)}
     found = reread(repo, known)
     for one in sorted(found.bad):
-        _report(result, one, found.reasons[one])
+        _report(result, one, found.reasons[one], spare=is_spare(repo, one))
     for one in sorted(found.unread):
         _report(result, one, "was found bad before, and cannot be read for the moment")
     result.bad |= found.bad
@@ -263,7 +270,7 @@ def read_known_again(repo: Repository, result: VerifyResult) -> None:
 
 def read_heads_again(repo: Repository, result: VerifyResult) -> None:
     """Read the heads that did not open: what cannot be read for the moment is not bad. Raises StoreUnavailable."""
-    packs = [pack for name, _ in repo.blobs.troubled() if (pack := pack_hash(name)) is not None]
+    packs = [pack for name, _ in census.troubled(repo.blobs) if (pack := pack_hash(name)) is not None]
     result.bad |= reread(repo, map(Address.head, packs)).bad
 
 
@@ -286,8 +293,32 @@ def publish_bad(repo: Repository, result: VerifyResult) -> None:
     repo.suspects.apply(news, repo.blobs)
 
 
-def _report(result: VerifyResult, one: Address, reason: str) -> None:
+def is_spare(repo: Repository, one: Address) -> bool:
+    """Whether another pack has what does not open at an address: read and checked, not only listed.
+
+    Whoever holds the data key can put garbage under an id that a snapshot needs. Raises StoreUnavailable.
+    """
+    if one.kind == Kind.DIRECTORY:
+        return False
+    domains = {place.domain_id for place in repo.suspects.places(one.kind, one.id) if place.pack == one.pack}
+    try:
+        return bool(domains) and all(repo.contents.get(domain_id, one.kind, one.id) for domain_id in domains)
+    except (IntegrityError, UnknownFormat, StoreError) as error:
+        if isinstance(error, StoreError):
+            require_alive(repo.store, error)
+        return False
+
+
+def _report(result: VerifyResult, one: Address, reason: str, *, spare: bool = False) -> None:
     if one.kind == Kind.DIRECTORY:
         result.damage("pack", pack_name(one.pack), reason)
     else:
-        result.damage("blob", pack_name(one.pack), f"{one.kind.name.lower()} {one.id.hex()[:16]}: {reason}")
+        text = f"{one.kind.name.lower()} {one.id.hex()[:16]}: {reason}"
+        _tell(result, "blob", pack_name(one.pack), text, spare=spare)
+
+
+def _tell(result: VerifyResult, kind: str, obj: str, text: str, *, spare: bool) -> None:
+    if spare:
+        result.note(kind, obj, f"{text}; another pack has the same content, and it is whole")
+    else:
+        result.damage(kind, obj, text)

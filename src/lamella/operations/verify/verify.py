@@ -19,7 +19,9 @@ from lamella.base.ids import CATALOGUE, DomainId, VolumeId
 from lamella.format.records import Ref, Run, RunVolume
 from lamella.history.catalogue import Snapshot
 from lamella.memory import verdicts
-from lamella.memory.verdicts import Proven, ProvenSnapshots, Verdicts, VolumeVerdict
+from lamella.memory.proven import Proven, ProvenSnapshots
+from lamella.memory.verdict_changes import record
+from lamella.memory.verdicts import VolumeVerdict
 from lamella.operations.shared.findings import DAMAGE, INCOMPLETE, NOTE, Finding, VerifyResult
 from lamella.operations.shared.selection import Selected, select
 from lamella.operations.verify.compare import compare_restore, compare_with_source
@@ -36,6 +38,7 @@ from lamella.operations.verify.objects import (
     read_known_again,
 )
 from lamella.operations.verify.walk import SnapshotWalk
+from lamella.packs import census
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers
 from lamella.sources.base import Source
@@ -79,7 +82,7 @@ def verify(
         raise UsageError(f"levels are {', '.join(LEVELS)}; a percentage is above 0 and at most 100")
     started = time.monotonic()
     result = VerifyResult()
-    _objects(repo, result, reporter)
+    _objects(repo, result)
     if options.level != "structure":
         read_known_again(repo, result)
     lacking = check_runs(repo, selected, result)
@@ -102,7 +105,7 @@ def examine_all(repo: Repository, level: str, workers: int | None, reporter: Rep
     return verify(repo, select(repo, []), VerifyOptions(level, workers=workers, publish=False), reporter)
 
 
-def _objects(repo: Repository, result: VerifyResult, reporter: Reporter) -> None:
+def _objects(repo: Repository, result: VerifyResult) -> None:
     """What every level looks at: history, clear files, names, and the heads of packs."""
     repo.reload(whole=True, stored=True)
     check_history(repo, result)
@@ -155,7 +158,7 @@ class _Verification:
             return budget
         domains = self._domains()
         among = None if domains is None else {*domains, CATALOGUE}
-        return min(budget, int(self._repo.blobs.total_length(among) * self._options.percent / 100))
+        return min(budget, int(census.total_length(self._repo.blobs, among) * self._options.percent / 100))
 
     def snapshots(self) -> None:
         """Follow the selected snapshots."""
@@ -198,7 +201,7 @@ def _remember(
     repo: Repository, selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str]
 ) -> None:
     try:
-        Verdicts(repo.memory).record(_verdicts_of(selected, level, result, lacking, repo.clock()))
+        record(repo.memory, _verdicts_of(selected, level, result, lacking, repo.clock()))
         if level == "full":
             _remember_proven(repo, selected, result)
     except RepositoryError as error:

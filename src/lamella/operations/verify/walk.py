@@ -15,6 +15,7 @@ from lamella.format.node import Shape
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import Selected
 from lamella.packs.tree import SlotRun, Tree
+from lamella.packs.tree_changes import changes
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
 
@@ -160,7 +161,7 @@ class SnapshotWalk:
     def _runs(self, one: Selected, tree: Tree) -> Iterator[SlotRun]:
         reader = self._repo.tree_reader(one.snapshot.added.domain_id)
         if self._before is not None and _comparable(self._before[0], one):
-            for run, _ in reader.changes(self._before[1], tree):
+            for run, _ in changes(reader, self._before[1], tree):
                 yield run
         else:
             yield from reader.runs(tree)

@@ -15,7 +15,8 @@ from lamella.base.clock import both_clocks, seconds_since
 from lamella.base.errors import IntegrityError, StoreError, StoreUnavailable
 from lamella.base.names import pack_name
 from lamella.format.records import NO_REF, SessionVolume
-from lamella.packs.containers import open_blob, raw_body
+from lamella.packs.building import raw_body
+from lamella.packs.containers import open_blob
 from lamella.repository.repository import Repository
 
 if TYPE_CHECKING:

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Self
 from lamella.base.errors import StoreError
 from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.base.names import PACKS, pack_hash, pack_name
-from lamella.format.records import Abandon, Confirm, PartialRoot, RawRecord, Ref, Session, SessionVolume, Signed, raw
+from lamella.format.records import (
+    MAX_LISTED_PACKS,
+    Abandon,
+    Confirm,
+    PartialRoot,
+    RawRecord,
+    Ref,
+    Session,
+    SessionVolume,
+    Signed,
+    raw,
+)
 from lamella.history.open_sessions import OpenSession
 from lamella.history.publish import Published
 from lamella.memory.confirmations import Confirmations
@@ -254,3 +265,8 @@ class WritingSession:
         """The packs that were written into a domain for this run and the unfinished ones before it."""
         packer = self._packers.get(domain_id)
         return () if packer is None else (*self._earlier[domain_id], *packer.packs)
+
+    def listed_packs(self, domain_id: DomainId) -> tuple[bytes, ...]:
+        """The same as an ADD_SNAP lists them: none where they are too many."""
+        packs = self.packs(domain_id)
+        return packs if len(packs) <= MAX_LISTED_PACKS else ()

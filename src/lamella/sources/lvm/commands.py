@@ -192,6 +192,14 @@ def is_thin(path: Path) -> bool:
     return volume is not None and volume.kind == "thin" and is_device_of(volume, path.stat().st_rdev)
 
 
+def may_be_thin(path: Path) -> bool:
+    """Whether the device at a path is a thin volume, as far as this process may ask LVM."""
+    try:
+        return is_thin(path)
+    except SourceError:  # whoever may not ask LVM can still use the device
+        return False
+
+
 def parsed(text: str) -> tuple[str, str]:
     """Volume group and name from `VG/LV`, with or without `/dev/` before it. Raises UsageError."""
     vg, _, lv = text.removeprefix("/dev/").partition("/")

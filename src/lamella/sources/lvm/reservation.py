@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from lamella.base.durable import make_private
 from lamella.base.errors import CheckpointLost, SourceError
 from lamella.sources.lvm.commands import LogicalVolume, message
 from lamella.sources.lvm.pools import pool_device, pool_status
@@ -97,7 +98,7 @@ class Reservations:
             yield _Record(-1)
             return
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._path.parent)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as reason:
             raise CheckpointLost(f"cannot write down a reservation in {self._path}: {reason.strerror}") from reason

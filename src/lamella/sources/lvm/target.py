@@ -16,11 +16,12 @@ from typing import Final
 
 from lamella.base.errors import Locked, SourceAtRisk, SourceError, UsageError
 from lamella.sources.base import PoolLimits
-from lamella.sources.local_target import BlockDevice
 from lamella.sources.lvm import commands
 from lamella.sources.lvm.commands import LogicalVolume
 from lamella.sources.lvm.pools import pool_status, refuse_at_risk
-from lamella.sources.target import OldState, Target, Zeroing, in_use, zero_range
+from lamella.sources.target import OldState, Target
+from lamella.sources.used_target import BlockDevice, in_use
+from lamella.sources.zeroing import Zeroing, zero_range
 
 PARTIAL_ENDING: Final = "+lampartial"
 """Ends the name of a volume whose restore is not complete."""

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from lamella.base.errors import ObjectNotFound, StoreError, StoreFull, StoreRefused, StoreUnavailable
-from lamella.stores.base import Entry, checked_name
+from lamella.stores.base import MOST_OTHERS, Entry, checked_name
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not blocking: a planted pipe would otherwise stop the open for ever. Regular files ignore it.
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-COMPARED_AT_ONCE = 1 << 20
 TEMPORARY = "tmp"
 """Directory of unfinished writes, no part of the store's names (FORMAT 13.22)."""
 MAX_INVALID = 1000
@@ -128,27 +127,6 @@ def write_whole(descriptor: int, content: bytes | memoryview) -> None:
     os.fsync(descriptor)
 
 
-def holds_exactly(descriptor: int, size: int, content: bytes | memoryview) -> bool:
-    """Whether a file of `size` bytes holds `content`, compared a mebibyte at a time. Raises OSError."""
-    if size != len(content):
-        return False
-    for offset in range(0, size, COMPARED_AT_ONCE):
-        expected = content[offset : offset + COMPARED_AT_ONCE]
-        if read_range(descriptor, offset, len(expected), "") != expected:
-            return False
-    return True
-
-
-def sync_directory(descriptor: int) -> None:
-    """Return when the names in a directory are durable. Raises OSError."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}:
-            raise
-        os.sync()  # this file system cannot sync one directory: the whole system's is the only promise left
-
-
 class DirectoryWalk:
     """One listing, streamed; a failure is never taken for emptiness.
 
@@ -165,19 +143,27 @@ class DirectoryWalk:
         A file that vanishes meanwhile is left out. Raises OSError when any directory cannot be read to its end,
         StoreRefused after more than 1000 entries that are no objects (invalid names, links, devices).
         """
+        for entry in self._sorted(directory, prefix):
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._inside(directory, entry.name, name)
+            elif entry.is_file(follow_symlinks=False):
+                yield from _file(entry, name)
+            elif entry.is_symlink() or _exists(directory, entry.name):
+                self._count_invalid()
+
+    def _sorted(self, directory: int, prefix: str) -> list[os.DirEntry[str]]:
+        """What may be an object or lead to some, in the order of the names of the objects."""
+        found: list[os.DirEntry[str]] = []
         with os.scandir(directory) as entries:
             for entry in entries:
-                name = prefix + entry.name
-                if name == TEMPORARY:
-                    continue
-                if not self._valid(name):
+                if not self._valid(prefix + entry.name):
                     self._count_invalid()
-                elif entry.is_dir(follow_symlinks=False):
-                    yield from self._inside(directory, entry.name, name)
-                elif entry.is_file(follow_symlinks=False):
-                    yield from _file(entry, name)
-                elif entry.is_symlink() or _exists(directory, entry.name):
-                    self._count_invalid()
+                elif prefix + entry.name != TEMPORARY:
+                    found.append(entry)
+                    if len(found) > MOST_OTHERS:
+                        raise StoreRefused(f"a directory of more than {MOST_OTHERS} entries", obj=self._obj)
+        return sorted(found, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
 
     def _inside(self, parent: int, part: str, name: str) -> Iterator[Entry]:
         descriptor = os.open(part, DIRECTORY_FLAGS, dir_fd=parent)

@@ -36,8 +36,10 @@ def held(root: int, *, exclusive: bool, wait_seconds: float) -> Iterator[None]:
     while descriptor is None:
         left = deadline - time.monotonic()
         if left <= 0:
+            from lamella.run.holders import holder_in  # only for the one who does not get the lock
+
             raise Locked(
-                "another process holds the repository's lock",
+                f"another process holds the repository's lock{holder_in(lambda: _opened(root))}",
                 obj=MARKER,
                 hint="wait until the other Lamella process has finished; a lock never outlives its process",
             )

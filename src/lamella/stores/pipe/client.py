@@ -178,7 +178,7 @@ class PipeStore:
             raise StoreRefused(f"an object of more than {frames.MAX_OBJECT} bytes", obj=name)
         if name in self._doubtful and self._has_arrived(name, len(content)):
             return
-        call = Call(name)
+        call = Call(name, writes=True)
         link = self._announced(name, content, call, durable)
         if durable:
             self._look_behind(link, name)
@@ -282,7 +282,7 @@ class PipeStore:
         link = self._connected()
         self._check_lock(name)
         self._ahead.forget()
-        link.answer(link.ask(Frame.DELETE, name.encode("ascii"), Call(name)))
+        link.answer(link.ask(Frame.DELETE, name.encode("ascii"), Call(name, writes=True)))
         self._unsynced[name] = link, None
 
     # -- durability ---------------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ class PipeStore:
         link = self._connected()
         if any(where is not link for where, _ in before.values()):
             return self.sync()  # the connection broke just now
-        link.answer(link.ask(Frame.SYNC, b"", Call(self._url)))
+        link.answer(link.ask(Frame.SYNC, b"", Call(self._url, writes=True)))
         self._forget_unsynced(before)
 
     def _settle_elsewhere(self) -> None:
@@ -312,7 +312,7 @@ class PipeStore:
         for name, size in stale.items():
             encoded = name.encode("ascii")
             kind, request = (Frame.DELETE, encoded) if size is None else (Frame.KEEP, frames.SIZE.pack(size) + encoded)
-            calls.append((name, link.ask(kind, request, Call(name))))
+            calls.append((name, link.ask(kind, request, Call(name, writes=True))))
         for name, call in calls:
             try:
                 link.answer(call)

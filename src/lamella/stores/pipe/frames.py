@@ -43,8 +43,6 @@ PIECE = 1 << 18
 MAX_OBJECT = 72 << 20
 """Bytes of an object, at most: what the format allows (FORMAT 5) and some room."""
 MAX_BOOT = 1 << 20
-MAX_LISTED = 20_000_000
-"""Entries of one listing, at most."""
 CREDIT = 4
 """Pages of a listing that may be on their way at once."""
 PAGE_BYTES = PIECE - MAX_NAME - 9

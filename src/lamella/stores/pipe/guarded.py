@@ -6,7 +6,7 @@ import hashlib
 import threading
 from typing import TYPE_CHECKING
 
-from lamella.base import names
+from lamella.base import names, signed
 from lamella.base.errors import ObjectNotFound, StoreFull, StoreRefused
 from lamella.stores.base import Abilities, checked_name
 from lamella.stores.pipe import frames
@@ -24,18 +24,25 @@ _RECOUNT_AFTER = 512
 class GuardedStore:
     """The store inside, within limits.
 
-    `append_only`: nothing is deleted, and the exclusive lock is given only while there is no repository. `quota_bytes`
-    bounds all objects together; servers that run side by side count each for itself and look again now and then.
-    `checked`: contents must belong under their names (`Received`); always so when `append_only`.
+    `append_only`: nothing is deleted, no key slot is added, and the exclusive lock is not given, except while there is
+    no repository. `quota_bytes` bounds all objects together; servers that run side by side count each for itself and
+    look again now and then. `checked`: contents must belong under their names (`Received`); always so with
+    `append_only` and `admitted`. `admitted`: commits are taken only of writers that an admin enrolled.
     """
 
     def __init__(
-        self, inner: Store, *, append_only: bool = False, quota_bytes: int | None = None, checked: bool = True
+        self,
+        inner: Store,
+        *,
+        append_only: bool = False,
+        quota_bytes: int | None = None,
+        checked: bool = True,
+        admitted: bool = False,
     ) -> None:
         self._inner = inner
         self._append_only = append_only
         self._quota_bytes = quota_bytes
-        self._received = Received(inner) if checked or append_only else None
+        self._received = Received(inner, admitted=admitted) if checked or append_only or admitted else None
         self._counting = threading.Lock()
         self._used_bytes = 0
         self._puts = 0
@@ -67,6 +74,10 @@ class GuardedStore:
 
     def _put(self, name: str, content: bytes | memoryview, put: Callable[[], None]) -> None:
         checked_name(name)
+        if self._append_only and names.part_of(name) is None and name != names.PROBE:
+            raise StoreRefused("a repository has no object of this name, and what is put here stays for ever", obj=name)
+        if self._append_only and name.startswith(names.KEYS) and self._has(names.MARKER):
+            raise StoreRefused("no key slots can be added here: its owner adds them at the place itself", obj=name)
         if self._received is not None and self._inner.abilities.write:
             self._received.check(name, content)
         if self._quota_bytes is None:
@@ -143,12 +154,15 @@ class Received:
     """Checks objects before a server stores them, without any key; reads the repository's marker when first needed.
 
     A name is an address and an accident check, never a proof: whoever may write may write any bytes under their own
-    hash. The signature of a commit is more: nobody else can append to a writer's chain.
+    hash. The trailer of a commit is more: it takes a secret of the repository to enrol a writer, and nobody else can
+    append to a writer's chain.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, admitted: bool = False) -> None:
+        """`admitted`: only the prune key enrols."""
         self._store = store
-        self._root: bytes | None = None
+        self._admitted = admitted
+        self._signers: signed.Signers | None = None
 
     def check(self, name: str, content: bytes | memoryview) -> None:
         """Raises StoreRefused for an object whose bytes do not belong under its name; StoreError."""
@@ -164,29 +178,33 @@ class Received:
             self._check_commit(name, bytes(content), commit)
 
     def _check_commit(self, name: str, content: bytes, commit: names.CommitName) -> None:
-        inside, trailer = content[: -names.TRAILER_SIZE], names.trailer_of(content)
+        inside, trailer = content[: -signed.TRAILER_SIZE], signed.trailer_of(content)
         sound = inside.startswith(names.CONTAINER_MAGIC) and commit.seq >= 1
-        if not sound or names.writer_of(trailer.public) != commit.writer:
+        if not sound or signed.writer_of(trailer.public) != commit.writer:
             raise StoreRefused("not a commit of the writer in whose place it was put", obj=name)
         if hashlib.sha256(inside).digest() != trailer.container:
             raise StoreRefused("a commit whose trailer is another one's", obj=name)
-        root = self._repository_root()
-        if root is None:  # the marker is written last: until then there is nothing to protect
+        signers = self._repository_signers()
+        if signers is None:  # the marker is written last: until then there is nothing to protect
             return
-        message = names.commit_message(root, commit.writer, commit.seq, trailer.container)
-        if not _signed(trailer.public, trailer.signature, message):
-            raise StoreRefused("a commit that its writer has not signed", obj=name)
+        fault = signed.trailer_fault(signers, commit.writer, commit.seq, trailer, _verified)
+        if fault:
+            raise StoreRefused(fault, obj=name)
+        by = signed.enrolled_by(signers, trailer.public, trailer.enrolment, _verified) if self._admitted else None
+        if self._admitted and by != signers.prune:
+            text = "only writers that an admin enrolled may write here: run the command once with an admin's secret"
+            raise StoreRefused(text, obj=name)
 
-    def _repository_root(self) -> bytes | None:
-        if self._root is None:
+    def _repository_signers(self) -> signed.Signers | None:
+        if self._signers is None:
             try:
-                self._root = names.root_of(self._store.get(names.MARKER, 0, names.MARKER_SIZE))
+                self._signers = signed.signers_of(self._store.get(names.MARKER, 0, names.MARKER_SIZE))
             except ObjectNotFound:
                 return None
-        return self._root
+        return self._signers
 
 
-def _signed(public: bytes, signature: bytes, message: bytes) -> bool:
+def _verified(public: bytes, signature: bytes, message: bytes) -> bool:
     """Whether the signature holds. True where nothing can tell: a bare Python checks structure and hash only."""
     try:
         from cryptography.exceptions import InvalidSignature

@@ -11,14 +11,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from lamella.base.errors import LamellaError, StoreError, StoreRefused, StoreUnavailable
-from lamella.run.pipeline import Beside
+from lamella.run.beside import Beside
 from lamella.run.spawn import Child
 from lamella.stores.base import Abilities, Entry
 from lamella.stores.pipe import frames
-from lamella.stores.pipe.frames import MAX_LISTED, Frame, FrameSink, FrameSource, Hello, ProtocolError, decode_page
+from lamella.stores.pipe.frames import Frame, FrameSink, FrameSource, Hello, ProtocolError, decode_page
 
 STALLED_SECONDS = 900.0
-"""A single request may take so long without anything coming of it, such as a `sync` of a slow disk."""
+"""A single request may take so long, such as a `sync` of a slow disk, or an object over a slow link."""
+IDLE_SECONDS = 120.0
+"""A request that writes nothing may take so long without anything coming of it, however alive the far side seems."""
 _END_SECONDS = 10.0
 _CAUSE_SECONDS = 2.0
 _POLL_SECONDS = 1.0
@@ -47,8 +49,10 @@ class Route:
 class Call:
     """One request and its answer. The reading thread fills it, the calling thread waits for it."""
 
-    def __init__(self, obj: str, *, data_bytes: int = 0, listing: bool = False) -> None:
+    def __init__(self, obj: str, *, data_bytes: int = 0, listing: bool = False, writes: bool = False) -> None:
         self.obj = obj
+        self._idle_seconds = STALLED_SECONDS if writes else IDLE_SECONDS
+        self._came = 0
         self.number = 0
         self.round = 0
         self.begun = time.monotonic()
@@ -58,7 +62,8 @@ class Call:
         self._listing = listing
         self._pieces: list[bytearray] = []
         self._pages: deque[list[Entry]] = deque()
-        self._listed = 0
+        self._credit = frames.CREDIT
+        self._last = ""
         self._answer: bytes | LamellaError | None = None
 
     # -- the reading thread -------------------------------------------------------------------------------------------
@@ -72,15 +77,20 @@ class Call:
 
     def take(self, kind: int, payload: bytearray) -> None:
         """Keep a part of the answer that does not end it."""
+        self._came += 1
         if kind == Frame.DATA:
             self._pieces.append(payload)
             return
         page = decode_page(bytes(payload))
-        self._listed += len(page)
-        if self._listed > MAX_LISTED:
-            raise ProtocolError(f"a listing of more than {MAX_LISTED} objects")
-        if not self.abandoned:
-            with self._changed:
+        with self._changed:
+            self._credit -= 1
+            if self._credit < 0:
+                raise ProtocolError("a page of a listing that nobody asked for")
+            for entry in page:
+                if entry.name <= self._last:
+                    raise ProtocolError("a listing whose names do not ascend")
+                self._last = entry.name
+            if not self.abandoned:
                 self._pages.append(page)
                 self._changed.notify_all()
 
@@ -96,7 +106,7 @@ class Call:
     def result(self) -> bytes:
         """Wait for the answer. Raises what the far side reports, StoreUnavailable."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._answer is not None, STALLED_SECONDS):
+            if not self._comes(lambda: self._answer is not None):
                 raise StoreUnavailable("the far side did not answer a request in time", obj=self.obj)
         return self._outcome()
 
@@ -108,12 +118,22 @@ class Call:
     def page(self) -> list[Entry] | None:
         """Wait for the next page of a listing; None after the last one. Raises as `result` does."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._pages or self._answer is not None, STALLED_SECONDS):
+            if not self._comes(lambda: bool(self._pages) or self._answer is not None):
                 raise StoreUnavailable("the far side did not go on with a listing in time", obj=self.obj)
             if self._pages:
+                self._credit += 1  # before the far side is told
                 return self._pages.popleft()
         self._outcome()
         return None
+
+    def _comes(self, wanted: Callable[[], bool]) -> bool:
+        """Wait for it; False if it takes too long, or nothing at all comes for too long."""
+        end, came = time.monotonic() + STALLED_SECONDS, -1
+        while came != self._came and (left := end - time.monotonic()) > 0:
+            came = self._came
+            if self._changed.wait_for(wanted, min(left, self._idle_seconds)):
+                return True
+        return wanted()
 
     @property
     def answered(self) -> bool:
@@ -127,6 +147,15 @@ class Call:
             error = self._answer
             raise type(error)(error.message, obj=self.obj or error.obj, hint=error.hint)
         return self._answer
+
+
+def _last_words(said: str) -> tuple[str, bool]:
+    """The end of what the program said, cut between words; and whether our own part failed over there."""
+    failed = "Traceback (most recent call last)" in said
+    end = said.rpartition("; ")[2] if failed else said
+    if len(end) > _SHOWN_CHARACTERS:
+        end = f"... {end[-_SHOWN_CHARACTERS:].partition(' ')[2]}"
+    return end, failed
 
 
 class Waits:
@@ -358,14 +387,15 @@ class Link:
     def _end_of_program(self) -> LamellaError:
         status = self._child.wait(_CAUSE_SECONDS)
         self._child.drain_stderr()
-        said = self._child.said()[-_SHOWN_CHARACTERS:]
+        said, script = _last_words(self._child.said())
         how = "ended" if status is None or not status else f"ended with status {status}"
         text = f"{self._child.name} {how}" + (f": {said}" if said else " without a word")
         if status in _NOT_THERE and self._route.boot:
             return StoreRefused(text, obj=self._obj, hint="the far side needs python3 (3.8 or newer), or lamella")
         if any(phrase in said for phrase in self._route.refusals):
             return StoreRefused(text, obj=self._obj)
-        return StoreUnavailable(text, obj=self._obj)
+        hint = "does a login script there read its standard input?" if script else ""
+        return StoreUnavailable(text, obj=self._obj, hint=hint)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 

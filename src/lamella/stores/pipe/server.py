@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lamella.base.errors import LamellaError, ObjectNotFound, StoreError
 from lamella.base.names import MARKER
-from lamella.run.pipeline import Crew
+from lamella.run.beside import Crew
 from lamella.stores.base import Entry, range_end
 from lamella.stores.pipe import frames
 from lamella.stores.pipe.frames import Frame, FrameSink, FrameSource, ProtocolError

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 from lamella.base.errors import UsageError
+from lamella.run.spawn import shell_words
 from lamella.stores.pipe import bundle
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
@@ -50,15 +52,16 @@ class SshHost:
         return (*port, *user, "--", self.name)
 
 
-def open_ssh(place: str, /, *, create: bool, read_only: bool) -> PipeStore:
-    """Open the store at `//[user@]host[:port]/path`.
+def open_ssh(place: str, /, *, create: bool, read_only: bool, environment: Mapping[str, str]) -> PipeStore:
+    """Open the store at `//[user@]host[:port]/path`, by `ssh` or the command in LAMELLA_SSH_COMMAND.
 
     Raises UsageError, NoRepository when there is no such directory, StoreRefused when ssh is not let in,
     StoreUnavailable when the host cannot be reached.
     """
     host, path = parse(place)
     # The last argument is what the login shell there sees: one fixed line, nothing of the user's.
-    argv = ("ssh", "-T", "-x", "-a", *_configuration(), *host.words(), bundle.COMMAND)
+    ssh = shell_words(environment.get("LAMELLA_SSH_COMMAND") or "ssh")
+    argv = (*ssh, "-T", "-x", "-a", *_configuration(), *host.words(), bundle.COMMAND)
     route = Route(argv, bundle.boot(), True, REFUSALS, CONNECT_SECONDS, distant=True)
     return PipeStore(f"ssh:{place}", route, Hello(path, create, read_only, True))
 

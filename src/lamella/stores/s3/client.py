@@ -51,6 +51,8 @@ CONNECT_SECONDS = 20
 """Time for a connection, and for each 16 KiB on their way out."""
 CONNECTIONS = 32
 PAGE = 1000
+MAX_EMPTY = 100
+"""Pages of a listing in a row that have no name, at most."""
 _PIECE = 1 << 20
 _ANSWER_PIECE = 1 << 16
 _LONGEST_TEXT = 200
@@ -223,23 +225,31 @@ class S3Client:
         return b"".join(pieces)
 
     def listing(self, prefix: str) -> Iterator[Listed]:
-        """All objects whose name starts with `prefix`, page by page."""
-        whole = self._prefix + prefix
+        """All objects whose name starts with `prefix`, page by page, ascending as S3 gives them.
+
+        Raises StoreUnavailable for a service that repeats names, lists others, or gives empty pages for ever.
+        """
+        before = whole = self._prefix + prefix
         token: dict[str, str] = {}
-        while True:
+        empty = 0
+        while empty < MAX_EMPTY:
             with self._translated(prefix):
                 reply = self._client.list_objects_v2(Bucket=self._bucket, Prefix=whole, MaxKeys=PAGE, **token)
                 rows = [Listed(str(row["Key"]), int(row["Size"])) for row in reply.get("Contents", ())]
             for row in rows:
                 if not row.name.startswith(whole):
                     raise StoreUnavailable("the service lists what was not asked for", obj=prefix)
+                if row.name <= before:
+                    raise StoreUnavailable("the service's listing goes round in circles", obj=prefix)
+                before = row.name
                 yield Listed(row.name[len(self._prefix) :], row.size)
             if not reply.get("IsTruncated"):
                 return
             following = {"ContinuationToken": str(reply.get("NextContinuationToken", ""))}
             if following == token or not following["ContinuationToken"]:
-                raise StoreUnavailable("the service's listing goes round in circles", obj=prefix)
-            token = following
+                break
+            token, empty = following, 0 if rows else empty + 1
+        raise StoreUnavailable("the service's listing goes round in circles", obj=prefix)
 
     def versions(self, name: str) -> list[Listed]:
         """The stored versions of one key, newest first, at most a page of them."""

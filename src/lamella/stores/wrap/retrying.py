@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from lamella.base.errors import StoreError
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Entry, Store, put_durable
-from lamella.stores.versions import Judge, reinstate
+from lamella.stores.base import Entry, Store, ascending, put_durable
 from lamella.stores.wrap.wrapper import Wrapper
 
 T = TypeVar("T")
@@ -62,36 +61,23 @@ class RetryingStore(Wrapper):
         self._answered = False
         self._hasty = True
 
-    def put(self, name: str, content: Sealed | Clear) -> None:
-        """Store an object, all or nothing."""
-        self._repeated(lambda: self._inner.put(name, content))
-
     def put_durable(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, durable on return."""
-        self._repeated(lambda: put_durable(self._inner, name, content))
-
-    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return exactly the bytes asked for."""
-        return self._repeated(lambda: self._inner.get(name, offset, length))
-
-    def stat(self, name: str) -> int:
-        """Return the object's size in bytes."""
-        return self._repeated(lambda: self._inner.stat(name))
+        self._through(lambda: put_durable(self._inner, name, content))
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects below `prefix`, each name once, whatever failed in between.
+        """Yield the objects below `prefix`, each name once and in order, whatever failed in between.
 
-        A listing that breaks is begun anew and skips what it has yielded. Order may differ between two listings, so the
-        names themselves are remembered (about 0.2 MB per 1000 objects): a position would lose or repeat some.
+        A listing that breaks is begun anew and skips what it has yielded.
         """
         pauses = self._pauses()
-        seen: set[str] = set()
+        last = ""
         tried = False
         while True:
             try:
-                for entry in self._inner.list(prefix):
-                    if entry.name not in seen:
-                        seen.add(entry.name)
+                for entry in ascending(self._inner.list(prefix), prefix):
+                    if entry.name > last:
+                        last = entry.name
                         yield entry
             except StoreError as error:
                 self._pause_or_raise(error, pauses)
@@ -100,19 +86,7 @@ class RetryingStore(Wrapper):
                 self._works(tried)
                 return
 
-    def delete(self, name: str) -> None:
-        """Remove an object; no error if there is none."""
-        self._repeated(lambda: self._inner.delete(name))
-
-    def sync(self) -> None:
-        """Return when every earlier put and delete is durable."""
-        self._repeated(self._inner.sync)
-
-    def reinstate(self, name: str, is_genuine: Judge) -> bool:
-        """Have the store inside look for a genuine version."""
-        return self._repeated(lambda: reinstate(self._inner, name, is_genuine))
-
-    def _repeated(self, call: Callable[[], T]) -> T:
+    def _through(self, call: Callable[[], T]) -> T:
         pauses = self._pauses()
         tried = False
         while True:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, Held, Store
 from lamella.stores.versions import Judge, Replaceable, reinstate
+
+T = TypeVar("T")
 
 
 class Wrapper:
@@ -15,6 +18,10 @@ class Wrapper:
 
     def __init__(self, inner: Store) -> None:
         self._inner = inner
+
+    def _through(self, call: Callable[[], T]) -> T:
+        """Make a call to the store inside that may be repeated: all but `list`, `lock` and `close`."""
+        return call()
 
     @property
     def url(self) -> str:
@@ -28,7 +35,7 @@ class Wrapper:
 
     def put(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, all or nothing."""
-        self._inner.put(name, content)
+        self._through(lambda: self._inner.put(name, content))
 
     def put_durable(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, durable on return. In two steps: a wrapper that changes `put` need not know of this."""
@@ -37,11 +44,11 @@ class Wrapper:
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return exactly the bytes asked for."""
-        return self._inner.get(name, offset, length)
+        return self._through(lambda: self._inner.get(name, offset, length))
 
     def stat(self, name: str) -> int:
         """Return the object's size in bytes."""
-        return self._inner.stat(name)
+        return self._through(lambda: self._inner.stat(name))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects below `prefix`."""
@@ -49,11 +56,11 @@ class Wrapper:
 
     def delete(self, name: str) -> None:
         """Remove an object; no error if there is none."""
-        self._inner.delete(name)
+        self._through(lambda: self._inner.delete(name))
 
     def sync(self) -> None:
         """Return when every earlier put and delete is durable."""
-        self._inner.sync()
+        self._through(self._inner.sync)
 
     def lock(self, *, exclusive: bool, wait_seconds: float = 0.0) -> AbstractContextManager[Held | None]:
         """Hold the lock of the store inside."""
@@ -65,7 +72,7 @@ class Wrapper:
 
     def reinstate(self, name: str, is_genuine: Judge) -> bool:
         """Have the store inside look for a genuine version; False if it keeps none (lamella.stores.versions)."""
-        return reinstate(self._inner, name, is_genuine)
+        return self._through(lambda: reinstate(self._inner, name, is_genuine))
 
     @property
     def replaceable(self) -> Replaceable | None:
