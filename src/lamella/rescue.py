@@ -864,10 +864,10 @@ TRAILER = 192  # bytes after the container of a commit
 # Types of records; those from 0x8000 on are optional.
 WRITER, VOLUME, ADD_SNAP, CONFIRM, TAG, RENAME = 1, 2, 3, 4, 5, 6
 CHECKPOINT, SUCCEEDS, REMOVE, AUDITED, FORGO, REVIVE, REMOVE_LAST = 0x0C, 0x0D, 0x10, 0x15, 0x16, 0x17, 0x18
-JOIN, GIVE = 0x19, 0x1A
+JOIN, GIVE, EXPEL, READMIT = 0x19, 0x1A, 0x1B, 0x1C
 RUN, LOST, SEEN = 0x8001, 0x8002, 0x8003
-KNOWN = frozenset((*range(0x01, 0x0E), *range(0x10, 0x1B)))  # of the required ones
-SIGNED = frozenset((VOLUME, *range(0x05, 0x0A), *range(0x10, 0x1B), LOST))  # they end in a signature, or in zeros
+KNOWN = frozenset((*range(0x01, 0x0E), *range(0x10, 0x1D)))  # of the required ones
+SIGNED = frozenset((VOLUME, *range(0x05, 0x0A), *range(0x10, 0x1D), LOST))  # they end in a signature, or in zeros
 ORIGIN, REBUILT = 0x8010, 0x8020  # records inside an ADD_SNAP
 
 
@@ -1127,6 +1127,7 @@ class Naming(NamedTuple):
     name: str
     domain_id: bytes  # empty in RENAME
     label: str  # of the domain
+    created: set[bytes]  # who created the volume, if that is known by this record
 
 
 class Mark(NamedTuple):
@@ -1205,6 +1206,8 @@ LAYOUTS: dict[int, tuple[Any, ...]] = {
     RENAME: (16, Cursor.text, 64),
     CHECKPOINT: ((4, 40), few_segments),
     **dict.fromkeys((SUCCEEDS, JOIN, GIVE), (96,)),
+    EXPEL: (72, (2, 16), 64),
+    READMIT: (80,),
     **dict.fromkeys((AUDITED, FORGO), (120,)),
     **dict.fromkeys((REMOVE, REMOVE_LAST), ((4, 40), 64)),
     RUN: (Cursor.text, one_of(0, 1), (2, 16, Cursor.text, one_of(0, 1), Cursor.text)),
@@ -1257,8 +1260,11 @@ class Records:
         self.named: dict[int, set[bytes]] = collections.defaultdict(set)  # by type, what these records name
         self.marked: set[bytes] = set()  # snapshots that a REMOVE without its signature names
         self.admins: set[bytes] = set()  # writers that published something with the prune key's signature
-        self.owners: dict[bytes, set[bytes]] = collections.defaultdict(set)  # by volume_id, its creator and receivers
+        self.given: dict[bytes, set[bytes]] = collections.defaultdict(set)  # by volume_id, who was made an owner
+        self.expelled: dict[bytes, tuple[Head, set[bytes]]] = {}  # by EXPEL, the last that counts, and who stays
+        self.readmitted: set[bytes] = set()
         self.handovers: set[tuple[bytes, bytes]] = set()  # a writer, and one for whom it acts
+        self.succeeded: set[tuple[bytes, bytes]] = set()  # those of them that the older writer signed
         self.revived: dict[bytes, bytes] = {}  # by ref, what a snapshot was before it was published anew
         self._readers: dict[int, Callable[[Record, Cursor], None]] = {
             WRITER: self._writer,
@@ -1270,6 +1276,7 @@ class Records:
             RUN: self._run,
             LOST: self._lost,
             **dict.fromkeys((SUCCEEDS, JOIN, GIVE), self._hand_over),
+            **dict.fromkeys((EXPEL, READMIT), self._expel),
             **dict.fromkeys((CONFIRM, REMOVE, REMOVE_LAST, AUDITED, FORGO), self._names),
         }
 
@@ -1309,7 +1316,7 @@ class Records:
         self.labels[record.commit.writer] = c.text()
 
     def _naming(self, record: Record, c: Cursor) -> None:
-        volume_id, domain_id, label = c.take(16), b"", ""
+        volume_id, domain_id, label, created = c.take(16), b"", "", set[bytes]()
         if record.kind == VOLUME:
             domain_id, _ = c.take(16), c.take(1)
             require(domain_id != CATALOGUE, "VOLUME in the catalogue domain")
@@ -1318,8 +1325,8 @@ class Records:
             label, _ = c.text(), c.take(c.number(2))
             creator, nonce = c.take(16), c.take(16)
             bound = hashlib.sha256(b"lamella/1 volume\0" + creator + nonce).digest()[:16] == volume_id
-            self.owners[volume_id] |= {creator} if bound or record.signed else set()
-        naming = Naming(record.commit, record.order, record.signed, name, domain_id, label)
+            created = {creator} if bound or record.signed else set()
+        naming = Naming(record.commit, record.order, record.signed, name, domain_id, label, created)
         self.namings[volume_id].append(naming)
 
     def _snapshot(self, record: Record, c: Cursor) -> None:
@@ -1341,11 +1348,19 @@ class Records:
                 public, c.take(64), b"lamella/1 succeeds\0" + self._repo.keys.marker.r + new
             )
             require(signed and record.commit.seq == 1, "without the older writer's signature")
-            self.handovers.add((new, hashlib.sha256(public).digest()[:16]))
+            self.succeeded.add((new, hashlib.sha256(public).digest()[:16]))
+            self.handovers |= self.succeeded
         elif self._counts(record):
             first, second = c.take(16), c.take(16)
             self.handovers |= {(first, second)} if record.kind == JOIN else set()
-            self.owners[first] |= {second} if record.kind == GIVE else set()
+            self.given[first] |= {second} if record.kind == GIVE else set()
+
+    def _expel(self, record: Record, c: Cursor) -> None:
+        ident = c.take(16)
+        if self._counts(record) and record.kind == READMIT:
+            self.readmitted.add(ident)
+        elif record.signed:
+            self.expelled[ident] = head_of(c.take(56)), set(c.many(c.number(2), 16))
 
     def _names(self, record: Record, c: Cursor) -> None:
         """What a record names: a commit, or else the refs of snapshots."""
@@ -1392,6 +1407,9 @@ class History:
         self._unopened: dict[Head, tuple[set[bytes], str]] = {}  # no valid commit: what it proves, and why
         self._named: set[Head] = set()  # commits that others name
         self._gaps: set[Head] = set()  # commits that the next commit of their chain names and does not follow
+        self._forks: dict[bytes, str] = {}  # by writer, what to say of it
+        self._limits: dict[bytes, Head] = {}  # of expelled writers, the last commit that counts
+        self.late: set[bytes] = set()  # refs of snapshots of expelled writers, published after that
         self._here: dict[tuple[bytes, int], set[bytes]] = collections.defaultdict(set)  # (writer, seq) -> SHA-256
 
     # -- reading all commits
@@ -1419,6 +1437,7 @@ class History:
             if folder == "w" or folder.startswith("w/"):  # Any number of commits may be there.
                 self.missing.add(Head(bytes.fromhex(folder[2:]) or bytes(16), 0, bytes(32)))
                 self.warn(f"history is missing: {folder}/ was not listed to its end", history=True)
+        self._expel()
         self._judge()
         return self
 
@@ -1474,7 +1493,7 @@ class History:
         chain.sort(key=lambda commit: (commit.seq, commit.sha))
         for seq in sorted(seq for seq, count in collections.Counter(c.seq for c in chain).items() if count > 1):
             self.chains.forked.add(writer)
-            self.warn(f"fork: writer {writer.hex()} has several commits {seq}; all of them count", history=True)
+            self._forks[writer] = f"fork: writer {writer.hex()} has several commits {seq}; all of them count"
         gaps = []
         last = None
         for commit in chain:
@@ -1529,6 +1548,8 @@ class History:
     def _judge(self) -> None:
         """Find the commits that are known and not here: history is missing, unless a FORGO excuses them."""
         self._named |= self._audited | self._gaps
+        for writer in sorted(self._forks.keys() - self._limits.keys()):
+            self.warn(self._forks[writer], history=True)
         for head, (proofs, why) in sorted(self._unopened.items()):
             intact = any(proofs & commit.proofs for commit in self.chains.of(head.writer))
             if self._waited_for(head) and (head in self._named or (proofs and not intact)):
@@ -1540,6 +1561,31 @@ class History:
             if (head.seq > newest or head in self._gaps) and self._waited_for(head):
                 self._lack(head, "is named by another commit and is not here")
 
+    def _expel(self) -> None:
+        """Leave out what expelled writers said after the last commit that counts; their snapshots stay as claims."""
+        records = self.records
+        for head, stay in (what for ident, what in records.expelled.items() if ident not in records.readmitted):
+            self._limits[head.writer] = min(head, self._limits.get(head.writer, head))
+            more = {head.writer}
+            while more:
+                more = {new for new, old in records.succeeded if old in more} - self._limits.keys() - stay
+                self._limits.update((new, Head(new, 0, b"")) for new in more)
+        tables: list[Any] = [records.namings, records.tags, records.losses] if self._limits else []
+        for table in tables:
+            for key, items in table.items():
+                table[key] = [item for item in items if item.signed or self._counts(item.commit)]
+        self.late = {s.ref for s in records.snapshots.values() if not self._counts(s.commit)} - records.revived.keys()
+        records.handovers = {
+            (new, old) for new, old in records.handovers if self._limits.get(new, Head(new, 1, b"")).seq
+        }
+
+    def _counts(self, commit: Commit) -> bool:
+        """Whether its writer was not expelled before it."""
+        head = self._limits.get(commit.writer)
+        end = self.chains.commits.get(head.sha) if head and commit.sha else None
+        on_branch = end is None or commit is end or self.chains.before(commit, end)
+        return head is None or (commit.seq <= head.seq and on_branch)
+
     def _lack(self, head: Head, why: str) -> None:
         self.missing.add(head)
         self.absent.add(commit_path(*head))
@@ -1547,7 +1593,7 @@ class History:
 
     def _waited_for(self, head: Head) -> bool:
         """Whether a commit that cannot be read is missed: not before its chain's beginning, nor if FORGO excuses it."""
-        begun = head.seq >= max(1, self._start.get(head.writer, 0))
+        begun = max(1, self._start.get(head.writer, 0)) <= head.seq <= self._limits.get(head.writer, head).seq
         return begun and not any(self._excuses(head_of(name), head) for name in self.records.named[FORGO])
 
     def _excuses(self, given_up: Head, head: Head) -> bool:
@@ -1582,7 +1628,8 @@ class History:
 
     def owners(self, volume_id: bytes) -> set[bytes]:
         """The writers that may say what a volume is: its creator, whom it was given to, and who acts for those."""
-        return self.line(self.records.owners.get(volume_id, ()))
+        created = (naming.created for naming in self.records.namings.get(volume_id, []))
+        return self.line(set().union(self.records.given.get(volume_id, ()), *created))
 
     def first(self, s: Snapshot) -> bytes:
         """The ref that a snapshot had before it was published anew."""
@@ -1593,7 +1640,7 @@ class History:
 
     def claim(self, s: Snapshot) -> bool:
         """Whether it was added to a volume of others: it stands for itself, and is never the volume's latest."""
-        return self.first(s)[:16] not in self.owners(s.tree.volume_id)
+        return s.ref in self.late or self.first(s)[:16] not in self.owners(s.tree.volume_id)
 
     def _naming(self, volume_id: bytes) -> "tuple[str, Naming | None]":
         """The name of a volume and the VOLUME record in force; of a volume without owners, anybody's."""
@@ -1707,6 +1754,7 @@ class History:
             "removed": not self.stands(s),
             "marked-removed": s.ref in records.marked,
             "claim": self.claim(s),
+            "expelled": s.ref in self.late,
             "conflict": s.snap_id() in repeated,
             "unusable": bool(s.unusable()),
             "rebuilt": REBUILT in s.inner,

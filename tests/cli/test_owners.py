@@ -13,9 +13,11 @@ import pytest
 
 from lamella.base.ids import RepoId, SnapId, WriterId
 from lamella.crypto.slots import key_file
+from lamella.format.commit import Head
 from lamella.format.inner import Origin, OriginPlace
 from lamella.format.records import AddSnap, RawRecord, Ref, Volume, raw, volume_id
 from lamella.history.catalogue import VolumeState
+from lamella.history.publish import append
 from lamella.memory.host import Host, machine_name
 from lamella.repository.repository import Repository
 from lamella.stores.url import open_store
@@ -38,7 +40,12 @@ class Thief:
 
     def say(self, *records: RawRecord) -> WriterId:
         with Repository.open(open_store(str(self.world.store)), key_file(self.secret), self.host()) as repo:
-            return repo.publish(records).head.writer
+            return append(repo.log, records).head.writer
+
+    def head(self) -> Head:
+        with Repository.open(open_store(str(self.world.store)), key_file(self.secret), self.host()) as repo:
+            assert repo.own_writer is not None
+            return repo.history.chains[repo.own_writer].heads[-1]
 
     def state(self, name: str = "disk") -> VolumeState:
         with Repository.open(open_store(str(self.world.store)), key_file(self.secret), self.host()) as repo:
@@ -207,6 +214,45 @@ def test_the_first_backup_of_a_source_goes_to_a_volume_of_ones_own(world: World)
     world.restored("one", "planned", b"p", 0)
     rows = [row for row in world.json("one", "list")["volumes"] if row["volume"].startswith("planned")]
     assert {row["volume"]: row["id"] == trap.volume_id.hex() for row in rows}["planned"] is False
+
+
+def test_what_an_expelled_writer_said_after_that_counts_no_more(world: World) -> None:
+    """Its names, order and snapshots; its data stays until somebody deletes it, and an expulsion can be undone."""
+    thief = Thief(world)
+    world.ok("one", "check")
+    mine = thief.volume("theirs")
+    first = thief.say(raw(mine), raw(thief.snapshot("before", 5)))
+    number = thief.head().seq
+    thief.say(raw(thief.snapshot("after", 6)), raw(replace(mine, name="disk")))
+    who = f"{first.hex()[:8]}@{number}"
+    assert world.run("two", "check", "--expel", who, "-y")[0] == 1
+    made = world.json("one", "check", "--expel", who, "-y")
+    for host in ("one", "fresh"):
+        rows = world.json(host, "list")
+        assert {row["volume"] for row in rows["volumes"]} == {"disk"}
+        assert {
+            row["snapshot"]: row["expelled"] for row in rows["snapshots"] if row["snapshot"] in ("before", "after")
+        } == {
+            "before": False,
+            "after": True,
+        }
+    listed = subprocess.run(
+        [sys.executable, "-I", "-S", str(RESCUE), "list", "--repo", str(world.store), "--keyfile",
+         str(world.place / "admin")], capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "disk~" not in listed and listed.count("expelled") == 1
+    # It may go on writing: nothing of that counts, waits or is deleted.
+    thief.say(raw(thief.snapshot("later", FAR)), raw(replace(mine, name="disk")))
+    world.ok("one", "prune", "--keep-last", "9", "-y", "--remove-delay", "0h")
+    sound(world, b"c")
+    names = [row["snapshot"] for row in world.json("one", "list")["snapshots"] if row["expelled"]]
+    assert names == ["after", "later"] or set(names) == {"after", "later"}
+    world.ok("one", "check", "--readmit", made["id"])
+    assert not any(row["expelled"] for row in world.json("fresh", "list")["snapshots"])
+    again = world.json("one", "check", "--expel", who, "-y")
+    assert again["id"] != made["id"]
+    assert len(world.json("one", "delete", "--expelled", "-y")["removed"]) == 2
+    assert not any(row["expelled"] for row in world.json("fresh", "list")["snapshots"])
 
 
 def test_a_host_that_lost_everything_goes_on_with_its_volumes_with_an_admins_secret(world: World) -> None:

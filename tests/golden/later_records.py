@@ -66,6 +66,13 @@ def _owners() -> list[Json]:
         _row(13, {"public": public(old).hex(), "signature": said.hex()}, public(old) + said),
         _row(25, {"new": WRITER.hex(), "old": other.hex()}, WRITER + other, signed=True),
         _row(26, {"volume_id": VOLUME.hex(), "writer": other.hex()}, VOLUME + other, signed=True),
+        _row(
+            27,
+            {"expel_id": fixed("expel", 16).hex(), "head": HEAD.hex(), "stay": [other.hex()]},
+            fixed("expel", 16) + HEAD + u16(1) + other,
+            signed=True,
+        ),
+        _row(28, {"expel_id": fixed("expel", 16).hex()}, fixed("expel", 16), signed=True),
     ]
 
 

@@ -240,6 +240,8 @@ RECORDS: dict[str, st.SearchStrategy[Any]] = {
     "SUCCEEDS": st.builds(owners.Succeeds, exactly(32), exactly(64)),
     "JOIN": st.builds(owners.Join, WRITERS, WRITERS, SIGNATURES),
     "GIVE": st.builds(owners.Give, VOLUMES, WRITERS, SIGNATURES),
+    "EXPEL": st.builds(owners.Expel, exactly(16), HEADS, few(WRITERS), SIGNATURES),
+    "READMIT": st.builds(owners.Readmit, exactly(16), SIGNATURES),
     "RUN": st.builds(
         records.Run, TEXT, st.booleans(), few(st.builds(records.RunVolume, VOLUMES, TEXT, st.booleans(), TEXT))
     ),

@@ -83,6 +83,13 @@ LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
     0x001A: lambda fields, sig: owners.Give(
         VolumeId(bytes.fromhex(fields["volume_id"])), WriterId(bytes.fromhex(fields["writer"])), sig
     ),
+    0x001B: lambda fields, sig: owners.Expel(
+        bytes.fromhex(fields["expel_id"]),
+        head(fields["head"]),
+        tuple(WriterId(bytes.fromhex(one)) for one in fields["stay"]),
+        sig,
+    ),
+    0x001C: lambda fields, sig: owners.Readmit(bytes.fromhex(fields["expel_id"]), sig),
     0x8002: lambda fields, sig: lost.Lost(
         ref(fields["ref"]),
         fields["lost_bytes"],

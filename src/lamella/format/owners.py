@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lamella.base.ids import VolumeId, WriterId
-from lamella.format.layout import HASH, ID, SIGNATURE
+from lamella.format.commit import HEAD, Head
+from lamella.format.layout import HASH, ID, SIGNATURE, many
 from lamella.format.records import UNSIGNED, Record, Signed
 
 
@@ -41,6 +42,31 @@ class Give(Signed):
     LAYOUT = (ID, ID, SIGNATURE)
     volume_id: VolumeId
     writer: WriterId
+    signature: bytes = UNSIGNED
+
+
+@dataclass(frozen=True, slots=True)
+class Expel(Signed):
+    """EXPEL: what a writer published after this commit, and on other branches, counts for nothing but its data.
+
+    So does all of the writers that succeeded it, but for those that `stay`. Counts only with the prune key's signature.
+    """
+
+    TYPE = 0x001B
+    LAYOUT = (ID, HEAD, many(2, ID), SIGNATURE)
+    expel_id: bytes
+    head: Head
+    stay: tuple[WriterId, ...] = ()
+    signature: bytes = UNSIGNED
+
+
+@dataclass(frozen=True, slots=True)
+class Readmit(Signed):
+    """READMIT: that EXPEL is undone. Counts only with the prune key's signature."""
+
+    TYPE = 0x001C
+    LAYOUT = (ID, SIGNATURE)
+    expel_id: bytes
     signature: bytes = UNSIGNED
 
 

@@ -11,6 +11,7 @@ from lamella.base.ids import RepoId, VolumeId, WriterId
 from lamella.format.commit import Head
 from lamella.format.inner import OriginPlace
 from lamella.format.lost import Address, Lost
+from lamella.format.owners import Expel
 from lamella.format.records import NO_REF, AddSnap, File, Ref, Run, Volume, Writer
 from lamella.history.open_sessions import OpenSession
 from lamella.history.order import Clock
@@ -55,6 +56,8 @@ class Snapshot:
     origin: OriginPlace | None = None
     """Of a copy, where it was first published; of this repository's own snapshots the repository id is empty."""
     series: Series = NO_SERIES
+    expelled: bool = False
+    """Its writer was expelled before it was published: needed until `delete --expelled`, and nothing else."""
     counts: bool = True
     """It is an owner's or this host's own: others are listed and restored, and never taken for the volume's latest."""
 
@@ -125,6 +128,10 @@ class Catalogue:
     writers: dict[WriterId, Writer] = field(default_factory=dict)
     retired: dict[WriterId, Head] = field(default_factory=dict)
     """Writers that are gone, with the commits their chains end with."""
+    expulsions: list[Expel] = field(default_factory=list)
+    """Those that were not undone."""
+    expelled: dict[WriterId, Head] = field(default_factory=dict)
+    """Writers whose word counts up to this commit only."""
     owners: Owners = field(default_factory=Owners)
     """Who acts for whom."""
     own_line: frozenset[WriterId] = frozenset()

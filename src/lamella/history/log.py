@@ -74,11 +74,17 @@ class Log:
         self.catalogue = state.build(self.keys, self.history, self.own_writer)
         self._condemned = None
         self.sightings.look(self.history.heads, self.clock())
-        self.found, self.older = judge(self.place, self.history)
+        found, self.older = judge(self.place, self.history)
+        self.found = [problem for problem in found if not self._is_excluded(problem)]
         if not self.problems:
             self.pins.remember(self.history.heads)
             with self.memory.may_fail():
                 self.places.seen(self.store.url, self.history.heads)
+
+    def _is_excluded(self, problem: Problem) -> bool:
+        """Whether it is about what an expelled writer published, or may have, when its word did not count any more."""
+        head = self.catalogue.expelled.get(problem.writer)
+        return head is not None and (problem.kind == "fork" or problem.lacks is None or problem.lacks.seq > head.seq)
 
     @property
     def condemned_packs(self) -> frozenset[bytes]:

@@ -192,5 +192,8 @@ def require_may_publish(log: Log, problems: Sequence[Problem]) -> None:
     newer = log.catalogue.read_only or log.own_writer in log.catalogue.unread
     if newer or not log.keys.marker.writable:
         raise RepositoryError("a newer version of lamella wrote here: this version may only read", obj=log.store.url)
+    if log.own_writer in log.catalogue.expelled:
+        hint = "an admin takes it back with: lamella check --readmit"
+        raise RepositoryError("an admin expelled this host: what it says counts no more", obj=log.store.url, hint=hint)
     log.require_none(problems)
     log.require_writable()

@@ -6,7 +6,7 @@ The result depends on the records alone, not on the order in which chains are re
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, Rem
 from lamella.format.inner import Origin
 from lamella.format.known import Known, is_known, understood
 from lamella.format.lost import Bad, Lost
-from lamella.format.owners import Give, Join, Succeeds, succession_message
+from lamella.format.owners import Expel, Give, Join, Readmit, Succeeds, succession_message
 from lamella.format.records import (
     OPTIONAL,
     AddSnap,
@@ -76,10 +76,15 @@ class _Builder:
         self._created: dict[VolumeId, set[WriterId]] = defaultdict(set)
         self._owned: dict[VolumeId, frozenset[WriterId]] = {}
         self._revived: dict[Ref, Ref] = {}
+        self._counting: dict[WriterId, Callable[[ChainEntry], bool]] = {}
+        self._void: set[RecordPlace] = set()
 
     def build(self) -> Catalogue:
-        for writer in sorted(self._history.chains):
-            self._read(self._history.chains[writer])
+        chains = self._history.chains
+        if any(entry.record.type == Expel.TYPE for chain in chains.values() for entry in chain.entries):
+            self._expel(list(chains.values()))
+        for writer in sorted(chains):
+            self._read(chains[writer])
         self._result.notes += self._history.notes
         self._files()
         self._writers()
@@ -95,10 +100,26 @@ class _Builder:
             volume.snapshots.sort(key=lambda snapshot: (snapshot.added.time_ms, snapshot.name, snapshot.ref))
         self._runs(snapshots.values())
         self._result.bad = frozenset(one for _, known in self._of(Bad) for one in known.addresses)
-        self._result.sessions = open_sessions(self._history.chains[writer] for writer in sorted(self._history.chains))
+        sessions = open_sessions(chains[writer] for writer in sorted(chains))
+        heads = self._result.expelled
+        self._result.sessions = [one for one in sessions if one.writer not in heads or one.seq <= heads[one.writer].seq]
         return self._result
 
     # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _expel(self, chains: list[Chain]) -> None:
+        from lamella.history.expelled import counts_in, expelled, expulsions  # few repositories have any
+
+        self._result.expulsions = expulsions(self._keys, chains)
+        self._result.expelled = expelled(self._result.expulsions, chains)
+        for chain in chains:
+            if chain.writer in self._result.expelled:
+                self._counting[chain.writer] = counts_in(chain, self._result.expelled[chain.writer])
+
+    def _is_void(self, chain: Chain, entry: ChainEntry) -> bool:
+        """Whether an expelled writer said it when its word did not count any more."""
+        counts = self._counting.get(chain.writer)
+        return counts is not None and not counts(entry) and not prune_signed(self._keys, chain.writer, entry)
 
     def _read(self, chain: Chain) -> None:
         end = self._end(chain)
@@ -106,6 +127,10 @@ class _Builder:
             if end and entry.seq >= end:
                 continue
             place = RecordPlace(chain.writer, entry.seq, position)
+            if self._is_void(chain, entry):
+                if entry.record.type != AddSnap.TYPE:
+                    continue
+                self._void.add(place)  # its data stays needed until somebody deletes that
             where = f"commit {entry.seq} of writer {chain.writer.hex()[:8]}"
             try:
                 known = understood(entry.record)
@@ -166,7 +191,8 @@ class _Builder:
         for row, gone in self._of(Retire):
             if self._is_signed(row):
                 self._result.retired[gone.head.writer] = gone.head
-        for kind in (Condemn, Rescue, Reaped, Retire, Audited, Forgo, Revive, Join, Give):
+        self._result.retired |= self._result.expelled
+        for kind in (Condemn, Rescue, Reaped, Retire, Audited, Forgo, Revive, Join, Give, Expel, Readmit):
             for row in self._rows[kind]:
                 if not self._is_signed(row):
                     word = kind.__name__.upper()
@@ -261,6 +287,8 @@ class _Builder:
             made = found[ref] = Snapshot(ref, added, self._order.clock(ref.writer, ref.seq), ref in confirmed)
             made.revived = ref in self._revived
             self._place(made)
+            if row.place in self._void:
+                made.expelled, made.counts, made.series = True, False, Series(added.volume_id, ref.writer)
             of_id[added.snap_id].append(made)
         for same in of_id.values():
             # All stay listed: whoever publishes an id again must not be able to hide the first one, nor to harm it.

@@ -78,5 +78,6 @@ def _contents(row: Row) -> str:
     labels += [f"pinned: {reason}" if reason else "pinned" for reason in row["pinned"]]
     labels += ["marked as removed"] if row["marked_removed"] else []
     marks = f" ({', '.join(labels)})" if labels else ""
-    claim = f" (a claim of writer {row['claimant'][:8]})" if row["claimant"] else ""
+    word = "published by the expelled" if row["expelled"] else "a claim of"
+    claim = f" ({word} writer {row['claimant'][:8]})" if row["claimant"] else ""
     return ", ".join(row["volumes"]) + claim + marks + lost + gone + rebuilt + refuted

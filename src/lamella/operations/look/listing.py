@@ -80,6 +80,7 @@ def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str]
         "pinned": sorted({snapshot.pinned for snapshot in found if snapshot.pinned is not None}),
         "marked_removed": any(snapshot.marked_removed for snapshot in found),
         "volumes": sorted(shown[snapshot.added.volume_id] for snapshot in found),
+        "expelled": any(snapshot.expelled for snapshot in found),
         "claimant": "" if claimant is None else claimant.hex(),
         "result": "complete" if not lost and (run is None or run.complete) else "incomplete",
         "failed": failed,

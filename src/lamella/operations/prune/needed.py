@@ -114,6 +114,7 @@ class Survey:
         self._judge(needed, self._standing(without), flaws)
         self._hold_lost(needed, self._standing(without))
         self._hold_returning(needed)
+        self._hold_expelled(needed, without)
         self._hold_removed(needed, without)
         self._hold_sessions(needed)
         self.health.hold_ids(self._catalogue_ids())
@@ -124,7 +125,8 @@ class Survey:
         return needed
 
     def _standing(self, without: Collection[Ref]) -> list[Snapshot]:
-        return [snapshot for snapshot in self.repo.catalogue.snapshots if snapshot.ref not in without]
+        found = self.repo.catalogue.snapshots
+        return [snapshot for snapshot in found if snapshot.ref not in without and not snapshot.expelled]
 
     # -- volumes without a whole snapshot ------------------------------------------------------------------------------
 
@@ -238,6 +240,13 @@ class Survey:
             if self.health.hold(domain_id, roots):
                 text = "nothing is deleted where a snapshot cannot be read whose removal is too young"
                 needed.leave(domain_id, text, f"domain {domain_id.hex()[:8]}")
+
+    def _hold_expelled(self, needed: Needed, without: Collection[Ref]) -> None:
+        """What expelled writers published: all of it that can be read, and what cannot be read blocks nothing."""
+        for snapshot in self.repo.catalogue.snapshots:
+            if snapshot.expelled and snapshot.ref not in without:
+                self.health.hold(snapshot.added.domain_id, roots_of(snapshot.added))
+                needed.roots.setdefault(snapshot.added.domain_id, set()).add(snapshot.added.root)
 
     def _removed(self, without: Collection[Ref]) -> dict[Ref, AddSnap | None]:
         """What is removed, or would be."""

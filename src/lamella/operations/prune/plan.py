@@ -252,15 +252,15 @@ def plan_removals(
     REMOVE_LAST also names what was removed of the volume before, so that none of it comes back.
     """
     catalogue = survey.repo.catalogue
-    whole = survey.health.whole_series(one for one in catalogue.snapshots if one.ref not in wanted)
+    whole = survey.health.whole_series(one for one in catalogue.snapshots if not (one.ref in wanted or one.expelled))
     suspicion = survey.health.suspicion()
     if suspicion is not None:
         return (), (suspicion,)
     names = catalogue.shown_names()
     going = [one for one in catalogue.snapshots if one.ref in wanted]
     rows = [(one, f"{names[one.added.volume_id]}@{one.name}", wanted[one.ref]) for one in going]
-    plain = [PlannedRemoval(one.ref, name, why) for one, name, why in rows if one.series in whole]
-    emptied = {one.series for one in going} - whole
+    plain = [PlannedRemoval(one.ref, name, why) for one, name, why in rows if one.series in whole or one.expelled]
+    emptied = {one.series for one in going if not one.expelled} - whole
     if not options.last:
         return tuple(plain), tuple(_last_of(names[series.volume_id]) for series in sorted(emptied, key=str))
     final = [PlannedRemoval(one.ref, name, why, True) for one, name, why in rows if one.series in emptied]

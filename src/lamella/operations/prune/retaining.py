@@ -117,7 +117,7 @@ def plan_retention(
         proven = known.of(volume.volume_id)
         if proven is None or all(snapshot.ref != proven for snapshot in volume.snapshots):
             unproven.append(name)
-        for series, snapshots in by_series(volume.snapshots).items():
+        for series, snapshots in by_series(one for one in volume.snapshots if not one.expelled).items():
             row = name if series.claimant is None else f"{name}, claimed by writer {series.claimant.hex()[:8]}"
             rules[row] = policy.rules_of(volume.name)
             ends = {snapshot.ref for snapshot in latest(snapshots, repo.log.believed_ms)[:1]}
