@@ -949,7 +949,7 @@ class CommitReader:
         newest = int.from_bytes(commit.newest[:8], "little")
         require(newest < commit.seq and bool(newest) == any(commit.newest[8:]), "impossible checkpoint before it")
         count = c.number(4)
-        require(count <= 4096, "more than 4096 heads seen")
+        require(count <= 1024, "more than 1024 heads seen")
         commit.seen = tuple(head_of(name) for name in c.many(count, 56))
         records = records_of(c)
         commit.carried = next((value for kind, value in records if kind == CHECKPOINT and sound(kind, value)), b"")

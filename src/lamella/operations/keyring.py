@@ -11,7 +11,7 @@ from lamella.crypto.slots import Secret
 from lamella.format.domain_key import ExportedKeys, ExportedTree, encode
 from lamella.format.keyslot import MAX_PASSPHRASES, MAX_SLOTS, Role, SlotType
 from lamella.format.records import FileGone
-from lamella.operations.shared.selection import newest
+from lamella.operations.shared.newest import newest
 from lamella.repository.create import file_record
 from lamella.repository.repository import Repository
 from lamella.repository.slots import Slots, read_slots

@@ -12,7 +12,7 @@ from lamella.format.records import Ref
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.memory.confirmations import Confirmations
 from lamella.memory.verdicts import Verdicts
-from lamella.operations.shared.selection import heads
+from lamella.operations.shared.newest import heads
 from lamella.repository.repository import Repository
 
 Row = dict[str, Any]

@@ -10,9 +10,9 @@ from lamella.base.ids import VolumeId, WriterId
 from lamella.format.known import understood
 from lamella.format.records import AddSnap, Volume
 from lamella.history.catalogue import Snapshot, VolumeState
-from lamella.history.latest import latest
 from lamella.history.records import prune_signed
 from lamella.memory.pins import Problem
+from lamella.operations.shared.newest import newest
 from lamella.repository.repository import Repository
 
 LATEST = "latest"
@@ -68,35 +68,6 @@ def _writer_of(repo: Repository, volume: VolumeState) -> str:
     creator = volume.record.creator
     writer = repo.catalogue.writers.get(creator)
     return f"writer {creator.hex()[:8]}" + (f" {writer.label}" if writer is not None and writer.label else "")
-
-
-def heads(repo: Repository, volume: VolumeState) -> list[Snapshot]:
-    """The latest snapshot of a volume, by its owners' and this host's own; after it, those not known to be earlier.
-
-    The whole history is read where a checkpoint does not tell which is the latest.
-    """
-    found: list[Snapshot] = []
-    for _ in range(2):
-        rows = repo.catalogue.volumes[volume.volume_id].snapshots
-        found = latest([snapshot for snapshot in rows if snapshot.counts], repo.log.believed_ms)
-        if len(found) < 2 or repo.history.whole:
-            break
-        repo.reload(whole=True)
-    return found
-
-
-def newest(repo: Repository, volume: VolumeState) -> Snapshot:
-    """The latest snapshot of a volume; that others may be as late is told. Raises NothingMatched if there is none."""
-    found = heads(repo, volume)
-    if not found:
-        claims = ", ".join(sorted(snapshot.name for snapshot in volume.snapshots)[-10:])
-        hint = f"others added: {claims}; one is restored if it is named in full" if claims else ""
-        raise NothingMatched(f"volume {volume.name} has no snapshot", obj=volume.name, hint=hint)
-    if len(found) > 1:
-        names = ", ".join(snapshot.name for snapshot in found[1:])
-        text = f"{found[0].name} is taken for the latest of {volume.name}, by its time; as late may be: {names}"
-        repo.host.notices.tell(f"latest:{volume.volume_id.hex()}", text)
-    return found[0]
 
 
 def find_snapshot(repo: Repository, volume: VolumeState, text: str | None) -> Snapshot:
