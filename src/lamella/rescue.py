@@ -559,65 +559,38 @@ class Slot:
         require(whole and hashlib.sha256(data).hexdigest()[:8] == name, "not a whole key slot")
         message = b"lamella/1 slot\0" + marker.r + data[:176]
         require(crypto.verify(marker.prune_public, data[176:], message), "no admin signed it")
-        self._data = data
-        self.kind, self._role, log_n, self._r, self._p = data[8:13]
-        require(
-            self.kind in (PASSPHRASE, RECOVERY_KEY, KEY_FILE) and self._role in (1, 2) and not any(data[13:16]),
-            "unknown type or role",
-        )
-        if self.kind == PASSPHRASE:
-            fits = log_n in range(15, 21) and self._r == 8 and self._p in range(1, 5)
-        else:
-            fits = not any(data[10:13])
-        require(fits, "scrypt parameters out of bounds")
-        self._n = 1 << log_n
+        self._data, self.kind, self._role, cost = data, data[8], data[9], data[10:13]
+        scrypt = 15 <= cost[0] <= 20 and cost[1] == 8 and 1 <= cost[2] <= 4
+        known = scrypt if self.kind == PASSPHRASE else self.kind in (RECOVERY_KEY, KEY_FILE) and not any(cost)
+        require(known and self._role in (1, 2) and not any(data[13:16]), "unknown type, role or cost")
 
     def open(self, secret: bytes, marker: Marker, crypto: Crypto) -> "bytes | None":
         """data_root, or None for a wrong secret."""
-        kek = self._kek(secret, marker)
-        mac = prf(hkdf(kek, marker.r, b"mac", 32), self._data[:144])
-        if not hmac.compare_digest(mac, self._data[144:176]):
+        data, (log_n, r, p) = self._data, self._data[10:13]
+        if self.kind == PASSPHRASE:
+            memory = 128 * r * ((1 << log_n) + p + 2) + MIB
+            kek = hashlib.scrypt(secret, salt=data[16:48], n=1 << log_n, r=r, p=p, maxmem=memory, dklen=32)
+        else:
+            kek = hkdf(secret, data[16:48], b"lamella/1 kek\0" + marker.r + data[:16], 32)
+        if not hmac.compare_digest(prf(hkdf(kek, marker.r, b"mac", 32), data[:144]), data[144:176]):
             return None
-        bundle = xor(self._data[48:144], hkdf(kek, marker.r, b"wrap", 96))
+        bundle = xor(data[48:144], hkdf(kek, marker.r, b"wrap", 96))
         data_root, seed, enrol = bundle[:32], bundle[32:64], bundle[64:]
         fits = crypto.public(seed) == marker.prune_public if self._role == 1 else not any(seed)
-        require(fits and crypto.public(enrol) == marker.enrol_public, "its contents do not fit its role and the marker")
+        if not fits or crypto.public(enrol) != marker.enrol_public:
+            raise Problem(WRONG_KEY, "a key slot opens, but does not fit its role and the marker")
         return data_root
-
-    def _kek(self, secret: bytes, marker: Marker) -> bytes:
-        salt = self._data[16:48]
-        if self.kind != PASSPHRASE:
-            return hkdf(secret, salt, b"lamella/1 kek\0" + marker.r + self._data[:16], 32)
-        memory = 128 * self._r * (self._n + self._p + 2) + MIB
-        return hashlib.scrypt(secret, salt=salt, n=self._n, r=self._r, p=self._p, maxmem=memory, dklen=32)
 
 
 def unlock(store: Store, marker: Marker, kind: int, secret: bytes, crypto: Crypto, report: Reporter) -> Keys:
     """Try a secret on the slots of its kind that an admin signed, in order of name."""
-    slots, withheld = signed_slots(store, marker, crypto, report)
-    fitting = [(name, slot) for name, slot in slots.items() if slot.kind == kind]
-    for name, slot in fitting[: SCRYPT_SLOTS if kind == PASSPHRASE else SLOTS_MAX]:
-        try:
-            data_root = slot.open(secret, marker, crypto)
-        except Bad as error:
-            report.warn(f"keys/{name}: {error}")
-            continue
-        if data_root is not None:
-            return Keys(marker, data_root)
-    if withheld:
-        raise Problem(FAILED, f"{withheld}: no slot that can be read opens")
-    raise Problem(WRONG_KEY, f"wrong key or altered marker: it opens none of {len(fitting)} slots of its kind")
-
-
-def signed_slots(store: Store, marker: Marker, crypto: Crypto, report: Reporter) -> "tuple[dict[str, Slot], str]":
-    """The slots that the prune key signed, by name, and why another object cannot be read."""
-    found: dict[str, Slot] = {}
+    slots: list[Slot] = []
     ignored, withheld = [], ""
     for name in store.names("keys"):
         try:
             slot = Slot(store.read(f"keys/{name}", SLOT), name, marker, crypto)
-            require(len(found) < SLOTS_MAX, "more slots than count")
-            found[name] = slot
+            require(len(slots) < SLOTS_MAX, "more slots than count")
+            slots.append(slot)
         except Withheld as error:
             withheld = withheld or f"keys/{shown(name)}: {error}"
         except Bad:
@@ -625,7 +598,14 @@ def signed_slots(store: Store, marker: Marker, crypto: Crypto, report: Reporter)
     if ignored:
         text = f"{len(ignored)} objects in keys/ that no admin signed are ignored: {', '.join(ignored[:5])}"
         report.warn(text, "note")
-    return found, withheld
+    fitting = [slot for slot in slots if slot.kind == kind][: SCRYPT_SLOTS if kind == PASSPHRASE else SLOTS_MAX]
+    for slot in fitting:
+        data_root = slot.open(secret, marker, crypto)
+        if data_root is not None:
+            return Keys(marker, data_root)
+    if withheld:
+        raise Problem(FAILED, f"{withheld}: no slot that can be read opens")
+    raise Problem(WRONG_KEY, f"wrong key or altered marker: it opens none of {len(fitting)} slots of its kind")
 
 
 class Tree(NamedTuple):
@@ -1014,7 +994,7 @@ class CommitReader:
     def _entries(self, writer: bytes, c: Cursor) -> Iterator[tuple[Commit, int, bytes]]:
         """The entries in the segments that a checkpoint names, then those that it holds itself."""
         size = count = 0
-        for content in [*self._segments(c.many(c.number(4), ID + 32)), c.take(c.left())]:
+        for content in self._parts(c.many(c.number(4), ID + 32), c.take(c.left())):
             c, size = Cursor(content), size + len(content)
             while c.left():
                 count += 1
@@ -1024,8 +1004,9 @@ class CommitReader:
                 require(author.seq > 0 and kind != CHECKPOINT, "an entry that no commit can have made")
                 yield author, kind, value
 
-    def _segments(self, wanted: list[bytes]) -> Iterator[bytes]:
-        """The contents of a checkpoint's segments; wanted: the id of each, and the pack in which it was put."""
+    def _parts(self, wanted: list[bytes], rest: bytes) -> Iterator[bytes]:
+        """The contents of a checkpoint's segments (the id of each, and the pack in which it was put), and the rest."""
+        require(len(wanted) <= SEGMENTS_MAX, "too many segments")
         blobs = Blobs(self._repo, CATALOGUE)
         for segment in wanted:
             blobs.scan_pack(segment[ID:])
@@ -1036,6 +1017,7 @@ class CommitReader:
             content = blobs.read(SEGMENT, segment[:ID], 8, PART_MAX)
             require(content[:8] == b"\x01" + bytes(7), "unknown version of a segment")
             yield content[8:]
+        yield rest
 
 
 def directory_proof(box: bytes) -> bytes:
@@ -1181,12 +1163,6 @@ def one_of(*numbers: int) -> Callable[[Cursor], None]:
     return lambda c: require(c.number(1) in numbers, "an unknown value")
 
 
-def few_segments(c: Cursor) -> None:
-    """The segments that CHECKPOINT names, and the entries after them."""
-    require(len(c.many(c.number(4), ID + 32)) <= SEGMENTS_MAX, "too many segments")
-    c.take(c.left())
-
-
 def lost_parts(c: Cursor) -> None:
     """The parts that LOST names: ranges that ascend, are not empty and do not touch, and their possible sum."""
     lost, count = c.number(8), c.number(4)
@@ -1204,7 +1180,7 @@ LAYOUTS: dict[int, tuple[Any, ...]] = {
     CONFIRM: ((4, 40),),
     TAG: (40, one_of(1, 2), Cursor.text, 64),
     RENAME: (16, Cursor.text, 64),
-    CHECKPOINT: ((4, 40), few_segments),
+    CHECKPOINT: ((4, 40), (4, ID + 32), lambda c: c.take(c.left())),
     **dict.fromkeys((SUCCEEDS, JOIN, GIVE), (96,)),
     EXPEL: (72, (2, 16), 64),
     READMIT: (80,),
@@ -1235,11 +1211,10 @@ def parse_snapshot(record: Record, c: Cursor, keep_packs: bool) -> Snapshot:
     inside = records_of(c)
     inner = sorted(kind for kind, _ in inside)
     origin = next((value[:56] for kind, value in inside if kind == ORIGIN and len(value) == 112), b"")
-    require(domain_id != CATALOGUE and not flags and 16 <= log2 <= 22, "ADD_SNAP with impossible values")
     fit = all(len(parts) == -(-size // (PART_MAX - 8)) for _, size, parts in documents)
     require(fit and sum(size for _, size, _ in documents) <= TOTAL_MAX, "documents of impossible sizes")
-    fit = consistency <= max(CONSISTENCY) and len(packs) <= PACKS_MAX and size < 1 << 63
-    require(fit, "ADD_SNAP with impossible values")
+    fit = consistency <= max(CONSISTENCY) and len(packs) <= PACKS_MAX and size < 1 << 63 and 16 <= log2 <= 22
+    require(fit and domain_id != CATALOGUE and not flags, "ADD_SNAP with impossible values")
     tree = Tree(name, volume_id, domain_id, root, size, log2)
     ref = record.commit.writer + u64(record.commit.seq) + snap_id
     kept = packs if keep_packs else []
@@ -1944,7 +1919,12 @@ def save(path: str, overwrite: bool, content: "VolumeContent | DocumentContent")
     if not overwrite and os.path.lexists(path):
         raise Problem(USAGE, f"{path} appeared; the data is in {partial}")
     os.replace(partial, path)
-    os.fsync(os.open(os.path.dirname(path) or ".", os.O_RDONLY))  # The end of the program closes it.
+    try:
+        os.fsync(os.open(os.path.dirname(path) or ".", os.O_RDONLY))  # The end of the program closes it.
+    except OSError as error:  # CIFS cannot sync a directory; a directory may be written and not read.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}:
+            raise
+        os.sync()
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -2238,6 +2218,8 @@ def main(argv: list[str]) -> int:
         return (run_restore if args.command == "restore" else run_list)(Session(args, report))
     except Problem as problem:
         code, text = problem.code, str(problem)
+    except Bad as bad:
+        code, text = FAILED, str(bad)
     except (KeyboardInterrupt, EOFError):
         code, text = INTERRUPTED, "interrupted"
     except OSError as error:

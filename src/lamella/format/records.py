@@ -41,8 +41,6 @@ FIGURES = 0x8001
 MAX_RECORDS = 65536
 MAX_LISTED_PACKS = 65536
 """Packs that an ADD_SNAP lists, at most: a run that made more lists none."""
-MAX_SEGMENTS = 256
-"""Segments of a checkpoint, at most."""
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 """Bytes of the documents of a snapshot together, at most."""
 DOCUMENT_PART = 8 * 1024 * 1024 - 8
@@ -348,17 +346,12 @@ class SegmentPlace(NamedTuple):
     pack: bytes
 
 
-_SEGMENTS = checked(
-    many(4, row(SegmentPlace, CHUNK, HASH)), lambda places: len(places) <= MAX_SEGMENTS, "too many segments"
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Checkpoint(Record):
     """CHECKPOINT: the whole state of a chain, in segments and the entries that follow them."""
 
     TYPE = 0x000C
-    LAYOUT = (many(4, pair(U64, HASH)), _SEGMENTS, REST)
+    LAYOUT = (many(4, pair(U64, HASH)), many(4, row(SegmentPlace, CHUNK, HASH)), REST)
     earlier: tuple[tuple[int, bytes], ...]
     segments: tuple[SegmentPlace, ...]
     entries: bytes

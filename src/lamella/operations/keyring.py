@@ -16,7 +16,6 @@ from lamella.repository.create import file_record
 from lamella.repository.repository import Repository
 from lamella.repository.slots import Slots, read_slots
 
-_MOST_NAMED = 5
 _REMOVE = "remove one: lamella key remove"
 TYPE_WORDS = {1: "passphrase", 2: "recovery key", 3: "key file"}
 
@@ -38,13 +37,6 @@ def slots_of(repo: Repository) -> Slots:
     if slots.unreadable:
         raise slots.unreadable[0]
     return slots
-
-
-def ignored_text(slots: Slots) -> str:
-    """One line about what lies in keys/ and counts for nothing; empty if there is nothing."""
-    count, more = len(slots.ignored), ", ..." if len(slots.ignored) > _MOST_NAMED else ""
-    what = f"{count} object{'' if count == 1 else 's'} in keys/ that no admin signed, ignored"
-    return f"{what}: {', '.join(slots.ignored[:_MOST_NAMED])}{more}" if count else ""
 
 
 def list_slots(repo: Repository, slots: Slots | None = None) -> list[SlotRow]:
