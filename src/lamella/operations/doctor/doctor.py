@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.base.errors import LamellaError, RolledBack, StoreError
+from lamella.base.errors import KeyRefused, LamellaError, RolledBack, StoreError
 from lamella.crypto.slots import Secret
 from lamella.format import zstd_provider
 from lamella.format.marker import Marker
@@ -67,7 +67,7 @@ def _destination(store: Store) -> Iterator[Check]:
     try:
         mark = read_marker(store)
     except LamellaError as error:
-        yield Check("repository", False, error.message)
+        yield Check("repository", False, _said(error))
         return
     yield Check("repository", True, f"{store.url} is a repository of format 1.{mark.minor}")
     yield _slots(store, mark)
@@ -108,5 +108,11 @@ def _repository(host: Host, store: Store, secret: Secret, expected: str | None) 
                 yield Check("history", note in repo.history.notes, note)
     except RolledBack as error:
         yield Check("history", False, error.message, error.exit_code)
+    except KeyRefused as error:
+        yield Check("secret", False, error.message, error.exit_code)
     except LamellaError as error:
-        yield Check("secret", False, error.message)
+        yield Check("repository", False, _said(error), error.exit_code)
+
+
+def _said(error: LamellaError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
