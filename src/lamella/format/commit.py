@@ -17,7 +17,7 @@ from lamella.format.layout import HASH, ID, U64, row
 from lamella.format.records import Checkpoint, RawRecord, split
 
 PREFIX = COMMITS
-MAX_SEEN = 4096
+MAX_SEEN = 1024
 CHECKPOINT_EVERY = 24
 
 
