@@ -6,7 +6,8 @@ import argparse
 from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError, RolledBack, UsageError
-from lamella.cli.arguments import SECRETS, add_dry_run, add_moved, add_yes
+from lamella.cli.actions import add_moved
+from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.format.commit import Head, parse_name
 from lamella.history.acceptance import accept_history, accept_seen

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lamella.base.errors import UsageError
 from lamella.cli import configuration
-from lamella.cli.arguments import add_actions
+from lamella.cli.actions import add_actions
 from lamella.cli.configuration import Configuration, PruneSettings
 from lamella.cli.context import Context
 from lamella.cli.places import cache_place, config_place, state_place

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lamella.base.errors import LamellaError, NothingMatched, UsageError
 from lamella.base.names import RESCUE
-from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
+from lamella.cli.actions import add_actions
+from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.commands.init import add_kdf_cost
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
