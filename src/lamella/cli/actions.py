@@ -1,4 +1,4 @@
-"""Commands with actions below them, and options that became commands: what few commands add to their arguments."""
+"""Commands below a command, as in `lamella key add`, and options that have become commands."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ from lamella.operations.keyring import (
     SlotRow,
     add_slot,
     export_domain,
-    ignored_text,
     list_slots,
     remove_slot,
     slots_of,
     writers_slot,
 )
 from lamella.operations.shared.heads import fingerprint
+from lamella.operations.shared.ignored_slots import ignored_text
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 

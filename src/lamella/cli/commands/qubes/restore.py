@@ -1,4 +1,4 @@
-"""`lamella qubes restore`: bring qubes back, and lay out the saved files of dom0."""
+"""`lamella qubes restore`: create qubes or overwrite them, data and settings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from lamella.base.durable import make_private
 from lamella.base.errors import NothingMatched, UsageError
+from lamella.cli.arguments import add_dry_run, add_yes
+from lamella.cli.commands.qubes.qubesd import admin_of
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.shown import shown_bytes
+from lamella.cli.values import workers
+from lamella.operations.restore.restore import RestoreOptions, plan_restore
+from lamella.operations.shared.selection import Selected
 from lamella.qubes.admin import Admin
 from lamella.qubes.archive import read_snapshot, saved_qubes
 from lamella.qubes.inventory import Inventory
@@ -24,9 +30,40 @@ from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
 
 
-def restore(context: Context, admin: Admin) -> int:
-    """Plan, ask, restore, report."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The action's own arguments."""
+    parser.add_argument(
+        "qube", nargs="*", metavar="QUBE[@SNAPSHOT]", help="restore this qube (default: every qube in the repository)"
+    )
+    parser.add_argument("-x", "--exclude", action="append", default=[], metavar="QUBE", help="leave this qube out")
+    parser.add_argument("--overwrite", action="store_true", help="replace data and settings of qubes that exist")
+    parser.add_argument("--rename-conflicting", action="store_true", help="restore qubes that exist under a new name")
+    parser.add_argument("--skip-conflicting", action="store_true", help="leave qubes that exist as they are")
+    parser.add_argument(
+        "--ignore-missing", action="store_true", help="use the default template instead of a missing one"
+    )
+    parser.add_argument("--skip-broken", action="store_true", help="leave out qubes whose template is missing")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--only-data", action="store_true", help="restore the volumes without the settings")
+    only.add_argument("--only-settings", action="store_true", help="restore the settings without the volumes")
+    parser.add_argument(
+        "--grant-powers",
+        action="store_true",
+        help="also set tags, devices and references to qubes that a policy of this system names",
+    )
+    parser.add_argument("--exact", action="store_true", help="also remove settings that the backup does not contain")
+    parser.add_argument(
+        "--dom0-to", type=Path, metavar="FOLDER", help="write the saved files of dom0 into this new folder"
+    )
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    add_yes(parser)
+    add_dry_run(parser)
+
+
+def run(context: Context) -> int:
+    """Do it."""
     args = context.args
+    admin = admin_of(context)
     inventory = Inventory(admin)
     with kept_running(admin, context.place, context.out.report), context.sound_repository() as repository:
         names = args.qube or [qube.owner for qube in saved_qubes(repository) if not qube.owner.startswith(DOM0)]
@@ -117,10 +154,7 @@ def _execute(
 
 def _lay_out(context: Context, repository: Repository, selected: object) -> list[str]:
     """dom0's files into the folder named; returns how the system differs from them."""
-    from lamella.base.durable import make_private
-    from lamella.operations.restore.restore import RestoreOptions, plan_restore
-    from lamella.operations.shared.selection import Selected
-    from lamella.qubes.dom0 import differences, lay_out
+    from lamella.qubes.dom0 import differences, lay_out  # only where dom0's files are wanted
 
     target: Path = context.args.dom0_to
     if not isinstance(selected, Selected):

@@ -1,19 +1,25 @@
-"""`lamella qubes list`: the qubes of this system, and those of the repository."""
+"""`lamella qubes list`: the qubes of this system and of the repository."""
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
+from lamella.cli.commands.qubes.qubesd import admin_of
 from lamella.cli.context import Context
-from lamella.qubes.admin import Admin
 from lamella.qubes.archive import saved_qubes
 from lamella.qubes.inventory import Inventory
 from lamella.qubes.names import owner_of
 from lamella.qubes.settings import SETTINGS
 
 
-def listing(context: Context, admin: Admin) -> int:
-    """Show the qubes of this system and of the repository."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It has none of its own."""
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    admin = admin_of(context)
     present = Inventory(admin).qubes
     by_owner = {owner_of(admin, qube, context.host.machine): qube for qube in present.values()}
     with context.repository() as repository:
