@@ -602,7 +602,10 @@ class Slot:
         if self.kind != PASSPHRASE:
             return hkdf(secret, salt, b"lamella/1 kek\0" + marker.r + self._data[:16], 32)
         memory = 128 * self._r * (self._n + self._p + 2) + MIB
-        return hashlib.scrypt(secret, salt=salt, n=self._n, r=self._r, p=self._p, maxmem=memory, dklen=32)
+        try:
+            return hashlib.scrypt(secret, salt=salt, n=self._n, r=self._r, p=self._p, maxmem=memory, dklen=32)
+        except (MemoryError, ValueError):
+            raise Problem(FAILED, f"not enough memory: a passphrase needs {memory // MIB} MiB") from None
 
 
 def unlock(store: Store, marker: Marker, kind: int, secret: bytes, crypto: Crypto, report: Reporter) -> Keys:
@@ -1883,7 +1886,9 @@ def secret_of(args: argparse.Namespace) -> tuple[int, bytes]:
         return kind, secret_in(kind, os.fsencode(value))
     with open(value, "rb") as file:
         content = file.read(16 * MIB)
-    return kind, secret_in(kind, content.removesuffix(b"\n") if kind == PASSPHRASE else content)
+    if kind == PASSPHRASE:  # What editors add belongs to the file.
+        content = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").removesuffix(b"\r")
+    return kind, secret_in(kind, content)
 
 
 def secret_in(kind: int, content: bytes) -> bytes:
