@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from lamella.base.errors import LamellaError
@@ -82,6 +82,8 @@ class Done:
     names: tuple[str, ...]
     seen: bool
     """A prune sees it in what it keeps, without anybody having read all data; a known head is not read again."""
+    proves: bool = False
+    """A commit of which enough is left to tell that it was one."""
 
 
 @dataclass
@@ -139,7 +141,11 @@ class Damages:
         )
 
     def _commit(self, way: str, chance: random.Random) -> Done | None:
-        return self._one(self.names("w/"), COMMITS[way], chance, f"commit {way}", seen=True)
+        before = set(self.originals)
+        done = self._one(self.names("w/"), COMMITS[way], chance, f"commit {way}", seen=True)
+        path = self.world.repo / done.names[0]
+        left = path.stat().st_size if path.exists() and way != "zeroed" else 0
+        return replace(done, proves=left > 0 and not before.intersection(done.names))
 
     def _file(self, way: str, chance: random.Random) -> Done | None:
         names = [name for below in FILES for name in self.names(below)]
@@ -217,5 +223,5 @@ def _junk_name(way: str, content: bytes, chance: random.Random) -> str:
 
 
 def _newest(rows: list[Row], chance: random.Random) -> Row:
-    """Any of these, one of the last few more often."""
-    return chance.choice(rows[-3:]) if chance.random() < 0.6 else chance.choice(rows)
+    """Any of these; what is newest more often: nothing else repeats it yet."""
+    return rows[-1] if chance.random() < 0.4 else chance.choice(rows[-3:] if chance.random() < 0.5 else rows)

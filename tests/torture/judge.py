@@ -28,6 +28,8 @@ class Known:
     """Those of history that somebody gave up."""
     seen: dict[str, set[Key]] = field(default_factory=dict)
     """By host: those that it knows to have been there."""
+    proven: set[Key] = field(default_factory=set)
+    """Those whose commit does not open, and proves nevertheless that it was one: even a stranger can tell."""
     flagged: set[Key] = field(default_factory=set)
     """Not whole, and a prune can tell."""
     unread: bool = False
@@ -190,7 +192,8 @@ def latest(known: Known, view: View, host: str, volume: str) -> list[Saved]:
 
     It is the last one that was saved; or, if a host that forgot who it was saved that one, the last by who came first.
     """
-    rows = (view.times.keys() | (known.hidden(view) & known.seen.get(host, set()))) & known.saved.keys()
+    witnessed = known.seen.get(host, set()) | (known.proven if view.missing else set())
+    rows = (view.times.keys() | (known.hidden(view) & witnessed)) & known.saved.keys()
     some = sorted((known.saved[key] for key in rows if known.saved[key].volume == volume), key=lambda one: one.number)
     first = min((one for one in known.saved.values() if one.volume == volume), key=lambda one: one.number)
     owners = [one for one in some if one.writer == first.writer]

@@ -61,8 +61,8 @@ class Oracle:
         self._words = ["--repo", str(repo), "--keyfile", str(key)]
         self._out = place / "oracle"
 
-    def look(self, saved: Mapping[Key, Saved]) -> View:
-        """Restore everything that stands and is known."""
+    def look(self, saved: Mapping[Key, Saved], whole: frozenset[Key] = frozenset()) -> View:
+        """Restore everything that stands and is known, but for what is known to be `whole`."""
         shutil.rmtree(self._out, ignore_errors=True)
         self._out.mkdir()
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -81,7 +81,9 @@ class Oracle:
             found = View(
                 {key: one.when for key, one in rows.items()},
                 {volume_id.hex(): volume.name for volume_id, volume in volumes.items()},
-                frozenset(key for key, one in rows.items() if key in saved and opened.right(one, saved[key])),
+                frozenset(
+                    key for key, one in rows.items() if key in saved and (key in whole or opened.right(one, saved[key]))
+                ),
                 frozenset(key for key, one in rows.items() if "parts-lost" in history.state(one, repeated)),
                 {key: one.commit.writer.hex() for key, one in rows.items()},
                 bool(history.missing),

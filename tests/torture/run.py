@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore
 from tests.cli.program import Done
-from tests.fault.rot import same
+from tests.fault.rot import same, write_volume
 from tests.torture.damage import LOCKS, Damages
 from tests.torture.hostile import Hostile
 from tests.torture.judge import Deed, Known, complaints, latest, must_stay
@@ -73,7 +72,9 @@ class Torture:
     """Nothing was ever damaged, and nobody said that more is there than is."""
     odd: bool = False
     """A pack is not what its name or its length says: the emergency reader uses what is whole in it, others do not."""
-    _looked: object = None
+    junk: bool = False
+    """There are objects of nobody."""
+    _looked: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         history = self.history
@@ -113,8 +114,10 @@ class Torture:
         """What the oracle sees; asked again only after something changed."""
         now = self.world.objects()
         if now != self._looked:
-            self.view = self.oracle.look(self.known.saved)
-            self._looked = self.world.objects()
+            # What was only added to takes nothing away; junk does not come in this way.
+            added = not self.junk and self._looked.items() <= now.items()
+            self.view = self.oracle.look(self.known.saved, self.view.whole if added else frozenset())
+            self._looked = now
         return self.view
 
     def _complain(self, step: Step, text: str) -> None:
@@ -181,7 +184,7 @@ class Torture:
                 write_source(self.world, volume, chance)
         held = {volume: self.world.place / "truth" / f"{step.number}-{volume}.img" for volume in volumes}
         for volume, image in held.items():
-            _copy(self.world.source(volume), image)
+            write_volume(image, self.world.held[volume])
         settings = self.world.settings.read_bytes()
         words: list[str | Path] = ["backup", *map(self.world.source, volumes), "--chunk-size", "64K", "--workers", "1"]
         words += ["--document", f"settings={self.world.settings}"]
@@ -197,7 +200,7 @@ class Torture:
                 self.known.saved[key] = Saved(
                     key, number, saved_as, step.host, after.writers[key], held[saved_as], settings
                 )
-        self._looked = None
+        self._looked = {}
         view = self._look()
         if done.code == 0 and not self.complaints:
             self._check_saved(step, new, view, volumes)
@@ -302,11 +305,15 @@ class Torture:
         self._command(step, chance, words, self._stay(step), "give-up")
 
     def _do_restore(self, step: Step, chance: random.Random) -> None:
+        known = self.known.volumes() or [""]
+        volumes = [chance.choice(known)] if step.what == "named" else known
+        for volume_id in volumes:
+            rows = self.known.rows(self._look(), volume_id)
+            if rows and not self.complaints:
+                self._restored(step, chance, self.known.saved[chance.choice(rows)])
+
+    def _restored(self, step: Step, chance: random.Random, saved: Saved) -> None:
         view = self._look()
-        rows = self.known.rows(view, chance.choice(self.known.volumes())) if self.known.saved else []
-        if not rows:
-            return
-        saved = self.known.saved[chance.choice(rows)]
         wanted = f"{view.names[saved.key.volume_id]}@{saved.key.name}"
         host = "stranger" if step.what == "emergency" else step.host
         right = [saved.image]
@@ -337,9 +344,13 @@ class Torture:
         done = self.damages.inflict(step.what, chance)
         if done is None:
             return
+        after = self._look()
         self.calm = False
         self.odd |= step.what.startswith(("pack:", "swap:"))
-        after = self._look()
+        if step.what.startswith(("commit:", "swap:w")):
+            self.known.pinned.clear()  # that may have been said there
+            hidden = (before.times.keys() - after.times.keys()) & self.known.saved.keys()
+            self.known.proven = self.known.proven | hidden if done.proves else set()
         broke = before.whole - after.whole
         self.known.broke |= broke
         self.known.unread |= not done.seen or step.what.startswith("blob:")
@@ -349,7 +360,7 @@ class Torture:
             self.log(f"    damage {done.what}, breaks {sorted(broke)}")
 
     def _do_junk(self, step: Step, chance: random.Random) -> None:
-        self.calm = False
+        self.calm, self.junk = False, True
         self.odd |= step.what == "pack-copy"
         self.damages.inflict(f"junk:{step.what}", chance)
 
@@ -415,8 +426,3 @@ class Torture:
             view = self._look()
             if before.whole - view.whole:
                 self._complain(step, "the oracle itself gives less after the attack")
-
-
-def _copy(source: Path, target: Path) -> None:
-    """With holes."""
-    subprocess.run(["cp", "--sparse=always", source, target], check=True)

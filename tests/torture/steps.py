@@ -106,9 +106,12 @@ def draw(seed: int, hostile: Sequence[str] = ATTACKS) -> History:
     steps = [Step(number, "backup", host, "plain", "") for number, host in enumerate(("one", "two", "one"))]
     while len(steps) < LENGTH:
         steps.append(_draw(len(steps), chance, hostile))
+        if steps[-1].what.startswith("commit:") and chance.random() < 0.6:  # before anybody mends it
+            host, what = chance.choice(("one", "two", "stranger")), chance.choice(("latest", "emergency"))
+            steps.append(Step(len(steps), "restore", host, "plain", what))
     # What was found is acted upon: everybody knows what is broken, and everybody prunes.
     ends = [("verify", "two", "full"), *(("prune", host, "last 1") for host in ("one", "two", "stranger"))]
-    steps += [Step(LENGTH + at, word, host, "plain", what) for at, (word, host, what) in enumerate(ends)]
+    steps += [Step(len(steps) + at, word, host, "plain", what) for at, (word, host, what) in enumerate(ends)]
     return History(seed, lockless, checkpointed, tuple(steps))
 
 

@@ -59,6 +59,8 @@ class World:
     full: int = 0
     pauses: int = 0
     commands: int = 0
+    held: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    """By volume: the chunks that it has now."""
     _commands: int = 0
 
     @property
@@ -105,7 +107,7 @@ class World:
                 raise OSError(28, "No space left on device")
             write_whole(descriptor, content)
 
-        with mock.patch("lamella.stores.local.store.write_whole", written):
+        with mock.patch("lamella.stores.local.writing.write_whole", written):
             return self._told(host, words)
 
     def run_killed(self, host: str, change: int, *words: str | Path) -> Done:
@@ -250,6 +252,7 @@ def write_source(world: World, volume: str, chance: random.Random) -> None:
         chunks[chance.randrange(2, 64)] = f"{volume} {chance.randrange(8)}".encode()
     chunks[80] = f"{chance.randrange(4)}".encode()
     write_volume(world.source(volume), chunks)
+    world.held[volume] = chunks
     world.settings.write_text(f"<settings of='{volume}' at='{chance.randrange(5)}'/>" * 9)
 
 

@@ -16,7 +16,7 @@ from lamella.operations.look.diff import DiffResult, compare, write_map
 from lamella.operations.look.diff_source import SourceDiff, compare_source
 from lamella.operations.shared.selection import Selected, select, split_selector
 from lamella.repository.repository import Repository
-from lamella.sources.registry import place_of
+from lamella.sources.places import place_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
