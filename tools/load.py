@@ -28,8 +28,8 @@ COMMANDS = {
     "list": ("lamella.cli.commands.list",),
     "restore": ("lamella.cli.commands.restore",),
     "backup": ("lamella.cli.commands.backup",),
-    "qubes backup": ("lamella.cli.commands.qubes", "lamella.qubes.backup"),
-    "qubes restore": ("lamella.cli.commands.qubes", "lamella.qubes.restore"),
+    "qubes backup": ("lamella.cli.commands.qubes.backup",),
+    "qubes restore": ("lamella.cli.commands.qubes.restore",),
 }
 """Command -> the modules that its closure starts from, beside the command line's own."""
 

@@ -107,7 +107,7 @@ missing_packages() {
         thin_package=thin-provisioning-tools
         guest='qemu-system-x86_64:qemu-system-x86 busybox:busybox-static depmod:kmod'
     fi
-    for pair in mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
+    for pair in gcc:gcc mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
         losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio \
         sshd:openssh-server ssh:$ssh_package ip:$ip_package lvs:lvm2 thin_delta:$thin_package $guest; do
         program=${pair%%:*} package=${pair#*:}

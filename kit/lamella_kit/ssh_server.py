@@ -144,7 +144,7 @@ def _write_files(server: SshServer, reuse: bool) -> None:
     )
     server.bin.mkdir()
     real = shutil.which("ssh")
-    control = f"-o ControlPath={place}/%C" if reuse else "-o ControlMaster=no -o ControlPath=none"
+    control = "" if reuse else "-o ControlMaster=no -o ControlPath=none"
     (server.bin / "ssh").write_text(
         f"#!/bin/sh\nexec {real} -o UserKnownHostsFile={place}/known -o IdentityFile={place}/user "
         f'-o IdentitiesOnly=yes -o IdentityAgent=none {control} "$@"\n'

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.program import Lamella
+from tests.cli.strangers import Stranger, stranger_at_home
 
 MIB = 1 << 20
 
@@ -43,6 +45,13 @@ def place(tmp_path: Path) -> Path:
 def lamella(place: Path, keyfile: Path) -> Lamella:
     """The command, told the repository and the key file; there is no repository yet."""
     return Lamella({"LAMELLA_REPO": str(place)}, ["--keyfile", str(keyfile)])
+
+
+@pytest.fixture
+def stranger() -> Iterator[Stranger]:
+    """An account that is not root, with a home and no repository yet."""
+    with stranger_at_home() as found:
+        yield found
 
 
 @pytest.fixture

@@ -49,12 +49,15 @@ class Lamella:
 
     env: dict[str, str] = field(default_factory=dict)
     options: list[str] = field(default_factory=list)
+    command: list[str] = field(default_factory=lambda: list(COMMAND))
+    user: int | None = None
+    """The account that runs it; group 4321 is one of its groups."""
 
     def run(self, *arguments: str | Path, env: Mapping[str, str] | None = None, input: str | None = None) -> Done:
         """Run a command to its end."""
         # A session of its own has no terminal, so nothing can be asked for.
         done = subprocess.run(
-            [*COMMAND, *self.options, *map(str, arguments)],
+            [*self.command, *self.options, *map(str, arguments)],
             env=environment({**self.env, **(env or {})}),
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
@@ -62,6 +65,9 @@ class Lamella:
             text=True,
             timeout=SECONDS,
             start_new_session=True,
+            user=self.user,
+            group=self.user,
+            extra_groups=None if self.user is None else [4321],
         )
         assert "Traceback" not in done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)

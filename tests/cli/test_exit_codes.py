@@ -150,6 +150,7 @@ def test_lock_is_waited_for(saved: Lamella, place: Path) -> None:
 def test_wrong_key_is_12(saved: Lamella, place: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_bytes(os.urandom(32))
+    wrong.chmod(0o600)
     other = Lamella({"LAMELLA_REPO": str(place)})
     refused(other.run("list", "--keyfile", wrong), 12, "key file")
     wrong.write_text("AAAA-BBBB")

@@ -103,7 +103,7 @@ def damaged(path: Path, how: str) -> None:
     elif how == "flipped":
         path.write_bytes(content[:-200] + bytes([content[-200] ^ 4]) + content[-199:])
     elif how == "truncated":
-        path.write_bytes(content[: len(content) - 150])
+        path.write_bytes(content[: len(content) - 200])
     else:
         path.write_bytes(bytes(len(content)))
 

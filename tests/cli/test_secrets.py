@@ -135,9 +135,7 @@ def test_a_wrong_passphrase_is_asked_for_again(lamella: Lamella) -> None:
         assert terminal.seen.count("wrong passphrase") == 2
 
 
-@pytest.mark.parametrize(
-    "command", [["list"], ["repair", "-n"], ["backup", "/dev/null"], ["prune", "--keep-last", "1", "-n"]]
-)
+@pytest.mark.parametrize("command", [["list"], ["repair", "-n"], ["verify"], ["prune", "--keep-last", "1", "-n"]])
 def test_after_three_wrong_passphrases_it_is_12(lamella: Lamella, command: list[str]) -> None:
     with Terminal(command, lamella.env) as terminal:
         for _ in range(3):
@@ -166,6 +164,7 @@ def test_a_recovery_key_is_taken_at_the_prompt(home: Path, lamella: Lamella, sha
         if shape == "with a mistake":
             terminal.type(("A" if text[0] != "A" else "B") + text[1:])
             terminal.expect("typing mistake")
+            terminal.expect("Passphrase of the repository: ")
         terminal.type(text)
         assert terminal.end() == 0
 

@@ -11,6 +11,7 @@ import pytest
 from lamella.base.errors import (
     LamellaError,
     NoRepository,
+    ObjectNotFound,
     StoreError,
     StoreFull,
     StoreRefused,
@@ -20,6 +21,7 @@ from lamella.base.trust import Sealed
 from lamella.stores.base import Store
 from lamella.stores.s3.store import S3Store
 from lamella.stores.wrap.retrying import Backoff, RetryingStore
+from tests.cli.program import Lamella
 from tests.fault.world import Truth, backup, check_sound, fresh_host, host_at, init, short_rescue, volume
 from tests.s3_proxy import Answer, Fault, Proxy, Seen, cut, hang_up, lose_reply, proxied, say, status
 from tests.s3_services import CREDENTIALS, S3Service, moto
@@ -345,4 +347,151 @@ def test_nobody_listens() -> None:
         store.get("a")
     with pytest.raises(LamellaError):
         S3Store.open("//bucket/x?endpoint=http://127.0.0.1:1", create=True, environment=CREDENTIALS)
+    store.close()
+
+
+# --- the cause that is really the cause -------------------------------------------------------------------------------
+
+CAUSES = {
+    "skewed clock": ("RequestTimeTooSkewed", 403, "set this machine's clock"),
+    "wrong region": ("AuthorizationHeaderMalformed", 400, "region=NAME"),
+    "redirect": ("PermanentRedirect", 301, "endpoint=URL"),
+    "bad secret": ("SignatureDoesNotMatch", 403, "AWS_SECRET_ACCESS_KEY"),
+    "bad key": ("InvalidAccessKeyId", 403, "AWS_ACCESS_KEY_ID"),
+    "expired token": ("ExpiredToken", 400, "AWS_SESSION_TOKEN has expired"),
+    "foreign token": ("InvalidToken", 400, "AWS_SESSION_TOKEN does not belong"),
+    "no right": ("AccessDenied", 403, "may this credential do that here?"),
+}
+
+
+@pytest.mark.parametrize(("code", "answer", "hint"), CAUSES.values(), ids=CAUSES.keys())
+def test_every_command_names_the_cause_of_a_refusal(
+    proxy: Proxy, tmp_path: Path, code: str, answer: int, hint: str
+) -> None:
+    """HEAD has no body: whatever asks by HEAD first must find out all the same."""
+    bucket = proxy.service.new_bucket()
+    (tmp_path / "key").write_bytes(bytes(32))
+    env = {**CREDENTIALS, "LAMELLA_REPO": f"s3:{proxy.through.place(bucket)}"}
+    lamella = Lamella(env, ["--keyfile", str(tmp_path / "key")])
+    (tmp_path / "img").write_bytes(b"content")
+    for command in (["init"], ["list"], ["backup", str(tmp_path / "img")], ["doctor"]):
+        proxy.faults = [("*", status(answer, code))] * 100
+        done = lamella.run(*command)
+        assert done.code == 1, (command, done)
+        assert code in done.err + done.out, (command, done)
+        assert hint in done.err + done.out, (command, done)
+        assert "init" not in done.err
+
+
+@pytest.mark.parametrize("command", ["list", "backup", "verify"])
+def test_a_missing_bucket_is_no_missing_repository(proxy: Proxy, tmp_path: Path, command: str) -> None:
+    (tmp_path / "key").write_bytes(bytes(32))
+    env = {**CREDENTIALS, "LAMELLA_REPO": f"s3:{proxy.through.place('never-made')}"}
+    source = [str(tmp_path / "key")] if command == "backup" else []
+    done = Lamella(env, ["--keyfile", str(tmp_path / "key")]).run(command, *source)
+    assert done.code == 10
+    assert "there is no bucket never-made" in done.err
+    assert "lamella init" not in done.err
+
+
+def test_a_name_that_is_free_costs_one_question(proxy: Proxy) -> None:
+    """The second question, by GET, is asked until the bucket has shown itself, not for every name."""
+    store = store_at(proxy)
+    for number in range(5):
+        with pytest.raises(ObjectNotFound):
+            store.stat(f"p/{number}")
+    assert proxy.count() == {"HEAD": 5, "GET": 1}
+    store.close()
+
+
+# --- services that do not know every header ---------------------------------------------------------------------------
+
+
+def refuses(header: str, code: int, name: str) -> Fault:
+    """Refuse every request that carries a header; pass the others on."""
+    refused = status(code, name)
+
+    def fault(seen: Seen, passed: Callable[[], Answer]) -> Answer | None:
+        found = any(one.startswith(header) for one in seen.headers)
+        return refused(seen, passed) if found else passed()
+
+    return fault
+
+
+@pytest.mark.parametrize(("code", "name"), [(400, "InvalidRequest"), (501, "NotImplemented"), (400, "InvalidArgument")])
+@pytest.mark.parametrize("headers", [["x-amz-checksum-"], ["if-none-match"], ["x-amz-checksum-", "if-none-match"]])
+def test_a_service_that_refuses_a_header_is_asked_without(
+    proxy: Proxy, headers: list[str], code: int, name: str
+) -> None:
+    store = store_at(proxy)
+
+    def fault(seen: Seen, passed: Callable[[], Answer]) -> Answer | None:
+        for header in headers:
+            if any(one.startswith(header) for one in seen.headers):
+                return status(code, name)(seen, passed)
+        assert seen.method != "PUT" or "content-md5" in seen.headers or "x-amz-checksum-sha256" in seen.headers
+        return passed()
+
+    proxy.faults = [("*", fault)] * 100
+    store.put("p/a", Sealed(b"content"))
+    assert store.get("p/a") == b"content"
+    store.put("p/a", Sealed(b"content"))
+    with pytest.raises(StoreRefused):
+        store.put("p/a", Sealed(b"other"))
+    proxy.forget()
+    store.put("p/b", Sealed(b"content"))
+    assert proxy.count()["PUT"] == 1, "what the service takes is known by now"
+    store.close()
+
+
+def test_a_refusal_with_a_meaning_is_no_reason_to_ask_for_less(proxy: Proxy) -> None:
+    store = store_at(proxy)
+    for name in ("BadDigest", "ExpiredToken", "EntityTooLarge", "InvalidStorageClass"):
+        proxy.faults = [("PUT", status(400, name))]
+        proxy.forget()
+        with pytest.raises(StoreRefused):
+            store.put("p/a", Sealed(b"content"))
+        assert proxy.count()["PUT"] == 1
+    store.close()
+
+
+# --- what is no S3 service --------------------------------------------------------------------------------------------
+
+LOGIN = b"<html><head><title>Welcome</title></head><body>Log in to this network.</body></html>"
+
+
+def login_page(code: int, *headers: tuple[str, str]) -> Fault:
+    """Answer as a login page does."""
+    return lambda seen, passed: Answer(code, [("Content-Type", "text/html"), *headers], LOGIN)
+
+
+LOGINS = {
+    "200": login_page(200),
+    "302": login_page(302, ("Location", "http://192.0.2.1/login")),
+    "307": login_page(307, ("Location", "http://192.0.2.1/login")),
+    "404": login_page(404),
+    "403": login_page(403),
+    "511": login_page(511),
+}
+
+
+@pytest.mark.parametrize("fault", LOGINS.values(), ids=LOGINS.keys())
+@pytest.mark.parametrize("method", ["put", "get", "stat", "list", "init"])
+def test_a_login_page_is_neither_damage_nor_an_empty_bucket(
+    proxy: Proxy, service: S3Service, method: str, fault: Fault
+) -> None:
+    bucket = service.new_bucket()
+    store = store_at(proxy, bucket)
+    calls: dict[str, Callable[[], object]] = {
+        "put": lambda: store.put("p/b", Sealed(b"other")),
+        "get": lambda: store.get("p/a"),
+        "stat": lambda: store.stat("p/a"),
+        "list": lambda: list(store.list("")),
+        "init": lambda: S3Store.open(proxy.through.place(bucket), create=True, environment=CREDENTIALS),
+    }
+    proxy.faults = [("*", fault)] * 20
+    with pytest.raises(StoreUnavailable) as caught:
+        calls[method]()
+    assert "no S3 service" in caught.value.message
+    assert "login page" in caught.value.hint
     store.close()

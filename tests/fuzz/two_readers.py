@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +43,12 @@ from lamella.stores.memory import MemoryStore
 from tests.fuzz.mutations import KEYFILE, Mutator, build, change, records_of, repository
 from tests.unit import rescue_writer as rw
 
+# One decoder for both: what the blocks of a frame may hold, versions of zstd judge differently.
+rescue.zstd_decoder = lambda: partial(rescue.decode_with_module, zstd, "backports.zstd")  # type: ignore[assignment]
 SECONDS, MEBIBYTES = 20, 512
 """What one case may take, at most: wall time on a busy machine, and memory beyond what the process had."""
 REFUSED = "refused"
+SALVAGED = "what is whole in it is used"
 _SHOWN_EVERY = 5000
 Read = tuple[int, str] | str
 """The size and a hash of what was read, or REFUSED."""
@@ -76,7 +80,9 @@ class View:
     partly: bool = False
     """The reader stopped where FORMAT lets an emergency reader go on."""
     salvages: bool = False
-    """The reader may use what FORMAT lets an emergency reader use."""
+    """The reader may use what FORMAT lets an emergency reader use: of data,"""
+    salvages_history: bool = False
+    """and of the segments of checkpoints."""
 
 
 def digest(pieces: Iterable[tuple[int, bytes]], size: int) -> Read:
@@ -160,6 +166,7 @@ def by_rescue(objects: dict[str, bytes], place: Path) -> View:
         assert history is not None
         if not history.chains.commits:
             raise rescue.Problem(rescue.HISTORY, "no commit opens")
+        salvaged = any(SALVAGED in text for text in report._said)
         blobs: dict[bytes, Any] = {}
         for volume_id, volume in history.volumes().items():
             view.latest[volume_id.hex()] = frozenset(one.ref for one in history._latest(volume.snapshots))
@@ -169,6 +176,7 @@ def by_rescue(objects: dict[str, bytes], place: Path) -> View:
                     blobs[domain] = rescue.Blobs(session.repo, domain).scan()
                 view.snapshots[one.ref] = _seen_by_rescue(history, volume.name, one, blobs[domain], report)
         view.missing = report.history
+        view.salvages_history = salvaged
         view.salvages = any(one.bad_packs for one in blobs.values())
     except rescue.Problem:
         view.refused = True
@@ -234,6 +242,9 @@ def differences(one: View, other: View) -> list[str]:
         return (
             [] if one.refused == other.refused else [f"refused by lamella: {one.refused}, restore.py: {other.refused}"]
         )
+    if other.salvages_history:
+        both = one.snapshots.keys() & other.snapshots.keys()
+        return [f"content of {ref.hex()}" for ref in both if not _alike(one.snapshots[ref], other.snapshots[ref])]
     found = []
     if one.missing != other.missing and not one.partly:
         found.append(f"missing: {one.missing} {other.missing}")
@@ -247,6 +258,11 @@ def differences(one: View, other: View) -> list[str]:
     if not one.partly and one.latest != other.latest:
         found.append(f"latest: {one.latest} {other.latest}")
     return found
+
+
+def _alike(mine: Seen, its: Seen) -> bool:
+    """Whether the same comes out, as far as the main reader gets anything."""
+    return mine.content in (REFUSED, its.content)
 
 
 def _unlike(mine: Seen, its: Seen, one: View, other: View) -> list[str]:
@@ -333,7 +349,6 @@ def of_body(seed: int) -> tuple[list[str], str]:
         mine: bytes | None = compression.decode(Opened(body), length, "fuzz")
     except (IntegrityError, UnknownFormat):
         mine = None
-    # One decoder for both: what a frame's own blocks may not say, versions of zstd judge differently.
     its = _decoded_by_rescue(body, length)
     outcome = REFUSED if mine is None else "read"
     return [] if mine == its else [f"body {body[:200].hex()} of {length}: {_short(mine)} {_short(its)}"], outcome
@@ -347,11 +362,7 @@ def _decoded_by_rescue(body: bytes, length: int) -> bytes | None:
     try:
         rescue.require(len(body) >= 5 and int.from_bytes(body[1:5], "little") == length, "length")
         rescue.require(body[0] < len(rescue.CODECS), "codec")
-        if body[0] == rw.ZSTD:
-            rescue.check_zstd_frame(body[5:], length)
-            content = rescue.decode_with_module(zstd, "backports.zstd", body[5:], length)
-        else:
-            content = rescue.CODECS[body[0]](body[5:], length)
+        content: bytes = rescue.CODECS[body[0]](body[5:], length)
         rescue.require(len(content) == length, "length")
     except rescue.Bad:
         return None
@@ -371,7 +382,7 @@ def case(seed: int, place: Path) -> tuple[list[str], str]:
     return found, f"{('repository', 'record', 'record', 'body', 'body')[kind]}: {outcome}"
 
 
-def _memory() -> int:
+def memory_peak() -> int:
     """The greatest resident memory since the last call, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
@@ -390,14 +401,14 @@ def run(first: int, cases: int, seconds: float = float("inf")) -> tuple[Counter[
         place = Path(name)
         with contextlib.redirect_stderr(nowhere):
             case(5 * first, place)  # what is loaded once counts for no case
-            base = _memory()
+            base = memory_peak()
             for seed in range(first, first + cases):
                 since = time.monotonic()
                 if since - begun > seconds:
                     break
                 found, outcome = case(seed, place)
                 counts[outcome] += 1
-                peak = _memory() - base if not seed % 5 else 0
+                peak = memory_peak() - base if not seed % 5 else 0
                 if time.monotonic() - since > SECONDS or peak > MEBIBYTES << 20:
                     found.append(f"took {time.monotonic() - since:.1f} s and {peak >> 20} MiB")
                 wrong += [f"seed {seed}: {text}" for text in found]

@@ -19,7 +19,8 @@ import pytest
 from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError, UsageError
 from lamella.sources.base import FrozenVolume, Keeping, PoolLimits, Source
 from lamella.sources.lvm import reservation
-from lamella.sources.registry import open_kept_source, place_of
+from lamella.sources.places import place_of
+from lamella.sources.registry import open_kept_source
 from lamella_kit.source_changes import SIZE
 from lamella_kit.source_reading import GRAIN, MIB, check_delta, pattern, whole
 from tests.guest.lvm import BLOCK, MACHINE, OWNER, Pool, ThinChanges, ThinVolume, run

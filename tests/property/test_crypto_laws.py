@@ -11,7 +11,8 @@ from lamella.base.errors import IntegrityError, KeyRefused
 from lamella.base.ids import ChunkId, DomainId, RepoId
 from lamella.crypto import chunk_id, recovery, slots
 from lamella.crypto.derive import Bundle, Keys
-from lamella.crypto.seal import PackOpener, PackSealer
+from lamella.crypto.seal import PackSealer
+from lamella.crypto.unseal import PackOpener
 from lamella.format.container import Blob, Header, Kind
 from lamella.format.keyslot import SlotType
 from lamella.format.marker import Marker

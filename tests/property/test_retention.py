@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import UsageError
+from lamella.memory.pins import Sight
 from lamella.operations.prune.retention import (
     ALL,
     HOUR_MS,
@@ -22,7 +23,6 @@ from lamella.operations.prune.retention import (
     Retention,
     Ruling,
     Thinning,
-    believed_time,
     judge,
     judge_until_stable,
 )
@@ -459,14 +459,13 @@ def test_the_latest_by_the_chain_is_spared_whatever_its_clock_said() -> None:
 @pytest.mark.parametrize(
     ("time_ms", "first", "before", "want"),
     [
-        (5 * HOUR_MS, None, None, 5 * HOUR_MS),
-        (5 * HOUR_MS, 6 * HOUR_MS, None, 5 * HOUR_MS),
-        (5 * HOUR_MS, 6 * HOUR_MS + 1, None, 6 * HOUR_MS + 1),
+        (5 * HOUR_MS, 6 * HOUR_MS, 6 * HOUR_MS, 5 * HOUR_MS),
+        (5 * HOUR_MS, 6 * HOUR_MS + 1, 6 * HOUR_MS + 1, 6 * HOUR_MS + 1),
         (5 * HOUR_MS, 40 * HOUR_MS, 4 * HOUR_MS, 5 * HOUR_MS),  # it can have been published then
         (2 * HOUR_MS, 40 * HOUR_MS, 4 * HOUR_MS, 40 * HOUR_MS),  # it was not there at the look before
         (42 * HOUR_MS, 40 * HOUR_MS, 4 * HOUR_MS, 40 * HOUR_MS),  # it says a moment after it was seen
         (5 * HOUR_MS, 5 * HOUR_MS, 40 * HOUR_MS, 5 * HOUR_MS),  # this host's clock went back
     ],
 )
-def test_the_time_that_is_believed(time_ms: int, first: int | None, before: int | None, want: int) -> None:
-    assert believed_time(time_ms, first, before) == want
+def test_the_time_that_is_believed(time_ms: int, first: int, before: int, want: int) -> None:
+    assert Sight(first, before).believed_ms(time_ms) == want

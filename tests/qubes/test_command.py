@@ -19,6 +19,7 @@ from tests.qubes.system import content
 def dom0(tmp_path: Path, system: FakeQubesd) -> Iterator[Lamella]:
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
     (tmp_path / "dom0root/etc/qubes").mkdir(parents=True)
     (tmp_path / "dom0root/etc/qubes/note").write_text("policy\n")
     env = {

@@ -47,6 +47,7 @@ class BadLink:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._ways: list[_Way] = []
+        self._stuck: list[_Way] = []
         self._mutex = threading.Lock()
         self._stop = False
         self._threads = [threading.Thread(target=self._accept), threading.Thread(target=self._pump)]
@@ -57,9 +58,17 @@ class BadLink:
         """Break every connection, as a router that forgot them."""
         self.cuts += self._hang_up()
 
+    def freeze_present(self) -> None:
+        """Nothing passes over the connections that are there any more, and none of them ends; new ones work."""
+        with self._mutex:
+            self._stuck += self._ways
+            self._ways = []
+
     def _hang_up(self) -> bool:
         with self._mutex:
             ways, self._ways = self._ways, []
+            if self._stop:
+                ways += self._stuck
         for way in ways:
             with suppress(OSError):
                 way.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

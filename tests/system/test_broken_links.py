@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from lamella.stores.pipe.link import Call, Link
 from lamella.stores.url import open_store
 from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from lamella_kit.store_reading import listed
-from tests.cli.program import Lamella
+from tests.cli.program import Lamella, environment
 from tests.system.bad_link import BadLink, bad_link
 from tests.system.ssh_server import SshServer, ssh_server
 
@@ -301,3 +302,60 @@ def test_a_server_that_is_restarted_in_the_middle(
     lamella.ok("backup", image)
     assert link.cuts == 1
     assert lamella.json("verify", "--level", "full")["findings"] == []
+
+
+# --- a connection that is shared and does not answer any more ---------------------------------------------------------
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Lamella, BadLink]]:
+    """The command with a repository behind a link, over a connection that stays open for the next command."""
+    with ssh_server(reuse=True) as running, bad_link((running.address, running.port)) as link:
+        monkeypatch.setenv("PATH", f"{running.bin}:{os.environ['PATH']}")
+        key = (running.place / "host.pub").read_text()
+        with (running.place / "known").open("a") as known:
+            known.write(f"[127.0.0.1]:{link.port} {key}")
+        (tmp_path / "key").write_bytes(os.urandom(32))
+        place = f"ssh://127.0.0.1:{link.port}{tmp_path}/repo"
+        lamella = Lamella({"LAMELLA_REPO": place}, ["--keyfile", str(tmp_path / "key")])
+        lamella.ok("init", "-q")
+        yield lamella, link
+
+
+@pytest.mark.slow
+def test_a_shared_connection_that_is_stuck_is_gone_around(shared: tuple[Lamella, BadLink]) -> None:
+    lamella, link = shared
+    link.freeze_present()
+    started = time.monotonic()
+    lamella.ok("list")
+    assert time.monotonic() - started < 45
+
+
+@pytest.mark.slow
+def test_a_run_over_a_shared_connection_that_gets_stuck_goes_on_over_a_new_one(
+    shared: tuple[Lamella, BadLink], tmp_path: Path
+) -> None:
+    lamella, link = shared
+    image = tmp_path / "disk.img"
+    image.write_bytes(os.urandom(48 * MIB))
+    timer = threading.Thread(target=_freeze_at, args=(link, link.passed + 10 * MIB))
+    timer.start()
+    started = time.monotonic()
+    done = subprocess.run(
+        [*lamella.command, *lamella.options, "backup", str(image)],
+        env=environment(lamella.env),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    timer.join()
+    assert done.returncode == 0, done.stderr
+    assert "trying again" in done.stderr
+    assert time.monotonic() - started < 120
+    lamella.ok("verify", "--level", "full")
+
+
+def _freeze_at(link: BadLink, passed: int) -> None:
+    while link.passed < passed:
+        time.sleep(0.001)
+    link.freeze_present()

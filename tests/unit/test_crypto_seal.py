@@ -13,7 +13,8 @@ import pytest
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId, DomainId, RepoId
 from lamella.crypto.derive import Bundle, DomainKeys, Keys
-from lamella.crypto.seal import AES_256_GCM, CHACHA20_POLY1305, PackOpener, PackSealer, new_salt
+from lamella.crypto.seal import PackSealer, new_salt
+from lamella.crypto.unseal import AES_256_GCM, CHACHA20_POLY1305, PackOpener
 from lamella.format.container import Blob, Header, Kind, encode_directory
 from lamella.format.marker import Marker
 

@@ -151,14 +151,16 @@ def test_add_snap_out_of_range(at: int, value: bytes) -> None:
 
 
 def test_no_volume_lives_in_the_catalogue() -> None:
-    volume = records.Volume(VolumeId(b"v" * 16), CATALOGUE, 16, "n", "l", b"")
+    volume = records.Volume(VolumeId(b"v" * 16), CATALOGUE, 16, "n", "l", b"", WriterId(bytes(16)), bytes(16))
     with pytest.raises(IntegrityError):
         known.understood(records.raw(volume))
 
 
 @pytest.mark.parametrize("log2", [0, 15, 23, 255])
 def test_chunk_sizes_of_volumes_have_the_range_of_trees(log2: int) -> None:
-    volume = records.Volume(VolumeId(b"v" * 16), DomainId(b"d" * 16), log2, "n", "l", b"")
+    volume = records.Volume(
+        VolumeId(b"v" * 16), DomainId(b"d" * 16), log2, "n", "l", b"", WriterId(bytes(16)), bytes(16)
+    )
     with pytest.raises(IntegrityError):
         known.understood(records.raw(volume))
 
@@ -187,7 +189,7 @@ def test_a_confirmed_snapshot_loses_its_packs_only() -> None:
     assert snap.without_packs() == SNAP
 
 
-@pytest.mark.parametrize("type_", [0x000E, 0x000F, 0x0019, 0x7FFF, 0x8000, 0xFFFF, 0])
+@pytest.mark.parametrize("type_", [0x000E, 0x000F, 0x001F, 0x7FFF, 0x8000, 0xFFFF, 0])
 def test_records_of_unknown_types_have_no_meaning(type_: int) -> None:
     assert known.understood(RawRecord(type_, b"anything")) is None
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lamella.base.errors import IntegrityError, StoreUnavailable
 from lamella.base.trust import Clear
 from lamella.format.known import understood
-from lamella.format.lost import Lost, fewer, join
+from lamella.format.lost import Lost
+from lamella.format.ranges import fewer, join
 from lamella.format.records import NO_REF, RawRecord, raw
 from lamella.operations.look.listing import snapshots
 from lamella.operations.repair.objects import may_set_aside, set_aside

@@ -484,15 +484,15 @@ def test_sweep_is_writing(place: Path, store: LocalStore) -> None:
 )
 def test_what_an_error_of_the_system_means(number: int, expected: type[StoreError]) -> None:
     for absent in (True, False):
-        error = store_error(OSError(number, os.strerror(number)), "p/x", absent=absent)
+        error = store_error(OSError(number, os.strerror(number)), Path("/r"), "p/x", absent=absent)
         assert type(error) is expected
         assert error.obj == "p/x"
 
 
 def test_a_missing_file_is_a_missing_object_only_where_one_is_looked_for() -> None:
     missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    assert type(store_error(missing, "p/x", absent=True)) is ObjectNotFound
-    assert type(store_error(missing, "p/x", absent=False)) is StoreUnavailable
+    assert type(store_error(missing, Path("/r"), "p/x", absent=True)) is ObjectNotFound
+    assert type(store_error(missing, Path("/r"), "p/x", absent=False)) is StoreUnavailable
 
 
 MOUNTS = """\

@@ -19,6 +19,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def local_now() -> datetime:
+    """Return the wall time in this machine's zone."""
+    return datetime.now().astimezone()
+
+
 def both_clocks() -> tuple[float, float]:
     """Seconds since the machine was started, sleep included, and since 1970: for `seconds_since`."""
     return time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_REALTIME)

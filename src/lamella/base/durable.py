@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
 PRIVATE = 0o600
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -45,10 +47,22 @@ def make_private(path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_directory(directory: Path | int) -> None:
+    """Make the names in a directory, a path or an open descriptor, durable. Raises OSError.
+
+    The one rule for file systems that cannot sync a directory (CIFS answers EINVAL, some in user space ENOTSUP or
+    ENOSYS), and for a directory that may be written and not read: everything is synced, which says as much.
+    """
+    descriptor = -1
     try:
+        descriptor = (
+            os.open(directory, os.O_RDONLY | os.O_CLOEXEC) if isinstance(directory, Path) else os.dup(directory)
+        )
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+        os.sync()
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)

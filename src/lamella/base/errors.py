@@ -88,6 +88,8 @@ class StoreError(LamellaError):
     """The destination failed; `obj` is the object's name in the store."""
 
     kind = "store"
+    brief = False
+    """A wait of some seconds shows whether it passes: longer ones do not help."""
 
 
 class ObjectNotFound(StoreError):

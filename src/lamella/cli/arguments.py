@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from lamella.base.errors import UsageError
 
@@ -29,7 +29,10 @@ COMMANDS = {
     "monitor": "free the space that checkpoints of sources hold, without a backup",
     "qubes": "back up and restore whole qubes of Qubes OS, data and settings",
     "serve": "serve a destination to one client on standard input and output",
-    "config": "show and validate the configuration",
+    "run": "run a profile of the configuration: back up, prune, verify, copy, and report",
+    "schedule": "have a profile run by itself",
+    "status": "show whether everything is in order, and why not",
+    "config": "begin, show and validate the configuration",
     "doctor": "examine this machine, its directories and the repository for trouble",
 }
 
@@ -60,6 +63,9 @@ DEFAULTS: dict[str, Any] = {
     "recovery_key_file": None,
     "expect": None,
 }
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction["CommandParser"]
 
 
 class CommandModule(Protocol):
@@ -99,7 +105,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def load(command: str) -> CommandModule:
     """The module of a command."""
-    return cast("CommandModule", import_module(f"lamella.cli.commands.{command}"))
+    return cast("CommandModule", import_module(f"lamella.cli.commands.{command.replace('-', '_')}"))
 
 
 def build() -> CommandParser:
@@ -111,10 +117,16 @@ def build() -> CommandParser:
     )
     parser.add_argument("--version", action="store_true", default=argparse.SUPPRESS, help="print the version and exit")
     add_global(parser, repos="repos_before")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
-    for name, text in COMMANDS.items():
-        commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", fill=_filling(name))
+    add_commands(parser, "command", COMMANDS)
     return parser
+
+
+def add_commands(parser: argparse.ArgumentParser, dest: str, commands: Mapping[str, str], below: str = "") -> Commands:
+    """The commands with these names and help texts; the module of each is `below` and its name, read when needed."""
+    made = parser.add_subparsers(dest=dest, metavar=dest.upper(), parser_class=CommandParser)
+    for name, text in commands.items():
+        made.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", fill=_filling(below + name))
+    return made
 
 
 def _filling(name: str) -> Callable[[CommandParser], None]:
@@ -199,30 +211,6 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 def add_yes(parser: argparse.ArgumentParser) -> None:
     """-y, for commands that ask before they act."""
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
-
-
-class _Moved(argparse.Action):
-    """An option that has become a command; naming that command is all it does."""
-
-    def __call__(self, *given: object) -> None:
-        raise UsageError(f"{self.option_strings[0]} is a command of its own", hint=f"write: {self.const}")
-
-
-def add_moved(parser: argparse.ArgumentParser, option: str, command: str) -> None:
-    """An option that now only names the command that took its place."""
-    parser.add_argument(option, action=_Moved, nargs=0, const=command, help=argparse.SUPPRESS)
-
-
-def add_actions(parser: argparse.ArgumentParser, name: str) -> Callable[..., argparse.ArgumentParser]:
-    """A second level of commands, as in `lamella key add`; returns a function (name, help) that adds one."""
-    actions = parser.add_subparsers(dest=name, metavar="ACTION", required=True, parser_class=CommandParser)
-
-    def add(action: str, text: str) -> argparse.ArgumentParser:
-        made = actions.add_parser(action, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        add_global(made)
-        return made
-
-    return add
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -9,10 +9,8 @@ from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.operations.backup.story import BackupPlan, BackupResult, VolumePlan, VolumeResult
 from lamella.sources.base import Consistency
 
-"""The exit code if some volumes, or some repositories, have no snapshot."""
 
-
-def _planned(row: VolumePlan) -> str:
+def planned(row: VolumePlan) -> str:
     """What a run will do with one volume."""
     text = f"{row.volume}: {row.mode}, {row.reason}" if row.reason else f"{row.volume}: {row.mode} ({row.driver})"
     if row.resume is not None:
@@ -24,7 +22,7 @@ def _planned(row: VolumePlan) -> str:
 def say_plan(out: Output, plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
     """Say beforehand what a run is going to do."""
     for row in rows:
-        out.say(_planned(row))
+        out.say(planned(row))
         base = f"from {row.base.name}" if row.base is not None else "without a base"
         out.detail(f"{row.volume}: {row.driver} driver, {base}, volume {row.volume_id.hex()}")
     for failed in plan.failed:
@@ -32,28 +30,6 @@ def say_plan(out: Output, plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
     new = [row.volume for row in rows if row.record is not None and row.base is None and not row.record.domain_label]
     if new and len(plan.repo.catalogue.volumes) + len(new) > 1:
         out.say(f"{', '.join(new)}: shares no data with other volumes; --domain NAME at a first backup changes that")
-
-
-def plan_shown(out: Output, plan: BackupPlan) -> dict[str, object]:
-    """The document of a dry run, which is also said in lines."""
-    rows = plan.rows
-    for row in rows:
-        out.line(f"would be backed up: {_planned(row)}")
-    for failed in plan.failed:
-        out.line(f"{failed.name}: would fail: {failed.message}")
-    documents: list[dict[str, object]] = [
-        {
-            "volume": row.volume,
-            "driver": row.driver,
-            "mode": row.mode,
-            "reason": row.reason,
-            "source_bytes": 0,
-            "result": "planned",
-        }
-        for row in rows
-    ]
-    documents += [{"volume": one.name, "result": "failed", "error": one.message} for one in plan.failed]
-    return {"dry_run": True, "volumes": documents}
 
 
 def result_shown(out: Output, result: BackupResult) -> dict[str, object]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import UsageError
+
+if TYPE_CHECKING:
+    from lamella.cli.everyday.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class Configuration:
     prune: PruneSettings = field(default_factory=PruneSettings)
     lvm: LvmSettings = field(default_factory=LvmSettings)
     default_repository: str | None = None
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
     origins: Mapping[str, Path] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 

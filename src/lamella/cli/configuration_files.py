@@ -6,7 +6,7 @@ import tomllib
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamella.base.errors import LamellaError
 from lamella.cli.configuration import (
@@ -18,6 +18,9 @@ from lamella.cli.configuration import (
     is_name,
 )
 from lamella.cli.values import rate
+
+if TYPE_CHECKING:
+    from lamella.cli.everyday.profiles import Profile
 
 Check = Callable[[Any], object]
 """Takes what a file says and returns what is kept. Raises ValueError, ArgumentTypeError or LamellaError."""
@@ -40,6 +43,7 @@ def read(place: Path, files: Sequence[Path]) -> Configuration:
         PruneSettings(reader.zone, reader.rules),
         LvmSettings(**reader.lvm),
         reader.default_repository,
+        reader.profiles,
         reader.origins,
         tuple(reader.problems),
     )
@@ -48,26 +52,43 @@ def read(place: Path, files: Sequence[Path]) -> Configuration:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """A text. Raises ValueError."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("must be a text, and not an empty one")
     return value
 
 
 def _path(value: object) -> str:
-    text = _text(value)
-    if not text.startswith("/"):
+    found = text(value)
+    if not found.startswith("/"):
         raise ValueError("must be an absolute path")
-    return text
+    return found
 
 
 def _url(value: object) -> str:
-    text = _text(value)
-    return text if ":" in text.partition("/")[0] else _path(text)
+    found = text(value)
+    return found if ":" in found.partition("/")[0] else _path(found)
 
 
 def _rate(value: object) -> int:
-    return rate(_text(value))
+    return rate(text(value))
+
+
+def boolean(value: object) -> bool:
+    """A switch. Raises ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def listed(value: object) -> tuple[str, ...]:
+    """A list of texts, none twice. Raises ValueError."""
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
+        raise ValueError("must be a list of texts, and not an empty one")
+    if len(set(value)) != len(value):
+        raise ValueError("names something twice")
+    return tuple(value)
 
 
 def _number(limit: int, what: str) -> Check:
@@ -88,21 +109,13 @@ def _workers(value: object) -> int:
 def _compression(value: object) -> str:
     from lamella.format.encoder import check_setting
 
-    return check_setting(_text(str(value) if isinstance(value, int) else value))
+    return check_setting(text(str(value) if isinstance(value, int) else value))
 
 
 def _domain(value: object) -> str:
     from lamella.sources.names import check_name
 
-    return check_name(_text(value))
-
-
-def _destinations(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
-        raise ValueError("must be a list of repositories, and not an empty one")
-    if len(set(value)) != len(value):
-        raise ValueError("names a repository twice")
-    return tuple(value)
+    return check_name(text(value))
 
 
 _PERCENT = _number(100, "percent, above 0 and up to 100")
@@ -110,19 +123,19 @@ _REPOSITORY: Mapping[str, Check] = {
     "url": _url,
     "keyfile": _path,
     "passphrase_file": _path,
-    "passphrase_command": _text,
+    "passphrase_command": text,
     "limit_rate": _rate,
-    "ssh_command": _text,
+    "ssh_command": text,
 }
 _BACKUP: Mapping[str, Check] = {
     "compression": _compression,
     "workers": _workers,
-    "before": _text,
-    "after": _text,
+    "before": text,
+    "after": text,
     "hook_seconds": _number(86400, "seconds up to 86400"),
     "checkpoint_dir": _path,
     "domain": _domain,
-    "repositories": _destinations,
+    "repositories": listed,
     "read_rate": _rate,
 }
 _LVM: Mapping[str, Check] = {"data_percent": _PERCENT, "metadata_percent": _PERCENT}
@@ -140,6 +153,7 @@ class _ConfigurationReader:
         self.rules: dict[str, dict[str, object]] = {}
         self.zone = "UTC"
         self.lvm: dict[str, Any] = {}
+        self.profiles: dict[str, Profile] = {}
         self.default_repository: str | None = None
         self.origins: dict[str, Path] = {}
         self.problems: list[str] = []
@@ -158,7 +172,7 @@ class _ConfigurationReader:
             return
         for key, value in content.items():
             if key == "default_repository":
-                self.default_repository = self._value(key, _text, value) or self.default_repository
+                self.default_repository = self._value(key, text, value) or self.default_repository
             elif key == "backup":
                 self.backup |= self._values(key, value, _BACKUP)
             elif key == "lvm":
@@ -167,8 +181,10 @@ class _ConfigurationReader:
                 self._prune(value)
             elif key == "repositories":
                 self._repositories(value)
+            elif key == "profiles":
+                self._profiles(value)
             else:
-                self._unknown("", key, ("default_repository", "backup", "lvm", "prune", "repositories"))
+                self._unknown("", key, ("default_repository", "backup", "lvm", "prune", "profiles", "repositories"))
 
     def _repositories(self, value: object) -> None:
         for name, table in self._table("repositories", value):
@@ -185,13 +201,30 @@ class _ConfigurationReader:
             if "url" in found:
                 self.repositories[name] = RepositorySettings(**found)
 
+    def _profiles(self, value: object) -> None:
+        from lamella.cli.everyday.profiles import (  # most configurations that a command reads have none
+            is_profile_name,
+            read_profile,
+        )
+
+        for name, table in self._table("profiles", value):
+            if not is_profile_name(name):
+                self._problem(f"profiles.{name}: a profile's name has letters, digits, dot, dash and underscore only")
+                continue
+            count = len(self.problems)
+            found = read_profile(name, self._values, table)
+            if found is not None:
+                self.profiles[name] = found
+            elif len(self.problems) == count:
+                self._problem(f"profiles.{name}: sources is missing")
+
     def _prune(self, value: object) -> None:
         """Rules are checked and collected per volume, "" standing for all."""
         from lamella.cli.policy import zone  # a configuration without [prune] loads nothing of retention
 
         for key, one in self._table("prune", value):
             if key == "zone":
-                self.zone = self._value("prune.zone", lambda text: zone(_text(text)) and text, one) or self.zone
+                self.zone = self._value("prune.zone", lambda one: zone(text(one)) and one, one) or self.zone
             elif key == "volumes":
                 for name, table in self._table("prune.volumes", one):
                     for rule, setting in self._table(f"prune.volumes.{name}", table):
@@ -249,7 +282,7 @@ class _ConfigurationReader:
     def _unknown(self, above: str, key: str, known: Iterable[str]) -> None:
         from difflib import get_close_matches  # only for a mistake
 
-        near = get_close_matches(key, list(known), 1)
+        near = get_close_matches(key, list(known), 1, 0.5)
         self._problem(f"unknown key {above}{key}" + (f"; did you mean {near[0]}?" if near else ""))
 
     def _problem(self, text: str) -> None:

@@ -88,8 +88,12 @@ class Context:
         """The store at REPO, retried and limited. Raises NoRepository, StoreError, UsageError, Absent."""
         with self._may_be_absent():
             opened = open_store(self.place, create=create, read_only=read_only, environment=self._store_environment)
-        with closing(RetryingStore(self._limited(opened))) as store:
+        with closing(self.retrying(self._limited(opened), self.place)) as store:
             yield store
+
+    def retrying(self, store: Store, place: str) -> RetryingStore:
+        """The store, tried again when it fails; the user hears of the first failure."""
+        return RetryingStore(store, tell=lambda text: self.out.warn(text, place))
 
     @property
     def _store_environment(self) -> Mapping[str, str]:

@@ -66,10 +66,11 @@ def _base(env: Mapping[str, str], xdg: str, below_home: str) -> Path:
     base = Path(env.get(xdg, ""))
     if base.is_absolute():
         return base / "lamella"
-    home = env.get("HOME")
-    if not home:
-        raise UsageError(f"there is no home directory to keep files in: set HOME or {xdg}")
-    return Path(home) / below_home / "lamella"
+    try:
+        home = Path(env.get("HOME") or "~").expanduser()  # services and cron may start without HOME
+    except RuntimeError:
+        raise UsageError(f"there is no home directory to keep files in: set HOME or {xdg}") from None
+    return home / below_home / "lamella"
 
 
 def _is_root() -> bool:

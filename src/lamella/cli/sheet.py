@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.base.clock import iso, now_ms
-from lamella.base.durable import sync_directory, write_new
-from lamella.base.errors import LamellaError, UsageError
+from lamella.base.errors import LamellaError
 from lamella.cli.files import exists, write_file
 from lamella.cli.output import Output
 from lamella.cli.shown import shown
@@ -86,16 +85,8 @@ class Sheet:
 
     def reserve(self, facts: SheetFacts) -> None:
         """Write what is known beforehand: a full disk later must not cost the key. Raises UsageError, LamellaError."""
-        if self.path is None:
-            return
-        try:
-            write_new(self.path, sheet_text(facts).encode("utf-8"))
-            sync_directory(self.path.parent)
-        except FileExistsError as error:
-            raise exists(self.path) from error
-        except OSError as error:
-            text = f"cannot write the recovery sheet {self.path}: {error.strerror}"
-            raise UsageError(text, obj=str(self.path)) from error
+        if self.path is not None:
+            write_file(self.path, sheet_text(facts).encode("utf-8"), overwrite=False)
 
     def discard(self) -> None:
         """Take a reserved sheet back: its key opens nothing."""

@@ -24,3 +24,8 @@ def keeping(context: Context) -> Keeping:
         records=context.host.source_records,
         limits=PoolLimits(lvm.data_percent, lvm.metadata_percent),
     )
+
+
+def may_be_several(place: str) -> bool:
+    """Whether a source may be a pattern or a directory (`found_sources`)."""
+    return any(one in place for one in "*?[") or Path(place).is_dir()

@@ -1,4 +1,4 @@
-"""Sealing blobs into a container and opening them (FORMAT 4, 5).
+"""Sealing blobs into a container (FORMAT 4, 5). `unseal` opens them.
 
 A `PackSealer` belongs to one salt. Two different bodies under one key and nonce would give away the XOR of both:
 a caller reserves a (kind, id) before it seals it, and for a second one that raises.
@@ -12,22 +12,13 @@ import time
 from itertools import count
 from pathlib import Path
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-
-from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId
-from lamella.base.trust import Opened, Sealed
-from lamella.crypto.derive import DomainKeys, prf
-from lamella.format.container import HEADER_SIZE, Blob, Header, Kind
+from lamella.base.trust import Sealed
+from lamella.crypto.derive import DomainKeys
+from lamella.crypto.unseal import AES_256_GCM, Cipher
+from lamella.format.container import Header, Kind
 from lamella.format.cursor import u8, u32, u64
 
-AES_256_GCM, CHACHA20_POLY1305 = 1, 2
-_CIPHERS: dict[int, type[AESGCM] | type[ChaCha20Poly1305]] = {
-    AES_256_GCM: AESGCM,
-    CHACHA20_POLY1305: ChaCha20Poly1305,
-}
-_NONCE = bytes(12)
 _salts_made = count()
 
 
@@ -45,29 +36,6 @@ def new_salt() -> bytes:
     return hashlib.blake2b(moment + place, key=os.urandom(32), digest_size=32).digest()
 
 
-class _Cipher:
-    """Keys and additional data of one container."""
-
-    __slots__ = ("_aad", "_aead", "_key")
-
-    def __init__(self, keys: DomainKeys, header: Header, bound: bytes) -> None:
-        self._aead = _CIPHERS[header.aead]
-        self._key = prf(keys.enc, b"pack" + u8(header.aead) + header.salt)
-        self._aad = header.bound_part + keys.root + keys.domain_id + bound
-
-    def seal(self, kind: Kind, id_: bytes, body: bytes) -> Sealed:
-        return Sealed(self._aead(prf(self._key, u8(kind) + id_)).encrypt(_NONCE, body, self._aad))
-
-    def open(self, kind: Kind, id_: bytes, sealed: bytes, name: str) -> Opened:
-        try:
-            return Opened(self._aead(prf(self._key, u8(kind) + id_)).decrypt(_NONCE, sealed, self._aad))
-        except InvalidTag as error:
-            raise IntegrityError("an object that does not authenticate", obj=name) from error
-
-    def directory_id(self, content: bytes) -> bytes:
-        return prf(self._key, b"dir" + content)[:24]
-
-
 class PackSealer:
     """Seals the blobs of one container. Not thread-safe for `reserve`: its owner holds a lock there.
 
@@ -75,7 +43,7 @@ class PackSealer:
     """
 
     def __init__(self, keys: DomainKeys, salt: bytes, aead: int = AES_256_GCM, bound: bytes = b"") -> None:
-        self._cipher = _Cipher(keys, Header(aead, 0, salt, bytes(24)), bound)
+        self._cipher = Cipher(keys, Header(aead, 0, salt, bytes(24)), bound)
         self._reserved: set[tuple[Kind, ChunkId]] = set()
         self.aead = aead
         self.salt = salt
@@ -95,28 +63,3 @@ class PackSealer:
         id_ = self._cipher.directory_id(content)
         body = u8(0) + u32(len(content)) + content
         return Sealed(id_ + self._cipher.seal(Kind.DIRECTORY, id_, body))
-
-
-class PackOpener:
-    """Opens the directory and blobs of one container, made with the same `bound`."""
-
-    __slots__ = ("_cipher", "_name")
-
-    def __init__(self, keys: DomainKeys, header: Header, name: str, bound: bytes = b"") -> None:
-        self._cipher = _Cipher(keys, header, bound)
-        self._name = name
-
-    def directory(self, head: bytes, header: Header) -> Opened:
-        """The content of the directory that follows the header in `head`. Raises IntegrityError."""
-        stored = head[HEADER_SIZE : HEADER_SIZE + header.directory_length]
-        if len(stored) != header.directory_length:
-            raise IntegrityError("an object that ends within its directory", obj=self._name)
-        body = self._cipher.open(Kind.DIRECTORY, stored[:24], stored[24:], self._name)
-        content = Opened(body[5:])
-        if body[:5] != u8(0) + u32(len(content)) or self._cipher.directory_id(content) != stored[:24]:
-            raise IntegrityError("an object whose directory is not in the right form", obj=self._name)
-        return content
-
-    def body(self, blob: Blob, sealed: bytes) -> Opened:
-        """The body of a blob, authenticated but not decoded. Raises IntegrityError."""
-        return self._cipher.open(blob.kind, blob.id, sealed, self._name)

@@ -19,9 +19,11 @@ from lamella.format.layout import HASH, ID, U64, row
 from lamella.format.records import Checkpoint, RawRecord, split
 
 PREFIX = COMMITS
-MAX_SEEN = 4096
+MAX_SEEN = 1024
 MAX_CARRIED = 1 << 18
 """Entries that a checkpoint carries, at most; their bytes are bounded by `MAX_OBJECT`."""
+MAX_SEGMENTS = 256
+"""Segments that a checkpoint names, at most."""
 CHECKPOINT_EVERY = 24
 
 

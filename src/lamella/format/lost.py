@@ -49,6 +49,8 @@ class Lost(Signed):
     @classmethod
     def of(cls, ref: Ref, ranges: Iterable[Range], documents: Iterable[str] = ()) -> Self:
         """From ascending ranges, joined and made few enough."""
+        from lamella.format.ranges import fewer, join  # most snapshots lost nothing
+
         joined = join(ranges)
         total = sum(end - start for start, end in joined)
         return cls(ref, total, tuple(fewer(joined, MAX_RANGES)), tuple(sorted(documents)))
@@ -102,25 +104,3 @@ class Bad(Record):
     def fault(self) -> str:
         """None, or too many."""
         return "" if 0 < len(self.addresses) <= MAX_BAD else "an impossible number of addresses"
-
-
-def join(ranges: Iterable[Range]) -> list[Range]:
-    """Ascending ranges with neighbours joined."""
-    joined: list[Range] = []
-    for start, end in ranges:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined
-
-
-def fewer(ranges: list[Range], most: int) -> list[Range]:
-    """At most so many ranges that cover these: the smallest gaps are closed."""
-    if len(ranges) <= most:
-        return ranges
-    gaps = sorted(range(1, len(ranges)), key=lambda number: ranges[number][0] - ranges[number - 1][1], reverse=True)
-    starts = [0, *sorted(gaps[: most - 1])]
-    return [
-        (ranges[first][0], ranges[end - 1][1]) for first, end in zip(starts, [*starts[1:], len(ranges)], strict=True)
-    ]

@@ -13,8 +13,8 @@ from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import CATALOGUE
 from lamella.base.signed import TRAILER_SIZE, trailer_fault, trailer_of
 from lamella.crypto.derive import Keys
-from lamella.crypto.seal import PackOpener
 from lamella.crypto.sign import verified
+from lamella.crypto.unseal import PackOpener
 from lamella.format.commit import Head, bound
 from lamella.format.container import HEADER_SIZE, Kind, decode_directory, decode_header
 

@@ -33,13 +33,13 @@ def held_file(path: Path, wait_seconds: float, busy: str) -> Iterator[None]:
     except OSError as error:
         raise RepositoryError(f"cannot create {path}: {error.strerror}", obj=str(path)) from error
     try:
-        _flock(descriptor, wait_seconds, busy)
+        _flock(descriptor, path, wait_seconds, busy)
         yield
     finally:
         os.close(descriptor)
 
 
-def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
+def _flock(descriptor: int, path: Path, wait_seconds: float, busy: str) -> None:
     deadline = time.monotonic() + wait_seconds
     while True:
         try:
@@ -53,6 +53,9 @@ def _flock(descriptor: int, wait_seconds: float, busy: str) -> None:
                     busy + holder_of(descriptor), hint="try again later, or wait with --lock-wait SECONDS"
                 ) from None
             time.sleep(0.05)
+        except OSError as error:
+            hint = "LAMELLA_STATE_DIR may name a directory on a local disk"
+            raise RepositoryError(f"cannot lock {path}: {error.strerror}", obj=str(path), hint=hint) from error
 
 
 @contextmanager

@@ -11,12 +11,11 @@ from lamella.crypto.slots import Secret
 from lamella.format.domain_key import ExportedKeys, ExportedTree, encode
 from lamella.format.keyslot import MAX_PASSPHRASES, MAX_SLOTS, Role, SlotType
 from lamella.format.records import FileGone
-from lamella.operations.shared.selection import newest
+from lamella.operations.shared.newest import newest
 from lamella.repository.create import file_record
 from lamella.repository.repository import Repository
 from lamella.repository.slots import Slots, read_slots
 
-_MOST_NAMED = 5
 _REMOVE = "remove one: lamella key remove"
 TYPE_WORDS = {1: "passphrase", 2: "recovery key", 3: "key file"}
 
@@ -38,13 +37,6 @@ def slots_of(repo: Repository) -> Slots:
     if slots.unreadable:
         raise slots.unreadable[0]
     return slots
-
-
-def ignored_text(slots: Slots) -> str:
-    """One line about what lies in keys/ and counts for nothing; empty if there is nothing."""
-    count, more = len(slots.ignored), ", ..." if len(slots.ignored) > _MOST_NAMED else ""
-    what = f"{count} object{'' if count == 1 else 's'} in keys/ that no admin signed, ignored"
-    return f"{what}: {', '.join(slots.ignored[:_MOST_NAMED])}{more}" if count else ""
 
 
 def list_slots(repo: Repository, slots: Slots | None = None) -> list[SlotRow]:
@@ -78,7 +70,7 @@ def export_domain(repo: Repository, domain_id: DomainId) -> bytes:
     shown = repo.catalogue.shown_names()
     trees = []
     for volume in repo.catalogue.volumes.values():
-        if any(snapshot.added.domain_id == domain_id for snapshot in volume.snapshots):
+        if any(one.counts and one.added.domain_id == domain_id for one in volume.snapshots):
             added = newest(repo, volume).added
             if added.domain_id == domain_id:
                 name = shown[volume.volume_id]

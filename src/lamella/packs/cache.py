@@ -5,6 +5,7 @@ It holds copies of commit objects (checked again at every use) and the blob map 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from lamella.base.errors import RepositoryError
 
 _VERSION = 5
 _NODES_KEPT = 50_000
+_ROOM = 32 << 20
+"""Bytes that must be free for a cache to be kept: one that fills up in the middle would stop the command."""
 _SCHEMA = """
 CREATE TABLE commits (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE packs (
@@ -55,7 +58,8 @@ class Cache:
     def open(cls, path: Path | None) -> Cache:
         """Open or create the cache at `path`; a damaged or foreign file is replaced.
 
-        Without a path, or where none can be created, the cache is a temporary file that goes with the process.
+        Without a path, where none can be created or little room is left, the cache is a temporary file that goes with
+        the process.
         """
         if path is not None:
             for _ in range(2):
@@ -65,6 +69,9 @@ class Cache:
 
                         make_private(path.parent)
                         path.touch(0o600)
+                    there = os.statvfs(path.parent)
+                    if there.f_bavail * there.f_frsize < _ROOM:
+                        break
                     return cls(_connect(path), path)
                 except (RepositoryError, sqlite3.Error):
                     _remove(path)

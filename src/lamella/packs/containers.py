@@ -10,8 +10,8 @@ from lamella.base.signed import trailer_fault
 from lamella.base.trust import Opened
 from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import DomainKeys, Keys
-from lamella.crypto.seal import PackOpener
 from lamella.crypto.sign import verified
+from lamella.crypto.unseal import PackOpener
 from lamella.format import commit, compression, container
 from lamella.format.container import Blob, Header, Kind
 

@@ -35,7 +35,7 @@ _FICLONE: Final = _write(0x94, 9, 4)
 _FS_IOC_GETFLAGS: Final = _read(ord("f"), 1, _LONG)
 _FS_IOC_SETFLAGS: Final = _write(ord("f"), 2, _LONG)
 _FS_IOC_GETVERSION: Final = _read(ord("v"), 1, _LONG)
-_FS_NOCOW_FL: Final = 0x00800000
+FS_NOCOW_FL: Final = 0x00800000
 
 # linux/btrfs.h: struct btrfs_ioctl_fs_info_args, the id after max_id and num_devices
 _BTRFS_INFO_BYTES: Final = 1024
@@ -139,11 +139,11 @@ def clone(image: int, target: int) -> str:
     """
     # Btrfs wants both with or both without checksums, which follows from the nodatacow flag or from mount options
     # that left no mark; so where the same flag is refused, the other one is tried.
-    nocow = bool(_flags(image) & _FS_NOCOW_FL)
+    nocow = bool(inode_flags(image) & FS_NOCOW_FL)
     why = ""
     for wanted in (nocow, not nocow):
         try:
-            _set_nocow(target, wanted)
+            set_nocow(target, wanted)
             fcntl.ioctl(target, _FICLONE, image)
         except OSError as reason:
             why = refusal(reason)
@@ -178,16 +178,18 @@ def _answer(fd: int, request: int, size: int) -> bytes | None:
     return bytes(buffer)
 
 
-def _flags(fd: int) -> int:
+def inode_flags(fd: int) -> int:
+    """The attributes that chattr(1) sets, as FS_*_FL bits of linux/fs.h; 0 where the file system has none."""
     # The kernel writes an int where the header says long.
     found = _answer(fd, _FS_IOC_GETFLAGS, _LONG)
     return 0 if found is None else int(struct.unpack_from("=I", found)[0])
 
 
-def _set_nocow(fd: int, wanted: bool) -> None:
-    flags = _flags(fd)
-    if bool(flags & _FS_NOCOW_FL) != wanted:
-        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=I", flags ^ _FS_NOCOW_FL).ljust(_LONG, b"\0"))
+def set_nocow(fd: int, wanted: bool) -> None:
+    """Have an empty file written in place, or copied on write. Raises OSError."""
+    flags = inode_flags(fd)
+    if bool(flags & FS_NOCOW_FL) != wanted:
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=I", flags ^ FS_NOCOW_FL).ljust(_LONG, b"\0"))
 
 
 def refusal(reason: OSError) -> str:

@@ -16,7 +16,8 @@ from lamella.sources.target import OldState, OpenTarget
 
 PARTIAL_SUFFIX: Final = ".lamella-partial"
 """Ends the name of a file whose restore is not complete."""
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.EIO}
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _MAX_LINKS: Final = 40
 """The kernel follows no more (path_resolution(7))."""
 
@@ -35,24 +36,32 @@ class NewFile(OpenTarget):
         with self._opening():
             self.path = resolved(self._given)
             self.working_path = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
-            if existing_file(self.path) and not self._overwrite:
+            replaced = existing_file(self.path) is not None
+            if replaced and not self._overwrite:
                 raise _exists(self.path)
-            self._fd = _open_partial(self.working_path)
-            os.ftruncate(self._fd, 0)  # before the space is counted: an earlier attempt may hold it
-            check_space(self._fd, self.path, needed_bytes)
-            os.ftruncate(self._fd, size)
+            if replaced:
+                from lamella.sources.replacement import hand_on_layout, require_replaceable
+
+                require_replaceable(self.path)
+            self._fd = _open_partial(self.working_path, self.notes)
+            try:
+                os.ftruncate(self._fd, 0)  # before the space is counted: an earlier attempt may hold it
+                check_space(self._fd, self.path, needed_bytes)
+                if replaced:
+                    hand_on_layout(self.path, self._fd)
+                os.ftruncate(self._fd, size)
+            except BaseException:
+                with suppress(OSError):  # what is empty is no beginning to keep
+                    self.working_path.unlink()
+                raise
             self._size = size
 
     def finish(self) -> None:
         with self._translated("finish"):
-            old = existing_file(self.path)
-            if old and self._overwrite:
-                # Only root gives files away, FAT knows no owners, a user namespace not all of them: what cannot be
-                # kept is no reason to lose a restored volume.
-                with suppress(OSError):
-                    os.fchown(self._fd, old.st_uid, old.st_gid)
-                with suppress(OSError):
-                    os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
+            if self._overwrite and existing_file(self.path):
+                from lamella.sources.replacement import hand_on
+
+                self.notes += hand_on(self.path, self._fd)
             os.ftruncate(self._fd, self._size)
             os.fsync(self._fd)
             if self._overwrite:
@@ -98,8 +107,8 @@ def existing_file(path: Path) -> os.stat_result | None:
     return found
 
 
-def _open_partial(partial: Path) -> int:
-    """Open the incomplete file, new or left by an earlier attempt, as its only writer."""
+def _open_partial(partial: Path, notes: list[str]) -> int:
+    """Open the incomplete file, new or left by an earlier attempt, as its only writer; note what cannot be had."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     found = existing_file(partial)
     if found is not None and found.st_nlink > 1:
@@ -113,24 +122,36 @@ def _open_partial(partial: Path) -> int:
     except FileExistsError as reason:
         raise Locked(f"another restore has just begun to write {partial}", obj=str(partial)) from reason
     try:
-        lock(fd, partial)
+        lock(fd, partial, notes)
         opened = os.fstat(fd)
         # The lock may have come free because its holder finished: then this descriptor is the finished file.
         if opened.st_nlink != 1 or not os.path.samestat(opened, partial.lstat()):
             raise Locked(f"another restore has just finished with {partial}", obj=str(partial))
-        os.fchmod(fd, 0o600)
+        _make_private(fd, partial, notes)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def lock(fd: int, path: Path) -> None:
-    """Keep other restores out of an open file. Raises Locked."""
+def _make_private(fd: int, path: Path, notes: list[str]) -> None:
+    try:
+        os.fchmod(fd, 0o600)
+    except OSError as reason:  # FAT, CIFS and many in user space keep one mode for all files
+        if os.fstat(fd).st_mode & 0o077:
+            notes.append(f"the file system keeps no permissions, others may read {path}: {reason.strerror}")
+
+
+def lock(fd: int, path: Path, notes: list[str]) -> None:
+    """Keep other restores out of an open file; note where the file system cannot. Raises Locked."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as reason:
         raise Locked(f"another restore is writing {path}", obj=str(path)) from reason
+    except OSError as reason:
+        if reason.errno not in _NO_LOCKS:
+            raise
+        notes.append(f"the file system has no locks, a second restore to {path} would not be noticed")
 
 
 def check_space(fd: int, path: Path, needed_bytes: int) -> None:

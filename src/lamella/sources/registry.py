@@ -58,21 +58,6 @@ def open_kept_source(text: str, machine: str, keeping: Keeping, driver: str | No
     return cast(_Factory, getattr(import_module(module), factory))(text, machine, keeping)
 
 
-def place_of(identity: bytes, machine: str) -> str | None:
-    """The text that `open_source` takes for the source with this identity; None if it is not on this machine.
-
-    Raises SourceError if LVM cannot be asked.
-    """
-    from lamella.sources.file import path_of
-
-    path = path_of(identity, machine)
-    if path is not None or not identity.startswith(b"lvm:"):
-        return None if path is None else str(path)
-    from lamella.sources.lvm import thin  # most sources are files
-
-    return thin.place_of(identity)
-
-
 def _driver_of(text: str, keeping: Keeping) -> str:
     prefix, colon, _ = text.partition(":")
     if colon and prefix in _PREFIXES:

@@ -53,6 +53,10 @@ class Target(Protocol):
     def tail_bytes(self) -> int:
         """Bytes behind the volume's end that are left as they are; 0 for files."""
 
+    @property
+    def notes(self) -> list[str]:
+        """What the target could not do as it should, in whole sentences."""
+
     def prepare(self, size: int, needed_bytes: int) -> None:
         """Open for a volume of `size` bytes of which `needed_bytes` will be written.
 
@@ -101,6 +105,7 @@ class OpenTarget:
         self.path = path
         self.working_path = path
         self.tail_bytes = 0
+        self.notes: list[str] = []
 
     def write(self, offset: int, content: bytes | bytearray | memoryview) -> None:
         view = memoryview(content).cast("B")

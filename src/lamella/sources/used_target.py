@@ -31,7 +31,7 @@ class InPlaceFile(OpenTarget):
                 raise UsageError(f"{self.path} does not exist", obj=str(self.path), hint="leave out --in-place")
             refuse_used(self.path, uses_of_file(self.path))
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            lock(self._fd, self.path)
+            lock(self._fd, self.path, self.notes)
             own_bytes = os.fstat(self._fd).st_blocks * 512  # stat(2): counted in 512 bytes everywhere
             check_space(self._fd, self.path, needed_bytes - own_bytes)
             os.ftruncate(self._fd, size)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from lamella.base.errors import Absent, LamellaError, NothingMatched, SourceError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
-from lamella.cli.backup_report import plan_shown, result_shown, say_plan
+from lamella.cli.backup_report import result_shown, say_plan
 from lamella.cli.context import Context
 from lamella.cli.destination import DestinationContext, named_destinations
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.sources import named_source
+from lamella.cli.sources import may_be_several, named_source
 from lamella.cli.values import rate, seconds, size, workers
 from lamella.format.encoder import check_setting
 from lamella.operations.backup.plan import MAX_DOCUMENT
@@ -47,7 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="+",
         metavar="[NAME=]SOURCE",
-        help="path of an image file or block device, or lvm:VG/LV; NAME is what the volume is called in the repository",
+        help="an image file, a block device, a directory or pattern of such files, or lvm:VG/LV; NAME is what the "
+        "volume is called in the repository",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave such files out of directories and patterns; without a slash PATTERN is about the file's name",
     )
     parser.add_argument(
         "--document",
@@ -243,6 +251,8 @@ def _shown(one: _BackupDestination, several: bool) -> dict[str, object]:
             said = result_shown(out, one.result)
             said.update(_pruned(one, one.result))
         elif one.plan is not None and one.error is None:
+            from lamella.cli.dry_run import plan_shown
+
             said = plan_shown(out, one.plan)
     if one.error is not None and several:
         error = one.error
@@ -334,9 +344,9 @@ def _documents(texts: list[str]) -> dict[str, bytes]:
 def _requests(context: Context) -> list[Request | FailedRequest]:
     """What is to be backed up. Raises NothingMatched or LamellaError when not one source can be opened."""
     requests: list[Request | FailedRequest] = []
-    errors: list[SourceError] = []
+    errors: list[LamellaError] = []
     missing = True
-    for text in context.args.source:
+    for text in _sources(context, requests, errors):
         name, place = split_name(text)
         try:
             source = named_source(context, place, context.args.source_driver)
@@ -351,3 +361,28 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
         more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
         raise kind(errors[0].message + more, obj=errors[0].obj, hint=errors[0].hint) from errors[0]
     return requests
+
+
+def _sources(context: Context, requests: list[Request | FailedRequest], errors: list[LamellaError]) -> Iterator[str]:
+    """Each source, patterns and directories replaced by the files they mean. One that means none is a failed source."""
+    given = {str(Path(split_name(text)[1]).absolute()) for text in context.args.source}
+    found: set[str] = set()
+    for text in context.args.source:
+        if not may_be_several(split_name(text)[1]):
+            yield text
+            continue
+        from lamella.cli.found_sources import files_of  # most backups name their sources
+
+        try:
+            files = files_of(text, context.args.exclude)
+        except NothingMatched as error:
+            errors.append(error)
+            requests.append(FailedRequest(name_from(text), f"{error.message}; {error.hint}"))
+            continue
+        if files is None:
+            yield text
+            continue
+        # A file that is named itself may have a name of its own there; two patterns may mean the same file.
+        new = {str(Path(one).absolute()): one for one in files}.items()
+        yield from (one for path, one in new if path not in given | found)
+        found |= {path for path, _ in new}

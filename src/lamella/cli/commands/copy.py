@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from lamella.base.errors import UsageError
-from lamella.cli.arguments import SECRETS, add_dry_run, add_moved
+from lamella.cli.actions import add_moved
+from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
 from lamella.cli.destination import SecondContext
 from lamella.cli.output import INCOMPLETE

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lamella.base.durable import write_new
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.files import exists
+from lamella.cli.files import write_file
 from lamella.cli.shown import shown_bytes
 from lamella.cli.sources import named_source
 from lamella.cli.values import workers
@@ -17,7 +16,7 @@ from lamella.operations.look.diff import DiffResult, compare, write_map
 from lamella.operations.look.diff_source import SourceDiff, compare_source
 from lamella.operations.shared.selection import Selected, select, split_selector
 from lamella.repository.repository import Repository
-from lamella.sources.registry import place_of
+from lamella.sources.places import place_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,10 +81,7 @@ def _with_source(context: Context, repository: Repository, one: Selected) -> Sou
 
 def _write_map(place: str | None, result: DiffResult, a: Selected) -> None:
     if place is not None:
-        try:
-            write_new(Path(place), write_map(result, a.snapshot.name))
-        except FileExistsError as error:
-            raise exists(Path(place)) from error
+        write_file(Path(place), write_map(result, a.snapshot.name), overwrite=False)
 
 
 def _print(context: Context, a: Selected, other: str, result: DiffResult) -> None:

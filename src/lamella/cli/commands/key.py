@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lamella.base.errors import LamellaError, NothingMatched, UsageError
 from lamella.base.names import RESCUE
-from lamella.cli.arguments import SECRETS, add_actions, add_dry_run, add_yes
+from lamella.cli.actions import add_actions
+from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.commands.init import add_kdf_cost
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
@@ -24,13 +25,13 @@ from lamella.operations.keyring import (
     SlotRow,
     add_slot,
     export_domain,
-    ignored_text,
     list_slots,
     remove_slot,
     slots_of,
     writers_slot,
 )
 from lamella.operations.shared.heads import fingerprint
+from lamella.operations.shared.ignored_slots import ignored_text
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 

@@ -11,7 +11,7 @@ from lamella.cli.shown import shown_bytes
 from lamella.cli.sources import named_source
 from lamella.memory.ledger import tracked_identities
 from lamella.operations.moments.monitor import UNTRACKED, MonitorResult, monitor
-from lamella.sources.registry import place_of
+from lamella.sources.places import place_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

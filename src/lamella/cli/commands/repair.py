@@ -27,7 +27,6 @@ from lamella.run.allocator import keep_freed_memory
 from lamella.sources.base import Source
 from lamella.stores.base import Store
 from lamella.stores.url import open_store
-from lamella.stores.wrap.retrying import RetryingStore
 
 _SHOWN_RANGES = 20
 _EPILOG = """\
@@ -123,7 +122,7 @@ def _repository(context: Context) -> Iterator[Repository]:
         read_marker(store)
         wait = context.args.lock_wait
         opened = context.with_secret(
-            lambda secret: Repository.open_damaged(store, secret, context.host, lock_wait=wait)
+            lambda secret: Repository.open(store, secret, context.host, lock_wait=wait, whole=True, may_be_lost=True)
         )
         with opened as repository:
             context.require_expected(repository)
@@ -139,7 +138,7 @@ def _donor(context: Context, repository: Repository) -> Iterator[Repository]:
     given = given_source(context.args, context.env, settings, DONOR)
     with ExitStack() as held:
         opened = open_store(place, read_only=True, environment=context.env)
-        store: Store = held.enter_context(closing(RetryingStore(opened)))
+        store: Store = held.enter_context(closing(context.retrying(opened, place)))
         host = context.host
         if read_marker(store).repo_id == repository.repo_id:
             own = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lamella-from-")))

@@ -194,13 +194,16 @@ def _planned(plan: BackupPlan, reporter: Reporter) -> _BackupRun:
     The ids of new volumes are remembered: if this run is broken off, the next attempt uses what this run stored.
     """
     plan.repo.reload()
+    plan.repo.require_sound_history()
+    plan.repo.memory.creator()
     run = _BackupRun(plan, plan.rows, reporter)
     for row in run.rows:
         for note in row.notes:
             run.warn(note)
         if row.base is None and row.record is not None:
-            ids = NewVolume(row.volume_id, row.domain_id, row.record.domain_label)
-            trouble = remember(plan.repo.memory, row.record.identity, ids)
+            record = row.record
+            ids = NewVolume(record.creator, record.nonce, row.domain_id, record.domain_label)
+            trouble = remember(plan.repo.memory, record.identity, ids)
             if trouble:
                 run.warn(f"{row.volume}: what is stored now will not be found again if this is broken off: {trouble}")
     return run

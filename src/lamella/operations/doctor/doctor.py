@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.base.errors import LamellaError, RolledBack
+from lamella.base.errors import KeyRefused, LamellaError, RolledBack, StoreError
 from lamella.crypto.slots import Secret
 from lamella.format import zstd_provider
+from lamella.format.marker import Marker
 from lamella.memory.host import Host
 from lamella.operations.shared.heads import require_fingerprint
+from lamella.operations.shared.ignored_slots import ignored_text
 from lamella.operations.shared.probe import probe
 from lamella.repository.repository import Repository
-from lamella.repository.slots import read_marker
+from lamella.repository.slots import read_marker, read_slots
 from lamella.stores.base import Store
 
 
@@ -65,9 +67,10 @@ def _destination(store: Store) -> Iterator[Check]:
     try:
         mark = read_marker(store)
     except LamellaError as error:
-        yield Check("repository", False, error.message)
+        yield Check("repository", False, _said(error))
         return
     yield Check("repository", True, f"{store.url} is a repository of format 1.{mark.minor}")
+    yield _slots(store, mark)
     lock = store.abilities.exclusive_lock
     text = (
         "locks there are released by the kernel"
@@ -77,6 +80,18 @@ def _destination(store: Store) -> Iterator[Check]:
     yield Check("locks", True, text)
     if store.abilities.write:
         yield from (Check(*finding) for finding in probe(store))
+
+
+def _slots(store: Store, mark: Marker) -> Check:
+    try:
+        slots = read_slots(store, mark)
+    except StoreError as error:
+        return Check("key slots", False, error.message)
+    if slots.unreadable or not slots.signed:
+        text = "no key slot is there" if not slots.unreadable else f"cannot be read: {slots.unreadable[0].message}"
+        return Check("key slots", False, text)
+    remark = f"; {ignored_text(slots)}" if slots.ignored else ""
+    return Check("key slots", True, f"{len(slots.signed)} signed by an admin{remark}")
 
 
 def _repository(host: Host, store: Store, secret: Secret, expected: str | None) -> Iterator[Check]:
@@ -93,5 +108,11 @@ def _repository(host: Host, store: Store, secret: Secret, expected: str | None) 
                 yield Check("history", note in repo.history.notes, note)
     except RolledBack as error:
         yield Check("history", False, error.message, error.exit_code)
+    except KeyRefused as error:
+        yield Check("secret", False, error.message, error.exit_code)
     except LamellaError as error:
-        yield Check("secret", False, error.message)
+        yield Check("repository", False, _said(error), error.exit_code)
+
+
+def _said(error: LamellaError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message

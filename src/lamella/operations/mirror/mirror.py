@@ -15,7 +15,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 
-from lamella.base.errors import IntegrityError, ObjectNotFound, RepositoryError, RolledBack, StoreError, UsageError
+from lamella.base.errors import (
+    IntegrityError,
+    ObjectNotFound,
+    RepositoryError,
+    RolledBack,
+    StoreError,
+    StoreRefused,
+    UnknownFormat,
+    UsageError,
+)
 from lamella.base.events import Progress, Reporter, silent
 from lamella.base.ids import RepoId, WriterId
 from lamella.base.names import (
@@ -30,7 +39,8 @@ from lamella.base.names import (
 from lamella.base.signed import TRAILER_SIZE, trailer_fault
 from lamella.base.trust import Clear
 from lamella.crypto.sign import verified
-from lamella.format import marker
+from lamella.crypto.slots import is_signed
+from lamella.format import keyslot, marker
 from lamella.format.commit import Head, parse_name, split_trailer
 from lamella.format.container import MAX_OBJECT
 from lamella.memory.host import Host
@@ -253,7 +263,15 @@ class _Mirroring:
             self._report(content)
             self._bad.add(entry.name)
             return entry, False
-        self._target.put(entry.name, Clear(content))
+        try:
+            self._target.put(entry.name, Clear(content))
+        except StoreRefused as error:
+            if part_of(entry.name) != Part.KEY:
+                raise
+            # Where objects can only be added no slots can: its owner copies them at the place itself.
+            self._report(Finding("mirror", NOTE, entry.name, f"not copied: {error.message}"))
+            self._bad.add(entry.name)
+            return entry, False
         head = parse_name(entry.name)
         if head is not None:
             self._signed.add(head)
@@ -393,20 +411,25 @@ def check(store: Store, entry: Entry, mark: marker.Marker) -> bytes | Finding:
     except StoreError as error:
         require_alive(store, error)
         return Finding("mirror", DAMAGE, name, f"cannot be read: {error.message}")
-    if _is_what_it_says(name, part, content, mark):
-        return content
-    return Finding("mirror", DAMAGE, name, "its bytes are not what its name says; not copied")
+    named = hash_in(name)
+    if named is not None and not hashlib.sha256(content).digest().startswith(named):
+        return Finding("mirror", DAMAGE, name, "its bytes are not what its name says; not copied")
+    fault = _fault(name, part, content, mark)
+    return Finding("mirror", NOTE, name, f"{fault}; not copied") if fault else content
 
 
-def _is_what_it_says(name: str, part: Part | None, content: bytes, mark: marker.Marker) -> bool:
-    if part == Part.TEXT:
-        return True  # nothing but a prune-signed FILE record says what it must be, and that needs a key
-    head = parse_name(name)
-    if head is None:
-        named = hash_in(name)
-        return named is not None and hashlib.sha256(content).digest().startswith(named)
+def _fault(name: str, part: Part | None, content: bytes, mark: marker.Marker) -> str:
+    """Why an object whose bytes fit its name counts for nothing, as the marker tells; empty if it may count.
+
+    Anybody who can add objects can add such a one: it is no damage. Texts need a key to be judged.
+    """
     try:
-        _, trailer = split_trailer(content, head)
-    except IntegrityError:
-        return False
-    return not trailer_fault(mark.signers, head.writer, head.seq, trailer, verified)
+        if part == Part.KEY:
+            return "" if is_signed(mark, keyslot.decode(content, name)) else "a key slot that no admin signed"
+        head = parse_name(name)
+        if head is not None:
+            _, trailer = split_trailer(content, head)
+            return trailer_fault(mark.signers, head.writer, head.seq, trailer, verified)
+    except (IntegrityError, UnknownFormat) as error:
+        return error.message
+    return ""

@@ -18,7 +18,7 @@ from lamella.base.ids import CATALOGUE, ChunkId, DomainId
 from lamella.base.names import pack_name
 from lamella.base.trust import Sealed
 from lamella.crypto.chunk_id import identifier
-from lamella.crypto.seal import PackOpener
+from lamella.crypto.unseal import PackOpener
 from lamella.format import compression, document
 from lamella.format.container import Blob, Kind
 from lamella.operations.prune.needed import Needed

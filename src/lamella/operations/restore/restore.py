@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.base.errors import IntegrityError, LamellaError, UsageError
-from lamella.base.events import Progress, Reporter, silent
+from lamella.base.events import Progress, Reporter, Warned, silent
 from lamella.crypto.chunk_id import Identify
 from lamella.format.node import Slot
 from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
@@ -119,6 +119,8 @@ class RestorePlan:
             target.settle()
             compared = self._compare(reporter)
             target.finish()
+            for note in target.notes:
+                reporter(Warned(note, str(target.path)))
         except LamellaError as error:
             left = target.abandon()
             error.hint = error.hint or f"what was restored so far is in {left}"

@@ -6,7 +6,8 @@ from lamella.base.errors import SourceError
 from lamella.operations.shared.selection import Selected
 from lamella.repository.repository import Repository
 from lamella.sources.base import Keeping, Source
-from lamella.sources.registry import open_kept_source, open_source, place_of
+from lamella.sources.places import place_of
+from lamella.sources.registry import open_kept_source, open_source
 
 
 def live_source(repo: Repository, one: Selected) -> Source:

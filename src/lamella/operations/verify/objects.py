@@ -20,11 +20,13 @@ from lamella.format.lost import MAX_BAD, Address, Bad
 from lamella.format.records import raw
 from lamella.operations.shared.auditing import audit
 from lamella.operations.shared.findings import VerifyResult
+from lamella.operations.shared.ignored_slots import ignored_text
 from lamella.operations.shared.rereading import reread
 from lamella.packs import census
 from lamella.packs.containers import open_blob, open_head
 from lamella.packs.reach import require_alive
 from lamella.repository.repository import Repository
+from lamella.repository.slots import read_slots
 from lamella.run.pipeline import ordered_map
 from lamella.stores.base import Entry
 
@@ -32,8 +34,8 @@ _MAX_FILE = 1 << 20
 _KEEP_EVERY = 64
 _MOST_RECORDS = 16
 """In one commit; the next verification publishes what is beyond."""
-_APART = (SEGMENTS, QUARANTINE, PROBE)
-"""Caches, and what a repair moved aside: no part of any snapshot."""
+_APART = (SEGMENTS, QUARANTINE, PROBE, keyslot.PREFIX)
+"""Caches, what a repair moved aside, and key slots, which are looked at apart: no part of any snapshot."""
 
 
 def check_history(repo: Repository, result: VerifyResult) -> None:
@@ -91,11 +93,15 @@ def check_files(repo: Repository, result: VerifyResult) -> None:
 def check_names(repo: Repository, result: VerifyResult) -> None:
     """Objects that belong to nothing."""
     expected = repo.catalogue.files
+    slots = read_slots(repo.store, repo.keys.marker)
+    for slot in slots.signed:
+        if slot.name not in expected:
+            result.damage("file", slot.name, "a key slot that was removed, or whose adding was broken off")
+    if slots.ignored:
+        result.note("name", keyslot.PREFIX, ignored_text(slots))
     for entry in repo.store.list(""):
         name = entry.name
-        if name.startswith(keyslot.PREFIX) and name not in expected:
-            result.damage("file", name, "a key slot that the repository's owner did not put there")
-        elif not (name in expected or pack_hash(name) or commit.parse_name(name) or name.startswith(_APART)):
+        if not (name in expected or pack_hash(name) or commit.parse_name(name) or name.startswith(_APART)):
             result.note("name", name, "an object that belongs to nothing")
 
 
@@ -132,8 +138,12 @@ class PackVerification:
         self._sound: list[bytes] = []
         self._troubled: list[PackCheck] = []
 
-    def everything(self, domains: set[DomainId] | None) -> None:
-        """Every pack of these domains (None: of all)."""
+    def everything(self, domains: set[DomainId] | None, *, new: bool = False) -> None:
+        """Every pack of these domains (None: of all); only the `new` ones, that this host never found sound."""
+        if new:
+            due = [one for one in self._repo.suspects.due(domains, self._now) if not one.time_ms]
+            self._check((Entry(pack_name(one.pack), one.length) for one in due), sum(one.length for one in due))
+            return
         self._check(_packs(self._repo, domains), census.total_length(self._repo.blobs, domains))
 
     def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:

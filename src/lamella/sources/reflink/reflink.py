@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from lamella.base.delta import Delta
+from lamella.base.durable import sync_directory
 from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError, UsageError
 from lamella.base.extents import Extent
 from lamella.sources import cloning
@@ -102,7 +103,7 @@ class ClonedSource:
         with self._files.opened(checkpoint) as (fd, directory):
             try:
                 os.fsync(fd)
-                os.fsync(directory)
+                sync_directory(directory)
             except OSError as reason:
                 raise SourceError(f"the checkpoint cannot be made durable: {reason.strerror}") from reason
         self._unkept.discard(Token.parse(checkpoint).file)

@@ -10,7 +10,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 
 from lamella.base.errors import ObjectNotFound, StoreError, StoreFull, StoreRefused, StoreUnavailable
 from lamella.stores.base import MOST_OTHERS, Entry, checked_name
@@ -23,28 +24,25 @@ TEMPORARY = "tmp"
 MAX_INVALID = 1000
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED = {
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ELOOP,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.EFBIG,
-}
+_REFUSED = {errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG}
 
 
-def store_error(error: OSError, obj: str, *, absent: bool) -> StoreError:
-    """Return what `error` means for a caller of the store; `absent`: a missing file means a missing object."""
+def store_error(error: OSError, root: Path, obj: str, *, absent: bool) -> StoreError:
+    """Return what `error` means for a caller of the store at `root`; `absent`: a missing file is a missing object."""
     text = error.strerror or str(error)
     if error.errno in FULL:
         return StoreFull(f"no space left: {text}", obj=obj)
     if absent and error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return ObjectNotFound("no such object", obj=obj)
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        from lamella.stores.local.refusal import refusal
+
+        return refusal(root, obj, text)
     if error.errno in _REFUSED:
         return StoreRefused(f"the file system refuses: {text}", obj=obj)
-    return StoreUnavailable(f"the file system failed: {text}", obj=obj)
+    failed = StoreUnavailable(f"the file system failed: {text}", obj=obj)
+    failed.brief = error.errno == errno.EIO
+    return failed
 
 
 @contextmanager
@@ -56,7 +54,7 @@ def opened_directory(root: int, parts: tuple[str, ...], *, create: bool = False)
     current = os.open(".", DIRECTORY_FLAGS, dir_fd=root)
     try:
         for part in parts:
-            below = _opened_below(current, part, create)
+            below = _opened_below(current, part, root if create else None)
             os.close(current)
             current = below
         yield current
@@ -64,19 +62,19 @@ def opened_directory(root: int, parts: tuple[str, ...], *, create: bool = False)
         os.close(current)
 
 
-def _opened_below(parent: int, part: str, create: bool) -> int:
+def _opened_below(parent: int, part: str, root: int | None) -> int:
     try:
         return os.open(part, DIRECTORY_FLAGS, dir_fd=parent)
     except FileNotFoundError:
-        if not create:
+        if root is None:
             raise
     except NotADirectoryError:
         if is_link(parent, part):
             raise StoreRefused("a symbolic link stands in place of a directory", obj=part) from None
         raise
-    with suppress(FileExistsError):  # another writer was faster
-        os.mkdir(part, 0o700, dir_fd=parent)
-    return os.open(part, DIRECTORY_FLAGS, dir_fd=parent)
+    from lamella.stores.local.making import new_directory  # a repository that is read needs none
+
+    return new_directory(parent, part, root)
 
 
 def is_link(parent: int, part: str) -> bool:

@@ -22,6 +22,7 @@ LOCKING_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs",
 """File systems of this kernel alone: flock there excludes every process that can reach the files (FORMAT 13.11)."""
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
+_LOCKLESS = "mount it with locks (NFS: lockd must run at both ends), or use ssh:// to the machine with the disk"
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def _try(descriptor: int, exclusive: bool) -> bool:
         return False
     except OSError as error:
         if error.errno in _NO_LOCKS:
-            raise StoreRefused("the file system has no locks", obj=MARKER) from error
+            raise StoreRefused("the file system has no locks", obj=MARKER, hint=_LOCKLESS) from error
         raise
     return True
 

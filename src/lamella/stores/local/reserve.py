@@ -10,6 +10,7 @@ import os
 import stat
 
 from lamella.stores.local.directory import FULL, TEMPORARY, opened_directory, write_whole
+from lamella.stores.local.making import new_file
 
 NAME = "reserve"
 SIZE = 1 << 20
@@ -30,8 +31,7 @@ def keep_reserve(root: int) -> bool:
                 return True
             if free.f_bavail * free.f_frsize < _FREE:
                 return False
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(unfinished, flags, 0o600, dir_fd=directory)
+            descriptor = new_file(directory, unfinished, root)
             try:
                 write_whole(descriptor, os.urandom(SIZE))
                 os.rename(unfinished, NAME, src_dir_fd=directory, dst_dir_fd=directory)

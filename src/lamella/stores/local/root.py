@@ -70,4 +70,4 @@ class Root:
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 self.check_in_place()
-            raise store_error(error, obj, absent=absent) from error
+            raise store_error(error, self._path, obj, absent=absent) from error

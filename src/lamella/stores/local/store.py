@@ -65,7 +65,7 @@ class LocalStore:
         except NotADirectoryError as error:
             raise NoRepository("not a directory", obj=str(place)) from error
         except OSError as error:
-            raise store_error(error, str(place), absent=False) from error
+            raise store_error(error, place, str(place), absent=False) from error
         writable = not read_only and not os.fstatvfs(root).f_flag & os.ST_RDONLY
         locks = file_system_of(root) in LOCKING_FILE_SYSTEMS
         return cls(Root(place, root), Abilities(exclusive_lock=locks, delete=writable, write=writable))

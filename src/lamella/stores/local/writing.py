@@ -14,8 +14,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamella.base.durable import sync_directory
 from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused
 from lamella.stores.local.directory import TEMPORARY, is_link, opened_directory, opened_file, read_range, write_whole
+from lamella.stores.local.making import new_file
 from lamella.stores.local.reserve import give_up_reserve, keep_reserve
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 _UNFINISHED_KEPT_SECONDS = 7 * 86400
 """A later writer removes what a killed writer left: by then no writer can still be using it."""
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT}
+"""Why a link fails that would keep a renamed file from its place, too. What a file system without links answers is
+anybody's guess: EPERM, ENOSYS, and in user space EIO, EINVAL, EXDEV or EACCES."""
 _COMPARED_AT_ONCE = 1 << 20
 
 
@@ -39,11 +43,7 @@ def make_directory(place: Path) -> None:
         place.mkdir(mode=0o700)
     except FileExistsError:
         return
-    parent = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _sync_directory(parent)
-    finally:
-        os.close(parent)
+    sync_directory(place.parent)
 
 
 class DirectoryWriter:
@@ -132,8 +132,7 @@ class DirectoryWriter:
     def _publish(self, above: Parts, leaf: str, name: str, content: bytes | memoryview) -> None:
         temporary = os.urandom(16).hex()
         with self._opened((TEMPORARY,), create=True) as unfinished:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(temporary, flags, 0o600, dir_fd=unfinished)
+            descriptor = new_file(unfinished, temporary, self._root.descriptor)
             try:
                 try:
                     write_whole(descriptor, content)
@@ -151,7 +150,7 @@ class DirectoryWriter:
         except FileExistsError:
             _check_equal(target, name, content)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno in _NO_ROOM:
                 raise
             self._rename(source, target, name, content)
 
@@ -170,7 +169,7 @@ class DirectoryWriter:
             # Deepest first: a name that survives a crash then leads to something.
             for parts in sorted(dirty, key=len, reverse=True):
                 with self._opened(parts) as directory:
-                    _sync_directory(directory)
+                    sync_directory(directory)
         except BaseException:
             with self._dirty_lock:
                 self._dirty |= dirty
@@ -214,16 +213,6 @@ def _discarded(unfinished: int, temporary: str) -> None:
         os.unlink(temporary, dir_fd=unfinished)
     except OSError:
         return  # renamed into place, or out of reach: `sweep` finds it; what matters is the put's own outcome
-
-
-def _sync_directory(descriptor: int) -> None:
-    """Return when the names in a directory are durable. Raises OSError."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}:
-            raise
-        os.sync()  # this file system cannot sync one directory: the whole system's is the only promise left
 
 
 def _is_old_temporary(entry: os.DirEntry[str], oldest_kept: float) -> bool:

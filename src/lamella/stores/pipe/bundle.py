@@ -14,6 +14,7 @@ from importlib.resources import files
 from lamella.stores.pipe.frames import BOOT_MAGIC
 
 MODULES = (
+    "base.durable",
     "base.errors",
     "base.names",
     "base.signed",
@@ -23,7 +24,9 @@ MODULES = (
     "run.pipeline",
     "stores.base",
     "stores.local.directory",
+    "stores.local.making",
     "stores.local.flock",
+    "stores.local.refusal",
     "stores.local.reserve",
     "stores.local.root",
     "stores.local.store",

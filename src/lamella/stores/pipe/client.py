@@ -412,7 +412,7 @@ class PipeStore:
         for lock in locks:
             lock.lose()
         hello = self._hello._replace(create=False)
-        link = Link(self._route, hello, self._url, self.waits)
+        link = Link(self._route.anew(), hello, self._url, self.waits)
         self.connections += 1
         try:
             if replace(link.abilities, distant=self._route.distant) != self._abilities:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lamella.base.errors import LamellaError, StoreError, StoreRefused, StoreUnavailable
 from lamella.run.beside import Beside
@@ -24,6 +24,8 @@ IDLE_SECONDS = 120.0
 _END_SECONDS = 10.0
 _CAUSE_SECONDS = 2.0
 _POLL_SECONDS = 1.0
+_SHARED_SECONDS = 20.0
+"""A connection that another program keeps open needs nobody's password: a far side starts to answer in less."""
 _SHOWN_CHARACTERS = 300
 _NOT_THERE = {126, 127}
 """How shells report a program that cannot be run, or is not there."""
@@ -44,6 +46,18 @@ class Route:
     """Until the greeting is answered."""
     distant: bool = False
     """As `Abilities.distant`; and the program is ended at once when the store is closed."""
+    again: tuple[str, ...] = ()
+    """The program for every further connection, which uses nothing that an earlier one may have left behind."""
+    shares: Callable[[], bool] | None = None
+    """Whether the program goes over a connection that another program keeps: asked where nothing comes for long."""
+
+    def anew(self) -> Route:
+        """The way around everything that may be stuck."""
+        return replace(self, argv=self.again or self.argv, shares=None)
+
+
+class Stuck(StoreUnavailable):
+    """The connection goes over another one, which does not answer; a connection of its own may."""
 
 
 class Call:
@@ -192,6 +206,7 @@ class Link:
         self._failure: LamellaError | None = None
         self._stop = False
         self._patience = route.connect_seconds
+        self._shares = route.shares
         self._heard = self._said = self._ticked = time.monotonic()
         self._frames_seen = 0
         self._sending = threading.Lock()
@@ -210,7 +225,7 @@ class Link:
         except BaseException:
             self.close()
             raise
-        self._patience = frames.SILENCE_SECONDS
+        self._patience, self._shares = frames.SILENCE_SECONDS, None
 
     def _welcome(self, call: Call) -> Abilities:
         try:
@@ -375,8 +390,13 @@ class Link:
             since = min((call.begun for call in self._calls.values()), default=now)
         if self._ticked > self._heard:
             since = min(since, self._ticked)
-        if now - max(self._heard, since) > self._patience:
+        silent = now - max(self._heard, since)
+        if silent > self._patience:
             raise TimeoutError(f"no answer for {self._patience:g} seconds")
+        if self._shares is not None and silent > _SHARED_SECONDS:
+            shares, self._shares = self._shares, None
+            if shares():
+                raise Stuck(f"no answer for {silent:.0f} seconds over the connection that is shared", obj=self._obj)
         if self._sink.frames != self._frames_seen:
             self._frames_seen, self._said = self._sink.frames, now
         elif now - self._said > frames.TICK_SECONDS:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from lamella.base.errors import UsageError
-from lamella.run.spawn import shell_words
+from lamella.base.errors import LamellaError, UsageError
+from lamella.run.spawn import run, shell_words
 from lamella.stores.pipe import bundle
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
-from lamella.stores.pipe.link import Route
+from lamella.stores.pipe.link import Route, Stuck
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+$-]*")
@@ -33,8 +33,14 @@ OPTIONS = {
     "Ciphers": "^aes128-gcm@openssh.com,aes256-gcm@openssh.com",
     "ConnectTimeout": "30",
     "Compression": "no",
+    "ServerAliveInterval": "15",
+    "ServerAliveCountMax": "3",
 }
-"""Only where the user's configuration says nothing: sealed bytes do not compress, and AES-GCM is the fastest cipher."""
+"""Only where the user's configuration says nothing: sealed bytes do not compress, and AES-GCM is the fastest cipher,
+and a connection over which nothing comes any more, because a machine slept or changed its network, ends in a minute."""
+_ALONE = ("-o", "ControlMaster=no", "-o", "ControlPath=none")
+"""A connection that does not use another one, and that no other one uses."""
+_CHECK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +67,32 @@ def open_ssh(place: str, /, *, create: bool, read_only: bool, environment: Mappi
     host, path = parse(place)
     # The last argument is what the login shell there sees: one fixed line, nothing of the user's.
     ssh = shell_words(environment.get("LAMELLA_SSH_COMMAND") or "ssh")
-    argv = (*ssh, "-T", "-x", "-a", *_configuration(), *host.words(), bundle.COMMAND)
-    route = Route(argv, bundle.boot(), True, REFUSALS, CONNECT_SECONDS, distant=True)
-    return PipeStore(f"ssh:{place}", route, Hello(path, create, read_only, True))
+    way = (*_configuration(), *host.words())
+    options = (*ssh, "-T", "-x", "-a")
+    route = Route(
+        (*options, *way, bundle.COMMAND),
+        bundle.boot(),
+        True,
+        REFUSALS,
+        CONNECT_SECONDS,
+        distant=True,
+        again=(*options, *_ALONE, *way, bundle.COMMAND),
+        shares=lambda: _has_master((*ssh, "-O", "check", *way)),
+    )
+    hello = Hello(path, create, read_only, True)
+    try:
+        return PipeStore(f"ssh:{place}", route, hello)
+    except Stuck:
+        return PipeStore(f"ssh:{place}", route.anew(), hello)
+
+
+def _has_master(check: tuple[str, ...]) -> bool:
+    """Whether a program on this machine keeps a connection that ssh uses; that program answers, not the far side."""
+    try:
+        run(check, timeout_seconds=_CHECK_SECONDS)
+    except LamellaError:
+        return False
+    return True
 
 
 def parse(place: str) -> tuple[SshHost, str]:

@@ -29,16 +29,8 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
-from lamella.base.errors import (
-    LamellaError,
-    NoRepository,
-    ObjectNotFound,
-    StoreFull,
-    StoreRefused,
-    StoreUnavailable,
-    UsageError,
-    printable,
-)
+from lamella.base.errors import ObjectNotFound, StoreRefused, StoreUnavailable, UsageError
+from lamella.stores.s3.causes import answer_error, is_page, not_s3, refuses_terms, require_listing, shown, status_of
 from lamella.stores.s3.place import S3Place
 
 READ_SECONDS = 120
@@ -55,18 +47,6 @@ MAX_EMPTY = 100
 """Pages of a listing in a row that have no name, at most."""
 _PIECE = 1 << 20
 _ANSWER_PIECE = 1 << 16
-_LONGEST_TEXT = 200
-_NOT_FOUND = {"NoSuchKey", "NoSuchVersion", "404", "NotFound"}
-_LATER = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown", "RequestLimitExceeded"}
-_HINTS = {
-    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY and the region",
-    "ExpiredToken": "AWS_SESSION_TOKEN has expired: get new credentials",
-    "RequestTimeTooSkewed": "set this machine's clock",
-    "AuthorizationHeaderMalformed": "name the bucket's region: ?region=NAME",
-    "PermanentRedirect": "name the bucket's region and endpoint: ?region=NAME&endpoint=URL",
-    "InvalidObjectState": "the object lies in an archive class: have the service restore it first",
-}
 _CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile: ?profile=NAME"
 
 
@@ -132,7 +112,9 @@ class S3Client:
         self._bucket = place.bucket
         self._prefix = place.prefix
         self._clock = clock
-        self._sends_condition = True
+        self._terms = 0
+        """Which of `_TERMS` the service takes."""
+        self._answered = False
         try:
             self._client: Any = _client(place, environment)
             endpoint = self._client._endpoint
@@ -153,33 +135,70 @@ class S3Client:
     def put(self, name: str, content: bytes, *, new: bool = True, storage_class: str | None = None) -> bool:
         """Put an object, whole or not at all; False if it is to be `new` and the service says that the name is taken.
 
-        The service checks a SHA-256 of the content before it answers. `new` False replaces what is there.
+        The service checks a hash of the content before it answers. `new` False replaces what is there. A service that
+        refuses a header is asked with an older one, and without the condition in the end: whether the name is taken is
+        then seen by the look that the store takes before.
         """
-        arguments: dict[str, Any] = {"ChecksumSHA256": base64.b64encode(hashlib.sha256(content).digest()).decode()}
-        if storage_class is not None:
-            arguments["StorageClass"] = storage_class
-        if new and self._sends_condition:
-            arguments["IfNoneMatch"] = "*"
+        arguments = {} if storage_class is None else {"StorageClass": storage_class}
+        terms, first = self._terms, self._terms
         with self._translated(name):
-            try:
-                # A file, not bytes: each piece then has its own deadline, so a slow line is not taken for a dead one.
-                self._client.put_object(
-                    Bucket=self._bucket, Key=self._prefix + name, Body=BytesIO(content), **arguments
-                )
-            except ClientError as error:
-                if _code(error) == "PreconditionFailed" or _status(error) == 412:
-                    return False
-                if "IfNoneMatch" not in arguments or not (_code(error) == "NotImplemented" or _status(error) == 501):
-                    raise
-                self._sends_condition = False
-                return self.put(name, content, storage_class=storage_class)
-        return True
+            while True:
+                try:
+                    # A file, not bytes: each piece then has its own deadline, so a slow line is not taken for a dead
+                    # one.
+                    reply = self._client.put_object(
+                        Bucket=self._bucket,
+                        Key=self._prefix + name,
+                        Body=BytesIO(content),
+                        **arguments,
+                        **_TERMS[terms](content, new),
+                    )
+                except ClientError as error:
+                    if _code(error) == "PreconditionFailed" or _status(error) == 412:
+                        return False
+                    if terms + 1 == len(_TERMS) or self.is_amazon or not refuses_terms(error.response):
+                        raise
+                    terms += 1
+                    continue
+                self._require_object(reply, name)
+                if terms != first:
+                    self._terms = terms  # the service takes these
+                return True
 
     def size(self, name: str, version: str = "") -> int:
         """The size of an object in bytes. Raises ObjectNotFound."""
         with self._translated(name):
-            reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name, **_version(version))
+            try:
+                reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name, **_version(version))
+            except ClientError as error:
+                self._raise_with_cause(error, name)
+                raise
+            self._require_object(reply, name)
             return int(reply["ContentLength"])
+
+    def _raise_with_cause(self, error: Any, name: str) -> None:  # noqa: ANN401 - botocore's
+        """Ask once more by GET: an answer to HEAD has no body, so it cannot say what is wrong with the request.
+
+        That there is no such object is believed once the service has shown that there is the bucket.
+        """
+        status = _status(error)
+        if status == 404 and self._answered:
+            raise ObjectNotFound("no such object", obj=name) from error
+        if not 300 <= status < 500 or status in {409, 429}:
+            return
+        try:
+            reply = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name, Range="bytes=0-0")
+        except ClientError as reason:
+            # A real 404 for the object alone: from now on its name is enough.
+            self._answered = self._answered or _code(reason) in {"NoSuchKey", "NoSuchVersion"}
+            raise
+        reply["Body"].close()
+
+    def _require_object(self, reply: Any, name: str) -> None:  # noqa: ANN401 - botocore's
+        """Raises StoreUnavailable for a web page in place of an object."""
+        if is_page(reply):
+            raise not_s3(name)
+        self._answered = True
 
     def read(self, name: str, offset: int, end: int | None, version: str = "") -> RangeRead | None:
         """Read the bytes [offset, end) (to the end when None), or fewer where the object ends before.
@@ -197,6 +216,7 @@ class S3Client:
                     return None
                 raise
             with reply["Body"] as body:
+                self._require_object(reply, name)
                 return self._part(reply, body, offset, end, name)
 
     def _part(self, reply: Any, body: Any, offset: int, end: int | None, name: str) -> RangeRead:  # noqa: ANN401 - botocore's
@@ -235,6 +255,7 @@ class S3Client:
         while empty < MAX_EMPTY:
             with self._translated(prefix):
                 reply = self._client.list_objects_v2(Bucket=self._bucket, Prefix=whole, MaxKeys=PAGE, **token)
+                require_listing(reply, prefix)
                 rows = [Listed(str(row["Key"]), int(row["Size"])) for row in reply.get("Contents", ())]
             for row in rows:
                 if not row.name.startswith(whole):
@@ -269,7 +290,7 @@ class S3Client:
     def require_bucket(self) -> None:
         """Raises NoRepository if there is no such bucket."""
         with self._translated(""):
-            self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+            require_listing(self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1), "")
 
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:
@@ -281,7 +302,9 @@ class S3Client:
             raise StoreRefused("there are no usable credentials for S3", obj=name, hint=_CREDENTIALS_HINT) from error
         except ParamValidationError as error:
             raise StoreRefused(f"S3 has no such request: {shown(error)}", obj=name) from error
-        except (BotoCoreError, botocore.parsers.ResponseParserError, KeyError, ValueError) as error:
+        except botocore.parsers.ResponseParserError as error:
+            raise not_s3(name) from error
+        except (BotoCoreError, KeyError, ValueError) as error:
             raise StoreUnavailable(f"the service does not answer properly: {shown(error)}", obj=name) from error
 
 
@@ -301,13 +324,22 @@ def _client(place: S3Place, environment: Mapping[str, str]) -> Any:  # noqa: ANN
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return session.create_client(
+    client = session.create_client(
         "s3",
         region_name=place.region or session.get_config_variable("region") or "us-east-1",
         endpoint_url=place.endpoint,
         verify=environment.get("AWS_CA_BUNDLE") or None,
         config=config,
     )
+    client.meta.events.register("before-call.s3.HeadBucket", _never_ask)
+    return client
+
+
+def _never_ask(**_: object) -> None:
+    """botocore looks for the region of a bucket by HEAD after a redirect that names none, and again after the redirect
+    that answers, without end. The redirect itself says enough.
+    """
+    raise ClientError({"ResponseMetadata": {"HTTPHeaders": {}}}, "HeadBucket")
 
 
 @lru_cache(maxsize=1)
@@ -316,38 +348,29 @@ def _descriptions() -> Any:  # noqa: ANN401 - botocore's
     return botocore.loaders.create_loader()
 
 
+def _sha256(content: bytes) -> dict[str, str]:
+    return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(content).digest()).decode()}
+
+
+def _md5(content: bytes) -> dict[str, str]:
+    return {"ContentMD5": base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}
+
+
+def _if_new(new: bool) -> dict[str, str]:
+    return {"IfNoneMatch": "*"} if new else {}
+
+
+_TERMS: tuple[Callable[[bytes, bool], dict[str, str]], ...] = (
+    lambda content, new: _sha256(content) | _if_new(new),
+    lambda content, new: _md5(content) | _if_new(new),
+    lambda content, new: _sha256(content),
+    lambda content, new: _md5(content),
+)
+"""What goes with a put, the best first."""
+
+
 def _version(version: str) -> dict[str, Any]:
     return {"VersionId": version} if version else {}
-
-
-def answer_error(reply: Any, obj: str, bucket: str) -> LamellaError:  # noqa: ANN401 - as botocore hands it over
-    """The error for a reply that is one: `reply` is the parsed answer with `Error` and `ResponseMetadata`."""
-    error = reply.get("Error", {})
-    code = shown(error.get("Code", ""))
-    status = _status_of(reply)
-    said = f"{code}: {shown(error.get('Message', ''))}".strip(": ") or f"status {status}"
-    if code == "NoSuchBucket":
-        return NoRepository(
-            f"there is no bucket {bucket}", obj=bucket, hint="make it first, with your provider's own tools"
-        )
-    if code in _NOT_FOUND or status == 404:
-        return ObjectNotFound("no such object", obj=obj)
-    if "Quota" in code or "StorageFull" in code or status == 507:
-        return StoreFull(f"no space left: {said}", obj=obj)
-    if code in _LATER or status in {409, 429} or status >= 500:
-        return StoreUnavailable(f"the service cannot do it now: {said}", obj=obj)
-    hint = _HINTS.get(code, "may this credential do that here?" if status in {401, 403} else "")
-    return StoreRefused(f"the service refuses: {said}", obj=obj, hint=hint)
-
-
-def shown(text: object) -> str:
-    """What the service says, as one line of at most 200 characters."""
-    return printable(str(text)[:_LONGEST_TEXT])
-
-
-def _status_of(reply: Any) -> int:  # noqa: ANN401 - as botocore hands it over
-    status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status if isinstance(status, int) else 0
 
 
 def _code(error: Any) -> str:  # noqa: ANN401 - botocore's
@@ -355,7 +378,7 @@ def _code(error: Any) -> str:  # noqa: ANN401 - botocore's
 
 
 def _status(error: Any) -> int:  # noqa: ANN401 - botocore's
-    return _status_of(error.response)
+    return status_of(error.response)
 
 
 def _content_range(text: str, name: str) -> tuple[int, int]:

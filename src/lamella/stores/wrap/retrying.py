@@ -42,8 +42,9 @@ class RetryingStore(Wrapper):
     """Repeats calls that failed with a retryable error. Nothing else in Lamella looks at `retryable`.
 
     Every repeated call is idempotent by contract: a `put` whose reply was lost finds its own bytes, a `delete` finds
-    nothing. `lock` is not repeated: it has a waiting time of its own, and losing it must be noticed. `sleep` takes
-    seconds; `jitter` returns a number in [0, 1), which keeps many clients from coming back at the same moment.
+    nothing. `lock` is not repeated: it has a waiting time of its own, and losing it must be noticed. `tell` hears at
+    the first failure what is tried again and for how long; `sleep` takes seconds; `jitter` returns a number in [0, 1),
+    which keeps many clients from coming back at the same moment.
     """
 
     def __init__(
@@ -51,14 +52,16 @@ class RetryingStore(Wrapper):
         inner: Store,
         backoff: Backoff | None = None,
         *,
+        tell: Callable[[str], None] = lambda text: None,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__(inner)
         self._backoff = backoff or PATIENT
+        self._tell = tell
         self._sleep = sleep
         self._jitter = jitter
-        self._answered = False
+        self._answered = self._told = False
         self._hasty = True
 
     def put_durable(self, name: str, content: Sealed | Clear) -> None:
@@ -100,6 +103,7 @@ class RetryingStore(Wrapper):
                 return result
 
     def _pause_or_raise(self, error: StoreError, pauses: Iterator[float]) -> None:
+        self._hasty = self._hasty or error.brief
         seconds = next(pauses, None) if error.retryable else None
         if seconds is None:
             if error.retryable:
@@ -107,19 +111,26 @@ class RetryingStore(Wrapper):
             else:
                 self._works(tried=False)  # a refusal is an answer, too
             raise error
+        if not self._told:
+            self._told = True
+            whole = min(self._backoff.first_seconds * 2.0 ** (self._attempts - 1), self._backoff.budget_seconds)
+            self._tell(f"{error.obj}: {error.message}; trying again for up to {whole:.0f} s")
         self._sleep(seconds)
 
     def _works(self, tried: bool) -> None:
         """The store has answered a call, after failures if `tried`."""
         if tried or not self._answered:
-            self._answered, self._hasty = True, False
+            self._answered, self._hasty, self._told = True, False, False
+
+    @property
+    def _attempts(self) -> int:
+        return (self._backoff.hasty_attempts if self._hasty else None) or self._backoff.attempts
 
     def _pauses(self) -> Iterator[float]:
         """Yield the pause before each further try, until attempts or budget are used up."""
         spent = 0.0
         longest = self._backoff.first_seconds
-        attempts = (self._backoff.hasty_attempts if self._hasty else None) or self._backoff.attempts
-        for _ in range(attempts - 1):
+        for _ in range(self._attempts - 1):
             # Between half and all of it: never a storm of immediate repeats, never in step with other clients.
             seconds = min(longest, self._backoff.longest_seconds) * (0.5 + self._jitter() / 2)
             spent += seconds

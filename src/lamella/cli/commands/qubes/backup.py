@@ -1,0 +1,74 @@
+"""`lamella qubes backup`: settings and volumes of qubes as one snapshot."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lamella.cli.arguments import add_dry_run
+from lamella.cli.backup_report import result_shown
+from lamella.cli.commands.qubes.qubesd import admin_of
+from lamella.cli.context import Context
+from lamella.cli.output import INCOMPLETE
+from lamella.cli.values import workers
+from lamella.operations.backup.story import BackupOptions
+from lamella.qubes.backup import QubesOptions, plan_qubes
+from lamella.qubes.inventory import Inventory, QubeChoice, chosen
+from lamella.qubes.storage import kept_running
+from lamella.run.allocator import keep_freed_memory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The action's own arguments."""
+    parser.add_argument(
+        "qube", nargs="*", metavar="QUBE", help="back up this qube (default: all qubes that are marked for backups)"
+    )
+    parser.add_argument("-x", "--exclude", action="append", default=[], metavar="QUBE", help="leave this qube out")
+    parser.add_argument("--all", action="store_true", help="back up every qube, dom0 included")
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="back up the qubes with this tag")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="LABEL", help="back up the qubes with this label"
+    )
+    state = parser.add_mutually_exclusive_group()
+    state.add_argument("--live", action="store_true", help="back up the present state of running qubes (default)")
+    state.add_argument(
+        "--committed", action="store_true", help="back up the state of running qubes at their last shutdown"
+    )
+    parser.add_argument(
+        "--pause", action="store_true", help="pause running qubes while the backup makes its checkpoints"
+    )
+    parser.add_argument("--no-template-roots", action="store_true", help="leave out the root volumes of templates")
+    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    add_dry_run(parser)
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    args, out = context.args, context.out
+    admin = admin_of(context)
+    keep_freed_memory()
+    inventory = Inventory(admin)
+    choice = QubeChoice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
+    qubes = chosen(admin, inventory, choice)
+    with kept_running(admin, context.place, out.report), context.sound_repository(read_only=args.dry_run) as repository:
+        plan = plan_qubes(repository, admin, inventory, qubes, _options(context))
+        for left_out in plan.excluded:
+            out.say(f"{left_out}: left out, as you asked")
+        if args.dry_run:
+            from lamella.cli.dry_run import plan_shown
+
+            out.document(plan_shown(out, plan.backup))
+            return INCOMPLETE if plan.backup.failed else 0
+        result = plan.execute(out.report)
+    names = [qube.name for qube in plan.qubes]
+    out.document({**result_shown(out, result), "qubes": names, "excluded": plan.excluded})
+    return 0 if result.complete else INCOMPLETE
+
+
+def _options(context: Context) -> QubesOptions:
+    args, configured = context.args, context.config.backup
+    backup = BackupOptions(
+        compression=configured.compression, workers=args.workers or configured.workers, lock_wait=args.lock_wait
+    )
+    root = Path(context.env.get("LAMELLA_DOM0_ROOT") or "/")
+    return QubesOptions(not args.committed, args.pause, not args.no_template_roots, root, backup)

@@ -1,0 +1,191 @@
+"""`lamella status`: whether every volume, repository and profile is as it should be, and if not, why."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lamella.base.clock import now_ms
+from lamella.base.errors import Absent, LamellaError, NoRepository, StoreUnavailable, UsageError
+from lamella.cli.arguments import SECRETS
+from lamella.cli.context import Context
+from lamella.cli.destination import OtherContext, named_destinations
+from lamella.cli.everyday.health import BAD, OK, WARN, profile_rows, volume_rows, worst
+from lamella.cli.everyday.profiles import require_profile
+from lamella.cli.everyday.troubles import Reporting
+from lamella.cli.files import write_file
+from lamella.cli.output import INCOMPLETE
+from lamella.cli.secret import FIRST
+from lamella.cli.shown import shown_bytes
+from lamella.memory.runs import Profiles
+
+Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.epilog = "exit codes of status: 0 everything is in order, 3 something is not\n\n" + SECRETS
+    parser.add_argument(
+        "--notify",
+        metavar="PROFILE",
+        help="send the messages of PROFILE if it is without a good snapshot for too long; opens no repository",
+    )
+    parser.add_argument(
+        "--prometheus",
+        type=Path,
+        metavar="FILE",
+        help="also write FILE for the text file collector of Prometheus' node exporter",
+    )
+
+
+def run(context: Context) -> int:
+    """Do it."""
+    profiles = Profiles(context.host)
+    if context.args.notify is not None:
+        return _watch(context, profiles, context.args.notify)
+    now, records = now_ms(), profiles.all()
+    configured = context.config.profiles
+    repositories = [_repository_row(context, name, now) for name in _named(context)]
+    volumes = [row for one in repositories for row in one.pop("volumes")]
+    spare = _spare(context)
+    runs = profile_rows(configured, records, spare, now)
+    state = worst(row["state"] for row in [*repositories, *volumes, *runs])
+    _print(context, repositories, volumes, runs)
+    if context.args.prometheus is not None:
+        write_file(context.args.prometheus, prometheus(volumes, runs).encode(), overwrite=True)
+        context.args.prometheus.chmod(0o644)
+    context.out.document({"state": state, "volumes": volumes, "repositories": repositories, "profiles": runs})
+    return 0 if state == OK else INCOMPLETE
+
+
+def _watch(context: Context, profiles: Profiles, name: str) -> int:
+    """Tell of a profile that grew stale. What is in the repository does not matter: it may be out of reach."""
+    reporting = Reporting(context, name, profiles)
+    try:
+        profile = require_profile(context.config.profiles, name)
+        named = profile.repositories or tuple(named_destinations(context))
+    except UsageError as error:
+        reporting.unreadable(error)
+        raise
+    profiles.see(name, now_ms(), profile.messages)
+    stale = Reporting(context, name, profiles, profile).check_stale(named, profile.stale_after)
+    for why in stale.values():
+        context.out.line(f"{name}: {why}")
+    context.out.document({"profile": name, "stale": list(stale.values())})
+    return INCOMPLETE if stale else 0
+
+
+def _named(context: Context) -> list[str]:
+    """The repositories of the command line, or else all that are configured."""
+    if context.args.repos:
+        return list(context.args.repos)
+    profiles = [name for one in context.config.profiles.values() for name in (*one.repositories, *one.copy_to)]
+    found = [*_spare(context), *profiles, *context.config.repositories]
+    if not found:
+        raise UsageError("no repository is named", hint="give -r REPO, or set LAMELLA_REPO")
+    return list(dict.fromkeys(found))
+
+
+def _spare(context: Context) -> list[str]:
+    try:
+        return named_destinations(context)
+    except UsageError:
+        return []
+
+
+def _repository_row(context: Context, name: str, now: int) -> Row:
+    """A repository with its volumes; one that cannot be opened says why."""
+    row: Row = {"repository": name, "state": OK, "reasons": [], "volumes": []}
+    try:
+        with OtherContext(context, name, FIRST).repository() as repository:
+            records = Profiles(context.host).all()
+            row["volumes"] = volume_rows(repository, name, context.config.profiles, records, now)
+            row["reasons"] = [f"{problem.message}; {problem.remedy}" for problem in repository.problems]
+            row["state"] = BAD if repository.problems else OK
+            if not row["volumes"]:
+                row["reasons"].append("it has no snapshot yet")
+                row["state"] = worst((row["state"], WARN))
+    except LamellaError as error:
+        away = isinstance(error, Absent | NoRepository | StoreUnavailable)
+        row |= {"state": WARN if away else BAD, "reasons": [error.message]}
+    return row
+
+
+def _print(context: Context, repositories: Iterable[Row], volumes: list[Row], profiles: list[Row]) -> None:
+    out = context.out
+    if volumes:
+        heads = ("", "VOLUME", "REPOSITORY", "NEWEST", "AGE", "SIZE", "VERIFIED", "WHY")
+        out.table([heads, *((_mark(row), *_cells(row)) for row in volumes)])
+        out.line()
+    for row in repositories:
+        if row["state"] != OK:
+            out.line(f"{_mark(row)} repository {row['repository']}: {'; '.join(row['reasons'])}")
+    for row in profiles:
+        why = f": {'; '.join(row['reasons'])}" if row["reasons"] else ""
+        out.line(f"{_mark(row)} profile {row['profile']}, last run {row['last'] or 'never'}{why}")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    verified = row["verified"]
+    return (
+        row["volume"],
+        row["repository"],
+        row["newest"] or "none",
+        _age(row["age_seconds"]) if row["newest"] else "",
+        shown_bytes(row["size"]),
+        "never" if verified is None else f"{verified['time'][:10]} {verified['level']}",
+        "; ".join(row["reasons"]),
+    )
+
+
+def _mark(row: Row) -> str:
+    return {OK: "ok", WARN: "WARN", BAD: "BAD"}[row["state"]]
+
+
+def _age(seconds: int) -> str:
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return "now"
+
+
+# -- Prometheus -------------------------------------------------------------------------------------------------------
+
+_METRICS = (
+    ("lamella_volume_newest_age_seconds", "Age of the newest good snapshot.", "age_seconds"),
+    ("lamella_volume_size_bytes", "Size of the volume in its latest snapshot.", "size"),
+    ("lamella_volume_snapshots", "Number of snapshots.", "snapshots"),
+)
+_STATES = {OK: 0, WARN: 1, BAD: 2}
+
+
+def prometheus(volumes: Iterable[Row], profiles: Iterable[Row]) -> str:
+    """The text exposition format of Prometheus, version 0.0.4."""
+    rows = list(volumes)
+    lines: list[str] = []
+
+    def metric(name: str, text: str, values: Iterable[tuple[dict[str, str], int]]) -> None:
+        lines.extend((f"# HELP {name} {text}", f"# TYPE {name} gauge"))
+        lines.extend(f"{name}{{{_labels(labels)}}} {value}" for labels, value in values)
+
+    def of_volumes(key: str) -> Iterable[tuple[dict[str, str], int]]:
+        return (
+            ({"volume": row["volume"], "repository": row["repository"]}, int(row[key])) for row in rows if row["newest"]
+        )
+
+    for name, text, key in _METRICS:
+        metric(name, text, of_volumes(key))
+    states = (({"volume": row["volume"], "repository": row["repository"]}, _STATES[row["state"]]) for row in rows)
+    metric("lamella_volume_state", "0 in order, 1 warning, 2 bad.", states)
+    of_profiles = (({"profile": row["profile"]}, _STATES[row["state"]]) for row in profiles)
+    metric("lamella_profile_state", "0 in order, 1 warning, 2 bad.", of_profiles)
+    return "\n".join([*lines, ""])
+
+
+def _labels(labels: dict[str, str]) -> str:
+    def escaped(text: str) -> str:
+        return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+    return ",".join(f'{name}="{escaped(value)}"' for name, value in labels.items())

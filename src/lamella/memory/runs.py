@@ -1,0 +1,61 @@
+"""What this host remembers of its profiles: the last run, the last good one of each repository, the open troubles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from lamella.memory.host import Host, HostMemory, Table
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step of a run: `step` is the command, `repository` as the profile names it, `code` the exit code."""
+
+    step: str
+    repository: str
+    code: int
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRecord:
+    """What is known of one profile; all times in ms since 1970, 0 for never."""
+
+    first_ms: int = 0
+    """When this host first ran the profile or looked at it: a profile that never succeeded grows stale from then on."""
+    ended_ms: int = 0
+    steps: tuple[StepRecord, ...] = ()
+    """Of the last run that was not postponed."""
+    good: dict[str, int] = field(default_factory=dict)
+    """By repository: when the last run ended that saved every volume there."""
+    volumes: tuple[str, ...] = ()
+    """The volumes of the last backup that saved any."""
+    troubles: dict[str, int] = field(default_factory=dict)
+    """Troubles that were told and are not over, with the time since when."""
+    messages: str = ""
+    """The profile's hooks and notifications as JSON, for the day when its configuration cannot be read any more."""
+
+
+class Profiles:
+    """The memory of all profiles of this host."""
+
+    def __init__(self, host: Host) -> None:
+        memory = HostMemory(host, host.state_dir)
+        self._table = Table(memory, "profiles.json", dict[str, ProfileRecord], "profiles")
+
+    def all(self) -> dict[str, ProfileRecord]:
+        """Every profile that this host remembers, by name."""
+        return self._table.read()
+
+    def of(self, name: str) -> ProfileRecord:
+        """What is remembered of one profile."""
+        return self.all().get(name, ProfileRecord())
+
+    def change(self, name: str, update: Callable[[ProfileRecord], ProfileRecord]) -> ProfileRecord:
+        """Replace one profile's record by what `update` makes of it. Raises RepositoryError."""
+        return self._table.change(lambda stored: {**stored, name: update(stored.get(name, ProfileRecord()))})[name]
+
+    def see(self, name: str, now: int, messages: str) -> ProfileRecord:
+        """Remember that the profile exists, and how it tells people. Raises RepositoryError."""
+        return self.change(name, lambda one: replace(one, first_ms=one.first_ms or now, messages=messages))
