@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from unittest import mock
 
 from lamella.format.records import Ref
+from lamella.history import catalogue
 from lamella.history.catalogue import Snapshot
 from lamella.history.chains import HistoryReader
 from lamella.history.history import History
 from lamella.memory.pins import Pins
-from lamella.operations.prune import retaining
 from lamella.operations.prune.health import Flaw, Health
 from tests.torture.hostile import OWNED
 
@@ -44,14 +44,14 @@ def _cache_decides() -> Iterator[None]:
 @contextlib.contextmanager
 def _one_list_for_all() -> Iterator[None]:
     """H7: retention counts everybody's snapshots of a volume in one list."""
-    honest = retaining.by_series
+    honest = catalogue.by_series
 
     def by_series(snapshots: Iterable[Snapshot]) -> Mapping[object, list[Snapshot]]:
         rows = list(snapshots)
         series = next(iter(honest(rows)), None)
         return {} if series is None else {series: rows}
 
-    with mock.patch.object(retaining, "by_series", by_series):
+    with mock.patch("lamella.operations.prune.retaining.by_series", by_series):
         yield
 
 
