@@ -222,7 +222,7 @@ def test_a_signed_record_counts_in_its_own_place_only() -> None:
     def counts(
         signature: bytes, by: Keys = keys, of: WriterId = writer, seq: int = 7, type_: int = record.type
     ) -> bool:
-        entry = ChainEntry(seq, place[1], 5, RawRecord(type_, record.value[:-64] + made))
+        entry = ChainEntry(seq, place[1], 5, RawRecord(type_, record.value[:-64] + signature))
         return prune_signed(by, of, entry)
 
     good = sign(PRUNE, message)
