@@ -114,8 +114,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> World:
     all that, and lost its cache.
     """
     world = World(tmp_path_factory.mktemp("built"), images=tmp_path_factory.mktemp("images"))
-    (world.place / "admin").write_bytes(ADMIN)
-    (world.place / "writer").write_bytes(WRITER)
+    for name, key in (("admin", ADMIN), ("writer", WRITER)):
+        (world.place / name).write_bytes(key)
+        (world.place / name).chmod(0o600)  # another mode is told
     world.ok("one", "init", "-q")
     world.ok("one", "key", "add", "--role", "writer", "--new-keyfile", world.place / "writer")
     world.backup("one", "disk", b"a")
