@@ -44,6 +44,7 @@ class Context:
         self.args = args
         self.env = env
         self.out = out
+        self._found = False
 
     @cached_property
     def config(self) -> Configuration:
@@ -92,8 +93,16 @@ class Context:
             yield store
 
     def retrying(self, store: Store, place: str) -> RetryingStore:
-        """The store, tried again when it fails; the user hears of the first failure."""
-        return RetryingStore(store, tell=lambda text: self.out.warn(text, place))
+        """The store, tried again when it fails; the user hears of the first failure.
+
+        With --if-available only once the repository was found: until then one line says that it is not there.
+        """
+
+        def tell(text: str) -> None:
+            if self._found or not self.args.if_available:
+                self.out.warn(text, place)
+
+        return RetryingStore(store, tell=tell)
 
     @property
     def _store_environment(self) -> Mapping[str, str]:
@@ -127,6 +136,7 @@ class Context:
             with self._may_be_absent():
                 nothing = self.args.if_available and next(iter(store.list("")), None) is None
             read_marker(store)
+            self._found = True
         except NoRepository as error:
             if nothing and not isinstance(error, Absent):
                 raise Absent(f"{self.place} is not available: nothing is there", obj=self.place) from error

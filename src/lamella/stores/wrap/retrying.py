@@ -114,7 +114,8 @@ class RetryingStore(Wrapper):
         if not self._told:
             self._told = True
             whole = min(self._backoff.first_seconds * 2.0 ** (self._attempts - 1), self._backoff.budget_seconds)
-            self._tell(f"{error.obj}: {error.message}; trying again for up to {whole:.0f} s")
+            about = f"{error.obj}: " if error.obj else ""
+            self._tell(f"{about}{error.message}; trying again for up to {whole:.0f} s")
         self._sleep(seconds)
 
     def _works(self, tried: bool) -> None:
