@@ -1642,7 +1642,7 @@ class History:
         count = collections.Counter(name for volume_id, (name, _) in named.items() if self.owners(volume_id))
         volumes = {}
         for volume_id, (name, naming) in sorted(named.items(), key=lambda item: item[1][0]):
-            plain = self.owners(volume_id) and count[name] == 1
+            plain = naming is None or (self.owners(volume_id) and count[name] == 1)
             unique = name if plain else f"{name}~{volume_id[:2].hex()}"
             volumes[volume_id] = Volume(unique, naming, sorted(snapshots[volume_id], key=moment))
         return volumes
