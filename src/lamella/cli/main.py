@@ -19,6 +19,9 @@ _INTERRUPTED = 130
 
 def entry() -> None:
     """The command `lamella`."""
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        # Names are UTF-8 on the disk whatever the locale says, and a repository is shared by machines with others.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     try:
         code = _guarded(sys.argv[1:])
     except KeyboardInterrupt:

@@ -159,5 +159,8 @@ def _content(path: str, limit: int) -> bytes:
 
 
 def _passphrase_of(content: bytes) -> Secret:
-    """One newline at the end belongs to the file, not to the passphrase."""
-    return slots.passphrase(content.removesuffix(b"\n").decode("utf-8", "surrogateescape"))
+    """What editors add belongs to the file, not to the passphrase: a byte order mark, and one line end (CRLF, too)."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError("the passphrase is in UTF-16", hint="save the file as UTF-8")
+    text = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").removesuffix(b"\r")
+    return slots.passphrase(text.decode("utf-8", "surrogateescape"))

@@ -229,17 +229,32 @@ class Survey:
         ages = {ref.encode(): self.first_seen.age_ms("removals", ref.encode()) for ref in removed}
         self.first_seen.younger("removals", list(ages), max(self._delays_ms))  # forgets what is gone
         young = {ref.encode() for ref in removed if ages[ref.encode()] < self._delays_ms[ref.writer not in own]}
-        if young:
-            needed.notes.append(f"{len(young)} removed snapshots are kept until their removal is old enough")
         by_domain: dict[DomainId, Roots] = {}
+        waiting: dict[DomainId, list[ChunkId]] = {}
         for ref, added in removed.items():
             if added is not None and ref.encode() in young:
                 by_domain.setdefault(added.domain_id, Roots()).add(added)
+                waiting.setdefault(added.domain_id, []).append(added.root)
                 needed.roots.setdefault(added.domain_id, set()).add(added.root)
+        kept = 0
         for domain_id, roots in by_domain.items():
-            if self.health.hold(domain_id, roots):
+            unread = self.health.hold(domain_id, roots)
+            kept += sum(root not in unread for root in waiting[domain_id])
+            if self._may_return(unread):
                 text = "nothing is deleted where a snapshot cannot be read whose removal is too young"
                 needed.leave(domain_id, text, f"domain {domain_id.hex()[:8]}")
+        if kept:
+            needed.notes.append(f"{kept} removed snapshots are kept until their removal is old enough")
+
+    def _may_return(self, unread: Collection[ChunkId]) -> bool:
+        """Whether a pack that is there may hold one of these nodes. What the host that removed them deleted is gone."""
+        if not unread:
+            return False
+        from lamella.packs.census import troubled  # rarely needed
+
+        suspects = self.repo.suspects
+        bad = any(blob.id in unread for pack in suspects.packs() for blob in suspects.blobs(pack))
+        return bad or bool(troubled(self.repo.blobs))
 
     def _hold_expelled(self, needed: Needed, without: Collection[Ref]) -> None:
         """What expelled writers published: all of it that can be read, and what cannot be read blocks nothing."""
