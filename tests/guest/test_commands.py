@@ -24,6 +24,7 @@ def lamella(tmp_path: Path, pool: Pool) -> Lamella:
     assert pool
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
     found = Lamella({"LAMELLA_REPO": str(tmp_path / "repository")}, ["--keyfile", str(key)])
     found.ok("init", "-q")
     return found
