@@ -59,6 +59,7 @@ def stranger_at_home() -> Iterator[Stranger]:
         home.chmod(0o755)
         key = home / "key"
         key.write_bytes(os.urandom(32))
+        key.chmod(0o600)
         os.chown(home, NOBODY, NOBODY)
         os.chown(key, NOBODY, NOBODY)
         key.chmod(0o600)

@@ -15,6 +15,7 @@ def second(tmp_path: Path, lamella: Lamella) -> Path:
     """Another repository, with a key of its own."""
     key = tmp_path / "second.key"
     key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
     Lamella({}, ["--keyfile", str(key)]).ok("init", "-q", "-r", tmp_path / "second")
     return tmp_path / "second"
 

@@ -58,6 +58,7 @@ class World:
     def __init__(self, place: Path) -> None:
         self.store, self.place = place / "repository", place
         (place / "key").write_bytes(KEY)
+        (place / "key").chmod(0o600)
         self.image = place / "disk.img"
         self.image.write_bytes(b"sound" * 40_000)
         self.env = {

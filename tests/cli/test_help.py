@@ -68,7 +68,8 @@ def test_version() -> None:
 
 def test_every_command_has_its_module() -> None:
     folder = ROOT / "src" / "lamella" / "cli" / "commands"
-    assert {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")} == set(COMMANDS)
+    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert {name for name in modules if not name.startswith("_")} == set(COMMANDS)
     assert all(callable(load(name).run) for name in COMMANDS)
 
 

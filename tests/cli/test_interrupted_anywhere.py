@@ -70,6 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(tmp_path_factory.mktemp("anywhere") / "world")
     made.place.mkdir()
     (made.place / "key").write_bytes(os.urandom(32))
+    (made.place / "key").chmod(0o600)
     made.image.write_bytes(random.Random(0).randbytes(SIZE))
     made.lamella.ok("init", "-q")
     made.lamella.ok("init", "-q", "-r", made.place / "other")

@@ -75,7 +75,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Host "one", an admin's, saved a, b and c; there is a writer's slot."""
     world = World(tmp_path_factory.mktemp("built"), images=tmp_path_factory.mktemp("images"))
     (world.place / "admin").write_bytes(ADMIN)
+    (world.place / "admin").chmod(0o600)
     (world.place / "writer").write_bytes(WRITER)
+    (world.place / "writer").chmod(0o600)
     world.ok("one", "init", "-q")
     world.ok("one", "key", "add", "--role", "writer", "--new-keyfile", world.place / "writer")
     for letter in (b"a", b"b", b"c"):

@@ -83,6 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("planted")
     place = Place(root, root / "disk.img")
     (place.root / "key").write_bytes(os.urandom(32))
+    (place.root / "key").chmod(0o600)
     admin = place.lamella()
     admin.ok("init", "-q")
     (place.root / "phrase").write_text(PHRASE)

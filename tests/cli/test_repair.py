@@ -98,6 +98,7 @@ def test_all_commits_lost(saved: Lamella, image: Path, place: Path, tmp_path: Pa
 def test_from_another_repository_with_its_own_secret(saved: Lamella, image: Path, place: Path, tmp_path: Path) -> None:
     other, key = tmp_path / "other", tmp_path / "other-key"
     key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
     second = Lamella({**saved.env, "LAMELLA_REPO": str(other)}, ["--keyfile", str(key)])
     second.ok("init", "-q")
     second.ok("backup", image)

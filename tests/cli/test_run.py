@@ -80,6 +80,7 @@ def desk(tmp_path: Path) -> Desk:
     for name in ("a", "b"):
         (tmp_path / "images" / f"{name}.img").write_bytes(os.urandom(1 << 20))
     (tmp_path / "key").write_bytes(os.urandom(32))
+    (tmp_path / "key").chmod(0o600)
     (tmp_path / "tell.py").write_text(
         "import json, sys\nmessage = json.load(sys.stdin)\nopen(sys.argv[1], 'a').write(json.dumps(message) + '\\n')\n"
     )

@@ -104,12 +104,12 @@ def test_hooks_run_around_the_freeze(empty: Lamella, tracked: Path, tmp_path: Pa
     after = f"sh -c 'echo after >> {log}; echo running | dd of={tracked} conv=notrunc status=none'"
     (row,) = empty.json("backup", tracked, "--before", before, "--after", after)["volumes"]
     assert log.read_text().split() == ["before", "after"]
-    assert row["consistency"] == 2
+    assert row["consistency"] == "quiesced"
     # The moment lies between the two, and is read after both.
     assert restored(empty, "vm", tmp_path).startswith(b"settled\n")
     assert tracked.read_bytes().startswith(b"running\n")
     assert empty.json("info", "vm")["consistency"] == "quiesced"
-    assert empty.json("backup", tracked)["volumes"][0]["consistency"] == 1
+    assert empty.json("backup", tracked)["volumes"][0]["consistency"] == "live"
 
 
 @pytest.mark.parametrize("before", ["false", "/no/such/program", "sleep 60"])

@@ -293,6 +293,7 @@ def _rescued(family: Family, objects: Objects, scratch: Path) -> list[str]:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     (place / "key").write_bytes(KEY)
+    (place / "key").chmod(0o600)
     repo = as_directory(objects, place / "repository")
     restored: list[str] = []
     for text, content in family.truth.volumes.items():

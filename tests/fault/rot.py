@@ -212,6 +212,7 @@ class World:
         """Make it, and keep a copy to begin again from."""
         self.place.mkdir(parents=True, exist_ok=True)
         self.key.write_bytes(KEY)
+        self.key.chmod(0o600)
         shutil.copy(rescue.__file__, self.place / "restore.py")
         (self.place / "truth").mkdir()
         self.days_ago = 60

@@ -26,6 +26,7 @@ Steal = Callable[[], Thief]
 def repository(tmp_path: Path) -> Path:
     """A real repository with two snapshots."""
     (tmp_path / "key").write_bytes(os.urandom(32))
+    (tmp_path / "key").chmod(0o600)
     lamella = Lamella({"LAMELLA_REPO": str(tmp_path / "repo")}, ["--keyfile", str(tmp_path / "key")])
     image = tmp_path / "disk.img"
     image.write_bytes(os.urandom(1 << 20))

@@ -124,6 +124,7 @@ def rescue_list(store: MemoryStore, tmp_path: Path) -> list[str]:
     """What the emergency reader lists."""
     place = as_directory(store.objects(), tmp_path / f"rescue-{len(store.objects())}")
     (tmp_path / "key").write_bytes(KEY)
+    (tmp_path / "key").chmod(0o600)
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
         rescue.main(["list", "--repo", str(place), "--keyfile", str(tmp_path / "key")])

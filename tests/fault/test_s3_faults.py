@@ -371,6 +371,7 @@ def test_every_command_names_the_cause_of_a_refusal(
     """HEAD has no body: whatever asks by HEAD first must find out all the same."""
     bucket = proxy.service.new_bucket()
     (tmp_path / "key").write_bytes(bytes(32))
+    (tmp_path / "key").chmod(0o600)
     env = {**CREDENTIALS, "LAMELLA_REPO": f"s3:{proxy.through.place(bucket)}"}
     lamella = Lamella(env, ["--keyfile", str(tmp_path / "key")])
     (tmp_path / "img").write_bytes(b"content")
@@ -386,6 +387,7 @@ def test_every_command_names_the_cause_of_a_refusal(
 @pytest.mark.parametrize("command", ["list", "backup", "verify"])
 def test_a_missing_bucket_is_no_missing_repository(proxy: Proxy, tmp_path: Path, command: str) -> None:
     (tmp_path / "key").write_bytes(bytes(32))
+    (tmp_path / "key").chmod(0o600)
     env = {**CREDENTIALS, "LAMELLA_REPO": f"s3:{proxy.through.place('never-made')}"}
     source = [str(tmp_path / "key")] if command == "backup" else []
     done = Lamella(env, ["--keyfile", str(tmp_path / "key")]).run(command, *source)

@@ -151,6 +151,7 @@ def check_rescue(objects: Mapping[str, bytes], truth: Truth, scratch: Path) -> N
     place.mkdir(parents=True)
     key = place / "key"
     key.write_bytes(KEY)
+    key.chmod(0o600)
     repo = as_directory(objects, place / "repository")
     for text, content in truth.volumes.items():
         target = place / "out.img"

@@ -24,6 +24,7 @@ def lamella(tmp_path: Path, pool: Pool) -> Lamella:
     assert pool
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
     found = Lamella({"LAMELLA_REPO": str(tmp_path / "repository")}, ["--keyfile", str(key)])
     found.ok("init", "-q")
     return found
@@ -136,7 +137,7 @@ def test_back_up_change_back_up_again_restore_and_compare(
         figures = Figures(record_property)
         row = backup(lamella, f"work=lvm:{volume.text}")
         figures.tell("incremental", row["read_bytes"], row["source_bytes"])
-        assert (row["mode"], row["reason"], row["consistency"]) == ("incremental", "", 1)
+        assert (row["mode"], row["reason"], row["consistency"]) == ("incremental", "", "live")
         blocks = differing("vg/same-as-base", kept(pool))
         assert row["read_bytes"] - row["sampled_bytes"] == blocks * BLOCK < 4 * MIB
         assert 0 < row["sampled_bytes"] <= 64 * BLOCK

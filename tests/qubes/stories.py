@@ -59,6 +59,7 @@ def a_running_qube_costs_what_it_changed(store: Store, host: Host, admin: Admin,
 def command(system: FakeQubesd, place: Path) -> Lamella:
     """The command as dom0 runs it, and an empty repository."""
     (place / "key").write_bytes(os.urandom(32))
+    (place / "key").chmod(0o600)
     places = {
         "LAMELLA_REPO": str(place / "repository"),
         "LAMELLA_QUBESD_SOCKET": str(system.place),

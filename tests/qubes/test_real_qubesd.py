@@ -93,6 +93,7 @@ def beginning(path: Path) -> bytes:
 def test_five_kinds_of_qubes_lost_and_restored(admin: Admin, pool: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
     env = {
         "LAMELLA_QUBESD_SOCKET": str(tmp_path / "qubesd.sock"), "LAMELLA_REPO": str(tmp_path / "repository"),
         "LAMELLA_STATE_DIR": str(tmp_path / "state"), "LAMELLA_CACHE_DIR": str(tmp_path / "cache"),

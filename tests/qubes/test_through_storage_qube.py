@@ -16,6 +16,7 @@ from tests.system.qrexec import qrexec
 def test_dom0_to_a_storage_qube_and_back(system: FakeQubesd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
     env = {
         "LAMELLA_REPO": "qubes://vault/main", "LAMELLA_QUBESD_SOCKET": str(system.place),
         "LAMELLA_STATE_DIR": str(tmp_path / "state"), "LAMELLA_CACHE_DIR": str(tmp_path / "cache"),

@@ -214,6 +214,7 @@ def test_a_lock_that_somebody_else_has_now_is_not_had(link: BadLink, tmp_path: P
 def lamella(tmp_path: Path, link: BadLink) -> Lamella:
     """The command, and a repository over the link."""
     (tmp_path / "key").write_bytes(os.urandom(32))
+    (tmp_path / "key").chmod(0o600)
     place = f"ssh://127.0.0.1:{link.port}{tmp_path}/repo"
     made = Lamella({"LAMELLA_REPO": place}, ["--keyfile", str(tmp_path / "key")])
     made.ok("init", "-q")
@@ -316,6 +317,7 @@ def shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[La
         with (running.place / "known").open("a") as known:
             known.write(f"[127.0.0.1]:{link.port} {key}")
         (tmp_path / "key").write_bytes(os.urandom(32))
+        (tmp_path / "key").chmod(0o600)
         place = f"ssh://127.0.0.1:{link.port}{tmp_path}/repo"
         lamella = Lamella({"LAMELLA_REPO": place}, ["--keyfile", str(tmp_path / "key")])
         lamella.ok("init", "-q")

@@ -74,6 +74,7 @@ def reached(place: Path, how: str) -> Iterator[dict[str, str]]:
 def test_a_full_disk_can_be_pruned(kind: str, how: str, tmp_path: Path) -> None:
     keyfile, image = tmp_path / "key", tmp_path / "disk.img"
     keyfile.write_bytes(os.urandom(32))
+    keyfile.chmod(0o600)
     with disk_of(kind, tmp_path) as disk, reached(disk / "R", how) as environment:
         lamella = Lamella(environment, ["--keyfile", str(keyfile)])
         lamella.ok("init")
@@ -103,6 +104,7 @@ def names(lamella: Lamella) -> list[str]:
 def test_a_backup_does_not_take_the_room_that_is_kept_back(tmp_path: Path) -> None:
     keyfile, image = tmp_path / "key", tmp_path / "disk.img"
     keyfile.write_bytes(os.urandom(32))
+    keyfile.chmod(0o600)
     with disk_of("tmpfs", tmp_path) as disk:
         lamella = Lamella({"LAMELLA_REPO": str(disk / "R")}, ["--keyfile", str(keyfile)])
         lamella.ok("init")

@@ -25,6 +25,7 @@ def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 def lamella(tmp_path: Path) -> Lamella:
     """The command, told a key file."""
     (tmp_path / "key").write_bytes(os.urandom(32))
+    (tmp_path / "key").chmod(0o600)
     return Lamella({}, ["--keyfile", str(tmp_path / "key")])
 
 

@@ -32,6 +32,7 @@ def test_the_next_run_goes_on(top: Path, tmp_path: Path, number: signal.Signals)
     os.sync()
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
     places = {"LAMELLA_STATE_DIR": str(tmp_path / "state"), "LAMELLA_CACHE_DIR": str(tmp_path / "cache")}
     lamella = Lamella({**places, "LAMELLA_REPO": str(tmp_path / "R")}, ["--keyfile", str(key)])
     lamella.ok("init", "-q")

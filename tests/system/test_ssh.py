@@ -24,6 +24,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SshServer]:
 def lamella(tmp_path: Path, server: SshServer) -> Lamella:
     """The command, told a key file and a repository behind the server that is not there yet."""
     (tmp_path / "key").write_bytes(os.urandom(32))
+    (tmp_path / "key").chmod(0o600)
     return Lamella(
         {"LAMELLA_REPO": f"ssh://127.0.0.1:{server.port}{tmp_path}/repo"}, ["--keyfile", str(tmp_path / "key")]
     )
@@ -76,6 +77,7 @@ def test_the_connection_is_used_again(image: Path, tmp_path: Path, monkeypatch: 
     with ssh_server(reuse=True) as running:
         monkeypatch.setenv("PATH", f"{running.bin}:{os.environ['PATH']}")
         (tmp_path / "key").write_bytes(os.urandom(32))
+        (tmp_path / "key").chmod(0o600)
         place = f"ssh://127.0.0.1:{running.port}{tmp_path}/repo"
         lamella = Lamella({"LAMELLA_REPO": place}, ["--keyfile", str(tmp_path / "key")])
         lamella.ok("init", "-q")

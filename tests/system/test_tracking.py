@@ -411,6 +411,7 @@ def test_a_nearly_full_file_system_is_left_alone(kind: str, tmp_path: Path) -> N
             monitor(world.host, world.source())
         key = tmp_path / "key"
         key.write_bytes(KEY)
+        key.chmod(0o600)
         command = Lamella({"LAMELLA_REPO": str(tmp_path / "repo0")}, ["--keyfile", str(key)])
         assert command.run("backup", f"other={world.image}").code == 22
         assert {path: path.stat().st_mtime_ns for path in top.rglob("*")} == before
