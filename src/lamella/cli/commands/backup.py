@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,7 @@ from lamella.cli.context import Context
 from lamella.cli.destination import DestinationContext, named_destinations
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.sources import may_be_several, named_source
-from lamella.cli.values import rate, seconds, size, workers
-from lamella.format.encoder import check_setting
+from lamella.cli.values import compression, rate, seconds, size, workers
 from lamella.operations.backup.plan import MAX_DOCUMENT
 from lamella.operations.backup.story import (
     BackupOptions,
@@ -77,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="64K to 4M, a power of two (first backup of a volume only)",
     )
     parser.add_argument(
-        "--compression", metavar="HOW", type=_compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
+        "--compression", metavar="HOW", type=compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
     )
     parser.add_argument(
         "--adopt", action="store_true", help="go on with a volume of that name although it came from another source"
@@ -120,13 +119,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="afterwards remove the snapshots of these volumes that no rule of the configuration keeps",
     )
     add_dry_run(parser)
-
-
-def _compression(text: str) -> str:
-    try:
-        return check_setting(text)
-    except LamellaError as error:
-        raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from error
 
 
 @dataclass(slots=True)
@@ -363,26 +355,11 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
     return requests
 
 
-def _sources(context: Context, requests: list[Request | FailedRequest], errors: list[LamellaError]) -> Iterator[str]:
+def _sources(context: Context, requests: list[Request | FailedRequest], errors: list[LamellaError]) -> Iterable[str]:
     """Each source, patterns and directories replaced by the files they mean. One that means none is a failed source."""
-    given = {str(Path(split_name(text)[1]).absolute()) for text in context.args.source}
-    found: set[str] = set()
-    for text in context.args.source:
-        if not may_be_several(split_name(text)[1]):
-            yield text
-            continue
-        from lamella.cli.found_sources import files_of  # most backups name their sources
+    texts = context.args.source
+    if not any(may_be_several(split_name(text)[1]) for text in texts):
+        return list(texts)
+    from lamella.cli.found_sources import all_files  # most backups name their sources
 
-        try:
-            files = files_of(text, context.args.exclude)
-        except NothingMatched as error:
-            errors.append(error)
-            requests.append(FailedRequest(name_from(text), f"{error.message}; {error.hint}"))
-            continue
-        if files is None:
-            yield text
-            continue
-        # A file that is named itself may have a name of its own there; two patterns may mean the same file.
-        new = {str(Path(one).absolute()): one for one in files}.items()
-        yield from (one for path, one in new if path not in given | found)
-        found |= {path for path, _ in new}
+    return all_files(texts, context.args.exclude, requests, errors)
