@@ -569,7 +569,10 @@ class Slot:
         data, (log_n, r, p) = self._data, self._data[10:13]
         if self.kind == PASSPHRASE:
             memory = 128 * r * ((1 << log_n) + p + 2) + MIB
-            kek = hashlib.scrypt(secret, salt=data[16:48], n=1 << log_n, r=r, p=p, maxmem=memory, dklen=32)
+            try:
+                kek = hashlib.scrypt(secret, salt=data[16:48], n=1 << log_n, r=r, p=p, maxmem=memory, dklen=32)
+            except (MemoryError, ValueError):
+                raise Problem(FAILED, f"not enough memory: a passphrase needs {memory // MIB} MiB") from None
         else:
             kek = hkdf(secret, data[16:48], b"lamella/1 kek\0" + marker.r + data[:16], 32)
         if not hmac.compare_digest(prf(hkdf(kek, marker.r, b"mac", 32), data[:144]), data[144:176]):
@@ -843,10 +846,11 @@ TRAILER = 192  # bytes after the container of a commit
 
 # Types of records; those from 0x8000 on are optional.
 WRITER, VOLUME, ADD_SNAP, CONFIRM, TAG, RENAME = 1, 2, 3, 4, 5, 6
-CHECKPOINT, FORK_SEEN, REMOVE, AUDITED, FORGO, REVIVE, REMOVE_LAST = 0x0C, 0x0D, 0x10, 0x15, 0x16, 0x17, 0x18
+CHECKPOINT, SUCCEEDS, REMOVE, AUDITED, FORGO, REVIVE, REMOVE_LAST = 0x0C, 0x0D, 0x10, 0x15, 0x16, 0x17, 0x18
+JOIN, GIVE, EXPEL, READMIT = 0x19, 0x1A, 0x1B, 0x1C
 RUN, LOST, SEEN = 0x8001, 0x8002, 0x8003
-KNOWN = frozenset((*range(0x01, 0x0E), *range(0x10, 0x19)))  # of the required ones
-SIGNED = frozenset((VOLUME, *range(0x05, 0x0A), *range(0x10, 0x19), LOST))  # they end in a signature, or in zeros
+KNOWN = frozenset((*range(0x01, 0x0E), *range(0x10, 0x1D)))  # of the required ones
+SIGNED = frozenset((VOLUME, *range(0x05, 0x0A), *range(0x10, 0x1D), LOST))  # they end in a signature, or in zeros
 ORIGIN, REBUILT = 0x8010, 0x8020  # records inside an ADD_SNAP
 
 
@@ -928,7 +932,7 @@ class CommitReader:
         newest = int.from_bytes(commit.newest[:8], "little")
         require(newest < commit.seq and bool(newest) == any(commit.newest[8:]), "impossible checkpoint before it")
         count = c.number(4)
-        require(count <= 4096, "more than 4096 heads seen")
+        require(count <= 1024, "more than 1024 heads seen")
         commit.seen = tuple(head_of(name) for name in c.many(count, 56))
         records = records_of(c)
         commit.carried = next((value for kind, value in records if kind == CHECKPOINT and sound(kind, value)), b"")
@@ -1108,6 +1112,7 @@ class Naming(NamedTuple):
     name: str
     domain_id: bytes  # empty in RENAME
     label: str  # of the domain
+    created: set[bytes]  # who created the volume, if that is known by this record
 
 
 class Mark(NamedTuple):
@@ -1132,6 +1137,7 @@ class Snapshot(NamedTuple):
     documents: list[tuple[str, int, list[bytes]]]  # name, size, ids of the parts
     packs: list[bytes]
     inner: list[int]  # types of the records inside, in ascending order
+    origin: bytes  # of a copy, repo_id || ref of where it was first published; else empty
 
     def snap_id(self) -> bytes:
         return self.ref[24:]
@@ -1173,12 +1179,14 @@ def lost_parts(c: Cursor) -> None:
 
 LAYOUTS: dict[int, tuple[Any, ...]] = {
     WRITER: (Cursor.text, Cursor.text),
-    VOLUME: (32, one_of(*range(16, 23)), Cursor.text, Cursor.text, lambda c: c.take(c.number(2)), 64),
+    VOLUME: (32, one_of(*range(16, 23)), Cursor.text, Cursor.text, lambda c: c.take(c.number(2)), 64, 64),
     CONFIRM: ((4, 40),),
     TAG: (40, one_of(1, 2), Cursor.text, 64),
     RENAME: (16, Cursor.text, 64),
     CHECKPOINT: ((4, 40), (4, ID + 32), lambda c: c.take(c.left())),
-    FORK_SEEN: (24, (1, 32)),
+    **dict.fromkeys((SUCCEEDS, JOIN, GIVE), (96,)),
+    EXPEL: (72, (2, 16), 64),
+    READMIT: (80,),
     **dict.fromkeys((AUDITED, FORGO), (120,)),
     **dict.fromkeys((REMOVE, REMOVE_LAST), ((4, 40), 64)),
     RUN: (Cursor.text, one_of(0, 1), (2, 16, Cursor.text, one_of(0, 1), Cursor.text)),
@@ -1203,7 +1211,9 @@ def parse_snapshot(record: Record, c: Cursor, keep_packs: bool) -> Snapshot:
     when, _, name = c.number(8), c.take(40), c.text()
     documents = [(c.text(), c.number(8), c.many(c.number(2), ID)) for _ in range(c.number(2))]
     packs = c.many(c.number(4), 32)
-    inner = sorted(kind for kind, _ in records_of(c))
+    inside = records_of(c)
+    inner = sorted(kind for kind, _ in inside)
+    origin = next((value[:56] for kind, value in inside if kind == ORIGIN and len(value) == 112), b"")
     fit = all(len(parts) == -(-size // (PART_MAX - 8)) for _, size, parts in documents)
     require(fit and sum(size for _, size, _ in documents) <= TOTAL_MAX, "documents of impossible sizes")
     fit = consistency <= max(CONSISTENCY) and len(packs) <= PACKS_MAX and size < 1 << 63 and 16 <= log2 <= 22
@@ -1211,7 +1221,7 @@ def parse_snapshot(record: Record, c: Cursor, keep_packs: bool) -> Snapshot:
     tree = Tree(name, volume_id, domain_id, root, size, log2)
     ref = record.commit.writer + u64(record.commit.seq) + snap_id
     kept = packs if keep_packs else []
-    return Snapshot(record.commit, record.order, ref, tree, consistency, when, name, documents, kept, inner)
+    return Snapshot(record.commit, record.order, ref, tree, consistency, when, name, documents, kept, inner, origin)
 
 
 class Records:
@@ -1228,6 +1238,12 @@ class Records:
         self.named: dict[int, set[bytes]] = collections.defaultdict(set)  # by type, what these records name
         self.marked: set[bytes] = set()  # snapshots that a REMOVE without its signature names
         self.admins: set[bytes] = set()  # writers that published something with the prune key's signature
+        self.given: dict[bytes, set[bytes]] = collections.defaultdict(set)  # by volume_id, who was made an owner
+        self.expelled: dict[bytes, tuple[Head, set[bytes]]] = {}  # by EXPEL, the last that counts, and who stays
+        self.readmitted: set[bytes] = set()
+        self.handovers: set[tuple[bytes, bytes]] = set()  # a writer, and one for whom it acts
+        self.succeeded: set[tuple[bytes, bytes]] = set()  # those of them that the older writer signed
+        self.revived: dict[bytes, bytes] = {}  # by ref, what a snapshot was before it was published anew
         self._readers: dict[int, Callable[[Record, Cursor], None]] = {
             WRITER: self._writer,
             VOLUME: self._naming,
@@ -1237,7 +1253,9 @@ class Records:
             TAG: self._tag,
             RUN: self._run,
             LOST: self._lost,
-            **dict.fromkeys((CONFIRM, FORK_SEEN, REMOVE, REMOVE_LAST, AUDITED, FORGO), self._names),
+            **dict.fromkeys((SUCCEEDS, JOIN, GIVE), self._hand_over),
+            **dict.fromkeys((EXPEL, READMIT), self._expel),
+            **dict.fromkeys((CONFIRM, REMOVE, REMOVE_LAST, AUDITED, FORGO), self._names),
         }
 
     def take(self, commit: Commit, kind: int, value: bytes) -> None:
@@ -1276,14 +1294,17 @@ class Records:
         self.labels[record.commit.writer] = c.text()
 
     def _naming(self, record: Record, c: Cursor) -> None:
-        volume_id, domain_id, label = c.take(16), b"", ""
+        volume_id, domain_id, label, created = c.take(16), b"", "", set[bytes]()
         if record.kind == VOLUME:
             domain_id, _ = c.take(16), c.take(1)
             require(domain_id != CATALOGUE, "VOLUME in the catalogue domain")
         name = c.text()
         if record.kind == VOLUME:
-            label = c.text()
-        naming = Naming(record.commit, record.order, record.signed, name, domain_id, label)
+            label, _ = c.text(), c.take(c.number(2))
+            creator, nonce = c.take(16), c.take(16)
+            bound = hashlib.sha256(b"lamella/1 volume\0" + creator + nonce).digest()[:16] == volume_id
+            created = {creator} if bound or record.signed else set()
+        naming = Naming(record.commit, record.order, record.signed, name, domain_id, label, created)
         self.namings[volume_id].append(naming)
 
     def _snapshot(self, record: Record, c: Cursor) -> None:
@@ -1292,13 +1313,36 @@ class Records:
         self.named[record.kind].add(snapshot.ref)
 
     def _revive(self, record: Record, c: Cursor) -> None:
-        c.take(40)
+        removed = c.take(40)
         if self._counts(record):
             self._snapshot(record, Cursor(record.value[40:-64]))
+            self.revived[record.commit.writer + u64(record.commit.seq) + record.value[40:56]] = removed
+
+    def _hand_over(self, record: Record, c: Cursor) -> None:
+        """Who owns what: by the prune key's word, or SUCCEEDS, with which an older writer key signs for a new one."""
+        if record.kind == SUCCEEDS:
+            new, public = record.commit.writer, c.take(32)
+            signed = self._repo.crypto.verify(
+                public, c.take(64), b"lamella/1 succeeds\0" + self._repo.keys.marker.r + new
+            )
+            require(signed and record.commit.seq == 1, "without the older writer's signature")
+            self.succeeded.add((new, hashlib.sha256(public).digest()[:16]))
+            self.handovers |= self.succeeded
+        elif self._counts(record):
+            first, second = c.take(16), c.take(16)
+            self.handovers |= {(first, second)} if record.kind == JOIN else set()
+            self.given[first] |= {second} if record.kind == GIVE else set()
+
+    def _expel(self, record: Record, c: Cursor) -> None:
+        ident = c.take(16)
+        if self._counts(record) and record.kind == READMIT:
+            self.readmitted.add(ident)
+        elif record.signed:
+            self.expelled[ident] = head_of(c.take(56)), set(c.many(c.number(2), 16))
 
     def _names(self, record: Record, c: Cursor) -> None:
-        """What a record names: the writer_id || seq of a fork, a commit, or else the refs of snapshots."""
-        size = {FORK_SEEN: 24, AUDITED: 56, FORGO: 56}.get(record.kind)
+        """What a record names: a commit, or else the refs of snapshots."""
+        size = {AUDITED: 56, FORGO: 56}.get(record.kind)
         names = [c.take(size)] if size else c.many(c.number(4), 40)
         if record.kind == CONFIRM:
             names = [ref for ref in names if ref[:16] == record.commit.writer]
@@ -1341,6 +1385,9 @@ class History:
         self._unopened: dict[Head, tuple[set[bytes], str]] = {}  # no valid commit: what it proves, and why
         self._named: set[Head] = set()  # commits that others name
         self._gaps: set[Head] = set()  # commits that the next commit of their chain names and does not follow
+        self._forks: dict[bytes, str] = {}  # by writer, what to say of it
+        self._limits: dict[bytes, Head] = {}  # of expelled writers, the last commit that counts
+        self.late: set[bytes] = set()  # refs of snapshots of expelled writers, published after that
         self._here: dict[tuple[bytes, int], set[bytes]] = collections.defaultdict(set)  # (writer, seq) -> SHA-256
 
     # -- reading all commits
@@ -1368,6 +1415,7 @@ class History:
             if folder == "w" or folder.startswith("w/"):  # Any number of commits may be there.
                 self.missing.add(Head(bytes.fromhex(folder[2:]) or bytes(16), 0, bytes(32)))
                 self.warn(f"history is missing: {folder}/ was not listed to its end", history=True)
+        self._expel()
         self._judge()
         return self
 
@@ -1423,9 +1471,7 @@ class History:
         chain.sort(key=lambda commit: (commit.seq, commit.sha))
         for seq in sorted(seq for seq, count in collections.Counter(c.seq for c in chain).items() if count > 1):
             self.chains.forked.add(writer)
-            accepted = writer + u64(seq) in self.records.named[FORK_SEEN]
-            text = f"fork: writer {writer.hex()} has several commits {seq}; all of them count"
-            self.warn(text, "note" if accepted else "warning", history=not accepted)
+            self._forks[writer] = f"fork: writer {writer.hex()} has several commits {seq}; all of them count"
         gaps = []
         last = None
         for commit in chain:
@@ -1480,6 +1526,8 @@ class History:
     def _judge(self) -> None:
         """Find the commits that are known and not here: history is missing, unless a FORGO excuses them."""
         self._named |= self._audited | self._gaps
+        for writer in sorted(self._forks.keys() - self._limits.keys()):
+            self.warn(self._forks[writer], history=True)
         for head, (proofs, why) in sorted(self._unopened.items()):
             intact = any(proofs & commit.proofs for commit in self.chains.of(head.writer))
             if self._waited_for(head) and (head in self._named or (proofs and not intact)):
@@ -1491,6 +1539,31 @@ class History:
             if (head.seq > newest or head in self._gaps) and self._waited_for(head):
                 self._lack(head, "is named by another commit and is not here")
 
+    def _expel(self) -> None:
+        """Leave out what expelled writers said after the last commit that counts; their snapshots stay as claims."""
+        records = self.records
+        for head, stay in (what for ident, what in records.expelled.items() if ident not in records.readmitted):
+            self._limits[head.writer] = min(head, self._limits.get(head.writer, head))
+            more = {head.writer}
+            while more:
+                more = {new for new, old in records.succeeded if old in more} - self._limits.keys() - stay
+                self._limits.update((new, Head(new, 0, b"")) for new in more)
+        tables: list[Any] = [records.namings, records.tags, records.losses] if self._limits else []
+        for table in tables:
+            for key, items in table.items():
+                table[key] = [item for item in items if item.signed or self._counts(item.commit)]
+        self.late = {s.ref for s in records.snapshots.values() if not self._counts(s.commit)} - records.revived.keys()
+        records.handovers = {
+            (new, old) for new, old in records.handovers if self._limits.get(new, Head(new, 1, b"")).seq
+        }
+
+    def _counts(self, commit: Commit) -> bool:
+        """Whether its writer was not expelled before it."""
+        head = self._limits.get(commit.writer)
+        end = self.chains.commits.get(head.sha) if head and commit.sha else None
+        on_branch = end is None or commit is end or self.chains.before(commit, end)
+        return head is None or (commit.seq <= head.seq and on_branch)
+
     def _lack(self, head: Head, why: str) -> None:
         self.missing.add(head)
         self.absent.add(commit_path(*head))
@@ -1498,7 +1571,7 @@ class History:
 
     def _waited_for(self, head: Head) -> bool:
         """Whether a commit that cannot be read is missed: not before its chain's beginning, nor if FORGO excuses it."""
-        begun = head.seq >= max(1, self._start.get(head.writer, 0))
+        begun = max(1, self._start.get(head.writer, 0)) <= head.seq <= self._limits.get(head.writer, head).seq
         return begun and not any(self._excuses(head_of(name), head) for name in self.records.named[FORGO])
 
     def _excuses(self, given_up: Head, head: Head) -> bool:
@@ -1523,17 +1596,39 @@ class History:
         letters = base64.b32encode(hashlib.sha256(b"".join(message)).digest()[:10]).decode()
         return "-".join(letters[i : i + 4] for i in range(0, 16, 4))
 
+    def line(self, writers: Iterable[bytes]) -> set[bytes]:
+        """Writers, and all that act for them."""
+        found, more = set(writers), set(writers)
+        while more:
+            more = {new for new, old in self.records.handovers if old in more} - found
+            found |= more
+        return found
+
+    def owners(self, volume_id: bytes) -> set[bytes]:
+        """The writers that may say what a volume is: its creator, whom it was given to, and who acts for those."""
+        created = (naming.created for naming in self.records.namings.get(volume_id, []))
+        return self.line(set().union(self.records.given.get(volume_id, ()), *created))
+
+    def first(self, s: Snapshot) -> bytes:
+        """The ref that a snapshot had before it was published anew."""
+        chain = [s.ref]
+        while self.records.revived.get(chain[-1], s.ref) not in chain:
+            chain.append(self.records.revived[chain[-1]])
+        return chain[-1]
+
+    def claim(self, s: Snapshot) -> bool:
+        """Whether it was added to a volume of others: it stands for itself, and is never the volume's latest."""
+        return s.ref in self.late or self.first(s)[:16] not in self.owners(s.tree.volume_id)
+
     def _naming(self, volume_id: bytes) -> "tuple[str, Naming | None]":
-        """The name of a volume and the VOLUME record in force."""
-        namings = self.records.namings.get(volume_id, [])
-        first = self.chains.first([naming for naming in namings if naming.domain_id])
-        owner = first[0].commit.writer if first else None
-        applies = [naming for naming in namings if naming.signed or naming.commit.writer == owner]
+        """The name of a volume and the VOLUME record in force; of a volume without owners, anybody's."""
+        namings, owners = self.records.namings.get(volume_id, []), self.owners(volume_id)
+        applies = [naming for naming in namings if naming.signed or naming.commit.writer in owners]
         for naming in namings:
             if naming not in applies:
-                self.warn(f"{naming.commit.path()}: names a volume of another writer; ignored")
-        volume = self.chains.last([naming for naming in applies if naming.domain_id])
-        last = self.chains.last(applies)
+                self.warn(f"{naming.commit.path()}: names a volume of another writer; ignored", "note")
+        volume = self.chains.last([naming for naming in applies or namings if naming.domain_id])
+        last = self.chains.last(applies) or volume
         return (last[0].name if last else f"volume-{volume_id.hex()[:8]}"), (volume[0] if volume else None)
 
     def volumes(self, removed: bool = False) -> dict[bytes, Volume]:
@@ -1544,10 +1639,11 @@ class History:
             if removed or self.stands(s):
                 snapshots.setdefault(s.tree.volume_id, []).append(s)
         named = {volume_id: self._naming(volume_id) for volume_id in snapshots}
-        count = collections.Counter(name for name, _ in named.values())
+        count = collections.Counter(name for volume_id, (name, _) in named.items() if self.owners(volume_id))
         volumes = {}
         for volume_id, (name, naming) in sorted(named.items(), key=lambda item: item[1][0]):
-            unique = f"{name}~{volume_id[:2].hex()}" if count[name] > 1 else name
+            plain = naming is None or (self.owners(volume_id) and count[name] == 1)
+            unique = name if plain else f"{name}~{volume_id[:2].hex()}"
             volumes[volume_id] = Volume(unique, naming, sorted(snapshots[volume_id], key=moment))
         return volumes
 
@@ -1576,27 +1672,45 @@ class History:
 
     def _choose(self, snapshots: list[Snapshot], wanted: str) -> list[Snapshot]:
         """The snapshots that a name, snap_id, "latest", "^TAG" or the beginning of a name fits."""
-        standing = [s for s in snapshots if self.stands(s)]
+        counting = [s for s in snapshots if self.stands(s) and not self.claim(s)]
         if wanted in ("", "latest"):
-            return self._latest(standing)
+            return self._latest(counting)[:1]
         if wanted[0] == "^":
-            return [s for s in standing if wanted[1:] in self.tags(s)]
-        named = [s for s in snapshots if wanted in (s.name, s.snap_id().hex())]
+            return [s for s in counting if wanted[1:] in self.tags(s)]
         # A removed snapshot may have come back under its name. If it did not, who knows its whole name may try.
-        return [s for s in named if self.stands(s)] or named or [s for s in standing if s.name.startswith(wanted)]
+        named = [s for s in snapshots if wanted in (s.name, s.snap_id().hex())]
+        exact = [s for s in named if s in counting] or [s for s in named if self.stands(s)] or named
+        return exact or [s for s in counting if s.name.startswith(wanted)]
 
-    def _latest(self, standing: list[Snapshot]) -> list[Snapshot]:
-        """The snapshots that no other one is after; one, by its moment, if the order of commits says nothing."""
-        if any(ORIGIN in s.inner or s.ref in self.records.named[REVIVE] for s in standing):
-            return sorted(standing, key=moment)[-1:]  # The place of a copy in its chain says only when it was copied.
-        latest = self.chains.last(standing)
-        if all(any(self.chains.earlier(a, b) for b in latest) for a in latest):  # a circle
-            return sorted(latest, key=moment)[-1:]
+    def _latest(self, counting: list[Snapshot]) -> list[Snapshot]:
+        """The latest snapshot, and after it those that are not known to be earlier."""
+        newest = {place[:32]: seq for place, seq in sorted(map(self._place, counting), key=lambda place: place[1])}
+        ends = [s for s in counting if newest[self._place(s)[0][:32]] == self._place(s)[1]]
+        found = [s for s in ends if not any(self._before(s, other) for other in ends if other is not s)]
+        latest = sorted(found or ends, key=moment, reverse=True)
+        if len(latest) > 1:
+            also = ", ".join(shown(s.name) for s in latest[1:])
+            self.warn(f"{shown(latest[0].name)} is taken for the latest, by its time; as late may be: {also}")
         return latest
+
+    def _place(self, s: Snapshot) -> tuple[bytes, int]:
+        """Where a snapshot was first published (repo_id || ref), and the number of that commit."""
+        place = s.origin or self._repo.keys.marker.repo_id + self.first(s)
+        return place, int.from_bytes(place[32:40], "little")
+
+    def _before(self, a: Snapshot, b: Snapshot) -> bool:
+        """Whether a came before b: by the chain where both were first published, else by time if one is a copy."""
+        (place_a, seq_a), (place_b, seq_b) = self._place(a), self._place(b)
+        if place_a[:32] == place_b[:32]:
+            return seq_a < seq_b
+        own = place_a[16:] == a.ref and place_b[16:] == b.ref
+        return self.chains.earlier(a, b) if own else moment(a) < moment(b)
 
     def tags(self, s: Snapshot) -> list[str]:
         """The tags that were given and not taken away since, by who gave them or with the prune key's signature."""
-        mine = ((text, marks) for (ref, text), marks in self.records.tags.items() if ref == s.ref)
+        may = self.owners(s.tree.volume_id) | self.line([self.first(s)[:16]])
+        tags = ((text, marks) for (ref, text), marks in self.records.tags.items() if ref == s.ref)
+        mine = [(text, [mark for mark in marks if mark.signed or mark.commit.writer in may]) for text, marks in tags]
         return sorted(text for text, marks in mine if any(self._tag_stands(given, marks) for given in marks))
 
     def _tag_stands(self, given: Mark, marks: list[Mark]) -> bool:
@@ -1617,6 +1731,8 @@ class History:
             "unconfirmed": s.ref not in records.named[CONFIRM],
             "removed": not self.stands(s),
             "marked-removed": s.ref in records.marked,
+            "claim": self.claim(s),
+            "expelled": s.ref in self.late,
             "conflict": s.snap_id() in repeated,
             "unusable": bool(s.unusable()),
             "rebuilt": REBUILT in s.inner,
@@ -1845,7 +1961,9 @@ def secret_of(args: argparse.Namespace) -> tuple[int, bytes]:
         return kind, secret_in(kind, os.fsencode(value))
     with open(value, "rb") as file:
         content = file.read(16 * MIB)
-    return kind, secret_in(kind, content.removesuffix(b"\n") if kind == PASSPHRASE else content)
+    if kind == PASSPHRASE:  # What editors add belongs to the file.
+        content = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").removesuffix(b"\r")
+    return kind, secret_in(kind, content)
 
 
 def secret_in(kind: int, content: bytes) -> bytes:

@@ -17,7 +17,8 @@ from lamella.format.inner import Origin, OriginPlace
 from lamella.format.records import Tag, raw
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.copy.plan import State
-from lamella.operations.shared.selection import find_volume, newest, select
+from lamella.operations.shared.newest import newest
+from lamella.operations.shared.selection import find_volume, select
 from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore

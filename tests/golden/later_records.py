@@ -9,6 +9,9 @@ from tests.golden.literal import (
     Json,
     fixed,
     prune_signed,
+    public,
+    root_of,
+    signature,
     text,
     u8,
     u16,
@@ -24,7 +27,7 @@ SHOWN_PACKS = [pack.hex() for pack in PACKS]
 
 def later_records(added: tuple[Json, bytes]) -> list[Json]:
     """Each with the fields it is made of; values as hexadecimal text. `added` is an ADD_SNAP: fields and value."""
-    return [*_labels(), *_sessions(), *_deletion(), *_last_resorts(added), *_losses(), _bad()]
+    return [*_labels(), *_sessions(), *_deletion(), *_last_resorts(added), *_losses(), _bad(), *_owners()]
 
 
 def _row(type_: int, fields: Json, value: bytes, *, signed: bool | None = None) -> Json:
@@ -52,6 +55,24 @@ def _losses() -> list[Json]:
             REF + u64(0) + u32(0) + u16(0),
             signed=True,
         ),
+    ]
+
+
+def _owners() -> list[Json]:
+    """SUCCEEDS in commit 1 of the writer, JOIN and GIVE."""
+    old, other = fixed("older writer", 32), fixed("other writer", 16)
+    said = signature(old, b"lamella/1 succeeds\0" + root_of(1) + WRITER)
+    return [
+        _row(13, {"public": public(old).hex(), "signature": said.hex()}, public(old) + said),
+        _row(25, {"new": WRITER.hex(), "old": other.hex()}, WRITER + other, signed=True),
+        _row(26, {"volume_id": VOLUME.hex(), "writer": other.hex()}, VOLUME + other, signed=True),
+        _row(
+            27,
+            {"expel_id": fixed("expel", 16).hex(), "head": HEAD.hex(), "stay": [other.hex()]},
+            fixed("expel", 16) + HEAD + u16(1) + other,
+            signed=True,
+        ),
+        _row(28, {"expel_id": fixed("expel", 16).hex()}, fixed("expel", 16), signed=True),
     ]
 
 

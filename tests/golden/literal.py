@@ -26,7 +26,7 @@ def fixed(label: str, length: int) -> bytes:
 
 
 DATA_ROOT, PRUNE_SEED, ENROL_SEED = fixed("data root", 32), fixed("prune seed", 32), fixed("enrol seed", 32)
-WRITER_SEED, DOMAIN, VOLUME = fixed("writer seed", 32), fixed("domain", 16), fixed("volume", 16)
+WRITER_SEED, DOMAIN = fixed("writer seed", 32), fixed("domain", 16)
 PASSPHRASE = "Zu\u0308rich \u212b 1"
 """Decomposed u-umlaut and the Angstrom sign: both change under NFC."""
 
@@ -235,6 +235,8 @@ def tree_note(root: bytes, size: int, time_ms: int, chunk_log2: int, name: str) 
 # --- 8 commits -------------------------------------------------------------------------------------------------------
 
 WRITER = hashlib.sha256(public(WRITER_SEED)).digest()[:16]
+NONCE = fixed("volume", 16)
+VOLUME = hashlib.sha256(b"lamella/1 volume\0" + WRITER + NONCE).digest()[:16]
 
 
 def record(kind: int, value: bytes) -> bytes:

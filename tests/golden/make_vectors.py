@@ -16,6 +16,7 @@ from tests.golden.literal import (
     DATA_ROOT,
     DOMAIN,
     ENROL_SEED,
+    NONCE,
     PASSPHRASE,
     PRUNE_SEED,
     VOLUME,
@@ -197,9 +198,12 @@ def first_records() -> list[Json]:
     rows: list[Json] = [{"type": 1, "fields": {"label": "box", "machine": "f00d"}, "value": text("box") + text("f00d")}]
     identity = b"\x00\xffpool/vm"
     value = VOLUME + DOMAIN + u8(16) + text("vm: root") + text("all") + bytes16(identity)
+    origin = [fixed("repo b", 16), fixed("volume b", 16)]
+    value += WRITER + NONCE + b"".join(origin)
     fields: Json = {
         "volume_id": VOLUME.hex(), "domain_id": DOMAIN.hex(), "chunk_log2": 16, "name": "vm: root", 
-        "domain_label": "all", "identity": identity.hex(),
+        "domain_label": "all", "identity": identity.hex(), "creator": WRITER.hex(), "nonce": NONCE.hex(),
+        "origin": [one.hex() for one in origin],
     }  # fmt: skip
     rows.append({"type": 2, "fields": fields, "value": prune_signed(1, 1, bytes(32), 2, value), "signed": True})
     rows.append({"type": 2, "fields": fields, "value": value + bytes(64), "signed": False})
@@ -238,11 +242,8 @@ def second_records(first: list[Json]) -> tuple[list[Json], Json, list[Json]]:
     place = bytes.fromhex(blobs[0]["id"]) + digest.digest()
     value = u32(0) + u32(1) + place + b"".join(entries[4:])
     checkpoint = {"earlier": [], "segments": [[blobs[0]["id"], digest.hexdigest()]]}
-    heads = [fixed("fork a", 32), fixed("fork b", 32)]
-    forked = {"writer": fixed("other writer", 16).hex(), "seq": 9, "heads": [head.hex() for head in heads]}
     rows: list[Json] = [
         {"type": 4, "fields": {"refs": [ref(1).hex()]}, "value": u32(1) + ref(1)},
-        {"type": 13, "fields": forked, "value": fixed("other writer", 16) + u64(9) + u8(2) + b"".join(heads)},
         {"type": 12, "fields": {**checkpoint, "entries": b"".join(entries[4:]).hex()}, "value": value},
     ]
     name = f"p/{digest.hexdigest()[:2]}/{digest.hexdigest()}"

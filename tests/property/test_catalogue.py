@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import IntegrityError
-from lamella.base.ids import DomainId, SnapId, VolumeId
+from lamella.base.ids import SnapId, VolumeId
 from lamella.format.deletion import Remove, Retire
 from lamella.format.known import understood
+from lamella.format.owners import Give, Join
 from lamella.format.records import (
     Abandon,
     Confirm,
@@ -22,14 +24,13 @@ from lamella.format.records import (
     RunVolume,
     Session,
     Tag,
-    Volume,
     raw,
 )
 from lamella.history.catalogue import Catalogue
 from lamella.history.latest import latest
 from lamella.history.state import build
 from tests.property.chains import KEYS, Script, writer
-from tests.unit.small_repository import snapshot_record
+from tests.unit.small_repository import snapshot_record, volume_record
 
 WRITERS = 3
 Step = tuple[int, list[Any], list[int]]
@@ -37,7 +38,8 @@ Step = tuple[int, list[Any], list[int]]
 
 writers = st.integers(0, WRITERS - 1)
 numbers = st.integers(1, 4)
-volumes = numbers.map(lambda number: VolumeId(number.to_bytes(16, "big")))
+volumes = st.builds(lambda number, by: volume_record(writer(by), number), numbers, writers)
+"""VOLUME records: of whoever says them, or of another writer."""
 refs = st.builds(
     lambda by, seq, number: Ref(writer(by), seq, SnapId(number.to_bytes(16, "big"))),
     writers,
@@ -56,17 +58,19 @@ def either(records: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 records = st.one_of(
-    st.builds(lambda number, volume: raw(snapshot_record(number, volume=volume)), numbers, numbers),
+    st.builds(lambda number, made: raw(snapshot_record(number, volume=made.volume_id)), numbers, volumes),
     st.builds(lambda ref: raw(Confirm((ref,))), refs),
     either(st.builds(Tag, refs, st.booleans(), words)),
     either(st.builds(Pin, refs, st.booleans(), words)),
-    either(st.builds(Rename, volumes, words)),
-    either(st.builds(lambda id_, name: Volume(id_, DomainId(b"d" * 16), 16, name, "", b"file:x"), volumes, words)),
+    either(st.builds(lambda made, name: Rename(made.volume_id, name), volumes, words)),
+    either(st.builds(lambda made, name: replace(made, name=name), volumes, words)),
+    either(st.builds(lambda new, old: Join(writer(new), writer(old)), writers, writers)),
+    either(st.builds(lambda made, by: Give(made.volume_id, writer(by)), volumes, writers)),
     either(st.builds(lambda found: Remove(tuple(found)), st.lists(refs, max_size=3))),
     st.builds(lambda id_, found: raw(Session(id_, "run", (), found)), sessions, packs),
     st.builds(lambda id_: raw(Abandon(id_)), sessions),
     st.builds(lambda number: raw(Run(f"snap-{number:04}", number > 2, RUN_VOLUMES)), numbers),
-    st.sampled_from([RawRecord(kind, b"short") for kind in (2, 3, 5, 6, 7, 10, 11, 16, 20, 21)]),
+    st.sampled_from([RawRecord(kind, b"short") for kind in (2, 3, 5, 6, 7, 10, 11, 13, 16, 20, 21, 25, 26)]),
 )  # fmt: skip
 steps = st.lists(
     st.tuples(writers, st.lists(records, min_size=1, max_size=3), st.lists(writers, max_size=2)), max_size=12

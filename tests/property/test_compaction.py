@@ -17,7 +17,7 @@ from unittest import mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lamella.base.ids import DomainId, RepoId, SnapId, VolumeId
+from lamella.base.ids import RepoId, SnapId, VolumeId
 from lamella.base.trust import Sealed
 from lamella.format.commit import ChainEntry, parse_name
 from lamella.format.deletion import Remove
@@ -37,7 +37,6 @@ from lamella.format.records import (
     Session,
     Signed,
     Tag,
-    Volume,
     raw,
 )
 from lamella.history import checkpoints, publish
@@ -49,7 +48,7 @@ from lamella.history.state import build
 from lamella.operations.shared.auditing import audit, publish_audits, reapable_commits
 from lamella.packs.containers import open_commit
 from lamella.repository.repository import Repository
-from tests.unit.small_repository import ADMIN, WRITER, Small, snapshot_record
+from tests.unit.small_repository import ADMIN, WRITER, Small, snapshot_record, volume_record
 
 HOSTS = ("one", "two", "three")
 RUN_VOLUMES = (RunVolume(VolumeId(bytes(16)), "v", False, ""),)
@@ -97,7 +96,7 @@ class World:
 
     def records(self, repo: Repository, action: str, number: int, other: int) -> Sequence[RawRecord | Signed]:
         if action in ("nothing", "add", "volume", "rename", "session", "abandon"):
-            return self.free(action, number, other)
+            return self.free(repo, action, number, other)
         if not self.refs:
             return []
         ref = self.refs[number % len(self.refs)]
@@ -113,14 +112,16 @@ class World:
         }
         return made[action]
 
-    def free(self, action: str, number: int, other: int) -> Sequence[RawRecord | Signed]:
-        volume = VolumeId(other.to_bytes(16, "big"))
+    def free(self, repo: Repository, action: str, number: int, other: int) -> Sequence[RawRecord | Signed]:
+        others = [ref.writer for ref in self.refs[:number]]
+        made = volume_record(others[-1] if number % 2 and others else repo.memory.creator().id, other, f"v{number % 3}")
         if action == "add":
-            return [raw(snapshot_record(len(self.refs), volume=other)), raw(Run(f"snap-{len(self.refs):04}", True, ()))]
+            count = len(self.refs)
+            return [raw(snapshot_record(count, volume=made.volume_id)), raw(Run(f"snap-{count:04}", True, ()))]
         if action == "volume":
-            return [Volume(volume, DomainId(b"d" * 16), 16, f"v{number % 3}", "", b"file:x")]
+            return [made]
         if action == "rename":
-            return [Rename(volume, f"r{number % 3}")]
+            return [Rename(made.volume_id, f"r{number % 3}")]
         if action == "session":
             return [raw(Session(bytes([other]) * 16, "run", (), (bytes([number]) * 32,)))]
         return [raw(Abandon(bytes([other]) * 16))] if action == "abandon" else []
@@ -155,7 +156,7 @@ def plain(shot: Snapshot) -> Any:  # noqa: ANN401
 
 def comparable(catalogue: Catalogue) -> dict[str, Any]:
     volumes = {
-        id_: (state.name, state.identity, state.author, [plain(shot) for shot in state.snapshots])
+        id_: (state.name, state.identity, state.owners, [plain(shot) for shot in state.snapshots])
         for id_, state in catalogue.volumes.items()
     }
     return {

@@ -25,8 +25,10 @@ from lamella.format import (
     lost,
     marker,
     node,
+    owners,
     records,
 )
+from lamella.format.carried import Room
 from lamella.format.container import Kind
 
 REFUSALS = (IntegrityError, UnknownFormat)
@@ -53,6 +55,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 CHUNK_IDS = exactly(24).map(ChunkId)
 WRITERS = exactly(16).map(WriterId)
 VOLUMES = exactly(16).map(VolumeId)
+REPOS = exactly(16).map(RepoId)
 DOMAINS = exactly(16).filter(lambda raw: raw != CATALOGUE).map(DomainId)
 REFS = st.builds(records.Ref, WRITERS, U64, exactly(16).map(SnapId))
 HEADS = st.builds(commit.Head, WRITERS, U64, exactly(32))
@@ -157,7 +160,7 @@ SEGMENTS = ENTRIES.map(
     lambda value: Sample(
         value,
         lambda made: commit.SEGMENT_HEAD + joined(made),
-        lambda raw: tuple(commit.Room().segment(Opened(raw), "s")),
+        lambda raw: tuple(Room().segment(Opened(raw), "s")),
     )
 )
 PARTS = st.binary(min_size=1, max_size=60).map(
@@ -219,13 +222,27 @@ RECORDS: dict[str, st.SearchStrategy[Any]] = {
     "REMOVE_LAST": st.builds(deletion.RemoveLast, few(REFS), SIGNATURES),
     "WRITER": st.builds(records.Writer, TEXT, TEXT),
     "VOLUME": st.builds(
-        records.Volume, VOLUMES, DOMAINS, st.integers(16, 22), TEXT, TEXT, st.binary(max_size=40), SIGNATURES
+        records.Volume,
+        VOLUMES,
+        DOMAINS,
+        st.integers(16, 22),
+        TEXT,
+        TEXT,
+        st.binary(max_size=40),
+        WRITERS,
+        exactly(16),
+        st.builds(records.VolumeOrigin, REPOS, VOLUMES),
+        SIGNATURES,
     ),
     "ADD_SNAP": ADD_SNAPS,
     "CONFIRM": st.builds(records.Confirm, few(REFS)),
     "FILE": st.builds(records.File, TEXT, U64, exactly(32), SIGNATURES),
     "FILE_GONE": st.builds(records.FileGone, TEXT, U64, exactly(32), SIGNATURES),
-    "FORK_SEEN": st.builds(records.ForkSeen, WRITERS, U64, few(exactly(32))),
+    "SUCCEEDS": st.builds(owners.Succeeds, exactly(32), exactly(64)),
+    "JOIN": st.builds(owners.Join, WRITERS, WRITERS, SIGNATURES),
+    "GIVE": st.builds(owners.Give, VOLUMES, WRITERS, SIGNATURES),
+    "EXPEL": st.builds(owners.Expel, exactly(16), HEADS, few(WRITERS), SIGNATURES),
+    "READMIT": st.builds(owners.Readmit, exactly(16), SIGNATURES),
     "RUN": st.builds(
         records.Run, TEXT, st.booleans(), few(st.builds(records.RunVolume, VOLUMES, TEXT, st.booleans(), TEXT))
     ),

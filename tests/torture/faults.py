@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from unittest import mock
 
 from lamella.format.records import Ref
+from lamella.history import catalogue
 from lamella.history.catalogue import Snapshot
 from lamella.history.chains import HistoryReader
 from lamella.history.history import History
 from lamella.memory.pins import Pins
 from lamella.operations.prune.health import Flaw, Health
+from tests.torture.hostile import OWNED
 
 
 @contextlib.contextmanager
@@ -39,9 +41,24 @@ def _cache_decides() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _one_list_for_all() -> Iterator[None]:
+    """H7: retention counts everybody's snapshots of a volume in one list."""
+    honest = catalogue.by_series
+
+    def by_series(snapshots: Iterable[Snapshot]) -> Mapping[object, list[Snapshot]]:
+        rows = list(snapshots)
+        series = next(iter(honest(rows)), None)
+        return {} if series is None else {series: rows}
+
+    with mock.patch("lamella.operations.prune.retaining.by_series", by_series):
+        yield
+
+
 FAULTS: Mapping[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "C1": _publication_decides,
     "H1": _cache_decides,
+    **({"H7": _one_list_for_all} if OWNED else {}),
 }
 
 

@@ -352,7 +352,8 @@ class Torture:
             hidden = (before.times.keys() - after.times.keys()) & self.known.saved.keys()
             self.known.proven = self.known.proven | hidden if done.proves else set()
         broke = before.whole - after.whole
-        self.known.broke |= broke
+        if done.proves or not step.what.startswith(("commit:", "swap:w")):
+            self.known.broke |= broke  # of other commits nobody can know who never saw them
         self.known.unread |= not done.seen or step.what.startswith("blob:")
         if done.seen:
             self.known.flagged |= broke & after.times.keys()

@@ -228,6 +228,7 @@ class World:
         (self.place / "src").mkdir(parents=True)
         (self.place / "truth").mkdir()
         self.key.write_bytes(KEY)
+        self.key.chmod(0o600)
         self.begin(-1)
         done = self.run("one", "init", "-q", "--recovery-sheet", self.place / "sheet")
         assert done.code == 0, done

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
-from lamella.format import container, deletion, known, lost, records
+from lamella.format import container, deletion, known, lost, owners, records
 from lamella.format.commit import Head
 from tests.golden.literal import Json
 
@@ -76,6 +76,20 @@ LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
     0x0016: lambda fields, sig: deletion.Forgo(head(fields["head"]), sig),
     0x0017: lambda fields, sig: deletion.Revive(ref(fields["removed"]), add_snap(fields["added"]), sig),
     0x0018: lambda fields, sig: deletion.RemoveLast(tuple(ref(text) for text in fields["refs"]), sig),
+    0x000D: lambda fields, _: owners.Succeeds(bytes.fromhex(fields["public"]), bytes.fromhex(fields["signature"])),
+    0x0019: lambda fields, sig: owners.Join(
+        WriterId(bytes.fromhex(fields["new"])), WriterId(bytes.fromhex(fields["old"])), sig
+    ),
+    0x001A: lambda fields, sig: owners.Give(
+        VolumeId(bytes.fromhex(fields["volume_id"])), WriterId(bytes.fromhex(fields["writer"])), sig
+    ),
+    0x001B: lambda fields, sig: owners.Expel(
+        bytes.fromhex(fields["expel_id"]),
+        head(fields["head"]),
+        tuple(WriterId(bytes.fromhex(one)) for one in fields["stay"]),
+        sig,
+    ),
+    0x001C: lambda fields, sig: owners.Readmit(bytes.fromhex(fields["expel_id"]), sig),
     0x8002: lambda fields, sig: lost.Lost(
         ref(fields["ref"]),
         fields["lost_bytes"],

@@ -263,10 +263,23 @@ def ref(chain: Chain, seq: int, snap: bytes) -> bytes:
     return chain.writer + struct.pack("<Q", seq) + snap
 
 
+CREATED: dict[bytes, bytes] = {}
+"""Of volumes that somebody created, creator and nonce."""
+
+
+def created(by: Chain, number: int) -> bytes:
+    """The id of a volume that this writer creates."""
+    made = by.writer + bytes([number]) * 16
+    volume = hashlib.sha256(b"lamella/1 volume\0" + made).digest()[:16]
+    CREATED[volume] = made
+    return volume
+
+
 def volume_record(volume: bytes, domain: bytes, name: str, label: str = "dom") -> bytes:
     identity = b"file:x:/" + name.encode()
     head = volume + domain + bytes([16]) + text(name) + text(label)
-    return record(2, head + struct.pack("<H", len(identity)) + identity + bytes(64))
+    end = CREATED.get(volume, bytes(32)) + bytes(32) + bytes(64)
+    return record(2, head + struct.pack("<H", len(identity)) + identity + end)
 
 
 @dataclass

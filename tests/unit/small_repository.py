@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId
+from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
 from lamella.crypto.slots import Secret, key_file
-from lamella.format.records import NO_REF, AddSnap, File, RawRecord, Ref, Volume
+from lamella.format.records import NO_REF, AddSnap, File, RawRecord, Ref, Volume, volume_id
 from lamella.memory.host import Host, machine_name
 from lamella.operations.backup.story import BackupOptions, BackupResult, Request, plan_backup
 from lamella.repository.create import SlotWanted, create_repository
@@ -84,6 +84,11 @@ class Small:
         assert result.complete, result
         return result
 
+    def own(self, host: str = "one") -> WriterId:
+        """The writer as which a host publishes, from now on if it never did."""
+        with self.opened(host) as repo:
+            return repo.memory.creator().id
+
     def publish(self, records: Sequence[RawRecord | File | Volume], host: str = "one") -> None:
         """Publish records as they are from a host."""
         with self.opened(host) as repo:
@@ -109,13 +114,25 @@ def data(letter: str, fill: int = 0) -> bytes:
     return f"{letter}{fill:07}".encode("ascii") * (CHUNK // 8)
 
 
+def volume_record(writer: WriterId, number: int, name: str = "disk", identity: bytes = b"file:x") -> Volume:
+    """A VOLUME that this writer creates, in the domain of `snapshot_record`."""
+    nonce = number.to_bytes(16, "big")
+    domain = DomainId(bytes([7] * 16))
+    return Volume(volume_id(writer, nonce), domain, 16, name, "", identity, writer, nonce)
+
+
 def snapshot_record(
-    number: int, *, volume: int = 1, parent: Ref | None = None, packs: tuple[bytes, ...] = (), time_ms: int = 0
+    number: int,
+    *,
+    volume: int | VolumeId = 1,
+    parent: Ref | None = None,
+    packs: tuple[bytes, ...] = (),
+    time_ms: int = 0,
 ) -> AddSnap:
     """An ADD_SNAP with ids made of numbers; its tree does not exist."""
     return AddSnap(
         SnapId(number.to_bytes(16, "big")),
-        VolumeId(volume.to_bytes(16, "big")),
+        VolumeId(volume.to_bytes(16, "big")) if isinstance(volume, int) else volume,
         DomainId(bytes([7] * 16)),
         16,
         1,

@@ -11,6 +11,7 @@ from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, Wri
 from lamella.base.signed import Trailer
 from lamella.base.trust import Opened
 from lamella.format import commit, known, records
+from lamella.format.carried import Room
 from lamella.format.commit import Body, ChainEntry, Head
 from lamella.format.records import RawRecord
 
@@ -120,7 +121,7 @@ def test_bodies_are_cut_into_parts_of_8_mib(length: int) -> None:
 def test_segments_of_another_kind(head: bytes) -> None:
     entry = ChainEntry(1, bytes(32), 5, RawRecord(1, b"x"))
     with pytest.raises(IntegrityError):
-        list(commit.Room().segment(Opened(head + entry.encode()), "s"))
+        list(Room().segment(Opened(head + entry.encode()), "s"))
 
 
 def test_the_fingerprint_does_not_depend_on_the_order() -> None:
@@ -151,14 +152,16 @@ def test_add_snap_out_of_range(at: int, value: bytes) -> None:
 
 
 def test_no_volume_lives_in_the_catalogue() -> None:
-    volume = records.Volume(VolumeId(b"v" * 16), CATALOGUE, 16, "n", "l", b"")
+    volume = records.Volume(VolumeId(b"v" * 16), CATALOGUE, 16, "n", "l", b"", WriterId(bytes(16)), bytes(16))
     with pytest.raises(IntegrityError):
         known.understood(records.raw(volume))
 
 
 @pytest.mark.parametrize("log2", [0, 15, 23, 255])
 def test_chunk_sizes_of_volumes_have_the_range_of_trees(log2: int) -> None:
-    volume = records.Volume(VolumeId(b"v" * 16), DomainId(b"d" * 16), log2, "n", "l", b"")
+    volume = records.Volume(
+        VolumeId(b"v" * 16), DomainId(b"d" * 16), log2, "n", "l", b"", WriterId(bytes(16)), bytes(16)
+    )
     with pytest.raises(IntegrityError):
         known.understood(records.raw(volume))
 
@@ -187,7 +190,7 @@ def test_a_confirmed_snapshot_loses_its_packs_only() -> None:
     assert snap.without_packs() == SNAP
 
 
-@pytest.mark.parametrize("type_", [0x000E, 0x000F, 0x0019, 0x7FFF, 0x8000, 0xFFFF, 0])
+@pytest.mark.parametrize("type_", [0x000E, 0x000F, 0x001F, 0x7FFF, 0x8000, 0xFFFF, 0])
 def test_records_of_unknown_types_have_no_meaning(type_: int) -> None:
     assert known.understood(RawRecord(type_, b"anything")) is None
 

@@ -10,10 +10,9 @@ import pytest
 
 from lamella.base.errors import UsageError
 from lamella.base.events import Event, Progress
-from lamella.base.ids import DomainId, VolumeId
 from lamella.base.trust import Clear, Sealed
 from lamella.crypto.slots import key_file
-from lamella.format.records import Volume, raw
+from lamella.format.records import UNSIGNED, raw
 from lamella.operations.doctor.doctor import examine
 from lamella.operations.look.description import describe
 from lamella.operations.look.diff import compare
@@ -227,7 +226,8 @@ def test_records_that_are_not_believed_are_notes(small: Small, tmp_path: Path) -
     small.backup(image(tmp_path / "disk.img", "a"))
     with small.opened() as repo:
         (state,) = repo.catalogue.volumes.values()
-    stolen = Volume(VolumeId(state.volume_id), DomainId(b"d" * 16), 16, "stolen", "", b"x")
+    assert state.record is not None
+    stolen = replace(state.record, name="stolen", signature=UNSIGNED)
     with small.opened("two", WRITER) as repo:
         repo.publish([stolen])
     with small.opened() as repo:

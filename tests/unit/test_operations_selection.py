@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from lamella.base.errors import NothingMatched, UsageError
-from lamella.base.ids import DomainId, VolumeId
+from lamella.base.ids import VolumeId
+from lamella.format.owners import Give, Join
 from lamella.format.records import AddSnap, Volume, raw
 from lamella.operations.shared.selection import find_snapshot, find_volume, select, split_selector
 from lamella.repository.repository import Repository
-from tests.unit.small_repository import Small, snapshot_record
+from tests.unit.small_repository import WRITER, Small, snapshot_record, volume_record
 
 
 @pytest.fixture
@@ -20,11 +21,13 @@ def small(tmp_path: Path) -> Small:
     return Small.make(tmp_path)
 
 
-def volume(number: int, name: str) -> Volume:
-    return Volume(VolumeId(number.to_bytes(16, "big")), DomainId(bytes([7] * 16)), 16, name, "", b"file:%d" % number)
+def volume(small: Small, number: int, name: str) -> Volume:
+    """A volume under an id made of a number: an admin says so, for the writer of host "one"."""
+    made = volume_record(small.own(), number, name, b"file:%d" % number)
+    return replace(made, volume_id=VolumeId(number.to_bytes(16, "big")))
 
 
-def snap(number: int, name: str, of: int = 1) -> AddSnap:
+def snap(number: int, name: str, of: int | VolumeId = 1) -> AddSnap:
     return replace(snapshot_record(number, volume=of), name=name)
 
 
@@ -46,7 +49,7 @@ def test_parts_may_not_be_empty(text: str) -> None:
 
 
 def test_snapshots_by_prefix_name_and_latest(small: Small) -> None:
-    small.publish([volume(1, "disk"), raw(snap(1, "20260101T000000Z-aaaa"))])
+    small.publish([volume(small, 1, "disk"), raw(snap(1, "20260101T000000Z-aaaa"))])
     small.publish([raw(snap(2, "20260102T000000Z-bbbb"))])
     small.publish([raw(snap(3, "20260102T000000Z-bbbbb"))])
     with small.opened() as repo:
@@ -64,14 +67,14 @@ def test_snapshots_by_prefix_name_and_latest(small: Small) -> None:
 
 
 def test_without_selectors_everything_by_volume_and_time(small: Small) -> None:
-    small.publish([volume(1, "zeta"), raw(snap(1, "s1")), raw(snap(3, "s3"))])
-    small.publish([volume(2, "alpha"), volume(3, "empty"), raw(snap(2, "s2", of=2))])
+    small.publish([volume(small, 1, "zeta"), raw(snap(1, "s1")), raw(snap(3, "s3"))])
+    small.publish([volume(small, 2, "alpha"), volume(small, 3, "empty"), raw(snap(2, "s2", of=2))])
     with small.opened() as repo:
         assert texts(repo) == ["alpha@s2", "zeta@s1", "zeta@s3"]
 
 
 def test_volumes_by_name_and_id(small: Small) -> None:
-    small.publish([volume(1, "disk"), volume(2, "other"), raw(snap(1, "s1"))])
+    small.publish([volume(small, 1, "disk"), volume(small, 2, "other"), raw(snap(1, "s1"))])
     with small.opened() as repo:
         assert find_volume(repo, "disk").volume_id == (1).to_bytes(16, "big")
         assert find_volume(repo, (2).to_bytes(16, "big").hex()).name == "other"
@@ -91,18 +94,58 @@ def test_an_empty_repository_says_that_it_has_no_volumes(small: Small) -> None:
 
 def test_a_name_that_several_share_needs_its_digits(small: Small) -> None:
     one, two = 0xAAAA << 112, 0xBBBB << 112
-    small.publish([volume(one, "disk"), volume(two, "disk"), raw(snap(1, "s1", of=one)), raw(snap(2, "s2", of=two))])
+    disks = [volume(small, one, "disk"), volume(small, two, "disk")]
+    small.publish([*disks, raw(snap(1, "s1", of=one)), raw(snap(2, "s2", of=two))])
     with small.opened() as repo:
-        with pytest.raises(NothingMatched, match="several volumes") as caught:
+        with pytest.raises(NothingMatched, match="does not say which volume") as caught:
             select(repo, ["disk"])
-        assert caught.value.hint == "write one of: disk~aaaa, disk~bbbb"
+        who = f"of writer {small.own().hex()[:8]} one"
+        assert caught.value.hint == f"write one of: disk~aaaa ({who}), disk~bbbb ({who})"
         assert texts(repo, "disk~bbbb") == ["disk~bbbb@s2"]
         assert texts(repo) == ["disk~aaaa@s1", "disk~bbbb@s2"]
 
 
+def test_a_plain_name_means_the_hosts_own_volume(small: Small) -> None:
+    """Whatever others call theirs; a host without a volume of that name is asked which is meant."""
+    mine, other = small.own(), small.own("two")
+    ours, theirs = volume_record(mine, 1, "disk"), volume_record(other, 2, "disk")
+    with small.opened() as one, small.opened("two", WRITER) as two:
+        one.publish([raw(ours), raw(snap(1, "ours", of=ours.volume_id))])
+        two.reload()
+        two.publish([raw(theirs), raw(snap(2, "theirs", of=theirs.volume_id))])
+        one.reload()
+        two.reload()
+        assert texts(one, "disk") == ["disk@ours"]
+        assert texts(two, "disk") == ["disk@theirs"]
+        assert texts(one, f"disk~{theirs.volume_id.hex()[:4]}")[0].endswith("@theirs")
+    with small.opened("three") as repo:
+        with pytest.raises(NothingMatched, match="does not say which volume"):
+            select(repo, ["disk"])
+        assert texts(repo, f"disk~{ours.volume_id.hex()[:4]}")[0].endswith("@ours")
+
+
+def test_a_claim_is_never_the_latest_and_is_selected_in_full(small: Small) -> None:
+    ours = volume_record(small.own(), 1, "disk")
+    with small.opened() as one, small.opened("two", WRITER) as two, small.opened("three") as three:
+        one.publish([raw(ours), raw(snap(1, "20260101T000000Z-aaaa", of=ours.volume_id))])
+        two.reload()
+        two.publish([raw(snap(2, "20260102T000000Z-bbbb", of=ours.volume_id))])
+        two.publish([raw(snap(3, "20260101T000000Z-aaaa", of=ours.volume_id))])
+        for repo in (one, two, three):
+            repo.reload()
+        assert texts(one, "disk") == texts(three, "disk") == ["disk@20260101T000000Z-aaaa"]
+        assert select(two, ["disk"])[0].snapshot.ref.writer == two.own_writer  # its own word counts there
+        for repo in (one, three):
+            assert select(repo, ["disk@20260101T000000Z-aaaa"])[0].snapshot.ref.writer == one.own_writer
+            assert texts(repo, "disk@20260102T000000Z-bbbb") == ["disk@20260102T000000Z-bbbb"]
+            with pytest.raises(NothingMatched, match="no snapshot"):
+                select(repo, ["disk@20260102"])
+            assert select(repo, ["disk@" + (3).to_bytes(16, "big").hex()])[0].snapshot.claim
+
+
 def test_a_name_made_to_look_like_another_volume_is_never_taken_for_it(small: Small) -> None:
     one, two = 0xAAAA << 112, 0xBBBB << 112
-    small.publish([volume(one, "disk"), volume(two, "disk"), volume(3, "disk~aaaa")])
+    small.publish([volume(small, one, "disk"), volume(small, two, "disk"), volume(small, 3, "disk~aaaa")])
     with small.opened() as repo:
         with pytest.raises(NothingMatched) as caught:
             find_volume(repo, "disk~aaaa")
@@ -110,22 +153,23 @@ def test_a_name_made_to_look_like_another_volume_is_never_taken_for_it(small: Sm
         assert find_volume(repo, one.to_bytes(16, "big").hex()).volume_id == one.to_bytes(16, "big")
 
 
-def test_several_latest_are_left_to_the_user_unless_one_is_ours(small: Small) -> None:
+def test_of_several_latest_the_newest_by_time_is_taken_and_the_others_are_named(small: Small) -> None:
+    told: list[str] = []
     with small.opened() as one, small.opened("two") as two, small.opened("three") as three:
-        one.publish([raw(volume(1, "disk")), raw(snap(1, "first"))])
+        own = [repo.memory.creator().id for repo in (one, two, three)]
+        disk = volume_record(own[0], 1, "disk")
+        one.publish([raw(disk), raw(snap(1, "first", of=disk.volume_id)), Join(own[1], own[0]), Join(own[2], own[0])])
         two.reload()
         three.reload()
-        two.publish([raw(snap(2, "from-two"))])
-        three.publish([raw(snap(3, "from-three"))])
+        two.publish([raw(snap(2, "from-two", of=disk.volume_id))])
+        three.publish([raw(snap(3, "from-three", of=disk.volume_id))])
         for repo in (one, two, three):
             repo.reload()
-        with pytest.raises(NothingMatched, match="several latest") as caught:
-            select(one, ["disk"])
-        assert caught.value.hint == "choose: from-three, from-two"
-        assert texts(two, "disk") == ["disk@from-two"]
-        assert texts(three, "disk@latest") == ["disk@from-three"]
-        assert texts(one, "disk@from-th") == ["disk@from-three"]
-        one.publish([raw(snap(4, "after both"))])
+            repo.host.notices.listener = told.append
+            assert texts(repo, "disk") == ["disk@from-three"]
+        assert [text for text in told if "as late may be: from-two" in text] == told and len(told) == 3
+        assert texts(one, "disk@from-tw") == ["disk@from-two"]
+        one.publish([raw(snap(4, "after both", of=disk.volume_id))])
         for repo in (one, two, three):
             repo.reload()
             assert texts(repo, "disk") == ["disk@after both"]
@@ -133,9 +177,11 @@ def test_several_latest_are_left_to_the_user_unless_one_is_ours(small: Small) ->
 
 def test_the_latest_beyond_a_checkpoint_is_told_by_the_whole_history(small: Small) -> None:
     with small.opened() as one, small.opened("two") as two:
-        one.publish([raw(volume(1, "disk")), raw(snap(1, "older"))])
+        disk = volume_record(one.memory.creator().id, 1, "disk")
+        give = Give(disk.volume_id, two.memory.creator().id)
+        one.publish([raw(disk), raw(snap(1, "older", of=disk.volume_id)), give])
         two.reload()
-        two.publish([raw(snap(2, "newer"))])
+        two.publish([raw(replace(snap(2, "newer", of=disk.volume_id), time_ms=5))])
         for _ in range(70):
             two.publish([])
     with small.opened("three") as repo:
@@ -144,7 +190,7 @@ def test_the_latest_beyond_a_checkpoint_is_told_by_the_whole_history(small: Smal
 
 
 def test_a_volume_without_snapshots(small: Small) -> None:
-    small.publish([volume(1, "disk")])
+    small.publish([volume(small, 1, "disk")])
     with small.opened() as repo:
         with pytest.raises(NothingMatched, match="has no snapshot"):
             select(repo, ["disk"])

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from lamella.base.errors import RepositoryError
-from lamella.base.ids import DomainId, SnapId, VolumeId
+from lamella.base.ids import DomainId, SnapId
 from lamella.crypto.sign import sign
+from lamella.format.owners import Give, Join
 from lamella.format.records import Confirm, File, FileGone, RawRecord, Ref, Volume, prune_signed_message, raw
 from lamella.history.latest import before, latest
 from lamella.operations.prune.needed import history_troubles
 from lamella.repository.repository import Repository
-from tests.unit.small_repository import WRITER, Small, snapshot_record
+from tests.unit.small_repository import WRITER, Small, snapshot_record, volume_record
 
 DOMAIN = DomainId(bytes([7] * 16))
 UNKNOWN_REQUIRED, UNKNOWN_OPTIONAL = RawRecord(0x0123, b"later"), RawRecord(0x8123, b"later")
@@ -39,8 +40,9 @@ def two(small: Small) -> Iterator[Repository]:
         yield repo
 
 
-def volume(number: int, name: str, identity: bytes = b"file:x") -> Volume:
-    return Volume(VolumeId(number.to_bytes(16, "big")), DOMAIN, 16, name, "", identity)
+def volume(by: Repository, number: int, name: str, identity: bytes = b"file:x") -> Volume:
+    """A volume that this host creates."""
+    return volume_record(by.memory.creator().id, number, name, identity)
 
 
 def shown(repo: Repository) -> list[str]:
@@ -52,48 +54,48 @@ def shown(repo: Repository) -> list[str]:
 
 
 def test_volumes_of_one_name_are_told_apart(one: Repository) -> None:
-    first, second = volume(0xAB << 120, "disk"), volume(0xCD01 << 112, "disk")
+    first, second = volume(one, 1, "disk"), volume(one, 2, "disk")
     one.publish([first])
     assert shown(one) == ["disk"]
-    one.publish([second, volume(3, "other")])
-    assert shown(one) == ["disk~ab00", "disk~cd01", "other"]
+    one.publish([second, volume(one, 3, "other")])
+    assert shown(one) == sorted([*(f"disk~{made.volume_id.hex()[:4]}" for made in (first, second)), "other"])
 
 
 def test_the_last_word_of_the_author_counts_even_when_its_clock_went_back(small: Small, one: Repository) -> None:
     one.clock = lambda: 2_000_000_000_000
-    one.publish([raw(volume(1, "before"))])
+    one.publish([raw(volume(one, 1, "before"))])
     one.clock = lambda: 1_000_000_000_000
-    one.publish([raw(volume(1, "after", b"file:new"))])
+    one.publish([raw(volume(one, 1, "after", b"file:new"))])
     assert shown(one) == ["after"]
     (state,) = one.catalogue.volumes.values()
-    assert (state.identity, state.author) == (b"file:new", one.own_writer)
+    assert state.identity == b"file:new" and state.owners == {one.own_writer}
 
 
 def test_another_writers_name_is_not_believed(one: Repository, two: Repository) -> None:
-    one.publish([volume(1, "mine")])
+    one.publish([volume(one, 1, "mine")])
     two.reload()
-    two.publish([volume(1, "stolen")])
+    two.publish([volume(one, 1, "stolen")])
     assert shown(one) == ["mine"]
     assert any("not believed" in note for note in one.catalogue.notes)
-    assert next(iter(one.catalogue.volumes.values())).author == one.own_writer
+    assert next(iter(one.catalogue.volumes.values())).owners == {one.own_writer}
 
 
 def test_another_writers_name_counts_when_the_prune_key_signed_it(small: Small, two: Repository) -> None:
-    two.publish([volume(1, "theirs")])
+    two.publish([volume(two, 1, "theirs")])
     with small.opened() as admin:
-        admin.publish([volume(1, "renamed", b"file:elsewhere")])
+        admin.publish([volume(two, 1, "renamed", b"file:elsewhere")])
         assert shown(admin) == ["renamed"]
         (state,) = admin.catalogue.volumes.values()
-        assert (state.author, state.identity) == (two.own_writer, b"file:elsewhere")
+        assert state.owners == {two.own_writer} and state.identity == b"file:elsewhere"
         assert admin.catalogue.notes == []
     two.reload()
-    two.publish([volume(1, "back again")])  # the author's later word
+    two.publish([volume(two, 1, "back again")])  # the author's later word
     assert shown(two) == ["back again"]
 
 
 def test_a_signature_from_another_place_does_not_count(small: Small, one: Repository, two: Repository) -> None:
     """Copying a signed record into another commit does not carry the signature along."""
-    one.publish([volume(9, "admins")])
+    one.publish([volume(one, 9, "admins")])
     one.reload()
     signed = next(
         record
@@ -102,31 +104,61 @@ def test_a_signature_from_another_place_does_not_count(small: Small, one: Reposi
         for record in commit.body.records
         if record.type == Volume.TYPE
     )
-    two.publish([volume(5, "theirs")])
-    three = volume(5, "forged")
+    two.publish([volume(two, 5, "theirs")])
+    three = volume(two, 5, "forged")
     forged = RawRecord(signed.type, raw(three).value[:-64] + signed.value[-64:])
     with small.opened("three", WRITER) as repo:
         repo.publish([forged])
     assert shown(one) == ["admins", "theirs"]
 
 
-def test_who_was_first_is_told_by_what_was_seen_not_by_clocks(one: Repository, two: Repository) -> None:
-    one.clock = lambda: 2_000_000_000_000
-    one.publish([raw(volume(1, "first"))])
-    two.reload()
-    two.clock = lambda: 1_000_000_000_000
-    two.publish([raw(volume(1, "second"))])
-    assert shown(one) == ["first"]
-
-
-def test_when_nobody_had_seen_the_other_the_smaller_writer_is_the_author(one: Repository, two: Repository) -> None:
-    two.publish([volume(1, "two")])
-    one.publish([raw(volume(1, "one"))])
+def test_nobody_owns_what_somebody_else_created(one: Repository, two: Repository) -> None:
+    """Neither by being first, nor by a smaller id, nor by saying that it was the creator."""
+    disk = volume(one, 1, "disk")
+    two.publish([replace(disk, name="first"), replace(disk, creator=two.memory.creator().id, name="taken")])
     one.reload()
-    assert one.own_writer is not None
-    assert two.own_writer is not None
-    want = "one" if one.own_writer < two.own_writer else "two"
-    assert shown(one) == [want]
+    one.publish([raw(disk), raw(snapshot_record(1, volume=disk.volume_id))])
+    two.reload()
+    two.publish([raw(snapshot_record(2, volume=disk.volume_id))])
+    for repo in (one, two):
+        assert shown(repo) == ["disk"]
+        (state,) = repo.catalogue.volumes.values()
+        assert state.owners == {one.own_writer} and state.own == (repo is one)
+        assert {shot.name: (shot.claim, shot.counts) for shot in state.snapshots} == {
+            "snap-0001": (False, True),
+            "snap-0002": (True, repo is two),
+        }
+
+
+def test_an_id_that_does_not_follow_is_a_claim_unless_the_prune_key_signed(one: Repository, two: Repository) -> None:
+    """As a repair makes it from a tree note: nobody knows who created the volume."""
+    found = replace(volume(two, 1, "found"), nonce=bytes(16))
+    two.publish([found, raw(snapshot_record(1, volume=found.volume_id))])
+    digits = found.volume_id.hex()[:4]
+    assert shown(one) == [f"found~{digits}"] and shown(two) == ["found"]
+    assert [shot.claim for shot in one.catalogue.snapshots] == [True]
+    one.publish([found])
+    assert shown(one) == ["found"] == shown(two)
+    assert [shot.claim for shot in one.catalogue.snapshots] == [False]
+
+
+def test_who_joins_owns_what_the_other_owns_and_who_is_given_a_volume_that_one(
+    one: Repository, two: Repository
+) -> None:
+    mine, also = volume(one, 1, "mine"), volume(one, 2, "also")
+    one.publish([mine, also])
+    two.reload()
+    two.publish([raw(Join(two.memory.creator().id, one.memory.creator().id)), volume(one, 1, "stolen")])
+    assert shown(one) == ["also", "mine"]  # without the signature nobody joins
+    one.publish([Give(mine.volume_id, two.memory.creator().id)])
+    two.reload()
+    two.publish([volume(one, 1, "given"), volume(one, 2, "not given")])
+    assert shown(one) == ["also", "given"]
+    one.publish([Join(two.memory.creator().id, one.memory.creator().id)])
+    assert shown(one) == ["given", "not given"]  # these hold wherever they stand
+    assert all(state.own for state in two.catalogue.volumes.values()) is False
+    two.reload()
+    assert all(state.own for state in two.catalogue.volumes.values())
 
 
 def test_snapshots_without_a_volume_record_are_listed(one: Repository) -> None:
@@ -203,7 +235,8 @@ def test_a_record_of_a_later_version_that_the_prune_key_signed_stops_all_publica
 
 
 def test_an_optional_record_of_a_later_version_is_passed_over(one: Repository) -> None:
-    one.publish([UNKNOWN_OPTIONAL, volume(1, "disk"), raw(snapshot_record(1))])
+    disk = volume(one, 1, "disk")
+    one.publish([UNKNOWN_OPTIONAL, disk, raw(snapshot_record(1, volume=disk.volume_id))])
     one.reload()
     assert (one.catalogue.read_only, one.catalogue.notes) == (False, [])
     assert len(one.catalogue.snapshots) == 1
@@ -249,6 +282,16 @@ def test_a_snapshot_id_published_twice_is_a_conflict_and_both_are_listed(one: Re
     assert all(shot.conflict for shot in shots.values())
     assert {shot.name for shot in shots.values()} == {"snap-0001", "impostor"}
     assert sum("published twice" in note for note in one.catalogue.notes) == 1
+
+
+def test_an_impostor_does_no_harm_to_the_owners_snapshot(one: Repository, two: Repository) -> None:
+    disk = volume(one, 1, "disk")
+    head = one.publish([disk, raw(snapshot_record(1, volume=disk.volume_id))]).head
+    two.reload()
+    two.publish([raw(replace(snapshot_record(1, volume=disk.volume_id), name="impostor"))])
+    one.reload()
+    assert {shot.name: shot.conflict for shot in one.catalogue.snapshots} == {"snap-0001": False, "impostor": True}
+    assert head.writer == one.own_writer
 
 
 def test_only_the_author_confirms(one: Repository, two: Repository) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamella.base.errors import NothingMatched
-from lamella.base.ids import DomainId, SnapId, VolumeId
+from lamella.base.ids import SnapId
 from lamella.format.deletion import Remove
 from lamella.format.records import Pin, Ref, Rename, Run, Tag, Volume, raw
 from lamella.history.catalogue import Snapshot
@@ -16,10 +16,7 @@ from lamella.history.latest import latest
 from lamella.operations.look import listing
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
-from tests.unit.small_repository import WRITER, Small, snapshot_record
-
-VOLUME = VolumeId((1).to_bytes(16, "big"))
-DOMAIN = DomainId(bytes([7] * 16))
+from tests.unit.small_repository import WRITER, Small, snapshot_record, volume_record
 
 
 @pytest.fixture
@@ -41,9 +38,14 @@ def two(small: Small) -> Iterator[Repository]:
         yield repo
 
 
-def add(repo: Repository, number: int) -> Ref:
+def made(repo: Repository) -> Volume:
+    """A volume of the host's own."""
+    return volume_record(repo.memory.creator().id, 1)
+
+
+def add(repo: Repository, number: int, of: Volume | None = None) -> Ref:
     repo.reload()
-    head = repo.publish([raw(snapshot_record(number))]).head
+    head = repo.publish([raw(snapshot_record(number, volume=1 if of is None else of.volume_id))]).head
     repo.reload()
     return Ref(head.writer, head.seq, SnapId(number.to_bytes(16, "big")))
 
@@ -61,7 +63,9 @@ def shot(repo: Repository, ref: Ref) -> Snapshot:
 # -- tags and pins -----------------------------------------------------------------------------------------------------
 
 
-def test_a_tag_is_given_by_anybody_and_taken_by_the_giver_or_the_prune_key(one: Repository, two: Repository) -> None:
+def test_a_tag_is_given_by_the_author_or_the_prune_key_and_taken_by_the_giver_or_the_prune_key(
+    one: Repository, two: Repository
+) -> None:
     ref = add(two, 1)
     say(one, Tag(ref, False, "keep"), Tag(ref, False, "also"))
     say(two, Tag(ref, False, "mine"))
@@ -82,9 +86,21 @@ def test_the_prune_key_takes_away_what_others_gave_and_they_may_give_it_again(on
     assert shot(one, ref).tags == ("x",)
 
 
+def test_nobody_else_gives_a_tag_or_a_pin(one: Repository, two: Repository) -> None:
+    """What nobody may remove, and what `@^TAG` means, is the owners' to say."""
+    disk = made(one)
+    one.publish([disk])
+    ref, claim = add(one, 1, disk), add(two, 2, disk)
+    say(two, Tag(ref, False, "x"), Pin(ref, False, "for ever"), Tag(claim, False, "mine"), Pin(claim, False, "mine"))
+    assert (shot(one, ref).tags, shot(one, ref).pinned) == ((), None)
+    assert (shot(one, claim).tags, shot(one, claim).pinned) == (("mine",), "mine")
+    with pytest.raises(NothingMatched, match="no snapshot of volume disk has"):
+        select(one, ["disk@^mine"])  # it is another writer's word about its own
+
+
 def test_what_was_given_unseen_stays(one: Repository, two: Repository) -> None:
     """A tag given at the same time as another one is taken away is a tag."""
-    ref = add(one, 1)
+    ref = add(two, 1)
     two.reload()
     two.publish([Pin(ref, False, "two's")])
     one.publish([Pin(ref, True, "")])  # has not seen it
@@ -101,8 +117,9 @@ def test_the_last_pin_says_why(one: Repository) -> None:
 
 
 def test_a_snapshot_is_selected_by_its_tag(one: Repository) -> None:
-    one.publish([Volume(VOLUME, DOMAIN, 16, "disk", "", b"file:x")])
-    first, second = add(one, 1), add(one, 2)
+    disk = made(one)
+    one.publish([disk])
+    first, second = add(one, 1, disk), add(one, 2, disk)
     say(one, Tag(first, False, "before the move"), Tag(first, False, "both"), Tag(second, False, "both"))
     one.reload()
     assert select(one, ["disk@^before the move"])[0].snapshot.ref == first
@@ -118,22 +135,23 @@ def test_a_snapshot_is_selected_by_its_tag(one: Repository) -> None:
 
 
 def test_a_volume_is_renamed_by_its_author_or_the_prune_key(one: Repository, two: Repository) -> None:
-    two.publish([Volume(VOLUME, DOMAIN, 16, "disk", "", b"file:x")])
-    say(two, Rename(VOLUME, "by two"))
+    disk = made(two).volume_id
+    two.publish([made(two)])
+    say(two, Rename(disk, "by two"))
     one.reload()
     assert list(one.catalogue.shown_names().values()) == ["by two"]
-    say(one, Rename(VOLUME, "by the key"))
+    say(one, Rename(disk, "by the key"))
     one.reload()
     assert list(one.catalogue.shown_names().values()) == ["by the key"]
     assert one.catalogue.notes == []
-    say(two, Rename(VOLUME, "by two again"))
+    say(two, Rename(disk, "by two again"))
     one.reload()
     assert list(one.catalogue.shown_names().values()) == ["by two again"]
 
 
 def test_others_may_not_rename(one: Repository, two: Repository) -> None:
-    one.publish([Volume(VOLUME, DOMAIN, 16, "disk", "", b"file:x")])
-    say(two, Rename(VOLUME, "stolen"))
+    one.publish([made(one)])
+    say(two, Rename(made(one).volume_id, "stolen"))
     one.reload()
     assert list(one.catalogue.shown_names().values()) == ["disk"]
     assert any("not believed" in note for note in one.catalogue.notes)

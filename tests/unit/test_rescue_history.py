@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.unit import rescue_writer as rw
 from tests.unit.test_rescue_repository import (
     BOB,
+    BOBS,
     DOMAIN,
     VOLUME,
     Bench,
@@ -24,7 +25,8 @@ from tests.unit.test_rescue_repository import (
     small_content,
 )
 
-OTHER = b"W" * 16
+OTHER = BOBS
+GIVE = 0x1A
 DISK = rw.volume_record(VOLUME, DOMAIN, "disk")
 ELSEWHERE = rw.volume_record(OTHER, DOMAIN, "other")
 
@@ -312,7 +314,8 @@ def test_those_right_before_it_are_given_up_as_well(bench: Bench) -> None:
 
 def test_behind_a_gap_a_writer_still_had_seen_what_it_had_seen_before(bench: Bench) -> None:
     writer, chain, bob = *simple(), fresh(BOB)
-    first = writer.commit(chain, DISK + one_chunk(writer, chain, 1).record())
+    given = writer.prune_sign(chain, GIVE, VOLUME + bob.writer)
+    first = writer.commit(chain, DISK + given + one_chunk(writer, chain, 1).record())
     writer.commit(bob, b"", [head(chain, 1, first)])
     gone = writer.commit(bob, b"")
     later = one_chunk(writer, bob, 2)
@@ -449,7 +452,8 @@ def test_losses_are_shown_whoever_says_so_and_bad_addresses_are_not(bench: Bench
 def test_in_a_circle_the_newest_moment_is_the_latest(bench: Bench, newest: str) -> None:
     """Bob says that he saw what Alice has not made yet: it counts as what she has, and is missed until given up."""
     writer, chain, bob = *simple(), fresh(BOB)
-    writer.commit(chain, DISK + one_chunk(writer, chain, 9).record())
+    given = writer.prune_sign(chain, GIVE, VOLUME + bob.writer)
+    writer.commit(chain, DISK + given + one_chunk(writer, chain, 9).record())
     lie = head(chain, 1 << 63, b"f" * 32)
     theirs, hers = one_chunk(writer, bob, 4), one_chunk(writer, chain, 3)
     (theirs if newest == "bob" else hers).when += 1000
@@ -467,11 +471,35 @@ def test_in_a_circle_the_newest_moment_is_the_latest(bench: Bench, newest: str) 
 def test_a_seen_entry_of_another_hash_counts_nothing(bench: Bench, right: bool) -> None:
     writer, chain, shas = two_snapshots()
     bob = fresh(BOB)
-    writer.commit(bob, one_chunk(writer, bob, 4).record(), [head(chain, 2, shas[1] if right else b"x" * 32)])
+    theirs = one_chunk(writer, bob, 4)
+    theirs.when -= 10_000
+    given = writer.prune_sign(bob, GIVE, VOLUME + bob.writer)
+    writer.commit(bob, given + theirs.record(), [head(chain, 2, shas[1] if right else b"x" * 32)])
     bench.save(writer)
     assert bench.run("list").code == 0
-    got = bench.restore("disk")
-    assert got == small_content(4) if right else isinstance(got, Result) and got.code == 4
+    assert bench.restore("disk") == small_content(4 if right else 2)
+
+
+@pytest.mark.parametrize("how", ["claim", "given", "joined", "succeeded", "stolen"])
+def test_only_an_owners_snapshot_is_the_latest(bench: Bench, how: str) -> None:
+    writer, chain, shas = two_snapshots()
+    bob = fresh(BOB)
+    message = b"lamella/1 succeeds\0" + writer.r + bob.writer
+    own = rw.record(2, rw.volume_record(VOLUME, DOMAIN, "stolen")[6:])
+    said = {
+        "claim": b"",
+        "given": writer.prune_sign(bob, GIVE, VOLUME + bob.writer),
+        "joined": writer.prune_sign(bob, 0x19, bob.writer + chain.writer),
+        "succeeded": rw.record(0x0D, rw.public_of(chain.key) + chain.key.sign(message)),
+        "stolen": own + rw.record(0x0D, rw.public_of(chain.key) + bob.key.sign(message)),
+    }
+    writer.commit(bob, said[how] + one_chunk(writer, bob, 4).record(), [head(chain, 2, shas[1])])
+    bench.save(writer)
+    listed = bench.run("list")
+    owned = how in ("given", "joined", "succeeded")
+    assert listed.code == 0 and ("claim" in listed.out) == (not owned)
+    assert bench.restore("disk") == small_content(4 if owned else 2)
+    assert bench.restore(f"disk@{name_of(4)}") == small_content(4)
 
 
 def test_restore_says_which_snapshot_before_it_begins(bench: Bench) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamella.format import deletion, lost, records
+from lamella.format import deletion, lost, owners, records
 from lamella.format.cursor import Cursor
 from lamella.format.records import RawRecord, Record
 
@@ -11,10 +11,11 @@ Known = Record
 _BASIC = (records.Writer, records.Volume, records.AddSnap, records.Confirm, records.File, records.FileGone, records.Run)
 _LABELS = (records.Tag, records.Rename, records.Pin)
 _SESSIONS = (records.Session, records.Abandon)
-_CHAINS = (records.Checkpoint, records.Seen, records.ForkSeen, deletion.Retire, deletion.Audited, deletion.Forgo)
+_CHAINS = (records.Checkpoint, records.Seen, deletion.Retire, deletion.Audited, deletion.Forgo)
 _DELETION = (deletion.Remove, deletion.RemoveLast, deletion.Revive, deletion.Condemn, deletion.Rescue, deletion.Reaped)
 _DAMAGE = (lost.Lost, lost.Bad)
-KINDS: tuple[type[Record], ...] = (*_BASIC, *_LABELS, *_SESSIONS, *_CHAINS, *_DELETION, *_DAMAGE)
+_OWNERS = (owners.Succeeds, owners.Join, owners.Give, owners.Expel, owners.Readmit)
+KINDS: tuple[type[Record], ...] = (*_BASIC, *_LABELS, *_SESSIONS, *_CHAINS, *_DELETION, *_DAMAGE, *_OWNERS)
 _BY_TYPE = {kind.TYPE: kind for kind in KINDS}
 
 

@@ -5,13 +5,14 @@ Each record is a dataclass whose `LAYOUT` has one field of bytes for each attrib
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from struct import Struct
 from typing import ClassVar, NamedTuple, Self
 
 from lamella.base.errors import IntegrityError
-from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, WriterId
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId, RepoId, SnapId, VolumeId, WriterId
 from lamella.format.cursor import Cursor, u8, u16, u32, u64
 from lamella.format.layout import (
     BYTES16,
@@ -164,19 +165,45 @@ class Writer(Record):
     machine: str
 
 
+class VolumeOrigin(NamedTuple):
+    """A volume of another repository, of which a volume holds copies; zeros: none."""
+
+    repo_id: RepoId
+    volume_id: VolumeId
+
+
+NO_ORIGIN = VolumeOrigin(RepoId(bytes(16)), VolumeId(bytes(16)))
+
+
 @dataclass(frozen=True, slots=True)
 class Volume(Signed):
-    """VOLUME: a name and an identity for a volume id; `signature` lets an admin change another writer's volume."""
+    """VOLUME: a name and an identity for a volume id, which follows from its creator and a nonce.
+
+    `signature` lets an admin change another writer's volume, and create one under an id that does not follow.
+    """
 
     TYPE = 0x0002
-    LAYOUT = (ID, DOMAIN, CHUNK_LOG2, TEXT, TEXT, BYTES16, SIGNATURE)
+    LAYOUT = (ID, DOMAIN, CHUNK_LOG2, TEXT, TEXT, BYTES16, ID, ID, row(VolumeOrigin, ID, ID), SIGNATURE)
     volume_id: VolumeId
     domain_id: DomainId
     chunk_log2: int
     name: str
     domain_label: str
     identity: bytes
+    creator: WriterId
+    nonce: bytes
+    origin: VolumeOrigin = NO_ORIGIN
     signature: bytes = UNSIGNED
+
+    @property
+    def bound(self) -> bool:
+        """Whether the id says who created the volume."""
+        return self.volume_id == volume_id(self.creator, self.nonce)
+
+
+def volume_id(creator: WriterId, nonce: bytes) -> VolumeId:
+    """The id of the volume that a writer creates with a nonce of 16 random bytes (FORMAT 8, Owners)."""
+    return VolumeId(hashlib.sha256(b"lamella/1 volume\0" + creator + nonce).digest()[:16])
 
 
 class Document(NamedTuple):
@@ -290,17 +317,6 @@ class FileGone(File):
     """FILE_GONE: that object is no longer expected."""
 
     TYPE = 0x0009
-
-
-@dataclass(frozen=True, slots=True)
-class ForkSeen(Record):
-    """FORK_SEEN: this writer goes on for `writer`, whose chain forked at `seq` into `heads`."""
-
-    TYPE = 0x000D
-    LAYOUT = (ID, U64, many(1, HASH))
-    writer: WriterId
-    seq: int
-    heads: tuple[bytes, ...]
 
 
 class RunVolume(NamedTuple):

@@ -20,6 +20,10 @@ def accept_history(log: Log) -> list[Problem]:
     apart = log.place.mirror or (not log.places.known(url) and log.places.elsewhere(url))
     if apart:
         log.recall(suffix(url))
+        with log.memory.lock():
+            # Its writer goes on for the one that this host is elsewhere, and owns what that one owns.
+            if log.own_writer is None:
+                log.memory.new_writer_key(memory.writer_seeds)
     log.places.accepted(url, log.history.heads, own=apart)
     log.pins.accept(log.history.heads, log.found)
     log.place, log.older = log.places.get(url), []

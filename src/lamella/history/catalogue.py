@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from lamella.base.ids import VolumeId, WriterId
+from lamella.base.ids import RepoId, VolumeId, WriterId
 from lamella.format.commit import Head
+from lamella.format.inner import OriginPlace
 from lamella.format.lost import Address, Lost
-from lamella.format.records import AddSnap, File, Ref, Run, Volume, Writer
+from lamella.format.owners import Expel
+from lamella.format.records import NO_REF, AddSnap, File, Ref, Run, Volume, Writer
 from lamella.history.open_sessions import OpenSession
 from lamella.history.order import Clock
+from lamella.history.owners import Owners
+
+HERE = RepoId(b"")
+
+
+class Series(NamedTuple):
+    """The snapshots of a volume that are judged together: its owners', or those that one other writer claims."""
+
+    volume_id: VolumeId
+    claimant: WriterId | None = None
+
+
+NO_SERIES = Series(VolumeId(bytes(16)))
 
 
 @dataclass(slots=True)
@@ -33,12 +50,31 @@ class Snapshot:
     revived: bool = False
     """A signed REVIVE published it: its time is that of the moment, whoever saw it when."""
     given_up: bool = False
-    """Its author, or somebody with the prune key, said what of it is lost: nobody expects that back."""
+    """Its author, an owner, or somebody with the prune key, said what of it is lost: nobody expects that back."""
+    first: Ref = NO_REF
+    """What a revived one was at first; of any other, itself."""
+    origin: OriginPlace | None = None
+    """Of a copy, where it was first published; of this repository's own snapshots the repository id is empty."""
+    series: Series = NO_SERIES
+    expelled: bool = False
+    """Its writer was expelled before it was published: needed until `delete --expelled`, and nothing else."""
+    counts: bool = True
+    """It is an owner's or this host's own: others are listed and restored, and never taken for the volume's latest."""
 
     @property
     def name(self) -> str:
         """The name it shares with the other volumes of its run."""
         return self.added.name
+
+    @property
+    def claim(self) -> bool:
+        """Whether somebody added it to a volume of others."""
+        return self.series.claimant is not None
+
+    @property
+    def place(self) -> OriginPlace:
+        """Where it was first published; a revived one counts as what it was before."""
+        return self.origin or OriginPlace(HERE, self.ref if self.first == NO_REF else self.first)
 
 
 @dataclass(slots=True)
@@ -49,8 +85,11 @@ class VolumeState:
     name: str
     identity: bytes
     domain_label: str
-    author: WriterId
+    owners: frozenset[WriterId]
+    """Who may name, order, tag and pin: the creator, and whom the volume was handed over to."""
     record: Volume | None
+    own: bool = False
+    """This host is an owner; of a volume without owners, this host alone says what it is."""
     snapshots: list[Snapshot] = field(default_factory=list)
 
 
@@ -69,6 +108,7 @@ class Removal:
     """By somebody who said that no whole snapshot need be left (REMOVE_LAST)."""
     revived: bool = False
     """A signed REVIVE published it anew."""
+    series: Series = NO_SERIES
 
 
 @dataclass(slots=True)
@@ -88,6 +128,14 @@ class Catalogue:
     writers: dict[WriterId, Writer] = field(default_factory=dict)
     retired: dict[WriterId, Head] = field(default_factory=dict)
     """Writers that are gone, with the commits their chains end with."""
+    expulsions: list[Expel] = field(default_factory=list)
+    """Those that were not undone."""
+    expelled: dict[WriterId, Head] = field(default_factory=dict)
+    """Writers whose word counts up to this commit only."""
+    owners: Owners = field(default_factory=Owners)
+    """Who acts for whom."""
+    own_line: frozenset[WriterId] = frozenset()
+    """This host's writer, and all for whom it acts."""
     notes: list[str] = field(default_factory=list)
     """Oddities worth telling: records that were not applied, conflicts, unknown records."""
     malformed: list[str] = field(default_factory=list)
@@ -104,12 +152,30 @@ class Catalogue:
         return [snapshot for volume in self.volumes.values() for snapshot in volume.snapshots]
 
     def shown_names(self) -> dict[VolumeId, str]:
-        """The name of each volume as users see it: `NAME~<4 hex>` where several volumes share a name."""
+        """The name of each volume as users see it: `NAME~<4 hex>` where the name alone would not tell which is meant.
+
+        A name means this host's own volume; without one, the only volume of that name that has an owner.
+        """
         by_name: dict[str, list[VolumeState]] = defaultdict(list)
         for volume in self.volumes.values():
             by_name[volume.name].append(volume)
-        return {
-            volume.volume_id: name if len(group) == 1 else f"{name}~{volume.volume_id.hex()[:4]}"
-            for name, group in by_name.items()
-            for volume in group
-        }
+        names: dict[VolumeId, str] = {}
+        for name, group in by_name.items():
+            meant = [one for one in group if one.own] or [one for one in group if one.owners]
+            plain = meant[0] if len(meant) == 1 else None
+            for one in group:
+                alone = one is plain or one.record is None  # a name made of its id
+                names[one.volume_id] = name if alone else f"{name}~{one.volume_id.hex()[:4]}"
+        return names
+
+    def own_volumes(self) -> list[VolumeState]:
+        """Those by whose names, identities and domain labels this host goes."""
+        return [volume for volume in self.volumes.values() if volume.own]
+
+
+def by_series(snapshots: Iterable[Snapshot]) -> dict[Series, list[Snapshot]]:
+    """Those that are judged together, the owners' first."""
+    found: dict[Series, list[Snapshot]] = defaultdict(list)
+    for snapshot in sorted(snapshots, key=lambda one: one.claim):
+        found[snapshot.series].append(snapshot)
+    return found

@@ -10,15 +10,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from lamella.base.errors import IntegrityError, StoreError
-from lamella.base.ids import CATALOGUE, VolumeId, WriterId
+from lamella.base.ids import CATALOGUE, WriterId
 from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
-from lamella.format.commit import SEGMENT_HEAD, ChainEntry, Head, Room
+from lamella.format.carried import Room
+from lamella.format.commit import SEGMENT_HEAD, ChainEntry, Head
 from lamella.format.container import Kind
 from lamella.format.deletion import Revive
 from lamella.format.known import understood
 from lamella.format.records import AddSnap, Checkpoint, Ref, Seen, SegmentPlace, raw
-from lamella.history.catalogue import Catalogue
+from lamella.history.catalogue import Catalogue, Series
 from lamella.history.chains import HistoryReader
 from lamella.history.compaction import COPIES_REMEMBERED_MS, Ended, InForce, begins_of
 from lamella.history.history import AUDITS_KEPT, Chain, History
@@ -147,16 +148,16 @@ def ended(
 
 
 def revivable(catalogue: Catalogue, now_ms: int) -> frozenset[Ref]:
-    """The newest of the snapshots of each volume that were removed lately, unless somebody gave up the volume.
+    """The newest of the snapshots of each series that were removed lately, unless somebody gave it up.
 
     Two prunes that know different things may have removed the last whole one; a few are enough, since what a policy
     removed before that is older.
     """
-    rows: dict[VolumeId, list[tuple[int, Ref]]] = defaultdict(list)
+    rows: dict[Series, list[tuple[int, Ref]]] = defaultdict(list)
     for ref, removal in catalogue.removed.items():
         lately = removal.time_ms > now_ms - REVIVABLE_MS
         if lately and removal.added is not None and not (removal.last or removal.revived):
-            rows[removal.added.volume_id].append((removal.added.time_ms, ref))
+            rows[removal.series].append((removal.added.time_ms, ref))
     return frozenset(ref for some in rows.values() for _, ref in sorted(some)[-REVIVABLE:])
 
 

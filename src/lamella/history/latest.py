@@ -1,18 +1,25 @@
-"""Which snapshots of a volume are the latest (FORMAT 8, Latest)."""
+"""Which snapshot of a volume is the latest (FORMAT 8, Latest)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from lamella.base.ids import WriterId
-from lamella.format.inner import Origin
+from lamella.base.ids import RepoId, WriterId
+from lamella.format.records import Ref
 from lamella.history.catalogue import Snapshot
 
 
 def before(one: Snapshot, other: Snapshot) -> bool | None:
-    """Whether `one` comes before `other` in the order of chains and `seen`; None if that cannot be told."""
-    if one.ref.writer == other.ref.writer:
-        return one.ref.seq < other.ref.seq
+    """Whether `one` comes before `other` in the order of chains and `seen`; None if that cannot be told.
+
+    The place of a copy in its chain says when it was copied, and of a revived one when it came back: such a one is
+    placed by the chain where it was first published, and beside snapshots of other writers by its moment.
+    """
+    a, b = one.place, other.place
+    if (a.repo_id, a.ref.writer) == (b.repo_id, b.ref.writer):
+        return a.ref.seq < b.ref.seq
+    if one.ref != a.ref or other.ref != b.ref:
+        return moment(one) < moment(other)
     if other.added.parent == one.ref:
         return True
     if other.clock is None:
@@ -20,23 +27,23 @@ def before(one: Snapshot, other: Snapshot) -> bool | None:
     return other.clock.get(one.ref.writer, 0) >= one.ref.seq
 
 
-def latest(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
-    """The snapshots that are before no other one: usually one, and none only if there is no snapshot.
+def moment(snapshot: Snapshot) -> tuple[int, str, Ref]:
+    """Orders snapshots by what they say of their time."""
+    return snapshot.added.time_ms, snapshot.name, snapshot.ref
 
-    The place of a copy in its chain says when it was copied, and of a revived one when it came back: with such a one
-    among them, and where each is before another one because a writer lied about what it had seen, the newest moment is
-    the latest.
+
+def latest(
+    snapshots: Iterable[Snapshot], time_of: Callable[[Snapshot], int] = lambda one: one.added.time_ms
+) -> list[Snapshot]:
+    """The latest one, and after it those that nobody knows to be earlier (FORMAT 8, Latest); empty without snapshots.
+
+    Several are left where writers knew nothing of each other, or where each is before another one because a writer lied
+    about what it had seen: the one with the greatest believed time is the latest.
     """
     rows = list(snapshots)
-    if any(one.revived or Origin.of(one.added) is not None for one in rows):
-        return [_newest_moment(rows)]
-    newest: dict[WriterId, int] = {}
-    for row in rows:
-        newest[row.ref.writer] = max(row.ref.seq, newest.get(row.ref.writer, 0))
-    ends = [row for row in rows if row.ref.seq == newest[row.ref.writer]]
-    found = [one for one in ends if not any(before(one, other) for other in rows if other is not one)]
-    return found or [_newest_moment(ends)] if rows else []
-
-
-def _newest_moment(snapshots: Iterable[Snapshot]) -> Snapshot:
-    return max(snapshots, key=lambda one: (one.added.time_ms, one.name, one.ref))
+    newest: dict[tuple[RepoId, WriterId], int] = {}
+    for repo_id, ref in (row.place for row in rows):
+        newest[repo_id, ref.writer] = max(ref.seq, newest.get((repo_id, ref.writer), 0))
+    ends = [row for row in rows if row.place.ref.seq == newest[row.place.repo_id, row.place.ref.writer]]
+    found = [one for one in ends if not any(before(one, other) for other in ends if other is not one)]
+    return sorted(found or ends, key=lambda one: (time_of(one), one.name, one.ref), reverse=True)

@@ -13,7 +13,7 @@ from lamella.crypto.derive import Keys
 from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Condemn, Reaped
 from lamella.history import state
-from lamella.history.catalogue import Catalogue
+from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.chains import HistoryReader, ReadSegment
 from lamella.history.history import Chain, History
 from lamella.history.places import judge
@@ -71,14 +71,20 @@ class Log:
             error = RolledBack if self.history.problems else IntegrityError
             hint = "bring back what is still somewhere with: lamella repair"
             raise error("the repository lists no commit that opens: its history is lost", obj=COMMITS, hint=hint)
-        self.catalogue = state.build(self.keys, self.history)
+        self.catalogue = state.build(self.keys, self.history, self.own_writer)
         self._condemned = None
         self.sightings.look(self.history.heads, self.clock())
-        self.found, self.older = judge(self.place, self.history)
+        found, self.older = judge(self.place, self.history)
+        self.found = [problem for problem in found if not self._is_excluded(problem)]
         if not self.problems:
             self.pins.remember(self.history.heads)
             with self.memory.may_fail():
                 self.places.seen(self.store.url, self.history.heads)
+
+    def _is_excluded(self, problem: Problem) -> bool:
+        """Whether it is about what an expelled writer published, or may have, when its word did not count any more."""
+        head = self.catalogue.expelled.get(problem.writer)
+        return head is not None and (problem.kind == "fork" or problem.lacks is None or problem.lacks.seq > head.seq)
 
     @property
     def condemned_packs(self) -> frozenset[bytes]:
@@ -145,3 +151,9 @@ class Log:
         """The id under which this host publishes here, if it did before."""
         key = self.memory.writer_key()
         return None if key is None else key.id
+
+    def believed_ms(self, snapshot: Snapshot) -> int:
+        """The time of a snapshot: its own word, unless that cannot be true by when this host first saw it."""
+        ref, said = snapshot.ref, snapshot.added.time_ms
+        sight = None if snapshot.revived or ref.writer == self.own_writer else self.sightings.of(ref.writer, ref.seq)
+        return said if sight is None else sight.believed_ms(said)

@@ -16,7 +16,7 @@ from lamella.base.clock import Clock
 from lamella.base.errors import RepositoryError, RolledBack
 from lamella.base.signed import enrolled_by
 from lamella.crypto.derive import Keys
-from lamella.crypto.sign import sign, verified
+from lamella.crypto.sign import public_of, sign, verified
 from lamella.format.commit import (
     CHECKPOINT_EVERY,
     MAX_SEEN,
@@ -25,9 +25,9 @@ from lamella.format.commit import (
     Head,
     parse_name,
 )
+from lamella.format.owners import Succeeds, succession_message
 from lamella.format.records import (
     Checkpoint,
-    ForkSeen,
     RawRecord,
     Signed,
     Writer,
@@ -114,12 +114,11 @@ class Publisher:
             newest = 0 if chain.head is None else chain.head.seq
             if newest >= max(history.known.get(key.id, 0), fresh.known.get(key.id, 0)):
                 history.chains[key.id] = chain
-                return key, chain, [] if chain.heads else self._first_records(None)
+                return key, chain, [] if chain.heads else self._first_records(key)
         key = self._memory.new_writer_key()
         chain = Chain(key.id)
         history.chains[key.id] = chain
-        forked = known if known is not None and known.forked_at else None
-        return key, chain, self._first_records(forked)
+        return key, chain, self._first_records(key)
 
     def _enrolled(self, key: WriterKey) -> WriterKey:
         """The key with its enrolment: the prune key's, if this secret or an earlier one could give that."""
@@ -128,13 +127,12 @@ class Publisher:
             return key
         return self._memory.enrolled(key, keys.enrolment(public))
 
-    def _first_records(self, forked: Chain | None) -> list[RawRecord]:
+    def _first_records(self, key: WriterKey) -> list[RawRecord]:
+        """Who this is, and that it owns what this host's earlier writers own."""
         host = self._memory.host
         rows = [raw(Writer(host.label.encode("utf-8")[:200].decode("utf-8", "ignore"), host.machine))]
-        if forked is not None:
-            heads = tuple(head.sha256 for head in forked.heads[:255])
-            rows.append(raw(ForkSeen(forked.writer, forked.forked_at, heads)))
-        return rows
+        message = succession_message(self._keys.root, key.id)
+        return rows + [raw(Succeeds(public_of(seed), sign(seed, message))) for seed in key.before]
 
     def _signed(self, record: RawRecord | Signed, key: WriterKey, seq: int, prev: bytes) -> RawRecord:
         if isinstance(record, RawRecord):
@@ -194,5 +192,8 @@ def require_may_publish(log: Log, problems: Sequence[Problem]) -> None:
     newer = log.catalogue.read_only or log.own_writer in log.catalogue.unread
     if newer or not log.keys.marker.writable:
         raise RepositoryError("a newer version of lamella wrote here: this version may only read", obj=log.store.url)
+    if log.own_writer in log.catalogue.expelled:
+        hint = "an admin takes it back with: lamella check --readmit"
+        raise RepositoryError("an admin expelled this host: what it says counts no more", obj=log.store.url, hint=hint)
     log.require_none(problems)
     log.require_writable()

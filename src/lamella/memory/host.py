@@ -106,6 +106,8 @@ class WriterKey:
     seed: Annotated[bytes, 32]
     machine: str
     enrolment: bytes = b""
+    before: tuple[Annotated[bytes, 32], ...] = ()
+    """The seeds under which this host published before: their keys say that the new writer goes on."""
 
     @property
     def public(self) -> bytes:
@@ -116,6 +118,11 @@ class WriterKey:
     def id(self) -> WriterId:
         """The writer id that follows from it."""
         return writer_id(self.public)
+
+    @property
+    def seeds(self) -> tuple[bytes, ...]:
+        """The seeds of this key and of those before it."""
+        return (*self.before, self.seed) if self.seed else self.before
 
 
 class HostMemory:
@@ -158,10 +165,26 @@ class HostMemory:
         key = self._writer.read()
         return key if key.seed and key.machine == self.host.machine else None
 
-    def new_writer_key(self) -> WriterKey:
-        """Make and remember a new key; call it with `lock` held. Raises RepositoryError."""
+    def new_writer_key(self, before: tuple[bytes, ...] = ()) -> WriterKey:
+        """Make and remember a new key, which goes on for those of `before` and those that were remembered.
+
+        Call it with `lock` held. Raises RepositoryError.
+        """
         key = WriterKey(os.urandom(32), self.host.machine)
-        return self._writer.change(lambda _: key)
+        return self._writer.change(lambda old: replace(key, before=tuple(dict.fromkeys((*before, *old.seeds)))[-16:]))
+
+    @property
+    def writer_seeds(self) -> tuple[bytes, ...]:
+        """The seeds of all keys that were used, on whichever machine."""
+        return self._writer.read().seeds
+
+    def creator(self) -> WriterKey:
+        """This host's key, made now if there is none yet. Raises Locked, RepositoryError."""
+        key = self.writer_key()
+        if key is None:
+            with self.lock():
+                key = self.writer_key() or self.new_writer_key()
+        return key
 
     def enrolled(self, key: WriterKey, enrolment: bytes) -> WriterKey:
         """Remember the enrolment of this key; call it with `lock` held. Raises RepositoryError."""

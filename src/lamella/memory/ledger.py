@@ -15,9 +15,11 @@ from typing import Annotated, TypeVar
 
 from lamella.base.clock import Clock, now_ms
 from lamella.base.errors import RepositoryError
-from lamella.base.ids import CATALOGUE, ChunkId, DomainId, VolumeId
+from lamella.base.ids import CATALOGUE, ChunkId, DomainId, VolumeId, WriterId
 from lamella.crypto.derive import Keys, prf
-from lamella.format.records import Ref
+from lamella.crypto.sign import public_of
+from lamella.format.commit import writer_id
+from lamella.format.records import Ref, volume_id
 from lamella.memory.codec import FLAT
 from lamella.memory.encoding import encode
 from lamella.memory.host import Host, HostMemory, Table
@@ -182,9 +184,15 @@ class NewVolume:
     Without this memory each attempt would have a new domain, and what the broken-off one sent could not be found again.
     """
 
-    volume_id: VolumeId
+    creator: WriterId
+    nonce: Annotated[bytes, 16]
     domain_id: DomainId
     domain_label: str
+
+    @property
+    def volume_id(self) -> VolumeId:
+        """The id that follows from creator and nonce."""
+        return volume_id(self.creator, self.nonce)
 
 
 def _intended(memory: HostMemory) -> Table[dict[bytes, NewVolume]]:
@@ -193,11 +201,17 @@ def _intended(memory: HostMemory) -> Table[dict[bytes, NewVolume]]:
 
 
 def new_volume(memory: HostMemory, identity: bytes, domain_label: str) -> NewVolume:
-    """The ids given to this source before, else fresh random ones. A domain counts only for the same label."""
-    known = _intended(memory).read().get(identity)
-    if known is not None and known.domain_label == domain_label and known.domain_id != CATALOGUE:
+    """The ids given to this source before, else fresh random ones. A domain counts only for the same label.
+
+    Before the host has a writer key (`HostMemory.creator`) they are good for showing a plan only.
+    """
+    known, key = _intended(memory).read().get(identity), memory.writer_key()
+    creators = [] if key is None else [writer_id(public_of(seed)) for seed in key.seeds]
+    may_go_on = known is not None and known.creator in creators and known.domain_id != CATALOGUE
+    if known is not None and may_go_on and known.domain_label == domain_label:
         return known
-    return NewVolume(VolumeId(os.urandom(16)), DomainId(os.urandom(16)), domain_label)
+    creator = creators[-1] if creators else WriterId(bytes(16))
+    return NewVolume(creator, os.urandom(16), DomainId(os.urandom(16)), domain_label)
 
 
 def remember(memory: HostMemory, identity: bytes, ids: NewVolume) -> str:

@@ -200,11 +200,22 @@ def suffix(url: str) -> str:
 _MOST_SIGHTINGS = 4096
 
 
+HOUR_MS = 3_600_000
+
+
 class Sight(NamedTuple):
     """The look that first showed a commit, and the one before; UTC milliseconds."""
 
     first_ms: int
     before_ms: int
+
+    def believed_ms(self, said_ms: int) -> int:
+        """What a commit says of its time, if it can have been published then, else its first sight.
+
+        It was published after the look before, and at the latest at the first one; clocks may differ by an hour.
+        """
+        earliest = min(self.before_ms, self.first_ms) - HOUR_MS
+        return said_ms if earliest <= said_ms <= self.first_ms + HOUR_MS else self.first_ms
 
 
 class Sighting(NamedTuple):

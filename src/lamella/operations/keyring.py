@@ -11,7 +11,7 @@ from lamella.crypto.slots import Secret
 from lamella.format.domain_key import ExportedKeys, ExportedTree, encode
 from lamella.format.keyslot import MAX_PASSPHRASES, MAX_SLOTS, Role, SlotType
 from lamella.format.records import FileGone
-from lamella.operations.shared.selection import newest
+from lamella.operations.shared.newest import newest
 from lamella.repository.create import file_record
 from lamella.repository.repository import Repository
 from lamella.repository.slots import Slots, read_slots
@@ -70,7 +70,7 @@ def export_domain(repo: Repository, domain_id: DomainId) -> bytes:
     shown = repo.catalogue.shown_names()
     trees = []
     for volume in repo.catalogue.volumes.values():
-        if any(snapshot.added.domain_id == domain_id for snapshot in volume.snapshots):
+        if any(one.counts and one.added.domain_id == domain_id for one in volume.snapshots):
             added = newest(repo, volume).added
             if added.domain_id == domain_id:
                 name = shown[volume.volume_id]

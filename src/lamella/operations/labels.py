@@ -23,6 +23,16 @@ def check_tag(text: str) -> str:
     return text
 
 
+def require_may_label(repo: Repository, chosen: Sequence[Selected]) -> None:
+    """Raises UsageError naming the first snapshot that is another writer's, unless the secret is an admin's."""
+    for one in chosen:
+        if repo.keys.prune_seed is None and not (one.volume.own or (one.snapshot.claim and one.snapshot.counts)):
+            hint = "use an admin's passphrase, key file or recovery key"
+            raise UsageError(
+                f"{one.text} is another writer's: its labels need an admin's secret", obj=one.text, hint=hint
+            )
+
+
 def label_records(
     chosen: Sequence[Selected], add: Sequence[str], remove: Sequence[str], pin: str | None, unpin: bool
 ) -> list[Signed]:
@@ -65,10 +75,11 @@ def same_run(repo: Repository, one: Selected) -> list[Selected]:
 def rename_record(repo: Repository, volume: VolumeState, name: str) -> RawRecord | Signed:
     """The record that renames a volume. Raises UsageError if this host may not, or the name is taken or impossible."""
     check_name(name)
-    taken = [one for one in repo.catalogue.volumes.values() if one.name == name and one is not volume and one.snapshots]
+    known = repo.catalogue.own_volumes() if volume.own else repo.catalogue.volumes.values()
+    taken = [one for one in known if one.name == name and one is not volume and one.snapshots]
     if taken:
         raise UsageError(f"another volume is called {name}", obj=name, hint="choose another name")
-    if volume.author != repo.own_writer and repo.keys.prune_seed is None:
+    if not volume.own and repo.keys.prune_seed is None:
         hint = "use an admin's passphrase, key file or recovery key"
         raise UsageError(f"renaming {volume.name} needs an admin's secret: another writer made it", obj=name, hint=hint)
     return Rename(volume.volume_id, name)

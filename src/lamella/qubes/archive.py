@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lamella.base.errors import IntegrityError, NothingMatched, UsageError
-from lamella.history.catalogue import VolumeState
+from lamella.base.ids import WriterId
+from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.operations.shared.selection import Selected, find_snapshot, split_selector
 from lamella.operations.shared.streaming import read_document
 from lamella.qubes.inventory import ADMIN_CLASS
@@ -51,14 +52,19 @@ class QubeSnapshot:
 
 
 def saved_qubes(repo: Repository) -> list[SavedQube]:
-    """Every qube of which something was saved, by name."""
-    found: dict[str, SavedQube] = {}
-    for volume in repo.catalogue.volumes.values():
+    """Every qube of which something was saved, by name: of one identity this host's own, else each owner's apart."""
+    found: dict[tuple[str, frozenset[WriterId]], SavedQube] = {}
+    volumes = repo.catalogue.volumes.values()
+    own = {volume.identity for volume in volumes if volume.own}
+    for volume in volumes:
+        if volume.identity in own and not volume.own:
+            continue
         kind, _, rest = volume.identity.decode("utf-8", "backslashreplace").partition(":")
         owner, _, what = rest.partition(":")
         if kind != "qubes" or not what:
             continue
-        qube = found.setdefault(owner, SavedQube(volume.name.partition(":")[0], owner))
+        key = owner, frozenset() if volume.own else volume.owners
+        qube = found.setdefault(key, SavedQube(volume.name.partition(":")[0], owner))
         qube.volumes[what] = volume
     return sorted(found.values(), key=lambda qube: (qube.name, qube.owner))
 
@@ -70,7 +76,7 @@ def find_qube(repo: Repository, text: str) -> SavedQube:
     if len(found) == 1:
         return found[0]
     if found:
-        owners = ", ".join(qube.owner for qube in found)
+        owners = ", ".join(sorted({qube.owner for qube in found}))
         raise NothingMatched(f"several qubes were called {text}", obj=text, hint=f"write the UUID: {owners}")
     known = ", ".join(sorted({qube.name for qube in qubes})[:10]) or "none"
     raise NothingMatched(f"no qube called {text} was saved", obj=text, hint=f"saved qubes: {known}")
@@ -90,15 +96,16 @@ def read_snapshot(repo: Repository, selector: str) -> QubeSnapshot:
     if not qube.owner.startswith(DOM0) and claimed != qube.owner:
         raise IntegrityError("the settings are those of another qube", obj=selected.text)
     return QubeSnapshot(
-        qube.name, qube.owner, chosen.name, settings, _volumes(qube, chosen.name), _failed(repo, qube.name, chosen.name)
+        qube.name, qube.owner, chosen.name, settings, _volumes(qube, chosen), _failed(repo, qube.name, chosen.name)
     )
 
 
-def _volumes(qube: SavedQube, run: str) -> dict[str, Selected]:
+def _volumes(qube: SavedQube, chosen: Snapshot) -> dict[str, Selected]:
+    run, claimant = chosen.name, chosen.series.claimant
     found: dict[str, list[Selected]] = defaultdict(list)
     for what, volume in qube.volumes.items():
         for snapshot in volume.snapshots:
-            if snapshot.name == run and what != SETTINGS:
+            if snapshot.name == run and snapshot.series.claimant == claimant and what != SETTINGS:
                 found[what].append(Selected(f"{qube.name}:{what}", volume, snapshot))
     for what, several in found.items():
         if len(several) > 1:

@@ -17,6 +17,9 @@ from lamella.format.records import Ref
 from lamella.operations.prune.health import Health
 from lamella.operations.prune.plan import Fate, PruneOptions, PrunePlan, PruneResult, plan_prune
 
+OTHERS_DELAY_MS = 72 * 3600 * 1000
+"""How long removed snapshots of other hosts are kept, unless --remove-delay says otherwise."""
+
 
 def add_space_options(parser: argparse.ArgumentParser) -> None:
     """The options that say how much space to win back."""
@@ -31,7 +34,8 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
         "--remove-delay",
         type=age,
         metavar="AGE",
-        help="a removal by another host counts so long after this one first saw it, e.g. 14d (default: at once)",
+        help="what was removed is kept so long after this host first saw that, e.g. 14d (default: 72h for snapshots of "
+        "other hosts, none for this host's own)",
     )
     parser.add_argument(
         "--grace",
@@ -58,6 +62,7 @@ def options(args: argparse.Namespace) -> PruneOptions:
         max_unused=unused,
         grace_ms=grace,
         remove_delay_ms=args.remove_delay or 0,
+        others_delay_ms=OTHERS_DELAY_MS if args.remove_delay is None else 0,
         last=args.yes_last,
         retire=tuple(args.retire),
     )

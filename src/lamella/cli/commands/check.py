@@ -41,6 +41,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="declare for every host that this commit and its content are lost; a problem names OBJECT; "
         "needs an admin's secret",
     )
+    parser.add_argument(
+        "--join",
+        metavar="NEW=OLD",
+        help="let writer NEW own what writer OLD owns, as after the loss of a machine; `lamella info` shows both; "
+        "needs an admin's secret",
+    )
+    parser.add_argument(
+        "--expel",
+        metavar="WRITER[@N]",
+        help="nothing that WRITER said after its commit N (default: its newest) counts any more; its data stays until "
+        "delete --expelled; needs an admin's secret",
+    )
+    parser.add_argument(
+        "--stay", action="append", default=[], metavar="WRITER", help="with --expel: this successor of it stays"
+    )
+    parser.add_argument(
+        "--readmit", metavar="ID", help="undo an expulsion; check shows its ID; needs an admin's secret"
+    )
     add_moved(parser, "--repair", "lamella repair")
     add_yes(parser)
     add_dry_run(parser)
@@ -51,6 +69,10 @@ def run(context: Context) -> int:
     args = context.args
     if args.give_up and (args.accept_rollback or args.accept_seen):
         raise UsageError("--give-up goes with neither --accept-rollback nor --accept-seen")
+    if args.join or args.expel or args.readmit:
+        from lamella.cli.commands import _writers
+
+        return _writers.run(context)
     return _give_up(context) if args.give_up else _look(context)
 
 
@@ -68,6 +90,10 @@ def _look(context: Context) -> int:
         _accept_seen(context, repository)
         heads, marks = len(repository.history.heads), fingerprint(repository)
         notes = list(repository.catalogue.notes)
+        for one in repository.catalogue.expulsions:
+            out.line(
+                f"expelled: writer {one.head.writer.hex()[:8]} after commit {one.head.seq}; ID {one.expel_id.hex()}"
+            )
     for note in notes:
         out.say(f"note: {note}")
     if accepts:

@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = SECRETS
     parser.add_argument(
-        "volume", nargs="+", metavar="VOLUME@SNAPSHOT", help="what to remove; with --all-snapshots: VOLUME"
+        "volume", nargs="*", metavar="VOLUME@SNAPSHOT", help="what to remove; with --all-snapshots: VOLUME"
     )
+    parser.add_argument("--expelled", action="store_true", help="remove what expelled writers published")
     parser.add_argument("--all-snapshots", action="store_true", help="remove every snapshot of these volumes")
     parser.add_argument("--yes-last", action="store_true", help="also remove a volume's last whole snapshot")
     parser.add_argument(
@@ -95,6 +96,8 @@ def _would(context: Context, health: Health, chosen: Sequence[Selected]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if args.expelled == bool(args.volume):
+        raise UsageError("nothing to remove is named" if not args.volume else "--expelled goes with no VOLUME")
     for text in args.volume:
         name, snapshot = split_selector(text)
         if args.all_snapshots and snapshot is not None:
@@ -110,6 +113,8 @@ def _removals(chosen: Sequence[Selected]) -> dict[Ref, str]:
 
 def _chosen(health: Health, args: argparse.Namespace) -> list[Selected]:
     """What is named and may go. Raises NothingMatched, UsageError."""
+    if args.expelled:
+        return [one for one in select(health.repo, []) if one.snapshot.expelled]
     chosen = _named(health.repo, args.volume, every=args.all_snapshots)
     require_unpinned(chosen)
     if not (args.mark or args.yes_last):

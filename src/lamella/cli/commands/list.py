@@ -51,6 +51,9 @@ def _print(context: Context, volumes: list[Row], snapshots: list[Row]) -> None:
     ]
     out.table([heads, *rows])
     out.line()
+    for row in volumes:
+        if row["as_late"]:
+            out.say(f"as late as the latest of {row['volume']} may be: {', '.join(row['as_late'])}")
     shots = [(row["snapshot"], row["time"], row["result"], _contents(row)) for row in snapshots]
     out.table([("SNAPSHOT", "TIME", "RESULT", "VOLUMES"), *shots])
 
@@ -75,4 +78,6 @@ def _contents(row: Row) -> str:
     labels += [f"pinned: {reason}" if reason else "pinned" for reason in row["pinned"]]
     labels += ["marked as removed"] if row["marked_removed"] else []
     marks = f" ({', '.join(labels)})" if labels else ""
-    return ", ".join(row["volumes"]) + marks + lost + gone + rebuilt + refuted
+    word = "published by the expelled" if row["expelled"] else "a claim of"
+    claim = f" ({word} writer {row['claimant'][:8]})" if row["claimant"] else ""
+    return ", ".join(row["volumes"]) + claim + marks + lost + gone + rebuilt + refuted

@@ -47,6 +47,7 @@ def run(context: Context) -> int:
         judged = partial(plan_retention, repository, policy, args.volume, spare_last=not args.yes_last, health=health)
         plan = judged()
         show(context, plan, everything=args.dry_run)
+        _say_unproven(context, plan)
         if args.dry_run:
             figures, code = deleting.planned(context, health, _removals(plan), _what(plan))
             out.document({"dry_run": True, **document(plan), **figures})
@@ -119,6 +120,13 @@ def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
         out.warn(f"{row.selected.text} is kept and not counted: {row.verdict.reasons[-1]}")
 
 
+def _say_unproven(context: Context, plan: RetentionPlan) -> None:
+    """What no rule protects from: damage that nobody has read yet."""
+    if plan.unproven:
+        names = ", ".join(plan.unproven[:10]) + (" and more" if len(plan.unproven) > 10 else "")
+        context.out.say(f"unread damage may be in every snapshot of {names}: none passed verify --level full here")
+
+
 def _time(row: JudgedSnapshot) -> str:
     try:
         return iso(row.selected.snapshot.added.time_ms)
@@ -130,7 +138,11 @@ def document(plan: RetentionPlan, gone: Collection[Ref] | None = None) -> dict[s
     """The plan for JSON, or what came of it: only what is `gone` was removed."""
     removed = [row for row in plan.removed if gone is None or row.selected.snapshot.ref in gone]
     kept = [row for row in plan.rows if row not in removed]
-    return {"removed": [_row(row) for row in removed], "kept": [_row(row) for row in kept]}
+    return {
+        "removed": [_row(row) for row in removed],
+        "kept": [_row(row) for row in kept],
+        "unverified": list(plan.unproven),
+    }
 
 
 def _row(row: JudgedSnapshot) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import argparse
 from lamella.base.errors import RepositoryError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
-from lamella.operations.labels import check_tag, label_records, same_run, still_labelled
+from lamella.operations.labels import check_tag, label_records, require_may_label, same_run, still_labelled
 from lamella.operations.shared.selection import Selected, select, split_selector
 from lamella.repository.repository import Repository
 
@@ -45,6 +45,8 @@ def run(context: Context) -> int:
         chosen = select(repository, [args.snapshot])
         if args.all_volumes:
             chosen = same_run(repository, chosen[0])
+        if tags or args.pin is not None:
+            require_may_label(repository, chosen)
         records = label_records(chosen, tags, remove, args.pin, args.unpin)
         if records and not args.dry_run:
             repository.publish(records)

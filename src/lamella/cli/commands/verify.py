@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "read everything in turn",
     )
     parser.add_argument(
+        "--new-packs",
+        action="store_true",
+        help="at level full read only the packs that no verification on this host read to the end before",
+    )
+    parser.add_argument(
         "--source",
         metavar="SOURCE",
         help="compare with this source at level source (default: where the volume came from)",
@@ -104,7 +109,7 @@ def _options(context: Context) -> VerifyOptions:
         is_file = not args.source.startswith("lvm:")
         source = named_source(context, args.source, "file" if is_file else None)
     threads = args.workers or context.config.backup.workers
-    return VerifyOptions(args.level, args.percent, args.budget, source, threads)
+    return VerifyOptions(args.level, args.percent, args.budget, source, threads, new_packs=args.new_packs)
 
 
 def _selected(repository: Repository, texts: list[str], source: Source | None) -> list[Selected]:

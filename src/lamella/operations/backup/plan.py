@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import UsageError
-from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId
+from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId, WriterId
 from lamella.format.node import Shape
-from lamella.format.records import UNSIGNED, PartialRoot, Volume
+from lamella.format.owners import Give, Join
+from lamella.format.records import UNSIGNED, PartialRoot, Signed, Volume
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.history.latest import latest
 from lamella.memory.confirmations import Confirmations
@@ -114,6 +115,8 @@ class VolumePlan:
     """The kept moment of the base, if the run can be incremental."""
     record: Volume | None = None
     """A VOLUME record to publish; its chunk size is filled in when the size is known."""
+    handover: Signed | None = None
+    """The record by which this host becomes an owner of the volume."""
     resume: ResumePoint | None = None
     """How far a broken-off run came, if this run can go on from there."""
     notes: tuple[str, ...] = ()
@@ -165,13 +168,18 @@ def plan_volumes(
     return plans
 
 
+_CLAIMS = "what is saved counts as a claim until an admin lets this host act for that writer"
+
+
 class _Planning:
     """Planning one run against one state of the repository."""
 
     def __init__(self, repo: Repository, options: BackupOptions) -> None:
         self._repo = repo
         self._options = options
-        self._volumes = repo.catalogue.volumes.values()
+        self._volumes = repo.catalogue.own_volumes()
+        """By whose names, identities and domain labels this host goes."""
+        self._others = [volume for volume in repo.catalogue.volumes.values() if not volume.own]
         self._shown = repo.catalogue.shown_names()
         self._waiting = set(Confirmations(repo.memory).waiting())
         self._ledger = Ledger(repo.memory, repo.keys)
@@ -179,28 +187,46 @@ class _Planning:
 
     def volume(self, request: Request) -> VolumePlan:
         """The plan for one source."""
-        known, record = self._by_identity(request.source.identity), None
+        identity, record, handover = request.source.identity, None, None
+        notes: list[str] = []
+        known = next((volume for volume in self._volumes if volume.identity == identity), None)
+        others = [] if known is not None else [one for one in self._others if one.identity == identity]
+        if known is None and not self._options.adopt:
+            known = next((volume for volume in others if self._goes_on(volume)), None)
         if known is not None:
             record = self._renamed(request, known)
         else:
             name = check_name(name_from(request.source.default_name) if request.name is None else request.name)
             holders = [volume for volume in self._volumes if volume.name == name]
+            others = others or [volume for volume in self._others if volume.name == name]
             if holders and not request.follows:
                 known, record = self._adopted(request, name, holders)
+            elif others and self._options.adopt:
+                known, record, handover = self._taken_over(request, name, others)
+            elif others:
+                notes.append(f"another writer has a volume {name}: to go on with that one instead, add --adopt")
         plan = self._first(request, name) if known is None else self._next(request, known, record)
+        if known is not None and not known.own and handover is None:
+            notes.append(f"{plan.volume} belongs to another writer: {_CLAIMS}")
+        plan = replace(plan, handover=handover, notes=(*plan.notes, *notes))
         if self._options.changes is not None:
             return plan  # another tool's change map knows nothing of resume points
         return replace(plan, resume=self._resume_point(plan))
 
     # -- which volume -------------------------------------------------------------------------------------------------
 
-    def _by_identity(self, identity: bytes) -> VolumeState | None:
-        found = [volume for volume in self._volumes if volume.identity == identity]
-        own = [volume for volume in found if volume.author == self._repo.own_writer]
-        return next(iter(own or found), None)
+    def _goes_on(self, volume: VolumeState) -> bool:
+        """Whether what this host saves goes to another writer's volume of the same source, as a claim.
+
+        A host that lost its state does so, and goes on with what it claims. No other host does: whoever can write may
+        say in advance what the source of somebody's next volume is.
+        """
+        own = self._repo.own_writer
+        begins = own is None or own not in self._repo.history.chains
+        return begins or any(snapshot.claim and snapshot.counts for snapshot in volume.snapshots)
 
     def _may_change(self, volume: VolumeState) -> bool:
-        return volume.author == self._repo.own_writer or self._repo.keys.prune_seed is not None
+        return volume.own or self._repo.keys.prune_seed is not None
 
     def _renamed(self, request: Request, known: VolumeState) -> Volume | None:
         """The record that gives a known volume the requested name, if it needs one and this host may change it."""
@@ -220,11 +246,32 @@ class _Planning:
             hint = "continue its history with --adopt, or choose another name: NAME=SOURCE"
             raise UsageError(f"the name {name} belongs to another source", obj=name, hint=hint)
         known = holders[0]
-        if not self._may_change(known):
-            raise UsageError(f"adopting {name} needs an admin's secret: another writer made it", obj=name)
         if known.record is None:
             raise UsageError(f"the volume {name} cannot be adopted: its record is lost", obj=name)
         return known, replace(known.record, name=name, identity=request.source.identity, signature=UNSIGNED)
+
+    def _taken_over(
+        self, request: Request, name: str, others: list[VolumeState]
+    ) -> tuple[VolumeState, Volume | None, Signed | None]:
+        """Another writer's volume, the record that gives it this source, and the record that makes it this host's.
+
+        Without an admin's secret there is neither: what is saved is a claim.
+        """
+        if len(others) > 1:
+            names = ", ".join(sorted(self._shown[volume.volume_id] for volume in others))
+            raise UsageError(f"several volumes could be meant: {names}", obj=name, hint="rename all but one first")
+        known = others[0]
+        if self._repo.keys.prune_seed is None:
+            return known, None, None
+        if known.record is None:
+            raise UsageError(f"the volume {name} cannot be adopted: its record is lost", obj=name)
+        record = replace(known.record, name=name, identity=request.source.identity, signature=UNSIGNED)
+        key = self._repo.memory.writer_key()
+        own = WriterId(bytes(16)) if key is None else key.id
+        if not known.owners:
+            return known, record, Give(known.volume_id, own)
+        creator = known.record.creator
+        return known, record, Join(own, creator if creator in known.owners else min(known.owners))
 
     def _first(self, request: Request, name: str) -> VolumePlan:
         """The first backup of a volume."""
@@ -233,7 +280,7 @@ class _Planning:
         identity, log2 = request.source.identity, self._options.chunk_log2
         ids = new_volume(self._repo.memory, identity, label)
         domain_id = self._domain(label, ids.domain_id)
-        record = Volume(ids.volume_id, domain_id, log2 or 0, name, label, identity)
+        record = Volume(ids.volume_id, domain_id, log2 or 0, name, label, identity, ids.creator, ids.nonce)
         reason = "first backup of this volume"
         return VolumePlan(name, FULL, reason, request, ids.volume_id, domain_id, log2, record=record)
 
@@ -265,8 +312,8 @@ class _Planning:
         mode, reason = (COMPARE, why) if why else (INCREMENTAL, "")
         if base is None:
             mode, reason = FULL, "no earlier snapshot of this volume can be used"
-        found = (base, entry, record, None, tuple(notes))
-        return VolumePlan(shown, mode, reason, request, known.volume_id, domain_id, log2, *found)
+        made = VolumePlan(shown, mode, reason, request, known.volume_id, domain_id, log2, base, entry, record)
+        return replace(made, notes=tuple(notes))
 
     def _start(
         self, source: Source, known: VolumeState, notes: list[str]
@@ -303,9 +350,8 @@ class _Planning:
 
     def _base(self, volume: VolumeState, notes: list[str]) -> Snapshot | None:
         """The newest snapshot that is known to be whole: confirmed, or all its packs are there."""
-        heads = latest(volume.snapshots)
-        own = [snapshot for snapshot in heads if snapshot.ref.writer == self._repo.own_writer]
-        for snapshot in (*(own or heads), *reversed(volume.snapshots)):
+        counting = [snapshot for snapshot in volume.snapshots if snapshot.counts]
+        for snapshot in (*latest(counting, self._repo.log.believed_ms), *reversed(counting)):
             if self._ambiguous(snapshot) or not snapshot.added.usable:
                 continue
             packs = snapshot.added.packs  # none: nothing was stored, or more than may be listed

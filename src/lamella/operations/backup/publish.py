@@ -10,7 +10,7 @@ from dataclasses import replace
 from lamella.base.clock import utc_text
 from lamella.base.ids import SnapId, VolumeId
 from lamella.format.cursor import clipped
-from lamella.format.records import NO_REF, AddSnap, Document, Figures, RawRecord, Ref, Run, RunVolume, Volume, raw
+from lamella.format.records import NO_REF, AddSnap, Document, Figures, RawRecord, Ref, Run, RunVolume, Signed, raw
 from lamella.memory.ledger import LedgerEntry
 from lamella.operations.backup.plan import COMPARE, FULL, INCREMENTAL
 from lamella.operations.backup.stages import Read, VolumeResult
@@ -58,7 +58,8 @@ def publish(
     Without `close` the run's session stays open, for a volume that was not saved. Raises StoreError, RolledBack.
     """
     name = snapshot_name(repo.clock())
-    records: list[RawRecord | Volume] = []
+    handovers = dict.fromkeys(read.frozen.plan.handover for read in reads)
+    records: list[RawRecord | Signed] = [record for record in handovers if record is not None]
     added: list[AddSnap] = []
     for read, documents in zip(reads, attached, strict=True):
         record = read.frozen.plan.record

@@ -81,6 +81,7 @@ class CopyPlan:
         self._source = source
         self._target = target
         self._options = options
+        self._selectors = selectors
         self._planner = CopyPlanner(source, target)
         self.rows = self._planner.rows(choose(source, selectors))
 
@@ -90,6 +91,11 @@ class CopyPlan:
         Raises StoreError if a store fails, RolledBack, IntegrityError.
         """
         started = time.monotonic()
+        if self._target.memory.writer_key() is None:
+            # The ids of new volumes follow from the writer that creates them.
+            self._target.memory.creator()
+            self._planner = CopyPlanner(self._source, self._target)
+            self.rows = self._planner.rows(choose(self._source, self._selectors))
         result = CopyResult(self.rows)
         copying = _Copying(self._source, self._target, self._options, self._planner, reporter)
         for rows in by_run(self.rows):

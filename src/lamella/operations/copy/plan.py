@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import sha256
 from typing import NamedTuple
 
 from lamella.base.errors import NothingMatched, UsageError
-from lamella.base.ids import DomainId, VolumeId
+from lamella.base.ids import DomainId, VolumeId, WriterId
 from lamella.format.inner import OriginPlace, first_place
-from lamella.format.records import Ref, Volume
+from lamella.format.records import NO_ORIGIN, Ref, Volume, VolumeOrigin, volume_id
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.operations.shared.selection import Selected, find_snapshot, find_volume, split_selector
 from lamella.repository.repository import Repository
@@ -79,12 +80,17 @@ def choose(repo: Repository, selectors: Sequence[str]) -> list[Chosen]:
     for selector in selectors:
         name, text = split_selector(selector)
         volume = find_volume(repo, name)
-        add(volume, volume.snapshots if text is None else [find_snapshot(repo, volume, text)], text is not None)
+        add(volume, _counting(volume) if text is None else [find_snapshot(repo, volume, text)], text is not None)
     for volume in repo.catalogue.volumes.values() if not selectors else ():
-        add(volume, volume.snapshots, False)
+        add(volume, _counting(volume), False)
     if not found:
         raise NothingMatched("there is no snapshot to copy", obj=repo.store.url, hint="see: lamella list")
     return _in_order(found.values())
+
+
+def _counting(volume: VolumeState) -> list[Snapshot]:
+    """What others added to a volume would become the copier's own: only by its name is such a one copied."""
+    return [snapshot for snapshot in volume.snapshots if snapshot.counts]
 
 
 def _in_order(found: Iterable[Chosen]) -> list[Chosen]:
@@ -108,7 +114,7 @@ class CopyPlanner:
     def __init__(self, source: Repository, target: Repository) -> None:
         self._source = source
         self._target = target
-        self._there = {_first(target, one): one for one in target.catalogue.snapshots}
+        self._there = {_first(target, one): one for one in target.catalogue.snapshots if one.counts}
         gone = target.catalogue.removed.values()
         self._removed = {first_place(target.repo_id, one.ref, one.added) for one in gone if one.added is not None}
         self._destinations: dict[VolumeId, CopyDestination] = {}
@@ -144,33 +150,50 @@ class CopyPlanner:
         return known
 
     def _chosen(self, volume: VolumeState) -> CopyDestination:
-        """The same volume, else the one of the same source, else a new one with the same ids."""
-        same = self._target.catalogue.volumes.get(volume.volume_id) or self._of_same_source(volume)
+        """The volume of which this one is a copy or that is a copy of it, else one of the same source, else a new one.
+
+        Only this host's own volumes are gone on with.
+        """
+        origin = _origin(self._source, volume)
+        own = self._target.catalogue.own_volumes()
+        same = next((one for one in own if _origin(self._target, one) == origin), None) or self._of_same_source(volume)
         if same is not None:
             shown = self._target.catalogue.shown_names()[same.volume_id]
             return CopyDestination(same.volume_id, _domain_of(same), shown, None)
         record = volume.record
         newest = volume.snapshots[-1].added
         domain_id = self._labelled(volume.domain_label) or (newest.domain_id if record is None else record.domain_id)
-        made = Volume(volume.volume_id, domain_id, newest.chunk_log2, volume.name, volume.domain_label, volume.identity)
-        return CopyDestination(volume.volume_id, domain_id, volume.name, made)
+        key = self._target.memory.writer_key()
+        # A copy that is broken off finds what it stored again: the id follows from the original's.
+        nonce = sha256(b"copy\0" + origin.repo_id + origin.volume_id).digest()[:16]
+        creator = WriterId(bytes(16)) if key is None else key.id
+        id_, log2 = volume_id(creator, nonce), newest.chunk_log2
+        made = Volume(id_, domain_id, log2, volume.name, volume.domain_label, volume.identity, creator, nonce, origin)
+        return CopyDestination(id_, domain_id, volume.name, made)
 
     def _of_same_source(self, volume: VolumeState) -> VolumeState | None:
         """A volume that the same source was backed up to, on the same grid."""
         if not volume.identity:
             return None
         grid = {one.added.chunk_log2 for one in volume.snapshots}
-        for other in self._target.catalogue.volumes.values():
+        for other in self._target.catalogue.own_volumes():
             if other.identity == volume.identity and {one.added.chunk_log2 for one in other.snapshots} <= grid:
                 return other
         return None
 
     def _labelled(self, label: str) -> DomainId | None:
         """The target's domain of that label: volumes that share one here share one there."""
-        for volume in self._target.catalogue.volumes.values():
+        for volume in self._target.catalogue.own_volumes():
             if label and volume.domain_label == label and volume.record is not None:
                 return volume.record.domain_id
         return None
+
+
+def _origin(repo: Repository, volume: VolumeState) -> VolumeOrigin:
+    """By what a volume is known in every repository."""
+    if volume.record is not None and volume.record.origin != NO_ORIGIN:
+        return volume.record.origin
+    return VolumeOrigin(repo.repo_id, volume.volume_id)
 
 
 def _first(repo: Repository, snapshot: Snapshot) -> OriginPlace:

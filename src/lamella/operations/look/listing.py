@@ -6,12 +6,13 @@ from collections import defaultdict
 from typing import Any
 
 from lamella.base.clock import iso
-from lamella.base.ids import VolumeId
+from lamella.base.ids import VolumeId, WriterId
 from lamella.format.inner import Refuted, was_rebuilt
 from lamella.format.records import Ref
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.memory.confirmations import Confirmations
 from lamella.memory.verdicts import Verdicts
+from lamella.operations.shared.newest import heads
 from lamella.repository.repository import Repository
 
 Row = dict[str, Any]
@@ -24,23 +25,27 @@ def volumes(repo: Repository) -> list[Row]:
     held = [volume for volume in repo.catalogue.volumes.values() if volume.snapshots]
     verdicts = Verdicts(repo.memory)
     rows = [
-        _volume_row(volume, shown[volume.volume_id]) | {"verified": _verified(verdicts, volume.volume_id)}
+        _volume_row(repo, volume, shown[volume.volume_id]) | {"verified": _verified(verdicts, volume.volume_id)}
         for volume in held
     ]
     return sorted(rows, key=lambda row: str(row["volume"]))
 
 
-def _volume_row(volume: VolumeState, name: str) -> Row:
-    newest = volume.snapshots[-1] if volume.snapshots else None
+def _volume_row(repo: Repository, volume: VolumeState, name: str) -> Row:
+    found = heads(repo, volume)
+    newest = found[0] if found else None
     return {
         "volume": name,
         "id": volume.volume_id.hex(),
         "identity": volume.identity.decode("utf-8", "backslashreplace"),
         "domain": volume.domain_label,
+        "owners": sorted(writer.hex() for writer in volume.owners),
         "snapshots": len(volume.snapshots),
+        "claims": sum(snapshot.claim for snapshot in volume.snapshots),
         "latest": "" if newest is None else newest.name,
         "latest_time": "" if newest is None else iso(newest.added.time_ms),
         "size": 0 if newest is None else newest.added.size,
+        "as_late": [one.name for one in found[1:]],
     }
 
 
@@ -53,10 +58,10 @@ def _verified(verdicts: Verdicts, volume_id: VolumeId) -> Row | None:
 def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:
     """One row a run, oldest first; of one volume if given."""
     shown = repo.catalogue.shown_names()
-    runs: dict[str, list[Snapshot]] = defaultdict(list)
+    runs: dict[tuple[str, WriterId | None], list[Snapshot]] = defaultdict(list)
     for snapshot in repo.catalogue.snapshots:
         if volume is None or snapshot.added.volume_id == volume.volume_id:
-            runs[snapshot.name].append(snapshot)
+            runs[snapshot.name, snapshot.series.claimant].append(snapshot)
     waiting = set(Confirmations(repo.memory).waiting())
     rows = [_run_row(repo, found, shown, waiting) for found in runs.values()]
     return sorted(rows, key=lambda row: (str(row["time"]), str(row["snapshot"])))
@@ -64,6 +69,7 @@ def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:
 
 def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str], waiting: set[Ref]) -> Row:
     name = found[0].name
+    claimant = found[0].series.claimant
     run = repo.catalogue.runs.get(name)
     lost = sorted(shown[one.added.volume_id] for one in found if one.lost is not None)
     failed = [] if run is None else [{"volume": row.name, "reason": row.reason} for row in run.volumes if row.failed]
@@ -74,6 +80,8 @@ def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str]
         "pinned": sorted({snapshot.pinned for snapshot in found if snapshot.pinned is not None}),
         "marked_removed": any(snapshot.marked_removed for snapshot in found),
         "volumes": sorted(shown[snapshot.added.volume_id] for snapshot in found),
+        "expelled": any(snapshot.expelled for snapshot in found),
+        "claimant": "" if claimant is None else claimant.hex(),
         "result": "complete" if not lost and (run is None or run.complete) else "incomplete",
         "failed": failed,
         "confirmed": all(snapshot.confirmed or snapshot.ref in waiting for snapshot in found),

@@ -13,14 +13,14 @@ from typing import NamedTuple, Self
 
 from lamella.base.errors import IntegrityError, RolledBack, UnknownFormat
 from lamella.base.events import Progress, Reporter, silent
-from lamella.base.ids import ChunkId, DomainId, VolumeId
+from lamella.base.ids import ChunkId, DomainId
 from lamella.base.trust import Opened
 from lamella.format import node
 from lamella.format.container import Kind
 from lamella.format.lost import Address
 from lamella.format.node import FAN_OUT, Shape
 from lamella.format.records import AddSnap, Ref
-from lamella.history.catalogue import Snapshot
+from lamella.history.catalogue import Series, Snapshot
 from lamella.operations.shared.marking import LiveWalk, Roots, roots_of
 from lamella.operations.shared.rereading import reread
 from lamella.packs import census
@@ -117,11 +117,11 @@ class Health:
                 found[snapshot.ref] = flaw
         return found
 
-    def whole_volumes(self, snapshots: Iterable[Snapshot]) -> set[VolumeId]:
-        """The volumes of which one of these snapshots is whole. Raises StoreError."""
+    def whole_series(self, snapshots: Iterable[Snapshot]) -> set[Series]:
+        """The series of which one of these snapshots is whole. Raises StoreError."""
         rows = list(snapshots)
         flaws = self.flaws(rows)
-        return {one.added.volume_id for one in rows if one.ref not in flaws}
+        return {one.series for one in rows if one.ref not in flaws}
 
     def trace(self, added: AddSnap) -> Flaw | None:
         """What is wrong with a snapshot's tree and documents, without keeping what it needs. Raises StoreError."""
@@ -243,7 +243,7 @@ class Tracer:
     def _below(self, shape: Shape, level: int, places: Sequence[tuple[ChunkId, int]]) -> Iterator[Flaw | None]:
         """The flaw of each of these subtrees, in order."""
         fresh = [(id_, first) for id_, first in places if (id_, level, first) not in self._known]
-        contents = self._opened(Kind.INNER if level else Kind.LEAF, [id_ for id_, _ in fresh])
+        contents = self.opened(Kind.INNER if level else Kind.LEAF, [id_ for id_, _ in fresh])
         for id_, first in fresh:
             self._known[id_, level, first] = self._one(shape, level, first, contents.get(id_))
         return (self._known[id_, level, first] for id_, first in places)
@@ -266,8 +266,8 @@ class Tracer:
         chunk = next(chunk for id_, chunk in below if id_ in absent)
         return Flaw(f"chunk {chunk} (from byte {chunk << shape.chunk_log2} on) cannot be had")
 
-    def _opened(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, Opened | str]:
-        """These nodes, or why they cannot be had."""
+    def opened(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, Opened | str]:
+        """These nodes, or why they cannot be had. Raises StoreError."""
         contents = self._repo.contents
         found: dict[ChunkId, Opened | str] = {}
         try:

@@ -72,11 +72,11 @@ class Survey:
     A `dry` survey writes nothing: it says which snapshots would come back, and takes them as needed.
     """
 
-    def __init__(self, repo: Repository, health: Health, remove_delay_ms: int, *, dry: bool = False) -> None:
+    def __init__(self, repo: Repository, health: Health, delays_ms: tuple[int, int], *, dry: bool = False) -> None:
         self.repo = repo
         self.health = health
         self.dry = dry
-        self._remove_delay_ms = remove_delay_ms
+        self._delays_ms = delays_ms
         self.first_seen = FirstSeen(repo.memory, repo.clock, dry=dry)
         self.revived: list[AddSnap] = []
         """Snapshots that were published anew, or would be."""
@@ -114,6 +114,7 @@ class Survey:
         self._judge(needed, self._standing(without), flaws)
         self._hold_lost(needed, self._standing(without))
         self._hold_returning(needed)
+        self._hold_expelled(needed, without)
         self._hold_removed(needed, without)
         self._hold_sessions(needed)
         self.health.hold_ids(self._catalogue_ids())
@@ -124,7 +125,8 @@ class Survey:
         return needed
 
     def _standing(self, without: Collection[Ref]) -> list[Snapshot]:
-        return [snapshot for snapshot in self.repo.catalogue.snapshots if snapshot.ref not in without]
+        found = self.repo.catalogue.snapshots
+        return [snapshot for snapshot in found if snapshot.ref not in without and not snapshot.expelled]
 
     # -- volumes without a whole snapshot ------------------------------------------------------------------------------
 
@@ -141,7 +143,7 @@ class Survey:
     def _revive(self, flaws: Mapping[Ref, Flaw], tried: set[Ref]) -> bool:
         """Whether any volume without a whole snapshot got one back. `tried` grows; nothing in it is tried again."""
         catalogue = self.repo.catalogue
-        whole = {one.added.volume_id for one in catalogue.snapshots if one.ref not in flaws and one.ref not in tried}
+        whole = {one.series for one in catalogue.snapshots if one.ref not in flaws and one.ref not in tried}
         before = len(self.revived)
         for rows in revivable(catalogue, whole):
             for ref, added in rows:
@@ -221,21 +223,45 @@ class Survey:
 
     def _hold_removed(self, needed: Needed, without: Collection[Ref]) -> None:
         """Snapshots whose removal this host has not known for long enough."""
-        delay, removed = self._remove_delay_ms, self._removed(without)
-        if not delay:
+        removed, own = self._removed(without), self.repo.catalogue.own_line
+        if not any(self._delays_ms):
             return
-        young = self.first_seen.younger("removals", [ref.encode() for ref in removed], delay)
-        if young:
-            needed.notes.append(f"{len(young)} removed snapshots are kept until their removal is old enough")
+        ages = {ref.encode(): self.first_seen.age_ms("removals", ref.encode()) for ref in removed}
+        self.first_seen.younger("removals", list(ages), max(self._delays_ms))  # forgets what is gone
+        young = {ref.encode() for ref in removed if ages[ref.encode()] < self._delays_ms[ref.writer not in own]}
         by_domain: dict[DomainId, Roots] = {}
+        waiting: dict[DomainId, list[ChunkId]] = {}
         for ref, added in removed.items():
             if added is not None and ref.encode() in young:
                 by_domain.setdefault(added.domain_id, Roots()).add(added)
+                waiting.setdefault(added.domain_id, []).append(added.root)
                 needed.roots.setdefault(added.domain_id, set()).add(added.root)
+        kept = 0
         for domain_id, roots in by_domain.items():
-            if self.health.hold(domain_id, roots):
+            unread = self.health.hold(domain_id, roots)
+            kept += sum(root not in unread for root in waiting[domain_id])
+            if self._may_return(unread):
                 text = "nothing is deleted where a snapshot cannot be read whose removal is too young"
                 needed.leave(domain_id, text, f"domain {domain_id.hex()[:8]}")
+        if kept:
+            needed.notes.append(f"{kept} removed snapshots are kept until their removal is old enough")
+
+    def _may_return(self, unread: Collection[ChunkId]) -> bool:
+        """Whether a pack that is there may hold one of these nodes. What the host that removed them deleted is gone."""
+        if not unread:
+            return False
+        from lamella.packs.census import troubled  # rarely needed
+
+        suspects = self.repo.suspects
+        bad = any(blob.id in unread for pack in suspects.packs() for blob in suspects.blobs(pack))
+        return bad or bool(troubled(self.repo.blobs))
+
+    def _hold_expelled(self, needed: Needed, without: Collection[Ref]) -> None:
+        """What expelled writers published: all of it that can be read, and what cannot be read blocks nothing."""
+        for snapshot in self.repo.catalogue.snapshots:
+            if snapshot.expelled and snapshot.ref not in without:
+                self.health.hold(snapshot.added.domain_id, roots_of(snapshot.added))
+                needed.roots.setdefault(snapshot.added.domain_id, set()).add(snapshot.added.root)
 
     def _removed(self, without: Collection[Ref]) -> dict[Ref, AddSnap | None]:
         """What is removed, or would be."""

@@ -42,10 +42,17 @@ class PruneOptions:
     """Where the store has no lock: how long a condemned pack stays at least."""
     remove_delay_ms: int = 0
     """How long after this host first saw a REMOVE its snapshot is still needed (append-only set-ups: 14 days)."""
+    others_delay_ms: int = 0
+    """The same for snapshots of other hosts, if that is longer."""
     last: bool = False
     """The last whole snapshot of a volume may be removed, too, and does not come back (REMOVE_LAST)."""
     retire: tuple[WriterId, ...] = ()
     """Writers whose silence no longer holds deletions up."""
+
+    @property
+    def delays_ms(self) -> tuple[int, int]:
+        """How long removed snapshots of this host, and of others, are still needed."""
+        return self.remove_delay_ms, max(self.remove_delay_ms, self.others_delay_ms)
 
 
 class Method(Enum):
@@ -207,7 +214,7 @@ def plan_prune(
     if troubles:
         return PrunePlan(method, undecided=troubles)
     with ExitStack() as held:
-        survey = Survey(repo, health or held.enter_context(Health(repo)), options.remove_delay_ms, dry=True)
+        survey = Survey(repo, health or held.enter_context(Health(repo)), options.delays_ms, dry=True)
         removing, refused = plan_removals(survey, wanted, options)
         needed = survey.mark({one.ref for one in removing})
         plan = plan_packs(survey, needed, options)
@@ -245,22 +252,22 @@ def plan_removals(
     REMOVE_LAST also names what was removed of the volume before, so that none of it comes back.
     """
     catalogue = survey.repo.catalogue
-    whole = survey.health.whole_volumes(one for one in catalogue.snapshots if one.ref not in wanted)
+    whole = survey.health.whole_series(one for one in catalogue.snapshots if not (one.ref in wanted or one.expelled))
     suspicion = survey.health.suspicion()
     if suspicion is not None:
         return (), (suspicion,)
     names = catalogue.shown_names()
     going = [one for one in catalogue.snapshots if one.ref in wanted]
     rows = [(one, f"{names[one.added.volume_id]}@{one.name}", wanted[one.ref]) for one in going]
-    plain = [PlannedRemoval(one.ref, name, why) for one, name, why in rows if one.added.volume_id in whole]
-    emptied = {one.added.volume_id for one in going} - whole
+    plain = [PlannedRemoval(one.ref, name, why) for one, name, why in rows if one.series in whole or one.expelled]
+    emptied = {one.series for one in going if not one.expelled} - whole
     if not options.last:
-        return tuple(plain), tuple(_last_of(names[volume_id]) for volume_id in sorted(emptied))
-    final = [PlannedRemoval(one.ref, name, why, True) for one, name, why in rows if one.added.volume_id in emptied]
+        return tuple(plain), tuple(_last_of(names[series.volume_id]) for series in sorted(emptied, key=str))
+    final = [PlannedRemoval(one.ref, name, why, True) for one, name, why in rows if one.series in emptied]
     before = [
         PlannedRemoval(ref, f"{names[removal.added.volume_id]}@{removal.added.name}", "removed before", True)
         for ref, removal in sorted(catalogue.removed.items())
-        if removal.added is not None and removal.added.volume_id in emptied and not removal.last
+        if removal.added is not None and removal.series in emptied and not removal.last
     ]
     return (*plain, *final, *before), ()
 

@@ -79,7 +79,7 @@ class _Pruning:
         self._repo = repo
         self._options = options
         self._reporter = reporter
-        self._survey = Survey(repo, health, options.remove_delay_ms)
+        self._survey = Survey(repo, health, options.delays_ms)
         self._method = method_of(repo.store.abilities)
         self._result = PruneResult()
 
@@ -146,7 +146,7 @@ class _Pruning:
     def _compact(self) -> None:
         """Let chains begin with audited checkpoints. Records missing from one still count, and are reported."""
         delete = self._repo.store.abilities.delete and self._repo.exclusive
-        self._result.deleted_commits, wrong = compact_log(self._repo, self._options.remove_delay_ms, delete=delete)
+        self._result.deleted_commits, wrong = compact_log(self._repo, self._options.delays_ms[1], delete=delete)
         self._result.blocked += [RolledBack(problem.message, obj=self._repo.store.url) for problem in wrong]
 
     def _leave_to_others(self) -> None:

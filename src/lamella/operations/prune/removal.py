@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from lamella.base.errors import UsageError
-from lamella.base.ids import SnapId, VolumeId
+from lamella.base.ids import SnapId
 from lamella.format.deletion import Remove, Revive
 from lamella.format.records import NO_REF, AddSnap, Ref, raw
-from lamella.history.catalogue import Catalogue
+from lamella.history.catalogue import Catalogue, Series
 from lamella.operations.prune.health import Health
 from lamella.operations.shared.marking import LiveWalk, roots_of
 from lamella.operations.shared.selection import Selected
@@ -42,9 +42,9 @@ def require_not_last(chosen: Sequence[Selected], health: Health) -> None:
     """Raises UsageError if no whole snapshot of a volume would be left. Raises StoreError."""
     refs = {one.snapshot.ref for one in chosen}
     left = [snapshot for one in chosen for snapshot in one.volume.snapshots if snapshot.ref not in refs]
-    whole = health.whole_volumes(left)
+    whole = health.whole_series(left)
     for one in chosen:
-        if one.volume.volume_id not in whole:
+        if one.snapshot.series not in whole:
             text = f"no whole snapshot of {one.volume_name} would be left without {one.text}"
             raise UsageError(text, obj=one.text, hint="add --yes-last to remove it all the same")
 
@@ -57,18 +57,18 @@ def require_unpinned(chosen: Sequence[Selected]) -> None:
             raise UsageError(f"{one.text} is pinned{why}", obj=one.text, hint=f"first: lamella tag {one.text} --unpin")
 
 
-def revivable(catalogue: Catalogue, whole: Collection[VolumeId]) -> Iterator[list[tuple[Ref, AddSnap]]]:
-    """What may be brought back of each volume that is not among `whole`, newest first.
+def revivable(catalogue: Catalogue, whole: Collection[Series]) -> Iterator[list[tuple[Ref, AddSnap]]]:
+    """What may be brought back of each series that is not among `whole`, newest first.
 
     Nothing that a REMOVE_LAST names: whoever published that wanted none of it to stay.
     """
-    found: dict[VolumeId, list[tuple[Ref, AddSnap]]] = defaultdict(list)
+    found: dict[Series, list[tuple[Ref, AddSnap]]] = defaultdict(list)
     for ref, removal in catalogue.removed.items():
         added = removal.added
         if added is not None and added.usable and not (removal.last or removal.revived):
-            found[added.volume_id].append((ref, added))
-    for volume_id, rows in found.items():
-        if volume_id not in whole:
+            found[removal.series].append((ref, added))
+    for series, rows in found.items():
+        if series not in whole:
             yield sorted(rows, key=lambda row: (row[1].time_ms, row[0]), reverse=True)
 
 

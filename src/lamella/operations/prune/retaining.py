@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
 
-from lamella.base.errors import UsageError
-from lamella.format.records import Ref
-from lamella.history.catalogue import Snapshot
+from lamella.base.errors import IntegrityError, UnknownFormat, UsageError
+from lamella.base.ids import DomainId
+from lamella.format import node
+from lamella.format.container import Kind
+from lamella.format.node import Shape
+from lamella.format.records import AddSnap, Ref
+from lamella.history.catalogue import Snapshot, by_series
 from lamella.history.latest import latest
-from lamella.operations.prune.health import Flaw, Health
-from lamella.operations.prune.retention import DatedSnapshot, Retention, Ruling, believed_time, judge_until_stable
+from lamella.memory.proven import ProvenSnapshots
+from lamella.operations.prune.health import Flaw, Health, Tracer
+from lamella.operations.prune.retention import DatedSnapshot, Retention, Ruling, judge, judge_until_stable
 from lamella.operations.shared.selection import Selected, find_volume
 from lamella.repository.repository import Repository
 
@@ -23,7 +28,7 @@ class Policy:
 
     rules: Retention = field(default_factory=Retention)
     volumes: Mapping[str, Retention] = field(default_factory=dict)
-    """Rules of volumes, by the name they are shown under, instead of the general ones."""
+    """Rules of volumes, by the name that their owners gave them, instead of the general ones."""
     zone: tzinfo = UTC
 
     @property
@@ -51,6 +56,8 @@ class RetentionPlan:
     """What a policy says about the snapshots of a repository."""
 
     rows: tuple[JudgedSnapshot, ...]
+    unproven: tuple[str, ...] = ()
+    """Volumes of which no snapshot passed a full verification on this host: rot may be in all of them."""
 
     @property
     def removed(self) -> tuple[JudgedSnapshot, ...]:
@@ -102,12 +109,22 @@ def plan_retention(
     shown = repo.catalogue.shown_names()
     selected: dict[tuple[str, int], Selected] = {}
     dated: list[DatedSnapshot] = []
+    rules: dict[str, Retention] = {}
+    unproven: list[str] = []
+    known = ProvenSnapshots(repo.memory)
     for volume in [find_volume(repo, name) for name in volumes] or repo.catalogue.volumes.values():
         name = shown[volume.volume_id]
-        ends = {snapshot.ref for snapshot in latest(volume.snapshots)}
-        for number, snapshot in enumerate(volume.snapshots):
-            dated.append(_dated(repo, name, number, snapshot, snapshot.ref in ends))
-            selected[name, number] = Selected(name, volume, snapshot)
+        proven = known.of(volume.volume_id)
+        if proven is None or all(snapshot.ref != proven for snapshot in volume.snapshots):
+            unproven.append(name)
+        for series, snapshots in by_series(one for one in volume.snapshots if not one.expelled).items():
+            row = name if series.claimant is None else f"{name}, claimed by writer {series.claimant.hex()[:8]}"
+            rules[row] = policy.rules_of(volume.name)
+            ends = {snapshot.ref for snapshot in latest(snapshots, repo.log.believed_ms)[:1]}
+            for snapshot in snapshots:
+                number = len(dated)
+                dated.append(_dated(repo, row, number, snapshot, snapshot.ref in ends, proven))
+                selected[row, number] = Selected(name, volume, snapshot)
     flaws: dict[Ref, Flaw] = {}
 
     with ExitStack() as held:
@@ -118,26 +135,61 @@ def plan_retention(
             flaws.update(judged.flaws(asked.values()))
             return [row for row, snapshot in asked.items() if snapshot.ref in flaws]
 
-        rulings = judge_until_stable(
-            dated, policy.rules_of, repo.clock(), policy.zone, not_whole, spare_last=spare_last
-        )
+        how = rules.__getitem__, repo.clock(), policy.zone
+        going = {row.moment.volume for row in judge(dated, *how, spare_last=spare_last) if not row.keep}
+        data = _data_of(repo, {place: one for place, one in selected.items() if place[0] in going})
+        dated = [replace(row, data=data.get((row.volume, row.number))) for row in dated]
+        rulings = judge_until_stable(dated, *how, not_whole, spare_last=spare_last)
     found = [(selected[ruling.moment.volume, ruling.moment.number], ruling) for ruling in rulings]
-    return RetentionPlan(tuple(JudgedSnapshot(one, ruling, flaws.get(one.snapshot.ref)) for one, ruling in found))
+    rows = tuple(JudgedSnapshot(one, ruling, flaws.get(one.snapshot.ref)) for one, ruling in found)
+    return RetentionPlan(rows, tuple(unproven))
 
 
-def _dated(repo: Repository, name: str, number: int, snapshot: Snapshot, newest: bool) -> DatedSnapshot:
+_Place = tuple[str, int]
+
+
+def _data_of(repo: Repository, selected: Mapping[_Place, Selected]) -> dict[_Place, int]:
+    """How many chunks of each snapshot hold data, if its root can be read; no other node is. Raises StoreError."""
+    domains: dict[DomainId, list[_Place]] = {}
+    for place, one in selected.items():
+        domains.setdefault(one.snapshot.added.domain_id, []).append(place)
+    found: dict[_Place, int] = {}
+    for domain_id, places in domains.items():
+        tracer = Tracer(repo, domain_id)
+        for start in range(0, len(places), 256):
+            found |= _data_in(tracer, {place: selected[place].snapshot.added for place in places[start : start + 256]})
+    return found
+
+
+def _data_in(tracer: Tracer, some: Mapping[_Place, AddSnap]) -> dict[_Place, int]:
+    shapes = {place: Shape(added.volume_id, added.size, added.chunk_log2) for place, added in some.items()}
+    found: dict[_Place, int] = {}
+    for kind in (Kind.LEAF, Kind.INNER):
+        of_kind = [place for place in some if (shapes[place].depth == 1) == (kind == Kind.LEAF)]
+        contents = tracer.opened(kind, list({some[place].root for place in of_kind}))
+        for place in of_kind:
+            content, shape = contents.get(some[place].root), shapes[place]
+            with suppress(IntegrityError, UnknownFormat):
+                if isinstance(content, bytes):
+                    found[place] = node.decode(content, shape, shape.depth - 1, 0).data_below
+    return found
+
+
+def _dated(
+    repo: Repository, name: str, number: int, snapshot: Snapshot, newest: bool, proven: Ref | None
+) -> DatedSnapshot:
     trusted = snapshot.revived or snapshot.ref.writer == repo.own_writer
     sight = None if trusted else repo.log.sightings.of(snapshot.ref.writer, snapshot.ref.seq)
-    said = snapshot.added.time_ms
-    time_ms = said if sight is None else believed_time(said, sight.first_ms, sight.before_ms)
+    time_ms = repo.log.believed_ms(snapshot)
     return DatedSnapshot(
         name,
         snapshot.name,
         time_ms,
         number=number,
         arrived_ms=None if sight is None else sight.first_ms,
-        doubtful=time_ms != said,
+        doubtful=time_ms != snapshot.added.time_ms,
         tags=frozenset(snapshot.tags),
         pinned=snapshot.pinned,
         latest=newest,
+        proven=snapshot.ref == proven,
     )

@@ -17,11 +17,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import Enum
 from functools import partial
+from itertools import pairwise
 
 from lamella.base.clock import END_OF_TIME_MS, moment_of
 from lamella.base.errors import UsageError
 
 HOUR_MS = 3_600_000
+FALL_KEPT_MS = 90 * 24 * HOUR_MS
+"""How long the last snapshot stays that was taken before a volume lost half of its data."""
 ALL = 1 << 40
 """As many as there are."""
 
@@ -132,7 +135,7 @@ class DatedSnapshot:
     volume: str
     snapshot: str
     time_ms: int
-    """UTC milliseconds, believed (see `believed_time`)."""
+    """UTC milliseconds, believed (see `Sight.believed_ms`)."""
     number: int = 0
     """The caller's, to find the snapshot again."""
     good: bool = True
@@ -146,6 +149,10 @@ class DatedSnapshot:
     """Why it is pinned; None if it is not."""
     latest: bool = False
     """No other snapshot of the volume is known to come after it, whatever the clocks said."""
+    proven: bool = False
+    """The newest of the volume that passed a full verification on this host."""
+    data: int | None = None
+    """Chunks of the volume that hold data; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +164,6 @@ class Ruling:
     reasons: tuple[str, ...]
     judged: bool = True
     """False if its time makes no sense, so that no rule looked at it."""
-
-
-def believed_time(time_ms: int, first_ms: int | None, before_ms: int | None) -> int:
-    """The time that rules use: the snapshot's own, if it can have been published then, else its first sight.
-
-    It was published after `before_ms` (the look before, which did not show it) and at the latest at `first_ms`; clocks
-    may differ by an hour. Without a first sight there is nothing to compare with.
-    """
-    if first_ms is None:
-        return time_ms
-    earliest = first_ms if before_ms is None else min(before_ms, first_ms)
-    return time_ms if earliest - HOUR_MS <= time_ms <= first_ms + HOUR_MS else first_ms
 
 
 def judge(
@@ -273,6 +268,7 @@ class _Look:
         compare with the newest one.
         """
         self._labels()
+        self._before_fall()
         if self.rules.empty:
             self._keep(range(len(self.rows)), "no rule for this volume")
         else:
@@ -307,8 +303,23 @@ class _Look:
         for at, row in enumerate(self.rows):
             if row.pinned is not None:
                 self._keep([at], f"pinned: {row.pinned}" if row.pinned else "pinned")
+            if row.proven:
+                self._keep([at], "the newest that passed a full verification here")
             for tag in sorted(row.tags & self.rules.tags):
                 self._keep([at], f"tag {tag}")
+
+    def _before_fall(self) -> None:
+        """The newest snapshot that holds more than twice the data of the newest one stays a while (0041).
+
+        Nobody may have noticed yet that an image was truncated or emptied, and every later run is a success.
+        """
+        rows = [(at, self.rows[at]) for at in self.present]
+        for (_, after), (at, row) in pairwise(rows):
+            least = rows[0][1].data
+            if least is not None and row.data is not None and row.data > 2 * least:
+                if self.now_ms - after.time_ms < FALL_KEPT_MS:
+                    self._keep([at], "the volume then fell to less than half of its data")
+                return
 
     def _count(self, among: str) -> None:
         """keep-last. What came in the same hour as a counted one stays uncounted: a flood cannot push anything out."""

@@ -18,7 +18,8 @@ from lamella.format.container import Kind
 from lamella.format.document import MAX_NOTE, TreeNote
 from lamella.format.inner import rebuilt_mark
 from lamella.format.node import Shape
-from lamella.format.records import NO_REF, AddSnap, RawRecord, Volume, raw
+from lamella.format.owners import Give
+from lamella.format.records import NO_REF, AddSnap, RawRecord, Signed, Volume, raw
 from lamella.packs import census
 from lamella.repository.repository import Repository
 
@@ -77,16 +78,22 @@ def by_run(trees: list[FoundTree]) -> list[list[FoundTree]]:
     return [runs[time] for time in sorted(runs)]
 
 
-def records(repo: Repository, run: list[FoundTree]) -> list[RawRecord | Volume]:
+def records(repo: Repository, run: list[FoundTree]) -> list[RawRecord | Signed]:
     """The records that publish the trees of one run again, to be published in the order of the runs.
 
     Snapshot names and ids follow from the repository and the notes: a repair that is repeated says the same.
     """
-    made: list[RawRecord | Volume] = []
+    made: list[RawRecord | Signed] = []
     for tree in run:
         note = tree.note
-        if note.volume_id not in repo.catalogue.volumes:
-            made.append(Volume(note.volume_id, tree.domain_id, note.chunk_log2, note.name, "", b""))
+        known = repo.catalogue.volumes.get(note.volume_id)
+        if known is not None and not known.own and repo.keys.prune_seed is not None:
+            # What an admin's repair finds is the owners', not a claim of whoever repairs.
+            made.append(Give(note.volume_id, repo.memory.creator().id))
+        if known is None:
+            # The id does not say who created the volume: the prune key's signature does.
+            creator = repo.memory.creator().id
+            made.append(Volume(note.volume_id, tree.domain_id, note.chunk_log2, note.name, "", b"", creator, bytes(16)))
         added = AddSnap(
             snap_id=SnapId(_digest(repo, b"id" + tree.domain_id + note.encode())[:16]),
             volume_id=note.volume_id,

@@ -10,9 +10,9 @@ from lamella.base.ids import VolumeId, WriterId
 from lamella.format.known import understood
 from lamella.format.records import AddSnap, Volume
 from lamella.history.catalogue import Snapshot, VolumeState
-from lamella.history.latest import latest
 from lamella.history.records import prune_signed
 from lamella.memory.pins import Problem
+from lamella.operations.shared.newest import newest
 from lamella.repository.repository import Repository
 
 LATEST = "latest"
@@ -53,53 +53,46 @@ def find_volume(repo: Repository, text: str) -> VolumeState:
     if found:  # a name may look like another volume's `NAME~4hex`, or like its id
         ids = ", ".join(sorted(volume.volume_id.hex() for volume in found))
         raise NothingMatched(f"several volumes are shown as {text}", obj=text, hint=f"write one of: {ids}")
-    same = sorted(shown[volume.volume_id] for volume in repo.catalogue.volumes.values() if volume.name == text)
+    same = [volume for volume in repo.catalogue.volumes.values() if volume.name == text]
     if same:
-        raise NothingMatched(f"several volumes are called {text}", obj=text, hint="write one of: " + ", ".join(same))
+        names = ", ".join(sorted(f"{shown[one.volume_id]} (of {_writer_of(repo, one)})" for one in same))
+        raise NothingMatched(f"{text} does not say which volume is meant", obj=text, hint=f"write one of: {names}")
     known = ", ".join(sorted(shown.values())[:10]) or "none"
     raise NothingMatched(f"no volume is called {text}", obj=text, hint=f"volumes: {known}")
 
 
-def newest(repo: Repository, volume: VolumeState) -> Snapshot:
-    """The latest snapshot of a volume.
-
-    Raises NothingMatched if there is none, or several and none is this host's own.
-    """
-    heads = latest(volume.snapshots)
-    if len(heads) > 1 and not repo.history.whole:
-        # Only a checkpoint carries the older ones, without what they had seen: the whole history tells.
-        repo.reload(whole=True)
-        volume = repo.catalogue.volumes[volume.volume_id]
-        heads = latest(volume.snapshots)
-    own = [snapshot for snapshot in heads if snapshot.ref.writer == repo.own_writer]
-    heads = own or heads
-    if len(heads) == 1:
-        return heads[0]
-    if not heads:
-        raise NothingMatched(f"volume {volume.name} has no snapshot", obj=volume.name)
-    names = ", ".join(sorted(snapshot.name for snapshot in heads))
-    raise NothingMatched(f"volume {volume.name} has several latest snapshots", obj=volume.name, hint=f"choose: {names}")
+def _writer_of(repo: Repository, volume: VolumeState) -> str:
+    """Who a volume belongs to, as a writer calls itself."""
+    if volume.record is None or volume.record.creator not in volume.owners:
+        return "nobody known"
+    creator = volume.record.creator
+    writer = repo.catalogue.writers.get(creator)
+    return f"writer {creator.hex()[:8]}" + (f" {writer.label}" if writer is not None and writer.label else "")
 
 
 def find_snapshot(repo: Repository, volume: VolumeState, text: str | None) -> Snapshot:
-    """The snapshot with this unique name prefix or `^tag`; `latest` or None for the latest. Raises NothingMatched."""
+    """The snapshot with this unique name prefix or `^tag`; `latest` or None for the latest. Raises NothingMatched.
+
+    What others added to the volume is found by its whole name, if nothing else has that, and by its id.
+    """
     if text is None or text == LATEST:
         return newest(repo, volume)
+    counting = [snapshot for snapshot in volume.snapshots if snapshot.counts]
     if text.startswith(TAG):
-        return _tagged(volume, text)
-    found = [snapshot for snapshot in volume.snapshots if snapshot.name.startswith(text)]
-    exact = [snapshot for snapshot in found if snapshot.name == text]
-    found = exact or found
+        return _tagged(volume, counting, text)
+    exact = [snapshot for snapshot in counting if text == snapshot.name]
+    exact = exact or [one for one in volume.snapshots if text in (one.name, one.ref.snap_id.hex())]
+    found = exact or [snapshot for snapshot in counting if snapshot.name.startswith(text)]
     if len(found) == 1:
         return found[0]
     if found:
-        names = ", ".join(sorted(snapshot.name for snapshot in found)[:10])
+        names = ", ".join(sorted({one.ref.snap_id.hex() if exact else one.name for one in found})[:10])
         raise NothingMatched(f"{text} fits several snapshots of {volume.name}", obj=text, hint=f"choose: {names}")
     raise NothingMatched(f"volume {volume.name} has no snapshot {text}", obj=text, hint="see: lamella list")
 
 
-def _tagged(volume: VolumeState, text: str) -> Snapshot:
-    found = [snapshot for snapshot in volume.snapshots if text.removeprefix(TAG) in snapshot.tags]
+def _tagged(volume: VolumeState, counting: Sequence[Snapshot], text: str) -> Snapshot:
+    found = [snapshot for snapshot in counting if text.removeprefix(TAG) in snapshot.tags]
     if len(found) == 1:
         return found[0]
     if found:

@@ -138,8 +138,12 @@ class PackVerification:
         self._sound: list[bytes] = []
         self._troubled: list[PackCheck] = []
 
-    def everything(self, domains: set[DomainId] | None) -> None:
-        """Every pack of these domains (None: of all)."""
+    def everything(self, domains: set[DomainId] | None, *, new: bool = False) -> None:
+        """Every pack of these domains (None: of all); only the `new` ones, that this host never found sound."""
+        if new:
+            due = [one for one in self._repo.suspects.due(domains, self._now) if not one.time_ms]
+            self._check((Entry(pack_name(one.pack), one.length) for one in due), sum(one.length for one in due))
+            return
         self._check(_packs(self._repo, domains), census.total_length(self._repo.blobs, domains))
 
     def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:

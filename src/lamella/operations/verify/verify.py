@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError, SourceError, UsageError
 from lamella.base.events import Reporter, silent
 from lamella.base.ids import CATALOGUE, DomainId, VolumeId
-from lamella.format.records import Run, RunVolume
+from lamella.format.records import Ref, Run, RunVolume
 from lamella.history.catalogue import Snapshot
 from lamella.memory import verdicts
+from lamella.memory.proven import Proven, ProvenSnapshots
 from lamella.memory.verdict_changes import record
 from lamella.memory.verdicts import VolumeVerdict
 from lamella.operations.shared.findings import DAMAGE, INCOMPLETE, NOTE, Finding, VerifyResult
@@ -61,6 +62,8 @@ class VerifyOptions:
     source: Source | None = None
     workers: int | None = None
     publish: bool = True
+    new_packs: bool = False
+    """At level "full", packs that this host read to the last byte before and found sound are not read again."""
 
 
 DEFAULT_PERCENT = 10.0
@@ -140,7 +143,7 @@ class _Verification:
         reading = PackVerification(self._repo, self._result, self._reporter, self._workers)
         if self._options.level == "full":
             check_stored_commits(self._repo, self._result)
-            reading.everything(self._domains())
+            reading.everything(self._domains(), new=self._options.new_packs)
         elif self._options.level == "sample" and self._options.budget is not None:
             reading.longest_unread(self._domains(), self._budget(self._options.budget))
 
@@ -199,8 +202,24 @@ def _remember(
 ) -> None:
     try:
         record(repo.memory, _verdicts_of(selected, level, result, lacking, repo.clock()))
+        if level == "full":
+            _remember_proven(repo, selected, result)
     except RepositoryError as error:
         result.note("state", "", f"the verdict could not be kept: {error.message}")
+
+
+def _remember_proven(repo: Repository, selected: Sequence[Selected], result: VerifyResult) -> None:
+    """Of each volume the newest of its owners' snapshots that is proven whole now. Raises RepositoryError."""
+    proven: dict[VolumeId, Proven] = {}
+    damaged: set[Ref] = set()
+    for one in selected:
+        snapshot, volume_id = one.snapshot, one.volume.volume_id
+        if one.text in result.unrestorable:
+            damaged.add(snapshot.ref)
+        elif not snapshot.claim and snapshot.added.usable:
+            found = Proven(snapshot.ref, repo.log.believed_ms(snapshot))
+            proven[volume_id] = max(found, proven.get(volume_id, found), key=lambda row: row.time_ms)
+    ProvenSnapshots(repo.memory).passed(proven, damaged)
 
 
 def _verdicts_of(
