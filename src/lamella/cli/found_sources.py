@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path
 
-from lamella.base.errors import NothingMatched, UsageError
-from lamella.sources.names import split_name
+from lamella.base.errors import LamellaError, NothingMatched, UsageError
+from lamella.cli.sources import may_be_several
+from lamella.operations.backup.story import FailedRequest, Request
+from lamella.sources.names import name_from, split_name
 
 
 def files_of(text: str, exclude: Sequence[str]) -> list[str] | None:
@@ -50,3 +52,28 @@ def _is_source(path: Path) -> bool:
 def _excluded(path: str, patterns: Iterable[str]) -> bool:
     """A pattern without a slash is about the file's name, any other about the whole path."""
     return any(fnmatchcase(path if "/" in one else Path(path).name, one) for one in patterns)
+
+
+def all_files(
+    texts: Sequence[str], exclude: Sequence[str], requests: list[Request | FailedRequest], errors: list[LamellaError]
+) -> Iterator[str]:
+    """Each source, patterns and directories replaced by the files they mean. One that means none is a failed source."""
+    given = {str(Path(split_name(text)[1]).absolute()) for text in texts}
+    found: set[str] = set()
+    for text in texts:
+        if not may_be_several(split_name(text)[1]):
+            yield text
+            continue
+        try:
+            files = files_of(text, exclude)
+        except NothingMatched as error:
+            errors.append(error)
+            requests.append(FailedRequest(name_from(text), f"{error.message}; {error.hint}"))
+            continue
+        if files is None:
+            yield text
+            continue
+        # A file that is named itself may have a name of its own there; two patterns may mean the same file.
+        new = {str(Path(one).absolute()): one for one in files}.items()
+        yield from (one for path, one in new if path not in given | found)
+        found |= {path for path, _ in new}

@@ -77,13 +77,6 @@ class Output:
             self._document_written = True
             self._result(json.dumps({"schema": SCHEMA, "command": self.command, **fields}, indent=2))
 
-    def secret(self, text: str, stream: str) -> None:
-        """Show a secret on "stdout" or "stderr"; the caller has made sure that it is a terminal."""
-        self.clear()
-        target = sys.stdout if stream == "stdout" else sys.stderr
-        target.write(text)
-        target.flush()
-
     def _result(self, text: str) -> None:
         self.clear()
         try:

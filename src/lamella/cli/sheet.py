@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +100,9 @@ class Sheet:
         if self.path is not None:
             write_file(self.path, text.encode("utf-8"), overwrite=True)
         elif self._stream:
-            self._out.secret(text, self._stream)
+            self._out.clear()
+            target = sys.stdout if self._stream == "stdout" else sys.stderr  # a terminal
+            target.write(text)
+            target.flush()
         else:
             raise LamellaError("there is no place to show the recovery key")

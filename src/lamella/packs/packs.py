@@ -9,17 +9,15 @@ from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lamella.base.errors import IntegrityError, ObjectNotFound, UnknownFormat
-from lamella.base.ids import CATALOGUE, ChunkId, DomainId
-from lamella.base.names import PACKS, pack_name
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import PACKS
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
-from lamella.format.container import MAX_OBJECT, Kind
+from lamella.format.container import Kind
 from lamella.format.lost import Address
-from lamella.format.records import SegmentPlace
 from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
-from lamella.packs.containers import open_blob, open_head
 from lamella.packs.contents import Contents
 from lamella.packs.tree import TreeReader
 from lamella.stores.base import Store
@@ -69,24 +67,3 @@ class Packs:
             return self.contents.get(domain_id, kind, id_)
 
         return TreeReader(fetch)
-
-    def catalogue_segment(self, place: SegmentPlace) -> Opened:
-        """A segment of a checkpoint: from the pack that the checkpoint names, else from wherever the map finds it.
-
-        Raises IntegrityError, StoreError.
-        """
-        name = pack_name(place.pack)
-        try:
-            size = self._store.stat(name)
-            if size > MAX_OBJECT:
-                raise IntegrityError("a container of impossible size", obj=name)
-            content = self._store.get(name, 0, size)
-            head = open_head(self._keys, name, content)
-            for blob in head.blobs if head.domain_id == CATALOGUE else ():
-                if (blob.kind, blob.id) == (Kind.SEGMENT, place.id):
-                    sealed = content[blob.offset : blob.offset + blob.sealed_length]
-                    return open_blob(self._keys.domain(CATALOGUE), head.header, blob, sealed, name)
-        except (IntegrityError, ObjectNotFound, UnknownFormat):
-            pass
-        self.map.refresh()
-        return self.contents.get(CATALOGUE, Kind.SEGMENT, place.id)

@@ -23,6 +23,8 @@ from lamella.repository.slots import Unlocked, unlock
 from lamella.stores.base import Held, Store
 
 if TYPE_CHECKING:
+    from lamella.base.trust import Opened
+    from lamella.format.records import SegmentPlace
     from lamella.history.publish import Published
     from lamella.packs.blobmap import BlobMap
     from lamella.packs.contents import Contents
@@ -46,7 +48,7 @@ class Repository:
         folder = self.repo_id.hex() + (f"-{self.log.apart}" if self.log.apart else "")
         self.cache = Cache.open(host.cache_dir / folder / "cache.sqlite")
         self._packs: Packs | None = None
-        self.log.connect(self.cache, lambda place: self.packs.catalogue_segment(place))
+        self.log.connect(self.cache, self._catalogue_segment)
         self._may_be_lost = False
         self._held = ExitStack()
         self.lock: Held | None = None
@@ -199,6 +201,11 @@ class Repository:
     def contents(self) -> Contents:
         """Reads contents by id."""
         return self.packs.contents
+
+    def _catalogue_segment(self, place: SegmentPlace) -> Opened:
+        from lamella.packs.catalogue_segments import catalogue_segment  # only long histories have any
+
+        return catalogue_segment(self.store, self.keys, self.packs, place)
 
     def refresh_map(self, *, again: bool = False) -> None:
         """Make the blob map agree with the store, once. Raises IntegrityError if all packs are gone, StoreError."""

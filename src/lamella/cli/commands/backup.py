@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -355,26 +355,11 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
     return requests
 
 
-def _sources(context: Context, requests: list[Request | FailedRequest], errors: list[LamellaError]) -> Iterator[str]:
+def _sources(context: Context, requests: list[Request | FailedRequest], errors: list[LamellaError]) -> Iterable[str]:
     """Each source, patterns and directories replaced by the files they mean. One that means none is a failed source."""
-    given = {str(Path(split_name(text)[1]).absolute()) for text in context.args.source}
-    found: set[str] = set()
-    for text in context.args.source:
-        if not may_be_several(split_name(text)[1]):
-            yield text
-            continue
-        from lamella.cli.found_sources import files_of  # most backups name their sources
+    texts = context.args.source
+    if not any(may_be_several(split_name(text)[1]) for text in texts):
+        return list(texts)
+    from lamella.cli.found_sources import all_files  # most backups name their sources
 
-        try:
-            files = files_of(text, context.args.exclude)
-        except NothingMatched as error:
-            errors.append(error)
-            requests.append(FailedRequest(name_from(text), f"{error.message}; {error.hint}"))
-            continue
-        if files is None:
-            yield text
-            continue
-        # A file that is named itself may have a name of its own there; two patterns may mean the same file.
-        new = {str(Path(one).absolute()): one for one in files}.items()
-        yield from (one for path, one in new if path not in given | found)
-        found |= {path for path, _ in new}
+    return all_files(texts, context.args.exclude, requests, errors)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost
 from lamella.format.inner import Sampled
+from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.memory.host import Host
 from lamella.memory.ledger import ResumePoint
 from lamella.operations.backup import sampling
@@ -16,7 +17,9 @@ from lamella.operations.backup.plan import COMPARE, INCREMENTAL, BackupOptions, 
 from lamella.operations.backup.stages import Begun, Frozen, Way
 from lamella.operations.moments.monitor import delta_from
 from lamella.operations.shared import reading
+from lamella.operations.shared.completeness import is_complete
 from lamella.operations.shared.reading import Task
+from lamella.operations.shared.selection import find_snapshot
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 
@@ -28,6 +31,19 @@ class Todo:
     base: Tree
     tasks: Iterable[Task]
     cursor: int
+
+
+def map_mismatch(repo: Repository, options: BackupOptions, volume: VolumeState, newest: Snapshot | None) -> str:
+    """Why another tool's map cannot be used with the newest snapshot; "" if it can."""
+    wanted = find_snapshot(repo, volume, options.changes_base)
+    claimed = options.changes.base if options.changes is not None else ""
+    if newest is None or wanted.ref != newest.ref:
+        return "the snapshot that the change map starts from is not the latest usable one"
+    if claimed and claimed != wanted.name:
+        return f"the change map says that it starts from {claimed}"
+    if not is_complete(repo, wanted):
+        return "parts of the last snapshot are missing from the repository"
+    return ""
 
 
 def going_on(host: Host, frozen: Frozen, way: Way, point: ResumePoint) -> Way:

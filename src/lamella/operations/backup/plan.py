@@ -321,7 +321,9 @@ class _Planning:
         """The base, its kept moment if it is needed, and why the run cannot be incremental; "" if it can."""
         if self._options.changes is not None:
             newest = self._base(known, notes)
-            return newest, None, self._map_mismatch(known, newest)
+            from lamella.operations.backup.changes import map_mismatch  # only for other tools' maps
+
+            return newest, None, map_mismatch(self._repo, self._options, known, newest)
         entry, base, why = self._kept_moment(source, known)
         return (self._base(known, notes) if entry is None else base), entry, why
 
@@ -345,20 +347,6 @@ class _Planning:
         if not is_complete(self._repo, base):
             return None, None, "parts of the last snapshot are missing from the repository"
         return entry, base, ""
-
-    def _map_mismatch(self, volume: VolumeState, newest: Snapshot | None) -> str:
-        """Why another tool's map cannot be used with the newest snapshot; "" if it can."""
-        from lamella.operations.shared.selection import find_snapshot  # only for other tools' maps
-
-        wanted = find_snapshot(self._repo, volume, self._options.changes_base)
-        claimed = self._options.changes.base if self._options.changes is not None else ""
-        if newest is None or wanted.ref != newest.ref:
-            return "the snapshot that the change map starts from is not the latest usable one"
-        if claimed and claimed != wanted.name:
-            return f"the change map says that it starts from {claimed}"
-        if not is_complete(self._repo, wanted):
-            return "parts of the last snapshot are missing from the repository"
-        return ""
 
     def _base(self, volume: VolumeState, notes: list[str]) -> Snapshot | None:
         """The newest snapshot that is known to be whole: confirmed, or all its packs are there."""
