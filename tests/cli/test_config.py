@@ -144,3 +144,22 @@ def test_doctor_of_this_machine_alone(tmp_path: Path) -> None:
     assert "left out" in done.err
     (tmp_path / "file").write_text("")
     assert Lamella({"LAMELLA_STATE_DIR": str(tmp_path / "file" / "x")}).run("doctor").code == 1
+
+
+def test_a_configuration_to_begin_with(tmp_path: Path) -> None:
+    """Its comments, made effective, are a valid configuration."""
+    place = tmp_path / "etc" / "lamella"
+    lamella = Lamella({"LAMELLA_CONFIG": str(place)})
+    lamella.ok("config", "init", "-n")
+    assert not place.exists()
+    lamella.ok("config", "init")
+    lamella.ok("config", "validate")
+    path = Path(lamella.ok("config", "path").out.strip())
+    assert path == place / "lamella.toml" and path.stat().st_mode & 0o777 == 0o600
+    written = path.read_text()
+    assert lamella.run("config", "init").code == 2 and path.read_text() == written
+    lines = written.splitlines()[3:]
+    path.write_text("\n".join(line.removeprefix("# ") for line in lines))
+    shown = lamella.ok("config", "validate").out
+    assert "nothing wrong" in shown
+    assert "backup" in lamella.ok("run", "nightly", "-n").out

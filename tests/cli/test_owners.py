@@ -76,6 +76,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> World:
     world = World(tmp_path_factory.mktemp("built"), images=tmp_path_factory.mktemp("images"))
     (world.place / "admin").write_bytes(ADMIN)
     (world.place / "writer").write_bytes(WRITER)
+    for name in ("admin", "writer"):
+        (world.place / name).chmod(0o600)
     world.ok("one", "init", "-q")
     world.ok("one", "key", "add", "--role", "writer", "--new-keyfile", world.place / "writer")
     for letter in (b"a", b"b", b"c"):

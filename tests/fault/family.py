@@ -312,13 +312,13 @@ def _repaired(family: Family, objects: Objects, host: Host, scratch: Path, copy:
     store = MemoryStore(objects)
     others = () if copy is None else (copy,)
     try:
-        with Repository.open_damaged(store, SECRET, host) as repo:
+        with Repository.open(store, SECRET, host, whole=True, may_be_lost=True) as repo:
             result = repair(repo, examine_all, RepairOptions(others=others, workers=1))
     except LamellaError as error:
         return {"refused": error.kind}
     _nothing_is_lost(objects, store.objects())
     once = store.objects()
-    with Repository.open_damaged(store, SECRET, host) as repo:
+    with Repository.open(store, SECRET, host, whole=True, may_be_lost=True) as repo:
         again = repair(repo, examine_all, RepairOptions(others=others, workers=1))
     assert store.objects() == once, "a second repair changed something"
     assert {one.did for one in again.actions} <= {"left"}, again.actions

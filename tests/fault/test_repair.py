@@ -62,7 +62,7 @@ def mend(
     dry: bool = False,
     level: str = "full",
 ) -> RepairResult:
-    with Repository.open_damaged(store, SECRET, host) as repo:
+    with Repository.open(store, SECRET, host, whole=True, may_be_lost=True) as repo:
         options = RepairOptions(level, sources or {}, copies, dry, workers=1)
         return repair(repo, examine_all, options)
 
@@ -349,7 +349,7 @@ def test_a_history_that_lacks_a_part_is_not_published_upon_before_it_is_accepted
     result = mend(store, host)
     assert result.problems
     assert LEFT in did(result)
-    with Repository.open_damaged(store, SECRET, host) as repo:
+    with Repository.open(store, SECRET, host, whole=True, may_be_lost=True) as repo:
         with pytest.raises(RolledBack):
             repo.require_sound_history()
         accept_history(repo.log)
@@ -371,7 +371,7 @@ def test_clear_files_and_slots_come_back(small: Small, tmp_path: Path) -> None:
     (slot,) = [name for name in small.objects if name.startswith("keys/")]
     store = MemoryStore(small.objects)
     host = fresh_host(tmp_path / "stranger")
-    with Repository.open_damaged(store, SECRET, host) as repo, twin(small, tmp_path) as copy:
+    with Repository.open(store, SECRET, host, whole=True, may_be_lost=True) as repo, twin(small, tmp_path) as copy:
         store.delete(slot)  # while it is open: nobody could open it any more
         alone = repair(repo, examine_all, RepairOptions(workers=1))
         assert [(one.did, one.obj) for one in alone.actions] == [(LEFT, slot)]

@@ -32,7 +32,8 @@ from tests.fault.test_mirror import At
 from tests.fault.world import CHUNK, SECRET, backup, host_at, restored, verified, volume
 
 TABLES = {
-    "confirmed", "first_seen", "intended", "ledger", "looks", "pins", "places", "unfinished", "verified", "writer"
+    "confirmed", "first_seen", "intended", "ledger", "looks", "pins", "places", "proven", "unfinished", "verified",
+    "writer",
 }  # fmt: skip
 GUARDS = ("pins.json", "places.json")
 """What these say is expected of the repository: changed into something else of the same form they raise an alarm."""

@@ -32,7 +32,7 @@ COMMANDS = {
     "run": "run a profile of the configuration: back up, prune, verify, copy, and report",
     "schedule": "have a profile run by itself",
     "status": "show whether everything is in order, and why not",
-    "config": "show and validate the configuration",
+    "config": "begin, show and validate the configuration",
     "doctor": "examine this machine, its directories and the repository for trouble",
 }
 

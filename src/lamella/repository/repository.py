@@ -66,34 +66,25 @@ class Repository:
         whole: bool = False,
         stored: bool = False,
         exclusive: bool = False,
+        may_be_lost: bool = False,
     ) -> Self:
         """Unlock, take the lock and read the history: all of it with `whole`, from the store itself with `stored`.
 
-        The lock is shared unless `exclusive` is wanted and the store can prove it (`Repository.exclusive` says so).
+        With `may_be_lost` the history may have been lost altogether: for repairs. The lock is shared unless `exclusive`
+        is wanted and the store can prove it (`Repository.exclusive` says so).
         Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError.
         """
         repository = cls(store, unlock(store, secret), host, clock)
-        return repository._begun(lock_wait, whole=whole, stored=stored, exclusive=exclusive)
-
-    @classmethod
-    def open_damaged(
-        cls, store: Store, secret: Secret, host: Host, *, clock: Clock = now_ms, lock_wait: float = 0.0
-    ) -> Self:
-        """The same with the whole history, which may have been lost altogether: for repairs."""
-        repository = cls(store, unlock(store, secret), host, clock)
-        repository._may_be_lost = True
-        return repository._begun(lock_wait, whole=True)
-
-    def _begun(self, lock_wait: float, *, whole: bool, stored: bool = False, exclusive: bool = False) -> Self:
+        repository._may_be_lost = may_be_lost
         try:
-            alone = exclusive and self.store.abilities.exclusive_lock
-            self.lock = self._held.enter_context(self.store.lock(exclusive=alone, wait_seconds=lock_wait))
-            self.exclusive = alone
-            self.reload(whole=whole, stored=stored)
+            alone = exclusive and store.abilities.exclusive_lock
+            repository.lock = repository._held.enter_context(store.lock(exclusive=alone, wait_seconds=lock_wait))
+            repository.exclusive = alone
+            repository.reload(whole=whole, stored=stored)
         except BaseException:
-            self.close()
+            repository.close()
             raise
-        return self
+        return repository
 
     def reload(self, *, whole: bool = False, stored: bool = False) -> None:
         """Read the history again (see `Log.read`)."""

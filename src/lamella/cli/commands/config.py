@@ -1,13 +1,14 @@
-"""`lamella config`: show the configuration, or validate it."""
+"""`lamella config`: begin, show and validate the configuration."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
 
-from lamella.base.errors import UsageError
+from lamella.base.errors import LamellaError, UsageError
 from lamella.cli import configuration
 from lamella.cli.actions import add_actions
+from lamella.cli.arguments import add_dry_run
 from lamella.cli.configuration import Configuration, PruneSettings
 from lamella.cli.context import Context
 from lamella.cli.places import cache_place, config_place, state_place
@@ -17,15 +18,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = "Files: /etc/lamella/*.toml for root, else ~/.config/lamella/*.toml; LAMELLA_CONFIG names others."
     add = add_actions(parser, "action")
+    add_dry_run(add("init", "write a file to begin with, in which every line is a comment"))
+    add("path", "print where the configuration is, and the files that are there")
     add("show", "print the effective configuration, and the origin of each value")
     add("validate", "report every error in the configuration files")
 
 
 def run(context: Context) -> int:
     """Do it."""
-    if context.args.action == "validate":
-        return _validate(context, configuration.load(config_place(context.env)))
-    return _show(context, context.config)
+    if context.args.action == "show":
+        return _show(context, context.config)
+    actions = {"validate": _validate, "path": _path, "init": _init}
+    return actions[context.args.action](context, configuration.load(config_place(context.env)))
+
+
+def _path(context: Context, found: Configuration) -> int:
+    for path in found.files or (found.place,):
+        context.out.line(str(path))
+    context.out.document({"place": str(found.place), "files": [str(path) for path in found.files]})
+    return 0
+
+
+def _init(context: Context, found: Configuration) -> int:
+    from lamella.cli.everyday.example import EXAMPLE
+    from lamella.cli.files import write_file
+
+    place, dry_run = found.place, context.args.dry_run
+    path = place if place.suffix == ".toml" else place / "lamella.toml"
+    if found.files:
+        raise UsageError(f"there is a configuration already: {found.files[0]}", obj=str(found.files[0]))
+    if not dry_run:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LamellaError(f"cannot make {path.parent}: {error.strerror}", obj=str(path.parent)) from error
+        write_file(path, EXAMPLE.encode(), overwrite=False)
+    context.out.line(f"{'would write' if dry_run else 'wrote'} {path}")
+    context.out.say("edit it, then: lamella config validate")
+    context.out.document({"file": str(path), "dry_run": dry_run})
+    return 0
 
 
 def _validate(context: Context, found: Configuration) -> int:

@@ -122,7 +122,7 @@ def _repository(context: Context) -> Iterator[Repository]:
         read_marker(store)
         wait = context.args.lock_wait
         opened = context.with_secret(
-            lambda secret: Repository.open_damaged(store, secret, context.host, lock_wait=wait)
+            lambda secret: Repository.open(store, secret, context.host, lock_wait=wait, whole=True, may_be_lost=True)
         )
         with opened as repository:
             context.require_expected(repository)

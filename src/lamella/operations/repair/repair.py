@@ -73,7 +73,7 @@ def repair(
     reporter: Reporter = silent,
     confirm: Callable[[RepairResult], None] = lambda result: None,
 ) -> RepairResult:
-    """Examine a repository opened with `Repository.open_damaged`, and mend it. `confirm` may raise once it is examined.
+    """Examine a repository opened whole that `may_be_lost`, and mend it. `confirm` may raise once it is examined.
 
     Raises UsageError, Locked, StoreError, RepositoryError.
     """
