@@ -238,8 +238,10 @@ class Survey:
                 needed.roots.setdefault(added.domain_id, set()).add(added.root)
         for domain_id, roots in by_domain.items():
             if self.health.hold(domain_id, roots):
-                text = "nothing is deleted where a snapshot cannot be read whose removal is too young"
-                needed.leave(domain_id, text, f"domain {domain_id.hex()[:8]}")
+                # It is removed: that it cannot be read is no finding, and delays only what lies beside it.
+                needed.closed.discard(domain_id)
+                text = f"nothing is deleted yet in domain {domain_id.hex()[:8]}"
+                needed.notes.append(f"{text}: a snapshot cannot be read whose removal is too young")
 
     def _hold_expelled(self, needed: Needed, without: Collection[Ref]) -> None:
         """What expelled writers published: all of it that can be read, and what cannot be read blocks nothing."""
