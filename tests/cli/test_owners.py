@@ -295,3 +295,29 @@ def test_a_host_that_lost_everything_saves_claims_until_an_admin_joins_it(world:
         world.restored(host, "disk", b"d", 0)
         assert [row["claimant"] for row in world.json(host, "list")["snapshots"]] == ["", ""]
     rescued(world, "disk", b"d")
+
+
+def test_what_passed_a_full_verification_stays_until_a_newer_one_passed(world: World) -> None:
+    world.ok("one", "verify", "--level", "full")
+    proven = world.json("one", "list")["snapshots"][2]["snapshot"]
+    for letter in (b"d", b"e"):
+        world.backup("one", "disk", letter)
+    rules = ("prune", "--keep-last", "1", "-y")
+    assert "none passed verify --level full" in world.run("third", *rules, "-n")[2]
+    done = world.json("one", *rules)
+    assert done["unverified"] == []
+    assert len(done["removed"]) == 3 and [row["snapshot"] for row in done["kept"]][1:] == [proven]
+    world.restored("one", f"disk@{proven}", b"c", 0)
+    read = world.json("one", "verify", "--level", "full", "--new-packs", "disk@latest")
+    assert 0 < read["checked_bytes"] <= 2 << 20
+    assert [row["snapshot"] for row in world.json("one", *rules)["removed"]] == [proven]
+
+
+def test_what_was_there_before_an_image_was_emptied_stays(world: World) -> None:
+    last = world.json("one", "list")["snapshots"][2]["snapshot"]
+    (world.images / "disk.img").write_bytes(b"")
+    for _ in range(4):
+        world.ok("one", "backup", world.images / "disk.img")
+    kept = [row["snapshot"] for row in world.json("one", "prune", "--keep-last", "3", "-y")["kept"]]
+    assert len(kept) == 4 and last in kept
+    world.restored("one", f"disk@{last}", b"c", 0)

@@ -24,6 +24,8 @@ from lamella.operations.look import listing
 from lamella.operations.mirror.mirror import mirror
 from lamella.operations.moments.monitor import monitor
 from lamella.operations.prune.prune import run_prune
+from lamella.operations.prune.retaining import Policy, plan_retention
+from lamella.operations.prune.retention import ALL, Retention
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore
@@ -32,7 +34,8 @@ from tests.fault.test_mirror import At
 from tests.fault.world import CHUNK, SECRET, backup, host_at, restored, verified, volume
 
 TABLES = {
-    "confirmed", "first_seen", "intended", "ledger", "looks", "pins", "places", "unfinished", "verified", "writer"
+    "confirmed", "first_seen", "intended", "ledger", "looks", "pins", "places", "proven", "unfinished", "verified",
+    "writer",
 }  # fmt: skip
 GUARDS = ("pins.json", "places.json")
 """What these say is expected of the repository: changed into something else of the same form they raise an alarm."""
@@ -145,6 +148,7 @@ def used(world: World, host: Host) -> None:
         for name, one in found.items():
             assert restored(repo, one, world.place / "out.img") == world.truth[name]
         assert not verified(repo, "structure").damaged
+        assert not plan_retention(repo, Policy(Retention(last=ALL))).removed
         result = run_prune(repo, [])
         assert not (result.blocked or result.damaged)
 

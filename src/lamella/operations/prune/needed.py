@@ -241,8 +241,10 @@ class Survey:
             unread = self.health.hold(domain_id, roots)
             kept += sum(root not in unread for root in waiting[domain_id])
             if self._may_return(unread):
-                text = "nothing is deleted where a snapshot cannot be read whose removal is too young"
-                needed.leave(domain_id, text, f"domain {domain_id.hex()[:8]}")
+                # It is removed: that it cannot be read is no finding, and delays only what lies beside it.
+                needed.closed.discard(domain_id)
+                text = f"nothing is deleted yet in domain {domain_id.hex()[:8]}"
+                needed.notes.append(f"{text}: a snapshot cannot be read whose removal is too young")
         if kept:
             needed.notes.append(f"{kept} removed snapshots are kept until their removal is old enough")
 
