@@ -2,7 +2,7 @@
  *
  * ODD_CALLS lists rules, separated by ';': CALL ERRNO PATH [TIMES]. A rule strikes when the path of the call (of its
  * descriptor, for calls that take one) begins with PATH, and at most TIMES times in one process (0: always).
- * ODD_LOG names a file that gets a line for each call that was struck.
+ * The error 0 lets a call pass and only notes it. ODD_LOG names a file that gets a line for each call that was struck.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -55,7 +55,7 @@ static int struck(const char *call, const char *path) {
         }
         inside = 0;
         errno = rule->code;
-        return 1;
+        return rule->code != 0;
     }
     return 0;
 }
@@ -111,6 +111,12 @@ int linkat(int from, const char *old, int to, const char *new, int flags) {
 }
 ssize_t pread64(int fd, void *buffer, size_t size, off64_t offset) {
     return struck_fd("read", fd) ? -1 : REAL(pread64)(fd, buffer, size, offset);
+}
+ssize_t preadv64(int fd, const struct iovec *pieces, int count, off64_t offset) {
+    return struck_fd("read", fd) ? -1 : REAL(preadv64)(fd, pieces, count, offset);
+}
+ssize_t preadv64v2(int fd, const struct iovec *pieces, int count, off64_t offset, int flags) {
+    return struck_fd("read", fd) ? -1 : REAL(preadv64v2)(fd, pieces, count, offset, flags);
 }
 ssize_t read(int fd, void *buffer, size_t size) { return struck_fd("read", fd) ? -1 : REAL(read)(fd, buffer, size); }
 ssize_t write(int fd, const void *buffer, size_t size) {

@@ -39,6 +39,11 @@ class OddCalls:
         self.rules.append(f"{call} {getattr(errno, name)} {below} {times}")
         return self
 
+    def note(self, call: str, below: Path) -> OddCalls:
+        """Have `call` pass, and appear in `struck`."""
+        self.rules.append(f"{call} 0 {below} 0")
+        return self
+
     @property
     def environment(self) -> dict[str, str]:
         """Variables for the program."""

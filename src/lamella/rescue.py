@@ -569,7 +569,10 @@ class Slot:
         data, (log_n, r, p) = self._data, self._data[10:13]
         if self.kind == PASSPHRASE:
             memory = 128 * r * ((1 << log_n) + p + 2) + MIB
-            kek = hashlib.scrypt(secret, salt=data[16:48], n=1 << log_n, r=r, p=p, maxmem=memory, dklen=32)
+            try:
+                kek = hashlib.scrypt(secret, salt=data[16:48], n=1 << log_n, r=r, p=p, maxmem=memory, dklen=32)
+            except (MemoryError, ValueError):
+                raise Problem(FAILED, f"not enough memory: a passphrase needs {memory // MIB} MiB") from None
         else:
             kek = hkdf(secret, data[16:48], b"lamella/1 kek\0" + marker.r + data[:16], 32)
         if not hmac.compare_digest(prf(hkdf(kek, marker.r, b"mac", 32), data[:144]), data[144:176]):
@@ -1958,7 +1961,9 @@ def secret_of(args: argparse.Namespace) -> tuple[int, bytes]:
         return kind, secret_in(kind, os.fsencode(value))
     with open(value, "rb") as file:
         content = file.read(16 * MIB)
-    return kind, secret_in(kind, content.removesuffix(b"\n") if kind == PASSPHRASE else content)
+    if kind == PASSPHRASE:  # What editors add belongs to the file.
+        content = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").removesuffix(b"\r")
+    return kind, secret_in(kind, content)
 
 
 def secret_in(kind: int, content: bytes) -> bytes:

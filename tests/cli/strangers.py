@@ -61,6 +61,7 @@ def stranger_at_home() -> Iterator[Stranger]:
         key.write_bytes(os.urandom(32))
         os.chown(home, NOBODY, NOBODY)
         os.chown(key, NOBODY, NOBODY)
+        key.chmod(0o600)
         places = {"HOME": str(home), "LAMELLA_REPO": str(home / "repository"), "LAMELLA_CONFIG": str(home / "config")}
         places |= {f"LAMELLA_{word}_DIR": str(home / word.lower()) for word in ("STATE", "CACHE")}
         places["PYTHONPATH"] = f"{ROOT / 'src'}:{sysconfig.get_path('purelib')}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import ROOT, Lamella
+from tests.cli.program import ROOT, Lamella, environment
 from tests.cli.strangers import GROUP, NOBODY, Stranger
 from tests.features import require
 from tests.odd_calls import OddCalls
@@ -376,3 +376,151 @@ def test_without_home_the_account_says_where_it_is(stranger: Stranger) -> None:
     kept = {name: "" for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME")}
     kept |= {name: "" for name in ("LAMELLA_CONFIG", "LAMELLA_STATE_DIR", "LAMELLA_CACHE_DIR")}
     stranger.lamella.ok("list", env=kept)
+
+
+@pytest.mark.parametrize("variables", [{"LC_ALL": "de_DE.ISO-8859-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_names_are_the_same_whatever_the_locale(
+    empty: Lamella, image: Path, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    made = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(tmp_path / "de_DE.ISO-8859-1")],
+        capture_output=True,
+        check=False,
+    )
+    require("localedef", made.returncode in {0, 1}, "locales cannot be made here")
+    odd = {**variables, "LOCPATH": str(tmp_path), "PYTHONCOERCECLOCALE": "0"}
+    named = image.rename(image.with_name("möbel.img"))
+    out = tmp_path / "süß.img"
+    empty.ok("backup", named, env=odd)
+    assert "möbel" in empty.ok("list").out
+    empty.ok("restore", "möbel", "--to", out, env=odd)
+    assert out.read_bytes() == named.read_bytes()
+    assert "möbel" in empty.ok("list", env={**odd, "PYTHONIOENCODING": ""}).out
+
+
+# --- secrets from files, and memory for them --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def passphrase(place: Path) -> Lamella:
+    """The command with a repository that a passphrase opens, without any secret."""
+    lamella = Lamella({"LAMELLA_REPO": str(place)})
+    lamella.ok("init", "-q", env={"LAMELLA_PASSPHRASE": "größe 7"})
+    return lamella
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("after", [b"", b"\n", b"\r\n"])
+def test_what_editors_add_is_no_part_of_a_passphrase(
+    passphrase: Lamella, place: Path, tmp_path: Path, before: bytes, after: bytes
+) -> None:
+    file = tmp_path / "secret.txt"
+    file.write_bytes(before + "größe 7".encode() + after)
+    file.chmod(0o600)
+    given = {"LAMELLA_PASSPHRASE_FILE": str(file)}
+    passphrase.ok("list", env=given)
+    passphrase.ok("list", env={"LAMELLA_PASSPHRASE_COMMAND": f"cat {file}"})
+    rescued = subprocess.run(
+        [sys.executable, "-I", "-S", str(RESTORE_PY), "--repo", str(place), "list"],
+        env={**os.environ, **given},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert rescued.returncode == 0, rescued.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "says"),
+    [
+        ("größe 7\n".encode("utf-16"), 2, "UTF-16"),
+        ("größe 7 \n".encode(), 12, "begins or ends with white space"),
+        ("größe 7\n\n".encode(), 12, "begins or ends with white space"),
+    ],
+)
+def test_what_is_the_matter_with_a_passphrase_file_is_said(
+    passphrase: Lamella, tmp_path: Path, content: bytes, code: int, says: str
+) -> None:
+    file = tmp_path / "secret.txt"
+    file.write_bytes(content)
+    done = passphrase.run("list", env={"LAMELLA_PASSPHRASE_FILE": str(file)})
+    assert (done.code, says in done.err) == (code, True), done
+
+
+def test_a_passphrase_for_a_repository_of_key_files_is_told_so(saved: Lamella) -> None:
+    done = Lamella(saved.env).run("list", env={"LAMELLA_PASSPHRASE": "any"})
+    assert done.code == 12
+    assert "no passphrase opens this repository; a key file opens it" in done.err
+
+
+def test_no_memory_for_a_passphrase_is_not_a_wrong_one(passphrase: Lamella, place: Path) -> None:
+    given = {"LAMELLA_PASSPHRASE": "größe 7"}
+    for command in (
+        [*passphrase.command, "list"],
+        [sys.executable, "-I", "-S", str(RESTORE_PY), "--repo", str(place), "list"],
+    ):
+        done = subprocess.run(
+            ["prlimit", f"--as={200 << 20}", *command],
+            env=environment({**passphrase.env, **given}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1, done.stderr
+        assert "not enough memory: a passphrase needs" in done.stderr
+
+
+def test_many_sources_need_no_larger_limit_than_the_hard_one(empty: Lamella, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(150):
+        (images / f"v{number}.img").write_bytes(os.urandom(4096))
+    done = subprocess.run(
+        ["prlimit", "--nofile=128:4096", *empty.command, *empty.options, "backup", *map(str, images.iterdir())],
+        env=environment(empty.env),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(empty.json("list")["volumes"]) == 150
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 3 << 20])
+def test_an_image_that_shrank_is_told(saved: Lamella, image: Path, size: int) -> None:
+    os.truncate(image, size)
+    done = saved.ok("backup", f"disk={image}")
+    assert f"disk: the source shrank: {8 << 20} bytes in the last snapshot, {size} now" in done.err
+    assert "shrank" not in saved.ok("backup", f"disk={image}").err
+
+
+def test_an_image_that_grew_or_shrank_a_little_is_not_remarked_on(saved: Lamella, image: Path) -> None:
+    for size in (6 << 20, 9 << 20):
+        os.truncate(image, size)
+        assert "shrank" not in saved.ok("backup", f"disk={image}").err
+
+
+def test_holes_are_not_read_to_be_compared_with_holes(empty: Lamella, tmp_path: Path, odd: OddCalls) -> None:
+    sparse, size = tmp_path / "sparse.img", 4 << 30
+    with sparse.open("wb") as file:
+        file.truncate(size)
+        for offset in (0, size // 2, size - 4096):
+            file.seek(offset)
+            file.write(os.urandom(4096))
+    empty.ok("backup", f"disk={sparse}")
+    empty.env |= odd.note("read", sparse).environment
+    assert empty.json("verify", "--level", "source")["findings"] == []
+    assert 3 <= len(odd.struck) <= 10
+    with sparse.open("r+b") as file:
+        file.write(bytes(4096))
+        file.seek(size // 4)
+        file.write(b"new")
+        file.truncate(size + 5000)
+    found = [one["message"] for one in empty.json("verify", "--level", "source")["findings"]]
+    assert len(found) == 3, found
+    assert any(text.startswith("bytes 0 to ") for text in found)
+    assert any(text.startswith(f"bytes {size // 4} to ") for text in found)
+    assert any(f"the source has {size + 5000} bytes now" in text for text in found)

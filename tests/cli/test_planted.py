@@ -23,12 +23,14 @@ from lamella.base.names import commit_of
 from lamella.base.signed import TRAILER_SIZE, commit_message, enrolment_message, signers_of, trailer_of
 from lamella.crypto.sign import public_of, sign
 from lamella.format.commit import Head, writer_id
+from lamella.format.keyslot import MAX_PASSPHRASES, MAX_SLOTS
 from tests.cli.program import COMMAND, Lamella, environment
 from tests.fault.pipe_thief import Refused, Thief
 from tests.system.ssh_server import ssh_server
 
 PHRASE = "correct horse battery"
 OWN = b"o" * 32
+JUNK = MAX_PASSPHRASES + 1 + 2 * MAX_SLOTS
 SIZE = 200_000
 
 
@@ -104,11 +106,11 @@ def place(made: Place, tmp_path: Path) -> Place:
 
 
 def junk_slots(below: str) -> dict[str, bytes]:
-    """8 well-formed slots for passphrases and 32 of the other types, all with lower names than this one."""
+    """Well-formed slots with lower names than this one: more than count, for passphrases and of the other types."""
     found: dict[str, bytes] = {}
     chosen = random.Random(7)
-    while len(found) < 40:
-        kind = 1 if len(found) < 8 else 2 + len(found) % 2
+    while len(found) < JUNK:
+        kind = 1 if len(found) <= MAX_PASSPHRASES else 2 + len(found) % 2
         cost = bytes([15, 8, 1]) if kind == 1 else bytes(3)
         content = b"LMLSLOT\x01" + bytes([kind, 2]) + cost + bytes(3) + chosen.randbytes(224)
         name = "keys/" + hashlib.sha256(content).hexdigest()[:8]
@@ -132,7 +134,7 @@ def test_planted_slots_lock_nobody_out(place: Place) -> None:
         place.lamella(secret).ok("list")
         listed = place.rescue(secret, "list")
         assert listed.returncode == 0 and "disk" in listed.stdout, listed.stderr
-        assert listed.stderr.count("\n") == 1 and "40 objects in keys/ that no admin signed" in listed.stderr
+        assert listed.stderr.count("\n") == 1 and f"{JUNK} objects in keys/ that no admin signed" in listed.stderr
     place.lamella("passphrase", "fresh").ok("restore", "disk", "--to", place.root / "out.img")
     restored = place.rescue("recovery key", "restore", "disk", "--to", str(place.root / "rescued.img"))
     assert restored.returncode == 0, restored.stderr
@@ -144,10 +146,10 @@ def test_planted_slots_are_told_of_in_one_line(place: Place) -> None:
     for name, content in junk_slots("keys/ffffffff").items():
         place.plant(name, content)
     admin = place.lamella()
-    text = "40 objects in keys/ that no admin signed, ignored: keys/"
+    text = f"{JUNK} objects in keys/ that no admin signed, ignored: keys/"
     assert admin.ok("key", "list").out.count(text) == 1
     shown = admin.json("key", "list")
-    assert len(shown["slots"]) == 4 and shown["ignored"] == 40 and all(row["signed"] for row in shown["slots"])
+    assert len(shown["slots"]) == 4 and shown["ignored"] == JUNK and all(row["signed"] for row in shown["slots"])
     assert admin.ok("doctor").out.count(text) == 1
     assert [row["object"] for row in admin.json("verify", "--level", "structure")["findings"]] == ["keys/"]
     admin.ok("backup", place.image)
@@ -155,7 +157,7 @@ def test_planted_slots_are_told_of_in_one_line(place: Place) -> None:
     admin.ok("prune", "--keep-last", "1", "-y")
     mirrored = admin.json("mirror", "--to", place.root / "mirror")
     assert len(list((place.root / "mirror" / "keys").iterdir())) == 5
-    assert sum("no admin signed" in row["message"] for row in mirrored["findings"]) == 40
+    assert sum("no admin signed" in row["message"] for row in mirrored["findings"]) == JUNK
 
 
 def test_the_owner_of_a_writers_slot_is_told_who_can_change_its_secret(place: Place) -> None:

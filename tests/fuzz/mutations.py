@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.unit import rescue_writer as rw
 
 KEYFILE = bytes(range(100, 164))
-DOMAIN, VOLUME, OTHER = b"D" * 16, b"V" * 16, b"W" * 16
+ALICE, BOB = (rw.Chain(Ed25519PrivateKey.from_private_bytes(letter * 32)) for letter in (b"a", b"b"))
+DOMAIN, VOLUME, OTHER = b"D" * 16, rw.created(ALICE, 1), rw.created(BOB, 1)
 _SIZES = (1, 1, 1, 2, 4, 8)
 _NUMBERS = (0, 1, 2, 3, 5, 16, 23, 63, 64, 65, 127, 128, 255, 256, 4096, 4097, 65535, 65536, 65537, 1 << 20, 64 << 20)
 
@@ -174,8 +175,7 @@ def _entry(chain: rw.Chain, seq: int, prev: bytes, row: bytes) -> bytes:
 def build(writer: rw.Writer) -> None:
     """A repository with one of each: two writers, tags, losses, a removal, a checkpoint with a segment."""
     writer.slot(3, KEYFILE)
-    alice = rw.Chain(Ed25519PrivateKey.from_private_bytes(b"a" * 32))
-    bob = rw.Chain(Ed25519PrivateKey.from_private_bytes(b"b" * 32))
+    alice, bob = rw.Chain(ALICE.key), rw.Chain(BOB.key)
     who = rw.record(1, rw.text("host-a") + rw.text("machine"))
     first = _snapshot(writer, alice, 1)
     start = who + rw.volume_record(VOLUME, DOMAIN, "disk") + first.record() + _run(first.name)
@@ -185,7 +185,10 @@ def build(writer: rw.Writer) -> None:
     second.inner = rw.record(0x8001, b"\1" + bytes(39)) + rw.record(0x8002, bytes(16))
     writer.commit(alice, second.record() + rw.record(4, _refs(alice, (1, first.snap_id))))
     other = _snapshot(writer, bob, 3, OTHER)
+    claim = _snapshot(writer, bob, 6)
     bobs = rw.volume_record(OTHER, DOMAIN, "other") + other.record() + _lost(rw.ref(alice, 1, first.snap_id))
+    given = writer.prune_sign(bob, 0x1A, OTHER + alice.writer) + writer.prune_sign(bob, 0x19, bob.writer + bytes(16))
+    bobs += claim.record() + given
     writer.commit(bob, bobs, [_head(alice)])
     third = _snapshot(writer, alice, 4)
     signed = writer.prune_sign(alice, 0x10, _refs(alice, (2, second.snap_id)))

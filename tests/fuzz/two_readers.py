@@ -64,6 +64,7 @@ class Seen(NamedTuple):
     consistency: int
     tags: tuple[str, ...]
     usable: bool
+    claim: bool
     content: Read
     documents: tuple[Read, ...]
 
@@ -108,7 +109,8 @@ def by_lamella(objects: dict[str, bytes], place: Path) -> View:
             for one in select(repo, []):
                 view.snapshots[one.snapshot.ref.encode()] = _seen(repo, one)
             for volume in repo.catalogue.volumes.values():
-                view.latest[volume.volume_id.hex()] = frozenset(one.ref.encode() for one in latest(volume.snapshots))
+                counting = [one for one in volume.snapshots if one.counts]
+                view.latest[volume.volume_id.hex()] = frozenset(one.ref.encode() for one in latest(counting)[:1])
     except LamellaError:
         view.refused = True
     return view
@@ -119,7 +121,7 @@ def _seen(repo: Repository, one: Selected) -> Seen:
     documents = tuple(_document(repo, one, document.name) for document in added.documents)
     return Seen(
         one.volume_name, added.name, added.size, added.time_ms, added.consistency, tuple(sorted(one.snapshot.tags)),
-        added.usable, _content(repo, one), documents,
+        added.usable, one.snapshot.claim, _content(repo, one), documents,
     )  # fmt: skip
 
 
@@ -169,7 +171,8 @@ def by_rescue(objects: dict[str, bytes], place: Path) -> View:
         salvaged = any(SALVAGED in text for text in report._said)
         blobs: dict[bytes, Any] = {}
         for volume_id, volume in history.volumes().items():
-            view.latest[volume_id.hex()] = frozenset(one.ref for one in history._latest(volume.snapshots))
+            counting = [one for one in volume.snapshots if not history.claim(one)]
+            view.latest[volume_id.hex()] = frozenset(one.ref for one in history._latest(counting)[:1])
             for one in volume.snapshots:
                 domain = one.tree.domain_id
                 if domain not in blobs:
@@ -198,7 +201,7 @@ def _seen_by_rescue(history: Any, volume: str, one: Any, blobs: Any, report: Any
     content = _filled(rescue.VolumeContent(report, blobs, one.tree), one.tree.size)
     return Seen(
         volume, one.name, one.tree.size, one.when, one.consistency, tuple(history.tags(one)), not one.unusable(),
-        content, documents,
+        history.claim(one), content, documents,
     )  # fmt: skip
 
 

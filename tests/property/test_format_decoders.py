@@ -28,6 +28,7 @@ from lamella.format import (
     owners,
     records,
 )
+from lamella.format.carried import Room
 from lamella.format.container import Kind
 
 REFUSALS = (IntegrityError, UnknownFormat)
@@ -159,7 +160,7 @@ SEGMENTS = ENTRIES.map(
     lambda value: Sample(
         value,
         lambda made: commit.SEGMENT_HEAD + joined(made),
-        lambda raw: tuple(commit.Room().segment(Opened(raw), "s")),
+        lambda raw: tuple(Room().segment(Opened(raw), "s")),
     )
 )
 PARTS = st.binary(min_size=1, max_size=60).map(

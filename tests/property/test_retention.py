@@ -469,3 +469,46 @@ def test_the_latest_by_the_chain_is_spared_whatever_its_clock_said() -> None:
 )
 def test_the_time_that_is_believed(time_ms: int, first: int, before: int, want: int) -> None:
     assert Sight(first, before).believed_ms(time_ms) == want
+
+
+# -- what stays besides, and what others claim -------------------------------------------------------------------------
+
+
+@given(
+    lives(),
+    policies,
+    zones,
+    st.lists(st.sampled_from([None, 0, 1, 2, 8]), min_size=25, max_size=25),
+    st.integers(0, 24),
+)
+def test_what_stays_besides_only_adds_and_holds_the_laws(
+    moments: list[DatedSnapshot], rules: Retention, zone: object, data: list[int | None], proven: int
+) -> None:
+    rows = [replace(row, data=data[at], proven=at == proven) for at, row in enumerate(moments)]
+    assert names(kept(moments, rules, zone)) <= names(kept(rows, rules, zone))
+    assert all(row in kept(rows, rules, zone) for row in rows if row.proven)
+    hold_the_laws(rows, {row.snapshot for row in rows if not row.good}, rules, zone)
+
+
+@given(lives(), lives(), policies, zones)
+def test_claims_change_nothing_for_the_owners(
+    moments: list[DatedSnapshot], others: list[DatedSnapshot], rules: Retention, zone: object
+) -> None:
+    claims = [
+        replace(row, volume=f"{row.volume}, claimed by writer 01234567", snapshot=f"c{row.snapshot}") for row in others
+    ]
+    together = kept([*moments, *claims], rules, zone)
+    assert [row for row in together if row in moments] == kept(moments, rules, zone)
+    assert names(row for row in together if row not in moments) == names(kept(claims, rules, zone))
+
+
+def test_the_last_snapshot_before_a_volume_was_emptied_stays_for_90_days() -> None:
+    day_ms = 24 * HOUR_MS
+    rows = [DatedSnapshot("v", f"d{n:03}", NOW_MS - n * day_ms, data=0 if n < 10 else 40) for n in range(20)]
+    assert names(kept(rows, Retention(last=3))) == {"d000", "d001", "d002", "d010"}
+    damaged = [replace(row, good=row.snapshot != "d010") for row in rows]
+    assert names(kept(damaged, Retention(last=3))) == {"d000", "d001", "d002", "d010", "d011"}
+    later = [replace(row, time_ms=row.time_ms - 81 * day_ms) for row in rows]
+    assert names(kept(later, Retention(last=3))) == {"d000", "d001", "d002"}
+    less = [replace(row, data=20 if row.data == 0 else row.data) for row in rows]
+    assert names(kept(less, Retention(last=3))) == {"d000", "d001", "d002"}  # half is not less than half

@@ -362,3 +362,23 @@ def test_another_host_stores_anew_what_was_found_bad(small: Small, tmp_path: Pat
         assert result.unrestorable == []
         assert [one.kind for one in result.findings] == ["blob", "pack"]
         assert verify(repo, select(repo, ["disk"]), VerifyOptions("restore")).unrestorable == []
+
+
+def flood(small: Small, number: int, host: str) -> list[Address]:
+    made = [Address(bytes([at]) * 32, Kind.CHUNK, ChunkId(bytes([at]) * 24)) for at in range(1, number + 1)]
+    for one in made:
+        small.publish([raw(Bad((one,)))], host)
+    return made
+
+
+def test_of_a_writers_flood_the_newest_addresses_count_and_nobody_elses_go(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (true, *_) = addresses(small)
+    small.publish([raw(Bad((true,)))], "honest")
+    made = flood(small, 5, "flooding")
+    with small.opened() as repo:
+        assert repo.catalogue.bad == {true, *made}
+    monkeypatch.setattr("lamella.history.state.BAD_COUNTED", 3)
+    with small.opened() as repo:
+        assert repo.catalogue.bad == {true, *made[-3:]}

@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "lamella"
 
 MODULE_LINES = 600
 STAND_ALONE = "rescue.py"
-STAND_ALONE_LINES = 2100
+STAND_ALONE_LINES = 2250
 
 EMPTY_WORDS = {"helper", "util", "manager", "common", "misc", "handler"}
 UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b")
@@ -122,7 +122,7 @@ def test_names_stay_in_their_homes() -> None:
     assert list(homeless(SOURCE)) == []
 
 
-@pytest.mark.parametrize(("name", "lines", "count"), [("a.py", 600, 0), ("a.py", 601, 1), ("rescue.py", 2101, 1)])
+@pytest.mark.parametrize(("name", "lines", "count"), [("a.py", 600, 0), ("a.py", 601, 1), ("rescue.py", 2251, 1)])
 def test_long_module_is_found(tmp_path: Path, name: str, lines: int, count: int) -> None:
     (tmp_path / name).write_text("x = 1\n" * lines)
     assert len(list(too_long(tmp_path))) == count

@@ -8,15 +8,17 @@ import random
 import pytest
 
 from lamella.base.errors import IntegrityError
-from lamella.base.ids import CATALOGUE, RepoId
+from lamella.base.ids import CATALOGUE, RepoId, WriterId
 from lamella.base.signed import TRAILER_SIZE, Trailer, commit_message, enrolment_message, trailer_of
 from lamella.crypto.derive import Bundle, Keys
 from lamella.crypto.sign import public_of, sign
-from lamella.format.commit import Body, Head, parts, writer_id
+from lamella.format.commit import Body, ChainEntry, Head, parts, writer_id
 from lamella.format.container import HEADER_SIZE, Kind
+from lamella.format.deletion import Forgo, Remove
 from lamella.format.marker import Marker
-from lamella.format.records import Writer, raw
+from lamella.format.records import RawRecord, Writer, prune_signed_message, raw
 from lamella.history.evidence import Evidence, evidence_of, same
+from lamella.history.records import prune_signed
 from lamella.packs.building import build_commit, build_single
 from lamella.packs.containers import open_commit
 
@@ -208,3 +210,25 @@ def test_junk_is_none() -> None:
     for length in (0, 1, 8, 71, 72, 73, 191, 192, 193, 250, 5000):
         for junk in (bytes(length), chosen.randbytes(length), (CONTENT[:72] + chosen.randbytes(length))[:length]):
             assert evidence_of(KEYS, HEAD, junk) is None
+
+
+def test_a_signed_record_counts_in_its_own_place_only() -> None:
+    """Not in another repository of the same keys, nor in another commit, as another kind, or by another key."""
+    writer, place = HEAD.writer, (7, b"b" * 32)
+    record = raw(Forgo(HEAD))
+    keys, foreign = (Keys(one.marker, one.bundle._replace(prune_seed=PRUNE)) for one in (KEYS, keys_of(b"R" * 16)))
+    message = prune_signed_message(keys.root, writer, *place, record)
+
+    def counts(
+        signature: bytes, by: Keys = keys, of: WriterId = writer, seq: int = 7, type_: int = record.type
+    ) -> bool:
+        entry = ChainEntry(seq, place[1], 5, RawRecord(type_, record.value[:-64] + signature))
+        return prune_signed(by, of, entry)
+
+    good = sign(PRUNE, message)
+    assert counts(good)
+    assert not counts(good, by=foreign) and not counts(good, of=writer_id(public_of(OTHER)))
+    assert not counts(good, seq=8) and not counts(good, type_=Remove.TYPE)
+    assert not any(counts(sign(seed, message)) for seed in (ENROL, SEED, OTHER))
+    for context in (b"commit", b"enrol", b"slot"):
+        assert not counts(sign(PRUNE, b"lamella/1 " + context + b"\0" + message.partition(b"\0")[2]))

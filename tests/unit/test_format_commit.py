@@ -11,6 +11,7 @@ from lamella.base.ids import CATALOGUE, ChunkId, DomainId, SnapId, VolumeId, Wri
 from lamella.base.signed import Trailer
 from lamella.base.trust import Opened
 from lamella.format import commit, known, records
+from lamella.format.carried import Room
 from lamella.format.commit import Body, ChainEntry, Head
 from lamella.format.records import RawRecord
 
@@ -120,7 +121,7 @@ def test_bodies_are_cut_into_parts_of_8_mib(length: int) -> None:
 def test_segments_of_another_kind(head: bytes) -> None:
     entry = ChainEntry(1, bytes(32), 5, RawRecord(1, b"x"))
     with pytest.raises(IntegrityError):
-        list(commit.Room().segment(Opened(head + entry.encode()), "s"))
+        list(Room().segment(Opened(head + entry.encode()), "s"))
 
 
 def test_the_fingerprint_does_not_depend_on_the_order() -> None:

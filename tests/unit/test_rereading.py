@@ -156,3 +156,14 @@ def test_a_bad_moment_is_no_verdict_but_an_error_for_good_is(small: Small) -> No
             assert bool(repo.suspects.packs()) is not retryable
             assert known(repo, d) is retryable
             repo.suspects.clear(d.pack)
+
+
+def test_a_flood_of_packs_ends_the_reading_of_heads(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamella.operations.shared.rereading.MOST_HEADS", 1)
+    with small.opened() as repo:
+        (a, *_), (d,) = chunks(repo)
+    first, second = sorted([a, d])
+    found, _ = again(small, small.store, [a, d])
+    assert (found.sound, found.unread) == (these(first), these(second))
+    with small.opened() as repo:
+        assert reread(repo, [a, d]).sound == these(a, d), "without a budget all is read"

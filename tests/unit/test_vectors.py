@@ -19,6 +19,7 @@ from lamella.base.trust import Opened
 from lamella.crypto import chunk_id, recovery, seal, sign, slots, unseal
 from lamella.crypto.derive import Bundle, DomainKeys, Keys
 from lamella.format import commit, compression, container, document, inner, keyslot, known, marker, node, records
+from lamella.format.carried import Room
 from lamella.format.container import Kind
 from lamella.format.cursor import Cursor
 from tests.golden import make_vectors
@@ -343,7 +344,7 @@ def test_segment_and_entries_of_a_checkpoint() -> None:
     row = VECTORS["segment"]
     (content,) = open_container(unhex(row["bytes"]), 1, row["blobs"], bytes(16))
     expected = [entry(made) for made in row["entries"]]
-    assert list(commit.Room().segment(Opened(content), "s")) == expected
+    assert list(Room().segment(Opened(content), "s")) == expected
     assert commit.SEGMENT_HEAD + b"".join(made.encode() for made in expected) == content
     made = records.Checkpoint.decode(Cursor(unhex(VECTORS["commits"][1]["records"][1]["value"]), "c"))
     assert list(commit.decode_entries(made.entries, "c")) == [entry(row) for row in VECTORS["checkpoint_entries"]]

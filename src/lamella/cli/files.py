@@ -26,8 +26,7 @@ def read_file(path: str | Path, limit: int) -> bytes:
 def warn_if_readable(path: str, warn: Callable[[str], None]) -> None:
     """Warn of a file with a secret in it that other users can read."""
     with suppress(OSError):  # whoever reads it says why that fails
-        status = Path(path).stat()
-        if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        if Path(path).stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
             warn(f"other users can read {path}, which holds a secret; run: chmod go-rwx {path}")
 
 

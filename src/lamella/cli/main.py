@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from lamella.cli.output import Output
 
 _INTERRUPTED = 130
-_ANSWERS = ("list", "info", "diff", "config")
-"""Commands that only tell something: --quiet takes nothing of it away."""
 
 
 def entry() -> None:
     """The command `lamella`."""
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        # Names are UTF-8 on the disk whatever the locale says, and a repository is shared by machines with others.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     try:
         code = _guarded(sys.argv[1:])
     except KeyboardInterrupt:
@@ -97,13 +98,14 @@ def _command(args: Namespace, env: Mapping[str, str]) -> int:
     from lamella.cli.arguments import load
     from lamella.cli.output import Output
 
+    # --quiet takes nothing of what only tells something.
     out = Output(
         args.command,
         as_json=args.json,
         as_events=args.json_lines,
         quiet=args.quiet,
         verbose=args.verbose,
-        answers=args.command in _ANSWERS or getattr(args, "dry_run", False),
+        answers=args.command in ("list", "info", "diff", "config") or getattr(args, "dry_run", False),
     )
     try:
         from lamella.cli.context import Context

@@ -55,9 +55,8 @@ def _owned(place: Path, variable: str) -> Path:
             # Above the place the sticky bit is enough: nobody replaces what belongs to somebody else.
             others = 0o022 if path == place else 0 if found.st_mode & stat.S_ISVTX else stat.S_IWOTH
             if found.st_uid not in (0, os.geteuid()) or found.st_mode & others:
-                text = f"other users can change what is in {path}"
                 hint = f"take it over (chown, chmod go-w), or set {variable} to a directory of your own"
-                raise UsageError(text, obj=str(place), hint=hint)
+                raise UsageError(f"other users can change what is in {path}", obj=str(place), hint=hint)
     return place
 
 

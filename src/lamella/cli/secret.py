@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lamella.base.errors import LamellaError, UsageError
+from lamella.base.errors import UsageError
 from lamella.cli.configuration import RepositorySettings
 from lamella.crypto import slots
 from lamella.crypto.slots import Secret
 
-_COMMAND_SECONDS = 120.0
-_MAX_PASSPHRASE = 1 << 20
+MAX_PASSPHRASE = 1 << 20
 
 
 class SecretSource(NamedTuple):
@@ -126,28 +124,21 @@ def _configured(settings: RepositorySettings | None) -> list[SecretSource]:
 
 def from_passphrase_file(path: str) -> Secret:
     """The passphrase in a file. Raises UsageError."""
-    return _passphrase_of(_content(path, _MAX_PASSPHRASE))
+    return _passphrase_of(_content(path, MAX_PASSPHRASE))
 
 
-def from_command(command: str) -> Secret:
+def from_command(text: str) -> Secret:
     """The passphrase that a command prints. Raises LamellaError, UsageError."""
-    from lamella.run.spawn import run, shell_words  # only where the secret comes from a command
+    from lamella.cli.secret_channels import command  # most secrets are in a file
 
-    return _passphrase_of(run(shell_words(command), timeout_seconds=_COMMAND_SECONDS, error=LamellaError))
+    return _passphrase_of(command(text))
 
 
-def from_descriptor(number: str) -> Secret:
+def from_descriptor(text: str) -> Secret:
     """The passphrase that a file descriptor yields. Raises UsageError."""
-    if not number.isdecimal():
-        raise UsageError(f"not a file descriptor: {number!r}")
-    try:
-        with os.fdopen(int(number), "rb") as file:
-            content = file.read(_MAX_PASSPHRASE + 1)
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"cannot read the passphrase from file descriptor {number}: {error}") from error
-    if len(content) > _MAX_PASSPHRASE:
-        raise UsageError("the passphrase is longer than 1 MiB")
-    return _passphrase_of(content)
+    from lamella.cli.secret_channels import descriptor
+
+    return _passphrase_of(descriptor(text))
 
 
 def from_key_file(path: str) -> Secret:
@@ -158,7 +149,7 @@ def from_key_file(path: str) -> Secret:
 def _from_recovery_file(path: str) -> Secret:
     from lamella.crypto.recovery import recovery_key  # only where one is given
 
-    return recovery_key(_content(path, _MAX_PASSPHRASE).decode("ascii", "replace"))
+    return recovery_key(_content(path, MAX_PASSPHRASE).decode("ascii", "replace"))
 
 
 def _content(path: str, limit: int) -> bytes:
@@ -168,5 +159,8 @@ def _content(path: str, limit: int) -> bytes:
 
 
 def _passphrase_of(content: bytes) -> Secret:
-    """One newline at the end belongs to the file, not to the passphrase."""
-    return slots.passphrase(content.removesuffix(b"\n").decode("utf-8", "surrogateescape"))
+    """What editors add belongs to the file, not to the passphrase: a byte order mark, and one line end (CRLF, too)."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError("the passphrase is in UTF-16", hint="save the file as UTF-8")
+    text = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").removesuffix(b"\r")
+    return slots.passphrase(text.decode("utf-8", "surrogateescape"))

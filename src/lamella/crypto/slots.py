@@ -7,7 +7,7 @@ import hmac
 import unicodedata
 from dataclasses import dataclass
 
-from lamella.base.errors import KeyRefused, UsageError
+from lamella.base.errors import KeyRefused, LamellaError, UsageError
 from lamella.base.signed import slot_message
 from lamella.crypto.derive import Bundle, hkdf, prf
 from lamella.crypto.sign import public_of, verified
@@ -44,7 +44,7 @@ def key_file(content: bytes) -> Secret:
 
 
 def slot_kek(secret: Secret, root: bytes, slot: KeySlot) -> bytes:
-    """The key that a secret gives for one slot. Raises KeyRefused where the machine has no memory for it."""
+    """The key that a secret gives for one slot. Raises LamellaError where the machine has no memory for it."""
     if slot.type != SlotType.PASSPHRASE:
         return hkdf(secret.value, slot.salt, b"lamella/1 kek\0" + root + slot.wrapping[:16])
     n = 1 << slot.log_n
@@ -52,7 +52,9 @@ def slot_kek(secret: Secret, root: bytes, slot: KeySlot) -> bytes:
     try:
         return hashlib.scrypt(secret.value, salt=slot.salt, n=n, r=SCRYPT_R, p=slot.p, maxmem=limit, dklen=32)
     except (MemoryError, ValueError) as error:
-        raise KeyRefused(f"this machine has no {limit >> 20} MiB free, which the passphrase slot needs") from error
+        hint = "free some memory; a recovery key or a key file needs none of it"
+        text = f"not enough memory: a passphrase needs {limit >> 20} MiB"
+        raise LamellaError(text, hint=hint) from error
 
 
 def is_signed(marker: Marker, slot: KeySlot) -> bool:

@@ -18,6 +18,8 @@ from lamella.format.records import REF, UNSIGNED, Record, Ref, Signed
 MAX_RANGES = 4096
 MAX_BAD = 4096
 """Addresses in one BAD record."""
+BAD_BYTES = 32 + 1 + 24
+"""Bytes of one of them."""
 
 Range = tuple[int, int]
 """First byte and the byte after the last one."""

@@ -163,7 +163,9 @@ class Catalogue:
         for name, group in by_name.items():
             meant = [one for one in group if one.own] or [one for one in group if one.owners]
             plain = meant[0] if len(meant) == 1 else None
-            names |= {one.volume_id: name if one is plain else f"{name}~{one.volume_id.hex()[:4]}" for one in group}
+            for one in group:
+                alone = one is plain or one.record is None  # a name made of its id
+                names[one.volume_id] = name if alone else f"{name}~{one.volume_id.hex()[:4]}"
         return names
 
     def own_volumes(self) -> list[VolumeState]:

@@ -16,7 +16,7 @@ from lamella.base.ids import WriterId
 from lamella.base.signed import TRAILER_SIZE
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
-from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEGMENTS, PREFIX, ChainEntry, Head, Room, parse_name
+from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, parse_name
 from lamella.format.container import MAX_OBJECT
 from lamella.format.deletion import Audited, Forgo
 from lamella.format.records import Checkpoint, Seen, SegmentPlace
@@ -169,6 +169,8 @@ class HistoryReader:
         self, checkpoint: Checkpoint, name: str
     ) -> Iterator[tuple[SegmentPlace | None, list[ChainEntry]]]:
         """What a checkpoint carries, by segment; last what it holds itself. Raises IntegrityError, StoreError."""
+        from lamella.format.carried import MAX_SEGMENTS, Room  # a chain has no checkpoint at first
+
         if len(checkpoint.segments) > MAX_SEGMENTS:
             raise IntegrityError("a checkpoint of too many segments", obj=name)
         room = Room()

@@ -13,7 +13,8 @@ from lamella.base.errors import IntegrityError, StoreError
 from lamella.base.ids import CATALOGUE, WriterId
 from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
-from lamella.format.commit import SEGMENT_HEAD, ChainEntry, Head, Room
+from lamella.format.carried import Room
+from lamella.format.commit import SEGMENT_HEAD, ChainEntry, Head
 from lamella.format.container import Kind
 from lamella.format.deletion import Revive
 from lamella.format.known import understood

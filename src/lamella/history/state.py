@@ -6,7 +6,7 @@ The result depends on the records alone, not on the order in which chains are re
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ from lamella.format.commit import ChainEntry, writer_id
 from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, RemoveLast, Rescue, Retire, Revive
 from lamella.format.inner import Origin
 from lamella.format.known import Known, is_known, understood
-from lamella.format.lost import Bad, Lost
+from lamella.format.lost import BAD_BYTES, Bad, Lost
 from lamella.format.owners import Expel, Give, Join, Readmit, Succeeds, succession_message
 from lamella.format.records import (
     OPTIONAL,
@@ -46,6 +46,10 @@ _Label = TypeVar("_Label", Tag, Pin)
 _Naming = TypeVar("_Naming", Volume, Rename)
 
 
+BAD_COUNTED = 65_536
+"""Addresses in BAD records that count of each writer, the newest: as many as one verification publishes."""
+
+
 class Row(NamedTuple):
     """A record with its place in history."""
 
@@ -62,6 +66,18 @@ class Row(NamedTuple):
 def build(keys: Keys, history: History, own: WriterId | None = None) -> Catalogue:
     """Add up all chains, as the host sees them that writes as `own`. Malformed records become notes, no exceptions."""
     return _Builder(keys, history, own).build()
+
+
+def _old_bad(entries: Sequence[ChainEntry]) -> set[int]:
+    """The BAD records before the newest addresses of a writer that count: a flood costs its reader no more."""
+    found: set[int] = set()
+    left = BAD_COUNTED
+    for position in range(len(entries) - 1, -1, -1):
+        if entries[position].record.type == Bad.TYPE:
+            left -= len(entries[position].record.value) // BAD_BYTES
+            if left < 0:
+                found.add(position)
+    return found
 
 
 class _Builder:
@@ -122,9 +138,9 @@ class _Builder:
         return counts is not None and not counts(entry) and not prune_signed(self._keys, chain.writer, entry)
 
     def _read(self, chain: Chain) -> None:
-        end = self._end(chain)
+        end, left_out = self._end(chain), _old_bad(chain.entries)
         for position, entry in enumerate(chain.entries):
-            if end and entry.seq >= end:
+            if (end and entry.seq >= end) or position in left_out:
                 continue
             place = RecordPlace(chain.writer, entry.seq, position)
             if self._is_void(chain, entry):

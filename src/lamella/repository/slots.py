@@ -106,6 +106,8 @@ def unlock(store: Store, secret: Secret) -> Unlocked:
     text += f"; keys/ holds {len(slots.ignored)} that no admin signed" if slots.ignored else ""
     kinds = " or ".join(sorted({word[slot.type] for slot in slots.signed if slot.type != secret.type}))
     hint = f"a {kinds} opens it; " if kinds else ""
+    if secret.type == SlotType.PASSPHRASE and secret.value != secret.value.strip():
+        hint += "it begins or ends with white space; "
     altered = "if the secret is right, the marker was altered" if tried else "see: lamella key list"
     raise KeyRefused(text, obj=store.url, hint=hint + altered)
 

@@ -18,8 +18,6 @@ PARTIAL_SUFFIX: Final = ".lamella-partial"
 """Ends the name of a file whose restore is not complete."""
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.EIO}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-_MAX_LINKS: Final = 40
-"""The kernel follows no more (path_resolution(7))."""
 
 
 class NewFile(OpenTarget):
@@ -75,25 +73,13 @@ class NewFile(OpenTarget):
 
 def resolved(path: Path) -> Path:
     """Follow links, so that a link to the target stays a link. OSError if the directory does not exist."""
-    _refuse_foreign_links(path)
     final = path.resolve()
+    if final != path.absolute():
+        from lamella.sources.used_target import refuse_foreign_links  # only where there are links
+
+        refuse_foreign_links(path)
     final.parent.stat()
     return final
-
-
-def _refuse_foreign_links(path: Path, left: int = _MAX_LINKS) -> None:
-    """Raise UsageError for another user's link in a directory where everybody may put links, such as /tmp.
-
-    The kernel does the same if it opens a name (fs.protected_symlinks, proc_sys_fs(5)); links are followed here.
-    """
-    for one in (*reversed(path.absolute().parents), path.absolute()):
-        if left == 0 or not one.is_symlink():
-            continue
-        above, owner = one.parent.stat(), one.lstat().st_uid
-        everybodys = above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
-        if everybodys and owner not in (os.geteuid(), above.st_uid):
-            raise UsageError(f"{one} is another user's link: it is not followed", obj=str(path), hint="name its target")
-        _refuse_foreign_links(one.parent / one.readlink(), left - 1)
 
 
 def existing_file(path: Path) -> os.stat_result | None:

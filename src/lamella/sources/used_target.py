@@ -17,6 +17,8 @@ from lamella.sources.target import OpenTarget
 PROC: Final = Path("/proc")
 SYS: Final = Path("/sys")
 
+_MAX_LINKS: Final = 40
+"""The kernel follows no more (path_resolution(7))."""
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -171,3 +173,18 @@ def _number(rdev: int) -> str:
 
 def _unescaped(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def refuse_foreign_links(path: Path, left: int = _MAX_LINKS) -> None:
+    """Raise UsageError for another user's link in a directory where everybody may put links, such as /tmp.
+
+    The kernel does the same if it opens a name (fs.protected_symlinks, proc_sys_fs(5)); links are followed here.
+    """
+    for one in (*reversed(path.absolute().parents), path.absolute()):
+        if left == 0 or not one.is_symlink():
+            continue
+        above, owner = one.parent.stat(), one.lstat().st_uid
+        everybodys = above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
+        if everybodys and owner not in (os.geteuid(), above.st_uid):
+            raise UsageError(f"{one} is another user's link: it is not followed", obj=str(path), hint="name its target")
+        refuse_foreign_links(one.parent / one.readlink(), left - 1)

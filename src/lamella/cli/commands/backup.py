@@ -16,8 +16,7 @@ from lamella.cli.context import Context
 from lamella.cli.destination import DestinationContext, named_destinations
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.sources import may_be_several, named_source
-from lamella.cli.values import rate, seconds, size, workers
-from lamella.format.encoder import check_setting
+from lamella.cli.values import compression, rate, seconds, size, workers
 from lamella.operations.backup.plan import MAX_DOCUMENT
 from lamella.operations.backup.story import (
     BackupOptions,
@@ -77,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="64K to 4M, a power of two (first backup of a volume only)",
     )
     parser.add_argument(
-        "--compression", metavar="HOW", type=_compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
+        "--compression", metavar="HOW", type=compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
     )
     parser.add_argument(
         "--adopt", action="store_true", help="go on with a volume of that name although it came from another source"
@@ -120,13 +119,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="afterwards remove the snapshots of these volumes that no rule of the configuration keeps",
     )
     add_dry_run(parser)
-
-
-def _compression(text: str) -> str:
-    try:
-        return check_setting(text)
-    except LamellaError as error:
-        raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from error
 
 
 @dataclass(slots=True)

@@ -104,6 +104,10 @@ class BackupPlan:
         return outcome.result
 
 
+_FEW_SOURCES = 16
+"""So many sources need no more open files than any system allows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one plan: a result, or the error that ended it."""
@@ -129,6 +133,10 @@ def execute_together(plans: Sequence[BackupPlan], reporter: Reporter = silent, t
     requests = [one for plan in plans for one in plan.requests if isinstance(one, Request)]
     sources = list({request.source.identity: request.source for request in requests}.values())
     started = time.monotonic()
+    if len(sources) > _FEW_SOURCES:
+        from lamella.run.limits import allow_files
+
+        allow_files()
     with _locked(host, sources, options.lock_wait):
         runs = [_caught(partial(_planned, plan, reporter)) for plan in plans]
         ready = [run for run in runs if isinstance(run, _BackupRun)]
@@ -334,6 +342,10 @@ def _read(attempts: Attempts, recorder: Recorder, plan: VolumePlan, moments: _Mo
     read = attempts.volume(Frozen(plan, volume, moment.time_ms, shape))
     if isinstance(read, Read):
         recorder.finished(read)
+        base = plan.base
+        if base is not None and volume.size * 2 < base.added.size:
+            sizes = f"{base.added.size} bytes in the last snapshot, {volume.size} now"
+            attempts.warn(f"{plan.volume}: the source shrank: {sizes}; is it still the right one?")
     return read
 
 

@@ -16,6 +16,9 @@ from lamella.packs.reach import require_alive
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers, ordered_map
 
+MOST_HEADS = 1 << 15
+"""Heads that are read where there is a budget: 1 GiB of first reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reread:
@@ -58,7 +61,7 @@ class _Rereading:
     def __init__(self, repo: Repository, budget_bytes: int | None) -> None:
         self._repo = repo
         self._left = budget_bytes
-        self._read_bytes = 0
+        self._read_bytes = self._heads = 0
 
     def run(self, addresses: Iterable[Address]) -> Reread:
         packs: dict[bytes, set[Address]] = {}
@@ -68,7 +71,8 @@ class _Rereading:
         unread: set[Address] = set()
         reasons: dict[Address, str] = {}
         workers = default_workers()
-        heads = ordered_map(self._head, (_Pack(pack, packs[pack]) for pack in sorted(packs)), workers=workers)
+        rows = (_Pack(pack, packs[pack]) for pack in sorted(packs))
+        heads = ordered_map(self._head, map(self._counted, rows), workers=workers)
         for row in ordered_map(self._read, self._afforded(heads), workers=workers):
             good = row.wanted - row.reasons.keys() - row.unread
             self._remember(row, good)
@@ -77,7 +81,16 @@ class _Rereading:
             reasons |= row.reasons
         return Reread(frozenset(reasons), frozenset(unread), frozenset(sound), self._read_bytes, reasons)
 
+    def _counted(self, row: _Pack) -> _Pack:
+        """The same pack; with a budget nothing is read beyond a number of heads."""
+        self._heads += 1
+        if self._left is not None and self._heads > MOST_HEADS:
+            row.unread |= row.wanted
+        return row
+
     def _head(self, row: _Pack) -> _Pack:
+        if row.unread:
+            return row
         name = pack_name(row.pack)
         try:
             row.head = genuine_head(self._repo.store, self._repo.keys, name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from lamella.base.errors import IntegrityError, LamellaError, SourceError, StoreUnavailable, UnknownFormat
 from lamella.base.events import Progress, Reporter
+from lamella.base.extents import chunk_ranges
 from lamella.base.ids import ChunkId
 from lamella.crypto.chunk_id import identifier
 from lamella.format.container import Kind
@@ -155,6 +156,26 @@ def compare_with_source(
     return True
 
 
+class _Held:
+    """Ranges of chunks that may hold data, in ascending order."""
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        self._ranges = ranges
+        self._at = 0
+
+    def split(self, run: SlotRun) -> Iterator[tuple[int, int, bool]]:
+        """The parts of a run, and whether they may hold data. Runs must be asked for in ascending order."""
+        position = run.first
+        while position < run.end:
+            while self._at < len(self._ranges) and self._ranges[self._at][1] <= position:
+                self._at += 1
+            first, end = self._ranges[self._at] if self._at < len(self._ranges) else (run.end, run.end)
+            within = first <= position
+            stop = min(run.end, end if within else first)
+            yield position, stop, within
+            position = stop
+
+
 class _SourceComparison:
     def __init__(self, repo: Repository, one: Selected, frozen: FrozenVolume) -> None:
         self._repo = repo
@@ -164,16 +185,29 @@ class _SourceComparison:
         self._identify = identify_chunk(repo, one)
         self._buffers = ThreadBuffers(self._tree.shape.chunk_size)
 
-    def pieces(self) -> Iterator[SlotRun]:
-        """Runs of at most one range each."""
-        step = max(1, RANGE >> self._tree.shape.chunk_log2)
-        for run in self._repo.tree_reader(self._one.snapshot.added.domain_id).runs(self._tree):
-            for first in range(run.first, run.end, step):
-                yield SlotRun(first, min(first + step, run.end), run.slot)
-
-    def compare(self, run: SlotRun) -> tuple[int, list[tuple[int, int]]]:
-        """Bytes compared and the ranges that differ."""
+    def pieces(self) -> Iterator[tuple[SlotRun, bool]]:
+        """Runs of at most one range each, and whether they are read: no hole of both is."""
         shape = self._tree.shape
+        step = max(1, RANGE >> shape.chunk_log2)
+        held = self._held()
+        for run in self._repo.tree_reader(self._one.snapshot.added.domain_id).runs(self._tree):
+            for first, end, reads in held.split(run) if run.slot in (Slot.HOLE, Slot.ZERO) else [(*run[:2], True)]:
+                width = step if reads else end - first
+                for at in range(first, end, width):
+                    yield SlotRun(at, min(at + width, end), run.slot), reads
+
+    def _held(self) -> _Held:
+        """The chunks that are read: what the source has space for, and everything from its last chunk on."""
+        shape = self._tree.shape
+        ranges = [(first, end) for first, end in chunk_ranges(self._frozen.allocated(), shape.chunk_size)]
+        return _Held([*ranges, (self._frozen.size >> shape.chunk_log2, shape.chunks)])
+
+    def compare(self, piece: tuple[SlotRun, bool]) -> tuple[int, list[tuple[int, int]]]:
+        """Bytes compared and the ranges that differ."""
+        run, reads = piece
+        shape = self._tree.shape
+        if not reads:
+            return (run.end - run.first) << shape.chunk_log2, []
         different: list[tuple[int, int]] = []
         compared = 0
         for chunk in range(run.first, run.end):
