@@ -268,6 +268,7 @@ class Torture:
     def _do_repair(self, step: Step, chance: random.Random) -> None:
         self.known.marred = True
         done = self._command(step, chance, ["repair", "-y", "--workers", "1"], self._stay(step))
+        self.known.passed.pop(step.host, None)  # it reads everything, too: a newer one may have passed
         view = self._look()
         if done.code in {0, 20} and not view.missing:
             self.known.flagged -= view.whole
