@@ -34,6 +34,8 @@ class Known:
     """Not whole, and a prune can tell."""
     unread: bool = False
     """Something rotted that nobody has read since."""
+    passed: dict[str, dict[str, Key]] = field(default_factory=dict)
+    """By host and volume: the newest snapshot that passed a full verification there. It stays until a newer one has."""
     pinned: set[Key] = field(default_factory=set)
     marred: bool = False
     """Damage may go beyond what the bytes that were put back can mend: something was repaired or given up."""
@@ -49,6 +51,14 @@ class Known:
         known = [key for key in view.times if key.volume_id == volume_id and key in self.saved]
         return sorted(known, key=lambda key: self.saved[key].number)
 
+    def pass_all(self, view: View, host: str, now_ms: int) -> None:
+        """A full verification on this host has read everything."""
+        for volume_id in self.volumes():
+            rows = self.rows(view, volume_id)
+            whole = [key for key in rows if key in view.whole]
+            if whole and _orderly(rows, view, now_ms) and len({self.saved[key].writer for key in rows}) == 1:
+                self.passed.setdefault(host, {})[volume_id] = whole[-1]
+
     def volumes(self) -> list[str]:
         """All volume ids."""
         return sorted({key.volume_id for key in self.saved})
@@ -57,9 +67,9 @@ class Known:
 # -- what must stay ----------------------------------------------------------------------------------------------------
 
 
-def must_stay(known: Known, view: View, rule: str, now_ms: int) -> set[Key]:
-    """What a prune by a rule keeps: the rule over all, as if each were whole, and over the whole ones."""
-    kept: set[Key] = set()
+def must_stay(known: Known, view: View, host: str, rule: str, now_ms: int) -> set[Key]:
+    """What a prune by a rule keeps: the rule over all, as if each were whole, and over the whole ones; what passed."""
+    kept = set(known.passed.get(host, {}).values())
     for volume_id in known.volumes():
         rows = known.rows(view, volume_id)
         whole = [key for key in rows if key not in known.flagged]

@@ -227,11 +227,11 @@ class Torture:
         word, _, value = step.what.partition(" ")
         self.figures.prunes += 1
         view = self._look()
-        stay = must_stay(self.known, view, step.what, self.world.clock(step.host))
+        stay = must_stay(self.known, view, step.host, step.what, self.world.clock(step.host))
         if view.missing or self.known.hidden(view) & self.known.seen.get(step.host, set()):
             stay = set(view.times)
         if step.how == "paused":  # the other one may prune by a rule of its own
-            stay &= must_stay(self.known, view, "last 3", self.world.clock(step.host))
+            stay &= must_stay(self.known, view, "", "last 3", self.world.clock(step.host))
         self._command(step, chance, ["prune", _RULES[word], value], frozenset(stay))
 
     def _do_delete(self, step: Step, chance: random.Random) -> None:
@@ -244,14 +244,14 @@ class Torture:
         if view.missing:
             stay = self._everything()
         if step.how == "paused":
-            stay &= must_stay(self.known, view, "last 3", self.world.clock(step.host))
+            stay &= must_stay(self.known, view, "", "last 3", self.world.clock(step.host))
         self._command(step, chance, ["delete", f"{view.names[key.volume_id]}@{key.name}", "-y"], frozenset(stay))
 
     def _stay(self, step: Step) -> frozenset[Key]:
         """What a command that removes nothing leaves; while it stands still another one may prune."""
         stay = self._everything()
         if step.how == "paused":
-            stay &= must_stay(self.known, self._look(), "last 3", self.world.clock(step.host))
+            stay &= must_stay(self.known, self._look(), "", "last 3", self.world.clock(step.host))
         return stay
 
     def _do_verify(self, step: Step, chance: random.Random) -> None:
@@ -261,11 +261,14 @@ class Torture:
         view = self._look()
         if full and done.code in {0, 20} and step.how != "paused" and not view.missing:
             self.known.unread = False
+            if step.host != "stranger":
+                self.known.pass_all(view, step.host, self.world.clock(step.host))
             self.known.flagged |= (view.times.keys() & self.known.saved.keys()) - view.whole
 
     def _do_repair(self, step: Step, chance: random.Random) -> None:
         self.known.marred = True
         done = self._command(step, chance, ["repair", "-y", "--workers", "1"], self._stay(step))
+        self.known.passed.pop(step.host, None)  # it reads everything, too: a newer one may have passed
         view = self._look()
         if done.code in {0, 20} and not view.missing:
             self.known.flagged -= view.whole
@@ -413,6 +416,7 @@ class Torture:
             return
         shutil.rmtree(here, ignore_errors=True)
         self.known.seen.pop(step.host, None)
+        self.known.passed.pop(step.host, None)
         if step.what == "old" and before.exists():
             before.rename(here)
 
