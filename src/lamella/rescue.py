@@ -1665,6 +1665,8 @@ class History:
         """All snapshots, removed ones included, of the volume of this name or volume_id."""
         volumes = self.volumes(removed=True)
         found = [row.snapshots for volume_id, row in volumes.items() if volume in (row.name, volume_id.hex())]
+        full = [row.snapshots for ident, row in volumes.items() if volume == f"{row.name}~{ident[:2].hex()}"]
+        found = found or full
         if len(found) != 1:
             also = [shown(row.name) for row in volumes.values() if row.name.rpartition("~")[0] == volume]
             raise Problem(NO_MATCH, f"no volume {shown(volume)}; see list {' '.join(also)}")

@@ -152,6 +152,7 @@ def test_what_is_called_as_the_victims_volume_changes_nothing_for_the_victim(wor
     world.restored("fresh", full, b"d", 0)
     rescued(world, "disk", None, 4)
     rescued(world, full, b"d")
+    world.restored("one", full, b"d", 0)  # it means the same where the plain name would do
 
 
 def test_rules_by_name_go_by_the_name_that_the_owner_gave(world: World) -> None:

@@ -42,12 +42,14 @@ def split_selector(text: str) -> tuple[str, str | None]:
 
 
 def find_volume(repo: Repository, text: str) -> VolumeState:
-    """The volume shown as `text`, or with this 32-digit id.
+    """The volume shown as `text`, or with this full name `NAME~<4 hex>` or 32-digit id.
 
     Raises NothingMatched, also when several volumes share the name.
     """
     shown = repo.catalogue.shown_names()
     found = [repo.catalogue.volumes[id_] for id_, name in shown.items() if text in (name, id_.hex())]
+    # The full name means the same on every host, also where the plain one would do.
+    found = found or [one for one in repo.catalogue.volumes.values() if text == f"{one.name}~{one.volume_id.hex()[:4]}"]
     if len(found) == 1:
         return found[0]
     if found:  # a name may look like another volume's `NAME~4hex`, or like its id
