@@ -254,7 +254,7 @@ def differences(one: View, other: View) -> list[str]:
     for ref in sorted({*one.snapshots, *other.snapshots}):
         mine, its = one.snapshots.get(ref), other.snapshots.get(ref)
         if mine is None or its is None:
-            if its is None or not one.partly:
+            if not one.partly:  # a REMOVE may be among what only the other reader reads
                 found.append(f"{ref.hex()} only here: {mine} {its}")
         else:
             found += _unlike(mine, its, one, other)
