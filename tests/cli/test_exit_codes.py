@@ -109,7 +109,8 @@ def test_verify_of_nothing_is_4(empty: Lamella) -> None:
 
 
 def test_source_that_is_no_volume_is_1(saved: Lamella, tmp_path: Path) -> None:
-    refused(saved.run("backup", tmp_path), 1, "directory")
+    os.mkfifo(tmp_path / "pipe")
+    refused(saved.run("backup", tmp_path / "pipe"), 1, "pipe")
 
 
 def test_no_repository_is_10(lamella: Lamella, place: Path, image: Path) -> None:

@@ -324,6 +324,15 @@ def test_a_copy_is_a_step(desk: Desk) -> None:
     assert len(desk.lamella.json("list", "-r", "usb")["snapshots"]) == 1
 
 
+def test_the_domain_of_the_profile_is_for_new_volumes(desk: Desk) -> None:
+    desk.configure('repositories = ["main"]\nverify = false\nexclude = ["b.*"]')
+    desk.run()
+    desk.configure('repositories = ["main"]\nverify = false\ndomain = "vms"')
+    desk.run()
+    rows = desk.lamella.json("list", "-r", "main")["volumes"]
+    assert {row["volume"]: row["domain"] for row in rows} == {"a": "", "b": "vms"}
+
+
 def test_rules_of_the_profile_instead_of_those_of_the_configuration(desk: Desk) -> None:
     desk.configure('repositories = ["main"]\nverify = false\nprune = { keep_last = 1, keep_tags = ["x"] }')
     for _ in range(3):

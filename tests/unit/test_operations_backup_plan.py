@@ -156,14 +156,15 @@ def test_adopting_goes_on_with_the_volume_from_a_new_source(small: Small, tmp_pa
     assert restored(small, "disk") == new.read_bytes()
 
 
-def test_an_admin_adopts_another_writers_volume_and_a_writer_does_not(small: Small, tmp_path: Path) -> None:
+def test_an_admin_adopts_another_writers_volume_and_a_writer_adds_claims(small: Small, tmp_path: Path) -> None:
     disk = image(tmp_path / "disk.img", "abcd")
     small.backup(disk)
     with small.opened("two", WRITER) as repo:
-        with pytest.raises(UsageError, match="belongs to another source"):
-            planned(repo, small, disk, "two")
-        with pytest.raises(UsageError, match="admin's secret"):
-            planned(repo, small, disk, "two", options=ADOPT)
+        own = planned(repo, small, disk, "two")
+        assert own.record is not None and any("--adopt" in note for note in own.notes)
+        claim = planned(repo, small, disk, "two", options=ADOPT)
+        assert claim.handover is None and claim.volume_id != own.volume_id
+        assert any("belongs to another writer" in note for note in claim.notes)
     result = small.backup(disk, "two", ADOPT)
     assert [(row.mode, row.changed_chunks, row.stored_bytes) for row in result.volumes] == [("compare", 0, 0)]
     with small.opened() as repo:
@@ -181,10 +182,12 @@ def test_a_name_two_volumes_share_cannot_be_adopted(small: Small, tmp_path: Path
             repo.reload = lambda *, whole=False, stored=False: None  # type: ignore[method-assign]
             plan_backup(repo, [Request(None, small.source(image(tmp_path / "disk.img", "a"), host))], OPTIONS).execute()
     other = moved(tmp_path, "b")
-    with small.opened() as repo:
+    with small.opened("three") as repo:
         assert len(repo.catalogue.volumes) == 2
-        with pytest.raises(UsageError, match="belongs to another source"):
-            planned(repo, small, other, options=ADOPT)
+        with pytest.raises(UsageError, match="several volumes could be meant"):
+            planned(repo, small, other, "three", options=ADOPT)
+    with small.opened("one") as repo:  # its own one is meant
+        assert repo.catalogue.volumes[planned(repo, small, other, "one", options=ADOPT).volume_id].own
 
 
 # -- domains and chunk sizes -------------------------------------------------------------------------------------------
@@ -220,8 +223,11 @@ def test_two_new_volumes_of_one_run_share_their_new_domain(small: Small, tmp_pat
 def test_the_domain_of_a_known_volume_stays(small: Small, tmp_path: Path) -> None:
     disk = image(tmp_path / "disk.img", LETTERS)
     small.backup(disk)
-    result = small.backup(disk, options=replace(OPTIONS, domain="vms"))
-    assert [row.new_chunks for row in result.volumes] == [0]
+    with pytest.raises(UsageError, match="chosen at its first backup"):
+        small.backup(disk, options=replace(OPTIONS, domain="vms"))
+    with small.opened() as repo:  # one that is configured is for new volumes
+        (row,) = plan_backup(repo, [Request(None, small.source(disk), domain="vms")], OPTIONS).rows
+        assert row.domain_id == repo.catalogue.snapshots[0].added.domain_id
 
 
 def test_the_chunk_size_is_fixed_at_the_first_backup(small: Small, tmp_path: Path) -> None:
@@ -303,7 +309,7 @@ def test_another_writer_who_publishes_an_id_again_changes_nothing(small: Small, 
     with small.opened("two") as repo:
         repo.publish([raw(own.added)])
     with small.opened("one") as repo:
-        assert all(one.conflict for one in repo.catalogue.snapshots)
+        assert [one.ref == own.ref for one in repo.catalogue.snapshots if not one.conflict] == [True]
         (row,) = plan_backup(repo, [Request(None, disk.source())], OPTIONS).rows
         assert (row.mode, row.reason) == ("incremental", "")
         (row,) = plan_backup(repo, [Request(None, disk.source())], replace(OPTIONS)).rows

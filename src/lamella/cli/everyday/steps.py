@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from lamella.base.errors import Absent, LamellaError
 from lamella.cli.arguments import load, parse
+from lamella.cli.configuration import Configuration
 from lamella.cli.context import Context
 from lamella.cli.destination import named_destinations
 from lamella.cli.everyday.profiles import LEVELS, Profile
@@ -63,6 +66,20 @@ class _StepOutput(Output):
         self.fields = dict(fields)
 
 
+class _StepContext(Context):
+    """A step's context: the domain of the profile is that of its new volumes."""
+
+    def __init__(self, args: Namespace, env: Mapping[str, str], out: Output, profile: Profile) -> None:
+        super().__init__(args, env, out)
+        self._domain = profile.domain
+
+    @cached_property
+    def config(self) -> Configuration:
+        """The configuration, with the domain of the profile."""
+        found = super().config
+        return replace(found, backup=replace(found.backup, domain=self._domain or found.backup.domain))
+
+
 class Steps:
     """Runs the steps of one profile, one after the other."""
 
@@ -97,9 +114,8 @@ class Steps:
     def _backup_arguments(self) -> list[str]:
         profile = self._profile
         destinations = [word for name in self.repositories for word in ("-r", name)]
-        domain = [] if profile.domain is None else ["--domain", profile.domain]
         exclude = [word for pattern in profile.exclude for word in ("--exclude", pattern)]
-        return ["backup", "--if-available", *destinations, *domain, *exclude, "--", *profile.sources]
+        return ["backup", "--if-available", *destinations, *exclude, "--", *profile.sources]
 
     def _care(self, name: str, volumes: Sequence[str]) -> Iterator[list[str]]:
         """What follows a backup in the same repository."""
@@ -152,7 +168,7 @@ class Steps:
             args = parse(arguments)
             for option in _HANDED_ON:
                 setattr(args, option, getattr(self._context.args, option))
-            code = load(arguments[0]).run(Context(args, self._context.env, out))
+            code = load(arguments[0]).run(_StepContext(args, self._context.env, out, self._profile))
         except LamellaError as error:
             code, text = error.exit_code, error.message + (f"; {error.hint}" if error.hint else "")
         except OSError as error:
