@@ -160,10 +160,12 @@ def test_an_admin_adopts_another_writers_volume_and_a_writer_does_not(small: Sma
     disk = image(tmp_path / "disk.img", "abcd")
     small.backup(disk)
     with small.opened("two", WRITER) as repo:
-        with pytest.raises(UsageError, match="belongs to another source"):
-            planned(repo, small, disk, "two")
-        with pytest.raises(UsageError, match="admin's secret"):
-            planned(repo, small, disk, "two", options=ADOPT)
+        (theirs,) = repo.catalogue.volumes.values()
+        own = planned(repo, small, disk, "two")  # a name is one's own: whatever others call theirs
+        assert own.volume_id != theirs.volume_id and any("--adopt" in note for note in own.notes)
+        claim = planned(repo, small, disk, "two", options=ADOPT)
+        assert (claim.volume_id, claim.record, claim.handover) == (theirs.volume_id, None, None)
+        assert any("counts as a claim" in note for note in claim.notes)
     result = small.backup(disk, "two", ADOPT)
     assert [(row.mode, row.changed_chunks, row.stored_bytes) for row in result.volumes] == [("compare", 0, 0)]
     with small.opened() as repo:
@@ -183,8 +185,8 @@ def test_a_name_two_volumes_share_cannot_be_adopted(small: Small, tmp_path: Path
     other = moved(tmp_path, "b")
     with small.opened() as repo:
         assert len(repo.catalogue.volumes) == 2
-        with pytest.raises(UsageError, match="belongs to another source"):
-            planned(repo, small, other, options=ADOPT)
+        plan = planned(repo, small, other, options=ADOPT)  # the one that is this host's own
+        assert [volume.volume_id for volume in repo.catalogue.own_volumes()] == [plan.volume_id]
 
 
 # -- domains and chunk sizes -------------------------------------------------------------------------------------------
@@ -303,7 +305,8 @@ def test_another_writer_who_publishes_an_id_again_changes_nothing(small: Small, 
     with small.opened("two") as repo:
         repo.publish([raw(own.added)])
     with small.opened("one") as repo:
-        assert all(one.conflict for one in repo.catalogue.snapshots)
+        assert {one.conflict for one in repo.catalogue.snapshots if one.claim} == {True}
+        assert {one.conflict for one in repo.catalogue.snapshots if not one.claim} == {False}
         (row,) = plan_backup(repo, [Request(None, disk.source())], OPTIONS).rows
         assert (row.mode, row.reason) == ("incremental", "")
         (row,) = plan_backup(repo, [Request(None, disk.source())], replace(OPTIONS)).rows
