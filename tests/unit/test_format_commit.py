@@ -40,8 +40,8 @@ def test_a_body_that_contradicts_its_name(head: Head) -> None:
         read(FIRST, head)
 
 
-@pytest.mark.parametrize(("count", "fits"), [(4096, True), (4097, False)])
-def test_at_most_4096_heads_are_seen(count: int, fits: bool) -> None:
+@pytest.mark.parametrize(("count", "fits"), [(1024, True), (1025, False)])
+def test_at_most_1024_heads_are_seen(count: int, fits: bool) -> None:
     seen = tuple(Head(WriterId(n.to_bytes(16, "little")), n, bytes(32)) for n in range(count))
     body = Body(WRITER, 1, bytes(32), 5, (0, bytes(32)), seen, ())
     if fits:

@@ -16,10 +16,10 @@ from tools.load import Load, Weight, closure, listed, total, weigh
 # A ceiling is lowered when code went. Raising one needs a decision record that names the modules and their lines.
 CEILINGS = {
     "list": (Weight(5_540, 4_890), 5_060),
-    "restore": (Weight(6_970, 6_170), 5_930),
-    "backup": (Weight(9_770, 8_620), 8_430),
-    "qubes backup": (Weight(10_320, 9_160), 8_970),
-    "qubes restore": (Weight(8_440, 7_540), 7_020),
+    "restore": (Weight(6_980, 6_180), 5_940),
+    "backup": (Weight(9_780, 8_630), 8_440),
+    "qubes backup": (Weight(10_320, 9_170), 8_980),
+    "qubes restore": (Weight(8_450, 7_550), 7_020),
 }
 
 

@@ -160,11 +160,12 @@ def test_an_admin_adopts_another_writers_volume_and_a_writer_adds_claims(small: 
     disk = image(tmp_path / "disk.img", "abcd")
     small.backup(disk)
     with small.opened("two", WRITER) as repo:
-        own = planned(repo, small, disk, "two")
-        assert own.record is not None and any("--adopt" in note for note in own.notes)
+        (theirs,) = repo.catalogue.volumes.values()
+        own = planned(repo, small, disk, "two")  # a name is one's own: whatever others call theirs
+        assert own.volume_id != theirs.volume_id and any("--adopt" in note for note in own.notes)
         claim = planned(repo, small, disk, "two", options=ADOPT)
-        assert claim.handover is None and claim.volume_id != own.volume_id
-        assert any("belongs to another writer" in note for note in claim.notes)
+        assert (claim.volume_id, claim.record, claim.handover) == (theirs.volume_id, None, None)
+        assert any("counts as a claim" in note for note in claim.notes)
     result = small.backup(disk, "two", ADOPT)
     assert [(row.mode, row.changed_chunks, row.stored_bytes) for row in result.volumes] == [("compare", 0, 0)]
     with small.opened() as repo:
@@ -309,7 +310,8 @@ def test_another_writer_who_publishes_an_id_again_changes_nothing(small: Small, 
     with small.opened("two") as repo:
         repo.publish([raw(own.added)])
     with small.opened("one") as repo:
-        assert [one.ref == own.ref for one in repo.catalogue.snapshots if not one.conflict] == [True]
+        assert {one.conflict for one in repo.catalogue.snapshots if one.claim} == {True}
+        assert {one.conflict for one in repo.catalogue.snapshots if not one.claim} == {False}
         (row,) = plan_backup(repo, [Request(None, disk.source())], OPTIONS).rows
         assert (row.mode, row.reason) == ("incremental", "")
         (row,) = plan_backup(repo, [Request(None, disk.source())], replace(OPTIONS)).rows
