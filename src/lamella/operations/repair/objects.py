@@ -7,7 +7,7 @@ under the exclusive lock. What cannot be moved stays, and this host remembers th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
@@ -16,7 +16,7 @@ from lamella.base.names import KEYS, QUARANTINE, README, RESCUE, pack_hash, pack
 from lamella.base.trust import Clear, Sealed
 from lamella.format import commit
 from lamella.format.commit import Head
-from lamella.format.container import Blob, Kind, check_padding
+from lamella.format.container import Blob, Header, Kind, check_padding
 from lamella.format.records import File
 from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot
@@ -201,7 +201,9 @@ class ObjectRepair:
     def salvage(self, findings: Iterable[Finding], depot: Depot) -> list[str]:
         """Store what still opens in bad packs and lies nowhere else; returns the packs that were gone through."""
         through: list[str] = []
-        for name in _damaged(findings, "pack"):
+        damaged = _damaged(findings, "pack")
+        bad = {pack_hash(name) for name in damaged}
+        for name in damaged:
             if pack_hash(name) is None:
                 continue
             try:
@@ -213,7 +215,7 @@ class ObjectRepair:
                 continue
             if self._is_sound(name, content):
                 continue  # it could not be read for a moment
-            saved = self._salvage(name, content, depot)
+            saved = self._salvage(name, content, depot, bad)
             if saved:
                 self._result.did(STORED, name, f"{saved} blobs that still open in it")
             through.append(name)
@@ -233,11 +235,11 @@ class ObjectRepair:
             return False
         return True
 
-    def _salvage(self, name: str, content: bytes, depot: Depot) -> int:
+    def _salvage(self, name: str, content: bytes, depot: Depot, bad: Collection[bytes | None]) -> int:
+        """What lies in other `bad` packs only is stored anew, too: all of them are moved aside."""
         saved = 0
-        pack = pack_hash(name)
         for domain_id, kind, id_, opened in self._opened(name, content):
-            others = [place for place in self._repo.blobs.find(kind, id_) if place.pack != pack]
+            others = [place for place in self._repo.blobs.find(kind, id_) if place.pack not in bad]
             if not others and not depot.has(domain_id, kind, id_):
                 depot.store(domain_id, kind, id_, opened)
                 saved += 1
@@ -245,23 +247,29 @@ class ObjectRepair:
 
     def _opened(self, name: str, content: bytes) -> Iterator[tuple[DomainId, Kind, ChunkId, bytes]]:
         """Every blob of a bad pack that opens: each is authenticated on its own (FORMAT 5)."""
+        for domain_id, header, blobs in self._directories(name, content):
+            domain = self._repo.keys.domain(domain_id)
+            for blob in filter(_belongs(domain_id), blobs):
+                sealed = content[blob.offset : blob.offset + blob.sealed_length]
+                try:
+                    yield domain_id, blob.kind, blob.id, open_blob(domain, header, blob, sealed, name)
+                except (IntegrityError, UnknownFormat):
+                    continue
+
+    def _directories(self, name: str, content: bytes) -> Iterator[tuple[DomainId, Header, list[Blob]]]:
+        """What the bytes themselves say, which may be those of another pack, and what this host knew of the name."""
+        own: Header | None = None
+        try:
+            head = open_head(self._repo.keys, name, content)
+        except (IntegrityError, UnknownFormat):
+            pass
+        else:
+            own = head.header
+            yield head.domain_id, own, head.blobs
         pack = pack_hash(name) or b""
         known = self._repo.blobs.directory(pack)
-        if known is not None:
-            domain_id, header, blobs = known.domain_id, known.header, [*known.blobs, *self._repo.suspects.blobs(pack)]
-        else:
-            try:
-                head = open_head(self._repo.keys, name, content)
-            except (IntegrityError, UnknownFormat):
-                return
-            domain_id, header, blobs = head.domain_id, head.header, head.blobs
-        domain = self._repo.keys.domain(domain_id)
-        for blob in filter(_belongs(domain_id), blobs):
-            sealed = content[blob.offset : blob.offset + blob.sealed_length]
-            try:
-                yield domain_id, blob.kind, blob.id, open_blob(domain, header, blob, sealed, name)
-            except (IntegrityError, UnknownFormat):
-                continue
+        if known is not None and known.header != own:
+            yield known.domain_id, known.header, [*known.blobs, *self._repo.suspects.blobs(pack)]
 
     def packs_aside(self, names: Iterable[str]) -> None:
         """Move bad packs aside; what was good in them is stored anew by now."""
