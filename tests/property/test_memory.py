@@ -55,33 +55,36 @@ def shown(lived: World) -> Lived:
 
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A host with something in all its tables: a kept moment, intervals, a broken first backup, a mirror, a prune."""
     with small_steps():
-        place = tmp_path_factory.mktemp("lived")
-        world = World.make(place / "one", chunks=12)
-        world.run()
-        made = backup(world.memory.connect(), host_at(place / "two", "two"), volume(b"x" * CHUNK, "theirs"))
-        world.truth[f"theirs@{made.snapshot}"] = b"x" * CHUNK
-        world.write(3)
-        world.run()
-        monitor(world.host, world.disk.source())
-        world.write(4)
-        monitor(world.host, world.disk.source())
-        with Repository.open(world.memory.connect(), SECRET, world.host) as repo:
-            assert not verified(repo).damaged
-            listing.volumes(repo)
-            FirstSeen(repo.memory, repo.clock).younger("unneeded", [], 0)
-        mirror(world.memory.connect(), At("/mirror"), world.host)
-        world.add("second", 20)
-        store = world.store()
-        store.fail("put", StoreUnavailable("the link is down"), after=3)
-        with pytest.raises(StoreUnavailable):
-            world.run(store, "second")
-        with Repository.open(world.memory.connect(), SECRET, world.host) as repo:
-            verdict = listing.volumes(repo)
-            assert [row["verified"] is not None for row in verdict] == [True, True]
-        assert {path.stem for path in world.host.state_dir.glob("repo/*/*.json")} == TABLES
-        yield world
+        yield live(tmp_path_factory.mktemp("lived"))
+
+
+def live(place: Path) -> World:
+    """A host with something in all its tables: a kept moment, intervals, a broken first backup, a mirror, a prune."""
+    world = World.make(place / "one", chunks=12)
+    world.run()
+    made = backup(world.memory.connect(), host_at(place / "two", "two"), volume(b"x" * CHUNK, "theirs"))
+    world.truth[f"theirs@{made.snapshot}"] = b"x" * CHUNK
+    world.write(3)
+    world.run()
+    monitor(world.host, world.disk.source())
+    world.write(4)
+    monitor(world.host, world.disk.source())
+    with Repository.open(world.memory.connect(), SECRET, world.host) as repo:
+        assert not verified(repo).damaged
+        listing.volumes(repo)
+        FirstSeen(repo.memory, repo.clock).younger("unneeded", [b"p" * 16], 0)
+    mirror(world.memory.connect(), At("/mirror"), world.host)
+    world.add("second", 20)
+    store = world.store()
+    store.fail("put", StoreUnavailable("the link is down"), after=3)
+    with pytest.raises(StoreUnavailable):
+        world.run(store, "second")
+    with Repository.open(world.memory.connect(), SECRET, world.host) as repo:
+        verdict = listing.volumes(repo)
+        assert [row["verified"] is not None for row in verdict] == [True, True]
+    assert {path.stem for path in world.host.state_dir.glob("repo/*/*.json")} == TABLES
+    return world
 
 
 def files(world: World) -> list[Path]:
@@ -282,13 +285,13 @@ def test_what_the_system_cannot_read_is_never_written_over(tmp_path: Path) -> No
     assert len(told) == 2
 
 
-# -- the state directories of before -----------------------------------------------------------------------------------
+# -- the golden state directory ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def before(tmp_path: Path) -> tuple[Host, Path]:
-    """A state directory and its repository, without packs, as the program wrote them before decision 0039."""
-    with tarfile.open(Path(__file__).parents[1] / "golden" / "memory" / "json-by-hand.tar.xz") as archive:
+    """A state directory and its repository, without packs, as the program wrote them once (tests/golden/memory)."""
+    with tarfile.open(Path(__file__).parents[1] / "golden" / "memory" / "state.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     return host_at(tmp_path), tmp_path / "repository"
 
