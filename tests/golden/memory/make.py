@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from lamella.base.trust import Clear
 from lamella.stores.local.store import LocalStore
 from tests.fault.resuming import World, small_steps
 from tests.property.test_memory import live
@@ -24,7 +25,7 @@ def write_repository(world: World, place: Path) -> None:
     store, source = LocalStore.open(place, create=True), world.memory.connect()
     for entry in source.list(""):
         if not entry.name.startswith("p/"):
-            store.put(entry.name, source.get(entry.name))
+            store.put(entry.name, Clear(source.get(entry.name)))
     store.sync()
     store.close()
 
