@@ -24,7 +24,8 @@ def test_commands_go_on_and_say_which_file(
     for path in files:
         path.write_bytes(content)
     said = ""
-    for words in (["list"], ["restore", "disk", "--to", tmp_path / "out.img"], ["check"]):
+    keep = ["prune", "-n", "--keep-last", "9"]
+    for words in (["list"], ["restore", "disk", "--to", tmp_path / "out.img"], ["check"], keep):
         done = saved.ok(*words)
         assert "Traceback" not in done.err
         said += done.err
