@@ -11,6 +11,7 @@ from pathlib import Path
 from lamella.base.errors import KeyRefused, LamellaError, RolledBack, StoreError
 from lamella.crypto.slots import Secret
 from lamella.format import zstd_provider
+from lamella.format.commit import MAX_WRITERS
 from lamella.format.marker import Marker
 from lamella.memory.host import Host
 from lamella.operations.shared.heads import require_fingerprint
@@ -43,6 +44,9 @@ def examine(host: Host, store: Store | None, secret: Secret | None, expected: st
     if store is not None and secret is not None:
         checks += _repository(host, store, secret, expected)
     return checks
+
+
+_MANY_WRITERS = MAX_WRITERS // 4
 
 
 def _python() -> Check:
@@ -104,6 +108,10 @@ def _repository(host: Host, store: Store, secret: Secret, expected: str | None) 
                 yield Check("history", False, f"{problem.message}; {problem.remedy}", RolledBack.exit_code)
             if not repo.problems:
                 yield Check("history", True, "nothing is missing, nothing went backwards")
+            active = len(repo.history.chains.keys() - repo.catalogue.retired.keys())
+            if active >= _MANY_WRITERS:
+                text = f"{active} hosts write here, of at most {MAX_WRITERS}: each costs every reader a request"
+                yield Check("writers", False, f"{text}; lamella check --expel removes those that are not needed")
             for note in repo.catalogue.notes:
                 yield Check("history", note in repo.history.notes, note)
     except RolledBack as error:
