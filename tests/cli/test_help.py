@@ -137,3 +137,14 @@ def test_wrong_manual_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "lamella-gone.1").write_text("old")
     assert man.main() == 0
     assert {path.name for path in tmp_path.glob("*")} == set(man.pages())
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("lst", "lamella list"), ("snapshots", "lamella list"), ("forget", "lamella prune"), ("help", "lamella --help")],
+)
+def test_a_word_of_another_program_or_a_slip_finds_its_command(word: str, meant: str) -> None:
+    done = Lamella().run(word)
+    assert done.code == 2
+    assert done.err == f"lamella: there is no command {word}; did you mean: {meant}?\n"
+    assert "did you mean" not in Lamella().run("xyzzy").err
