@@ -1,4 +1,4 @@
-"""Finding volumes and snapshots by what users write: `VOLUME[@SNAPSHOT]`, SNAPSHOT a name or `^tag`."""
+"""Finding volumes and snapshots by what users write: `VOLUME[@SNAPSHOT]`, SNAPSHOT a name, `^tag` or date."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def _writer_of(repo: Repository, volume: VolumeState) -> str:
 
 
 def find_snapshot(repo: Repository, volume: VolumeState, text: str | None) -> Snapshot:
-    """The snapshot with this unique name prefix or `^tag`; `latest` or None for the latest. Raises NothingMatched.
+    """The snapshot with this unique name prefix or `^tag`, the newest at or before a date; `latest` or None for the
+    latest. Raises NothingMatched.
 
     What others added to the volume is found by its whole name, if nothing else has that, and by its id.
     """
@@ -90,7 +91,9 @@ def find_snapshot(repo: Repository, volume: VolumeState, text: str | None) -> Sn
     if found:
         names = ", ".join(sorted({one.ref.snap_id.hex() if exact else one.name for one in found})[:10])
         raise NothingMatched(f"{text} fits several snapshots of {volume.name}", obj=text, hint=f"choose: {names}")
-    raise NothingMatched(f"volume {volume.name} has no snapshot {text}", obj=text, hint="see: lamella list")
+    from lamella.operations.shared.dates import newest_until  # only where no name fits
+
+    return newest_until(repo, volume, counting, text)
 
 
 def _tagged(volume: VolumeState, counting: Sequence[Snapshot], text: str) -> Snapshot:
