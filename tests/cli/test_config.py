@@ -163,3 +163,29 @@ def test_a_configuration_to_begin_with(tmp_path: Path) -> None:
     shown = lamella.ok("config", "validate").out
     assert "nothing wrong" in shown
     assert "backup" in lamella.ok("run", "nightly", "-n").out
+
+
+def test_a_new_repository_is_named_in_the_configuration(tmp_path: Path, image: Path) -> None:
+    key = tmp_path / 'a "key"'
+    key.write_bytes(b"k" * 32)
+    key.chmod(0o600)
+    lamella = Lamella({"LAMELLA_CONFIG": str(tmp_path / "etc"), "SUDO_USER": "somebody"})
+    done = lamella.run("list")
+    assert done.code == 2 and "sudo -E" in done.err
+    init: list[str | Path] = ["init", "-r", tmp_path / "r", "--keyfile", key, "--save-as"]
+    assert lamella.run(*init, "a/b").code == 2 and not (tmp_path / "r").exists()
+    lamella.ok(*init, "main", "-n")
+    assert not (tmp_path / "etc").exists()
+    lamella.ok(*init, "main")
+    lamella.ok("backup", image)  # the default, with its key
+    assert lamella.run("init", "-r", tmp_path / "r2", "--keyfile", key, "--save-as", "main").code == 2
+    assert not (tmp_path / "r2").exists()
+    lamella.ok("init", "-r", tmp_path / "r2", "--keyfile", key, "--save-as", "other")
+    assert [row["key"] for row in lamella.json("config", "show")["values"]][:1] == ["default_repository"]
+    assert len(lamella.json("list")["snapshots"]) == 1 and lamella.json("list", "-r", "other")["snapshots"] == []
+
+
+def test_configured_repositories_are_shown_where_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[repositories.one]\nurl = "/a"\n[repositories.two]\nurl = "/b"\n')
+    done = Lamella({"LAMELLA_CONFIG": str(tmp_path / "c.toml")}).run("list")
+    assert done.code == 2 and "no repository is named of one, two" in done.err

@@ -66,7 +66,10 @@ class Context:
         """REPO as the user named it."""
         text = self.args.repo or self.env.get("LAMELLA_REPO") or self.config.default_repository
         if not text:
-            raise UsageError("no repository is named", hint="give -r REPO, or set LAMELLA_REPO")
+            hint = "give -r REPO, set LAMELLA_REPO, or configure one (lamella init --save-as NAME)"
+            hint += "; sudo drops LAMELLA_REPO: sudo -E keeps it" if self.env.get("SUDO_USER") else ""
+            several = ", ".join(self.config.repositories)
+            raise UsageError("no repository is named" + (f" of {several}" if several else ""), hint=hint)
         return str(text)
 
     def named_place(self, text: str) -> tuple[str, RepositorySettings | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella.base.clock import now_ms
 from lamella.base.errors import LamellaError, NoRepository, RepositoryError, UsageError
@@ -23,6 +24,9 @@ from lamella.repository.repository import Repository
 from lamella.repository.slots import read_marker
 from lamella.stores.base import Store
 
+if TYPE_CHECKING:
+    from lamella.cli.saved_name import SavedName
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
@@ -38,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--append-only",
         action="store_true",
         help="the secret given here can back up and restore, but cannot authorise deletion; only the recovery key can",
+    )
+    parser.add_argument(
+        "--save-as",
+        metavar="NAME",
+        help="write the repository into the configuration as NAME; without any other default it becomes the default",
     )
     add_kdf_cost(parser)
     add_dry_run(parser)
@@ -67,6 +76,7 @@ def run(context: Context) -> int:
         )
     sheet.require_free()
     source = first_secret_source(args, context.env, context.settings)
+    saved = None if args.save_as is None else _saved_name(context)
     _refuse_existing(context)
     if args.dry_run:
         out.line(f"would make a repository at {context.place}, opened by: {source.label}")
@@ -75,7 +85,16 @@ def run(context: Context) -> int:
     made = make_repository(context, source.read(), sheet, admin=not args.append_only)
     _report(context, made)
     made.finish_sheet(out)
+    if saved is not None:
+        saved.write(made.place)
+        out.say(f"named {args.save_as} in {saved.path}")
     return 0
+
+
+def _saved_name(context: Context) -> SavedName:
+    from lamella.cli.saved_name import SavedName  # only where it is wanted
+
+    return SavedName(context, context.args.save_as)
 
 
 def _refuse_existing(context: Context) -> None:
