@@ -15,11 +15,11 @@ from tools.load import Load, Weight, closure, listed, total, weigh
 # Command -> code lines and statements of the modules that a real run loads, and code lines of the closure of imports.
 # A ceiling is lowered when code went. Raising one needs a decision record that names the modules and their lines.
 CEILINGS = {
-    "list": (Weight(5_540, 4_890), 5_060),
+    "list": (Weight(5_540, 4_890), 5_065),
     "restore": (Weight(6_980, 6_180), 5_940),
     "backup": (Weight(9_780, 8_630), 8_440),
-    "qubes backup": (Weight(10_320, 9_170), 8_980),
-    "qubes restore": (Weight(8_450, 7_550), 7_020),
+    "qubes backup": (Weight(10_325, 9_170), 8_980),
+    "qubes restore": (Weight(8_450, 7_550), 7_025),
 }
 
 

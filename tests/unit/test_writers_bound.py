@@ -17,7 +17,7 @@ def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
     small = Small.make(tmp_path)
     for host, name in (("one", "a"), ("two", "b")):
         small.backup(image(tmp_path / f"{name}.img", "a"), host)
-    monkeypatch.setattr("lamella.history.publish.MAX_WRITERS", 2)
+    monkeypatch.setattr("lamella.history.crowding.MAX_WRITERS", 2)
     monkeypatch.setattr("lamella.operations.doctor.doctor._MANY_WRITERS", 2)
     return small
 

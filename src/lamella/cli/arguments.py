@@ -100,11 +100,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        if message.startswith("argument COMMAND: invalid choice: "):
-            from lamella.cli.near import unknown_command
+        from lamella.cli.near import misunderstood
 
-            raise unknown_command(message[34:].rpartition(" (choose")[0].strip("'\""), self.prog)
-        raise UsageError(message, hint=f"see: {self.prog} --help")
+        raise misunderstood(message, self.prog)
 
 
 def load(command: str) -> CommandModule:

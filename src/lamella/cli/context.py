@@ -16,7 +16,6 @@ from lamella.base.errors import (
     NoRepository,
     RolledBack,
     StoreUnavailable,
-    UsageError,
 )
 from lamella.cli import configuration
 from lamella.cli.configuration import Configuration, RepositorySettings
@@ -66,10 +65,9 @@ class Context:
         """REPO as the user named it."""
         text = self.args.repo or self.env.get("LAMELLA_REPO") or self.config.default_repository
         if not text:
-            hint = "give -r REPO, set LAMELLA_REPO, or configure one (lamella init --save-as NAME)"
-            hint += "; sudo drops LAMELLA_REPO: sudo -E keeps it" if self.env.get("SUDO_USER") else ""
-            several = ", ".join(self.config.repositories)
-            raise UsageError("no repository is named" + (f" of {several}" if several else ""), hint=hint)
+            from lamella.cli.near import no_repository
+
+            raise no_repository(self.env, self.config)
         return str(text)
 
     def named_place(self, text: str) -> tuple[str, RepositorySettings | None]:

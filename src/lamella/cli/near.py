@@ -1,11 +1,13 @@
-"""What somebody meant who typed a command that does not exist."""
+"""Errors for who named no command that exists, or no repository: with what may have been meant."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 from lamella.base.errors import UsageError
 from lamella.cli.arguments import COMMANDS
+from lamella.cli.configuration import Configuration
 
 _ELSEWHERE = {
     "help": "--help",
@@ -26,8 +28,22 @@ _ELSEWHERE = {
 """Words of other programs for the same."""
 
 
-def unknown_command(word: str, program: str) -> UsageError:
-    """The error for a command that does not exist, with the nearest one."""
+_UNKNOWN = "argument COMMAND: invalid choice: "
+
+
+def misunderstood(message: str, program: str) -> UsageError:
+    """The error for what argparse says; for a command that does not exist with the nearest one."""
+    if not message.startswith(_UNKNOWN):
+        return UsageError(message, hint=f"see: {program} --help")
+    word = message.removeprefix(_UNKNOWN).rpartition(" (choose")[0].strip("'\"")
     near = _ELSEWHERE.get(word) or next(iter(get_close_matches(word, COMMANDS, 1, 0.7)), "")
     hint = f"did you mean: {program} {near}?" if near else f"see: {program} --help"
     return UsageError(f"there is no command {word}", hint=hint)
+
+
+def no_repository(env: Mapping[str, str], config: Configuration) -> UsageError:
+    """The error where no repository is named, with those that are configured."""
+    hint = "give -r REPO, set LAMELLA_REPO, or configure one (lamella init --save-as NAME)"
+    hint += "; sudo drops LAMELLA_REPO: sudo -E keeps it" if env.get("SUDO_USER") else ""
+    several = ", ".join(config.repositories)
+    return UsageError("no repository is named" + (f" of {several}" if several else ""), hint=hint)

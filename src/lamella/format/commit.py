@@ -18,8 +18,6 @@ from lamella.format.records import Checkpoint, RawRecord, split
 
 PREFIX = COMMITS
 MAX_SEEN = 1024
-MAX_WRITERS = 256
-"""Active writers a repository is made for; no reader refuses more (FORMAT, Bounds)."""
 CHECKPOINT_EVERY = 24
 
 

@@ -20,7 +20,6 @@ from lamella.crypto.sign import public_of, sign, verified
 from lamella.format.commit import (
     CHECKPOINT_EVERY,
     MAX_SEEN,
-    MAX_WRITERS,
     PREFIX,
     Body,
     Head,
@@ -198,8 +197,7 @@ def require_may_publish(log: Log, problems: Sequence[Problem]) -> None:
         raise RepositoryError("an admin expelled this host: what it says counts no more", obj=log.store.url, hint=hint)
     log.require_none(problems)
     log.require_writable()
-    active = log.history.chains.keys() - log.catalogue.retired.keys()
-    if len(active) >= MAX_WRITERS and log.own_writer not in active and log.keys.prune_seed is None:
-        # Each costs every reader a request. Those that are here go on, so that a flood of new ones stops nobody.
-        hint = "an admin removes writers that are not needed with: lamella check --expel"
-        raise RepositoryError(f"{MAX_WRITERS} hosts write here, and no more may", obj=log.store.url, hint=hint)
+    if log.own_writer not in log.history.chains:
+        from lamella.history.crowding import require_room  # a host begins once
+
+        require_room(log)

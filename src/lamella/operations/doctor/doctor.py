@@ -11,8 +11,8 @@ from pathlib import Path
 from lamella.base.errors import KeyRefused, LamellaError, RolledBack, StoreError
 from lamella.crypto.slots import Secret
 from lamella.format import zstd_provider
-from lamella.format.commit import MAX_WRITERS
 from lamella.format.marker import Marker
+from lamella.history.crowding import MAX_WRITERS, active_writers
 from lamella.memory.host import Host
 from lamella.operations.shared.heads import require_fingerprint
 from lamella.operations.shared.ignored_slots import ignored_text
@@ -108,7 +108,7 @@ def _repository(host: Host, store: Store, secret: Secret, expected: str | None) 
                 yield Check("history", False, f"{problem.message}; {problem.remedy}", RolledBack.exit_code)
             if not repo.problems:
                 yield Check("history", True, "nothing is missing, nothing went backwards")
-            active = len(repo.history.chains.keys() - repo.catalogue.retired.keys())
+            active = active_writers(repo.log)
             if active >= _MANY_WRITERS:
                 text = f"{active} hosts write here, of at most {MAX_WRITERS}: each costs every reader a request"
                 yield Check("writers", False, f"{text}; lamella check --expel removes those that are not needed")
