@@ -343,7 +343,7 @@ def test_a_cache_with_little_room_stops_nothing(saved: Lamella, image: Path, tmp
     require("root", os.geteuid() == 0, "mounting needs root")
     cache = tmp_path / "small"
     cache.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "none", str(cache)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k,mode=700", "none", str(cache)], check=True)
     try:
         environment = {"LAMELLA_CACHE_DIR": str(cache)}
         with image.open("r+b") as file:

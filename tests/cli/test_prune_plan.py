@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.cli.program import Lamella
 
 MIB = 1 << 20
@@ -87,9 +85,9 @@ def test_a_named_snapshot_has_a_plan_too(empty: Lamella, place: Path, tmp_path: 
 
 
 def test_without_a_lock_it_says_what_is_condemned_and_what_is_deleted(
-    empty: Lamella, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty: Lamella, place: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tests.cli.program.COMMAND", [sys.executable, "-c", WITHOUT_A_LOCK])
+    empty.command = [sys.executable, "-c", WITHOUT_A_LOCK]
     grace = ("--grace", "0h")
     churn(empty, tmp_path / "disk.img", 7)
     before = stored(place)

@@ -136,10 +136,10 @@ def test_a_secret_of_the_old_repository_is_refused(which: str, saved: Lamella, k
     assert not (tmp_path / "new").exists()
 
 
-def flip(path: Path) -> None:
-    """Damage the middle of a file."""
+def spoil(path: Path) -> None:
+    """Damage the middle of a file: more than there can be padding between two blobs."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2 : len(content) // 2 + 64] = os.urandom(64)
     path.write_bytes(content)
 
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_copied(
     other.write_bytes(os.urandom(MIB))
     saved.ok("backup", other, "--domain", "elsewhere")
     sealed = largest_pack(Path(saved.env["LAMELLA_REPO"]))
-    flip(sealed)
+    spoil(sealed)
     done = saved.run(*rekeying(tmp_path))
     assert done.code == 3 and "NOT COPIED" in done.out
     lost = {line.split(": ")[1] for line in done.out.splitlines() if line.startswith("NOT COPIED")}
@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_copied(
 
 def test_a_damaged_copy_is_no_proof(saved: Lamella, history: dict[str, bytes], tmp_path: Path) -> None:
     saved.ok(*rekeying(tmp_path))
-    flip(largest_pack(tmp_path / "new"))
+    spoil(largest_pack(tmp_path / "new"))
     done = saved.run(*rekeying(tmp_path))
     assert done.code == 20 and "does NOT hold" in done.out
 

@@ -345,7 +345,7 @@ def test_damage_turns_the_status_red(desk: Desk) -> None:
     desk.run()
     pack = max((desk.folder / "main" / "p").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     content = bytearray(pack.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2 : len(content) // 2 + 64] = os.urandom(64)
     pack.write_bytes(content)
     assert ("verify", "main", "failed") in desk.steps(3)
     rows = {row["volume"]: row["state"] for row in desk.lamella.json("status", "-r", "main", code=3)["volumes"]}
