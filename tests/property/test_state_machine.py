@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +91,7 @@ class Life(RuleBasedStateMachine):
         self.small = Small.make(self.place)
         self.snapshots: list[Kept] = []
         self.last: dict[str, bytes] = {}
+        self.lost_state = False
 
     def teardown(self) -> None:
         shutil.rmtree(self.place)
@@ -152,6 +154,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def lose_the_state(self) -> None:
         shutil.rmtree(self.small.host().state_dir, ignore_errors=True)
+        self.lost_state = True
 
     # -- the repository ------------------------------------------------------------------------------------------------
 
@@ -167,7 +170,8 @@ class Life(RuleBasedStateMachine):
             self.change(edit)
         with self.small.opened() as repo:
             requests = [Request(None, self.small.source(self.path(name))) for name in sorted(names)]
-            result = plan_backup(repo, requests, options).execute()
+            # Without its state it is another writer, which an admin lets act for the one of before.
+            result = plan_backup(repo, requests, replace(options, adopt=self.lost_state)).execute()
             assert (result.complete, result.warnings) == (True, [])
             assert repo.problems == []
         made = [Kept(name, result.snapshot, self.path(name).read_bytes()) for name in sorted(names)]

@@ -13,7 +13,7 @@ from lamella.format.owners import Give, Join
 from lamella.format.records import AddSnap, Volume, raw
 from lamella.operations.shared.selection import find_snapshot, find_volume, select, split_selector
 from lamella.repository.repository import Repository
-from tests.unit.small_repository import WRITER, Small, snapshot_record, volume_record
+from tests.unit.small_repository import WRITER, Small, snapshot_record, tick, volume_record
 
 
 @pytest.fixture
@@ -153,23 +153,30 @@ def test_a_name_made_to_look_like_another_volume_is_never_taken_for_it(small: Sm
         assert find_volume(repo, one.to_bytes(16, "big").hex()).volume_id == one.to_bytes(16, "big")
 
 
+def now(added: AddSnap) -> AddSnap:
+    """The same made at this moment: a time before a host's last look is not believed."""
+    return replace(added, time_ms=tick())
+
+
 def test_of_several_latest_the_newest_by_time_is_taken_and_the_others_are_named(small: Small) -> None:
     told: list[str] = []
     with small.opened() as one, small.opened("two") as two, small.opened("three") as three:
         own = [repo.memory.creator().id for repo in (one, two, three)]
         disk = volume_record(own[0], 1, "disk")
-        one.publish([raw(disk), raw(snap(1, "first", of=disk.volume_id)), Join(own[1], own[0]), Join(own[2], own[0])])
+        one.publish(
+            [raw(disk), raw(now(snap(1, "first", of=disk.volume_id))), Join(own[1], own[0]), Join(own[2], own[0])]
+        )
         two.reload()
         three.reload()
-        two.publish([raw(snap(2, "from-two", of=disk.volume_id))])
-        three.publish([raw(snap(3, "from-three", of=disk.volume_id))])
+        two.publish([raw(now(snap(2, "from-two", of=disk.volume_id)))])
+        three.publish([raw(now(snap(3, "from-three", of=disk.volume_id)))])
         for repo in (one, two, three):
             repo.reload()
             repo.host.notices.listener = told.append
             assert texts(repo, "disk") == ["disk@from-three"]
         assert [text for text in told if "as late may be: from-two" in text] == told and len(told) == 3
         assert texts(one, "disk@from-tw") == ["disk@from-two"]
-        one.publish([raw(snap(4, "after both", of=disk.volume_id))])
+        one.publish([raw(now(snap(4, "after both", of=disk.volume_id)))])
         for repo in (one, two, three):
             repo.reload()
             assert texts(repo, "disk") == ["disk@after both"]
