@@ -172,7 +172,8 @@ class Life(RuleBasedStateMachine):
             requests = [Request(None, self.small.source(self.path(name))) for name in sorted(names)]
             # Without its state it is another writer, which an admin lets act for the one of before.
             result = plan_backup(repo, requests, replace(options, adopt=self.lost_state)).execute()
-            assert (result.complete, result.warnings) == (True, [])
+            told = [text for text in result.warnings if "the source shrank" not in text]
+            assert (result.complete, told) == (True, [])
             assert repo.problems == []
         made = [Kept(name, result.snapshot, self.path(name).read_bytes()) for name in sorted(names)]
         for one, row in zip(made, sorted(result.volumes, key=lambda row: row.volume), strict=True):
