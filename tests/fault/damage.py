@@ -132,8 +132,9 @@ def judge(objects: Objects, host: Host, small: Small, scratch: Path, *, restores
         assert unrestorable <= failed, f"verify says {unrestorable - failed} cannot be restored, but it can"
     assert result.damaged or not unrestorable
     notes = [finding.message for finding in result.findings if finding.severity == "note"]
-    junk = frozenset(note.partition(" is no commit, ")[0] for note in notes if " is no commit, " in note)
-    return Outcome("", result.damaged, frozenset(failed), unrestorable, frozenset(shown), junk)
+    junk = {note.partition(" is no commit, ")[0] for note in notes if " is no commit, " in note}
+    junk |= {name for note in notes for name in note.partition("signed, ignored: ")[2].split(", ") if name}
+    return Outcome("", result.damaged, frozenset(failed), unrestorable, frozenset(shown), frozenset(junk))
 
 
 Change = tuple[str, int, int]

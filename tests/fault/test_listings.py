@@ -137,8 +137,13 @@ def test_a_bent_listing(place: Place, tmp_path: Path, prefix: str, bend: Bend, k
     truth.learn(backup(store, host, volume(last)), {"disk": last})
     check_sound(store, host, truth, tmp_path, others=(third,))
     with Repository.open(place.store, SECRET, host) as repo:
-        # A stranger that was shown no volume made one of its own: both are shown with a suffix.
-        plain = {one.text: f"{one.volume.name}@{one.snapshot.name}" for one in select(repo, [])}
+        # A stranger that was shown no volume made one of its own: who owns neither must write the full name.
+        plain = {
+            f"{one.volume.name}~{one.volume.volume_id.hex()[:4]}@{one.snapshot.name}": (
+                f"{one.volume.name}@{one.snapshot.name}"
+            )
+            for one in select(repo, [])
+        }
     shown = {text: truth.volumes[name] for text, name in plain.items() if name in truth.volumes}
     check_rescue(place.store.objects(), Truth(shown), tmp_path)
 

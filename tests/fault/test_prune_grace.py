@@ -12,6 +12,7 @@ import pytest
 from lamella.base.errors import RepositoryError
 from lamella.base.names import pack_name
 from lamella.format.container import Kind
+from lamella.format.owners import Join
 from lamella.format.records import Ref
 from lamella.operations.backup import story
 from lamella.operations.backup.story import BackupOptions, Request, plan_backup
@@ -41,6 +42,16 @@ class Fleet:
 
     def opened(self, host: str) -> Repository:
         return Repository.open(self.store, SECRET, host_at(self.place / host, host), clock=self.clock, exclusive=True)
+
+    def join(self, *hosts: str) -> None:
+        """Let hosts act for the first one, and the first one for them: only then do their volumes share a domain."""
+        with self.opened("a") as repo:
+            first, rows = repo.memory.creator().id, []
+            for host in hosts:
+                with Repository.open(self.store, SECRET, host_at(self.place / host, host)) as other:
+                    one = other.memory.creator().id
+                rows += [Join(one, first), Join(first, one)]
+            repo.publish(rows)
 
     def backup(self, host: str, content: bytes, during: Callable[[], object] | None = None) -> str:
         """A run of a host's one volume; `during` happens when it has read everything and not yet published."""
@@ -87,6 +98,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     fleet = Fleet(tmp_path)
     with short(monkeypatch):
         init(fleet.store, host_at(tmp_path / "a", "a"))
+    fleet.join("b", "c")
     assert SMALL_RESCUE
     return fleet
 
