@@ -110,7 +110,7 @@ def test_commits_before_an_audited_checkpoint_say_nothing(checkpointed: Bench, k
     assert all(world.whole().values())
     for command in ("list", "check", "doctor"):
         assert world.run(host, command).code == 0, command
-    world.ok(host, "prune", "--keep-last", "2")
+    world.ok(host, "prune", "--keep-last", "2", "--remove-delay", "0h")
     whole = world.whole()
     assert {one.age for one in whole if one.volume in {"v", "w"} and not whole[one]} == {"oldest"}
 

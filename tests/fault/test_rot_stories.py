@@ -319,10 +319,11 @@ def test_what_came_back_is_as_old_as_it_was(bench: Bench, world: World, kind: st
 
 def test_what_had_gone_before_a_yes_last_stays_away(bench: Bench, world: World) -> None:
     """Somebody gave up the volume while what an earlier prune had removed was still there."""
+    at_once = ("--remove-delay", "0h")
     killed_before_deletion(world, "maker", *KEEP_ONE)
-    killed_before_deletion(world, "other", "delete", world.at("v", "newest"), "-y", "--yes-last")
+    killed_before_deletion(world, "other", "delete", world.at("v", "newest"), "-y", "--yes-last", *at_once)
     for host in ("maker", "other", "fresh"):
-        world.ok(host, *KEEP_ONE)
+        world.ok(host, *KEEP_ONE, *at_once)
         assert listed(world, host=host) == set()
     assert not set(bench.spots.packs.values()) & set(world.objects())
 

@@ -206,10 +206,10 @@ def pages(*rows: bytes) -> list[tuple[str, Fault]]:
     return [("GET", say((PAGE % row).replace(b"again", b"token%d" % number))) for number, row in enumerate(rows)]
 
 
-@pytest.mark.parametrize("key", [b"p/b", b"p/a"], ids=["again", "one before it"])
+@pytest.mark.parametrize("key", [b"pre/fix/p/b", b"pre/fix/p/a"], ids=["again", "one before it"])
 def test_pages_that_do_not_ascend_end_the_listing(proxy: Proxy, key: bytes) -> None:
     store = store_at(proxy)
-    proxy.faults = pages(ROW % b"p/b", ROW % key, ROW % b"p/c")
+    proxy.faults = pages(ROW % b"pre/fix/p/b", ROW % key, ROW % b"pre/fix/p/c")
     with pytest.raises(StoreUnavailable, match="circles"):
         list(store.list(""))
     assert len(proxy.faults) == 1
@@ -255,7 +255,7 @@ def test_keys_that_are_no_names_are_left_out_up_to_a_limit(proxy: Proxy) -> None
     for key in ("A B", "..", "p/../x", "p//x", ".x", "\u00e4", "p/", "a%2fb", "x?y"):
         proxy.service.client.put_object(Bucket=bucket, Key=f"pre/fix/{key}", Body=b"1")
     assert [entry.name for entry in store.list("")] == ["p/a"]
-    rows = b"".join(ROW % b"pre/fix/NO-%d" % number for number in range(1001))
+    rows = b"".join(ROW % b"pre/fix/NO-%04d" % number for number in range(1001))
     page = (PAGE % rows).replace(b"true", b"false")
     proxy.faults = [("GET", say(page))]
     with pytest.raises(StoreRefused):
