@@ -257,7 +257,18 @@ class World:
         """The command that saves the maker's volumes."""
         folder = self.place / "src"
         documents = [word for name in ("own", "same") for word in ("--document", f"{name}={folder / name}")]
-        return ["backup", folder / "v.img", folder / "w.img", "--chunk-size", "64K", "--workers", "1", *documents]
+        # Another host saves them as the maker: else its volumes would be others of the same names.
+        words: list[str | Path] = [
+            "backup",
+            folder / "v.img",
+            folder / "w.img",
+            "--adopt",
+            "--chunk-size",
+            "64K",
+            "--workers",
+            "1",
+        ]
+        return [*words, *documents]
 
     def _others_volume(self) -> None:
         self.days_ago += 10

@@ -132,7 +132,8 @@ class HistoryReader:
                 continue
             attempt, chain = self._from(writer, names, pins, whole, begin)
             lost = any(one.head == begin for one in attempt.unreadable)
-            if begin is None or not (lost or (chain.lacking and chain.checkpoint[0] <= begin.seq)):
+            lacks = begin is not None and f"segment:{writer.hex()}:{begin.seq}" in {one.key for one in attempt.problems}
+            if begin is None or not (lost or lacks):
                 break
         return attempt, chain
 
