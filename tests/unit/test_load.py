@@ -18,7 +18,7 @@ CEILINGS = {
     "list": (Weight(5_540, 4_890), 5_065),
     "restore": (Weight(6_980, 6_180), 5_940),
     "backup": (Weight(9_780, 8_630), 8_440),
-    "qubes backup": (Weight(10_325, 9_170), 8_980),
+    "qubes backup": (Weight(10_325, 9_175), 8_980),
     "qubes restore": (Weight(8_450, 7_550), 7_025),
 }
 

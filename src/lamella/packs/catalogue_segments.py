@@ -19,18 +19,27 @@ def catalogue_segment(store: Store, keys: Keys, packs: Packs, place: SegmentPlac
 
     Raises IntegrityError, StoreError.
     """
-    name = pack_name(place.pack)
     try:
-        size = store.stat(name)
-        if size > MAX_OBJECT:
-            raise IntegrityError("a container of impossible size", obj=name)
-        content = store.get(name, 0, size)
-        head = open_head(keys, name, content)
-        for blob in head.blobs if head.domain_id == CATALOGUE else ():
-            if (blob.kind, blob.id) == (Kind.SEGMENT, place.id):
-                sealed = content[blob.offset : blob.offset + blob.sealed_length]
-                return open_blob(keys.domain(CATALOGUE), head.header, blob, sealed, name)
+        return stored_segment(store, keys, place)
     except (IntegrityError, ObjectNotFound, UnknownFormat):
         pass
     packs.map.refresh()
     return packs.contents.get(CATALOGUE, Kind.SEGMENT, place.id)
+
+
+def stored_segment(store: Store, keys: Keys, place: SegmentPlace) -> Opened:
+    """A segment from the pack that the checkpoint names, as anybody reads it who knows nothing else.
+
+    Raises IntegrityError, UnknownFormat, StoreError.
+    """
+    name = pack_name(place.pack)
+    size = store.stat(name)
+    if size > MAX_OBJECT:
+        raise IntegrityError("a container of impossible size", obj=name)
+    content = store.get(name, 0, size)
+    head = open_head(keys, name, content)
+    for blob in head.blobs if head.domain_id == CATALOGUE else ():
+        if (blob.kind, blob.id) == (Kind.SEGMENT, place.id):
+            sealed = content[blob.offset : blob.offset + blob.sealed_length]
+            return open_blob(keys.domain(CATALOGUE), head.header, blob, sealed, name)
+    raise IntegrityError(f"segment {place.id.hex()[:16]} is not in its pack", obj=name)

@@ -7,10 +7,11 @@ they are reported.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from lamella.base.errors import IntegrityError, ObjectNotFound
+from lamella.base.errors import IntegrityError, ObjectNotFound, UnknownFormat
 from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Audited
 from lamella.format.known import understood
@@ -27,6 +28,7 @@ from lamella.history.compaction import (
 from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.order import Clock
 from lamella.memory.pins import Problem
+from lamella.packs.catalogue_segments import stored_segment
 from lamella.repository.repository import Repository
 
 _AT_ONCE = 64
@@ -60,7 +62,7 @@ def audit(repo: Repository, remove_delay_ms: int = 0) -> Audit:
         if seq == 0 or head == chain.begin:
             continue
         where = f"the checkpoint in commit {seq} of writer {chain.writer.hex()[:8]}"
-        trouble = _trouble(repo, chain)
+        trouble = _trouble(repo, chain) or _unreadable(repo, head)
         if trouble:
             result.waiting.append(f"{where}: {trouble}")
             continue
@@ -96,8 +98,26 @@ def reapable_commits(repo: Repository) -> list[Head]:
         audits = [head for head in repo.history.audits.get(chain.writer, []) if chain.begin and head <= chain.begin]
         if chain.forked_at or _trouble(repo, chain) or len(audits) < AUDITS_KEPT:
             continue
-        found += _ancestors(repo.log.reader, audits[-AUDITS_KEPT])
+        before = _ancestors(repo.log.reader, audits[-AUDITS_KEPT])
+        # What stays must tell everybody what goes: also those who know no more than what lies there now.
+        if before and not any(_unreadable(repo, head) for head in audits[-AUDITS_KEPT:]):
+            found += before
     return found
+
+
+def _unreadable(repo: Repository, head: Head) -> str:
+    """Why a stranger could not read a checkpoint as it is stored now; empty if nothing hinders. Raises StoreError."""
+    try:
+        if hashlib.sha256(repo.store.get(head.name)).digest() != head.sha256:
+            return "its commit is damaged"
+        commit = repo.log.reader.load(History(), head)
+        if commit is None or commit.checkpoint is None:
+            return "it cannot be read"
+        for place in commit.checkpoint.segments:
+            stored_segment(repo.store, repo.keys, place)
+    except (IntegrityError, ObjectNotFound, UnknownFormat) as error:
+        return error.message
+    return ""
 
 
 def _ancestors(reader: HistoryReader, head: Head) -> list[Head]:
