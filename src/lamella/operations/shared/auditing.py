@@ -62,14 +62,16 @@ def audit(repo: Repository, remove_delay_ms: int = 0) -> Audit:
         if seq == 0 or head == chain.begin:
             continue
         where = f"the checkpoint in commit {seq} of writer {chain.writer.hex()[:8]}"
-        trouble = _trouble(repo, chain) or _unreadable(repo, head)
+        trouble = _trouble(repo, chain)
         if trouble:
             result.waiting.append(f"{where}: {trouble}")
             continue
+        unreadable, wrong = _unreadable(repo, head), ""
         try:
-            wrong = _wrong(repo, chain, _ended(repo, frozenset(repo.catalogue.removed)))
+            wrong = "" if unreadable else _wrong(repo, chain, _ended(repo, frozenset(repo.catalogue.removed)))
         except (IntegrityError, ObjectNotFound) as error:
-            wrong = f"cannot be read: {error.message}"
+            unreadable = error.message
+        wrong = f"cannot be read: {unreadable}" if unreadable else wrong
         if wrong:
             result.problems.append(Problem(f"checkpoint:{chain.writer.hex()}:{seq}:{sha256.hex()}", f"{where} {wrong}"))
         elif remove_delay_ms and _wrong(repo, chain, _ended(repo, _old_enough(repo, remove_delay_ms))):
