@@ -6,7 +6,7 @@ Nothing here knows how Lamella decides. Rules of retention are written down agai
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tests.cli.program import Done
@@ -51,11 +51,13 @@ class Known:
         known = [key for key in view.times if key.volume_id == volume_id and key in self.saved]
         return sorted(known, key=lambda key: self.saved[key].number)
 
-    def pass_all(self, view: View, host: str, now_ms: int) -> None:
-        """A full verification on this host has read everything."""
+    def pass_all(self, view: View, host: str, now_ms: int, failed: Collection[tuple[str, str]]) -> None:
+        """A full verification on this host has read everything, and could not restore the snapshots `failed` (volume,
+        name): the emergency reader also finds packs under a wrong name.
+        """
         for volume_id in self.volumes():
             rows = self.rows(view, volume_id)
-            whole = [key for key in rows if key in view.whole]
+            whole = [key for key in rows if key in view.whole and (self.saved[key].volume, key.name) not in failed]
             if whole and _orderly(rows, view, now_ms) and len({self.saved[key].writer for key in rows}) == 1:
                 self.passed.setdefault(host, {})[volume_id] = whole[-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -262,7 +263,8 @@ class Torture:
         if full and done.code in {0, 20} and step.how != "paused" and not view.missing:
             self.known.unread = False
             if step.host != "stranger":
-                self.known.pass_all(view, step.host, self.world.clock(step.host))
+                failed = frozenset(re.findall(r"^cannot be restored: ([^@~]+)(?:~\w+)?@(\S+)$", done.out, re.MULTILINE))
+                self.known.pass_all(view, step.host, self.world.clock(step.host), failed)
             self.known.flagged |= (view.times.keys() & self.known.saved.keys()) - view.whole
 
     def _do_repair(self, step: Step, chance: random.Random) -> None:
