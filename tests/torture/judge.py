@@ -60,6 +60,8 @@ class Known:
             whole = [key for key in rows if key in view.whole and (self.saved[key].volume, key.name) not in failed]
             if whole and _orderly(rows, view, now_ms) and len({self.saved[key].writer for key in rows}) == 1:
                 self.passed.setdefault(host, {})[volume_id] = whole[-1]
+            else:  # another one may be the newest by now: which, a wrong clock does not tell
+                self.passed.get(host, {}).pop(volume_id, None)
 
     def volumes(self) -> list[str]:
         """All volume ids."""
