@@ -14,6 +14,7 @@ from lamella.cli.everyday.profiles import Conditions, Hooks, Notify, Profile, Sc
 from lamella.cli.everyday.troubles import staleness
 from lamella.cli.everyday.units import crontab_lines, names, units, without
 from lamella.memory.runs import ProfileRecord
+from tests.features import require
 
 DAY = 86_400_000
 NOW = 1_700_000_000_000
@@ -93,14 +94,21 @@ def test_systemd_understands_the_units(tmp_path: Path, user: bool) -> None:
     assert tuple(made) == names("nightly")
     for name, text in made.items():
         (tmp_path / name).write_text(text)
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd is not installed")
+    require("systemd-analyze", shutil.which("systemd-analyze") is not None, "systemd is not installed")
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in made)],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0 and str(tmp_path) not in done.stderr, done.stderr
+
+
+def test_a_users_units_hinder_no_mail_program() -> None:
+    """A sandbox that takes away set-group-id makes sendmail fail in silence."""
+    for user in (True, False):
+        text = "".join(units(PROFILE, PROGRAM, {}, user=user).values())
+        for sandbox in ("NoNewPrivileges", "RestrictSUIDSGID", "SystemCallArchitectures", "RestrictAddressFamilies"):
+            assert (f"{sandbox}=" in text) is not user
 
 
 def test_words_of_a_unit_are_quoted() -> None:

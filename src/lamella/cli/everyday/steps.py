@@ -175,6 +175,10 @@ class Steps:
             code, text = 1, error.strerror or str(error)
         except Exception as error:  # noqa: BLE001  (a fault of ours in one step must not cost the others)
             code, text = 1, f"internal error: {type(error).__name__}: {error}"
+            if self._context.args.debug:
+                import traceback
+
+                traceback.print_exc()
         finally:
             out.clear()
         if code and not text:

@@ -28,17 +28,18 @@ Type=simple
 Nice=19
 CPUSchedulingPolicy=batch
 IOSchedulingClass=idle
+{privileged}"""
+
+# A user's manager cannot do these, or only without new privileges: then a mail program that is set-group-id fails.
+# Left out everywhere: ProtectSystem=strict and PrivateDevices, because checkpoints lie beside the images and LVM makes
+# device nodes; MemoryDenyWriteExecute, because Python's foreign functions need it.
+_PRIVILEGED = """\
 NoNewPrivileges=yes
 LockPersonality=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-{privileged}"""
-
-# A user's manager cannot do these. What is not here: ProtectSystem=strict and PrivateDevices, because checkpoints lie
-# beside the images and LVM makes device nodes; MemoryDenyWriteExecute, because Python's foreign functions need it.
-_PRIVILEGED = """\
 ProtectSystem=full
 PrivateTmp=yes
 ProtectClock=yes
