@@ -130,7 +130,9 @@ class Terminal:
         return self._process.wait(SECONDS)
 
     def _read(self) -> bool:
-        ready, _, _ = select.select([self._master], [], [], SECONDS)
+        waiting = select.poll()  # unlike select() it takes descriptors above 1,023, too
+        waiting.register(self._master, select.POLLIN)
+        ready = waiting.poll(SECONDS * 1000)
         assert ready, f"nothing happened; so far: {self.seen!r}"
         try:
             piece = os.read(self._master, 4096)

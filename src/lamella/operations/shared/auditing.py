@@ -116,7 +116,7 @@ def _unreadable(repo: Repository, head: Head) -> str:
         if commit is None or commit.checkpoint is None:
             return "it cannot be read"
         for place in commit.checkpoint.segments:
-            stored_segment(repo.store, repo.keys, place)
+            stored_segment(repo.store, repo.keys, repo.packs, place)
     except (IntegrityError, ObjectNotFound, UnknownFormat) as error:
         return error.message
     return ""
