@@ -19,6 +19,7 @@ from lamella.crypto.derive import Keys
 from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, parse_name
 from lamella.format.container import MAX_OBJECT
 from lamella.format.deletion import Audited, Forgo
+from lamella.format.owners import Admit
 from lamella.format.records import Checkpoint, Seen, SegmentPlace
 from lamella.history.commits import CommitReader
 from lamella.history.history import Chain, Commit, Gap, History, clocks_of
@@ -83,9 +84,12 @@ class HistoryReader:
                 read[writer] = self._chain(writer, names[writer], pins, whole, audits)
         for writer, (attempt, chain) in read.items():
             history.chains[writer] = chain
-            history.problems += attempt.problems
-            history.damaged += attempt.damaged
             history.unreadable += attempt.unreadable
+        self._admit(names, history)
+        for writer, (attempt, _) in read.items():
+            if history.counts(writer):
+                history.problems += attempt.problems
+                history.damaged += attempt.damaged
         Judge(history, pins, self._commits.speaks_of).judge()
         return history
 
@@ -93,16 +97,26 @@ class HistoryReader:
         """What prune-signed AUDITED and FORGO records name."""
         found: dict[int, dict[WriterId, set[Head]]] = {Audited.TYPE: defaultdict(set), Forgo.TYPE: defaultdict(set)}
         for chain in chains:
-            entries: Iterable[ChainEntry] = chain.entries
-            if chain.lacking:
-                from lamella.history.salvage import salvaged  # rarely needed
-
-                entries = salvaged(self, names[chain.writer])
-            for entry, known in of_kinds(entries, Audited, Forgo):
+            for entry, known in of_kinds(self._said(names, chain), Audited, Forgo):
                 if prune_signed(self._keys, chain.writer, entry):
                     found[entry.record.type][known.head.writer].add(known.head)
         audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
         return audits, forgone
+
+    def _said(self, names: dict[WriterId, Names], chain: Chain) -> Iterable[ChainEntry]:
+        if not chain.lacking:
+            return chain.entries
+        from lamella.history.salvage import salvaged  # rarely needed
+
+        return salvaged(self, names[chain.writer])
+
+    def _admit(self, names: dict[WriterId, Names], history: History) -> None:
+        chains = history.chains.values()
+        said = [(one.writer, row) for one in chains for row in self._said(names, one) if row.record.type == Admit.TYPE]
+        if said:
+            from lamella.history.admission import admit  # where an admin said whom it knows
+
+            admit(self._keys, history, said, chains)
 
     def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
         """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""

@@ -28,6 +28,10 @@ class Commit:
 
     head: Head
     body: Body
+    public: bytes = b""
+    """Its writer's public key,"""
+    enrolment: bytes = b""
+    """and what enrolled that key."""
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -47,6 +51,8 @@ class Unreadable(NamedTuple):
     reason: str
     evidence: Evidence | None
     withheld: bool
+    admitted: bool = False
+    """What is left of it shows that an admin admitted its writer."""
 
 
 class Gap(NamedTuple):
@@ -114,11 +120,26 @@ class History:
         """Commits that prune-signed FORGO records give up, in the same way."""
         self.known: dict[WriterId, int] = {}
         """By writer, the greatest seq of a commit that is known and not there: no commit may have that number anew."""
+        self.enrolments: dict[WriterId, bytes] = {}
+        """Enrolments by the prune key that ADMIT records hold."""
+        self.admitted: frozenset[WriterId] | None = None
+        """Once enrolment is closed, the writers that count."""
+        self.strangers: dict[WriterId, Chain] = {}
+        """Chains of writers that do not count."""
 
     @property
     def heads(self) -> list[Head]:
         """The newest commits of all chains and branches."""
         return [head for chain in self.chains.values() for head in chain.heads]
+
+    def counts(self, writer: WriterId) -> bool:
+        """Whether a writer may say anything here."""
+        return self.admitted is None or writer in self.admitted
+
+    def newest(self, writer: WriterId) -> int:
+        """The seq of a writer's newest commit that is there, whether it counts or not; 0 without."""
+        chain = self.chains.get(writer) or self.strangers.get(writer)
+        return 0 if chain is None or chain.head is None else chain.head.seq
 
     @property
     def said_clocks(self) -> dict[tuple[WriterId, int], Clock]:

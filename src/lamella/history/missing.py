@@ -34,13 +34,15 @@ class Judge:
         self.chains()
         history = self._history
         history.problems += [*self._gone(), *self._unseen()]
-        history.chains = {writer: chain for writer, chain in history.chains.items() if chain.commits}
+        there = {writer: chain for writer, chain in history.chains.items() if chain.commits}
+        history.chains = {writer: chain for writer, chain in there.items() if history.counts(writer)}
+        history.strangers = {writer: chain for writer, chain in there.items() if not history.counts(writer)}
 
     def chains(self) -> None:
         """Judge the chains that are there, each by itself."""
         history = self._history
         chains = list(history.chains.values())
-        gaps = [problem for chain in chains for gap in chain.gaps for problem in self._gap(chain, gap)]
+        gaps = [problem for chain in self._counting() for gap in chain.gaps for problem in self._gap(chain, gap)]
         pinned = [problem for chain in chains for problem in self._pinned(chain)]
         history.problems = [*self._unreadable(), *gaps, *history.problems, *pinned]
         for writer, heads in history.forgone.items():
@@ -60,6 +62,10 @@ class Judge:
             head == given_up or (head.seq < given_up.seq and not any(head.seq <= seq < given_up.seq for seq in there))
             for given_up in self._history.forgone.get(head.writer, ())
         )
+
+    def _counting(self) -> Iterator[Chain]:
+        """The chains whose word counts; what the others wrote is still there for those that name it."""
+        return (chain for chain in self._history.chains.values() if self._history.counts(chain.writer))
 
     def _commits(self, writer: WriterId) -> list[Commit]:
         chain = self._history.chains.get(writer)
@@ -87,13 +93,15 @@ class Judge:
         """What a store cannot give cannot prove anything either: nobody but the store can have made it so."""
         if one.evidence is None:
             return one.withheld
+        if not self._history.counts(one.head.writer):
+            return False
         intact = [commit.head for commit in self._commits(one.head.writer) if commit.head.seq == one.head.seq]
         return not self._speaks_of(one.evidence, intact)
 
     def _witnessed(self) -> set[Head]:
         found = {Head(writer, *pinned) for writer, pinned in self._pins.heads.items()}
         found |= {head for heads in self._history.audits.values() for head in heads}
-        for chain in self._history.chains.values():
+        for chain in self._counting():
             for commit in chain.commits:
                 found |= set(commit.body.seen)
                 found.add(Head(chain.writer, commit.head.seq - 1, commit.body.prev))
@@ -138,14 +146,13 @@ class Judge:
         """What a writer or an audit saw of a chain, beyond all that is there of it: of several commits the newest."""
         rows = [
             (chain.writer.hex(), head)
-            for chain in self._history.chains.values()
+            for chain in self._counting()
             for head in _newest(head for commit in chain.commits for head in commit.body.seen)
         ]
         there = {row.head for row in self._history.unreadable}
         rows += [("an audit", heads[-1]) for heads in self._history.audits.values() if heads[-1] not in there]
         for by, head in rows:
-            other = self._history.chains.get(head.writer)
-            newest = 0 if other is None or other.head is None else other.head.seq
+            newest = self._history.newest(head.writer)
             if newest < head.seq and not self._excused(head):
                 self._known(head.writer, head.seq)
                 of = head.writer.hex()
