@@ -905,7 +905,7 @@ class CommitReader:
 
     def __init__(self, repo: Repository) -> None:
         self._repo = repo
-        self._enrolled: set[tuple[bytes, bytes]] = set()  # public keys of writers, with their enrolments
+        self._enrolled: dict[tuple[bytes, bytes], bytes] = {}  # by public key and enrolment, who enrolled the writer
         self.admitted: set[bytes] = set()  # writers that the prune key enrolled
         self.absent_packs: set[str] = set()  # objects in which the segments of checkpoints should be
 
@@ -957,10 +957,10 @@ class CommitReader:
             message = b"lamella/1 enrol\0" + marker.r + public
             by = [key for key in signers if verify(key, enrolment, message)]
             require(bool(by), "nobody enrolled its writer")
-            self._enrolled.add((public, enrolment))
-            self.admitted |= {head.writer} if by == [marker.prune_public] else set()
+            self._enrolled[public, enrolment] = by[0]
         message = b"lamella/1 commit\0" + marker.r + head.writer + u64(head.seq) + data[-TRAILER:-64]
         require(verify(public, signature, message), "its signature is wrong")
+        self.admitted |= {head.writer} if self._enrolled[public, enrolment] == marker.prune_public else set()
 
     def _container(self, head: Head, box: bytes) -> Container:
         bound = head.writer + u64(head.seq)

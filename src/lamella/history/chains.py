@@ -84,12 +84,10 @@ class HistoryReader:
                 read[writer] = self._chain(writer, names[writer], pins, whole, audits)
         for writer, (attempt, chain) in read.items():
             history.chains[writer] = chain
+            history.problems += attempt.problems
+            history.damaged += attempt.damaged
             history.unreadable += attempt.unreadable
         self._admit(names, history)
-        for writer, (attempt, _) in read.items():
-            if history.counts(writer):
-                history.problems += attempt.problems
-                history.damaged += attempt.damaged
         Judge(history, pins, self._commits.speaks_of).judge()
         return history
 
@@ -114,9 +112,9 @@ class HistoryReader:
         chains = history.chains.values()
         said = [(one.writer, row) for one in chains for row in self._said(names, one) if row.record.type == Admit.TYPE]
         if said:
-            from lamella.history.admission import admit  # where an admin said whom it knows
+            from lamella.history.admission import admission  # few repositories have any
 
-            admit(self._keys, history, said, chains)
+            history.admission = admission(self._keys, history, said, self.content)
 
     def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
         """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""
@@ -175,6 +173,10 @@ class HistoryReader:
     def remember(self, head: Head, content: bytes) -> None:
         """Keep a commit that this process has published: it need not be fetched."""
         self._commits.remember(head, content)
+
+    def content(self, head: Head) -> bytes | None:
+        """The bytes of a commit that was read; None if they are not to be had now."""
+        return self._commits.content(head)
 
     def load(self, history: History, head: Head) -> Commit | None:
         """One commit, from the cache or the store; None, and a row in `unreadable`, if it does not open."""
@@ -305,25 +307,16 @@ class _Reading:
             ]
 
     def _fill_gaps(self) -> None:
-        """Of commits that are missing before the newest checkpoint, what it repeats: their writer's own word.
-
-        Who reads from that checkpoint knows these records too, and everybody must know the same.
-        """
         chain = self._chain
         gaps = [gap for gap in chain.gaps if chain.base <= gap.last < chain.checkpoint[0]]
         if chain.carried is None or not gaps or chain.forked_at:
             return
-        name = Head(chain.writer, *chain.checkpoint).name
+        from lamella.history.salvage import fill_gaps  # rarely needed
+
         try:
-            entries = list(self._reader.checkpoint_entries(chain.carried, name))
+            fill_gaps(self._reader, chain, gaps)
         except (IntegrityError, ObjectNotFound) as error:
             self._lack(chain.checkpoint[0], error.message)
-            return
-        filled = [entry for entry in entries if any(gap.first <= entry.seq <= gap.last for gap in gaps)]
-        filled = [entry for entry in filled if entry.record.type != Seen.TYPE]
-        chain.entries = sorted([*chain.entries, *filled], key=lambda entry: entry.seq)
-        facts = [(entry.seq, fact) for entry, fact in of_kinds(entries, Seen)]
-        chain.carried_clocks |= said_clocks(chain.writer, sorted({entry.seq for entry in filled}), facts)
 
     def _from_checkpoint(self, carried: Checkpoint | None, commit: Commit) -> None:
         if carried is None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
-from lamella.base.signed import trailer_of
 from lamella.crypto.derive import Keys
 from lamella.format.commit import Head
 from lamella.history.history import Commit, History, Unreadable
@@ -59,9 +58,10 @@ class CommitReader:
         """Whether what a damaged object proves is one of these sound commits of its writer and number."""
         from lamella.history.evidence import same  # rarely needed
 
-        return any(same(evidence, content) for content in map(self._content, intact) if content is not None)
+        return any(same(evidence, content) for content in map(self.content, intact) if content is not None)
 
-    def _content(self, head: Head) -> bytes | None:
+    def content(self, head: Head) -> bytes | None:
+        """The bytes of a commit that opened before; None if they are not to be had now."""
         content = self._cache.commit(head.name)
         if content is None or hashlib.sha256(content).digest() != head.sha256:
             try:
@@ -82,7 +82,7 @@ class CommitReader:
         content = None if found is not None else self._cache.commit(head.name)
         if content is not None:
             try:
-                found = _opened(self._keys, head, content)
+                found = Commit(head, open_commit(self._keys, head, content))
             except IntegrityError:
                 return None
         return found
@@ -93,34 +93,23 @@ class CommitReader:
             content = self._store.get(head.name)
             if hashlib.sha256(content).digest() != head.sha256 and reinstated(self._store, head.name):
                 content = self._store.get(head.name)
-            opened = _opened(self._keys, head, content)
+            body = open_commit(self._keys, head, content)
         except (IntegrityError, UnknownFormat, StoreError) as error:
             require_alive(self._store, error)
             evidence = None if content is None else self._evidence(head, content)
             withheld = isinstance(error, StoreError) and not isinstance(error, ObjectNotFound)
-            admitted = content is not None and self._shows_admission(head, content)
-            history.unreadable.append(Unreadable(head, error.message, evidence, withheld, admitted))
+            history.unreadable.append(Unreadable(head, error.message, evidence, withheld))
             return None
         self._keep(head, content)
-        return opened
+        return Commit(head, body)
 
     def _evidence(self, head: Head, content: bytes) -> Evidence | None:
         from lamella.history.evidence import evidence_of  # rarely needed
 
         return evidence_of(self._keys, head, content)
 
-    def _shows_admission(self, head: Head, content: bytes) -> bool:
-        from lamella.history.admission import shows_admission
-
-        return shows_admission(self._keys, head.writer, content)
-
     def _keep(self, head: Head, content: bytes) -> None:
         # Rotten bytes must not take the place of right ones in the cache: a repair takes them from there.
         if hashlib.sha256(content).digest() == head.sha256:
             self._sound.add(head)
             self._cache.remember_commits([(head.name, content)])
-
-
-def _opened(keys: Keys, head: Head, content: bytes) -> Commit:
-    trailer = trailer_of(content)
-    return Commit(head, open_commit(keys, head, content), trailer.public, trailer.enrolment)

@@ -16,6 +16,7 @@ from lamella.history.order import Clock
 from lamella.memory.pins import Problem
 
 if TYPE_CHECKING:
+    from lamella.history.admission import Admission
     from lamella.history.evidence import Evidence
 
 AUDITS_KEPT = 2
@@ -28,10 +29,6 @@ class Commit:
 
     head: Head
     body: Body
-    public: bytes = b""
-    """Its writer's public key,"""
-    enrolment: bytes = b""
-    """and what enrolled that key."""
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -51,8 +48,6 @@ class Unreadable(NamedTuple):
     reason: str
     evidence: Evidence | None
     withheld: bool
-    admitted: bool = False
-    """What is left of it shows that an admin admitted its writer."""
 
 
 class Gap(NamedTuple):
@@ -120,12 +115,10 @@ class History:
         """Commits that prune-signed FORGO records give up, in the same way."""
         self.known: dict[WriterId, int] = {}
         """By writer, the greatest seq of a commit that is known and not there: no commit may have that number anew."""
-        self.enrolments: dict[WriterId, bytes] = {}
-        """Enrolments by the prune key that ADMIT records hold."""
-        self.admitted: frozenset[WriterId] | None = None
-        """Once enrolment is closed, the writers that count."""
+        self.admission: Admission | None = None
+        """Whom admins admitted, if they said so."""
         self.strangers: dict[WriterId, Chain] = {}
-        """Chains of writers that do not count."""
+        """Chains of writers that count for nothing, because enrolment is closed."""
 
     @property
     def heads(self) -> list[Head]:
@@ -134,7 +127,7 @@ class History:
 
     def counts(self, writer: WriterId) -> bool:
         """Whether a writer may say anything here."""
-        return self.admitted is None or writer in self.admitted
+        return self.admission is None or self.admission.counts(writer)
 
     def newest(self, writer: WriterId) -> int:
         """The seq of a writer's newest commit that is there, whether it counts or not; 0 without."""

@@ -145,7 +145,7 @@ class Log:
             age = f" and lacks {len(self.older)} chains' newest commits" if self.older else ""
             hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
             raise Locked(f"this place is a mirror made by lamella mirror{age}", obj=self.store.url, hint=hint)
-        if self.history.admitted is not None and self.keys.prune_seed is None:
+        if self.history.admission is not None and self.keys.prune_seed is None:
             from lamella.history.admission import require_admitted
 
             require_admitted(self)

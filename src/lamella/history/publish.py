@@ -121,19 +121,19 @@ class Publisher:
         return key, chain, self._first_records(key)
 
     def _enrolled(self, key: WriterKey, chain: Chain, history: History) -> WriterKey:
-        """The key with its enrolment: the prune key's, if this secret, an earlier one or an admin's ADMIT gives that.
+        """The key with its enrolment: the prune key's, if this secret, an earlier one or an admin's word gives that.
 
         Raises RepositoryError for a host that is not admitted where enrolment is closed.
         """
-        keys, signers = self._keys, self._keys.marker.signers
-        known = [key.enrolment, *(commit.enrolment for commit in chain.commits[-1:])]
-        known += [keys.enrolment(key.public) if keys.prune_seed else history.enrolments.get(key.id, b"")]
-        by = {enrolled_by(signers, key.public, one, verified): one for one in known if one}
-        if signers.prune not in by and not history.counts(key.id):
-            from lamella.history.admission import not_admitted
+        keys, public = self._keys, key.public
+        if keys.prune_seed is None and history.admission is not None:
+            from lamella.history.admission import own_enrolment
 
-            raise not_admitted(key.public, PREFIX + key.id.hex())
-        enrolment = by.get(signers.prune) or by.get(signers.enrol) or keys.enrolment(key.public)
+            enrolment = own_enrolment(keys, key, history.admission, chain.head and self._reader.content(chain.head))
+        elif keys.prune_seed is None and enrolled_by(keys.marker.signers, public, key.enrolment, verified):
+            enrolment = key.enrolment
+        else:
+            enrolment = keys.enrolment(public)
         return key if enrolment == key.enrolment else self._memory.enrolled(key, enrolment)
 
     def _first_records(self, key: WriterKey) -> list[RawRecord]:
