@@ -130,6 +130,16 @@ def test_who_comes_with_the_data_key_counts_for_nothing_in_any_command(world: Wo
         assert "evil" not in world.ok(host, "info", "disk")
         world.restored(host, "disk", b"c", 0)
     assert {tuple(words): world.run("one", *words)[0] for words in COMMANDS} == before
+    evil = "disk@20330101T000000Z-evil"
+    for words in (["delete", evil, "-y"], ["tag", evil, "x"], ["restore", evil, "--to", world.place / "evil"]):
+        assert world.run("one", *words)[0] == 4, words
+    for command, place in (("mirror", world.place / "mirror"), ("copy", world.place / "copy")):
+        if command == "copy":
+            world.ok("one", "-r", place, "init", "-q")
+        assert world.run("one", command, "--to", place)[0] == 0, command
+        listed = world.run("fresh", "-r", place, "list")
+        assert listed[0] == 0, listed
+        assert "evil" not in listed[1]
     world.backup("one", "disk", b"d")
     world.restored("fresh", "disk", b"d", 0)
     done = rescue(world, "list")
