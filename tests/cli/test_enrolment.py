@@ -14,9 +14,10 @@ import pytest
 
 from lamella.base.errors import StoreRefused
 from lamella.base.ids import SnapId
+from lamella.base.signed import TRAILER_SIZE, commit_message, trailer_of
 from lamella.base.trust import Sealed
 from lamella.crypto.derive import Keys
-from lamella.crypto.sign import public_of
+from lamella.crypto.sign import public_of, sign
 from lamella.crypto.slots import key_file
 from lamella.format.commit import Body, Head, writer_id
 from lamella.format.records import AddSnap, RawRecord, Volume, raw, volume_id
@@ -68,6 +69,17 @@ class Enrolled:
         path.write_bytes(content)
         return path
 
+    def put_unreadable(self) -> None:
+        """What any server takes for a commit, and nobody can open."""
+        head, content = self.commit([])
+        inside = content[:400] + bytes(64) + content[464:-TRAILER_SIZE]
+        trailer = trailer_of(content)._replace(container=hashlib.sha256(inside).digest())
+        trailer = trailer._replace(signature=sign(self._seed, commit_message(self.keys.root, *head[:2], trailer)))
+        content = inside + b"".join(trailer)
+        path = self._world.store / head._replace(sha256=hashlib.sha256(content).digest()).name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
     def backup(self, name: str) -> None:
         """A snapshot of the victim's volume, and one of a volume of its own with the same name."""
         own = writer_id(public_of(self._seed))
@@ -118,10 +130,8 @@ def test_who_comes_with_the_data_key_counts_for_nothing_in_any_command(world: Wo
     thief.put([], seen=(Head(world.names()[0].writer, 9_999, bytes(32)),))  # what would be missing history
     thief.put([], seq=7)  # a gap
     thief.put([RawRecord(0x7ABC, b"of a later version")])
-    broken = thief.put([])
-    broken.write_bytes(broken.read_bytes()[:400] + b"\0" + broken.read_bytes()[401:])  # a proven object
-    alone = Enrolled(world, b"u" * 32).put([])  # and of a chain of which nothing else is there
-    alone.write_bytes(alone.read_bytes()[:100] + b"\0" + alone.read_bytes()[101:])
+    thief.put_unreadable()  # proven to have been a commit
+    Enrolled(world, b"u" * 32).put_unreadable()  # of a chain of which nothing else is there
     for host in ("one", "fresh"):
         assert [(row["snapshot"], row["volumes"]) for row in world.json(host, "list")["snapshots"]] == snapshots
         code, _, err = world.run(host, "list")
@@ -133,10 +143,11 @@ def test_who_comes_with_the_data_key_counts_for_nothing_in_any_command(world: Wo
     evil = "disk@20330101T000000Z-evil"
     for words in (["delete", evil, "-y"], ["tag", evil, "x"], ["restore", evil, "--to", world.place / "evil"]):
         assert world.run("one", *words)[0] == 4, words
-    for command, place in (("mirror", world.place / "mirror"), ("copy", world.place / "copy")):
-        if command == "copy":
-            world.ok("one", "-r", place, "init", "-q")
-        assert world.run("one", command, "--to", place)[0] == 0, command
+    places = (world.place / "mirror", world.place / "copy")
+    world.ok("one", "-r", places[1], "init", "-q")
+    world.ok("one", "mirror", "--to", places[0])
+    world.ok("one", "copy", "--to", places[1], "--to-keyfile", world.place / "admin")
+    for place in places:
         listed = world.run("fresh", "-r", place, "list")
         assert listed[0] == 0, listed
         assert "evil" not in listed[1]
@@ -194,6 +205,24 @@ def test_a_host_with_an_admins_secret_admits_itself_for_good(world: World) -> No
     (world.images / "third.img").write_bytes(b"Z" * (1 << 20))
     assert world.run("three", "backup", world.images / "third.img", secret="writer")[0] == 0
     rescued(world, "third", b"Z")
+
+
+def test_a_host_that_goes_on_from_an_older_state_stays_admitted(world: World) -> None:
+    """Its own newest commit holds the enrolment that the state does not know: a checkpoint may be all that is read."""
+    world.backup("two", "other", b"x")
+    state, old = world.place / "two" / "state", world.place / "old"
+    shutil.copytree(state, old)
+    (world.images / "other.img").write_bytes(b"y" * (1 << 20))
+    world.ok("one", "check", "--admit", writer_of(world)[:8], "-y")  # before it is closed, which names everybody
+    assert world.run("two", "backup", world.images / "other.img", secret="admin")[0] == 0
+    shutil.rmtree(state)
+    old.rename(state)
+    world.backup("two", "other", b"z")
+    newest = max(head for head in world.names() if head.writer.hex() == writer_of(world))
+    server = GuardedStore(open_store(str(world.store)), append_only=True, admitted=True)
+    content = world.path(newest).read_bytes()
+    world.path(newest).unlink()
+    server.put(newest.name, Sealed(content))
 
 
 def test_an_own_host_whose_state_was_lost_restores_is_admitted_and_goes_on(world: World) -> None:
