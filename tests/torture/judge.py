@@ -173,7 +173,8 @@ def _said(deed: Deed, known: Known) -> Iterator[str]:
     done, view = deed.done, deed.after
     if done.code != 0:
         return
-    unseen = known.hidden(deed.before) & known.seen.get(deed.host, set())
+    # What a prune has brought back was not missing: its removal was asked for.
+    unseen = known.hidden(deed.before) & known.seen.get(deed.host, set()) - view.times.keys()
     if deed.word in JUDGING and (deed.before.missing or unseen):
         yield f"{deed.word} ends with 0, and history is missing"
     if deed.word == "give-up" and view.missing:
