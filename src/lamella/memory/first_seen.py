@@ -25,6 +25,10 @@ class FirstSeen:
             rows[name.hex()] = first = self.now_ms
         return self.now_ms - first
 
+    def knows(self, kind: str, name: bytes) -> bool:
+        """Whether this was seen before."""
+        return name.hex() in self._rows.get(kind, {})
+
     def younger(self, kind: str, names: Collection[bytes], age_ms: int) -> set[bytes]:
         """Those first seen less than `age_ms` ago. What is not among `names` is forgotten. Raises RepositoryError."""
         young = {name for name in names if self.age_ms(kind, name) < age_ms}
