@@ -2241,6 +2241,10 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable and os.path.isfile(sys.argv[0]):
+        # Names are UTF-8 in every repository, whatever the locale says here.
+        flags = ["-I"] * sys.flags.isolated + ["-S"] * sys.flags.no_site
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *flags, *sys.argv])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: neither a core dump nor a debugger shows the keys
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
