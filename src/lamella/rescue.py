@@ -69,7 +69,7 @@ OBJECT_MAX = 64 * MIB  # of a pack or a commit, without the commit's trailer
 PART_MAX = 8 * MIB  # of the content of a blob other than a chunk or a node
 TOTAL_MAX = 64 * MIB  # of all contents of a commit, of a checkpoint's segments, of a snapshot's documents
 RECORDS_MAX, CARRIED_MAX, SEGMENTS_MAX, PACKS_MAX = 65536, 1 << 18, 256, 65536  # of a commit, a checkpoint, ADD_SNAP
-INVALID_NAMES = 1000  # after so many a listing stops
+INVALID_NAMES = 1 << 20  # after so many a listing stops
 
 
 class Problem(Exception):
@@ -427,15 +427,16 @@ class Store:
             raise Bad(f"{folder}: {error.strerror}") from None
 
     def matching(self, folder: str, pattern: str, report: Reporter) -> Iterator[str]:
-        """The names in a folder that match; the listing stops after 1000 others."""
-        invalid: list[str] = []
+        """The names in a folder that match; the listing stops after so many others that it would not end."""
+        invalid, some = 0, []
         try:
             for name in self.names(folder):
                 if re.fullmatch(pattern, name):
                     yield name
                     continue
-                invalid.append(shown(name)[:80])
-                if len(invalid) >= INVALID_NAMES:
+                invalid += 1
+                some += [shown(name)[:80]] if invalid <= 5 else []
+                if invalid >= INVALID_NAMES:
                     self.unlisted.add(folder)
                     report.warn(f"{folder}/: the listing stops after {INVALID_NAMES} names that are not of this format")
                     break
@@ -443,7 +444,7 @@ class Store:
             self.unlisted.add(folder)
             report.warn(str(error))
         if invalid:
-            report.warn(f"{folder}/: {len(invalid)} names of no object, ignored: {', '.join(invalid[:5])}")
+            report.warn(f"{folder}/: {invalid} names of no object, ignored: {', '.join(some)}")
 
     def packs(self, report: Reporter) -> Iterator[str]:
         """The hex names of all packs."""
@@ -2243,6 +2244,10 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable and os.path.isfile(sys.argv[0]):
+        # Names are UTF-8 in every repository, whatever the locale says here.
+        flags = ["-I"] * sys.flags.isolated + ["-S"] * sys.flags.no_site
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *flags, *sys.argv])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: neither a core dump nor a debugger shows the keys
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
