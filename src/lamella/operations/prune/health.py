@@ -136,13 +136,13 @@ class Health:
 
     def _was_never_whole(self, snapshot: Snapshot) -> bool:
         """Whether it is another host's claim that this host has not found whole so far."""
-        return not snapshot.counts and not self._first_seen.knows(_WHOLE, snapshot.ref.encode())
+        return not snapshot.counts and snapshot.ref.encode().hex() not in self._first_seen.rows.get(_WHOLE, {})
 
     def _remember_whole(self, fresh: Collection[Ref]) -> None:
         """From now on what these claims need is missed."""
         if fresh:
-            claims = [one.ref for one in self.repo.catalogue.snapshots if not one.counts]
-            names = [ref.encode() for ref in claims if ref in fresh or self._first_seen.knows(_WHOLE, ref.encode())]
+            claims = [one for one in self.repo.catalogue.snapshots if not one.counts]
+            names = [one.ref.encode() for one in claims if one.ref in fresh or not self._was_never_whole(one)]
             with self.repo.memory.may_fail():
                 self._first_seen.younger(_WHOLE, names, 0)
 
