@@ -428,23 +428,20 @@ class Store:
 
     def matching(self, folder: str, pattern: str, report: Reporter) -> Iterator[str]:
         """The names in a folder that match; the listing stops after so many others that it would not end."""
-        invalid, some = 0, []
+        invalid: list[str] = []
         try:
             for name in self.names(folder):
                 if re.fullmatch(pattern, name):
                     yield name
                     continue
-                invalid += 1
-                some += [shown(name)[:80]] if invalid <= 5 else []
-                if invalid >= INVALID_NAMES:
-                    self.unlisted.add(folder)
-                    report.warn(f"{folder}/: the listing stops after {INVALID_NAMES} names that are not of this format")
-                    break
+                invalid.append(shown(name)[:80])
+                if len(invalid) >= INVALID_NAMES:
+                    raise Bad(f"{folder}/: the listing stops after {INVALID_NAMES} names that are not of this format")
         except Bad as error:
             self.unlisted.add(folder)
             report.warn(str(error))
         if invalid:
-            report.warn(f"{folder}/: {invalid} names of no object, ignored: {', '.join(some)}")
+            report.warn(f"{folder}/: {len(invalid)} names of no object, ignored: {', '.join(invalid[:5])}")
 
     def packs(self, report: Reporter) -> Iterator[str]:
         """The hex names of all packs."""
@@ -2244,10 +2241,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.getfilesystemencoding() != "utf-8" and sys.executable and os.path.isfile(sys.argv[0]):
-        # Names are UTF-8 in every repository, whatever the locale says here.
-        flags = ["-I"] * sys.flags.isolated + ["-S"] * sys.flags.no_site
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *flags, *sys.argv])
+    if sys.getfilesystemencoding() != "utf-8" and os.path.isfile(sys.argv[0]):  # names are UTF-8 in every locale
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-I", *["-S"] * sys.flags.no_site, *sys.argv])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: neither a core dump nor a debugger shows the keys
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
