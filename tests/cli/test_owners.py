@@ -325,6 +325,22 @@ def test_what_an_expelled_writer_said_after_that_counts_no_more(world: World) ->
     assert not any(row["expelled"] for row in world.json("fresh", "list")["snapshots"])
 
 
+def test_what_was_removed_of_an_expelled_writer_stays_away(world: World) -> None:
+    """Also what went before it was expelled, when another snapshot of it was left."""
+    thief = Thief(world)
+    who = thief.say(raw(thief.volume("theirs")))
+    number = thief.head().seq
+    thief.say(raw(thief.snapshot("gone", 5)), raw(thief.snapshot("stays", 6)))
+    world.ok("one", "delete", "disk@gone", "-y")
+    world.ok("one", "check", "--expel", f"{who.hex()[:8]}@{number}", "-y")
+    world.ok("one", "prune", "--keep-last", "9", "-y")
+    rows = {row["snapshot"]: row["expelled"] for row in world.json("one", "list")["snapshots"]}
+    assert "gone" not in rows and rows["stays"]
+    world.ok("one", "delete", "--expelled", "-y")
+    world.ok("one", "prune", "--keep-last", "9", "-y")
+    assert len(world.json("one", "list")["snapshots"]) == 3
+
+
 def test_a_host_that_lost_everything_goes_on_with_its_volumes_with_an_admins_secret(world: World) -> None:
     shutil.rmtree(world.place / "one")
     (world.images / "disk.img").write_bytes(b"d" * (1 << 20))

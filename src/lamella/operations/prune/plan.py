@@ -249,7 +249,8 @@ def plan_removals(
 ) -> tuple[tuple[PlannedRemoval, ...], tuple[IntegrityError, ...]]:
     """The snapshots that may go, and what is refused: a volume's last whole one, unless `options.last`.
 
-    REMOVE_LAST also names what was removed of the volume before, so that none of it comes back.
+    REMOVE_LAST also names what was removed of the volume before, so that none of it comes back; and what an expelled
+    writer published, which nobody wants back.
     """
     catalogue = survey.repo.catalogue
     whole = survey.health.whole_series(one for one in catalogue.snapshots if not (one.ref in wanted or one.expelled))
@@ -259,7 +260,11 @@ def plan_removals(
     names = catalogue.shown_names()
     going = [one for one in catalogue.snapshots if one.ref in wanted]
     rows = [(one, f"{names[one.added.volume_id]}@{one.name}", wanted[one.ref]) for one in going]
-    plain = [PlannedRemoval(one.ref, name, why) for one, name, why in rows if one.series in whole or one.expelled]
+    plain = [
+        PlannedRemoval(one.ref, name, why, one.expelled)
+        for one, name, why in rows
+        if one.series in whole or one.expelled
+    ]
     emptied = {one.series for one in going if not one.expelled} - whole
     if not options.last:
         return tuple(plain), tuple(_last_of(names[series.volume_id]) for series in sorted(emptied, key=str))
