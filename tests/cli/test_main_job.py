@@ -33,7 +33,7 @@ def test_init_backup_restore(lamella: Lamella, image: Path, tmp_path: Path) -> N
     saved = lamella.ok("backup", image)
     assert SNAPSHOT.search(saved.out)
     assert FINGERPRINT.search(saved.out)
-    assert saved.err.startswith("lamella: disk: full")
+    assert saved.err.startswith("lamella: disk: all is read: first backup")
     out = tmp_path / "out.img"
     lamella.ok("restore", "disk", "--to", out)
     assert out.read_bytes() == image.read_bytes()
