@@ -320,3 +320,22 @@ def test_the_bar_shows_all_volumes_from_the_beginning(empty: Lamella, three: lis
     assert shares == sorted(shares) and len(shares) > 3
     assert set(re.findall(r"of ([0-9.]+ MiB)", terminal.seen)) == {"12.0 MiB"}
     assert "backup b (5 of 6) " in terminal.seen and "b (5 of 6): 3.0 MiB" in terminal.seen
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_row_is_folded_at_the_end_of_the_terminal_and_nowhere_else(empty: Lamella, image: Path) -> None:
+    images = [image.with_name(f"a-virtual-machine-{number}.img") for number in range(12)]
+    for one in images:
+        one.write_bytes(b"x" * 4096)
+    empty.ok("backup", "-q", *images)
+    names = [one.stem for one in images]
+    piped = empty.ok("list")
+    assert any(all(name in line for name in names) for line in piped.out.splitlines())
+    assert re.search(r"  48.0 KiB   *(live|unknown)  a-virtual-machine-0, ", piped.out.split("LOCAL TIME")[1])
+    with Terminal([*empty.options, "list"], empty.env) as terminal:
+        assert terminal.end() == 0
+    rows = terminal.seen.split("LOCAL TIME")[1].splitlines()
+    assert len(rows) > 12 and max(map(len, rows)) <= 80
+    assert all(name in terminal.seen.split("LOCAL TIME")[1].replace("\r\n", "").replace(" ", "") for name in names)

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lamella.base.errors import UsageError
 from lamella.base.events import Progress
 from lamella.cli import amounts, shown, values
 from lamella.cli.commands import backup
+from lamella.cli.folding import folded
 from lamella.cli.places import this_host
 from lamella.cli.progress import INTERVAL_SECONDS, Bar, Standing, Tally, line
 from tests.cli.program import COMMAND, SECONDS, Lamella, environment
@@ -79,6 +81,31 @@ def test_shown_bytes(count: int, text: str) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0.84, "0.8 s"), (59.9, "59.9 s"), (125, "2:05"), (10810, "3:00:10")])
 def test_shown_seconds(count: float, text: str) -> None:
     assert shown.shown_seconds(count) == text
+
+
+@given(st.lists(st.lists(st.text("abc \u00e4", max_size=60), min_size=3, max_size=3), min_size=1), st.integers(1, 200))
+def test_a_folded_table_fits_and_loses_nothing(rows: list[list[str]], columns: int) -> None:
+    made = folded(rows, columns)
+    others = sum(max(len(row[number]) for row in rows) + 2 for number in (0, 1))
+    assert all(len(row[2]) <= max(12, columns - others) for row in made)
+    starts = [row[:2] for row in made if row[0] or row[1] or not row[2].strip()]
+    assert [row[:2] for row in rows if row[0] or row[1]] == [row for row in starts if row[0] or row[1]]
+    assert "".join(row[2] for row in made).replace(" ", "") == "".join(row[2] for row in rows).replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("zone", "text"),
+    [("UTC", "2026-11-22 18:45"), ("Asia/Kolkata", "2026-11-23 00:15"), ("America/Lima", "2026-11-22 13:45")],
+)
+def test_times_are_local(zone: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert shown.shown_time("2026-11-22T18:45:01.123Z") == text
+        assert shown.shown_time("9999-12-31T23:59:59.999Z")[:4] in ("9999",)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 class Watch:

@@ -66,6 +66,10 @@ class Output:
     def table(self, rows: Iterable[Sequence[str]]) -> None:
         """Rows of cells, the first one the heading, in columns."""
         cells = [[shown(cell) for cell in row] for row in rows]
+        if is_terminal(sys.stdout):
+            from lamella.cli.folding import folded  # only where lines have an end
+
+            cells = folded(cells)
         widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
         for row in cells:
             self.answer("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -21,6 +23,14 @@ def shown_seconds(count: float) -> str:
     minutes, rest = divmod(round(count), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def shown_time(text: str) -> str:
+    """A moment, given as ISO 8601, in this machine's zone: `2026-11-22 19:45`."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
+    except OverflowError:  # a record may claim the end of the last year
+        return text[:16].replace("T", " ")
 
 
 def shown(text: str) -> str:

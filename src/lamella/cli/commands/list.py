@@ -6,7 +6,7 @@ import argparse
 
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.shown import shown_bytes
+from lamella.cli.shown import shown_bytes, shown_time
 from lamella.operations.look import listing
 from lamella.operations.look.listing import Row
 from lamella.repository.repository import Repository
@@ -44,9 +44,12 @@ def _print(context: Context, volumes: list[Row], snapshots: list[Row]) -> None:
     if not snapshots:
         out.say("there are no snapshots yet")
         return
-    heads = ("VOLUME", "SIZE", "SNAPSHOTS", "LATEST", "VERIFIED")
+    heads = ("VOLUME", "SIZE", "SNAPSHOTS", "LATEST", "CONSISTENT", "VERIFIED")
     rows = [
-        (row["volume"], shown_bytes(row["size"]), str(row["snapshots"]), row["latest"], _verified(row))
+        (
+            *(row["volume"], shown_bytes(row["size"]), str(row["snapshots"]), row["latest"]),
+            *(row["consistency"], _verified(row)),
+        )
         for row in volumes
     ]
     out.table([heads, *rows])
@@ -54,8 +57,11 @@ def _print(context: Context, volumes: list[Row], snapshots: list[Row]) -> None:
     for row in volumes:
         if row["as_late"]:
             out.say(f"as late as the latest of {row['volume']} may be: {', '.join(row['as_late'])}")
-    shots = [(row["snapshot"], row["time"], row["result"], _contents(row)) for row in snapshots]
-    out.table([("SNAPSHOT", "TIME", "RESULT", "VOLUMES"), *shots])
+    shots = [
+        (row["snapshot"], shown_time(row["time"]), shown_bytes(row["size"]), row["consistency"], _contents(row))
+        for row in snapshots
+    ]
+    out.table([("SNAPSHOT", "LOCAL TIME", "SIZE", "CONSISTENT", "VOLUMES"), *shots])
 
 
 def _verified(row: Row) -> str:
@@ -64,14 +70,15 @@ def _verified(row: Row) -> str:
     if verdict is None:
         return "never here"
     newer = "" if verdict["snapshot"] == row["latest"] else ", before the latest"
-    return f"{verdict['time'][:10]} {verdict['level']}: {verdict['result'].replace('damaged', 'DAMAGED')}{newer}"
+    day, result = shown_time(verdict["time"])[:10], verdict["result"].replace("damaged", "DAMAGED")
+    return f"{day} {verdict['level']}: {result}{newer}"
 
 
 def _contents(row: Row) -> str:
     """The volumes, and what is special about the run."""
     names = ", ".join(one["volume"] for one in row["failed"])
     lost = f" (failed: {names})" if names else ""
-    gone = f" (INCOMPLETE, parts are lost: {', '.join(row['lost'])})" if row["lost"] else ""
+    gone = f" (parts are lost: {', '.join(row['lost'])})" if row["lost"] else ""
     rebuilt = " (rebuilt by a repair)" if row["rebuilt"] else ""
     refuted = " (a change map was wrong: all was compared)" if row["map_refuted"] else ""
     labels = [f"^{tag}" for tag in row["tags"]]
@@ -80,4 +87,5 @@ def _contents(row: Row) -> str:
     marks = f" ({', '.join(labels)})" if labels else ""
     word = "published by the expelled" if row["expelled"] else "a claim of"
     claim = f" ({word} writer {row['claimant'][:8]})" if row["claimant"] else ""
-    return ", ".join(row["volumes"]) + claim + marks + lost + gone + rebuilt + refuted
+    result = "INCOMPLETE: " if row["result"] != "complete" else ""
+    return result + ", ".join(row["volumes"]) + claim + marks + lost + gone + rebuilt + refuted

@@ -12,7 +12,7 @@ from lamella.cli.everyday.troubles import staleness
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.memory.runs import ProfileRecord
 from lamella.memory.verdicts import Verdicts
-from lamella.operations.look.listing import CONSISTENCY
+from lamella.operations.look.listing import consistency
 from lamella.repository.repository import Repository
 
 OK, WARN, BAD = "ok", "warn", "bad"
@@ -88,7 +88,7 @@ def _volume_row(
         "repository": "",
         "newest": "" if newest is None else newest.name,
         "age_seconds": age // 1000,
-        "consistency": "" if newest is None else CONSISTENCY[min(newest.added.consistency, len(CONSISTENCY) - 1)],
+        "consistency": "" if newest is None else consistency([newest]),
         "verified": None if verdict is None else {"level": verdict.level, "time": iso(verdict.time_ms)},
         "drilled": None,
         "size": latest.added.size,
