@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from lamella.base.events import Event, Finished, Reporter
+from lamella.base.events import Finished, Reporter
 from lamella.cli.output import Output
 from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.operations.backup.story import BackupResult, VolumeResult
@@ -15,17 +15,11 @@ def reporting(out: Output) -> Reporter:
     """A reporter that says how each volume ended as soon as that is known: nobody sees a bar in a journal."""
 
     ended = count(1)
-
-    def report(event: Event) -> None:
-        if isinstance(event, Finished):
-            _volume_shown(out, next(ended), event.count * out.rounds, event.result)
-        else:
-            out.report(event)
-
-    return report
+    return lambda event: _ended(out, next(ended), event) if isinstance(event, Finished) else out.report(event)
 
 
-def _volume_shown(out: Output, number: int, volumes: int, row: VolumeResult) -> None:
+def _ended(out: Output, number: int, event: Finished) -> None:
+    row, volumes = event.result, event.count * out.rounds
     if out.as_events:
         out.event("volume", {"number": number, "count": volumes, **_row(row)})
     name = f"{row.volume} ({number} of {volumes})" if volumes > 1 else row.volume

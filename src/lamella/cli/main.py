@@ -50,7 +50,7 @@ def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        from lamella.cli.output import drop
+        from lamella.cli.nowhere import drop
 
         drop(sys.stdout)
         if not isinstance(error, BrokenPipeError):

@@ -48,6 +48,7 @@ class Output:
         shows_bar = not quiet and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
         self._shows_progress = as_events or shows_bar
         self._drawn: Bar | ProgressLines | None = None
+        self.to_terminal = is_terminal(sys.stdout)
         self.rounds = 1
         """How often a stage will go through all volumes: a backup does for each destination."""
 
@@ -63,10 +64,10 @@ class Output:
         if not self.as_json:
             self._result(shown(text))
 
-    def table(self, rows: Iterable[Sequence[str]]) -> None:
+    def table(self, rows: Iterable[Sequence[object]]) -> None:
         """Rows of cells, the first one the heading, in columns."""
-        cells = [[shown(cell) for cell in row] for row in rows]
-        if is_terminal(sys.stdout):
+        cells = [[shown(str(cell)) for cell in row] for row in rows]
+        if self.to_terminal:
             from lamella.cli.folding import folded  # only where lines have an end
 
             cells = folded(cells)
@@ -85,6 +86,8 @@ class Output:
         try:
             print(text, flush=True)
         except OSError as error:
+            from lamella.cli.nowhere import drop
+
             drop(sys.stdout)
             if not isinstance(error, BrokenPipeError):
                 raise LamellaError(f"cannot write the result: {error.strerror}") from error
@@ -133,6 +136,8 @@ class Output:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
         except (OSError, ValueError):
+            from lamella.cli.nowhere import drop
+
             drop(sys.stderr)
 
     # -- progress -----------------------------------------------------------------------------------------------------
@@ -160,14 +165,3 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:
         return False
-
-
-def drop(stream: TextIO) -> None:
-    """Send a stream that nobody reads any more to nowhere, so that the work can end well."""
-    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.dup2(nowhere, stream.fileno())
-    except (OSError, ValueError):
-        pass
-    finally:
-        os.close(nowhere)

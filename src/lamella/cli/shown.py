@@ -26,11 +26,8 @@ def shown_seconds(count: float) -> str:
 
 
 def shown_time(text: str) -> str:
-    """A moment, given as ISO 8601, in this machine's zone: `2026-11-22 19:45`."""
-    try:
-        return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
-    except OverflowError:  # a record may claim the end of the last year
-        return text[:16].replace("T", " ")
+    """A moment, given as ISO 8601 in UTC, in this machine's zone: `2026-11-22 19:45`; the last day lies in no other."""
+    return f"{datetime.fromisoformat(min(text, '9999-12-31T09:00:00Z')).astimezone():%Y-%m-%d %H:%M}"
 
 
 def shown(text: str) -> str:

@@ -118,6 +118,5 @@ def saved(read: Read) -> VolumeResult:
     """The result of a volume that was read to its end."""
     begun = failed(read.frozen.plan, "", read.way, read.frozen.shape)
     figures, shape = read.tree.figures, read.frozen.shape
-    changed = min(figures.changed_chunks << shape.chunk_log2, shape.size)
-    said = {**figures._asdict(), "changed_bytes": changed, "consistency": read.consistency}
-    return replace(begun, result="complete", **said)
+    said = {**figures._asdict(), "changed_bytes": min(figures.changed_chunks << shape.chunk_log2, shape.size)}
+    return replace(begun, result="complete", consistency=read.consistency, **said)
