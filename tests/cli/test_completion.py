@@ -66,15 +66,12 @@ def test_words_follow_from_the_tree_of_commands_and_the_names_last_seen(seen: La
     assert words(seen, "nonsense", "") and words(seen, "restore", "--nonsense", "") == ["disk", "other-machine"]
 
 
-def test_a_damaged_cache_of_names_is_an_empty_one(seen: Lamella, own_places: Path) -> None:
+def test_neither_a_damaged_cache_nor_a_broken_configuration_breaks_completion(seen: Lamella, own_places: Path) -> None:
     (cached,) = (own_places / "cache" / "names").iterdir()
     assert cached.stat().st_mode & 0o077 == 0
     for text in ("", "[]", '{"a": 1}', "{", "null"):
         cached.write_text(text)
         assert words(seen, "restore", "") == []
-
-
-def test_a_broken_configuration_breaks_no_completion(seen: Lamella) -> None:
     Path(seen.env["LAMELLA_CONFIG"]).write_text("nonsense = [")
     assert words(seen, "resto") == ["restore"] and words(seen, "run", "") == [] and words(seen, "list", "-r", "") != []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -42,14 +43,22 @@ def login(env: dict[str, str], script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def env(place: Path, image: Path) -> dict[str, str]:
-    """Variables that name a repository with one volume, opened by a passphrase."""
-    found = {"LAMELLA_REPO": str(place)}
-    secret = {**found, "LAMELLA_PASSPHRASE": "first"}
-    done = login(secret, f"$L init -q --kdf-cost 17 && $L backup -q {image}")
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one volume, opened by a passphrase; not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "disk.img").write_bytes(os.urandom(4096))
+    secret = {"LAMELLA_REPO": str(folder / "repository"), "LAMELLA_PASSPHRASE": "first"}
+    done = login(secret, f"$L init -q --kdf-cost 17 && $L backup -q {folder}/disk.img")
     assert done.returncode == 0, done.stderr
-    return found
+    return folder / "repository"
+
+
+@pytest.fixture
+def env(repository: Path, place: Path) -> dict[str, str]:
+    """Variables that name a copy of it."""
+    shutil.copytree(repository, place)
+    return {"LAMELLA_REPO": str(place)}
 
 
 CACHE = "LAMELLA_PASSPHRASE=first $L key cache --minutes 5; "
@@ -73,7 +82,7 @@ def test_an_explicit_secret_wins_and_a_stale_key_is_dropped(env: dict[str, str])
     assert "no secret is given" in stale.stderr and "nothing was kept" in stale.stdout and "disk" in stale.stdout
 
 
-def test_a_key_opens_no_other_repository_at_the_same_place(env: dict[str, str], image: Path) -> None:
+def test_a_key_opens_no_other_repository_at_the_same_place(env: dict[str, str]) -> None:
     place = env["LAMELLA_REPO"]
     other = f"rm -r {place}; LAMELLA_PASSPHRASE=first $L init -q --kdf-cost 17 -r {place}; $L list"
     assert "no secret is given" in login(env, CACHE + other).stderr

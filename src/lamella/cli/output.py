@@ -106,8 +106,7 @@ class Output:
 
     def warn(self, text: str, obj: str = "") -> None:
         """A warning, whatever the options are."""
-        prefix = f"{obj}: " if obj and obj not in text else ""
-        self._message("warning", f"{prefix}{text}")
+        self._message("warning", f"{obj}: {text}" if obj and obj not in text else text)
 
     def failure(self, error: LamellaError, exit_code: int) -> int:
         """Report an error on one line, and as the document with --json. Returns `exit_code`."""
@@ -116,8 +115,7 @@ class Output:
         # The marker of a repository is an object called lamella, like this program.
         obj = "the marker" if error.obj == "lamella" else error.obj
         prefix = f"{obj}: " if obj and obj not in error.message else ""
-        suffix = f"; {error.hint}" if error.hint else ""
-        self._message("error", f"{prefix}{error.message}{suffix}", fields)
+        self._message("error", f"{prefix}{error.message}" + (f"; {error.hint}" if error.hint else ""), fields)
         return exit_code
 
     def _message(self, event: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
