@@ -6,8 +6,8 @@ import gc
 import os
 import sys
 
-# The interpreter has loaded these by itself, or has them built in. Everything else is imported where it is needed: --help must be quick,
-# and `entry` must catch a Ctrl-C that comes while modules are imported.
+# The interpreter has loaded these by itself, or has them built in. Everything else is imported where it is needed:
+# --help must be quick, and `entry` must catch a Ctrl-C that comes while modules are imported.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace

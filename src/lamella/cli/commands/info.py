@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from lamella.base.errors import UsageError
 from lamella.cli.arguments import SECRETS
@@ -55,7 +56,7 @@ def run(context: Context) -> int:
     return code
 
 
-_SIZES = {
+_SIZES: Mapping[str, str] = {
     "apparent_bytes": "size of the volumes",
     "allocated_bytes": "of it without holes",
     "stored_bytes": "space they need",
@@ -78,7 +79,7 @@ def _named(key: str, value: object) -> list[tuple[str, str]]:
     """The lines of one fact; of the sizes each under its own name."""
     if key == "sizes" and isinstance(value, dict):
         return [
-            (_SIZES.get(name, name), shown_bytes(one) if name.endswith("_bytes") else str(one))
+            (_SIZES.get(str(name), str(name)), shown_bytes(one) if name.endswith("_bytes") else str(one))
             for name, one in value.items()
         ]
     return [(key, line) for line in _lines(value)]
