@@ -32,8 +32,7 @@ def say_plan(out: Output, plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
     """Say beforehand what a run is going to do."""
     for row in rows:
         out.say(planned(row))
-        base = f"from {row.base.name}" if row.base is not None else "without a base"
-        out.detail(f"{row.volume}: {row.driver} driver, {base}, volume {row.volume_id.hex()}")
+        out.detail(f"{row.volume}: by the {row.driver} driver, from {row.base.name if row.base else 'nothing'}")
     for failed in plan.failed:
         out.say(f"{failed.name}: will be missing, {failed.message}")
     new = [row.volume for row in rows if row.record is not None and row.base is None and not row.record.domain_label]

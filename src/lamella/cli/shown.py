@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -23,11 +21,6 @@ def shown_seconds(count: float) -> str:
     minutes, rest = divmod(round(count), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def shown_time(text: str) -> str:
-    """A moment, given as ISO 8601 in UTC, in this machine's zone: `2026-11-22 19:45`; the last day lies in no other."""
-    return f"{datetime.fromisoformat(min(text, '9999-12-31T09:00:00Z')).astimezone():%Y-%m-%d %H:%M}"
 
 
 def shown(text: str) -> str:

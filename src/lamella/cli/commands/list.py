@@ -6,7 +6,8 @@ import argparse
 
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.shown import shown_bytes, shown_time
+from lamella.cli.local_time import shown_time
+from lamella.cli.shown import shown_bytes
 from lamella.operations.look import listing
 from lamella.operations.look.listing import Row
 from lamella.repository.repository import Repository

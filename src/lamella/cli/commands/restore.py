@@ -18,7 +18,8 @@ from lamella.base.errors import (
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
-from lamella.cli.shown import shown_bytes, shown_seconds, shown_time
+from lamella.cli.local_time import shown_time
+from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import keeping
 from lamella.cli.values import workers
 from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore

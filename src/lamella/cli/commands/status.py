@@ -17,9 +17,10 @@ from lamella.cli.everyday.profiles import require_profile
 from lamella.cli.everyday.troubles import Reporting
 from lamella.cli.files import write_file
 from lamella.cli.known_names import remember
+from lamella.cli.local_time import shown_time
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.secret import FIRST
-from lamella.cli.shown import shown_bytes, shown_time
+from lamella.cli.shown import shown_bytes
 from lamella.memory.runs import Profiles
 from lamella.operations.look.listing import snapshots
 
