@@ -73,7 +73,8 @@ class Lamella:
         return self._base / "repo"
 
     @property
-    def _env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:
+        """The variables of every run."""
         places = {f"LAMELLA_{name}": str(self._base / name.lower()) for name in ("STATE_DIR", "CACHE_DIR", "CONFIG")}
         env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._base), **places}
         # Only where it is not installed: a longer search path would be part of every start.
@@ -84,7 +85,7 @@ class Lamella:
         key: list[str | Path] = (
             ["--repo", self.repository, "--keyfile", self._base / "key", "--json", "-q"] if opened else []
         )
-        return run([*self.command, *words, *key], self._env)
+        return run([*self.command, *words, *key], self.env)
 
     def init(self) -> Sample:
         """Make a new repository with new state and cache."""

@@ -18,6 +18,7 @@ from lamella.base.errors import (
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
+from lamella.cli.local_time import shown_time
 from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import keeping
 from lamella.cli.values import workers
@@ -121,11 +122,7 @@ def _shown(repository: Repository, selected: Selected) -> str:
     ref = selected.snapshot.ref
     writer = repository.catalogue.writers.get(ref.writer)
     by = writer.label if writer is not None and writer.label else ref.writer.hex()[:8]
-    try:
-        moment = iso(selected.snapshot.added.time_ms)
-    except ValueError:
-        moment = "a time beyond the calendar"
-    return f"{selected.text}, of {moment}, written by {by}"
+    return f"{selected.text}, of {shown_time(iso(selected.snapshot.added.time_ms))}, written by {by}"
 
 
 def _volume(context: Context, repository: Repository, selected: Selected) -> int:
