@@ -39,7 +39,7 @@ def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> PackHea
     return PackHead(name, domain_id, header, container.decode_directory(content, header, name))
 
 
-def open_blob(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes, name: str) -> Opened:
+def open_blob(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes | memoryview, name: str) -> Opened:
     """The content of a pack's blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4).
 
     Raises IntegrityError.
@@ -47,9 +47,13 @@ def open_blob(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes, nam
     return _content(PackOpener(domain, header, name), domain, blob, sealed, name)
 
 
-def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes, name: str) -> Opened:
-    body = opener.body(blob, sealed)
-    content = compression.decode(body, blob.content_length, name)
+def open_unidentified(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes | memoryview, name: str) -> Opened:
+    """As `open_blob`, but the caller recomputes the id. Raises IntegrityError."""
+    return compression.decode(PackOpener(domain, header, name).body(blob, sealed), blob.content_length, name)
+
+
+def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes | memoryview, name: str) -> Opened:
+    content = compression.decode(opener.body(blob, sealed), blob.content_length, name)
     if identifier(domain, blob.kind)(content) != blob.id:
         raise IntegrityError("a blob whose content is not what its id says", obj=name)
     return content
