@@ -39,24 +39,33 @@ def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> PackHea
     return PackHead(name, domain_id, header, container.decode_directory(content, header, name))
 
 
-def open_blob(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes | memoryview, name: str) -> Opened:
-    """The content of a pack's blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4).
+class BlobOpener:
+    """Opens the blobs of one pack. Without `identified` the caller recomputes their ids."""
 
-    Raises IntegrityError.
-    """
-    return _content(PackOpener(domain, header, name), domain, blob, sealed, name)
+    __slots__ = ("_domain", "_identified", "_name", "_opener")
+
+    def __init__(
+        self, domain: DomainKeys, header: Header, name: str, bound: bytes = b"", *, identified: bool = True
+    ) -> None:
+        self._domain = domain
+        self._opener = PackOpener(domain, header, name, bound)
+        self._name = name
+        self._identified = identified
+
+    def open(self, blob: Blob, sealed: bytes | memoryview) -> Opened:
+        """The content of a blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4).
+
+        Raises IntegrityError.
+        """
+        content = compression.decode(self._opener.body(blob, sealed), blob.content_length, self._name)
+        if self._identified and identifier(self._domain, blob.kind)(content) != blob.id:
+            raise IntegrityError("a blob whose content is not what its id says", obj=self._name)
+        return content
 
 
-def open_unidentified(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes | memoryview, name: str) -> Opened:
-    """As `open_blob`, but the caller recomputes the id. Raises IntegrityError."""
-    return compression.decode(PackOpener(domain, header, name).body(blob, sealed), blob.content_length, name)
-
-
-def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes | memoryview, name: str) -> Opened:
-    content = compression.decode(opener.body(blob, sealed), blob.content_length, name)
-    if identifier(domain, blob.kind)(content) != blob.id:
-        raise IntegrityError("a blob whose content is not what its id says", obj=name)
-    return content
+def open_blob(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes, name: str) -> Opened:
+    """The content of a pack's blob. Raises IntegrityError."""
+    return BlobOpener(domain, header, name).open(blob, sealed)
 
 
 def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tuple[PackHead, list[Opened]]:
@@ -66,13 +75,8 @@ def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tup
     head = open_head(keys, name, content, bound)
     container.check_padding(content, head.header, head.blobs, name)
     container.check_total(head.blobs, name)
-    domain = keys.domain(head.domain_id)
-    opener = PackOpener(domain, head.header, name, bound)
-    opened = [
-        _content(opener, domain, blob, content[blob.offset : blob.offset + blob.sealed_length], name)
-        for blob in head.blobs
-    ]
-    return head, opened
+    opener = BlobOpener(keys.domain(head.domain_id), head.header, name, bound)
+    return head, [opener.open(blob, content[blob.offset : blob.offset + blob.sealed_length]) for blob in head.blobs]
 
 
 def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:

@@ -15,7 +15,7 @@ from lamella.crypto.derive import Keys
 from lamella.format.container import NODES, Kind
 from lamella.format.lost import Address
 from lamella.packs.blobmap import BlobMap, Place
-from lamella.packs.containers import open_blob, open_unidentified
+from lamella.packs.containers import BlobOpener
 from lamella.packs.reach import reinstated, require_alive
 from lamella.stores.base import Store
 
@@ -101,11 +101,12 @@ class Contents:
             except StoreError as error:
                 require_alive(self._store, error)
                 continue
+            opener = self._opener(run[0], identified=identified)
             for place in run:
                 at = place.blob.offset - start
                 sealed = content[at : at + place.blob.sealed_length]
                 try:
-                    opened = self._open(domain_id, place, sealed, lengths[place.blob.id], identified)
+                    opened = self._open(domain_id, place, sealed, lengths[place.blob.id], opener)
                 except IntegrityError:
                     continue
                 yield place.blob.id, opened
@@ -115,13 +116,22 @@ class Contents:
         return self._opened(place.domain_id, place, None)[0]
 
     def _open(
-        self, domain_id: DomainId, place: Place, sealed: bytes | memoryview, length: int | None, identified: bool = True
+        self,
+        domain_id: DomainId,
+        place: Place,
+        sealed: bytes | memoryview,
+        length: int | None,
+        opener: BlobOpener | None = None,
     ) -> Opened:
-        name = pack_name(place.pack)
         if place.domain_id != domain_id or length not in (None, place.blob.content_length):
+            name = pack_name(place.pack)
             raise _Misplaced("a blob of another domain or length than its position implies", obj=name)
-        opener = open_blob if identified else open_unidentified
-        return opener(self._keys.domain(domain_id), place.header, place.blob, sealed, name)
+        return (opener or self._opener(place)).open(place.blob, sealed)
+
+    def _opener(self, place: Place, *, identified: bool = True) -> BlobOpener:
+        """Opens the blobs of the pack of `place`, for its domain."""
+        keys = self._keys.domain(place.domain_id)
+        return BlobOpener(keys, place.header, pack_name(place.pack), identified=identified)
 
     def _first_good(
         self, domain_id: DomainId, kind: Kind, id_: ChunkId, places: Sequence[Place], length: int | None

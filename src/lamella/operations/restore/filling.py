@@ -28,11 +28,15 @@ Row = tuple[int, ChunkId]
 
 
 class Part(NamedTuple):
-    """What came of one piece of a volume: bytes of its data chunks, bytes written, and the chunks proven."""
+    """What came of one piece of a volume. Bytes."""
 
+    chunks: int
+    """Its DATA chunks, a number."""
     data: int
     written: int
     proven: list[Row]
+    """The chunks whose contents were seen on the target's disk."""
+    proven_bytes: int
 
 
 class Filling:
@@ -46,8 +50,8 @@ class Filling:
         self._decoded = ThreadBuffers(stream.shape.chunk_size)
         # Never the same memory: what a read leaves as it was must not pass for what was read.
         self._read = ThreadBuffers(stream.shape.chunk_size)
-        self.proven = ChunkSet()
-        """Chunks whose contents were seen on the target's disk; for the caller to add to."""
+        self._proven = ChunkSet()
+        self._left = 0
 
     def pieces(self) -> Iterator[ChunkBatch | SlotRun]:
         """What `fill` is called with."""
@@ -58,23 +62,40 @@ class Filling:
         if isinstance(piece, SlotRun):
             clear = self._target.punch if piece.slot == Slot.HOLE else self._target.zero
             clear(*self._stream.span(piece.first, piece.end))
-            return Part(0, 0, [])
+            return Part(0, 0, 0, [], 0)
         held: list[Row] = []
         if self._target.holds:
             held = [row for run in _adjoining(piece.chunks) for row in self._right(run)]
         known = {chunk for chunk, _ in held}
         missing = [row for row in piece.chunks if row[0] not in known] if known else piece.chunks
         written = self._write(missing)
-        proven = [row for run in _adjoining(missing) if self._is_direct(run) for row in self._proven(run)]
-        return Part(sum(self._stream.shape.chunk_length(chunk) for chunk, _ in piece.chunks), written, held + proven)
+        proven = held + [row for run in _adjoining(missing) if self._is_direct(run) for row in self._proof(run)]
+        return Part(len(piece.chunks), self._bytes(piece.chunks), written, sorted(proven), self._bytes(proven))
+
+    def note(self, part: Part) -> None:
+        """Take in what came of a piece. From one thread only."""
+        self._left += part.chunks - len(part.proven)
+        for run in _adjoining(part.proven):
+            self._proven.add(run[0][0], run[-1][0] + 1)
 
     def unproven(self) -> Iterator[ChunkBatch | SlotRun]:
-        """What `prove` is called with, after the target has settled: all that is not in `proven`."""
+        """What `prove` is called with, after the target has settled: all that no noted part has proven."""
+        if not self._left:  # the manifest need not be read again
+            yield from self._between()
+            return
         for piece in self._stream.pieces():
             if isinstance(piece, SlotRun):
                 yield piece
-            elif left := tuple(row for row in piece.chunks if row[0] not in self.proven):
+            elif left := tuple(row for row in piece.chunks if row[0] not in self._proven):
                 yield ChunkBatch(left)
+
+    def _between(self) -> Iterator[SlotRun]:
+        """Everything but the proven chunks, as runs of zeros."""
+        position = 0
+        for first, end in (*self._proven.runs(), (self._stream.shape.chunks,) * 2):
+            if position < first:
+                yield SlotRun(position, first, Slot.ZERO)
+            position = end
 
     def prove(self, piece: ChunkBatch | SlotRun) -> int:
         """Compare what the target reads back. Returns the bytes compared; raises IntegrityError for a difference."""
@@ -83,8 +104,8 @@ class Filling:
             self._prove_zeros(start, end)
             return end - start
         for run in _adjoining(piece.chunks):
-            self._proven(run)
-        return sum(self._stream.shape.chunk_length(chunk) for chunk, _ in piece.chunks)
+            self._proof(run)
+        return self._bytes(piece.chunks)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -120,7 +141,7 @@ class Filling:
                     found.append(row)
         return found
 
-    def _proven(self, run: Sequence[Row]) -> Sequence[Row]:
+    def _proof(self, run: Sequence[Row]) -> Sequence[Row]:
         """The run, after its ids were recomputed from what the target reads back."""
         wrong = [(row, bytes(content)) for row, content in self._contents(run) if self._identify(content) != row[1]]
         for row, held in wrong:
@@ -163,6 +184,9 @@ class Filling:
         where = self._target.working_path
         message = f"{where} does not hold what was written at offset {offset}"
         return IntegrityError(message, obj=str(where), hint=hint)
+
+    def _bytes(self, rows: Sequence[Row]) -> int:
+        return sum(self._stream.shape.chunk_length(chunk) for chunk, _ in rows)
 
     def _is_direct(self, run: Sequence[Row]) -> bool:
         return self._target.is_direct(*self._span(run))

@@ -132,16 +132,14 @@ class RestorePlan:
         """Write and compare everything. Returns the bytes written and compared."""
         filling = Filling(self._stream, identify_chunk(self._repo, self._selected), self._target)
         workers = self._options.workers or min(_MOST_WORKERS, _FOR_EACH_PROCESSOR * default_workers())
-        length = self._stream.shape.chunk_length
         done = written = compared = 0
         # What cannot be proven at once is read a second time, which counts as much as the first.
         total = self.data_bytes if self._target.is_direct(0, 0) else 2 * self.data_bytes
         for part in ordered_map(filling.fill, filling.pieces(), workers=workers):
             written += part.written
             done += part.data
-            for chunk, _ in part.proven:
-                filling.proven.add(chunk, chunk + 1)
-                compared += length(chunk)
+            compared += part.proven_bytes
+            filling.note(part)
             reporter(Progress("restore", self.volume, min(done, total), total))
         self._target.settle()
         for count in ordered_map(filling.prove, filling.unproven(), workers=workers):
