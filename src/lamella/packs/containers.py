@@ -40,17 +40,11 @@ def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> PackHea
 
 
 class BlobOpener:
-    """Opens the blobs of one pack. Without `identified` the caller recomputes their ids."""
+    """Opens the blobs of one pack. Unless it `checks` ids, the caller recomputes them."""
 
-    __slots__ = ("_domain", "_identified", "_name", "_opener")
-
-    def __init__(
-        self, domain: DomainKeys, header: Header, name: str, bound: bytes = b"", *, identified: bool = True
-    ) -> None:
-        self._domain = domain
-        self._opener = PackOpener(domain, header, name, bound)
-        self._name = name
-        self._identified = identified
+    def __init__(self, keys: DomainKeys, header: Header, name: str, bound: bytes = b"", checks: bool = True) -> None:
+        self._keys, self._name, self._checks = keys, name, checks
+        self._opener = PackOpener(keys, header, name, bound)
 
     def open(self, blob: Blob, sealed: bytes | memoryview) -> Opened:
         """The content of a blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4).
@@ -58,7 +52,7 @@ class BlobOpener:
         Raises IntegrityError.
         """
         content = compression.decode(self._opener.body(blob, sealed), blob.content_length, self._name)
-        if self._identified and identifier(self._domain, blob.kind)(content) != blob.id:
+        if self._checks and identifier(self._keys, blob.kind)(content) != blob.id:
             raise IntegrityError("a blob whose content is not what its id says", obj=self._name)
         return content
 

@@ -106,7 +106,8 @@ class Contents:
                 at = place.blob.offset - start
                 sealed = content[at : at + place.blob.sealed_length]
                 try:
-                    opened = self._open(domain_id, place, sealed, lengths[place.blob.id], opener)
+                    _require_fit(domain_id, place, lengths[place.blob.id])
+                    opened = opener.open(place.blob, sealed)
                 except IntegrityError:
                     continue
                 yield place.blob.id, opened
@@ -115,23 +116,14 @@ class Contents:
         """The content at one place and no other. Raises IntegrityError, StoreError."""
         return self._opened(place.domain_id, place, None)[0]
 
-    def _open(
-        self,
-        domain_id: DomainId,
-        place: Place,
-        sealed: bytes | memoryview,
-        length: int | None,
-        opener: BlobOpener | None = None,
-    ) -> Opened:
-        if place.domain_id != domain_id or length not in (None, place.blob.content_length):
-            name = pack_name(place.pack)
-            raise _Misplaced("a blob of another domain or length than its position implies", obj=name)
-        return (opener or self._opener(place)).open(place.blob, sealed)
+    def _open(self, domain_id: DomainId, place: Place, sealed: bytes, length: int | None) -> Opened:
+        _require_fit(domain_id, place, length)
+        return self._opener(place).open(place.blob, sealed)
 
     def _opener(self, place: Place, *, identified: bool = True) -> BlobOpener:
         """Opens the blobs of the pack of `place`, for its domain."""
         keys = self._keys.domain(place.domain_id)
-        return BlobOpener(keys, place.header, pack_name(place.pack), identified=identified)
+        return BlobOpener(keys, place.header, pack_name(place.pack), checks=identified)
 
     def _first_good(
         self, domain_id: DomainId, kind: Kind, id_: ChunkId, places: Sequence[Place], length: int | None
@@ -206,6 +198,12 @@ class Contents:
         if self._suspects is not None and for_good:
             self._suspects().mark(place.pack, [(place.blob.kind, place.blob.id)])
         return f"{error.message} ({name})"
+
+
+def _require_fit(domain_id: DomainId, place: Place, length: int | None) -> None:
+    if place.domain_id != domain_id or length not in (None, place.blob.content_length):
+        name = pack_name(place.pack)
+        raise _Misplaced("a blob of another domain or length than its position implies", obj=name)
 
 
 def _runs(places: list[Place]) -> list[list[Place]]:

@@ -6,10 +6,11 @@ with each piece at once, while other threads decode; elsewhere at the end, when 
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lamella.base.chunkset import ChunkSet
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId
 from lamella.crypto.chunk_id import Identify
@@ -27,7 +28,7 @@ Row = tuple[int, ChunkId]
 """A DATA chunk: its number and id."""
 
 
-class Part(NamedTuple):
+class Filled(NamedTuple):
     """What came of one piece of a volume. Bytes."""
 
     chunks: int
@@ -50,33 +51,36 @@ class Filling:
         self._decoded = ThreadBuffers(stream.shape.chunk_size)
         # Never the same memory: what a read leaves as it was must not pass for what was read.
         self._read = ThreadBuffers(stream.shape.chunk_size)
-        self._proven = ChunkSet()
+        self._proven = array("Q")  # first chunk and end of each run, ascending
         self._left = 0
 
     def pieces(self) -> Iterator[ChunkBatch | SlotRun]:
         """What `fill` is called with."""
         return self._stream.pieces(data_only=self._target.starts_zeroed)
 
-    def fill(self, piece: ChunkBatch | SlotRun) -> Part:
+    def fill(self, piece: ChunkBatch | SlotRun) -> Filled:
         """Make a piece of the target what it must be. Raises IntegrityError, StoreError, SourceError."""
         if isinstance(piece, SlotRun):
             clear = self._target.punch if piece.slot == Slot.HOLE else self._target.zero
             clear(*self._stream.span(piece.first, piece.end))
-            return Part(0, 0, 0, [], 0)
+            return Filled(0, 0, 0, [], 0)
         held: list[Row] = []
         if self._target.holds:
             held = [row for run in _adjoining(piece.chunks) for row in self._right(run)]
         known = {chunk for chunk, _ in held}
         missing = [row for row in piece.chunks if row[0] not in known] if known else piece.chunks
         written = self._write(missing)
-        proven = held + [row for run in _adjoining(missing) if self._is_direct(run) for row in self._proof(run)]
-        return Part(len(piece.chunks), self._bytes(piece.chunks), written, sorted(proven), self._bytes(proven))
+        proven = held + [row for run in _adjoining(missing) for row in self._proven_now(run)]
+        return Filled(len(piece.chunks), self._bytes(piece.chunks), written, sorted(proven), self._bytes(proven))
 
-    def note(self, part: Part) -> None:
-        """Take in what came of a piece. From one thread only."""
+    def note(self, part: Filled) -> None:
+        """Take in what came of a piece, in the order of the pieces."""
         self._left += part.chunks - len(part.proven)
         for run in _adjoining(part.proven):
-            self._proven.add(run[0][0], run[-1][0] + 1)
+            if self._proven and self._proven[-1] == run[0][0]:
+                self._proven[-1] = run[-1][0] + 1
+            else:
+                self._proven.extend((run[0][0], run[-1][0] + 1))
 
     def unproven(self) -> Iterator[ChunkBatch | SlotRun]:
         """What `prove` is called with, after the target has settled: all that no noted part has proven."""
@@ -86,16 +90,13 @@ class Filling:
         for piece in self._stream.pieces():
             if isinstance(piece, SlotRun):
                 yield piece
-            elif left := tuple(row for row in piece.chunks if row[0] not in self._proven):
+            elif left := tuple(row for row in piece.chunks if bisect(self._proven, row[0]) % 2 == 0):
                 yield ChunkBatch(left)
 
     def _between(self) -> Iterator[SlotRun]:
         """Everything but the proven chunks, as runs of zeros."""
-        position = 0
-        for first, end in (*self._proven.runs(), (self._stream.shape.chunks,) * 2):
-            if position < first:
-                yield SlotRun(position, first, Slot.ZERO)
-            position = end
+        bounds = iter((0, *self._proven, self._stream.shape.chunks))
+        yield from (SlotRun(first, end, Slot.ZERO) for first, end in zip(bounds, bounds, strict=True) if first < end)
 
     def prove(self, piece: ChunkBatch | SlotRun) -> int:
         """Compare what the target reads back. Returns the bytes compared; raises IntegrityError for a difference."""
@@ -130,16 +131,18 @@ class Filling:
 
     def _right(self, run: Sequence[Row]) -> list[Row]:
         """The chunks of a run that the target holds already, as its disk reads back."""
-        start, end = self._span(run)
-        stored = ChunkSet(
-            (low >> self._log2, (high - 1 >> self._log2) + 1) for low, high in self._target.stored(start, end)
-        )
+        stored = [(low >> self._log2, high - 1 >> self._log2) for low, high in self._target.stored(*self._span(run))]
         found: list[Row] = []
-        for part in _adjoining([row for row in run if row[0] in stored]):
+        for part in _adjoining([row for row in run if any(low <= row[0] <= high for low, high in stored)]):
             for row, content in self._contents(part):
                 if not is_zero(content) and self._identify(content) == row[1]:
                     found.append(row)
         return found
+
+    def _proven_now(self, run: Sequence[Row]) -> Sequence[Row]:
+        """The run if it can be proven before the target has settled, else nothing."""
+        # Asked again afterwards: a disk that refuses direct access is found out while it is read.
+        return run if self._is_direct(run) and self._proof(run) and self._is_direct(run) else ()
 
     def _proof(self, run: Sequence[Row]) -> Sequence[Row]:
         """The run, after its ids were recomputed from what the target reads back."""
