@@ -20,6 +20,16 @@ class Crew:
     def submit(self, call: Callable[[], None]) -> None:
         """Queue a call; waits while too many are unfinished."""
         self._room.acquire()
+        self._start(call)
+
+    def offer(self, call: Callable[[], object]) -> bool:
+        """Queue a call only if there is room for it at once; whether there was."""
+        if not self._room.acquire(blocking=False):
+            return False
+        self._start(call)
+        return True
+
+    def _start(self, call: Callable[[], object]) -> None:
         try:
             self._pool.submit(call).add_done_callback(lambda _: self._room.release())
         except BaseException:
