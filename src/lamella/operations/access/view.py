@@ -160,7 +160,13 @@ class SnapshotView:
             self.expect(wanted[0], wanted[1] - wanted[0])
 
     def _decode_beside(self, start: int, end: int) -> None:
-        self._reading.chunks.ahead(lambda: self._contents(list(self._slots(start, end))))
+        log2, chunks = self._shape.chunk_log2, self._reading.chunks
+        (number, first), (other, last) = divmod(start >> log2, FAN_OUT), divmod(end - 1 >> log2, FAN_OUT)
+        leaf = self._reading.leaves.get((self._tree.root, number)) if number == other else None
+        # Waking another thread costs more than this look.
+        if leaf and all(not isinstance(slot, bytes) or chunks.has(slot) for slot in leaf[first : last + 1]):
+            return
+        chunks.ahead(lambda: self._contents(list(self._slots(start, end))))
 
 
 class _ReadAhead:
