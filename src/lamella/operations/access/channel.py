@@ -43,7 +43,7 @@ class Channel:
             pass
 
     def take(self, length: int, until: float | None = None) -> bytes:
-        """The next bytes, at most a buffer of them. Raises ClientGone; ClientStalled at the time `until`, or without progress."""
+        """The next bytes, few of them. Raises ClientGone; ClientStalled at `until`, or without progress."""
         last = time.monotonic() if until is None else until - STALL_SECONDS
         while self._end - self._start < length:
             moved = self._fill()
