@@ -375,9 +375,10 @@ def test_all_volumes_are_written_and_a_damaged_one_stops_no_other(
     shutil.rmtree(tmp_path / "all")
     (tmp_path / "all").mkdir()
     for path in packs:
-        if path.is_file() and path.stat().st_size > MIB // 2:
+        if path.is_file():
             spoiled = bytearray(path.read_bytes())
-            spoiled[len(spoiled) // 2] ^= 1
+            for at in range(0, len(spoiled), 10_000):
+                spoiled[at] ^= 1
             path.chmod(0o600)
             path.write_bytes(spoiled)
     done = empty.json("export", "--all", tmp_path / "all", code=3)
