@@ -402,6 +402,23 @@ def test_a_full_disk_leaves_nothing_behind(saved: Lamella, tmp_path: Path) -> No
         subprocess.run(["umount", small], check=True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_image_that_was_interrupted_is_written_anew(
+    saved: Lamella, image: Path, tmp_path: Path, number: int
+) -> None:
+    target, partial = tmp_path / "x.img", tmp_path / "x.img.lamella-partial"
+    words = [*saved.command, *saved.options, "--limit-rate", "200K", "export", "disk", "--to", str(target)]
+    with subprocess.Popen(words, env=environment(saved.env), stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + SECONDS
+        while not partial.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(SECONDS) == (130 if number == signal.SIGINT else -number)
+    assert not target.exists() and partial.exists() == (number == signal.SIGKILL)
+    saved.ok("export", "disk", "--to", target)
+    assert target.read_bytes() == image.read_bytes() and not partial.exists()
+
+
 def test_a_reader_that_leaves_is_an_error(saved: Lamella) -> None:
     words = " ".join([*saved.command, *saved.options, "export", "disk", "--to", "-", "-q"])
     done = subprocess.run(
