@@ -82,10 +82,12 @@ class Lamella:
 
     def call(self, *words: str | Path, opened: bool = True) -> Sample:
         """Run one command. Raises BenchError if it fails."""
-        key: list[str | Path] = (
-            ["--repo", self.repository, "--keyfile", self._base / "key", "--json", "-q"] if opened else []
-        )
-        return run([*self.command, *words, *key], self.env)
+        return run([*self.words(*words), "--json", "-q"] if opened else [*self.command, *words], self.env)
+
+    def words(self, *words: str | Path) -> list[str]:
+        """A command on the repository."""
+        key = ("--repo", self.repository, "--keyfile", self._base / "key")
+        return [str(word) for word in (*self.command, *words, *key)]
 
     def init(self) -> Sample:
         """Make a new repository with new state and cache."""
