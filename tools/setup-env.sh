@@ -109,7 +109,7 @@ missing_packages() {
     fi
     for pair in gcc:gcc mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
         losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio \
-        sshd:openssh-server systemd-analyze:systemd ssh:$ssh_package ip:$ip_package lvs:lvm2 thin_delta:$thin_package $guest; do
+        sshd:openssh-server systemd-analyze:systemd ssh:$ssh_package ip:$ip_package lvs:lvm2 thin_delta:$thin_package fusermount3:fuse3 $guest; do
         program=${pair%%:*} package=${pair#*:}
         command -v "$program" >/dev/null || echo "$package"
     done | sort -u

@@ -13,6 +13,7 @@ COMMANDS = {
     "init": "make a repository",
     "backup": "back up volumes into one snapshot",
     "restore": "write a volume, or a document, back to a file or device",
+    "mount": "show every snapshot as a file below a directory",
     "list": "show volumes and snapshots",
     "info": "show the repository, a volume or a snapshot",
     "diff": "show the differences between two snapshots of a volume",
