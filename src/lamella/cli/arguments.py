@@ -14,6 +14,7 @@ COMMANDS = {
     "backup": "back up volumes into one snapshot",
     "restore": "write a volume, or a document, back to a file or device",
     "mount": "show every snapshot as a file below a directory",
+    "export": "serve a snapshot as a disk without restoring it, or write it to an image",
     "list": "show volumes and snapshots",
     "info": "show the repository, a volume or a snapshot",
     "diff": "show the differences between two snapshots of a volume",

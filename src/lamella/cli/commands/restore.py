@@ -5,24 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lamella.base.clock import iso
-from lamella.base.errors import (
-    Interrupted,
-    LamellaError,
-    NothingMatched,
-    RolledBack,
-    SourceAtRisk,
-    SourceError,
-    UsageError,
-)
+from lamella.base.errors import Interrupted, LamellaError, SourceAtRisk, SourceError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.chosen import chosen, shown_snapshot
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
 from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import keeping
 from lamella.cli.values import workers
 from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore
-from lamella.operations.shared.selection import Selected, doubts, select, split_selector
+from lamella.operations.shared.selection import Selected, split_selector
 from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
@@ -74,9 +66,9 @@ def run(context: Context) -> int:
         raise error
     try:
         with context.repository() as repository:
-            selected = _selected(repository, args.volume)
+            selected = chosen(repository, args.volume)
             code = context.warn_of_problems(repository)
-            out.say(f"restoring {_shown(repository, selected)}")
+            out.say(f"restoring {shown_snapshot(repository, selected)}")
             restored = _volume if args.document is None else _document
             return restored(context, repository, selected) or code
     except SourceAtRisk:
@@ -95,37 +87,6 @@ def _require_place(args: argparse.Namespace) -> None:
     above = args.to.resolve().parent
     if not above.is_dir():
         raise LamellaError(f"there is no directory {above}", obj=str(args.to), hint="make it first")
-
-
-def _selected(repository: Repository, text: str) -> Selected:
-    """The snapshot to restore. Raises NothingMatched; RolledBack where that snapshot, or a newer one, may be missing.
-
-    A full name is never in doubt, whatever else is missing.
-    """
-    try:
-        selected = select(repository, [text])[0]
-    except NothingMatched as error:
-        if not repository.problems:
-            raise
-        problem, place = repository.problems[0], repository.store.url
-        raise RolledBack(f"{error.message}; {problem.message}", obj=place, hint=problem.remedy) from error
-    doubtful = doubts(repository, selected.volume)
-    if doubtful and split_selector(text)[1] != selected.snapshot.name:
-        hint = f"to restore it nevertheless, name it in full: {selected.text}; {doubtful[0].remedy}"
-        raise RolledBack(doubtful[0].message, obj=repository.store.url, hint=hint)
-    return selected
-
-
-def _shown(repository: Repository, selected: Selected) -> str:
-    """The snapshot with its time and its writer, so that a person can see which snapshot it is."""
-    ref = selected.snapshot.ref
-    writer = repository.catalogue.writers.get(ref.writer)
-    by = writer.label if writer is not None and writer.label else ref.writer.hex()[:8]
-    try:
-        moment = iso(selected.snapshot.added.time_ms)
-    except ValueError:
-        moment = "a time beyond the calendar"
-    return f"{selected.text}, of {moment}, written by {by}"
 
 
 def _volume(context: Context, repository: Repository, selected: Selected) -> int:

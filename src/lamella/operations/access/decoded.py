@@ -14,13 +14,14 @@ from lamella.base.ids import ChunkId, DomainId
 from lamella.base.trust import Opened
 from lamella.format.container import Kind
 from lamella.packs.contents import Contents
-from lamella.run.beside import Crew
+from lamella.run.beside import Spare
 from lamella.run.pipeline import default_workers
 
 CACHE_BYTES = 64 * 1024 * 1024
 DAMAGE_SECONDS = 10.0
 """A chunk that did not open is looked for again after this time: it may have been repaired."""
 _DAMAGED_KEPT = 1024
+_CLOSE_SECONDS = 2.0
 _QUEUED = 32
 """Pieces of reading ahead that may wait; more are left to those who read them."""
 
@@ -38,6 +39,9 @@ class Recent(Generic[Key, Value]):
         self._lock = threading.Lock()
         self._kept: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
         self.weight = 0
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
 
     def get(self, key: Key) -> Value | None:
         """The value, which is now the newest; None if it is not kept."""
@@ -88,8 +92,7 @@ class DecodedChunks:
         self._damaged: Recent[ChunkId, tuple[str, float]] = Recent(_DAMAGED_KEPT)
         self._lock = threading.Lock()
         self._pending: dict[ChunkId, _Batch] = {}
-        self._crew = Crew(workers or max(4, default_workers()), _QUEUED)
-        self._closed = False
+        self._spare = Spare(workers or max(4, default_workers()), _QUEUED, "lamella-ahead")
 
     @property
     def held_bytes(self) -> int:
@@ -125,18 +128,20 @@ class DecodedChunks:
             found[id_] = self._one(domain_id, id_, length) if content is None else content
         return found
 
+    def has(self, id_: ChunkId) -> bool:
+        """Whether a chunk is kept, or being decoded."""
+        return id_ in self._chunks or id_ in self._pending
+
     def ahead(self, call: Callable[[], object]) -> None:
         """Make a call beside, which decodes what will be asked for soon; not at all if too many wait already.
 
         What the call raises is not seen: whoever needs these chunks meets the same trouble.
         """
-        if not self._closed:
-            self._crew.offer(lambda: None if self._closed else call())
+        self._spare.offer(call)
 
     def close(self) -> None:
-        """End the reading ahead; what is being decoded is finished first."""
-        self._closed = True
-        self._crew.close()
+        """End the reading ahead; what is being decoded is waited for, unless the store does not answer."""
+        self._spare.close(_CLOSE_SECONDS)
 
     def _decode(self, domain_id: DomainId, batch: _Batch, wanted: Wanted) -> None:
         """Open chunks that this thread claimed. Raises what `get` raises, after the others were served."""

@@ -21,7 +21,9 @@ _AHEAD_MOST = 8 * PIECE
 _READERS = 32
 """Readers whose place is remembered: more take turns at being recognised."""
 _LEAVES_KEPT = 2048
-_ZEROS = memoryview(bytes(PIECE))
+
+Part = bytes | memoryview | int
+"""Some of the bytes that were asked for; a number stands for so many zeros."""
 
 
 class Stretch(NamedTuple):
@@ -76,10 +78,10 @@ class SnapshotView:
 
         Raises IntegrityError that names the chunk if a chunk of this range is damaged, StoreError.
         """
-        return b"".join(self.parts(offset, length))
+        return b"".join(bytes(part) if isinstance(part, int) else part for part in self.parts(offset, length))
 
-    def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview]:
-        """What `read` returns, in parts, without copying where that holds no more memory than the parts have."""
+    def parts(self, offset: int, length: int) -> Iterator[Part]:
+        """What `read` returns, in parts, at most a piece each; not copied where that holds hardly more memory."""
         end = min(offset + length, self.size)
         if offset >= end:
             return
@@ -114,7 +116,7 @@ class SnapshotView:
                 found.append(Stretch(stop - start, hole, zero))
         return found
 
-    def _piece(self, start: int, end: int) -> Iterator[bytes | memoryview]:
+    def _piece(self, start: int, end: int) -> Iterator[Part]:
         """The bytes `[start, end)`, at most one piece of them."""
         slots = list(self._slots(start, end))
         contents = self._contents(slots)
@@ -122,7 +124,7 @@ class SnapshotView:
             first = chunk << self._shape.chunk_log2
             low, high = max(start - first, 0), min(end - first, self._shape.chunk_length(chunk))
             if not isinstance(slot, bytes):
-                yield _ZEROS[: high - low]
+                yield high - low
             elif 2 * (high - low) < self._shape.chunk_size:
                 # A small part of a chunk would keep all of the chunk in memory until it is sent.
                 yield contents[slot][low:high]
@@ -158,7 +160,13 @@ class SnapshotView:
             self.expect(wanted[0], wanted[1] - wanted[0])
 
     def _decode_beside(self, start: int, end: int) -> None:
-        self._reading.chunks.ahead(lambda: self._contents(list(self._slots(start, end))))
+        log2, chunks = self._shape.chunk_log2, self._reading.chunks
+        (number, first), (other, last) = divmod(start >> log2, FAN_OUT), divmod(end - 1 >> log2, FAN_OUT)
+        leaf = self._reading.leaves.get((self._tree.root, number)) if number == other else None
+        # Waking another thread costs more than this look.
+        if leaf and all(not isinstance(slot, bytes) or chunks.has(slot) for slot in leaf[first : last + 1]):
+            return
+        chunks.ahead(lambda: self._contents(list(self._slots(start, end))))
 
 
 class _ReadAhead:
