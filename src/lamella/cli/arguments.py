@@ -15,6 +15,7 @@ COMMANDS = {
     "restore": "write a volume, or a document, back to a file or device",
     "mount": "show every snapshot as a file below a directory",
     "export": "serve a snapshot as a disk without restoring it, or write it to an image",
+    "files": "list, find and copy single files inside a snapshot",
     "list": "show volumes and snapshots",
     "info": "show the repository, a volume or a snapshot",
     "diff": "show the differences between two snapshots of a volume",
