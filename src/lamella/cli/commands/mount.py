@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
         "DIR/VOLUME/SNAPSHOT/disk.img is the volume at that moment, with its documents beside; DIR/VOLUME/latest and\n"
-        "DIR/VOLUME/^TAG lead to a snapshot. Everything is read-only, and seen by nobody but you. The directory shows\n"
-        "the snapshots that there were when it was mounted. It is ended by `fusermount3 -u DIR`, or by a signal to the\n"
-        "process; until then nobody can get the exclusive lock of the repository. Needs the extra `fuse`.\n\n" + SECRETS
+        "DIR/VOLUME/^TAG lead to a snapshot. Everything is read-only, and nobody but you sees any of it. What there was\n"
+        "when you mounted it is shown. `fusermount3 -u DIR` ends it, and so does a signal to the process; until then\n"
+        "the repository is locked against commands that need it for themselves. Needs the extra `fuse`.\n\n" + SECRETS
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="an empty directory")
     parser.add_argument("--foreground", action="store_true", help="stay, and end with Ctrl-C")
@@ -51,11 +51,10 @@ def _in_background(context: Context, place: Path, log: int, leave: Ready) -> int
 
 
 def _mounted(context: Context, place: Path, leave: Callable[[], None] | None) -> int:
-    from lamella.operations.access.mount import require_fuse, serve
+    from lamella.operations.access.mount import serve
     from lamella.operations.access.shown import Shown
     from lamella.operations.access.view import Reading
 
-    library = require_fuse()
     with context.repository() as repository:
         code = context.warn_of_problems(repository)
         shown = Shown(repository, context.out.report)
@@ -68,7 +67,7 @@ def _mounted(context: Context, place: Path, leave: Callable[[], None] | None) ->
 
         signals.leave()  # libfuse takes them: Python could not, while the main thread waits in libfuse
         try:
-            serve(library, shown, reading, place, mounted, context.out.report)
+            serve(shown, reading, place, mounted, context.out.report)
         finally:
             reading.close()
     return code

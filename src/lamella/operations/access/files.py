@@ -79,10 +79,15 @@ class How:
 
     kernel: GuestKernel
     memory_file: Path
+    """Remembers that KVM does not work here."""
+    cache: Path
+    """Where an uncompressed kernel is kept."""
     folder: Path
     """Where the overlay is kept, as an unnamed file."""
     partition: str = ""
     seconds: int = 600
+    most_bytes: int = 0
+    """Bytes of all files together that are taken at most."""
 
 
 def wanted_path(text: str) -> str:
@@ -109,13 +114,11 @@ def walked(reading: Reading, selected: Selected, patterns: list[str], how: How, 
     return _asked(reading, selected, _request(What.WALK, [""], how), how, reporter, fitting)
 
 
-def got(
-    reading: Reading, selected: Selected, paths: list[str], how: How, reporter: Reporter, sink: Sink, most_bytes: int
-) -> Answer:
+def got(reading: Reading, selected: Selected, paths: list[str], how: How, reporter: Reporter, sink: Sink) -> Answer:
     """Put files, and directories with all that is in them, into a sink. Raises LamellaError."""
 
     def taking(answer: Answer, guest: Guest, request: Request) -> None:
-        answer.taken = take_archive(guest.take, sink, most_bytes)
+        answer.taken = take_archive(guest.take, sink, how.most_bytes)
 
     return _asked(reading, selected, _request(What.GET, paths, how), how, reporter, taking)
 
@@ -132,10 +135,13 @@ def _fits(path: str, pattern: str) -> bool:
 Receive = Callable[[Answer, Guest, Request], None]
 
 
-def _asked(  # noqa: PLR0913 - what all three questions need
+def _asked(
     reading: Reading, selected: Selected, request: Request, how: How, reporter: Reporter, receive: Receive
 ) -> Answer:
-    with _exported(reading, selected, how, reporter) as uri, started(how.kernel, uri, request, how.memory_file) as guest:
+    with (
+        _exported(reading, selected, how, reporter) as uri,
+        started(how.kernel, uri, request, how.memory_file, how.cache) as guest,
+    ):
         return _conversation(guest, request, receive)
 
 
@@ -189,11 +195,15 @@ def _require_done(how: str, parts: list[str], answer: Answer) -> None:
             answer.trouble = answer.trouble or "the guest could not read everything"
         return
     if word == "several":
-        raise UsageError(f"several file systems could be meant: {shown}", hint="name a partition with --partition NUMBER")
+        raise UsageError(
+            f"several file systems could be meant: {shown}", hint="name a partition with --partition NUMBER"
+        )
     if word == "nothing":
         raise NothingMatched(f"no file system that can be read, or no such partition: {shown}")
     if word == "lacks":
-        raise LamellaError(f"the guest's kernel cannot read {_NAMES.get(rest, rest)}", hint="name another with --kernel")
+        raise LamellaError(
+            f"the guest's kernel cannot read {_NAMES.get(rest, rest)}", hint="name another with --kernel"
+        )
     if word == "cannot":
         raise LamellaError(f"this version does not read {printable(rest)} inside a volume", hint="see: lamella export")
     if word == "unmountable":

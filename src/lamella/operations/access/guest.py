@@ -112,10 +112,10 @@ class _Late(LamellaError):
 
 
 @contextmanager
-def started(kernel: GuestKernel, uri: str, request: Request, memory_file: Path) -> Iterator[Guest]:
+def started(kernel: GuestKernel, uri: str, request: Request, memory_file: Path, cache: Path) -> Iterator[Guest]:
     """A guest with the disk at an NBD URI, with KVM where that works; killed when the block is left.
 
-    `memory_file` remembers that KVM did not work here. Raises LamellaError.
+    `memory_file` remembers that KVM did not work here; `cache` keeps an uncompressed kernel. Raises LamellaError.
     """
     if shutil.which(QEMU) is None:
         hint = "install qemu-system-x86 (Debian) or qemu-system-x86-core (Fedora)"
@@ -126,25 +126,25 @@ def started(kernel: GuestKernel, uri: str, request: Request, memory_file: Path) 
         archive.write_bytes(initramfs(kernel, request))
         child = None
         if os.access(KVM, os.R_OK | os.W_OK) and not memory_file.exists():
-            child = _start(kernel, archive, uri, "kvm")
+            child = _start(kernel.image, archive, uri, "kvm")
             if not Guest(child, request.nonce, deadline).answers(KVM_SECONDS):
                 _end(child)
                 child = None
                 with suppress(OSError):
                     memory_file.write_text("A guest with KVM did not answer here. Remove this file to try again.\n")
-        child = child or _start(kernel, archive, uri, "tcg,thread=multi")
+        child = child or _start(kernel.uncompressed(cache), archive, uri, "tcg,thread=multi")
         try:
             yield Guest(child, request.nonce, deadline)
         finally:
             _end(child)
 
 
-def _start(kernel: GuestKernel, archive: Path, uri: str, accelerator: str) -> Child:
+def _start(image: Path, archive: Path, uri: str, accelerator: str) -> Child:
     words = [QEMU, "-M", "q35", "-accel", accelerator, "-cpu", "host" if accelerator == "kvm" else "max"]
     words += ["-m", str(MEMORY_MIB), "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     words += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
-    words += ["-kernel", str(kernel.image), "-initrd", str(archive)]
-    words += ["-append", "quiet loglevel=3 panic=-1 mitigations=off"]
+    words += ["-kernel", str(image), "-initrd", str(archive)]
+    words += ["-append", "quiet loglevel=3 panic=-1 mitigations=off nokaslr no_timer_check"]
     words += ["-chardev", "stdio,id=port,signal=off", "-device", "virtio-serial-pci"]
     words += ["-device", f"virtserialport,chardev=port,name={PORT}"]
     words += ["-drive", f"file={uri},if=none,id=disk,format=raw,cache=unsafe", "-device", "virtio-blk-pci,drive=disk"]

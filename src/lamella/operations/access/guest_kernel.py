@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import lzma
 import os
 import struct
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from lamella.base.durable import make_private, write_durably
 from lamella.base.errors import LamellaError, UsageError
 
 BASE = ("crc32c_generic", "virtio_pci", "virtio_blk", "virtio_console")
@@ -24,6 +28,8 @@ FILE_SYSTEMS = {
 """The kernel's name of a file system -> the modules that read it."""
 
 _BOOT_MAGIC = b"HdrS"
+_PVH_NOTES = tuple(struct.pack("<III4s", 4, width, 18, b"Xen") for width in (4, 8))
+"""The ELF note of a kernel that starts uncompressed (XEN_ELFNOTE_PHYS32_ENTRY of xen/interface/elfnote.h)."""
 
 
 class GuestKernel:
@@ -40,6 +46,26 @@ class GuestKernel:
                 raise LamellaError(f"cannot read {modules}/modules.dep: {error.strerror}", obj=str(modules)) from error
             self._needs = {path: rest.split() for path, _, rest in (line.partition(":") for line in lines)}
         self._places = {_module_name(path): path for path in self._needs}
+
+    def uncompressed(self, cache: Path) -> Path:
+        """The kernel as QEMU starts it fastest: a guest without KVM takes seconds to decompress itself.
+
+        Kept in the directory `cache`, which may be lost. Where this kernel has no such form, the image itself.
+        """
+        try:
+            content = self.image.read_bytes()
+            kept = cache / hashlib.sha256(content).hexdigest()
+            if not kept.exists():
+                plain = _payload(content)
+                if plain is None:
+                    return self.image
+                make_private(cache)
+                for old in cache.iterdir():
+                    old.unlink()
+                write_durably(kept, plain)
+        except OSError:  # no room, or no right: the image does
+            return self.image
+        return kept
 
     def order(self, names: Sequence[str]) -> list[str]:
         """The files of these modules and of all that they need, below `modules`, in the order of loading."""
@@ -76,6 +102,22 @@ def find_kernel(named: Path | None) -> GuestKernel:
     return GuestKernel(image, modules)
 
 
+def _payload(image: bytes) -> bytes | None:
+    """The kernel inside an image (boot.rst: setup_sects, payload_offset, payload_length) if it starts by itself."""
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = ((image[0x1F1] or 4) + 1) * 512 + offset
+    packed = image[start : start + length]
+    plain = b""
+    with suppress(lzma.LZMAError, zlib.error, EOFError, LamellaError):
+        if packed.startswith(b"\xfd7zXZ"):
+            plain = lzma.LZMADecompressor().decompress(packed)  # the length follows it
+        elif packed.startswith(b"\x1f\x8b"):
+            plain = zlib.decompressobj(31).decompress(packed)
+        elif packed.startswith(b"\x28\xb5\x2f\xfd"):
+            plain = _unzstd(packed[:-4])
+    return plain if plain.startswith(b"\x7fELF") and any(note in plain for note in _PVH_NOTES) else None
+
+
 def _places(top: Path, version: str) -> tuple[Path, ...]:
     return (top / "lib/modules" / version, top / "usr/lib/modules" / version)
 
@@ -104,12 +146,14 @@ def _plain(content: bytes, place: Path) -> bytes:
     if place.suffix == ".gz":
         return gzip.decompress(content)
     if place.suffix == ".zst":
-        from lamella.format.zstd_provider import load  # some distributions' modules only
-
-        name, provider = load()
-        if name == "zstandard":
-            whole: bytes = provider.ZstdDecompressor().decompressobj().decompress(content)
-        else:
-            whole = provider.decompress(content)
-        return whole
+        return _unzstd(content)
     return content
+
+
+def _unzstd(content: bytes) -> bytes:
+    from lamella.format.zstd_provider import load  # some distributions only
+
+    name, provider = load()
+    if name == "zstandard":
+        return bytes(provider.ZstdDecompressor().decompressobj().decompress(content))
+    return bytes(provider.decompress(content))

@@ -72,7 +72,8 @@ dev=/dev/vda$n; [ "$n" = disk ] && dev=/dev/vda
 [ -n "$k" ] && [ -e "/order/$k" ] || finish "cannot ${k:-unknown}"
 load "$k"
 $B grep -qw "$k" /proc/filesystems || finish "lacks $k"
-$B mount -t "$k" -o rw,nosuid,nodev,noexec "$dev" /mnt 2>/tmp/why || finish "unmountable $k $($B dmesg | $B tail -n 2 | $B tr '\n' ' ')"
+$B mount -t "$k" -o rw,nosuid,nodev,noexec "$dev" /mnt 2>/tmp/why ||
+    finish "unmountable $k $($B dmesg | $B tail -n 2 | $B tr '\n' ' ')"
 state=clean
 $B dmesg | $B grep -qE 'recovery complete|Ending recovery|tree-log replay|orphan inode' && state=replayed
 case $k in vfat|exfat) state=none ;; esac
@@ -136,8 +137,8 @@ def initramfs(kernel: GuestKernel, request: Request) -> bytes:
     start = _START.replace("= PORT ]", f"= {PORT} ]")
     files["init"] = (stat.S_IFREG | 0o755, start.encode())
     files["request"] = (stat.S_IFREG | 0o600, request.script().encode())
-    paths = shlex.join(["set", "--", *request.paths])
-    files["paths"] = (stat.S_IFREG | 0o600, f"{paths}\n".encode("utf-8", "surrogateescape"))
+    wanted = shlex.join(["set", "--", *request.paths])
+    files["paths"] = (stat.S_IFREG | 0o600, f"{wanted}\n".encode("utf-8", "surrogateescape"))
     for name, modules in {"base": BASE, **FILE_SYSTEMS}.items():
         paths = kernel.order(modules)
         names = [path.rpartition("/")[2].partition(".ko")[0] + ".ko" for path in paths]

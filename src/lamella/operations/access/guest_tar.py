@@ -13,9 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from lamella.base.errors import LamellaError, printable
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
 
 BLOCK = 512
 NAME_MOST = 4096
@@ -263,15 +266,15 @@ class TreeSink:
                 path.symlink_to(member.target)
         for name, member in reversed(self._folders):
             with suppress(OSError):
-                os.chmod(self._root / name, member.mode & 0o777 | 0o700, follow_symlinks=True)
+                (self._root / name).chmod(member.mode & 0o777 | 0o700)
                 os.utime(self._root / name, (_time(member), _time(member)))
 
 
 class TarSink:
     """Another archive, of cleaned entries, on an open stream."""
 
-    def __init__(self, stream: io.RawIOBase | io.BufferedIOBase) -> None:
-        self._archive = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT)  # type: ignore[call-overload]
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._archive = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - `close`
 
     def folder(self, name: str, member: Member) -> None:
         """Add a directory."""
@@ -309,9 +312,9 @@ class _Pieces(io.RawIOBase):
         """Yes."""
         return True
 
-    def readinto(self, buffer: object) -> int:
+    def readinto(self, buffer: Buffer) -> int:
         """Fill a buffer as far as a piece goes."""
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        view = memoryview(buffer).cast("B")
         self._rest = self._rest or next(self._pieces, b"")
         count = min(len(view), len(self._rest))
         view[:count], self._rest = self._rest[:count], self._rest[count:]

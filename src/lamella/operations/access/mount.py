@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lamella.base.errors import LamellaError, UsageError
 from lamella.base.events import Reporter, Warned
@@ -25,6 +25,7 @@ _FOREVER = 86_400
 _TOLD_MOST = 1000
 _LAST_MS = (1 << 63) // 1_000_000 - 1
 
+T = TypeVar("T")
 Read = Callable[[int, int], bytes]
 """The bytes from an offset on, so many of them; fewer only at the end."""
 
@@ -63,12 +64,13 @@ def check_place(directory: Path) -> Path:
     return path
 
 
-def serve(library: Any, shown: Shown, reading: Reading, place: Path, mounted: Callable[[], None], tell: Reporter) -> None:  # noqa: ANN401, E501, PLR0913
+def serve(shown: Shown, reading: Reading, place: Path, mounted: Callable[[], None], tell: Reporter) -> None:
     """Mount at `place` and answer until the file system is unmounted, or a signal ends the process.
 
     `mounted` is called when the file system can be used. libfuse takes SIGINT, SIGTERM and SIGHUP where their action
     is the default; it unmounts then. Raises LamellaError if mounting fails.
     """
+    library = require_fuse()
     system = FileSystem(shown, reading, mounted, tell)
     options = {"entry_timeout": _FOREVER, "attr_timeout": _FOREVER, "kernel_cache": True}
     try:
@@ -110,7 +112,14 @@ class FileSystem:
         links = 2 if isinstance(entry, Folder) else 1
         # Fewer blocks than bytes would let programs take a volume for a hole.
         blocks = -(-size // 512)
-        return {"st_mode": _mode(entry), "st_nlink": links, "st_size": size, "st_blocks": blocks, **times, **self._owner}
+        return {
+            "st_mode": _mode(entry),
+            "st_nlink": links,
+            "st_size": size,
+            "st_blocks": blocks,
+            **times,
+            **self._owner,
+        }
 
     def readdir(self, path: str, handle: int) -> Iterator[tuple[str, int, int]]:
         """The names in a directory, each with its mode."""
@@ -169,7 +178,7 @@ class FileSystem:
             return lambda offset, size: content[offset : offset + size]
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
 
-    def _guarded(self, path: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what `work` returns
+    def _guarded(self, path: str, work: Callable[[], T]) -> T:
         """What `work` returns; an error of ours becomes EIO, and is told once."""
         try:
             return work()

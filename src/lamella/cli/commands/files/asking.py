@@ -59,7 +59,8 @@ def asked(context: Context) -> Iterator[Asked]:
     except OSError as error:
         raise LamellaError(f"cannot make {state}: {error.strerror}", obj=str(state)) from error
     folder = Path(context.env.get("TMPDIR") or "/var/tmp")
-    how = How(kernel, state / "guest-without-kvm", folder, args.partition, max(1, int(args.seconds)))
+    cache = context.host.cache_dir / "guest-kernel"
+    how = How(kernel, state / "guest-without-kvm", cache, folder, args.partition, max(1, int(args.seconds)))
     with context.repository() as repository:
         selected = chosen(repository, args.volume)
         context.warn_of_problems(repository)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from lamella.base.errors import LamellaError, UsageError
@@ -40,8 +41,8 @@ def run(context: Context) -> int:
         raise UsageError("--json and --to - both want standard output")
     sink = _sink(args.to)
     with asked(context) as found:
-        most = args.max_size or found.selected.snapshot.added.size
-        answer = got(found.reading, found.selected, args.path, found.how, out.report, sink, most)
+        how = replace(found.how, most_bytes=args.max_size or found.selected.snapshot.added.size)
+        answer = got(found.reading, found.selected, args.path, how, out.report, sink)
         taken = answer.taken
         out.document({**facts(found, answer), "files": taken.files, "bytes": taken.bytes, "left_out": taken.left_out})
     if args.to != _STDOUT:
