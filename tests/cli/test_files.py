@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ def test_every_file_that_was_fsynced_is_there(empty: Lamella, tmp_path: Path, ki
     found = {str(path.relative_to(out)): path for path in out.rglob("*")}
     assert len(content) == FIRST + SYNCED
     assert {name: found[name].read_bytes() for name in content} == content
-    assert done["journal"] == ("clean" if kind == "btrfs" and done["journal"] == "clean" else "replayed")
+    assert done["journal"] == "replayed"
     # What could do harm outside is left out, and told.
     assert (out / "odd" / "inside").readlink() == Path("../first/00")
     assert not {"odd/outside", "odd/up", "odd/pipe", "odd/device"} & set(found)
@@ -133,12 +134,16 @@ def test_every_file_that_was_fsynced_is_there(empty: Lamella, tmp_path: Path, ki
 
 
 def partitioned(folder: Path) -> Path:
-    """A disk with a FAT partition, an ext4 one, and one that nobody knows."""
-    require("mkfs.ext4", bool(shutil.which("sfdisk") and shutil.which("mkfs.ext4")), "needs sfdisk")
+    """A disk with three partitions, of which the second is ext4 and the others hold nothing known."""
+    require("mkfs.ext4", shutil.which("mkfs.ext4") is not None, "needs mkfs.ext4")
     image, part = folder / "disk.img", folder / "part.img"
     with image.open("wb") as file:
         file.truncate(64 * MIB)
-    subprocess.run(["sfdisk", "-q", image], input="1M,8M,c\n9M,32M,L\n41M,4M,L\n", text=True, check=True)
+    rows = [(0x0C, 1, 8), (0x83, 9, 32), (0x83, 41, 4)]  # an MBR: kind, start and length in MiB
+    table = b"".join(struct.pack("<4xB3xII", kind, start * 2048, length * 2048) for kind, start, length in rows)
+    with image.open("r+b") as file:
+        file.seek(446)
+        file.write(table + bytes(16) + b"\x55\xaa")
     source = folder / "source"
     (source / "home").mkdir(parents=True)
     (source / "home" / "letter.odt").write_text("dear")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = (
         "DIR/VOLUME/SNAPSHOT/disk.img is the volume at that moment, with its documents beside; DIR/VOLUME/latest and\n"
-        "DIR/VOLUME/^TAG lead to a snapshot. Everything is read-only, and nobody but you sees any of it. What there was\n"
+        "DIR/VOLUME/^TAG lead to a snapshot. Everything is read-only, and nobody but you sees it. What there was\n"
         "when you mounted it is shown. `fusermount3 -u DIR` ends it, and so does a signal to the process; until then\n"
         "the repository is locked against commands that need it for themselves. Needs the extra `fuse`.\n\n" + SECRETS
     )
