@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "volume",
+        nargs="?",
         metavar="VOLUME[@SNAPSHOT]",
         help="SNAPSHOT is any unique beginning of its name, ^TAG, or latest (default)",
     )
@@ -45,6 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--socket", type=Path, metavar="PATH", help="serve at this socket file, to which only its owner can connect"
     )
     where.add_argument("--listen", metavar="ADDR:PORT", help="serve at this address of this machine; port 0 is any")
+    where.add_argument("--to", metavar="FILE|-", help="write an image to this new file, or to standard output")
+    where.add_argument(
+        "--all", type=Path, metavar="DIR", help="write an image of the latest snapshot of every volume into DIR"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("raw", "qcow2", "tar"),
+        help="of the image: raw (default), qcow2, or a tar that holds the documents of the snapshot, too",
+    )
     parser.add_argument(
         "--allow-network", action="store_true", help="let --listen take an address that other machines can reach"
     )
@@ -62,15 +72,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context) -> int:
-    """Serve."""
+    """Serve, or write."""
     keep_freed_memory()
-    place = _listener(context)
-    with context.repository() as repository:
+    if _is_image(context.args):
+        from lamella.cli.commands._images import run as write_images
+
+        return write_images(context)
+    # First the place, before anybody is asked for a secret; whoever connects early waits.
+    with _listener(context) as place, context.repository() as repository:
         selected = chosen(repository, context.args.volume)
         code = context.warn_of_problems(repository)
         context.out.say(f"exporting {shown_snapshot(repository, selected)}")
         _serve(context, repository, selected, place)
     return code
+
+
+def _is_image(args: argparse.Namespace) -> bool:
+    """Whether images are to be written. Raises UsageError for options that do not go together."""
+    if bool(args.volume) == bool(args.all):
+        raise UsageError("name one volume, or --all DIR", hint="see: lamella export --help")
+    if not (args.to or args.all):
+        if args.format:
+            raise UsageError("--format is for images: add --to FILE, or --all DIR")
+        return False
+    serving = ("--overlay", args.overlay), ("--throw-away", args.throw_away), ("--once", args.once)
+    for option, given in (*serving, ("--allow-network", args.allow_network)):
+        if given:
+            raise UsageError(f"{option} is for a server: add --socket PATH or --listen ADDR:PORT")
+    return True
 
 
 def _listener(context: Context) -> AbstractContextManager[tuple[socket, str]]:
@@ -85,12 +114,11 @@ def _listener(context: Context) -> AbstractContextManager[tuple[socket, str]]:
     raise UsageError("it is not said where to serve", hint="add --socket PATH or --listen ADDR:PORT")
 
 
-def _serve(
-    context: Context, repository: Repository, selected: Selected, place: AbstractContextManager[tuple[socket, str]]
-) -> None:
+def _serve(context: Context, repository: Repository, selected: Selected, place: tuple[socket, str]) -> None:
+    listener, uri = place
     reading = Reading(repository)
     try:
-        with _disk(context, repository, selected, reading.view(selected)) as disk, place as (listener, uri):
+        with _disk(context, repository, selected, reading.view(selected)) as disk:
             served = Served(disk, selected.text, f"Lamella: {shown_snapshot(repository, selected)}")
             server = NbdServer(listener, served, context.out.report, once=context.args.once)
             try:

@@ -130,7 +130,7 @@ class NbdConnection:
             raise _Refused(error)
 
     def _fault(self, request: Request) -> int:
-        if request.command not in self._answers or request.flags & ~nbd.ALLOWED[Command(request.command)]:
+        if request.command not in self._answers or request.flags & ~int(nbd.ALLOWED[Command(request.command)]):
             return errno.EINVAL
         if request.command in _WRITES and self._writable is None:
             return errno.EPERM

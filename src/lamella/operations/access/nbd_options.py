@@ -28,7 +28,8 @@ class Haggling:
 
     def __init__(self, export: ExportInfo, client_flags: int) -> None:
         """Raises Malformed for flags that were not offered."""
-        known = nbd.Handshake.FIXED_NEWSTYLE | nbd.Handshake.NO_ZEROES
+        # As a number: the inverse of flags has only the flags that have names.
+        known = int(nbd.Handshake.FIXED_NEWSTYLE | nbd.Handshake.NO_ZEROES)
         if client_flags & ~known:
             raise Malformed("handshake flags that were not offered")
         self._export = export

@@ -243,6 +243,7 @@ class Overlay:
 def thrown_away(view: SnapshotView, folder: Path) -> Overlay:
     """An overlay without a name in `folder`; nothing of it is left when its process ends. Raises OSError."""
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        file.truncate(view.size)
         fd = os.dup(file.fileno())
     block = block_size(view.size)
     return Overlay(view, fd, Bitmap(-(-view.size // block)), block, _NoRecord())
