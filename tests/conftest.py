@@ -7,10 +7,13 @@ import itertools
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from lamella import rescue
 
 # Shared and slow machines make single examples late; how long a test may take in all is the timeout's business.
 settings.register_profile(
@@ -41,6 +44,16 @@ _PLACES = {
     "LAMELLA_CACHE_DIR": "cache",
 }
 _numbers = itertools.count()
+DESCRIPTORS = 512
+"""More than the tests may have left open when they end; select() knows none above 1,023."""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail if the tests leak descriptors: one day a test far from the leak would find none left."""
+    left = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    if left > DESCRIPTORS:
+        print(f"\nthe tests left {left} descriptors open")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +68,19 @@ def own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     for name, below in _PLACES.items():
         monkeypatch.setenv(name, str(places / below))
     return places
+
+
+@pytest.fixture(autouse=True)
+def closed_directories(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close what the emergency reader opens and leaves to the end of the program: here the program goes on."""
+    opened: list[int] = []
+    init = rescue.Store.__init__
+
+    def remembering(self: rescue.Store, path: str) -> None:
+        init(self, path)
+        opened.append(self._top)
+
+    monkeypatch.setattr(rescue.Store, "__init__", remembering)
+    yield
+    for descriptor in opened:
+        os.close(descriptor)

@@ -1925,7 +1925,9 @@ def save(path: str, overwrite: bool, content: "VolumeContent | DocumentContent")
         raise Problem(USAGE, f"{path} appeared; the data is in {partial}")
     os.replace(partial, path)
     try:
-        os.fsync(os.open(os.path.dirname(path) or ".", os.O_RDONLY))  # The end of the program closes it.
+        held = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        os.fsync(held)
+        os.close(held)
     except OSError as error:  # CIFS cannot sync a directory; a directory may be written and not read.
         if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}:
             raise
