@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lamella.base.errors import LamellaError
 from lamella.operations.access.guest_tar import (
     BLOCK,
-    Kind,
+    MemberKind,
     Taken,
     TarSink,
     TreeSink,
@@ -158,7 +158,7 @@ def test_the_other_archive_is_clean(tmp_path: Path) -> None:
 def test_no_bytes_make_the_reader_fail_otherwise(content: bytes) -> None:
     try:
         for member in members(taking(content)):
-            assert member.kind in Kind
+            assert member.kind in MemberKind
     except LamellaError:
         pass
 

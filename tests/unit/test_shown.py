@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import UsageError
-from lamella.operations.access.shown import LATEST, MAX_NAME, distinct, safe_name
+from lamella.operations.access.shown import MAX_NAME, distinct, safe_name
+from lamella.operations.shared.selection import LATEST
 from lamella.sources.names import check_name
 
 

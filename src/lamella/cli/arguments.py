@@ -142,25 +142,13 @@ def _filling(name: str) -> Callable[[CommandParser], None]:
     return fill
 
 
-# Most commands are given none of these: what reads their values is imported with the first one.
+def _value(name: str) -> Callable[[str], object]:
+    """A function of lamella.cli.values, which is imported with the first such option: most commands are given none."""
 
+    def read(text: str) -> object:
+        return getattr(import_module("lamella.cli.values"), name)(text)
 
-def _seconds(text: str) -> float:
-    from lamella.cli.values import seconds
-
-    return seconds(text)
-
-
-def _rate(text: str) -> int:
-    from lamella.cli.values import rate
-
-    return rate(text)
-
-
-def _fingerprint(text: str) -> str:
-    from lamella.cli.values import fingerprint
-
-    return fingerprint(text)
+    return read
 
 
 def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None:
@@ -180,18 +168,23 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
     )
     add("--keyfile", metavar="FILE", help="open the repository with this key file")
     add("--recovery-key-file", metavar="FILE", help="open the repository with the recovery key in this file")
-    add("--lock-wait", metavar="SECONDS", type=_seconds, help="wait up to SECONDS for a locked repository (default 0)")
+    add(
+        "--lock-wait",
+        metavar="SECONDS",
+        type=_value("seconds"),
+        help="wait up to SECONDS for a locked repository (default 0)",
+    )
     add(
         "--limit-rate",
         metavar="RATE",
-        type=_rate,
+        type=_value("rate"),
         help="transfer at most RATE bytes a second to and from REPO, for example 5M",
     )
     add("--ssh-command", metavar="COMMAND", help="reach ssh:// repositories by COMMAND instead of ssh")
     add(
         "--expect",
         metavar="FINGERPRINT",
-        type=_fingerprint,
+        type=_value("fingerprint"),
         help="end with 21 unless REPO has this head fingerprint, which check and info show for the present state",
     )
     add("--if-available", action="store_true", help="end with 75 if the disk, host or bucket of REPO is absent")

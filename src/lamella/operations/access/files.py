@@ -22,7 +22,7 @@ from lamella.base.events import Reporter
 from lamella.operations.access import listening
 from lamella.operations.access.guest import Guest, started
 from lamella.operations.access.guest_kernel import GuestKernel
-from lamella.operations.access.guest_start import Request, What
+from lamella.operations.access.guest_start import GuestRequest, What
 from lamella.operations.access.guest_tar import Sink, Taken, clean_name, take_archive
 from lamella.operations.access.nbd_server import NbdServer, Served
 from lamella.operations.access.overlay import thrown_away
@@ -52,7 +52,7 @@ class Found:
 
 
 @dataclass(slots=True)
-class Answer:
+class GuestAnswer:
     """What a guest told about the file system that it mounted."""
 
     partition: str = ""
@@ -98,33 +98,35 @@ def wanted_path(text: str) -> str:
     return f"./{clean}"
 
 
-def listed(reading: Reading, selected: Selected, paths: list[str], how: How, reporter: Reporter) -> Answer:
+def listed(reading: Reading, selected: Selected, paths: list[str], how: How, reporter: Reporter) -> GuestAnswer:
     """The entries of directories. Raises LamellaError."""
     request = _request(What.LIST, paths or [""], how)
     return _asked(reading, selected, request, how, reporter, _rows)
 
 
-def walked(reading: Reading, selected: Selected, patterns: list[str], how: How, reporter: Reporter) -> Answer:
+def walked(reading: Reading, selected: Selected, patterns: list[str], how: How, reporter: Reporter) -> GuestAnswer:
     """Everything whose path or last name fits one of the patterns (fnmatch). Raises LamellaError."""
 
-    def fitting(answer: Answer, guest: Guest, request: Request) -> None:
+    def fitting(answer: GuestAnswer, guest: Guest, request: GuestRequest) -> None:
         _rows(answer, guest, request)
         answer.rows = [row for row in answer.rows if any(_fits(row.path, one) for one in patterns)]
 
     return _asked(reading, selected, _request(What.WALK, [""], how), how, reporter, fitting)
 
 
-def got(reading: Reading, selected: Selected, paths: list[str], how: How, reporter: Reporter, sink: Sink) -> Answer:
+def got(
+    reading: Reading, selected: Selected, paths: list[str], how: How, reporter: Reporter, sink: Sink
+) -> GuestAnswer:
     """Put files, and directories with all that is in them, into a sink. Raises LamellaError."""
 
-    def taking(answer: Answer, guest: Guest, request: Request) -> None:
+    def taking(answer: GuestAnswer, guest: Guest, request: GuestRequest) -> None:
         answer.taken = take_archive(guest.take, sink, how.most_bytes)
 
     return _asked(reading, selected, _request(What.GET, paths, how), how, reporter, taking)
 
 
-def _request(what: What, paths: list[str], how: How) -> Request:
-    return Request(what, tuple(map(wanted_path, paths)), secrets.token_hex(16), how.partition, how.seconds)
+def _request(what: What, paths: list[str], how: How) -> GuestRequest:
+    return GuestRequest(what, tuple(map(wanted_path, paths)), secrets.token_hex(16), how.partition, how.seconds)
 
 
 def _fits(path: str, pattern: str) -> bool:
@@ -132,12 +134,12 @@ def _fits(path: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(subject, pattern.removeprefix("/"))
 
 
-Receive = Callable[[Answer, Guest, Request], None]
+Receive = Callable[[GuestAnswer, Guest, GuestRequest], None]
 
 
 def _asked(
-    reading: Reading, selected: Selected, request: Request, how: How, reporter: Reporter, receive: Receive
-) -> Answer:
+    reading: Reading, selected: Selected, request: GuestRequest, how: How, reporter: Reporter, receive: Receive
+) -> GuestAnswer:
     with (
         _exported(reading, selected, how, reporter) as uri,
         started(how.kernel, uri, request, how.memory_file, how.cache) as guest,
@@ -167,8 +169,8 @@ def _exported(reading: Reading, selected: Selected, how: How, reporter: Reporter
             overlay.close()
 
 
-def _conversation(guest: Guest, request: Request, receive: Receive) -> Answer:
-    answer = Answer()
+def _conversation(guest: Guest, request: GuestRequest, receive: Receive) -> GuestAnswer:
+    answer = GuestAnswer()
     parts: list[str] = []
     while True:
         word, _, rest = guest.word().partition(" ")
@@ -187,7 +189,7 @@ def _conversation(guest: Guest, request: Request, receive: Receive) -> Answer:
             return answer
 
 
-def _require_done(how: str, parts: list[str], answer: Answer) -> None:
+def _require_done(how: str, parts: list[str], answer: GuestAnswer) -> None:
     word, _, rest = how.partition(" ")
     shown = "; ".join(_part(one) for one in parts[:32]) or "none"
     if word == "done":
@@ -219,7 +221,7 @@ def _part(text: str) -> str:
     return f"{printable(number)} ({gib}, {printable(_NAMES.get(kind, kind))})"
 
 
-def _rows(answer: Answer, guest: Guest, request: Request) -> None:
+def _rows(answer: GuestAnswer, guest: Guest, request: GuestRequest) -> None:
     """Rows that each begin with the secret word: names may hold anything else."""
     mark = f"{request.nonce}=".encode()
     end = b"\n" + request.nonce.encode() + b" "

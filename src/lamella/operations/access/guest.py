@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lamella.base.errors import LamellaError
 from lamella.operations.access.guest_kernel import GuestKernel
-from lamella.operations.access.guest_start import PORT, Request, initramfs
+from lamella.operations.access.guest_start import PORT, GuestRequest, initramfs
 from lamella.run.spawn import Child
 
 QEMU = "qemu-system-x86_64"
@@ -112,7 +112,7 @@ class _Late(LamellaError):
 
 
 @contextmanager
-def started(kernel: GuestKernel, uri: str, request: Request, memory_file: Path, cache: Path) -> Iterator[Guest]:
+def started(kernel: GuestKernel, uri: str, request: GuestRequest, memory_file: Path, cache: Path) -> Iterator[Guest]:
     """A guest with the disk at an NBD URI, with KVM where that works; killed when the block is left.
 
     `memory_file` remembers that KVM did not work here; `cache` keeps an uncompressed kernel. Raises LamellaError.

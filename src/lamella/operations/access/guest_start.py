@@ -109,7 +109,7 @@ class What(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class GuestRequest:
     """What a guest is to do. `paths` are relative to the root of the file system, and begin with `./`."""
 
     what: What
@@ -128,7 +128,7 @@ class Request:
         return "\n".join(lines) + "\n"
 
 
-def initramfs(kernel: GuestKernel, request: Request) -> bytes:
+def initramfs(kernel: GuestKernel, request: GuestRequest) -> bytes:
     """The archive that the kernel unpacks and starts. Raises LamellaError for what is missing on this host."""
     files: dict[str, tuple[int, bytes]] = {
         name: (stat.S_IFDIR | 0o755, b"") for name in ("bin", "dev", "order", "modules", "tmp")

@@ -31,7 +31,7 @@ Take = Callable[[int], bytes]
 """So many bytes of the stream, exactly. Raises LamellaError where it ends before."""
 
 
-class Kind(Enum):
+class MemberKind(Enum):
     """What an entry is."""
 
     FILE = b"0"
@@ -47,7 +47,7 @@ class Member:
     """The header of an entry, as the guest wrote it: nothing of it is trusted. Time in seconds since 1970."""
 
     name: str
-    kind: Kind
+    kind: MemberKind
     size: int
     mode: int
     time: int
@@ -75,14 +75,25 @@ def members(take: Take) -> Iterator[Member]:
             text = take(-(-size // BLOCK) * BLOCK)[:size].rstrip(b"\0")
             long_name, long_target = (text, long_target) if flag == b"L" else (long_name, text)
             continue
-        kind = {b"0": Kind.FILE, b"\0": Kind.FILE, b"1": Kind.HARD_LINK, b"2": Kind.LINK, b"5": Kind.FOLDER}.get(flag)
+        kind = {
+            b"0": MemberKind.FILE,
+            b"\0": MemberKind.FILE,
+            b"1": MemberKind.HARD_LINK,
+            b"2": MemberKind.LINK,
+            b"5": MemberKind.FOLDER,
+        }.get(flag)
         if kind is None and flag not in (b"3", b"4", b"6"):
             raise _broken("an entry of an unknown kind")
         name, target = long_name or _ustar_name(block), long_target or _text(block[157:257])
         long_name = long_target = b""
         mode, time = _number(block[100:108]), _number(block[136:148])
         yield Member(
-            os.fsdecode(name), kind or Kind.OTHER, size if kind is Kind.FILE else 0, mode, time, os.fsdecode(target)
+            os.fsdecode(name),
+            kind or MemberKind.OTHER,
+            size if kind is MemberKind.FILE else 0,
+            mode,
+            time,
+            os.fsdecode(target),
         )
 
 
@@ -190,22 +201,22 @@ def take_archive(take: Take, sink: Sink, most_bytes: int) -> Taken:
 def _take(
     member: Member, name: str | None, content: Iterator[bytes], sink: Sink, taken: Taken, files: set[str]
 ) -> None:
-    if name is None or (not name and member.kind is not Kind.FOLDER):
+    if name is None or (not name and member.kind is not MemberKind.FOLDER):
         taken.leave_out(member.name, "its name leads out of the target")
-    elif member.kind is Kind.FOLDER:
+    elif member.kind is MemberKind.FOLDER:
         if name:
             sink.folder(name, member)
-    elif member.kind is Kind.FILE:
+    elif member.kind is MemberKind.FILE:
         taken.bytes += member.size
         sink.file(name, member, content)
         taken.files += 1
         files.add(name)
-    elif member.kind is Kind.LINK:
+    elif member.kind is MemberKind.LINK:
         if stays_inside(name, member.target):
             sink.link(name, member)
         else:
             taken.leave_out(member.name, f"a link that leads out of the target, to {printable(member.target)}")
-    elif member.kind is Kind.HARD_LINK and clean_name(member.target) in files:
+    elif member.kind is MemberKind.HARD_LINK and clean_name(member.target) in files:
         sink.hard_link(name, member, clean_name(member.target) or "")
         taken.files += 1
     else:

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from lamella.base.errors import LamellaError, UsageError
 from lamella.base.events import Reporter, Warned
-from lamella.operations.access.shown import Entry, Folder, Image, Link, Shown, Text
+from lamella.operations.access.shown import Entry, Shown, ShownDocument, ShownFolder, ShownImage, ShownLink
 from lamella.operations.access.view import Reading
 from lamella.operations.shared.streaming import read_document
 
 DEVICE = Path("/dev/fuse")
-_MODES = {Folder: stat.S_IFDIR | 0o500, Link: stat.S_IFLNK | 0o777}
+_MODES = {ShownFolder: stat.S_IFDIR | 0o500, ShownLink: stat.S_IFLNK | 0o777}
 _FILE_MODE = stat.S_IFREG | 0o400
 _FOREVER = 86_400
 """Seconds for which the kernel may believe what it was told: nothing here ever changes."""
@@ -71,7 +71,7 @@ def serve(shown: Shown, reading: Reading, place: Path, mounted: Callable[[], Non
     is the default; it unmounts then. Raises LamellaError if mounting fails.
     """
     library = require_fuse()
-    system = FileSystem(shown, reading, mounted, tell)
+    system = MountedSystem(shown, reading, mounted, tell)
     options = {"entry_timeout": _FOREVER, "attr_timeout": _FOREVER, "kernel_cache": True}
     try:
         library.FUSE(system, str(place), foreground=True, ro=True, fsname="lamella", subtype="lamella", **options)
@@ -80,7 +80,7 @@ def serve(shown: Shown, reading: Reading, place: Path, mounted: Callable[[], Non
             raise LamellaError(f"libfuse cannot mount on {place}", obj=str(place), hint="it said why above") from error
 
 
-class FileSystem:
+class MountedSystem:
     """The operations of libfuse, by the names that mfusepy expects. Called by many threads."""
 
     use_ns = True
@@ -107,9 +107,9 @@ class FileSystem:
         """The status of a path (stat(2))."""
         entry = self._entry(path)
         time_ns = min(max(entry.time_ms, 0), _LAST_MS) * 1_000_000
-        size = entry.size if isinstance(entry, Image | Text) else 0
+        size = entry.size if isinstance(entry, ShownImage | ShownDocument) else 0
         times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), time_ns)
-        links = 2 if isinstance(entry, Folder) else 1
+        links = 2 if isinstance(entry, ShownFolder) else 1
         # Fewer blocks than bytes would let programs take a volume for a hole.
         blocks = -(-size // 512)
         return {
@@ -124,7 +124,7 @@ class FileSystem:
     def readdir(self, path: str, handle: int) -> Iterator[tuple[str, int, int]]:
         """The names in a directory, each with its mode."""
         folder = self._entry(path)
-        if not isinstance(folder, Folder):
+        if not isinstance(folder, ShownFolder):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         for name in (".", ".."):
             yield name, stat.S_IFDIR, 0
@@ -134,7 +134,7 @@ class FileSystem:
     def readlink(self, path: str) -> str:
         """Where a link leads."""
         entry = self._entry(path)
-        if not isinstance(entry, Link):
+        if not isinstance(entry, ShownLink):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return entry.target
 
@@ -171,9 +171,9 @@ class FileSystem:
         return entry
 
     def _reader(self, entry: Entry) -> Read:
-        if isinstance(entry, Image):
+        if isinstance(entry, ShownImage):
             return self._reading.view(entry.selected).read
-        if isinstance(entry, Text):
+        if isinstance(entry, ShownDocument):
             content = read_document(self._reading.repo, entry.selected, entry.document.name)
             return lambda offset, size: content[offset : offset + size]
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))

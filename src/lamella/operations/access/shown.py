@@ -26,7 +26,7 @@ MAX_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class ShownImage:
     """A volume at one moment. The time is that of the snapshot, in ms since 1970, UTC."""
 
     selected: Selected
@@ -39,7 +39,7 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class ShownDocument:
     """A document of a snapshot."""
 
     selected: Selected
@@ -53,14 +53,14 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class ShownLink:
     """Another name of a snapshot of the same volume."""
 
     target: str
     time_ms: int
 
 
-class Folder:
+class ShownFolder:
     """A directory, whose entries are found at the first look."""
 
     def __init__(self, time_ms: int, find: Callable[[], Mapping[str, Entry]]) -> None:
@@ -76,7 +76,7 @@ class Folder:
         return self._entries
 
 
-Entry = Folder | Link | Image | Text
+Entry = ShownFolder | ShownLink | ShownImage | ShownDocument
 
 
 class Shown:
@@ -88,7 +88,7 @@ class Shown:
         self._names = repo.catalogue.shown_names()
         self._volumes = sorted(repo.catalogue.volumes.values(), key=lambda one: self._names[one.volume_id])
         self._lock = threading.Lock()
-        self._root = Folder(_newest_ms(repo.catalogue.snapshots), self._volume_folders)
+        self._root = ShownFolder(_newest_ms(repo.catalogue.snapshots), self._volume_folders)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -100,10 +100,10 @@ class Shown:
         found: Entry | None = self._root
         for name in path.split("/"):
             if name:
-                found = self.entries(found).get(name) if isinstance(found, Folder) else None
+                found = self.entries(found).get(name) if isinstance(found, ShownFolder) else None
         return found
 
-    def entries(self, folder: Folder) -> Mapping[str, Entry]:
+    def entries(self, folder: ShownFolder) -> Mapping[str, Entry]:
         """What is in a folder."""
         with self._lock:  # to find the latest snapshot, the history may have to be read again
             return folder.entries
@@ -112,8 +112,8 @@ class Shown:
         names = distinct((self._names[one.volume_id], one.volume_id.hex()) for one in self._volumes)
         return {name: self._volume(volume) for name, volume in zip(names, self._volumes, strict=True)}
 
-    def _volume(self, volume: VolumeState) -> Folder:
-        return Folder(_newest_ms(volume.snapshots), lambda: self._snapshots(volume))
+    def _volume(self, volume: VolumeState) -> ShownFolder:
+        return ShownFolder(_newest_ms(volume.snapshots), lambda: self._snapshots(volume))
 
     def _snapshots(self, volume: VolumeState) -> dict[str, Entry]:
         # What others added comes last: it never takes a name from what counts.
@@ -123,7 +123,7 @@ class Shown:
         places = {one.ref: name for name, one in zip(names, rows, strict=True)}
         for link, snapshot in self._links(volume):
             if snapshot.ref in places and link not in found:
-                found[link] = Link(places[snapshot.ref], snapshot.added.time_ms)
+                found[link] = ShownLink(places[snapshot.ref], snapshot.added.time_ms)
         return found
 
     def _links(self, volume: VolumeState) -> list[tuple[str, Snapshot]]:
@@ -139,21 +139,21 @@ class Shown:
             self._reporter(Warned(f"the latest snapshot of {volume.name} is not known: {error.message}", error.obj))
         return links
 
-    def _snapshot(self, volume: VolumeState, snapshot: Snapshot) -> Folder:
+    def _snapshot(self, volume: VolumeState, snapshot: Snapshot) -> ShownFolder:
         selected = Selected(self._names[volume.volume_id], volume, snapshot)
-        return Folder(snapshot.added.time_ms, lambda: _contents(selected))
+        return ShownFolder(snapshot.added.time_ms, lambda: _contents(selected))
 
 
 def _contents(selected: Selected) -> dict[str, Entry]:
     added = selected.snapshot.added
     if not added.usable:  # written by a later version
         return {}
-    found: dict[str, Entry] = {IMAGE: Image(selected, added.time_ms)}
+    found: dict[str, Entry] = {IMAGE: ShownImage(selected, added.time_ms)}
     for document in added.documents:
         name = safe_name(document.name)
         while name in found:
             name = f"{name}.document"
-        found[name] = Text(selected, document, added.time_ms)
+        found[name] = ShownDocument(selected, document, added.time_ms)
     return found
 
 

@@ -15,7 +15,7 @@ from lamella.cli.chosen import chosen, shown_snapshot
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.values import seconds
-from lamella.operations.access.files import Answer, How
+from lamella.operations.access.files import GuestAnswer, How
 from lamella.operations.access.guest_kernel import find_kernel
 from lamella.operations.access.view import Reading
 from lamella.operations.shared.selection import Selected
@@ -72,7 +72,7 @@ def asked(context: Context) -> Iterator[Asked]:
             reading.close()
 
 
-def facts(asked: Asked, answer: Answer) -> dict[str, object]:
+def facts(asked: Asked, answer: GuestAnswer) -> dict[str, object]:
     """What every document says."""
     return {
         "volume": asked.selected.volume_name,
@@ -85,7 +85,7 @@ def facts(asked: Asked, answer: Answer) -> dict[str, object]:
     }
 
 
-def concluded(context: Context, answer: Answer) -> int:
+def concluded(context: Context, answer: GuestAnswer) -> int:
     """Say which state was shown and what is missing. Returns the exit code: 4 if nothing was there, 3 if a part."""
     context.out.say(answer.shown)
     for path in answer.absent:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lamella.base.clock import iso
 from lamella.cli.commands.files.asking import add_options, asked, concluded, facts
 from lamella.cli.context import Context
-from lamella.operations.access.files import Answer, Found, listed
+from lamella.operations.access.files import Found, GuestAnswer, listed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(context: Context) -> int:
     return concluded(context, answer)
 
 
-def documents(answer: Answer) -> list[dict[str, object]]:
+def documents(answer: GuestAnswer) -> list[dict[str, object]]:
     """The rows for a document. Bytes of a name that are not UTF-8 are escaped."""
     return [
         {
