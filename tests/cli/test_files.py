@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import stat
 import struct
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,16 +160,16 @@ def partitioned(folder: Path) -> Path:
 
 def test_partitions_listing_finding_and_what_is_not_there(empty: Lamella, tmp_path: Path) -> None:
     empty.ok("backup", partitioned(tmp_path))
-    files = ["files", "list", "disk", "--kernel", str(KERNEL)]
-    rows = empty.json(*files, "home", "nothing", code=3)
+    rows = empty.json("files", "list", "disk", "home", "nothing", "--kernel", KERNEL, code=3)
     assert [row["path"] for row in rows["entries"]] == ["home", "home/letter.odt"]
     assert rows["entries"][1]["size"] == 4 and rows["entries"][1]["mode"].startswith("-rw")
     assert (rows["partition"], rows["file_system"], rows["absent"]) == ("2", "ext4", ["nothing"])
     found = empty.json("files", "find", "disk", "*.odt", "--kernel", KERNEL)
     assert [row["path"] for row in found["entries"]] == ["home/letter.odt"]
-    wrong = empty.run(*files, "--partition", "3")
+    files = ["files", "list", "disk", "--kernel", str(KERNEL), "--partition"]
+    wrong = empty.run(*files, "3")
     assert wrong.code == 1 and "unknown" in wrong.err and len(wrong.err.splitlines()) == 2
-    none = empty.run(*files, "--partition", "9")
+    none = empty.run(*files, "9")
     assert none.code == 4 and "2 (0.0 GiB, ext4)" in none.err
 
 
@@ -229,3 +231,28 @@ def test_a_hostile_file_system_ends_in_one_line_and_harms_nothing(empty: Lamella
     assert all(line.startswith("lamella: ") for line in done.err.splitlines())
     for path in out.rglob("*"):
         assert path.resolve().is_relative_to(out.resolve())
+
+
+def guests_below(pid: int) -> list[int]:
+    """The processes of QEMU that this process started."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split() if "qemu" in Path(f"/proc/{word}/cmdline").read_text()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_guest_does_not_outlive_the_command(empty: Lamella, tmp_path: Path, number: signal.Signals) -> None:
+    empty.ok("backup", partitioned(tmp_path))
+    words = [*empty.command, *empty.options, "files", "find", "disk", "*", "--kernel", str(KERNEL)]
+    env = {**os.environ, **empty.env, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as command:
+        guests: list[int] = []
+        while not guests:
+            assert command.poll() is None
+            time.sleep(0.02)
+            guests = guests_below(command.pid)
+        command.send_signal(number)
+        assert command.wait(30) == (-number if number == signal.SIGKILL else 130)
+    deadline = time.monotonic() + 120
+    while any(Path(f"/proc/{guest}").exists() for guest in guests):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -33,11 +33,15 @@ while [ -z "$port" ] && [ $tries -lt 500 ]; do
     [ -n "$port" ] || { $B usleep 10000; tries=$((tries + 1)); }
 done
 [ -n "$port" ] || $B poweroff -f
-exec 3>"$port"
+exec 3<>"$port"
 say() { $B printf '%s %s\n' "$NONCE" "$*" >&3; }
 finish() { say "end $*"; $B sleep 0.1; $B poweroff -f; }
-say hello
+( $B sleep 20; [ -e /tmp/greeted ] || $B poweroff -f ) &
 ( $B sleep "$SECONDS_MOST"; $B poweroff -f ) &
+say hello
+: >/tmp/greeted
+# The port ends when the program that started this guest does, killed or not.
+( $B cat <&3 >/dev/null; $B poweroff -f ) &
 
 magic() { $B dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | $B od -An -v -tx1 | $B tr -d ' \n'; }
 kind() {
