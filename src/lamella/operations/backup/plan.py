@@ -36,7 +36,8 @@ class Request:
     """A source to back up, under `name` or, without one, the volume's known or default name.
 
     `domain` and `documents` replace those of the run. With `follows` the volume takes the given name, whatever its name
-    was before and whoever else has that name.
+    was before and whoever else has that name. A new volume without `name` takes the first of `names` that no other
+    volume has.
     """
 
     name: str | None
@@ -44,6 +45,7 @@ class Request:
     domain: str | None = None
     documents: Mapping[str, bytes] | None = None
     follows: bool = False
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,7 @@ class _Planning:
         if known is not None:
             record = self._renamed(request, known)
         else:
-            name = check_name(name_from(request.source.default_name) if request.name is None else request.name)
+            name = check_name(self._new_name(request, notes) if request.name is None else request.name)
             holders = [volume for volume in self._volumes if volume.name == name]
             others = others or [volume for volume in self._others if volume.name == name]
             if holders and not request.follows:
@@ -212,6 +214,17 @@ class _Planning:
         if self._options.changes is not None:
             return plan  # another tool's change map knows nothing of resume points
         return replace(plan, resume=self._resume_point(plan))
+
+    def _new_name(self, request: Request, notes: list[str]) -> str:
+        """The name of a new volume for which none was asked: the best one that is free, if there is any."""
+        best, *more = request.names or (name_from(request.source.default_name),)
+        taken = {volume.name for volume in self._volumes}
+        if self._options.adopt or best not in taken:
+            return best
+        name = next((name for name in more if name not in taken), best)
+        if name != best:
+            notes.append(f"{best} is the name of another source; to go on with that volume, name this one with --adopt")
+        return name
 
     # -- which volume -------------------------------------------------------------------------------------------------
 
