@@ -151,6 +151,9 @@ def _value(name: str) -> Callable[[str], object]:
     return read
 
 
+_seconds, _rate, _fingerprint = map(_value, ("seconds", "rate", "fingerprint"))
+
+
 def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None:
     """The options of every command, before and after its name; an option not given keeps its value."""
 
@@ -168,23 +171,18 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
     )
     add("--keyfile", metavar="FILE", help="open the repository with this key file")
     add("--recovery-key-file", metavar="FILE", help="open the repository with the recovery key in this file")
-    add(
-        "--lock-wait",
-        metavar="SECONDS",
-        type=_value("seconds"),
-        help="wait up to SECONDS for a locked repository (default 0)",
-    )
+    add("--lock-wait", metavar="SECONDS", type=_seconds, help="wait up to SECONDS for a locked repository (default 0)")
     add(
         "--limit-rate",
         metavar="RATE",
-        type=_value("rate"),
+        type=_rate,
         help="transfer at most RATE bytes a second to and from REPO, for example 5M",
     )
     add("--ssh-command", metavar="COMMAND", help="reach ssh:// repositories by COMMAND instead of ssh")
     add(
         "--expect",
         metavar="FINGERPRINT",
-        type=_value("fingerprint"),
+        type=_fingerprint,
         help="end with 21 unless REPO has this head fingerprint, which check and info show for the present state",
     )
     add("--if-available", action="store_true", help="end with 75 if the disk, host or bucket of REPO is absent")
