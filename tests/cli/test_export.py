@@ -131,11 +131,8 @@ def test_a_socket_that_a_killed_server_left_is_replaced_and_one_in_use_is_not(sa
 
 
 def test_only_this_machine_reaches_it_unless_it_is_told_otherwise(saved: Lamella, tmp_path: Path) -> None:
-    for address in ("0.0.0.0:0", "[::]:0", "192.0.2.1:10809"):
-        refused = saved.run("export", "disk", "--listen", address)
-        assert (refused.code, "--allow-network" in refused.err) == (2, True), refused.err
-    for nonsense in ("127.0.0.1", "127.0.0.1:70000", "host.invalid:1", ":1", "127.0.0.1:x"):
-        assert saved.run("export", "disk", "--listen", nonsense).code == 2
+    refused = saved.run("export", "disk", "--listen", "0.0.0.0:0")
+    assert (refused.code, "--allow-network" in refused.err) == (2, True), refused.err
     with exporting(saved, tmp_path, "disk", "--listen", "127.0.0.1:0") as server:
         port = int(server.uri.rpartition(":")[2])
         with NbdClient(("127.0.0.1", port)).go() as client:
@@ -147,31 +144,28 @@ def test_it_takes_a_socket_that_was_handed_over(saved: Lamella, image: Path, tmp
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(tmp_path / "given"))
         given = listener.fileno()
-        shell = ["/bin/sh", "-c", f'exec 3<&{given}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"', "sh"]
+        shell = ["/bin/bash", "-c", f'exec 3<&{given}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"', "sh"]
         with exporting(saved, tmp_path, "disk", "--once", fds=(given,), prefix=shell) as server:
             with NbdClient(str(tmp_path / "given")).go() as client:
                 assert client.read(0, MIB) == image.read_bytes()[:MIB]
             assert server.process.wait(SECONDS) == 0, "--once: it ends with its last client"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["disk"],
-        ["disk", "--all", "."],
-        ["disk", "--socket", "a", "--listen", "127.0.0.1:0"],
-        ["disk", "--socket", "a", "--overlay", "b", "--throw-away"],
-        ["disk", "--socket", "a", "--format", "raw"],
-        ["disk", "--to", "x", "--throw-away"],
-        ["disk", "--to", "x", "--once"],
-        ["disk", "--socket", "x" * 200],
-        ["disk", "--to", "-", "--json"],
-    ],
-)
-def test_what_does_not_go_together_is_refused(saved: Lamella, tmp_path: Path, arguments: list[str]) -> None:
-    done = saved.run("export", *arguments)
-    assert done.code == 2 and done.err.count("\n") == 1, done.err
+def test_what_does_not_go_together_is_refused_before_a_repository_is_looked_for(lamella: Lamella) -> None:
+    for words in (
+        "",
+        "disk",
+        "disk --all .",
+        "disk --socket a --listen 127.0.0.1:0",
+        "disk --socket a --overlay b --throw-away",
+        "disk --socket a --format raw",
+        "disk --to x --throw-away",
+        "disk --to x --once",
+        f"disk --socket {'x' * 200}",
+        "disk --to - --json",
+    ):
+        done = lamella.run("export", *words.split())
+        assert done.code == 2 and done.err.count("\n") == 1, (words, done.err)
     assert not (Path("x").exists() or Path("a").exists())
 
 
@@ -260,7 +254,7 @@ def test_bad_clients_cost_little_memory(saved: Lamella, image: Path, tmp_path: P
             client.socket.close()
 
 
-def test_a_repository_that_vanishes_is_waited_for_and_then_an_error(
+def test_packs_that_are_gone_are_an_error_until_they_are_back(
     saved: Lamella, image: Path, place: Path, tmp_path: Path
 ) -> None:
     with exporting(saved, tmp_path, "disk") as server, NbdClient(server.socket).go() as client:
@@ -282,41 +276,70 @@ def blocks(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-@pytest.mark.parametrize("tail", [0, 1, 511, 512, 65536, 70_000])
-@pytest.mark.parametrize("kind", ["raw", "qcow2"])
-def test_an_image_is_the_volume(empty: Lamella, image: Path, tmp_path: Path, kind: str, tail: int) -> None:
-    qemu_img = tool("qemu-img")
+@pytest.mark.parametrize("tail", [0, 1, 70_000])
+def test_an_image_is_the_volume(empty: Lamella, image: Path, tmp_path: Path, tail: int) -> None:
+    qemu_img, qemu_io = tool("qemu-img"), tool("qemu-io")
     with image.open("r+b") as file:
         file.seek(3 * MIB)
         file.write(bytes(MIB))
         file.seek(8 * MIB)
         file.write(b"t" * tail)
     empty.ok("backup", image)
-    target = tmp_path / "out"
-    empty.ok("export", "disk", "--to", target, "--format", kind)
-    assert target.stat().st_mode & 0o777 == 0o600
-    if kind == "raw":
-        assert target.read_bytes() == image.read_bytes()
-    else:
-        assert "No errors" in ran(qemu_img, "check", "-f", "qcow2", target)
-        padded = tmp_path / "padded"
-        padded.write_bytes(image.read_bytes() + bytes(-image.stat().st_size % 512))
-        ran(qemu_img, "compare", "-s", "-f", "qcow2", "-F", "qcow2", target, target)
-        ran(qemu_img, "compare", "-f", "raw", "-F", "qcow2", padded, target)
-        ran(tool("qemu-io"), "-f", "qcow2", "-c", "write -P 5 2M 1M", "-c", "write -P 6 0 64k", target)
-        assert "No errors" in ran(qemu_img, "check", "-f", "qcow2", target)
-    assert blocks(target) < 5 * MIB
-    again = empty.run("export", "disk", "--to", target)
+    plain, qcow2 = tmp_path / "out.img", tmp_path / "out.qcow2"
+    empty.ok("export", "disk", "--to", plain)
+    assert plain.read_bytes() == image.read_bytes()
+    empty.ok("export", "disk", "--to", qcow2, "--format", "qcow2")
+    assert "No errors" in ran(qemu_img, "check", "-f", "qcow2", qcow2)
+    padded = tmp_path / "padded"
+    padded.write_bytes(image.read_bytes() + bytes(-image.stat().st_size % 512))
+    ran(qemu_img, "compare", "-f", "raw", "-F", "qcow2", padded, qcow2)
+    mapped = json.loads(ran(qemu_img, "map", "--output=json", "-f", "qcow2", qcow2))
+    zeros = sum(row["length"] for row in mapped if row["zero"])
+    assert 6 * MIB < zeros < 7 * MIB + 65536
+    for path in (plain, qcow2):
+        assert path.stat().st_mode & 0o777 == 0o600 and blocks(path) < 3 * MIB
+    ran(qemu_io, "-f", "qcow2", "-c", "write -P 5 2M 1M", "-c", "write -P 6 0 64k", qcow2)
+    assert "No errors" in ran(qemu_img, "check", "-f", "qcow2", qcow2), "an image that can be written to"
+    again = empty.run("export", "disk", "--to", plain)
     assert (again.code, "exists already" in again.err) == (2, True)
 
 
-@pytest.mark.parametrize("kind", ["raw", "qcow2", "tar"])
-def test_a_stream_is_the_same_image(saved: Lamella, image: Path, tmp_path: Path, kind: str) -> None:
-    saved.ok("export", "disk", "--to", tmp_path / "file", "--format", kind)
-    with (tmp_path / "stream").open("wb") as target:
-        arguments = [*saved.command, *saved.options, "export", "disk", "--to", "-", "--format", kind]
-        subprocess.run(arguments, env=environment(saved.env), stdout=target, check=True, timeout=SECONDS)
-    assert (tmp_path / "stream").read_bytes() == (tmp_path / "file").read_bytes()
+def test_an_image_of_a_large_volume_with_data_far_apart(empty: Lamella, image: Path, tmp_path: Path) -> None:
+    """Several tables of the qcow2 image, some of them without any data."""
+    qemu_img, gib = tool("qemu-img"), 1 << 30
+    with image.open("r+b") as file:
+        for offset in (700 * MIB, 3 * gib - 5, 39 * gib + 12345):
+            file.seek(offset)
+            file.write(os.urandom(200_000))
+        file.truncate(40 * gib)
+    empty.ok("backup", image)
+    target = tmp_path / "out.qcow2"
+    empty.ok("export", "disk", "--to", target, "--format", "qcow2")
+    assert "No errors" in ran(qemu_img, "check", "-f", "qcow2", target)
+    ran(qemu_img, "compare", "-f", "raw", "-F", "qcow2", image, target)
+    assert blocks(target) < 4 * MIB
+    with exporting(empty, tmp_path, "disk") as server:
+        ran(qemu_img, "compare", "-f", "raw", "-F", "raw", image, server.uri)
+
+
+def test_an_empty_volume_has_images(empty: Lamella, image: Path, tmp_path: Path) -> None:
+    image.write_bytes(b"")
+    empty.ok("backup", image)
+    for kind in ("raw", "qcow2", "tar"):
+        empty.ok("export", "disk", "--to", tmp_path / kind, "--format", kind)
+    assert (tmp_path / "raw").read_bytes() == b""
+    assert "No errors" in ran(tool("qemu-img"), "check", "-f", "qcow2", tmp_path / "qcow2")
+    with exporting(empty, tmp_path, "disk") as server, NbdClient(server.socket).go() as client:
+        assert client.size == 0
+
+
+def test_a_stream_is_the_same_image(saved: Lamella, image: Path, tmp_path: Path) -> None:
+    for kind in ("raw", "qcow2", "tar"):
+        saved.ok("export", "disk", "--to", tmp_path / kind, "--format", kind)
+        with (tmp_path / "stream").open("wb") as target:
+            arguments = [*saved.command, *saved.options, "export", "disk", "--to", "-", "--format", kind]
+            subprocess.run(arguments, env=environment(saved.env), stdout=target, check=True, timeout=SECONDS)
+        assert (tmp_path / "stream").read_bytes() == (tmp_path / kind).read_bytes()
 
 
 def test_a_tar_holds_the_volume_and_its_documents(empty: Lamella, image: Path, tmp_path: Path) -> None:

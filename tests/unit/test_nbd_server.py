@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from lamella.base.errors import StoreUnavailable
 from lamella.base.events import Event, Warned
 from lamella.base.names import pack_name
 from lamella.base.trust import Sealed
@@ -26,7 +27,9 @@ from lamella.operations.access.nbd_server import NbdServer, Served
 from lamella.operations.access.overlay import thrown_away
 from lamella.operations.access.view import Reading, SnapshotView
 from lamella.operations.shared.selection import select
+from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
+from lamella.stores.wrap.retrying import Backoff, RetryingStore
 from tests.unit.nbd_client import (
     BLOCK_STATUS,
     CACHE,
@@ -80,11 +83,16 @@ class Running:
 
 @contextmanager
 def serving(
-    small: Small, folder: Path, wrap: Callable[[SnapshotView], Disk] = lambda view: view, *, once: bool = False
+    small: Small,
+    folder: Path,
+    wrap: Callable[[SnapshotView], Disk] = lambda view: view,
+    *,
+    once: bool = False,
+    store: Store | None = None,
 ) -> Iterator[Running]:
     place = folder / f"s{next(_numbers)}"
     with ExitStack() as held:
-        repo = held.enter_context(small.opened())
+        repo = held.enter_context(small.opened(store=store))
         reading = Reading(repo)
         held.callback(reading.close)
         listener, _ = held.enter_context(listening.at_path(place))
@@ -279,6 +287,44 @@ def test_a_damaged_chunk_is_an_error_for_its_range_alone_and_is_named_once(
             assert refusal(lambda: client.read(0, 3 << 20, DF)) == errno.EIO
             assert client.read(0, CHUNK) == content[:CHUNK], "the connection goes on after a fragment that failed"
         assert len([line for line in server.told if id_.hex()[:16] in line]) == 1, server.told
+
+
+class Vanishing(MemoryStore):
+    """A store that can be out of reach."""
+
+    away = False
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if self.away:
+            raise StoreUnavailable("out of reach", obj=name)
+        return super().get(name, offset, length)
+
+    def stat(self, name: str) -> int:
+        if self.away:
+            raise StoreUnavailable("out of reach", obj=name)
+        return super().stat(name)
+
+
+def test_reads_wait_for_a_repository_that_vanished_and_fail_when_the_wait_is_over(
+    small: Small, tmp_path: Path, content: bytes
+) -> None:
+    vanishing = Vanishing(small.store.objects())
+    said: list[str] = []
+    patience = Backoff(attempts=5, first_seconds=0.1, longest_seconds=0.2)
+    store = RetryingStore(vanishing, patience, tell=said.append)
+    with serving(small, tmp_path, store=store) as server, server.client() as client, server.client() as other:
+        assert client.read(0, 10) == content[:10]
+        vanishing.away = True
+        assert client.read(0, CHUNK) == content[:CHUNK], "what is decoded can still be read"
+        before = time.monotonic()
+        assert refusal(lambda: client.read(80 * CHUNK, 10)) == errno.EIO
+        assert time.monotonic() - before > 0.2
+        assert any("trying again for up to" in line for line in said)
+        back = threading.Timer(0.15, lambda: setattr(vanishing, "away", False))
+        back.start()
+        assert other.read(81 * CHUNK, 10) == content[81 * CHUNK : 81 * CHUNK + 10]
+        back.join(SECONDS)
+        assert client.read(80 * CHUNK, 10) == content[80 * CHUNK : 80 * CHUNK + 10]
 
 
 def test_with_once_the_server_ends_with_its_last_client(small: Small, tmp_path: Path) -> None:

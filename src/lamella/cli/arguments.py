@@ -187,11 +187,7 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
     )
     add("--if-available", action="store_true", help="end with 75 if the disk, host or bucket of REPO is absent")
     add("--json", action="store_true", help="print the result as one JSON document")
-    add(
-        "--json-lines",
-        action="store_true",
-        help="print progress and messages as JSON objects on stderr, one object on each line",
-    )
+    add("--json-lines", action="store_true", help="print progress and messages on stderr, a JSON object on each line")
     add("-q", "--quiet", action="store_true", help="print warnings and errors only")
     add("-v", "--verbose", action="store_true", help="print more details")
     add("--debug", action="store_true", help="show tracebacks of errors")

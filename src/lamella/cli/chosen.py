@@ -18,8 +18,8 @@ def chosen(repository: Repository, text: str) -> Selected:
     except NothingMatched as error:
         if not repository.problems:
             raise
-        problem, place = repository.problems[0], repository.store.url
-        raise RolledBack(f"{error.message}; {problem.message}", obj=place, hint=problem.remedy) from error
+        message, hint = f"{error.message}; {repository.problems[0].message}", repository.problems[0].remedy
+        raise RolledBack(message, obj=repository.store.url, hint=hint) from error
     doubtful = doubts(repository, selected.volume)
     if doubtful and split_selector(text)[1] != selected.snapshot.name:
         hint = f"to use it nevertheless, name it in full: {selected.text}; {doubtful[0].remedy}"

@@ -69,8 +69,7 @@ def run(context: Context) -> int:
             selected = chosen(repository, args.volume)
             code = context.warn_of_problems(repository)
             out.say(f"restoring {shown_snapshot(repository, selected)}")
-            restored = _volume if args.document is None else _document
-            return restored(context, repository, selected) or code
+            return (_volume if args.document is None else _document)(context, repository, selected) or code
     except SourceAtRisk:
         raise
     except SourceError as error:  # here it is the target, and nothing else was saved
@@ -91,9 +90,8 @@ def _require_place(args: argparse.Namespace) -> None:
 
 def _volume(context: Context, repository: Repository, selected: Selected) -> int:
     args, out = context.args, context.out
-    configured = context.config.backup.workers
     options = RestoreOptions(
-        args.workers or configured,
+        args.workers or context.config.backup.workers,
         overwrite=args.overwrite,
         in_place=args.in_place,
         pool=args.pool,
@@ -113,8 +111,8 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
     try:
         result = plan.execute(out.report)
     except KeyboardInterrupt:
-        mixed, whole = "is now a mixture of old and new: restore it again", "is as it was before"
-        raise Interrupted("interrupted", hint=f"{args.to} {mixed if plan.in_place else whole}") from None
+        state = "now a mixture of old and new: restore it again" if plan.in_place else "as it was before"
+        raise Interrupted("interrupted", hint=f"{args.to} is {state}") from None
     return _report(context, plan, result)
 
 
@@ -131,8 +129,10 @@ def _facts(plan: RestorePlan) -> dict[str, object]:
 
 def _report(context: Context, plan: RestorePlan, result: RestoreResult) -> int:
     out = context.out
-    done = f"wrote {shown_bytes(result.bytes_written)}, compared {shown_bytes(result.compared_bytes)}"
-    out.line(f"restored {plan.volume}@{plan.snapshot} to {result.path}: {done} in {shown_seconds(result.seconds)}")
+    out.line(
+        f"restored {plan.volume}@{plan.snapshot} to {result.path}: wrote {shown_bytes(result.bytes_written)},"
+        f" compared {shown_bytes(result.compared_bytes)} in {shown_seconds(result.seconds)}"
+    )
     out.document(
         {
             **_facts(plan),
@@ -152,8 +152,10 @@ def _document(context: Context, repository: Repository, selected: Selected) -> i
         if args.to.exists():
             context.confirm(f"Will replace the content of {args.to} by document {args.document}.")
         write_file(args.to, content, overwrite=args.overwrite)
-    done = "would write" if args.dry_run else "wrote"
-    out.line(f"{done} document {args.document} of {selected.text} to {args.to}: {shown_bytes(len(content))}")
+    out.line(
+        f"{'would write' if args.dry_run else 'wrote'} document {args.document} of {selected.text} to {args.to}:"
+        f" {shown_bytes(len(content))}"
+    )
     out.document(
         {
             **({"dry_run": True} if args.dry_run else {}),

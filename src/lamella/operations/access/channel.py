@@ -17,11 +17,11 @@ _AT_ONCE = 512
 """Buffers handed to the kernel in one call; Linux takes 1024."""
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The other side has closed the connection, or it broke."""
 
 
-class Stalled(Gone):
+class ClientStalled(ClientGone):
     """The other side did not move on in time."""
 
 
@@ -38,24 +38,24 @@ class Channel:
         self._start = self._end = 0
 
     def idle(self) -> None:
-        """Wait for the next message for as long as it takes. Raises Gone."""
+        """Wait for the next message for as long as it takes. Raises ClientGone."""
         while self._start == self._end and not self._fill():
             pass
 
     def take(self, length: int, until: float | None = None) -> bytes:
-        """The next bytes, at most a buffer of them. Raises Gone; Stalled at the time `until`, or without progress."""
+        """The next bytes, few of them. Raises ClientGone; ClientStalled at `until`, or without progress."""
         last = time.monotonic() if until is None else until - STALL_SECONDS
         while self._end - self._start < length:
             moved = self._fill()
             last = time.monotonic() if moved and until is None else last
             if time.monotonic() > last + STALL_SECONDS:
-                raise Stalled
+                raise ClientStalled
         taken = bytes(self._buffer[self._start : self._start + length])
         self._start += length
         return taken
 
     def take_into(self, target: memoryview) -> None:
-        """Fill `target` with the next bytes. Raises Gone, Stalled."""
+        """Fill `target` with the next bytes. Raises ClientGone, ClientStalled."""
         at_hand = min(len(target), self._end - self._start)
         target[:at_hand] = self._buffer[self._start : self._start + at_hand]
         self._start += at_hand
@@ -65,14 +65,14 @@ class Channel:
             at_hand += received
             last = time.monotonic() if received else last
             if time.monotonic() > last + STALL_SECONDS:
-                raise Stalled
+                raise ClientStalled
 
     def at_hand(self) -> memoryview:
         """What has been received and not taken yet, without waiting."""
         return memoryview(self._buffer)[self._start : self._end]
 
     def send(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Send everything. Raises Gone; Stalled if the other side does not read."""
+        """Send everything. Raises ClientGone; ClientStalled if the other side does not read."""
         left = [memoryview(part) for part in parts if len(part)]
         last = time.monotonic()
         while left:
@@ -81,17 +81,17 @@ class Channel:
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
-                raise Gone from error
+                raise ClientGone from error
             last = time.monotonic() if sent else last
             if time.monotonic() > last + STALL_SECONDS:
-                raise Stalled
+                raise ClientStalled
             while left and sent >= len(left[0]):
                 sent -= len(left.pop(0))
             if sent:
                 left[0] = left[0][sent:]
 
     def shut(self) -> None:
-        """End the connection: whoever waits for the other side raises Gone."""
+        """End the connection: whoever waits for the other side raises ClientGone."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -105,7 +105,7 @@ class Channel:
         self._socket.close()
 
     def _fill(self) -> bool:
-        """Receive what is there into the buffer, waiting a little; whether anything came. Raises Gone."""
+        """Receive what is there into the buffer, waiting a little; whether anything came. Raises ClientGone."""
         if self._start:
             rest = self._end - self._start
             self._buffer[:rest] = self._buffer[self._start : self._end]
@@ -120,7 +120,7 @@ class Channel:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
-            raise Gone from error
+            raise ClientGone from error
         if not received:
-            raise Gone
+            raise ClientGone
         return received

@@ -160,7 +160,7 @@ class _Layout(NamedTuple):
     @classmethod
     def of(cls, tables: list[_Table]) -> _Layout:
         """The least number of refcount blocks that count themselves, too."""
-        l1 = max(1, -(-8 * len(tables) // _CLUSTER))
+        l1 = -(-8 * len(tables) // _CLUSTER)
         content = sum(table.data + table.needed for table in tables)
         blocks = 1
         while True:

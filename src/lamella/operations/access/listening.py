@@ -35,7 +35,7 @@ def at_path(path: Path) -> Iterator[tuple[socket.socket, str]]:
             # Nobody can connect before it listens, so nobody can connect with other rights.
             path.chmod(0o600)
             listener.listen(_BACKLOG)
-            yield listener, f"nbd+unix:///?socket={quote(str(path.absolute()))}"
+            yield listener, f"nbd+unix:///?socket={quote(os.fsencode(path.absolute()))}"
         finally:
             with suppress(OSError):
                 if path.stat().st_ino == mine:
@@ -74,7 +74,7 @@ def handed_over(descriptor: int) -> Iterator[tuple[socket.socket, str]]:
         raise UsageError(f"descriptor {descriptor} is no socket that listens: {error.strerror}") from error
     with listener:
         if listener.family == socket.AF_UNIX:
-            yield listener, f"nbd+unix:///?socket={quote(name)}"
+            yield listener, f"nbd+unix:///?socket={quote(os.fsencode(name))}"
         else:
             shown = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
             yield listener, f"nbd://{shown}:{name[1]}"

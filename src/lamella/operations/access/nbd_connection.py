@@ -13,10 +13,10 @@ from contextlib import suppress
 
 from lamella.base.errors import LamellaError
 from lamella.operations.access import nbd_protocol as nbd
-from lamella.operations.access.channel import Channel, Gone
+from lamella.operations.access.channel import Channel, ClientGone
 from lamella.operations.access.disk import Disk, WritableDisk
 from lamella.operations.access.nbd_options import MAX_OPTION_DATA, ExportInfo, Haggling
-from lamella.operations.access.nbd_protocol import Allocation, Command, Malformed, Request, RequestFlag
+from lamella.operations.access.nbd_protocol import Allocation, Command, Malformed, NbdRequest, RequestFlag
 from lamella.operations.access.view import PIECE, Part
 
 HANDSHAKE_SECONDS = 30.0
@@ -52,7 +52,7 @@ class NbdConnection:
         """Bytes at hand that were looked through for requests."""
 
     def run(self) -> None:
-        """Until the client leaves. Raises Malformed if it does not speak the protocol, Gone if it just went."""
+        """Until the client leaves. Raises Malformed if it does not speak the protocol, ClientGone if it just went."""
         haggling = self._haggle()
         if not haggling.chosen:
             return
@@ -80,7 +80,7 @@ class NbdConnection:
                 reply = haggling.too_big(option)
                 self._skip(length, until)
             if haggling.aborted:
-                with suppress(Gone):  # many do not wait for the answer
+                with suppress(ClientGone):  # many do not wait for the answer
                     channel.send([reply])
             else:
                 channel.send([reply])
@@ -107,7 +107,7 @@ class NbdConnection:
                     continue
             return
 
-    def _serve(self, request: Request) -> None:
+    def _serve(self, request: NbdRequest) -> None:
         try:
             self._check(request)
             self._answers[request.command](self, request)
@@ -118,7 +118,7 @@ class NbdConnection:
             full = isinstance(error, OSError) and error.errno in _NO_ROOM
             self._fail(request, errno.ENOSPC if full else errno.EIO)
 
-    def _check(self, request: Request) -> None:
+    def _check(self, request: NbdRequest) -> None:
         """Raises _Refused, after the payload of the request was skipped; Malformed if there is too much of that."""
         error = self._fault(request)
         if request.command == Command.WRITE:
@@ -129,7 +129,7 @@ class NbdConnection:
         if error:
             raise _Refused(error)
 
-    def _fault(self, request: Request) -> int:
+    def _fault(self, request: NbdRequest) -> int:
         if request.command not in self._answers or request.flags & ~int(nbd.ALLOWED[Command(request.command)]):
             return errno.EINVAL
         if request.command in _WRITES and self._writable is None:
@@ -144,16 +144,16 @@ class NbdConnection:
             return errno.EINVAL
         return 0
 
-    def _inside(self, request: Request) -> bool:
+    def _inside(self, request: NbdRequest) -> bool:
         return request.offset + request.length <= self._disk.size
 
-    def _fail(self, request: Request, error: int) -> None:
+    def _fail(self, request: NbdRequest, error: int) -> None:
         if self._structured and request.command in (Command.READ, Command.BLOCK_STATUS):
             self._channel.send([nbd.error_chunk(request.cookie, error)])
         else:
             self._channel.send([nbd.simple_reply(request.cookie, error)])
 
-    def _read(self, request: Request) -> None:
+    def _read(self, request: NbdRequest) -> None:
         if not self._structured:
             self._read_simple(request)
         elif request.flags & RequestFlag.DF:
@@ -161,7 +161,7 @@ class NbdConnection:
         else:
             self._read_in_chunks(request)
 
-    def _pieces(self, request: Request) -> Iterator[tuple[int, int]]:
+    def _pieces(self, request: NbdRequest) -> Iterator[tuple[int, int]]:
         """Offset and length of each piece of a read, cut on the grid of pieces."""
         start, end = request.offset, request.offset + request.length
         while start < end:
@@ -169,7 +169,7 @@ class NbdConnection:
             yield start, stop - start
             start = stop
 
-    def _read_in_chunks(self, request: Request) -> None:
+    def _read_in_chunks(self, request: NbdRequest) -> None:
         """Data and holes as they are. Where a piece cannot be read the reply ends with that offset."""
         cookie, end = request.cookie, request.offset + request.length
         if not request.length:
@@ -183,7 +183,7 @@ class NbdConnection:
                 return
             self._channel.send(_chunks(cookie, start, parts, nbd.DONE if start + length == end else 0))
 
-    def _read_whole(self, request: Request) -> None:
+    def _read_whole(self, request: NbdRequest) -> None:
         """One chunk for everything: what cannot be read is sent as zeros, and then told."""
         cookie = request.cookie
         if request.length:
@@ -201,7 +201,7 @@ class NbdConnection:
         last = nbd.done_chunk(cookie) if failed is None else nbd.error_chunk(cookie, errno.EIO, failed)
         self._channel.send([last])
 
-    def _read_simple(self, request: Request) -> None:
+    def _read_simple(self, request: NbdRequest) -> None:
         """The head says that everything could be read, so everything is read before; a long read once more after."""
         pieces = list(self._pieces(request))
         parts: list[Part] = []
@@ -218,10 +218,10 @@ class NbdConnection:
                 again = _plain(list(self._disk.parts(start, length)))
             except (LamellaError, OSError) as error:
                 self._tell(error)
-                raise Gone from error  # the protocol knows no other way now
+                raise ClientGone from error  # the protocol knows no other way now
             self._channel.send(again)
 
-    def _write(self, request: Request) -> None:
+    def _write(self, request: NbdRequest) -> None:
         """The payload in pieces, all of which is taken, whatever happens to a piece."""
         offset, left = request.offset, request.length
         buffer = memoryview(bytearray(min(left, PIECE)))
@@ -240,30 +240,30 @@ class NbdConnection:
             raise trouble
         self._written(request)
 
-    def _trim(self, request: Request) -> None:
+    def _trim(self, request: NbdRequest) -> None:
         self._disk_to_write.trim(request.offset, request.length)
         self._written(request)
 
-    def _write_zeroes(self, request: Request) -> None:
+    def _write_zeroes(self, request: NbdRequest) -> None:
         allocate = bool(request.flags & RequestFlag.NO_HOLE)
         self._disk_to_write.zero(request.offset, request.length, allocate=allocate)
         self._written(request)
 
-    def _written(self, request: Request) -> None:
+    def _written(self, request: NbdRequest) -> None:
         if request.flags & RequestFlag.FUA:
             self._disk_to_write.flush()
         self._channel.send([nbd.simple_reply(request.cookie)])
 
-    def _flush(self, request: Request) -> None:
+    def _flush(self, request: NbdRequest) -> None:
         if self._writable is not None:
             self._writable.flush()
         self._channel.send([nbd.simple_reply(request.cookie)])
 
-    def _cache(self, request: Request) -> None:
+    def _cache(self, request: NbdRequest) -> None:
         self._disk.expect(request.offset, request.length)
         self._channel.send([nbd.simple_reply(request.cookie)])
 
-    def _block_status(self, request: Request) -> None:
+    def _block_status(self, request: NbdRequest) -> None:
         most = 1 if request.flags & RequestFlag.REQ_ONE else _MOST_STRETCHES
         stretches = [
             (length, (Allocation.HOLE if hole else Allocation(0)) | (Allocation.ZERO if zero else Allocation(0)))
@@ -277,7 +277,7 @@ class NbdConnection:
             raise _Refused(errno.EPERM)
         return self._writable
 
-    _answers: dict[int, Callable[[NbdConnection, Request], None]] = {  # noqa: RUF012 - never changed
+    _answers: dict[int, Callable[[NbdConnection, NbdRequest], None]] = {  # noqa: RUF012 - never changed
         Command.READ: _read,
         Command.WRITE: _write,
         Command.FLUSH: _flush,

@@ -148,7 +148,7 @@ class Malformed(Exception):
     """The other side does not speak the protocol; the connection cannot go on."""
 
 
-class Request(NamedTuple):
+class NbdRequest(NamedTuple):
     """The head of a request."""
 
     flags: int
@@ -158,12 +158,12 @@ class Request(NamedTuple):
     length: int
 
 
-def decode_request(head: bytes | memoryview) -> Request:
+def decode_request(head: bytes | memoryview) -> NbdRequest:
     """Raises Malformed."""
     magic, *fields = _REQUEST.unpack(head)
     if magic != _REQUEST_MAGIC:
         raise Malformed("no request where one was due")
-    return Request(*fields)
+    return NbdRequest(*fields)
 
 
 def decode_option(head: bytes | memoryview) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lamella.base.errors import LamellaError
 from lamella.base.events import Reporter, Warned
-from lamella.operations.access.channel import Channel, Gone, Stalled
+from lamella.operations.access.channel import Channel, ClientGone, ClientStalled
 from lamella.operations.access.disk import Disk
 from lamella.operations.access.nbd_connection import NbdConnection
 from lamella.operations.access.nbd_protocol import Malformed
@@ -114,11 +114,11 @@ class NbdServer:
         served = self._served
         try:
             NbdConnection(channel, served.name, served.description, served.disk, self._tell).run()
-        except (Malformed, Stalled) as error:
+        except (Malformed, ClientStalled) as error:
             self._warn_once(
                 f"a client was disconnected: {error}" if str(error) else "a client that stalled was cut off"
             )
-        except Gone:
+        except ClientGone:
             pass
         finally:
             channel.shut()

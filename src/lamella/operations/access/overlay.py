@@ -53,7 +53,7 @@ def block_size(size: int) -> int:
     return block
 
 
-class _NoRecord:
+class _NoBitmaps:
     """The bitmaps of an overlay that is thrown away: none."""
 
     data_start = 0
@@ -65,7 +65,7 @@ class _NoRecord:
         """Nothing has to last."""
 
 
-class _Record:
+class _KeptBitmaps:
     """The bitmaps of a kept overlay, in its file."""
 
     def __init__(self, fd: int, bitmap: Bitmap) -> None:
@@ -116,7 +116,9 @@ class _Record:
 class Overlay:
     """A snapshot with what was written to it since. Thread-safe; made by `kept_overlay` or `thrown_away`."""
 
-    def __init__(self, view: SnapshotView, fd: int, bitmap: Bitmap, block: int, record: _Record | _NoRecord) -> None:
+    def __init__(
+        self, view: SnapshotView, fd: int, bitmap: Bitmap, block: int, record: _KeptBitmaps | _NoBitmaps
+    ) -> None:
         self.size = view.size
         self._view = view
         self._fd = fd
@@ -246,7 +248,7 @@ def thrown_away(view: SnapshotView, folder: Path) -> Overlay:
         file.truncate(view.size)
         fd = os.dup(file.fileno())
     block = block_size(view.size)
-    return Overlay(view, fd, Bitmap(-(-view.size // block)), block, _NoRecord())
+    return Overlay(view, fd, Bitmap(-(-view.size // block)), block, _NoBitmaps())
 
 
 def kept_overlay(view: SnapshotView, path: Path, owner: Owner, boot: str) -> Overlay:
@@ -264,7 +266,7 @@ def kept_overlay(view: SnapshotView, path: Path, owner: Owner, boot: str) -> Ove
             _require_own(found, head, path, owner)
         sealed = _sealed_head(head, boot)
         bitmap = Bitmap(-(-view.size // block))
-        record = _Record(fd, bitmap)
+        record = _KeptBitmaps(fd, bitmap)
         if not found:
             _write_all(fd, 0, memoryview(sealed))
         if os.fstat(fd).st_size < record.data_start + view.size:  # new, or made by a process that was killed
