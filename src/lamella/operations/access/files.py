@@ -42,7 +42,7 @@ _ROW = re.compile(rb"([0-9a-f]{1,8}) ([0-9]{1,20}) (-?[0-9]{1,20}) (.*)", re.DOT
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFile:
     """A file, directory or link in a volume. The mode is that of stat(2), the time in seconds since 1970."""
 
     path: str
@@ -61,7 +61,7 @@ class GuestAnswer:
     """One of STATES."""
     absent: list[str] = field(default_factory=list)
     """The paths that are not there."""
-    rows: list[Found] = field(default_factory=list)
+    rows: list[FoundFile] = field(default_factory=list)
     taken: Taken = field(default_factory=Taken)
     trouble: str = ""
     """What the guest's programs complained about; empty if all that is there was read."""
@@ -234,5 +234,5 @@ def _rows(answer: GuestAnswer, guest: Guest, request: GuestRequest) -> None:
             raise LamellaError("the guest sent a listing that is none")
         path = os.fsdecode(match[4]).removeprefix("./").rstrip("/")
         mode, size = int(match[1], 16), int(match[2])
-        answer.rows.append(Found(path or ".", mode, size if stat.S_ISREG(mode) else 0, int(match[3])))
+        answer.rows.append(FoundFile(path or ".", mode, size if stat.S_ISREG(mode) else 0, int(match[3])))
     answer.rows.sort(key=lambda row: row.path)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lamella.base.clock import iso
 from lamella.cli.commands.files.asking import add_options, asked, concluded, facts
 from lamella.cli.context import Context
-from lamella.operations.access.files import Found, GuestAnswer, listed
+from lamella.operations.access.files import FoundFile, GuestAnswer, listed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def documents(answer: GuestAnswer) -> list[dict[str, object]]:
     ]
 
 
-def show(context: Context, rows: Sequence[Found]) -> None:
+def show(context: Context, rows: Sequence[FoundFile]) -> None:
     """The rows for people."""
     for row in rows:
         context.out.answer(f"{stat.filemode(row.mode)} {row.size:>14} {_shown_time(row.time)}  {row.path}")
