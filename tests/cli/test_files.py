@@ -18,11 +18,13 @@ from random import Random
 
 import pytest
 
+from lamella.operations.access.guest_kernel import find_kernel
 from tests.cli.program import Lamella
 from tests.features import require
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = ROOT / ".guest" / "vmlinuz"
+WITHOUT_KVM = "guest-without-kvm"
 MIB = 1 << 20
 SIZE = 128 * MIB
 FIRST, SYNCED = 62, 40
@@ -34,11 +36,30 @@ MAKERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def guest(monkeypatch: pytest.MonkeyPatch) -> None:
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the uncompressed kernel."""
     there = KERNEL.exists() and (KERNEL.parent / "lib").exists() and shutil.which("qemu-system-x86_64")
     require("files-guest", bool(there and shutil.which("busybox")), "needs qemu, busybox and tools/guest_kernel.py")
+    folder = tmp_path_factory.mktemp("cache")
+    kept = find_kernel(KERNEL).uncompressed(folder / "guest-kernel")
+    assert kept != KERNEL and kept.stat().st_size > KERNEL.stat().st_size
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch: pytest.MonkeyPatch, kernel_cache: Path, tmp_path: Path) -> Path:
+    """A state directory that knows that KVM is not to be tried: that costs five seconds where it does not answer."""
+    folder = tmp_path / "state-of-guests"
+    folder.mkdir(mode=0o700)
+    (folder / WITHOUT_KVM).touch()
+    monkeypatch.setenv("LAMELLA_STATE_DIR", str(folder))
+    monkeypatch.setenv("LAMELLA_CACHE_DIR", str(kernel_cache))
     monkeypatch.setattr("tests.cli.program.SECONDS", 280)
+    return folder
 
 
 def run(*words: str | Path) -> str:
@@ -173,7 +194,8 @@ def test_partitions_listing_finding_and_what_is_not_there(empty: Lamella, tmp_pa
     assert none.code == 4 and "2 (0.0 GiB, ext4)" in none.err
 
 
-def test_a_tar_goes_to_standard_output_and_a_full_directory_is_left_alone(empty: Lamella, tmp_path: Path) -> None:
+def test_a_tar_goes_to_standard_output_with_kvm_or_without(empty: Lamella, tmp_path: Path, state: Path) -> None:
+    (state / WITHOUT_KVM).unlink()
     empty.ok("backup", partitioned(tmp_path))
     words = ["files", "get", "disk", "home", "--kernel", str(KERNEL), "--partition", "2", "--to"]
     done = subprocess.run(
@@ -186,8 +208,10 @@ def test_a_tar_goes_to_standard_output_and_a_full_directory_is_left_alone(empty:
         assert archive.getnames() == ["home", "home/letter.odt"]
         letter = archive.extractfile("home/letter.odt")
         assert letter is not None and letter.read() == b"dear"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        assert not (state / WITHOUT_KVM).exists()  # where there is none, nothing has to be remembered
     full = empty.run(*words, tmp_path)
-    assert full.code == 2 and "not empty" in full.err and len(full.err.splitlines()) == 1
+    assert full.code == 2 and "not an empty" in full.err and len(full.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,14 @@ def test_what_is_no_archive_ends_with_one_line(tmp_path: Path, content: bytes, w
         extract(content, tmp_path / "out")
 
 
+def test_a_file_whose_end_never_came_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(LamellaError, match="ended"):
+        extract(
+            entry("whole", content=b"w" * 600_000) + entry("half", content=b"h" * 600_000)[:500_000], tmp_path / "out"
+        )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole"]
+
+
 def test_a_size_that_lies_ends_before_it_fills_the_disk(tmp_path: Path) -> None:
     info = tarfile.TarInfo("huge")
     info.size = 1 << 40

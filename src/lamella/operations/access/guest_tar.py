@@ -253,10 +253,14 @@ class TreeSink:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-            for piece in content:
-                file.write(piece)
+            try:
+                for piece in content:
+                    file.write(piece)
+                file.flush()
+            except BaseException:
+                path.unlink()  # a part of a file looks like a file
+                raise
             os.fchmod(file.fileno(), member.mode & 0o777)
-            file.flush()
             os.utime(file.fileno(), (_time(member), _time(member)))
 
     def link(self, name: str, member: Member) -> None:

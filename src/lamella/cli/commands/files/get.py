@@ -39,10 +39,15 @@ def run(context: Context) -> int:
     args, out = context.args, context.out
     if args.to == _STDOUT and args.json:
         raise UsageError("--json and --to - both want standard output")
-    sink = _sink(args.to)
+    _check_target(args.to)
     with asked(context) as found:
         how = replace(found.how, most_bytes=args.max_size or found.selected.snapshot.added.size)
-        answer = got(found.reading, found.selected, args.path, how, out.report, sink)
+        sink = _sink(args.to)
+        try:
+            answer = got(found.reading, found.selected, args.path, how, out.report, sink)
+        except LamellaError as error:
+            error.hint = error.hint or f"what was copied until then is whole, in {args.to}"
+            raise
         taken = answer.taken
         out.document({**facts(found, answer), "files": taken.files, "bytes": taken.bytes, "left_out": taken.left_out})
     if args.to != _STDOUT:
@@ -54,17 +59,24 @@ def run(context: Context) -> int:
     return concluded(context, answer) or (INCOMPLETE if taken.left_out_count else 0)
 
 
-def _sink(text: str) -> Sink:
+def _check_target(text: str) -> None:
+    """Raises UsageError for a place that files cannot go to, before anything is made or asked."""
     if text == _STDOUT:
         if sys.stdout.isatty():
             raise UsageError("an archive is not written to a terminal", hint="send it to a file or another program")
+        return
+    place = Path(text)
+    if place.exists() and (not place.is_dir() or next(place.iterdir(), None) is not None):
+        raise UsageError(f"{place} is not an empty directory", obj=text, hint="name one that is empty or not there")
+
+
+def _sink(text: str) -> Sink:
+    if text == _STDOUT:
         sys.stdout.flush()
         return TarSink(sys.stdout.buffer)
     place = Path(text)
     try:
         place.mkdir(mode=0o700, exist_ok=True)
-        if next(place.iterdir(), None) is not None:
-            raise UsageError(f"{place} is not empty", obj=text, hint="name a directory that is empty or not there")
     except OSError as error:
-        raise LamellaError(f"cannot use {place}: {error.strerror}", obj=text) from error
+        raise LamellaError(f"cannot make {place}: {error.strerror}", obj=text) from error
     return TreeSink(place)
