@@ -84,6 +84,10 @@ HOSTILE = {
     ],
     "link out": [entry("evil", tarfile.SYMTYPE, target="/etc/passwd")],
     "link up": [entry("a/evil", tarfile.SYMTYPE, target="../../x")],
+    "links in a chain": [
+        entry("here", tarfile.SYMTYPE, target="."),
+        entry("evil", tarfile.SYMTYPE, target="here/.."),
+    ],
     "hard link out": [entry("evil", tarfile.LNKTYPE, target="/etc/passwd")],
     "hard link up": [entry("evil", tarfile.LNKTYPE, target="../outside")],
     "hard link to a link": [entry("l", tarfile.SYMTYPE, target="x"), entry("evil", tarfile.LNKTYPE, target="l")],
@@ -128,6 +132,12 @@ def test_a_hostile_entry_is_left_out_and_the_rest_arrives(tmp_path: Path, name: 
 def test_what_is_no_archive_ends_with_one_line(tmp_path: Path, content: bytes, why: str) -> None:
     with pytest.raises(LamellaError, match=why):
         extract(content, tmp_path / "out")
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    made = archive(entry("d", tarfile.DIRTYPE), entry("a", tarfile.SYMTYPE, target="d"), entry("a/f", content=b"x"))
+    extract(made, tmp_path / "out")
+    assert not (tmp_path / "out" / "d" / "f").exists() and (tmp_path / "out" / "a" / "f").exists()
 
 
 def test_a_file_whose_end_never_came_is_not_there(tmp_path: Path) -> None:

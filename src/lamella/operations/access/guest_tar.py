@@ -131,15 +131,13 @@ def clean_name(name: str) -> str | None:
 
 
 def stays_inside(name: str, target: str) -> bool:
-    """Whether a symbolic link at the clean `name` with this target leads nowhere out of the root of the tree."""
-    if target.startswith("/"):
-        return False
-    depth = name.count("/")
-    for part in target.split("/"):
-        depth += -1 if part == ".." else 0 if part in ("", ".") else 1
-        if depth < 0:
-            return False
-    return True
+    """Whether a symbolic link at the clean `name` with this target leads nowhere out of the root of the tree.
+
+    `..` may come first alone: behind a name, which may be a link itself, nobody knows where it leads.
+    """
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    climbs = next((at for at, part in enumerate(parts) if part != ".."), len(parts))
+    return not target.startswith("/") and climbs <= name.count("/") and ".." not in parts[climbs:]
 
 
 class Sink(Protocol):
