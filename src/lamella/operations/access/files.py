@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from lamella.base.errors import LamellaError, NothingMatched, UsageError, printable
@@ -30,8 +31,11 @@ from lamella.operations.access.view import Reading
 from lamella.operations.shared.selection import Selected
 from lamella.run.beside import Beside
 
-LISTING_MOST = 256 << 20
-"""Bytes of a listing."""
+LISTING_MOST = 1 << 30
+"""Bytes of a listing; what does not fit a pattern is not kept."""
+WORDS_MOST = 10_000
+"""Lines of a guest beside a listing."""
+_ROW_MOST = 1 << 19
 STATES = {
     "replayed": "as after a crash: the journal was replayed",
     "clean": "there was nothing to replay",
@@ -108,8 +112,7 @@ def walked(reading: Reading, selected: Selected, patterns: list[str], how: How, 
     """Everything whose path or last name fits one of the patterns (fnmatch). Raises LamellaError."""
 
     def fitting(answer: GuestAnswer, guest: Guest, request: GuestRequest) -> None:
-        _rows(answer, guest, request)
-        answer.rows = [row for row in answer.rows if any(_fits(row.path, one) for one in patterns)]
+        _rows(answer, guest, request, lambda path: any(_fits(path, one) for one in patterns))
 
     return _asked(reading, selected, _request(What.WALK, [""], how), how, reporter, fitting)
 
@@ -144,7 +147,7 @@ def _asked(
         _exported(reading, selected, how, reporter) as uri,
         started(how.kernel, uri, request, how.memory_file, how.cache) as guest,
     ):
-        return _conversation(guest, request, receive)
+        return conversation(guest, request, receive)
 
 
 @contextmanager
@@ -169,30 +172,36 @@ def _exported(reading: Reading, selected: Selected, how: How, reporter: Reporter
             overlay.close()
 
 
-def _conversation(guest: Guest, request: GuestRequest, receive: Receive) -> GuestAnswer:
+def conversation(guest: Guest, request: GuestRequest, receive: Receive) -> GuestAnswer:
+    """All that a guest says; `receive` takes what was asked for, once. Raises LamellaError."""
     answer = GuestAnswer()
     parts: list[str] = []
-    while True:
+    received = False
+    for _ in range(WORDS_MOST):
         word, _, rest = guest.word().partition(" ")
         if word == "part":
             parts.append(rest)
         elif word == "state":
-            answer.partition, answer.file_system, answer.state = (*rest.split(" "), "", "", "")[:3]
+            answer.partition, answer.file_system, answer.state = (*map(printable, rest.split(" ")), "", "", "")[:3]
         elif word == "absent":
             answer.absent.append(rest.removeprefix("./"))
-        elif word in ("rows", "tar"):
+        elif word in ("rows", "tar") and not received:
+            received = True
             receive(answer, guest, request)
         elif word == "why":
             answer.trouble = printable(rest)
         elif word == "end":
-            _require_done(rest, parts, answer)
+            _require_done(rest, parts, answer, received)
             return answer
+    raise LamellaError("the guest sends nonsense")
 
 
-def _require_done(how: str, parts: list[str], answer: GuestAnswer) -> None:
+def _require_done(how: str, parts: list[str], answer: GuestAnswer, received: bool) -> None:
     word, _, rest = how.partition(" ")
     shown = "; ".join(_part(one) for one in parts[:32]) or "none"
     if word == "done":
+        if not received and not answer.absent:
+            raise LamellaError("the guest says that it is done, and sent nothing")
         if rest != "0":
             answer.trouble = answer.trouble or "the guest could not read everything"
         return
@@ -221,18 +230,26 @@ def _part(text: str) -> str:
     return f"{printable(number)} ({gib}, {printable(_NAMES.get(kind, kind))})"
 
 
-def _rows(answer: GuestAnswer, guest: Guest, request: GuestRequest) -> None:
+def _rows(
+    answer: GuestAnswer, guest: Guest, request: GuestRequest, fits: Callable[[str], bool] = lambda path: True
+) -> None:
     """Rows that each begin with the secret word: names may hold anything else."""
     mark = f"{request.nonce}=".encode()
     end = b"\n" + request.nonce.encode() + b" "
-    content = bytearray()
-    for piece in guest.until(end, LISTING_MOST):
-        content += piece
-    for raw in bytes(content).split(mark)[1:]:
-        match = _ROW.fullmatch(raw.removesuffix(b"\n"))
-        if match is None:
+    pending = b""
+    for piece in chain(guest.until(end, LISTING_MOST), [mark]):
+        *whole, pending = (pending + piece).split(mark)
+        found = (_row(raw) for raw in whole if raw.strip())
+        answer.rows += [row for row in found if fits(row.path)]
+        if len(pending) > _ROW_MOST:
             raise LamellaError("the guest sent a listing that is none")
-        path = os.fsdecode(match[4]).removeprefix("./").rstrip("/")
-        mode, size = int(match[1], 16), int(match[2])
-        answer.rows.append(FoundFile(path or ".", mode, size if stat.S_ISREG(mode) else 0, int(match[3])))
     answer.rows.sort(key=lambda row: row.path)
+
+
+def _row(raw: bytes) -> FoundFile:
+    match = _ROW.fullmatch(raw.removesuffix(b"\n"))
+    if match is None:
+        raise LamellaError("the guest sent a listing that is none")
+    path = os.fsdecode(match[4]).removeprefix("./").rstrip("/")
+    mode, size = int(match[1], 16), int(match[2])
+    return FoundFile(path or ".", mode, size if stat.S_ISREG(mode) else 0, int(match[3]))

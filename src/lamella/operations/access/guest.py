@@ -25,7 +25,7 @@ KVM = Path("/dev/kvm")
 KVM_SECONDS = 5.0
 """A guest with KVM that has said nothing after this time is ended: nested or broken virtualisation."""
 MEMORY_MIB = 512
-LINE_MOST = 16 * 1024
+LINE_MOST = 8 * 1024
 """Bytes of a line from a guest."""
 _PIECE = 1 << 18
 _END_SECONDS = 2.0
