@@ -157,7 +157,7 @@ def test_every_file_that_was_fsynced_is_there(empty: Lamella, tmp_path: Path, ki
 
 
 def partitioned(folder: Path) -> Path:
-    """A disk with three partitions, of which the second is ext4 and the others hold nothing known."""
+    """A disk with three partitions: FAT, ext4, and one that holds nothing known."""
     require("mkfs.ext4", shutil.which("mkfs.ext4") is not None, "needs mkfs.ext4")
     image, part = folder / "disk.img", folder / "part.img"
     with image.open("wb") as file:
@@ -176,22 +176,29 @@ def partitioned(folder: Path) -> Path:
     with image.open("r+b") as file:
         file.seek(9 * MIB)
         file.write(part.read_bytes())
+    with part.open("wb") as file:
+        file.truncate(8 * MIB)
+    run("busybox", "mkdosfs", part)
+    with image.open("r+b") as file:
+        file.seek(MIB)
+        file.write(part.read_bytes())
     return image
 
 
 def test_partitions_listing_finding_and_what_is_not_there(empty: Lamella, tmp_path: Path) -> None:
     empty.ok("backup", partitioned(tmp_path))
-    rows = empty.json("files", "list", "disk", "home", "nothing", "--kernel", KERNEL, code=3)
+    second = ["--partition", "2", "--kernel", str(KERNEL)]
+    rows = empty.json("files", "list", "disk", "home", "nothing", *second, code=3)
     assert [row["path"] for row in rows["entries"]] == ["home", "home/letter.odt"]
     assert rows["entries"][1]["size"] == 4 and rows["entries"][1]["mode"].startswith("-rw")
     assert (rows["partition"], rows["file_system"], rows["absent"]) == ("2", "ext4", ["nothing"])
-    found = empty.json("files", "find", "disk", "*.odt", "--kernel", KERNEL)
+    found = empty.json("files", "find", "disk", "*.odt", *second)
     assert [row["path"] for row in found["entries"]] == ["home/letter.odt"]
-    files = ["files", "list", "disk", "--kernel", str(KERNEL), "--partition"]
-    wrong = empty.run(*files, "3")
+    files = ["files", "list", "disk", "--kernel", str(KERNEL)]
+    wrong = empty.run(*files, "--partition", "3")
     assert wrong.code == 1 and "unknown" in wrong.err and len(wrong.err.splitlines()) == 2
-    none = empty.run(*files, "9")
-    assert none.code == 4 and "2 (0.0 GiB, ext4)" in none.err
+    several = empty.run(*files)
+    assert several.code == 2 and "1 (0.0 GiB, FAT); 2 (0.0 GiB, ext4); 3" in several.err
 
 
 def test_a_tar_goes_to_standard_output_with_kvm_or_without(empty: Lamella, tmp_path: Path, state: Path) -> None:
@@ -266,7 +273,7 @@ def guests_below(pid: int) -> list[int]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_the_guest_does_not_outlive_the_command(empty: Lamella, tmp_path: Path, number: signal.Signals) -> None:
     empty.ok("backup", partitioned(tmp_path))
-    words = [*empty.command, *empty.options, "files", "find", "disk", "*", "--kernel", str(KERNEL)]
+    words = [*empty.command, *empty.options, "files", "find", "disk", "*", "--partition", "2", "--kernel", str(KERNEL)]
     env = {**os.environ, **empty.env, "PYTHONPATH": str(ROOT / "src")}
     with subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as command:
         guests: list[int] = []

@@ -76,7 +76,9 @@ dev=/dev/vda$n; [ "$n" = disk ] && dev=/dev/vda
 [ -n "$k" ] && [ -e "/order/$k" ] || finish "cannot ${k:-unknown}"
 load "$k"
 $B grep -qw "$k" /proc/filesystems || finish "lacks $k"
-$B mount -t "$k" -o rw,nosuid,nodev,noexec "$dev" /mnt 2>/tmp/why ||
+options=rw,nosuid,nodev,noexec
+[ "$k" = vfat ] && options=$options,utf8
+$B mount -t "$k" -o "$options" "$dev" /mnt 2>/tmp/why ||
     finish "unmountable $k $($B dmesg | $B tail -n 2 | $B tr '\n' ' ')"
 state=clean
 $B dmesg | $B grep -qE 'recovery complete|Ending recovery|tree-log replay|orphan inode' && state=replayed
@@ -92,7 +94,7 @@ done
 [ $# = 0 ] && finish done 0
 case $WHAT in
 list) say rows; $B find "$@" -maxdepth 1 -exec $B stat -c "$NONCE=%f %s %Y %n" {} + >&3 2>/tmp/why; status=$? ;;
-walk) say rows; $B find "$@" -xdev -exec $B stat -c "$NONCE=%f %s %Y %n" {} + >&3 2>/tmp/why; status=$? ;;
+walk) say rows; $B find "$@" -exec $B stat -c "$NONCE=%f %s %Y %n" {} + >&3 2>/tmp/why; status=$? ;;
 get) say tar; $B tar -c -f - -- "$@" >&3 2>/tmp/why; status=$? ;;
 esac
 echo >&3
@@ -107,7 +109,7 @@ class What(Enum):
     LIST = "list"
     """The entries of directories."""
     WALK = "walk"
-    """Everything below directories, within one file system."""
+    """Everything below directories."""
     GET = "get"
     """Files and directories with all that is in them."""
 
