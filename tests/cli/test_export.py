@@ -375,9 +375,10 @@ def test_all_volumes_are_written_and_a_damaged_one_stops_no_other(
     shutil.rmtree(tmp_path / "all")
     (tmp_path / "all").mkdir()
     for path in packs:
-        if path.is_file() and path.stat().st_size > MIB // 2:
+        if path.is_file():
             spoiled = bytearray(path.read_bytes())
-            spoiled[len(spoiled) // 2] ^= 1
+            for at in range(0, len(spoiled), 10_000):
+                spoiled[at] ^= 1
             path.chmod(0o600)
             path.write_bytes(spoiled)
     done = empty.json("export", "--all", tmp_path / "all", code=3)
@@ -401,6 +402,23 @@ def test_a_full_disk_leaves_nothing_behind(saved: Lamella, tmp_path: Path) -> No
         subprocess.run(["umount", small], check=True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_image_that_was_interrupted_is_written_anew(
+    saved: Lamella, image: Path, tmp_path: Path, number: int
+) -> None:
+    target, partial = tmp_path / "x.img", tmp_path / "x.img.lamella-partial"
+    words = [*saved.command, *saved.options, "--limit-rate", "200K", "export", "disk", "--to", str(target)]
+    with subprocess.Popen(words, env=environment(saved.env), stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + SECONDS
+        while not partial.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(SECONDS) == (130 if number == signal.SIGINT else -number)
+    assert not target.exists() and partial.exists() == (number == signal.SIGKILL)
+    saved.ok("export", "disk", "--to", target)
+    assert target.read_bytes() == image.read_bytes() and not partial.exists()
+
+
 def test_a_reader_that_leaves_is_an_error(saved: Lamella) -> None:
     words = " ".join([*saved.command, *saved.options, "export", "disk", "--to", "-", "-q"])
     done = subprocess.run(
@@ -412,3 +430,92 @@ def test_a_reader_that_leaves_is_an_error(saved: Lamella) -> None:
     )
     assert done.stdout.strip() == "100" and done.returncode == 1
     assert done.stderr.count("\n") == 1 and "cannot write the image" in done.stderr
+
+
+# -- a guest -------------------------------------------------------------------------------------------------------
+
+# The guest fills a sector, writes it to its disk at sector 100, reads it back elsewhere, compares, and says so.
+BOOT_SECTOR = """
+.code16
+.globl _start
+_start:
+    xor %ax, %ax
+    mov %ax, %ds
+    mov %ax, %es
+    mov %ax, %ss
+    mov $0x7000, %sp
+    mov %dl, drive
+    mov $0x8000, %di
+    mov $0x5aa5, %ax
+    mov $256, %cx
+    cld
+    rep stosw
+    mov $0x43, %ah
+    call disk
+    movw $0x9000, packet + 4
+    mov $0x42, %ah
+    call disk
+    mov $0x8000, %si
+    mov $0x9000, %di
+    mov $256, %cx
+    repe cmpsw
+    jne failed
+    mov $good, %si
+    jmp say
+disk:
+    mov $0, %al
+    mov drive, %dl
+    mov $packet, %si
+    int $0x13
+    jc failed
+    ret
+failed:
+    mov $bad, %si
+say:
+    lodsb
+    test %al, %al
+    jz end
+    mov $0x3f8, %dx
+    out %al, %dx
+    jmp say
+end:
+    mov $0xf4, %dx
+    mov $1, %al
+    out %al, %dx
+    hlt
+packet:
+    .byte 16, 0
+    .word 1, 0x8000, 0
+    .quad 100
+drive: .byte 0
+good: .asciz "booted, wrote and read back"
+bad: .asciz "failed"
+.org 510
+.word 0xaa55
+"""
+
+
+def test_a_guest_boots_from_an_export_and_its_writes_stay_out_of_the_snapshot(
+    empty: Lamella, image: Path, tmp_path: Path
+) -> None:
+    qemu = tool("qemu-system-x86_64")
+    (tmp_path / "boot.s").write_text(BOOT_SECTOR)
+    ran(tool("as"), "--32", "-o", tmp_path / "boot.o", tmp_path / "boot.s")
+    words = ("-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary")
+    ran(tool("ld"), *words, "-o", tmp_path / "boot", tmp_path / "boot.o")
+    sector = (tmp_path / "boot").read_bytes()
+    assert len(sector) == 512
+    with image.open("r+b") as file:
+        file.write(sector)
+    empty.ok("backup", image)
+    kept, console = tmp_path / "kept", tmp_path / "console"
+    with exporting(empty, tmp_path, "disk", "--overlay", kept) as server:
+        machine = ("-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-display", "none", "-no-reboot")
+        devices = ("-serial", f"file:{console}", "-device", "isa-debug-exit,iobase=0xf4,iosize=1")
+        ran(qemu, *machine, *devices, "-drive", f"file={server.uri},format=raw,if=ide", code=3)
+        assert console.read_text() == "booted, wrote and read back"
+        with NbdClient(server.socket).go() as client:
+            assert client.read(100 * 512, 512) == b"\xa5\x5a" * 256
+        assert server.end() == 0
+    with exporting(empty, tmp_path, "disk") as server:
+        ran(tool("qemu-img"), "compare", "-f", "raw", "-F", "raw", image, server.uri)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import random
 import socket
 import struct
@@ -504,12 +503,12 @@ def attack(place: str, seed: int) -> None:
             client.recv(1 << 20)
 
 
+@pytest.mark.parametrize("rounds", [250, pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_no_exchange_however_spoiled_harms_the_server_or_its_other_clients(
-    writable: Running, content: bytes, monkeypatch: pytest.MonkeyPatch
+    writable: Running, content: bytes, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
     thrown: list[object] = []
     monkeypatch.setattr(threading, "excepthook", thrown.append)
-    rounds = int(os.environ.get("LAMELLA_NBD_ATTACKS", "400"))
     with writable.client() as witness:
         for seed in range(rounds):
             attack(writable.place, seed)

@@ -158,6 +158,21 @@ def test_a_damaged_chunk_fails_alone_and_is_named_until_it_is_repaired(small: Sm
         reading.close()
 
 
+def test_a_damaged_node_that_is_asked_for_again_and_again_costs_no_memory(small: Small) -> None:
+    store = MemoryStore(small.store.objects())
+    with small.opened(store=store) as repo:
+        view = Reading(repo).view(select(repo, ["disk"])[0])
+        for name in {pack_name(repo.blobs.find(Kind.CHUNK, id_)[0].pack) for id_ in _ids(repo)}:
+            store.delete(name)
+        told: list[int] = []
+        for _ in range(10):
+            for call in (lambda: view.read(0, 10), lambda: view.extents(0, 10)):
+                with pytest.raises(IntegrityError):
+                    call()
+            told.append(len(repo.contents.bad_places))
+        assert told[-1] == told[0]
+
+
 def test_damage_is_looked_at_again_after_its_time(
     small: Small, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

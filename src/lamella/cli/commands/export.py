@@ -82,6 +82,8 @@ def run(context: Context) -> int:
     with _listener(context) as place, context.repository() as repository:
         selected = chosen(repository, context.args.volume)
         code = context.warn_of_problems(repository)
+        if context.args.allow_network:
+            context.out.warn("whoever can reach this address can read the volume", context.args.listen or "")
         context.out.say(f"exporting {shown_snapshot(repository, selected)}")
         _serve(context, repository, selected, place)
     return code

@@ -14,6 +14,7 @@ from lamella.base.ids import ChunkId, DomainId
 from lamella.base.trust import Opened
 from lamella.format.container import Kind
 from lamella.packs.contents import Contents
+from lamella.packs.tree import TreeReader
 from lamella.run.beside import Spare
 from lamella.run.pipeline import default_workers
 
@@ -125,8 +126,13 @@ class DecodedChunks:
                 raise theirs.error
             content = theirs.opened.get(id_)
             # Missing: damaged, or the other thread was interrupted.
-            found[id_] = self._one(domain_id, id_, length) if content is None else content
+            found[id_] = self._one(domain_id, Kind.CHUNK, id_, length) if content is None else content
         return found
+
+    def tree_reader(self, domain_id: DomainId) -> TreeReader:
+        """Reads the manifests of one domain. A damaged node costs no more than a damaged chunk, however often it is
+        asked for."""
+        return TreeReader(lambda kind, id_: self._one(domain_id, kind, id_, None))
 
     def has(self, id_: ChunkId) -> bool:
         """Whether a chunk is kept, or being decoded."""
@@ -168,19 +174,19 @@ class DecodedChunks:
         trouble: IntegrityError | None = None
         for id_, length in wanted:
             try:
-                batch.opened[id_] = self._one(domain_id, id_, length)
+                batch.opened[id_] = self._one(domain_id, Kind.CHUNK, id_, length)
             except IntegrityError as error:
                 trouble = trouble or error
         if trouble is not None:
             raise trouble
 
-    def _one(self, domain_id: DomainId, id_: ChunkId, length: int) -> Opened:
-        """One chunk by itself. Raises IntegrityError, StoreError."""
+    def _one(self, domain_id: DomainId, kind: Kind, id_: ChunkId, length: int | None) -> Opened:
+        """One content by itself; damage is remembered. Raises IntegrityError, StoreError."""
         known = self._damaged.get(id_)
         if known is not None and time.monotonic() < known[1]:
             raise IntegrityError(known[0], obj=id_.hex())
         try:
-            content = self._contents.get(domain_id, Kind.CHUNK, id_, length)
+            content = self._contents.get(domain_id, kind, id_, length)
         except IntegrityError as error:
             self._damaged.put(id_, (error.message, time.monotonic() + DAMAGE_SECONDS))
             raise

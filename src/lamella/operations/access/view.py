@@ -70,7 +70,7 @@ class SnapshotView:
         self._tree = tree
         self._shape = tree.shape
         self._domain_id = domain_id
-        self._reader = reading.repo.tree_reader(domain_id)
+        self._reader = reading.chunks.tree_reader(domain_id)
         self._ahead = _ReadAhead(min(_AHEAD_MOST, reading.chunks.limit_bytes // 8))
 
     def read(self, offset: int, length: int) -> bytes:
