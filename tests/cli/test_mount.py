@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import ROOT, Lamella
+from tests.cli.program import ROOT, Lamella, Terminal
 from tests.features import require
 
 MIB = 1 << 20
@@ -273,6 +273,21 @@ def test_a_wrong_key_is_told_by_the_command_that_was_typed(
     done = Lamella(saved.env, ["--keyfile", str(other)]).run("mount", place_of_mount)
     assert done.code == 12 and len(done.err.splitlines()) == 1
     assert not is_mounted(place_of_mount)
+
+
+def test_the_passphrase_is_asked_for_and_the_terminal_let_go(place: Path, image: Path, place_of_mount: Path) -> None:
+    env = {"LAMELLA_REPO": str(place)}
+    one = Lamella({**env, "LAMELLA_PASSPHRASE": "some words"})
+    one.ok("init", "-q")
+    one.ok("backup", image)
+    with Terminal(["mount", place_of_mount], env) as terminal:
+        terminal.expect("assphrase")
+        terminal.type("some words")
+        terminal.expect("mounted at")
+        assert terminal.end() == 0
+        assert (place_of_mount / "disk" / "latest" / "disk.img").read_bytes() == image.read_bytes()
+    assert is_mounted(place_of_mount)  # the terminal is closed now
+    subprocess.run(["fusermount3", "-u", place_of_mount], check=True)
 
 
 @pytest.mark.parametrize(("fault", "word"), [("ImportError('x')", "lamella[fuse]"), ("OSError('x')", "fuse3")])

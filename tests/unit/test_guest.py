@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from lamella.base.errors import LamellaError
-from lamella.operations.access.files import FoundFile, GuestAnswer, conversation, wanted_path
-from lamella.operations.access.files import _rows as rows
+from lamella.operations.access.files import FoundFile, GuestAnswer, conversation, take_rows, wanted_path
 from lamella.operations.access.guest import Guest
 from lamella.operations.access.guest_start import GuestRequest, What
 from lamella.run.spawn import Child
@@ -37,7 +36,7 @@ def saying(program: str, seconds: float = 30.0) -> Iterator[Guest]:
 
 def told(program: str, seconds: float = 30.0) -> GuestAnswer:
     with saying(program, seconds) as guest:
-        return conversation(guest, REQUEST, rows)
+        return conversation(guest, REQUEST, take_rows)
 
 
 def test_an_honest_listing_with_odd_names() -> None:

@@ -105,14 +105,14 @@ def wanted_path(text: str) -> str:
 def listed(reading: Reading, selected: Selected, paths: list[str], how: How, reporter: Reporter) -> GuestAnswer:
     """The entries of directories. Raises LamellaError."""
     request = _request(What.LIST, paths or [""], how)
-    return _asked(reading, selected, request, how, reporter, _rows)
+    return _asked(reading, selected, request, how, reporter, take_rows)
 
 
 def walked(reading: Reading, selected: Selected, patterns: list[str], how: How, reporter: Reporter) -> GuestAnswer:
     """Everything whose path or last name fits one of the patterns (fnmatch). Raises LamellaError."""
 
     def fitting(answer: GuestAnswer, guest: Guest, request: GuestRequest) -> None:
-        _rows(answer, guest, request, lambda path: any(_fits(path, one) for one in patterns))
+        take_rows(answer, guest, request, lambda path: any(_fits(path, one) for one in patterns))
 
     return _asked(reading, selected, _request(What.WALK, [""], how), how, reporter, fitting)
 
@@ -230,7 +230,7 @@ def _part(text: str) -> str:
     return f"{printable(number)} ({gib}, {printable(_NAMES.get(kind, kind))})"
 
 
-def _rows(
+def take_rows(
     answer: GuestAnswer, guest: Guest, request: GuestRequest, fits: Callable[[str], bool] = lambda path: True
 ) -> None:
     """Rows that each begin with the secret word: names may hold anything else."""
