@@ -113,7 +113,7 @@ missing_packages() {
     for pair in gcc:gcc mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
         losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio \
         sshd:openssh-server systemd-analyze:systemd ssh:$ssh_package ip:$ip_package lvs:lvm2 thin_delta:$thin_package \
-        qemu-img:$qemu_package nbdcopy:$nbd_package $guest; do
+        qemu-img:$qemu_package nbdcopy:$nbd_package fusermount3:fuse3 $guest; do
         program=${pair%%:*} package=${pair#*:}
         command -v "$program" >/dev/null || echo "$package"
     done | sort -u
