@@ -36,6 +36,7 @@ COMMANDS = {
     "schedule": "have a profile run by itself",
     "status": "show whether everything is in order, and why not",
     "config": "begin, show and validate the configuration",
+    "completion": "print the script that completes commands and names in a shell",
     "doctor": "examine this machine, its directories and the repository for trouble",
 }
 
