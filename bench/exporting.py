@@ -86,7 +86,7 @@ def measure(work: Path, load: Workload, repeats: int) -> dict[str, Series]:
     for number in range(repeats):
         print(f"  {number + 1}: exports", file=sys.stderr, flush=True)
         for name in servers if number % 2 else reversed(servers):
-            with _serving(servers[name], lamella.environment, place) as (client, process):
+            with _serving(servers[name], lamella.env, place) as (client, process):
                 _repeat(
                     client, process, ranges, {step: series[f"{step}/{name}"] for step in ("all", "decoded", "4 KiB")}
                 )

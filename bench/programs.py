@@ -73,8 +73,8 @@ class Lamella:
         return self._base / "repo"
 
     @property
-    def environment(self) -> dict[str, str]:
-        """The variables of its runs."""
+    def env(self) -> dict[str, str]:
+        """The variables of every run."""
         places = {f"LAMELLA_{name}": str(self._base / name.lower()) for name in ("STATE_DIR", "CACHE_DIR", "CONFIG")}
         env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._base), **places}
         # Only where it is not installed: a longer search path would be part of every start.
@@ -82,7 +82,7 @@ class Lamella:
 
     def call(self, *words: str | Path, opened: bool = True) -> Sample:
         """Run one command. Raises BenchError if it fails."""
-        return run([*self.words(*words), "--json", "-q"] if opened else [*self.command, *words], self.environment)
+        return run([*self.words(*words), "--json", "-q"] if opened else [*self.command, *words], self.env)
 
     def words(self, *words: str | Path) -> list[str]:
         """A command on the repository."""

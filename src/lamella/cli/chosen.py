@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lamella.base.clock import iso
 from lamella.base.errors import NothingMatched, RolledBack
+from lamella.cli.local_time import shown_time
 from lamella.operations.shared.selection import Selected, doubts, select, split_selector
 from lamella.repository.repository import Repository
 
@@ -32,8 +33,4 @@ def shown_snapshot(repository: Repository, selected: Selected) -> str:
     ref = selected.snapshot.ref
     writer = repository.catalogue.writers.get(ref.writer)
     by = writer.label if writer is not None and writer.label else ref.writer.hex()[:8]
-    try:
-        moment = iso(selected.snapshot.added.time_ms)
-    except ValueError:
-        moment = "a time beyond the calendar"
-    return f"{selected.text}, of {moment}, written by {by}"
+    return f"{selected.text}, of {shown_time(iso(selected.snapshot.added.time_ms))}, written by {by}"
