@@ -327,16 +327,17 @@ def plan_packs(survey: Survey, needed: Needed, options: PruneOptions) -> PrunePl
 
 
 def _unexplained(survey: Survey, needed: Needed, packs: Collection[bytes]) -> Collection[bytes]:
-    """Packs that must stay for now: an unexplained object may have been a commit that needs them.
+    """Packs that must stay for now: an unexplained object may have been a commit that needs them, a claim may.
 
     Such an object delays deletion, and never stops it: of each pack by 30 days from when it was first unneeded.
     """
     history = survey.repo.history
-    unexplained = packs if history.unexplained or history.strangers else []
-    young = survey.first_seen.younger("unneeded", unexplained, UNEXPLAINED_MS)
+    why = "a claim that cannot be read may need them" if needed.claims else ""
+    if history.unexplained or history.strangers:
+        why = "an object in w/ may have been a commit that needs them"
+    young = survey.first_seen.younger("unneeded", packs if why else [], UNEXPLAINED_MS)
     if young:
-        text = f"{len(young)} packs stay for 30 days: an object in w/ may have been a commit that needs them"
-        needed.notes.append(text)
+        needed.notes.append(f"{len(young)} packs stay for 30 days: {why}")
     return young
 
 
