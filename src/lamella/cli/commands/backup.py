@@ -34,6 +34,8 @@ from lamella.sources.names import name_from, split_name
 
 _CHUNK_LOG2S = range(16, 23)
 
+_Named = tuple[str, tuple[str, ...]]
+
 if TYPE_CHECKING:
     from lamella.crypto.slots import Secret
 
@@ -321,13 +323,10 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
     return requests
 
 
-def _sources(
-    context: Context, requests: list[Request | FailedRequest], errors: list[LamellaError]
-) -> Sequence[tuple[str, tuple[str, ...]]]:
+def _sources(context: Context, requests: list[Request | FailedRequest], errors: list[LamellaError]) -> Sequence[_Named]:
     """Each source, and what a new volume of it may be called if a pattern or a directory meant it: see `all_files`."""
-    texts = context.args.source
-    if not any(may_be_several(split_name(text)[1]) for text in texts):
-        return [(text, ()) for text in texts]
+    if not any(may_be_several(split_name(text)[1]) for text in context.args.source):
+        return [(text, ()) for text in context.args.source]
     from lamella.cli.found_sources import all_files  # most backups name their sources
 
-    return all_files(texts, context.args.exclude, requests, errors)
+    return all_files(context.args.source, context.args.exclude, requests, errors)

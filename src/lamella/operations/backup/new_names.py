@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
+
+from lamella.history.catalogue import VolumeState
 
 
-def free_name(names: Sequence[str], taken: Collection[str], notes: list[str]) -> str:
-    """The first of `names` that no volume has; the first of all if each is taken. A note says which one was taken."""
-    best = names[0]
-    name = next((name for name in names if name not in taken), best)
+def free_name(names: Sequence[str], volumes: Iterable[VolumeState], notes: list[str], *, adopt: bool) -> str:
+    """The first of `names` that none of the volumes has; the first of all if each is taken, or if it is to be adopted.
+
+    A note says which one was taken.
+    """
+    best, taken = names[0], {volume.name for volume in volumes}
+    name = best if adopt else next((name for name in names if name not in taken), best)
     if name != best:
         notes.append(f"{best} is the name of another source; to go on with that volume, name this one with --adopt")
     return name
