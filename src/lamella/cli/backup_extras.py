@@ -1,4 +1,4 @@
-"""What few backups carry: documents of the user, and the change map of another tool."""
+"""What few backups carry: documents of the user, the change map of another tool, commands around the freeze."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ import argparse
 from dataclasses import replace
 
 from lamella.base.errors import UsageError
+from lamella.cli.configuration import BackupSettings
 from lamella.cli.files import read_file
 from lamella.operations.backup.plan import MAX_DOCUMENT
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.shared.change_map import MAX_FILE, ChangeMap, read_map
+from lamella.run.spawn import shell_words
 
 
-def with_extras(options: BackupOptions, args: argparse.Namespace) -> BackupOptions:
-    """The options with the files that the command line names. Raises UsageError."""
-    changes, base = _changes(args), args.changes_base or ""
-    return replace(options, documents=_documents(args.document), changes=changes, changes_base=base)
+def with_extras(options: BackupOptions, args: argparse.Namespace, configured: BackupSettings) -> BackupOptions:
+    """The options with what the command line and the configuration name. Raises UsageError."""
+    return replace(
+        options,
+        documents=_documents(args.document),
+        changes=_changes(args),
+        changes_base=args.changes_base or "",
+        before=_command(args.before or configured.before),
+        after=_command(args.after or configured.after),
+    )
+
+
+def _command(text: str | None) -> tuple[str, ...]:
+    return tuple(shell_words(text)) if text else ()
 
 
 def _changes(args: argparse.Namespace) -> ChangeMap | None:

@@ -26,8 +26,8 @@ def _ended(out: Output, number: int, event: Finished) -> None:
     if row.result != "complete":
         out.line(f"{name}: NOT SAVED: {row.error}")
         return
-    figures = f"{shown_bytes(row.source_bytes)}, {shown_bytes(row.read_bytes)} read"
-    figures += f" and {shown_bytes(row.resumed_bytes)} by the run before" if row.resumed_bytes else ""
+    resumed = f" and {shown_bytes(row.resumed_bytes)} by the run before" if row.resumed_bytes else ""
+    figures = f"{shown_bytes(row.source_bytes)}, {shown_bytes(row.read_bytes)} read{resumed}"
     figures += f", {shown_bytes(row.changed_bytes)} changed" if row.mode != "full" else ""
     out.line(f"{name}: {figures}, {shown_bytes(row.stored_bytes)} stored")
     if out.verbose:
@@ -44,9 +44,10 @@ def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
             out.warn(f"{row.volume} was not saved: {row.error}")
     if result.snapshot:
         state = "complete" if result.complete else f"INCOMPLETE, {len(good)} of {len(rows)} volumes"
-        amount = f"{shown_bytes(sum(row.source_bytes for row in good))} saved"
-        amount += f", {shown_bytes(result.stored_bytes + result.metadata_bytes)} stored"
-        out.line(f"snapshot {result.snapshot}: {state}, {amount} in {shown_seconds(result.seconds)}")
+        out.line(
+            f"snapshot {result.snapshot}: {state}, {shown_bytes(sum(row.source_bytes for row in good))} saved, "
+            f"{shown_bytes(result.stored_bytes + result.metadata_bytes)} stored in {shown_seconds(result.seconds)}"
+        )
     else:
         out.line("nothing was saved, so there is no snapshot")
     out.line(f"fingerprint {result.fingerprint}")
@@ -63,5 +64,6 @@ def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
 
 
 def _row(row: VolumeResult) -> dict[str, object]:
-    fields = {name: getattr(row, name) for name in VolumeResult.__slots__}
-    return {**fields, "consistency": Consistency(row.consistency).name.lower()}
+    return {name: getattr(row, name) for name in VolumeResult.__slots__} | {
+        "consistency": Consistency(row.consistency).name.lower()
+    }

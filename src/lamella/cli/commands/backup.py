@@ -279,25 +279,16 @@ def _options(context: Context) -> BackupOptions:
         check_all=args.check_compression == "all",
         lock_wait=args.lock_wait,
         reread_bytes=args.reread,
-        before=_command(args.before or configured.before),
-        after=_command(args.after or configured.after),
         hook_seconds=args.hook_timeout or configured.hook_seconds,
         read_rate=args.read_rate or configured.read_rate,
         pace=Pace() if args.point_every is None else Pace(bytes=args.point_every, least_bytes=1),
     )
-    if args.document or args.changes_from or args.changes_base:
+    words = (args.document, args.changes_from, args.changes_base, args.before, args.after)
+    if any(words) or configured.before or configured.after:
         from lamella.cli.backup_extras import with_extras  # loaded by few backups
 
-        return with_extras(options, args)
+        return with_extras(options, args, configured)
     return options
-
-
-def _command(text: str | None) -> tuple[str, ...]:
-    if not text:
-        return ()
-    from lamella.run.spawn import shell_words  # only for hooks
-
-    return tuple(shell_words(text))
 
 
 def _requests(context: Context) -> list[Request | FailedRequest]:
