@@ -233,7 +233,7 @@ def test_a_disk_that_loses_one_write_is_named(
         return len(part) if next(lost, False) else real(fd, part, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(target_module.os, "pwrite", pwrite)
+        patch.setattr(os, "pwrite", pwrite)
         with pytest.raises(IntegrityError, match="does not hold what was written at offset") as caught:
             world.restore(target, RestoreOptions(workers=1, in_place=in_place))
     assert "sound here" in caught.value.hint
