@@ -437,9 +437,7 @@ class Store:
                 invalid += 1
                 some += [shown(name)[:80]] if invalid <= 5 else []
                 if invalid >= INVALID_NAMES:
-                    self.unlisted.add(folder)
-                    report.warn(f"{folder}/: the listing stops after {INVALID_NAMES} names that are not of this format")
-                    break
+                    raise Bad(f"{folder}/: the listing stops after {invalid} names that are not of this format")
         except Bad as error:
             self.unlisted.add(folder)
             report.warn(str(error))
@@ -2043,9 +2041,7 @@ def utc(milliseconds: int) -> str:
 def run_list(session: Session) -> int:
     args, history = session.args, session.history
     if history is None:
-        rows: list[tuple[str, ...]] = [
-            (shown(t.name), "-", "-", str(t.size), "-", t.domain_id.hex(), "-") for t in session.volumes
-        ]
+        rows: list[Any] = [(shown(t.name), "-", "-", str(t.size), "-", t.domain_id.hex(), "-") for t in session.volumes]
     else:
         print(f"repository {session.repo.keys.marker.repo_id.hex()}, head fingerprint {history.fingerprint()}")
         for commit in history.chains.heads() if args.command == "info" else []:
@@ -2246,8 +2242,7 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     if sys.getfilesystemencoding() != "utf-8" and sys.executable and os.path.isfile(sys.argv[0]):
         # Names are UTF-8 in every repository, whatever the locale says here.
-        flags = ["-I"] * sys.flags.isolated + ["-S"] * sys.flags.no_site
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *flags, *sys.argv])
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-I", "-S", *sys.argv])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: neither a core dump nor a debugger shows the keys
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

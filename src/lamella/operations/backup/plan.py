@@ -217,14 +217,11 @@ class _Planning:
 
     def _new_name(self, request: Request, notes: list[str]) -> str:
         """The name of a new volume for which none was asked: the best one that is free, if there is any."""
-        best, *more = request.names or (name_from(request.source.default_name),)
-        taken = {volume.name for volume in self._volumes}
-        if self._options.adopt or best not in taken:
-            return best
-        name = next((name for name in more if name not in taken), best)
-        if name != best:
-            notes.append(f"{best} is the name of another source; to go on with that volume, name this one with --adopt")
-        return name
+        if not request.names or self._options.adopt:
+            return (*request.names, name_from(request.source.default_name))[0]
+        from lamella.operations.backup.new_names import free_name  # most backups name their sources
+
+        return free_name(request.names, {volume.name for volume in self._volumes}, notes)
 
     # -- which volume -------------------------------------------------------------------------------------------------
 
@@ -343,7 +340,7 @@ class _Planning:
     def _kept_moment(self, source: Source, volume: VolumeState) -> tuple[LedgerEntry | None, Snapshot | None, str]:
         """What an incremental run can build on, or None and the reason in words."""
         if not source.tracks:
-            return None, None, f"the {source.driver} driver keeps no record of changes"
+            return None, None, "its storage cannot tell what changed"
         entry, why = self._ledger.entry(volume.volume_id)
         if entry is None:
             return None, None, why
