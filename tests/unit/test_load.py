@@ -16,10 +16,10 @@ from tools.load import Load, Weight, closure, listed, total, weigh
 # A ceiling is lowered when code went. Raising one needs a decision record that names the modules and their lines.
 CEILINGS = {
     "list": (Weight(5_540, 4_890), 5_065),
-    "restore": (Weight(6_980, 6_180), 5_940),
+    "restore": (Weight(7_085, 6_295), 6_015),
     "backup": (Weight(9_780, 8_630), 8_440),
     "qubes backup": (Weight(10_325, 9_175), 8_980),
-    "qubes restore": (Weight(8_450, 7_550), 7_025),
+    "qubes restore": (Weight(8_560, 7_665), 7_100),
 }
 
 
