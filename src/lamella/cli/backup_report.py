@@ -35,7 +35,7 @@ def say_plan(out: Output, plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
 def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
     """The document of a result, which is also said in lines."""
     for row in result.volumes:
-        if row.result != "complete":
+        if row.result == "failed":
             out.warn(f"{row.volume} was not saved: {row.error}")
         else:
             figures = f"{shown_bytes(row.source_bytes)}, read {shown_bytes(row.read_bytes)}"
@@ -46,7 +46,7 @@ def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
             state = Consistency(row.consistency).name.lower()
             out.detail(f"{row.volume}: {row.driver} driver, {row.new_chunks} new chunks, consistency {state}")
     written = f"stored {shown_bytes(result.stored_bytes)} and {shown_bytes(result.metadata_bytes)} of metadata"
-    state = "complete" if result.complete else "INCOMPLETE"
+    state = result.word if result.word == "complete" else result.word.upper()
     if result.snapshot:
         out.line(f"snapshot {result.snapshot}: {state}, {written} in {shown_seconds(result.seconds)}")
     else:
@@ -54,7 +54,7 @@ def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
     out.line(f"fingerprint {result.fingerprint}")
     return {
         "snapshot": result.snapshot,
-        "result": "complete" if result.complete else "incomplete",
+        "result": result.word,
         "seconds": result.seconds,
         "metadata_bytes": result.metadata_bytes,
         "stored_bytes": result.stored_bytes,

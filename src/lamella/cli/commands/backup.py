@@ -118,6 +118,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="afterwards remove the snapshots of these volumes that no rule of the configuration keeps",
     )
+    parser.add_argument(
+        "--require-consistent", action="store_true", help="save no volume that shows no single moment (exit code 3)"
+    )
     add_dry_run(parser)
 
 
@@ -295,6 +298,7 @@ def _options(context: Context) -> BackupOptions:
         after=_command(args.after or configured.after),
         hook_seconds=args.hook_timeout or configured.hook_seconds,
         read_rate=args.read_rate or configured.read_rate,
+        require_consistent=args.require_consistent,
         pace=Pace() if args.point_every is None else Pace(bytes=args.point_every, least_bytes=1),
     )
 
