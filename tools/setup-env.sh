@@ -105,7 +105,8 @@ missing_packages() {
     if [ "$(installer)" = apt-get ]; then
         mount_package=mount rpm_package=rpm ssh_package=openssh-client ip_package=iproute2
         thin_package=thin-provisioning-tools
-        guest='qemu-system-x86_64:qemu-system-x86 busybox:busybox-static depmod:kmod'
+        guest='qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common busybox:busybox-static depmod:kmod
+            qemu-nbd:qemu-utils nbdcopy:libnbd-bin'
     fi
     for pair in gcc:gcc mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
         losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio \

@@ -186,7 +186,7 @@ def only_device(result: BackupResult) -> VolumeResult:
 
 def test_a_disk_that_qemu_has_open_is_named_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock is QEMU's own; the writes are the test's."""
-    require("qemu-io", shutil.which("qemu-io") is not None, "qemu-utils is not installed")
+    require("qemu-nbd", shutil.which("qemu-io") is not None, "qemu-utils is not installed")
     store, host = MemoryStore(), host_at(tmp_path / "host")
     init(store, host)
     image = sparse_file(tmp_path / "disk.img", SIZE, {0: random.Random(4).randbytes(SIZE)})

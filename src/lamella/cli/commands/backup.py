@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="+",
         metavar="[NAME=]SOURCE",
-        help="an image file, a block device, a directory or pattern of such files, or lvm:VG/LV; NAME is what the "
-        "volume is called in the repository",
+        help="an image file, a block device, a directory or pattern of such files, lvm:VG/LV, or an NBD address "
+        "(nbd+unix:///EXPORT?socket=PATH, nbd://HOST:PORT/EXPORT); NAME is what the volume is called in the repository",
     )
     parser.add_argument(
         "--exclude",
