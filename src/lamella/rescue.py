@@ -69,7 +69,7 @@ OBJECT_MAX = 64 * MIB  # of a pack or a commit, without the commit's trailer
 PART_MAX = 8 * MIB  # of the content of a blob other than a chunk or a node
 TOTAL_MAX = 64 * MIB  # of all contents of a commit, of a checkpoint's segments, of a snapshot's documents
 RECORDS_MAX, CARRIED_MAX, SEGMENTS_MAX, PACKS_MAX = 65536, 1 << 18, 256, 65536  # of a commit, a checkpoint, ADD_SNAP
-INVALID_NAMES = 1000  # after so many a listing stops
+INVALID_NAMES = 1 << 20  # after so many a listing stops
 
 
 class Problem(Exception):
@@ -345,9 +345,7 @@ def zstd_decoder() -> ZstdDecoder:
     raise Problem(FAILED, "this data is compressed with zstd: install libzstd (package libzstd1 or zstd)")
 
 
-def decode_with_library(
-    library: ctypes.CDLL, context: int, out: "ctypes.Array[Any]", payload: bytes, rlen: int
-) -> bytes:
+def decode_with_library(library: ctypes.CDLL, context: int, out: Any, payload: bytes, rlen: int) -> bytes:  # noqa: ANN401
     size = library.ZSTD_decompressDCtx(context, out, min(rlen, PART_MAX), payload, len(payload))
     require(not library.ZSTD_isError(size), "zstd: the frame does not decode")
     return ctypes.string_at(out, size)
@@ -429,23 +427,22 @@ class Store:
             raise Bad(f"{folder}: {error.strerror}") from None
 
     def matching(self, folder: str, pattern: str, report: Reporter) -> Iterator[str]:
-        """The names in a folder that match; the listing stops after 1000 others."""
-        invalid: list[str] = []
+        """The names in a folder that match; the listing stops after so many others that it would not end."""
+        invalid, some = 0, []
         try:
             for name in self.names(folder):
                 if re.fullmatch(pattern, name):
                     yield name
                     continue
-                invalid.append(shown(name)[:80])
-                if len(invalid) >= INVALID_NAMES:
-                    self.unlisted.add(folder)
-                    report.warn(f"{folder}/: the listing stops after {INVALID_NAMES} names that are not of this format")
-                    break
+                invalid += 1
+                some += [shown(name)[:80]] if invalid <= 5 else []
+                if invalid >= INVALID_NAMES:
+                    raise Bad(f"{folder}/: the listing stops after {invalid} names that are not of this format")
         except Bad as error:
             self.unlisted.add(folder)
             report.warn(str(error))
         if invalid:
-            report.warn(f"{folder}/: {len(invalid)} names of no object, ignored: {', '.join(invalid[:5])}")
+            report.warn(f"{folder}/: {invalid} names of no object, ignored: {', '.join(some)}")
 
     def packs(self, report: Reporter) -> Iterator[str]:
         """The hex names of all packs."""
@@ -697,10 +694,8 @@ class Container:
         require(len(sealed) == self.dir_len - ID, "truncated in the directory")
         size = 4 + 32 * self._count
         codec, content = self._body(0, ident, sealed, size)
-        require(
-            not codec and len(content) == size and content[:4] == struct.pack("<HH", 1, self._count),
-            "malformed directory",
-        )
+        well_formed = not codec and len(content) == size and content[:4] == struct.pack("<HH", 1, self._count)
+        require(well_formed, "malformed directory")
         require(prf(self._key, b"dir" + content)[:ID] == ident, "the directory does not match its id")
         return self._entries(content[4:], kinds)
 
@@ -847,10 +842,10 @@ TRAILER = 192  # bytes after the container of a commit
 # Types of records; those from 0x8000 on are optional.
 WRITER, VOLUME, ADD_SNAP, CONFIRM, TAG, RENAME = 1, 2, 3, 4, 5, 6
 CHECKPOINT, SUCCEEDS, REMOVE, AUDITED, FORGO, REVIVE, REMOVE_LAST = 0x0C, 0x0D, 0x10, 0x15, 0x16, 0x17, 0x18
-JOIN, GIVE, EXPEL, READMIT = 0x19, 0x1A, 0x1B, 0x1C
+JOIN, GIVE, EXPEL, READMIT, ADMIT = 0x19, 0x1A, 0x1B, 0x1C, 0x1D
 RUN, LOST, SEEN = 0x8001, 0x8002, 0x8003
-KNOWN = frozenset((*range(0x01, 0x0E), *range(0x10, 0x1D)))  # of the required ones
-SIGNED = frozenset((VOLUME, *range(0x05, 0x0A), *range(0x10, 0x1D), LOST))  # they end in a signature, or in zeros
+KNOWN = frozenset((*range(0x01, 0x0E), *range(0x10, 0x1E)))  # of the required ones
+SIGNED = frozenset((VOLUME, *range(0x05, 0x0A), *range(0x10, 0x1E), LOST))  # they end in a signature, or in zeros
 ORIGIN, REBUILT = 0x8010, 0x8020  # records inside an ADD_SNAP
 
 
@@ -909,7 +904,8 @@ class CommitReader:
 
     def __init__(self, repo: Repository) -> None:
         self._repo = repo
-        self._enrolled: set[tuple[bytes, bytes]] = set()  # public keys of writers, with their enrolments
+        self._enrolled: dict[tuple[bytes, bytes], bytes] = {}  # by public key and enrolment, who enrolled the writer
+        self.admitted: set[bytes] = set()  # writers that the prune key enrolled
         self.absent_packs: set[str] = set()  # objects in which the segments of checkpoints should be
 
     def read(self, head: Head) -> bytes:
@@ -958,10 +954,12 @@ class CommitReader:
         require(own, "is not the writer's")
         if (public, enrolment) not in self._enrolled:
             message = b"lamella/1 enrol\0" + marker.r + public
-            require(any(verify(key, enrolment, message) for key in signers), "nobody enrolled its writer")
-            self._enrolled.add((public, enrolment))
+            by = [key for key in signers if verify(key, enrolment, message)]
+            require(bool(by), "nobody enrolled its writer")
+            self._enrolled[public, enrolment] = by[0]
         message = b"lamella/1 commit\0" + marker.r + head.writer + u64(head.seq) + data[-TRAILER:-64]
         require(verify(public, signature, message), "its signature is wrong")
+        self.admitted |= {head.writer} if self._enrolled[public, enrolment] == marker.prune_public else set()
 
     def _container(self, head: Head, box: bytes) -> Container:
         bound = head.writer + u64(head.seq)
@@ -1043,9 +1041,6 @@ class Chains:
     def add(self, commit: Commit) -> None:
         self.commits[commit.sha] = commit
         self.by_writer[commit.writer].append(commit)
-
-    def remove(self, commit: Commit) -> None:
-        self.by_writer[commit.writer].remove(self.commits.pop(commit.sha))
 
     def of(self, writer: bytes) -> list[Commit]:
         return self.by_writer.get(writer, [])
@@ -1187,6 +1182,7 @@ LAYOUTS: dict[int, tuple[Any, ...]] = {
     **dict.fromkeys((SUCCEEDS, JOIN, GIVE), (96,)),
     EXPEL: (72, (2, 16), 64),
     READMIT: (80,),
+    ADMIT: (one_of(0, 1), (4, 96), 64),
     **dict.fromkeys((AUDITED, FORGO), (120,)),
     **dict.fromkeys((REMOVE, REMOVE_LAST), ((4, 40), 64)),
     RUN: (Cursor.text, one_of(0, 1), (2, 16, Cursor.text, one_of(0, 1), Cursor.text)),
@@ -1310,7 +1306,6 @@ class Records:
     def _snapshot(self, record: Record, c: Cursor) -> None:
         snapshot = parse_snapshot(record, c, self._keep_packs)
         self.snapshots.setdefault(snapshot.ref + snapshot.tree.root, snapshot)
-        self.named[record.kind].add(snapshot.ref)
 
     def _revive(self, record: Record, c: Cursor) -> None:
         removed = c.take(40)
@@ -1322,9 +1317,8 @@ class Records:
         """Who owns what: by the prune key's word, or SUCCEEDS, with which an older writer key signs for a new one."""
         if record.kind == SUCCEEDS:
             new, public = record.commit.writer, c.take(32)
-            signed = self._repo.crypto.verify(
-                public, c.take(64), b"lamella/1 succeeds\0" + self._repo.keys.marker.r + new
-            )
+            message = b"lamella/1 succeeds\0" + self._repo.keys.marker.r + new
+            signed = self._repo.crypto.verify(public, c.take(64), message)
             require(signed and record.commit.seq == 1, "without the older writer's signature")
             self.succeeded.add((new, hashlib.sha256(public).digest()[:16]))
             self.handovers |= self.succeeded
@@ -1342,8 +1336,7 @@ class Records:
 
     def _names(self, record: Record, c: Cursor) -> None:
         """What a record names: a commit, or else the refs of snapshots."""
-        size = {AUDITED: 56, FORGO: 56}.get(record.kind)
-        names = [c.take(size)] if size else c.many(c.number(4), 40)
+        names = [c.take(56)] if record.kind in (AUDITED, FORGO) else c.many(c.number(4), 40)
         if record.kind == CONFIRM:
             names = [ref for ref in names if ref[:16] == record.commit.writer]
         if record.kind not in SIGNED or self._counts(record):
@@ -1382,6 +1375,7 @@ class History:
         self.absent: set[str] = set()  # their objects
         self._start: dict[bytes, int] = {}  # writer -> the audited checkpoint with which its chain begins
         self._audited: set[Head] = set()  # checkpoints that the prune key vouches for
+        self.closed = False  # only admitted writers count
         self._unopened: dict[Head, tuple[set[bytes], str]] = {}  # no valid commit: what it proves, and why
         self._named: set[Head] = set()  # commits that others name
         self._gaps: set[Head] = set()  # commits that the next commit of their chain names and does not follow
@@ -1402,13 +1396,10 @@ class History:
                     self.chains.add(found[0])
                     read.append(found)
         self._find_beginnings(read)
+        self.chains = Chains()
         for commit, records in read:
-            if commit.seq < self._start.get(commit.writer, 0):
-                self.chains.remove(commit)  # What is before the beginning of a chain says nothing any more.
-                continue
-            for kind, value in records:
-                self.records.take(commit, kind, value)
-            self._note(commit, records)
+            if commit.seq >= self._start.get(commit.writer, 0):  # What is before that says nothing any more.
+                self._note(commit, records)
         for writer_id in list(self.chains.by_writer):
             self._link(writer_id)
         for folder in sorted(store.unlisted):
@@ -1431,13 +1422,17 @@ class History:
             return None
 
     def _find_beginnings(self, read: list[tuple[Commit, list[RawRecord]]]) -> None:
-        """Find the newest audited checkpoint of each chain that is here: the chain begins with it."""
-        found = [(commit, value) for commit, records in read for kind, value in records if kind == AUDITED]
+        """Find who is admitted, and the newest audited checkpoint of each chain here: it begins there."""
+        found = [(commit, *record) for commit, records in read for record in records]
         for chain in self.chains.by_writer.values():
-            found += [(author, value) for author, kind, value in self._carried(chain) if kind == AUDITED]
-        for author, value in found:
-            if len(value) == 120 and self.records.signed(author, AUDITED, value):
-                self._audited.add(head_of(value[:56]))
+            found += self._carried(chain)
+        for author, kind, value in found:
+            if kind in (AUDITED, ADMIT) and sound(kind, value) and self.records.signed(author, kind, value):
+                if kind == AUDITED:
+                    self._audited.add(head_of(value[:56]))
+                    continue
+                self.closed, c = self.closed or any(value[:1]), Cursor(value[1:])
+                self.reader.admitted |= {hashlib.sha256(one[:32]).digest()[:16] for one in c.many(c.number(4), 96)}
         for head in self._audited:
             begin = self.chains.commits.get(head.sha)
             if begin is None or not begin.carried or begin.head() != head:
@@ -1454,14 +1449,17 @@ class History:
         return []
 
     def _note(self, commit: Commit, records: list[RawRecord]) -> None:
-        """Remember a commit that counts, and the commits that it names."""
+        """Remember that a commit is here; if its writer counts, what it says as well, and the commits that it names."""
         self._here[commit.writer, commit.seq].add(commit.sha)
-        self._named |= {*commit.seen, head_of(commit.writer + commit.newest)}
+        if not self._admits(commit.writer):
+            self.warn(f"writer {commit.writer.hex()} is not admitted: what it published counts for nothing", "note")
+            return
+        self.chains.add(commit)
         for kind, value in records:
-            if kind == CHECKPOINT:
-                c = Cursor(value)
-                with contextlib.suppress(Bad):
-                    self._named |= {head_of(commit.writer + earlier) for earlier in c.many(c.number(4), 40)}
+            self.records.take(commit, kind, value)
+        c = Cursor(commit.carried or bytes(4))
+        names = [commit.newest, *c.many(c.number(4), 40)]
+        self._named |= {*commit.seen, *(head_of(commit.writer + name) for name in names)}
 
     # -- joining the commits of a writer
 
@@ -1523,6 +1521,10 @@ class History:
 
     # -- what is missing
 
+    def _admits(self, writer: bytes) -> bool:
+        """Whether a writer counts; once enrolment is closed, only those that an admin admitted do."""
+        return not self.closed or writer in self.reader.admitted
+
     def _judge(self) -> None:
         """Find the commits that are known and not here: history is missing, unless a FORGO excuses them."""
         self._named |= self._audited | self._gaps
@@ -1530,13 +1532,14 @@ class History:
             self.warn(self._forks[writer], history=True)
         for head, (proofs, why) in sorted(self._unopened.items()):
             intact = any(proofs & commit.proofs for commit in self.chains.of(head.writer))
-            if self._waited_for(head) and (head in self._named or (proofs and not intact)):
+            proven = proofs and not intact and (proofs == {b""} or self._admits(head.writer))
+            if self._waited_for(head) and (head in self._named or proven):
                 self._lack(head, "cannot be read: " + why)
             else:
                 self.warn(f"{commit_path(*head)}: {why}; ignored, no commit is missed for it", "note")
+        newest: dict[bytes, int] = dict(sorted(self._here))
         for head in sorted(self._named - self._unopened.keys()):
-            newest = max((commit.seq for commit in self.chains.of(head.writer)), default=0)
-            if (head.seq > newest or head in self._gaps) and self._waited_for(head):
+            if (head.seq > newest.get(head.writer, 0) or head in self._gaps) and self._waited_for(head):
                 self._lack(head, "is named by another commit and is not here")
 
     def _expel(self) -> None:
@@ -1578,7 +1581,7 @@ class History:
         """Whether a FORGO covers a commit: it names the commit, or no commit between the two is here."""
         if given_up.writer != head.writer or given_up == head:
             return given_up == head
-        between = (head.seq <= commit.seq < given_up.seq for commit in self.chains.of(head.writer))
+        between = (writer == head.writer and head.seq <= seq < given_up.seq for writer, seq in self._here)
         return head.seq < given_up.seq and not any(between)
 
     def suspects(self, volume_id: bytes) -> set[bytes]:
@@ -1804,9 +1807,8 @@ class Walk:
         c.end()
         types = [bits >> 2 * slot & 3 for slot in range(FANOUT)]
         inside = self._slots_inside(level, first)
-        require(
-            3 not in types and types.count(DATA) == held and not any(types[inside:]), "a node with impossible slots"
-        )
+        possible = 3 not in types and types.count(DATA) == held and not any(types[inside:])
+        require(possible, "a node with impossible slots")
         canonical = level + 1 == self._depth or set(types[:inside]) not in ({HOLE}, {ZERO})
         fits = count <= held * FANOUT**level and (level > 0 or count == held)
         require(canonical and fits, "a node that should not be stored, or with a wrong count")
@@ -2039,23 +2041,25 @@ def utc(milliseconds: int) -> str:
 def run_list(session: Session) -> int:
     args, history = session.args, session.history
     if history is None:
-        rows = [(shown(t.name), "-", "-", str(t.size), "-", t.domain_id.hex(), "-") for t in session.volumes]
+        rows: list[Any] = [(shown(t.name), "-", "-", str(t.size), "-", t.domain_id.hex(), "-") for t in session.volumes]
     else:
         print(f"repository {session.repo.keys.marker.repo_id.hex()}, head fingerprint {history.fingerprint()}")
         for commit in history.chains.heads() if args.command == "info" else []:
             writer = f"{commit.writer.hex()} {shown(history.records.labels.get(commit.writer, ''))}"
             print(f"writer {writer}: commit {commit.seq} of {utc(commit.when)}")
+        if history.closed:
+            print("enrolment is closed")
         rows = list(snapshot_rows(history, args.volume, removed=args.command == "info"))
     if not rows and args.volume:
         raise Problem(HISTORY if history and history.missing else NO_MATCH, f"no volume {shown(args.volume)}")
-    print_table([("VOLUME", "SNAPSHOT", "TIME", "SIZE", "CONSISTENCY", "DOMAIN", "STATE"), *rows])
+    rows.insert(0, ("VOLUME", "SNAPSHOT", "TIME", "SIZE", "CONSISTENCY", "DOMAIN", "STATE"))
+    widths = [max(len(row[i]) for row in rows) for i in range(7)]
+    for row in rows:
+        print("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip())
     return HISTORY if session.report.history else 0
 
 
-Row = tuple[str, str, str, str, str, str, str]
-
-
-def snapshot_rows(history: History, wanted: "str | None", removed: bool) -> Iterator[Row]:
+def snapshot_rows(history: History, wanted: "str | None", removed: bool) -> Iterator[tuple[str, ...]]:
     """A row for each snapshot of one volume, or of all."""
     repeated = history.repeated()
     for volume_id, volume in history.volumes(removed=removed).items():
@@ -2069,12 +2073,6 @@ def snapshot_rows(history: History, wanted: "str | None", removed: bool) -> Iter
             yield name, shown(s.name), utc(s.when), str(s.tree.size), consistency, shown(label), state
         if not volume.snapshots:
             yield name, "-", "-", "-", "-", "-", "no snapshot"
-
-
-def print_table(rows: list[Row]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip())
 
 
 # -- restore
@@ -2242,6 +2240,9 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable and os.path.isfile(sys.argv[0]):
+        # Names are UTF-8 in every repository, whatever the locale says here.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-I", "-S", *sys.argv])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: neither a core dump nor a debugger shows the keys
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -161,6 +161,31 @@ def test_planted_slots_are_told_of_in_one_line(place: Place) -> None:
     assert sum("no admin signed" in row["message"] for row in mirrored["findings"]) == JUNK
 
 
+def test_names_of_no_object_stop_nobody(place: Place) -> None:
+    """In every folder more than any reader once bore: whoever may add objects may choose their names."""
+    below = {str(Path(name).parent) for name in place.objects() if name.startswith(("p/", "w/"))}
+    folders = ["keys", "p", *sorted(below)]
+    for folder in (*folders, "w", "i", "."):
+        (place.store / folder).mkdir(exist_ok=True)
+        for number in range(1001):
+            (place.store / folder / f"!{number}").touch()
+    for secret in place.secrets:
+        place.lamella(secret).ok("list")
+        assert place.rescue(secret, "list").returncode == 0
+    for host in ("one", "fresh"):
+        lamella = place.lamella(host=host)
+        lamella.ok("verify", "--level", "full")
+        lamella.ok("backup", place.image)
+        lamella.ok("restore", "disk", "--to", place.root / f"{host}.img")
+    admin = place.lamella()
+    admin.ok("prune", "--keep-last", "1", "-y")
+    admin.ok("mirror", "--to", place.root / "mirror")
+    rescued = place.rescue("key file", "restore", "disk", "--to", str(place.root / "rescued.img"))
+    assert rescued.returncode == 0, rescued.stderr
+    for name in ("one.img", "fresh.img", "rescued.img"):
+        assert (place.root / name).read_bytes() == place.image.read_bytes()
+
+
 def test_the_owner_of_a_writers_slot_is_told_who_can_change_its_secret(place: Place) -> None:
     (place.root / "newer").write_bytes(os.urandom(32))
     refused = place.lamella("writer").run("key", "change", "--new-keyfile", place.root / "newer")

@@ -9,13 +9,16 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.unit import rescue_writer as rw
 
 KEYFILE = bytes(range(100, 164))
-ALICE, BOB = (rw.Chain(Ed25519PrivateKey.from_private_bytes(letter * 32)) for letter in (b"a", b"b"))
+ALICE, BOB, CAROL, DAVE = (
+    rw.Chain(Ed25519PrivateKey.from_private_bytes(letter * 32)) for letter in (b"a", b"b", b"c", b"d")
+)
 DOMAIN, VOLUME, OTHER = b"D" * 16, rw.created(ALICE, 1), rw.created(BOB, 1)
 _SIZES = (1, 1, 1, 2, 4, 8)
 _NUMBERS = (0, 1, 2, 3, 5, 16, 23, 63, 64, 65, 127, 128, 255, 256, 4096, 4097, 65535, 65536, 65537, 1 << 20, 64 << 20)
@@ -172,8 +175,11 @@ def _entry(chain: rw.Chain, seq: int, prev: bytes, row: bytes) -> bytes:
     return struct.pack("<Q", seq) + prev + struct.pack("<Q", 1_700_000_000_000 + seq) + row
 
 
-def build(writer: rw.Writer) -> None:
-    """A repository with one of each: two writers, tags, losses, a removal, a checkpoint with a segment."""
+def build(writer: rw.Writer, *, closed: bool = True) -> None:
+    """A repository with one of each: two writers, tags, losses, a removal, a checkpoint with a segment.
+
+    If it is `closed`, Alice and Bob are admitted by Bob's ADMIT, Dave by the prune key's enrolment, and Carol is not.
+    """
     writer.slot(3, KEYFILE)
     alice, bob = rw.Chain(ALICE.key), rw.Chain(BOB.key)
     who = rw.record(1, rw.text("host-a") + rw.text("machine"))
@@ -204,30 +210,44 @@ def build(writer: rw.Writer) -> None:
     carried = struct.pack("<II", 0, 1) + segment.ident + pack + own
     writer.commit(alice, rw.record(0x0C, carried), checkpoint=True)
     audited = struct.pack("<Q", alice.seq) + alice.prev
-    writer.commit(bob, writer.prune_sign(bob, 0x15, alice.writer + audited), [_head(alice)])
+    said = writer.prune_sign(bob, 0x15, alice.writer + audited)
+    if closed:
+        said += writer.prune_sign(bob, 0x1D, writer.admission(alice, bob))
+    writer.commit(bob, said, [_head(alice)])
     last = _snapshot(writer, alice, 5)
-    writer.commit(alice, last.record() + _run(last.name), [_head(bob)])
+    heads = [_head(bob), *(_others(writer, alice) if closed else ())]
+    writer.commit(alice, last.record() + _run(last.name), heads)
 
 
-_PLACES: list[int] = []
+def _others(writer: rw.Writer, alice: rw.Chain) -> list[bytes]:
+    """The heads of Dave, whom an admin's secret enrolled, and of Carol, who came when enrolment was closed."""
+    carol, dave = rw.Chain(CAROL.key), rw.Chain(DAVE.key)
+    writer.admitted.add(dave.writer)
+    stolen = rw.volume_record(rw.created(carol, 1), DOMAIN, "disk") + _snapshot(writer, carol, 8).record()
+    writer.commit(carol, stolen, [alice.writer + struct.pack("<Q", 99) + bytes(32)])
+    carol.seq += 2
+    writer.commit(carol, _labels(rw.ref(alice, 1, bytes([1]) * 16)), [_head(alice)])
+    other = _snapshot(writer, dave, 7, rw.created(dave, 1))
+    writer.commit(dave, rw.volume_record(other.volume, DOMAIN, "dave") + other.record(), [_head(carol)])
+    return [_head(carol), _head(dave)]
 
 
-def places() -> int:
+@cache
+def places(*, closed: bool) -> int:
     """How many places of the repository can be changed before they are sealed."""
-    if not _PLACES:
-        dry = Mutator()
-        build(dry)
-        _PLACES.append(dry.passed)
-    return _PLACES[0]
+    dry = Mutator()
+    build(dry, closed=closed)
+    return dry.passed
 
 
 def repository(seed: int) -> Mutator:
     """The repository that the seed says: changed inside, or in its objects, or both."""
     chosen = random.Random(seed)
     inside = chosen.choice((1, 1, 1, 2, 3, 0))
-    numbers = frozenset(1 + chosen.randrange(places()) for _ in range(inside))
+    closed = bool(seed % 2)
+    numbers = frozenset(1 + chosen.randrange(places(closed=closed)) for _ in range(inside))
     made = Mutator(seed=seed, places=numbers, id_alg=chosen.choice((1, 2)), aead=chosen.choice((1, 2)))
-    build(made)
+    build(made, closed=closed)
     if not inside or chosen.random() < 0.1:
         _change_objects(made, chosen)
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.golden.literal import (
     DOMAIN,
+    PRUNE_SEED,
     VOLUME,
     WRITER,
     Json,
@@ -73,7 +74,16 @@ def _owners() -> list[Json]:
             signed=True,
         ),
         _row(28, {"expel_id": fixed("expel", 16).hex()}, fixed("expel", 16), signed=True),
+        _admitted(closes=True),
+        _admitted(closes=False),
     ]
+
+
+def _admitted(*, closes: bool) -> Json:
+    writers = [public(fixed(f"{word} writer", 32)) for word in ("older", "newer")]
+    rows = [(one, signature(PRUNE_SEED, b"lamella/1 enrol\0" + root_of(1) + one)) for one in writers]
+    fields = {"closes": closes, "writers": [[one.hex(), by.hex()] for one, by in rows]}
+    return _row(29, fields, u8(closes) + u32(2) + b"".join(one + by for one, by in rows), signed=True)
 
 
 def _bad() -> Json:

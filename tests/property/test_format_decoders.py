@@ -243,6 +243,7 @@ RECORDS: dict[str, st.SearchStrategy[Any]] = {
     "GIVE": st.builds(owners.Give, VOLUMES, WRITERS, SIGNATURES),
     "EXPEL": st.builds(owners.Expel, exactly(16), HEADS, few(WRITERS), SIGNATURES),
     "READMIT": st.builds(owners.Readmit, exactly(16), SIGNATURES),
+    "ADMIT": st.builds(owners.Admit, st.booleans(), few(st.tuples(exactly(32), exactly(64))), SIGNATURES),
     "RUN": st.builds(
         records.Run, TEXT, st.booleans(), few(st.builds(records.RunVolume, VOLUMES, TEXT, st.booleans(), TEXT))
     ),

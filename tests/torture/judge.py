@@ -24,6 +24,8 @@ class Known:
     saved: dict[Key, Saved] = field(default_factory=dict)
     gone: set[Key] = field(default_factory=set)
     """Those whose removal somebody asked for."""
+    back: set[Key] = field(default_factory=set)
+    """Removed ones that stand again only because the commit that removed them is damaged: they may go again."""
     given_up: set[Key] = field(default_factory=set)
     """Those of history that somebody gave up."""
     seen: dict[str, set[Key]] = field(default_factory=dict)
@@ -153,7 +155,7 @@ def _losses(deed: Deed, known: Known) -> Iterator[str]:
         elif key in before.whole and key not in after.whole:
             yield f"{_name(key, known)} was whole, and is not any more"
     for volume_id in known.volumes():
-        had = [key for key in before.whole if key.volume_id == volume_id]
+        had = [key for key in before.whole - known.back if key.volume_id == volume_id]
         if had and not any(key.volume_id == volume_id for key in after.whole):
             if deed.word == "delete-all" or _silent(known, before, volume_id):
                 continue
@@ -171,7 +173,8 @@ def _said(deed: Deed, known: Known) -> Iterator[str]:
     done, view = deed.done, deed.after
     if done.code != 0:
         return
-    unseen = known.hidden(deed.before) & known.seen.get(deed.host, set())
+    # What a prune has brought back was not missing: its removal was asked for.
+    unseen = known.hidden(deed.before) & known.seen.get(deed.host, set()) - view.times.keys()
     if deed.word in JUDGING and (deed.before.missing or unseen):
         yield f"{deed.word} ends with 0, and history is missing"
     if deed.word == "give-up" and view.missing:

@@ -137,6 +137,7 @@ class Torture:
         """Run it in the way of the step, and judge what it did."""
         before = self._look()
         done = self._ran(step, chance, words)
+        stay -= self.known.back
         deed = Deed(word or str(words[0]), step.host, done, before, self._look(), stay, self.calm)
         self._learn_removed(deed)
         for text in complaints(deed, self.known):
@@ -174,7 +175,7 @@ class Torture:
         if deed.after.opens and not deed.after.missing:
             self.known.gone |= went & self.known.saved.keys()
             self.figures.removed += len(went)
-        self.known.gone -= deed.after.times.keys()
+        self.known.gone -= deed.after.times.keys() - self.known.back
         # What may go may go in two commands: a killed one that removed it, and the next.
 
     def _everything(self) -> frozenset[Key]:
@@ -262,6 +263,8 @@ class Torture:
         words: list[str | Path] = ["verify", "--level", step.what, "--workers", "1"]
         done = self._command(step, chance, words, self._stay(step), "verify" if full else "verify-some")
         view = self._look()
+        if full and step.how == "paused":
+            self.known.passed.pop(step.host, None)  # what it read in which state nobody can tell
         if full and done.code in {0, 20} and step.how != "paused" and not view.missing:
             self.known.unread = False
             if step.host != "stranger":
@@ -352,6 +355,7 @@ class Torture:
         if done is None:
             return
         after = self._look()
+        self.known.back |= (after.times.keys() - before.times.keys()) & self.known.gone
         self.calm = False
         self.odd |= step.what.startswith(("pack:", "swap:"))
         if step.what.startswith(("commit:", "swap:w")):
@@ -400,6 +404,7 @@ class Torture:
                     self._complain(step, f"all damage is put right, and number {self.known.saved[key].number} is lost")
             self.known.broke.clear()
             self.known.marred = self.odd = False
+        self.known.back &= view.times.keys()
         self.known.flagged -= view.whole
         self.known.given_up -= view.times.keys()
 

@@ -90,6 +90,9 @@ LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
         sig,
     ),
     0x001C: lambda fields, sig: owners.Readmit(bytes.fromhex(fields["expel_id"]), sig),
+    0x001D: lambda fields, sig: owners.Admit(
+        fields["closes"], tuple((bytes.fromhex(one), bytes.fromhex(by)) for one, by in fields["writers"]), sig
+    ),
     0x8002: lambda fields, sig: lost.Lost(
         ref(fields["ref"]),
         fields["lost_bytes"],

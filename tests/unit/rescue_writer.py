@@ -90,6 +90,8 @@ class Writer:
     enrol: Ed25519PrivateKey = field(default_factory=lambda: Ed25519PrivateKey.from_private_bytes(b"e" * 32))
     objects: dict[str, bytes] = field(default_factory=dict)
     salt_number: int = 0
+    admitted: set[bytes] = field(default_factory=set)
+    """The writers that the prune key enrols in their commits."""
 
     def __post_init__(self) -> None:
         head = b"LAMELLA\0" + bytes([1, 0, self.id_alg]) + bytes(5) + b"repository-id-16"
@@ -244,7 +246,14 @@ class Writer:
         return sha
 
     def enrolment(self, key: Ed25519PrivateKey) -> bytes:
-        return self.enrol.sign(b"lamella/1 enrol\0" + self.r + public_of(key))
+        by = self.prune if Chain(key).writer in self.admitted else self.enrol
+        return by.sign(b"lamella/1 enrol\0" + self.r + public_of(key))
+
+    def admission(self, *chains: Chain, closes: bool = True) -> bytes:
+        """The value of an ADMIT for the writers of these chains, without its signature."""
+        keys = [public_of(chain.key) for chain in chains]
+        rows = [key + self.prune.sign(b"lamella/1 enrol\0" + self.r + key) for key in keys]
+        return bytes([closes]) + struct.pack("<I", len(rows)) + b"".join(rows)
 
     def prune_sign(self, chain: Chain, kind: int, value: bytes) -> bytes:
         """A record for the next commit of the chain, signed by the prune key."""

@@ -171,6 +171,12 @@ class Context:
 
     def _note_unexplained(self, repository: Repository) -> None:
         """An object without any evidence may be junk, or a commit of which everything else is lost."""
+        for writer in sorted(repository.history.strangers)[:5]:
+            id_ = writer.hex()[:8]
+            text = f"writer {id_} is not admitted: what it published counts for nothing"
+            self.out.say(
+                f"note: {text}; if it is a host of yours, an admin admits it with: lamella check --admit {id_}"
+            )
         names = repository.history.unexplained
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path
+from typing import NamedTuple
 
 from lamella.base.errors import LamellaError, NothingMatched, UsageError
 from lamella.cli.sources import may_be_several
@@ -54,26 +58,63 @@ def _excluded(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path if "/" in one else Path(path).name, one) for one in patterns)
 
 
+class Found(NamedTuple):
+    """A source as `backup` opens it; `names` are what its volume may be called, for a file that a pattern meant."""
+
+    text: str
+    names: tuple[str, ...] = ()
+
+
 def all_files(
     texts: Sequence[str], exclude: Sequence[str], requests: list[Request | FailedRequest], errors: list[LamellaError]
-) -> Iterator[str]:
+) -> list[Found]:
     """Each source, patterns and directories replaced by the files they mean. One that means none is a failed source."""
-    given = {str(Path(split_name(text)[1]).absolute()) for text in texts}
-    found: set[str] = set()
+    given = {str(Path(split_name(text)[1]).resolve()) for text in texts}
+    found: dict[str, str | None] = {}
+    """For each file of a pattern what to open, by its path without links; for any other source nothing, by its text."""
     for text in texts:
-        if not may_be_several(split_name(text)[1]):
-            yield text
-            continue
-        try:
-            files = files_of(text, exclude)
-        except NothingMatched as error:
-            errors.append(error)
-            requests.append(FailedRequest(name_from(text), f"{error.message}; {error.hint}"))
-            continue
+        files = None
+        if may_be_several(split_name(text)[1]):
+            try:
+                files = files_of(text, exclude)
+            except NothingMatched as error:
+                errors.append(error)
+                requests.append(FailedRequest(name_from(text), f"{error.message}; {error.hint}"))
+                continue
         if files is None:
-            yield text
+            found[text] = None
             continue
-        # A file that is named itself may have a name of its own there; two patterns may mean the same file.
-        new = {str(Path(one).absolute()): one for one in files}.items()
-        yield from (one for path, one in new if path not in given | found)
-        found |= {path for path, _ in new}
+        # A file that is named itself may have a name of its own there; two patterns, or a link, may mean the same file.
+        for one in sorted(files, key=os.path.islink):
+            path = str(Path(one).resolve())
+            if path not in given:
+                found.setdefault(path, one)
+    names = _distinct_names([one for one in found.values() if one is not None], _names_given(found))
+    return [Found(text) if one is None else Found(one, names[one]) for text, one in found.items()]
+
+
+def _names_given(found: Mapping[str, str | None]) -> list[str]:
+    """The names of the sources that are no files of a pattern, as far as their texts tell."""
+    split = [split_name(text) for text, opened in found.items() if opened is None]
+    return [name or name_from(Path(place).stem) for name, place in split]
+
+
+def _distinct_names(paths: Sequence[str], others: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """For each path the names that it alone could have, best first: what the path says, and no more of it than needed.
+
+    They depend on nothing but the paths, so a volume that is not in the repository yet has the same name in every run.
+    """
+    possible = {path: tuple(dict.fromkeys(_possible_names(Path(path).absolute()))) for path in paths}
+    counts = Counter(others)
+    counts.update(name for names in possible.values() for name in names)
+    return {path: tuple(name for name in names if counts[name] == 1) for path, names in possible.items()}
+
+
+def _possible_names(path: Path) -> Iterator[str]:
+    """`disk`, `web_disk`, `disk.img`, `vms_web_disk`, `web_disk.img` and so on; at last with a hash of the path."""
+    folders = path.parts[1:-1]
+    yield name_from(path.stem)
+    for length in range(1, len(folders) + 1):
+        yield name_from("_".join((*folders[-length:], path.stem)))
+        yield name_from("_".join((*folders[len(folders) - length + 1 :], path.name)))
+    yield name_from(f"{path.stem[:32]}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}")

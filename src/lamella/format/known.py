@@ -14,7 +14,7 @@ _SESSIONS = (records.Session, records.Abandon)
 _CHAINS = (records.Checkpoint, records.Seen, deletion.Retire, deletion.Audited, deletion.Forgo)
 _DELETION = (deletion.Remove, deletion.RemoveLast, deletion.Revive, deletion.Condemn, deletion.Rescue, deletion.Reaped)
 _DAMAGE = (lost.Lost, lost.Bad)
-_OWNERS = (owners.Succeeds, owners.Join, owners.Give, owners.Expel, owners.Readmit)
+_OWNERS = (owners.Succeeds, owners.Join, owners.Give, owners.Expel, owners.Readmit, owners.Admit)
 KINDS: tuple[type[Record], ...] = (*_BASIC, *_LABELS, *_SESSIONS, *_CHAINS, *_DELETION, *_DAMAGE, *_OWNERS)
 _BY_TYPE = {kind.TYPE: kind for kind in KINDS}
 

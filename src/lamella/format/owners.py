@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lamella.base.ids import VolumeId, WriterId
 from lamella.format.commit import HEAD, Head
-from lamella.format.layout import HASH, ID, SIGNATURE, many
+from lamella.format.layout import FLAG, HASH, ID, SIGNATURE, many, pair
 from lamella.format.records import UNSIGNED, Record, Signed
 
 
@@ -67,6 +67,21 @@ class Readmit(Signed):
     TYPE = 0x001C
     LAYOUT = (ID, SIGNATURE)
     expel_id: bytes
+    signature: bytes = UNSIGNED
+
+
+@dataclass(frozen=True, slots=True)
+class Admit(Signed):
+    """ADMIT: these writers are admitted, each a public key with its enrolment by the prune key.
+
+    If one `closes`, enrolment is closed for ever: only admitted writers count. Counts only with the prune key's
+    signature.
+    """
+
+    TYPE = 0x001D
+    LAYOUT = (FLAG, many(4, pair(HASH, SIGNATURE)), SIGNATURE)
+    closes: bool
+    writers: tuple[tuple[bytes, bytes], ...]
     signature: bytes = UNSIGNED
 
 

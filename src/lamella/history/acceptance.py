@@ -36,9 +36,7 @@ def accept_history(log: Log) -> list[Problem]:
 
 def _is_behind(log: Log, writer: WriterId) -> bool:
     """Whether a commit of this writer is known that is newer than all that are here."""
-    chain = log.history.chains.get(writer)
-    newest = 0 if chain is None or chain.head is None else chain.head.seq
-    return newest < log.history.known.get(writer, 0)
+    return log.history.newest(writer) < log.history.known.get(writer, 0)
 
 
 def accept_seen(log: Log, writer: str) -> list[str]:

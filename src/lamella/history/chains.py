@@ -19,6 +19,7 @@ from lamella.crypto.derive import Keys
 from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, parse_name
 from lamella.format.container import MAX_OBJECT
 from lamella.format.deletion import Audited, Forgo
+from lamella.format.owners import Admit
 from lamella.format.records import Checkpoint, Seen, SegmentPlace
 from lamella.history.commits import CommitReader
 from lamella.history.history import Chain, Commit, Gap, History, clocks_of
@@ -86,6 +87,7 @@ class HistoryReader:
             history.problems += attempt.problems
             history.damaged += attempt.damaged
             history.unreadable += attempt.unreadable
+        self._admit(names, history)
         Judge(history, pins, self._commits.speaks_of).judge()
         return history
 
@@ -93,16 +95,26 @@ class HistoryReader:
         """What prune-signed AUDITED and FORGO records name."""
         found: dict[int, dict[WriterId, set[Head]]] = {Audited.TYPE: defaultdict(set), Forgo.TYPE: defaultdict(set)}
         for chain in chains:
-            entries: Iterable[ChainEntry] = chain.entries
-            if chain.lacking:
-                from lamella.history.salvage import salvaged  # rarely needed
-
-                entries = salvaged(self, names[chain.writer])
-            for entry, known in of_kinds(entries, Audited, Forgo):
+            for entry, known in of_kinds(self._said(names, chain), Audited, Forgo):
                 if prune_signed(self._keys, chain.writer, entry):
                     found[entry.record.type][known.head.writer].add(known.head)
         audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
         return audits, forgone
+
+    def _said(self, names: dict[WriterId, Names], chain: Chain) -> Iterable[ChainEntry]:
+        if not chain.lacking:
+            return chain.entries
+        from lamella.history.salvage import salvaged  # rarely needed
+
+        return salvaged(self, names[chain.writer])
+
+    def _admit(self, names: dict[WriterId, Names], history: History) -> None:
+        chains = history.chains.values()
+        said = [(one.writer, row) for one in chains for row in self._said(names, one) if row.record.type == Admit.TYPE]
+        if said:
+            from lamella.history.admission import admission  # few repositories have any
+
+            history.admission = admission(self._keys, history, said, self.content)
 
     def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
         """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""
@@ -161,6 +173,10 @@ class HistoryReader:
     def remember(self, head: Head, content: bytes) -> None:
         """Keep a commit that this process has published: it need not be fetched."""
         self._commits.remember(head, content)
+
+    def content(self, head: Head) -> bytes | None:
+        """The bytes of a commit that was read; None if they are not to be had now."""
+        return self._commits.content(head)
 
     def load(self, history: History, head: Head) -> Commit | None:
         """One commit, from the cache or the store; None, and a row in `unreadable`, if it does not open."""
@@ -291,25 +307,16 @@ class _Reading:
             ]
 
     def _fill_gaps(self) -> None:
-        """Of commits that are missing before the newest checkpoint, what it repeats: their writer's own word.
-
-        Who reads from that checkpoint knows these records too, and everybody must know the same.
-        """
         chain = self._chain
         gaps = [gap for gap in chain.gaps if chain.base <= gap.last < chain.checkpoint[0]]
         if chain.carried is None or not gaps or chain.forked_at:
             return
-        name = Head(chain.writer, *chain.checkpoint).name
+        from lamella.history.salvage import fill_gaps  # rarely needed
+
         try:
-            entries = list(self._reader.checkpoint_entries(chain.carried, name))
+            fill_gaps(self._reader, chain, gaps)
         except (IntegrityError, ObjectNotFound) as error:
             self._lack(chain.checkpoint[0], error.message)
-            return
-        filled = [entry for entry in entries if any(gap.first <= entry.seq <= gap.last for gap in gaps)]
-        filled = [entry for entry in filled if entry.record.type != Seen.TYPE]
-        chain.entries = sorted([*chain.entries, *filled], key=lambda entry: entry.seq)
-        facts = [(entry.seq, fact) for entry, fact in of_kinds(entries, Seen)]
-        chain.carried_clocks |= said_clocks(chain.writer, sorted({entry.seq for entry in filled}), facts)
 
     def _from_checkpoint(self, carried: Checkpoint | None, commit: Commit) -> None:
         if carried is None:

@@ -58,9 +58,10 @@ class CommitReader:
         """Whether what a damaged object proves is one of these sound commits of its writer and number."""
         from lamella.history.evidence import same  # rarely needed
 
-        return any(same(evidence, content) for content in map(self._content, intact) if content is not None)
+        return any(same(evidence, content) for content in map(self.content, intact) if content is not None)
 
-    def _content(self, head: Head) -> bytes | None:
+    def content(self, head: Head) -> bytes | None:
+        """The bytes of a commit that opened before; None if they are not to be had now."""
         content = self._cache.commit(head.name)
         if content is None or hashlib.sha256(content).digest() != head.sha256:
             try:

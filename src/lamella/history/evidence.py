@@ -17,6 +17,7 @@ from lamella.crypto.sign import verified
 from lamella.crypto.unseal import PackOpener
 from lamella.format.commit import Head, bound
 from lamella.format.container import HEADER_SIZE, Kind, decode_directory, decode_header
+from lamella.history.admission import is_admitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,18 @@ class Evidence:
 
     container: bytes | None
     directory: bytes | None
+    admitted: bool = False
+    """The prune key enrolled the writer in that trailer."""
 
 
 def evidence_of(keys: Keys, head: Head, content: bytes) -> Evidence | None:
     """What `content`, under the name `head` but not opening, proves; None for nothing. Never raises for its bytes."""
     container, directory = _signed_container(keys, head, content), _opened_directory(keys, head, content)
-    return Evidence(container, directory) if container is not None or directory is not None else None
+    if container is None and directory is None:
+        return None
+    trailer = trailer_of(content)
+    admitted = container is not None and is_admitted(keys, trailer.public, trailer.enrolment)
+    return Evidence(container, directory, admitted)
 
 
 def same(evidence: Evidence, content: bytes) -> bool:

@@ -16,6 +16,7 @@ from lamella.history.order import Clock
 from lamella.memory.pins import Problem
 
 if TYPE_CHECKING:
+    from lamella.history.admission import Admission
     from lamella.history.evidence import Evidence
 
 AUDITS_KEPT = 2
@@ -114,11 +115,24 @@ class History:
         """Commits that prune-signed FORGO records give up, in the same way."""
         self.known: dict[WriterId, int] = {}
         """By writer, the greatest seq of a commit that is known and not there: no commit may have that number anew."""
+        self.admission: Admission | None = None
+        """Whom admins admitted, if they said so."""
+        self.strangers: dict[WriterId, Chain] = {}
+        """Chains of writers that count for nothing, because enrolment is closed."""
 
     @property
     def heads(self) -> list[Head]:
         """The newest commits of all chains and branches."""
         return [head for chain in self.chains.values() for head in chain.heads]
+
+    def counts(self, writer: WriterId) -> bool:
+        """Whether a writer may say anything here."""
+        return self.admission is None or self.admission.counts(writer)
+
+    def newest(self, writer: WriterId) -> int:
+        """The seq of a writer's newest commit that is there, whether it counts or not; 0 without."""
+        chain = self.chains.get(writer) or self.strangers.get(writer)
+        return 0 if chain is None or chain.head is None else chain.head.seq
 
     @property
     def said_clocks(self) -> dict[tuple[WriterId, int], Clock]:

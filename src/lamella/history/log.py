@@ -140,11 +140,15 @@ class Log:
             raise RolledBack(problems[0].message + more, obj=self.store.url, hint=problems[0].remedy)
 
     def require_writable(self) -> None:
-        """Raises Locked at a mirror that its user has not taken as a repository to go on with."""
+        """Raises Locked at a mirror that its user has not taken on, RepositoryError where this host is not admitted."""
         if self.place.mirror and not self.place.own:
             age = f" and lacks {len(self.older)} chains' newest commits" if self.older else ""
             hint = "write to the place it mirrors; to go on here instead: lamella check --accept-rollback"
             raise Locked(f"this place is a mirror made by lamella mirror{age}", obj=self.store.url, hint=hint)
+        if self.history.admission is not None and self.keys.prune_seed is None:
+            from lamella.history.admission import require_admitted
+
+            require_admitted(self)
 
     @property
     def own_writer(self) -> WriterId | None:

@@ -32,8 +32,7 @@ def judge(place: KnownPlace, history: History) -> tuple[list[Problem], list[Prob
 def _lacking(place: KnownPlace, history: History, writer: WriterId) -> Problem | None:
     """What a place lacks of a chain as it was there before."""
     seq, sha256 = place.heads.get(writer, (0, b""))
-    chain = history.chains.get(writer)
-    newest = 0 if chain is None or chain.head is None else chain.head.seq
+    newest = history.newest(writer)
     if newest >= seq or any(newest < head.seq and seq <= head.seq for head in history.forgone.get(writer, ())):
         return None
     text = f"writer {writer.hex()[:8]}: the newest commit is {newest}, but {seq} was at this place before"

@@ -82,7 +82,7 @@ class Publisher:
         """
         with self._memory.lock():
             key, chain, news = self._own_chain(history, {*despite, *self._pins.accepted})
-            key = self._enrolled(key)
+            key = self._enrolled(key, chain, history)
             head = chain.head
             seq, prev = (head.seq + 1, head.sha256) if head is not None else (1, bytes(32))
             now = clock()
@@ -120,12 +120,21 @@ class Publisher:
         history.chains[key.id] = chain
         return key, chain, self._first_records(key)
 
-    def _enrolled(self, key: WriterKey) -> WriterKey:
-        """The key with its enrolment: the prune key's, if this secret or an earlier one could give that."""
+    def _enrolled(self, key: WriterKey, chain: Chain, history: History) -> WriterKey:
+        """The key with its enrolment: the prune key's, if this secret, an earlier one or an admin's word gives that.
+
+        Raises RepositoryError for a host that is not admitted where enrolment is closed.
+        """
         keys, public = self._keys, key.public
-        if keys.prune_seed is None and enrolled_by(keys.marker.signers, public, key.enrolment, verified):
-            return key
-        return self._memory.enrolled(key, keys.enrolment(public))
+        if keys.prune_seed is None and history.admission is not None:
+            from lamella.history.admission import own_enrolment
+
+            enrolment = own_enrolment(keys, key, history.admission, chain.head and self._reader.content(chain.head))
+        elif keys.prune_seed is None and enrolled_by(keys.marker.signers, public, key.enrolment, verified):
+            enrolment = key.enrolment
+        else:
+            enrolment = keys.enrolment(public)
+        return key if enrolment == key.enrolment else self._memory.enrolled(key, enrolment)
 
     def _first_records(self, key: WriterKey) -> list[RawRecord]:
         """Who this is, and that it owns what this host's earlier writers own."""

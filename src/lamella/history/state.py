@@ -19,7 +19,7 @@ from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, Rem
 from lamella.format.inner import Origin
 from lamella.format.known import Known, is_known, understood
 from lamella.format.lost import BAD_BYTES, Bad, Lost
-from lamella.format.owners import Expel, Give, Join, Readmit, Succeeds, succession_message
+from lamella.format.owners import Admit, Expel, Give, Join, Readmit, Succeeds, succession_message
 from lamella.format.records import (
     OPTIONAL,
     AddSnap,
@@ -208,7 +208,7 @@ class _Builder:
             if self._is_signed(row):
                 self._result.retired[gone.head.writer] = gone.head
         self._result.retired |= self._result.expelled
-        for kind in (Condemn, Rescue, Reaped, Retire, Audited, Forgo, Revive, Join, Give, Expel, Readmit):
+        for kind in (Condemn, Rescue, Reaped, Retire, Audited, Forgo, Revive, Join, Give, Expel, Readmit, Admit):
             for row in self._rows[kind]:
                 if not self._is_signed(row):
                     word = kind.__name__.upper()

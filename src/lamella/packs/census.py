@@ -58,6 +58,12 @@ def troubled(blobs: BlobMap) -> list[tuple[str, str]]:
     return [(pack_name(name), trouble) for name, trouble in rows]
 
 
+def covered(blobs: BlobMap, packs: Iterable[bytes]) -> set[bytes]:
+    """Those of these packs that index segments name, as far as this host has read the segments."""
+    query = "SELECT pack FROM covered WHERE pack = ?"
+    return {row[0] for pack in set(packs) for row in blobs.cache.rows(query, (pack,))}
+
+
 def known(blobs: BlobMap, packs: Iterable[bytes]) -> set[bytes]:
     """Those of these packs that are listed, whether their head opened or not."""
     query = "SELECT name FROM packs WHERE name = ?"

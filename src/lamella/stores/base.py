@@ -20,6 +20,7 @@ from lamella.base.trust import Clear, Sealed
 
 MAX_NAME = 255
 MOST_PACKS, MOST_OTHERS = 1 << 24, 1 << 20
+"""Names in a listing, at most. Whoever may add objects may also add some of invalid names: as many as others."""
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]*(?:/[a-z0-9_-][a-z0-9._-]*)*")
 
 
@@ -165,8 +166,8 @@ class Store(Protocol):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects whose name starts with `prefix` (whole parts: empty, or ending in `/`), ascending.
 
-        Objects with invalid names are left out; more than 1000 of them end the listing with StoreRefused. Sees all
-        own synced writes.
+        Objects with invalid names are left out; more than MOST_OTHERS of them end the listing with StoreRefused. Sees
+        all own synced writes.
         """
 
     def delete(self, name: str) -> None:

@@ -1,15 +1,17 @@
-"""What an admin says about writers, for `lamella check`: who acts for whom."""
+"""What an admin says about writers, for `lamella check`: who acts for whom, and who may write."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from lamella.base.clock import iso
 from lamella.base.errors import NothingMatched, RepositoryError, UsageError
 from lamella.base.ids import WriterId
+from lamella.base.signed import trailer_of
 from lamella.cli.context import Context
-from lamella.format.commit import Head
-from lamella.format.owners import Expel, Join, Readmit
+from lamella.format.commit import Head, writer_id
+from lamella.format.owners import Admit, Expel, Join, Readmit
 from lamella.history.publish import append
 from lamella.repository.repository import Repository
 
@@ -18,9 +20,10 @@ def run(context: Context) -> int:
     """Do what was asked for. Raises UsageError for more than one thing."""
     args = context.args
     asked = [(args.join, join), (args.expel, expel), (args.readmit, readmit)]
+    asked += [(args.close_enrolment, close_enrolment), (args.admit, admit)]
     wanted = [command for value, command in asked if value]
     if len(wanted) > 1:
-        raise UsageError("--join, --expel and --readmit go one at a time")
+        raise UsageError("--join, --expel, --readmit, --close-enrolment and --admit go one at a time")
     return wanted[0](context)
 
 
@@ -80,6 +83,67 @@ def readmit(context: Context) -> int:
     return 0
 
 
+def close_enrolment(context: Context) -> int:
+    """Let only the writers that are there, and those that admins admit, count from now on."""
+    args, out = context.args, context.out
+    with context.sound_repository(read_only=args.dry_run) as repository:
+        admission, writers = repository.history.admission, sorted(repository.history.chains)
+        closed = admission is not None and admission.closed
+        for writer in writers:
+            expelled = ", expelled" if writer in repository.catalogue.expelled else ""
+            out.line(f"admitted: {described(repository, writer)}{expelled}")
+        if not closed and not args.dry_run:
+            require_admin(repository)
+            plan = "Will let no other host write from now on, unless an admin admits that host. This cannot be undone."
+            context.confirm(plan)
+            repository.publish([_admission(repository, [_public(repository, one) for one in writers], closes=True)])
+    word = "was closed before" if closed else "would be closed" if args.dry_run else "is closed"
+    out.line(f"enrolment {word}; an admin admits another host with: lamella check --admit KEY, which the host is told")
+    out.document({"dry_run": args.dry_run, "closed": True, "admitted": [writer.hex() for writer in writers]})
+    return 0
+
+
+def admit(context: Context) -> int:
+    """Let one more writer count: by the key that its host was told, or by the first digits of its id."""
+    args, out = context.args, context.out
+    with context.sound_repository(read_only=args.dry_run) as repository:
+        known = {**repository.history.strangers, **repository.history.chains}
+        if len(args.admit) == 64:
+            public = _key(args.admit)
+        else:
+            public = _public(repository, find_writer(repository, args.admit, known))
+        writer = writer_id(public)
+        out.line(described(repository, writer) if writer in known else f"writer {writer.hex()[:8]}, new here")
+        if not args.dry_run:
+            require_admin(repository)
+            context.confirm("Let this host write here?")
+            repository.publish([_admission(repository, [public], closes=False)])
+    out.line(f"{'would be admitted' if args.dry_run else 'admitted'}: writer {writer.hex()[:8]}")
+    out.document({"dry_run": args.dry_run, "admitted": writer.hex()})
+    return 0
+
+
+def _key(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise UsageError("not a key: 64 hexadecimal digits are needed", obj=text) from None
+
+
+def _public(repository: Repository, writer: WriterId) -> bytes:
+    """The public key of a writer, by its newest commit."""
+    history = repository.history
+    chain = history.chains.get(writer) or history.strangers[writer]
+    content = repository.log.reader.content(chain.commits[-1].head)
+    if content is None:
+        raise RepositoryError("its newest commit cannot be read any more", obj=chain.commits[-1].head.name)
+    return trailer_of(content).public
+
+
+def _admission(repository: Repository, writers: Iterable[bytes], *, closes: bool) -> Admit:
+    return Admit(closes, tuple((public, repository.keys.enrolment(public)) for public in writers))
+
+
 def join(context: Context) -> int:
     """Let one writer own what another one owns."""
     args, out = context.args, context.out
@@ -107,9 +171,13 @@ def require_admin(repository: Repository) -> None:
         raise RepositoryError(text, obj=repository.store.url, hint=hint)
 
 
-def find_writer(repository: Repository, text: str) -> WriterId:
-    """The writer whose id begins with these digits, at least eight. Raises NothingMatched."""
-    found = [writer for writer in repository.history.chains if writer.hex().startswith(text.lower())]
+def find_writer(repository: Repository, text: str, known: Iterable[WriterId] = ()) -> WriterId:
+    """The writer, of those that count or of `known`, whose id begins with these digits, at least eight.
+
+    Raises NothingMatched.
+    """
+    among = {*repository.history.chains, *known}
+    found = [writer for writer in among if writer.hex().startswith(text.lower())]
     if len(text) < 8 or len(found) != 1:
         hint = "write the first eight digits or more; see: lamella info"
         raise NothingMatched(f"{text} names {'no' if not found else 'no single'} writer", obj=text, hint=hint)
@@ -118,7 +186,8 @@ def find_writer(repository: Repository, text: str) -> WriterId:
 
 def described(repository: Repository, writer: WriterId) -> str:
     """A writer as its admin may recognise it: what it calls itself, when it was first seen, and its newest commit."""
-    said, chain = repository.catalogue.writers.get(writer), repository.history.chains[writer]
+    said, history = repository.catalogue.writers.get(writer), repository.history
+    chain = history.chains.get(writer) or history.strangers[writer]
     label = "" if said is None else f" {said.label}"
     sight = repository.log.sightings.of(writer, 1)
     first = "" if sight is None else f", first seen here {iso(sight.first_ms)}"

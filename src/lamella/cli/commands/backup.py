@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,16 +342,17 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
     requests: list[Request | FailedRequest] = []
     errors: list[LamellaError] = []
     missing = True
-    for text in _sources(context, requests, errors):
-        name, place = split_name(text)
+    for text, names in _sources(context, requests, errors):
+        name, place = (None, text) if names else split_name(text)
         try:
             source = named_source(context, place, context.args.source_driver)
         except SourceError as error:
             errors.append(error)
             missing = missing and not Path(place).exists()
-            requests.append(FailedRequest(name or name_from(Path(place).stem), error.message))
+            requests.append(FailedRequest(name or (*names, name_from(Path(place).stem))[0], error.message))
         else:
-            requests.append(Request(name, source, None if context.args.domain else context.config.backup.domain))
+            domain = None if context.args.domain else context.config.backup.domain
+            requests.append(Request(name, source, domain, names=names))
     if len(errors) == len(requests):
         kind = NothingMatched if missing else LamellaError
         more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
@@ -359,11 +360,13 @@ def _requests(context: Context) -> list[Request | FailedRequest]:
     return requests
 
 
-def _sources(context: Context, requests: list[Request | FailedRequest], errors: list[LamellaError]) -> Iterable[str]:
-    """Each source, patterns and directories replaced by the files they mean. One that means none is a failed source."""
+def _sources(
+    context: Context, requests: list[Request | FailedRequest], errors: list[LamellaError]
+) -> Sequence[tuple[str, tuple[str, ...]]]:
+    """Each source, and what a new volume of it may be called if a pattern or a directory meant it: see `all_files`."""
     texts = context.args.source
     if not any(may_be_several(split_name(text)[1]) for text in texts):
-        return list(texts)
+        return [(text, ()) for text in texts]
     from lamella.cli.found_sources import all_files  # most backups name their sources
 
     return all_files(texts, context.args.exclude, requests, errors)

@@ -59,6 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--readmit", metavar="ID", help="undo an expulsion; check shows its ID; needs an admin's secret"
     )
+    parser.add_argument(
+        "--close-enrolment",
+        action="store_true",
+        help="from now on only the hosts that wrote before, and those that admins admit, may write; "
+        "needs an admin's secret, and cannot be undone",
+    )
+    parser.add_argument(
+        "--admit",
+        metavar="KEY",
+        help="let a host write whose secret is no admin's; the host is told its KEY (or: its writer's first digits); "
+        "needs an admin's secret",
+    )
     add_moved(parser, "--repair", "lamella repair")
     add_yes(parser)
     add_dry_run(parser)
@@ -69,7 +81,7 @@ def run(context: Context) -> int:
     args = context.args
     if args.give_up and (args.accept_rollback or args.accept_seen):
         raise UsageError("--give-up goes with neither --accept-rollback nor --accept-seen")
-    if args.join or args.expel or args.readmit:
+    if args.join or args.expel or args.readmit or args.close_enrolment or args.admit:
         from lamella.cli.commands import _writers
 
         return _writers.run(context)

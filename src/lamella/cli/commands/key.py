@@ -130,11 +130,14 @@ def _list(context: Context) -> int:
     with context.sound_repository() as repository:
         slots = slots_of(repository)
         rows = list_slots(repository, slots)
+        enrolment = "open" if repository.history.admission is None else str(repository.history.admission)
     table = [(row.name.removeprefix(PREFIX), row.type, row.role, _remark(row)) for row in rows]
     context.out.table([("SLOT", "TYPE", "ROLE", ""), *table])
     if slots.ignored:
         context.out.line(ignored_text(slots))
-    context.out.document({"slots": [_row(row) for row in rows], "ignored": len(slots.ignored)})
+    context.out.line(f"enrolment is {enrolment}")
+    document = {"slots": [_row(row) for row in rows], "ignored": len(slots.ignored), "enrolment": enrolment}
+    context.out.document(document)
     return 0
 
 

@@ -36,7 +36,8 @@ class Request:
     """A source to back up, under `name` or, without one, the volume's known or default name.
 
     `domain` and `documents` replace those of the run. With `follows` the volume takes the given name, whatever its name
-    was before and whoever else has that name.
+    was before and whoever else has that name. A new volume without `name` takes the first of `names` that no other
+    volume has.
     """
 
     name: str | None
@@ -44,6 +45,7 @@ class Request:
     domain: str | None = None
     documents: Mapping[str, bytes] | None = None
     follows: bool = False
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ class _Planning:
         if known is not None:
             record = self._renamed(request, known)
         else:
-            name = check_name(name_from(request.source.default_name) if request.name is None else request.name)
+            name = check_name(self._new_name(request, notes) if request.name is None else request.name)
             holders = [volume for volume in self._volumes if volume.name == name]
             others = others or [volume for volume in self._others if volume.name == name]
             if holders and not request.follows:
@@ -213,6 +215,14 @@ class _Planning:
         if self._options.changes is not None:
             return plan  # another tool's change map knows nothing of resume points
         return replace(plan, resume=self._resume_point(plan))
+
+    def _new_name(self, request: Request, notes: list[str]) -> str:
+        """The name of a new volume for which none was asked: the best one that is free, if there is any."""
+        if not request.names or self._options.adopt:
+            return (*request.names, name_from(request.source.default_name))[0]
+        from lamella.operations.backup.new_names import free_name  # most backups name their sources
+
+        return free_name(request.names, {volume.name for volume in self._volumes}, notes)
 
     # -- which volume -------------------------------------------------------------------------------------------------
 

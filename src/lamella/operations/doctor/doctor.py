@@ -108,6 +108,7 @@ def _repository(host: Host, store: Store, secret: Secret, expected: str | None) 
                 yield Check("history", False, f"{problem.message}; {problem.remedy}", RolledBack.exit_code)
             if not repo.problems:
                 yield Check("history", True, "nothing is missing, nothing went backwards")
+            yield Check("enrolment", True, "open" if repo.history.admission is None else str(repo.history.admission))
             active = active_writers(repo.log)
             if active >= _MANY_WRITERS:
                 text = f"{active} hosts write here, of at most {MAX_WRITERS}: each costs every reader a request"

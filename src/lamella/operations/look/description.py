@@ -28,6 +28,7 @@ def _repository(repo: Repository) -> Row:
         "id_algorithm": {1: "hmac-sha256", 2: "blake2b"}[repo.keys.marker.id_alg],
         "fingerprint": fingerprint(repo),
         "role": "writer" if repo.keys.prune_seed is None else "admin",
+        "enrolment": "open" if repo.history.admission is None else str(repo.history.admission),
         "volumes": sum(bool(volume.snapshots) for volume in catalogue.volumes.values()),
         "snapshots": len({snapshot.name for snapshot in catalogue.snapshots}),
         "writers": [

@@ -326,7 +326,8 @@ def _unexplained(survey: Survey, needed: Needed, packs: Collection[bytes]) -> Co
 
     Such an object delays deletion, and never stops it: of each pack by 30 days from when it was first unneeded.
     """
-    unexplained = packs if survey.repo.history.unexplained else []
+    history = survey.repo.history
+    unexplained = packs if history.unexplained or history.strangers else []
     young = survey.first_seen.younger("unneeded", unexplained, UNEXPLAINED_MS)
     if young:
         text = f"{len(young)} packs stay for 30 days: an object in w/ may have been a commit that needs them"

@@ -105,12 +105,6 @@ def check_names(repo: Repository, result: VerifyResult) -> None:
             result.note("name", name, "an object that belongs to nothing")
 
 
-def check_heads(repo: Repository, result: VerifyResult) -> None:
-    """Packs whose head does not open."""
-    for name, reason in census.troubled(repo.blobs):
-        result.damage("pack", name, reason)
-
-
 @dataclass(slots=True)
 class PackCheck:
     """What reading one pack whole showed."""
@@ -259,11 +253,15 @@ def _packs(repo: Repository, domains: set[DomainId] | None) -> Iterator[Entry]:
 
 
 def read_known_again(repo: Repository, result: VerifyResult) -> None:
-    """Read what records or this host call bad and is listed. Raises StoreUnavailable."""
-    troubled = {name for name, _ in census.troubled(repo.blobs)}
+    """Read what records or this host call bad and is listed; heads that do not open are looked at apart.
+
+    Raises StoreUnavailable.
+    """
+    troubled = {pack_hash(name) for name, _ in census.troubled(repo.blobs)}
     packs = {one.pack for one in repo.catalogue.bad}
-    listed = {pack for pack in packs if pack_name(pack) in troubled or repo.blobs.length(pack) is not None}
-    known = {one for one in repo.catalogue.bad if one.pack in listed}
+    listed = {pack for pack in packs if pack in troubled or repo.blobs.length(pack) is not None}
+    apart = {Address.head(pack) for pack in packs & troubled}
+    known = {one for one in repo.catalogue.bad - apart if one.pack in listed}
     for pack in repo.suspects.packs():
         known |= {Address(pack, blob.kind, blob.id) for blob in repo.suspects.blobs(pack)}
     found = reread(repo, known)
@@ -272,12 +270,6 @@ def read_known_again(repo: Repository, result: VerifyResult) -> None:
     for one in sorted(found.unread):
         _report(result, one, "was found bad before, and cannot be read for the moment")
     result.bad |= found.bad
-
-
-def read_heads_again(repo: Repository, result: VerifyResult) -> None:
-    """Read the heads that did not open: what cannot be read for the moment is not bad. Raises StoreUnavailable."""
-    packs = [pack for name, _ in census.troubled(repo.blobs) if (pack := pack_hash(name)) is not None]
-    result.bad |= reread(repo, map(Address.head, packs)).bad
 
 
 def publish_bad(repo: Repository, result: VerifyResult) -> None:

@@ -29,14 +29,13 @@ from lamella.operations.verify.objects import (
     PackVerification,
     check_checkpoints,
     check_files,
-    check_heads,
     check_history,
     check_names,
     check_stored_commits,
     publish_bad,
-    read_heads_again,
     read_known_again,
 )
+from lamella.operations.verify.unopened import tell_unopened, unopened_packs
 from lamella.operations.verify.walk import SnapshotWalk
 from lamella.packs import census
 from lamella.repository.repository import Repository
@@ -83,12 +82,14 @@ def verify(
     started = time.monotonic()
     result = VerifyResult()
     _objects(repo, result)
+    unopened = unopened_packs(repo)
     if options.level != "structure":
         read_known_again(repo, result)
     lacking = check_runs(repo, selected, result)
     verification = _Verification(repo, selected, options, result, reporter)
     verification.packs()
     verification.snapshots()
+    tell_unopened(repo, result, unopened, all_whole=_all_whole(repo, selected, result))
     if selected and not result.checked_objects:
         raise NothingMatched("nothing was there to be checked", obj=repo.store.url)
     if options.publish:
@@ -106,7 +107,7 @@ def examine_all(repo: Repository, level: str, workers: int | None, reporter: Rep
 
 
 def _objects(repo: Repository, result: VerifyResult) -> None:
-    """What every level looks at: history, clear files, names, and the heads of packs."""
+    """What every level looks at: history, clear files, names, and the listing of packs."""
     repo.reload(whole=True, stored=True)
     check_history(repo, result)
     check_checkpoints(repo, result)
@@ -116,8 +117,12 @@ def _objects(repo: Repository, result: VerifyResult) -> None:
         repo.refresh_map()
     except IntegrityError as error:
         result.damage("pack", error.obj, error.message)
-    check_heads(repo, result)
-    read_heads_again(repo, result)
+
+
+def _all_whole(repo: Repository, selected: Sequence[Selected], result: VerifyResult) -> bool:
+    """Whether every snapshot there is was followed, no history is missing, and nothing was found damaged."""
+    everything = len(selected) == len(repo.catalogue.snapshots) and all(one.snapshot.added.usable for one in selected)
+    return everything and bool(repo.history.heads) and not repo.problems and not result.damaged
 
 
 class _Verification:

@@ -21,7 +21,6 @@ DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 TEMPORARY = "tmp"
 """Directory of unfinished writes, no part of the store's names (FORMAT 13.22)."""
-MAX_INVALID = 1000
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG}
@@ -139,7 +138,7 @@ class DirectoryWalk:
         """Yield the objects in the open directory that stands for `prefix`, and in those below it.
 
         A file that vanishes meanwhile is left out. Raises OSError when any directory cannot be read to its end,
-        StoreRefused after more than 1000 entries that are no objects (invalid names, links, devices).
+        StoreRefused after more entries that are no objects (invalid names, links, devices) than there may be names.
         """
         for entry in self._sorted(directory, prefix):
             name = prefix + entry.name
@@ -180,8 +179,8 @@ class DirectoryWalk:
 
     def _count_invalid(self) -> None:
         self._invalid += 1
-        if self._invalid > MAX_INVALID:
-            raise StoreRefused(f"more than {MAX_INVALID} entries in the directory are no objects", obj=self._obj)
+        if self._invalid > MOST_OTHERS:
+            raise StoreRefused(f"more than {MOST_OTHERS} entries in the directory are no objects", obj=self._obj)
 
 
 def _file(entry: os.DirEntry[str], name: str) -> Iterator[Entry]:

@@ -44,9 +44,9 @@ _LOADER = (
     "r=lambda n:(lambda b:b+r(n-len(b)) if b and len(b)<n else b)(os.read(0,n));"
     "r(8);exec(zlib.decompress(r(int(r(8),16))))"
 )
-ARGV = ("python3", "-I", "-S", "-c", _LOADER)
-"""The command as words, where no shell is in between."""
-COMMAND = f"exec python3 -I -S -c '{_LOADER}'"
+ARGV = ("python3", "-X", "utf8", "-I", "-S", "-c", _LOADER)
+"""The command as words, where no shell is in between. Names are UTF-8 on the disk, whatever the far locale says."""
+COMMAND = f"exec python3 -X utf8 -I -S -c '{_LOADER}'"
 """The same as one line for a login shell."""
 
 

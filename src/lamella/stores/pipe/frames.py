@@ -131,6 +131,7 @@ _ERRORS: dict[int, type[LamellaError]] = {
     8: UsageError,
 }
 _MAX_MESSAGE = 600
+_MOST_QUOTED = 200
 
 
 class ProtocolError(Exception):
@@ -200,6 +201,13 @@ def decode_error(payload: bytes, obj: str) -> LamellaError:
 def shown(text: bytes) -> str:
     """What the far side says, as one bounded line."""
     return printable(text.decode("utf-8", "replace")[:_MAX_MESSAGE])
+
+
+def quoted(text: bytes) -> str:
+    """What the far side says where it should say something else: a part of it, or that it is no text."""
+    said = text.decode("utf-8", "replace")[:_MOST_QUOTED]
+    strange = sum(not (character.isprintable() or character.isspace()) or character == "\ufffd" for character in said)
+    return "sends bytes that are no text" if 8 * strange > len(said) else f"says {printable(said)!r}"
 
 
 def encode_entry(entry: Entry) -> bytes:

@@ -348,8 +348,8 @@ class Link:
     def _check_magic(self) -> None:
         magic = bytes(self._source.exactly(len(frames.SERVER_MAGIC)))
         if magic != frames.SERVER_MAGIC:
-            said = frames.shown(magic + self._source.rest())
-            text = f"it does not answer as a server of Lamella, but says {said!r}"
+            said = frames.quoted(magic + self._source.rest())
+            text = f"it does not answer as a server of Lamella, but {said}"
             raise StoreError(text, obj=self._obj, hint="does a login script there print something?")
 
     def _take_frame(self) -> None:

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, cast
 from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused, StoreUnavailable, UsageError
 from lamella.base.names import PACKS
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, checked_name, checked_prefix, range_end
+from lamella.stores.base import MOST_OTHERS, Abilities, Entry, checked_name, checked_prefix, range_end
 from lamella.stores.memory import ReadersWriterLock
 from lamella.stores.s3.place import S3Place, parse_place
 from lamella.stores.versions import Judge
 
 if TYPE_CHECKING:
     from lamella.stores.s3.client import S3Client
-
-MAX_INVALID = 1000
 
 
 class S3Store:
@@ -121,7 +119,7 @@ class S3Store:
         return self._client.size(checked_name(name), self._versions.get(name, ""))
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects below `prefix`, a request for each 1000. Raises StoreRefused after 1000 invalid names."""
+        """Yield the objects below `prefix`, a request for each 1000. Raises StoreRefused for too many invalid names."""
         return self._listed(checked_prefix(prefix), self._client)
 
     def _listed(self, prefix: str, client: S3Client) -> Iterator[Entry]:
@@ -131,8 +129,8 @@ class S3Store:
                 yield Entry(checked_name(row.name), row.size)
             except StoreRefused:
                 invalid += 1
-                if invalid > MAX_INVALID:
-                    text = f"more than {MAX_INVALID} objects in the bucket have invalid names"
+                if invalid > MOST_OTHERS:
+                    text = f"more than {MOST_OTHERS} objects in the bucket have invalid names"
                     raise StoreRefused(text, obj=self._url) from None
 
     def delete(self, name: str) -> None:
