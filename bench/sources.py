@@ -27,7 +27,7 @@ _OTHERS = 64 * MIB
 
 
 def read_all(uri: str) -> None:
-    """Read all of a source with one thread for each processor this process may use; nothing is kept. Prints the seconds."""
+    """Read all of a source with one thread for each processor this process may use; prints the seconds."""
     workers = len(os.sched_getaffinity(0))
     source = open_source(uri, machine="0" * 16)
     started = time.perf_counter()
@@ -67,7 +67,7 @@ def _cache(work: Path, image: Path, series: Series, number: int) -> None:
     key.write_bytes(bytes(32))
     key.chmod(0o600)
     others.write_bytes(random.randbytes(_OTHERS))
-    command = [sys.executable, "-m", "lamella", "-q", "-r", repo, "--keyfile", key]
+    command: list[str | Path] = [sys.executable, "-m", "lamella", "-q", "-r", repo, "--keyfile", key]
     run([*command, "init"])
     with image.open("rb") as file, others.open("rb") as other:
         os.fsync(other.fileno())
