@@ -1,4 +1,4 @@
-"""`python -m bench [image|scale|tracking|s3|copies|health|pipe|sources]`: see docs/bench.md."""
+"""`python -m bench [image|scale|tracking|s3|copies|health|pipe|look|exporting|sources]`: see docs/bench.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import copies, health, images, pipe, report, s3, scale, sources, sparse, tracking
+from bench import copies, exporting, health, images, looking, pipe, report, s3, scale, sources, sparse, tracking
 from bench.journey import Journey
 from bench.measure import MIB, BenchError, Series, pin
 
@@ -39,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
-    modes = ("image", "scale", "tracking", "s3", "copies", "health", "pipe", "sources")
+    modes = ("image", "scale", "tracking", "s3", "copies", "health", "pipe", "look", "exporting", "sources")
     parser.add_argument("mode", nargs="?", choices=modes, default="image",
                         help="image: beside others; scale: simulated; tracking: --dir on Btrfs or XFS;"
-                        " s3: the S3 store; pipe: ssh and local pipes; copies: second copies; sources")  # fmt: skip
+                        " s3: the S3 store; pipe: ssh and local pipes; copies: second copies;"
+                        " look: list and status of many snapshots; exporting: reading over NBD; sources")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
     parser.add_argument("--size", type=int, default=1536, metavar="MIB", help="real data in the image (default 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors to use (default 2, as zstd -T2 does)")
@@ -102,9 +103,21 @@ def _copies(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], li
     return series, [*copies.targets(series), *report.memory_targets(series)]
 
 
+def _exporting(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    load = images.make(work, args.size * MIB)
+    print(f"image: {load.data_bytes / MIB:.0f} MiB without holes, {load.made_by}")
+    series = exporting.measure(work, load, args.repeats)
+    return series, list(exporting.targets(series))
+
+
 def _s3(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
     series = s3.measure(args.repeats)
     return series, list(s3.targets(series))
+
+
+def _look(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    series = looking.measure(work, args.repeats)
+    return series, list(looking.targets(series))
 
 
 def _health(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
@@ -129,7 +142,9 @@ _MODES = {
     "s3": _s3,
     "copies": _copies,
     "health": _health,
+    "look": _look,
     "pipe": _pipe,
+    "exporting": _exporting,
     "sources": _sources,
 }
 

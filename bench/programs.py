@@ -73,7 +73,8 @@ class Lamella:
         return self._base / "repo"
 
     @property
-    def _env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:
+        """The variables of every run."""
         places = {f"LAMELLA_{name}": str(self._base / name.lower()) for name in ("STATE_DIR", "CACHE_DIR", "CONFIG")}
         env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._base), **places}
         # Only where it is not installed: a longer search path would be part of every start.
@@ -81,10 +82,12 @@ class Lamella:
 
     def call(self, *words: str | Path, opened: bool = True) -> Sample:
         """Run one command. Raises BenchError if it fails."""
-        key: list[str | Path] = (
-            ["--repo", self.repository, "--keyfile", self._base / "key", "--json", "-q"] if opened else []
-        )
-        return run([*self.command, *words, *key], self._env)
+        return run([*self.words(*words), "--json", "-q"] if opened else [*self.command, *words], self.env)
+
+    def words(self, *words: str | Path) -> list[str]:
+        """A command on the repository."""
+        key = ("--repo", self.repository, "--keyfile", self._base / "key")
+        return [str(word) for word in (*self.command, *words, *key)]
 
     def init(self) -> Sample:
         """Make a new repository with new state and cache."""

@@ -28,6 +28,9 @@ MODULES = [
     "dm-mod", "dm-thin-pool", "dm-snapshot", "dm-flakey",
 ]  # fmt: skip
 
+# Kept beside the kernel for `lamella files`, which makes an initramfs of its own.
+FILE_SYSTEMS = ["virtio_console", "xfs", "btrfs", "vfat", "nls_cp437", "nls_iso8859-1", "nls_ascii", "exfat", "ntfs3"]
+
 INIT = r"""#!/bin/sh
 B=/bin/busybox
 $B mount -t proc proc /proc; $B mount -t sysfs sys /sys; $B mount -t devtmpfs dev /dev
@@ -47,7 +50,7 @@ exec $B switch_root /new /run/busybox sh /run/out/start
 
 def main() -> int:
     """Build, unless it is there already."""
-    if (PLACE / "vmlinuz").exists() and (PLACE / "initrd").exists():
+    if all((PLACE / name).exists() for name in ("vmlinuz", "initrd", "lib")):
         return 0
     if os.uname().machine != "x86_64" or not all(map(shutil.which, ("apt-get", "dpkg-deb", "depmod", "busybox"))):
         print("guest kernel: needs Debian on amd64 with dpkg-deb, depmod and busybox", file=sys.stderr)
@@ -61,7 +64,22 @@ def main() -> int:
             aside = PLACE / f"{name}.new"
             aside.write_bytes(content)
             aside.rename(PLACE / name)
+        keep_modules(tree)
     return 0
+
+
+def keep_modules(tree: Path) -> None:
+    """Copy the modules of file systems, and all they need, to `.guest/lib/modules`."""
+    modules = _modules_of(tree)
+    text = (modules / "modules.dep").read_text()
+    place = PLACE / "lib/modules" / modules.name
+    shutil.rmtree(PLACE / "lib", ignore_errors=True)
+    place.mkdir(parents=True)
+    for path in load_order(text, [*MODULES, *FILE_SYSTEMS]):
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(modules / path, place / path)
+    kept = [line for line in text.splitlines() if (place / line.partition(":")[0]).exists()]
+    (place / "modules.dep").write_text("".join(f"{line}\n" for line in kept))
 
 
 def unpacked_package(place: Path) -> Path:
@@ -89,10 +107,7 @@ def kernel_packages() -> list[str]:
 
 def initrd_files(tree: Path) -> dict[str, tuple[int, bytes]]:
     """Path -> mode and content of everything in the initrd."""
-    top = next(path for path in (tree / "lib/modules", tree / "usr/lib/modules") if path.is_dir())
-    (modules,) = top.iterdir()
-    if not (modules / "modules.dep").exists():
-        _run("depmod", "-b", str(top.parents[1] if top.parts[-3] == "usr" else tree), modules.name)
+    modules = _modules_of(tree)
     files: dict[str, tuple[int, bytes]] = {}
     for directory in ("bin", "dev", "proc", "sys", "host", "rw", "new", "modules"):
         files[directory] = (stat.S_IFDIR | 0o755, b"")
@@ -111,12 +126,20 @@ def initrd_files(tree: Path) -> dict[str, tuple[int, bytes]]:
     return files
 
 
-def load_order(dependencies: str) -> list[str]:
-    """The module files for MODULES and all they need, each after what it needs, from the text of modules.dep."""
+def _modules_of(tree: Path) -> Path:
+    top = next(path for path in (tree / "lib/modules", tree / "usr/lib/modules") if path.is_dir())
+    (modules,) = top.iterdir()
+    if not (modules / "modules.dep").exists():
+        _run("depmod", "-b", str(top.parents[1] if top.parts[-3] == "usr" else tree), modules.name)
+    return modules
+
+
+def load_order(dependencies: str, names: list[str] = MODULES) -> list[str]:
+    """The files of these modules and all they need, each after what it needs, from the text of modules.dep."""
     needs = {path: rest.split() for path, _, rest in (line.partition(":") for line in dependencies.splitlines())}
     places = {_plain_name(path).removesuffix(".ko").replace("_", "-"): path for path in needs}
     order: list[str] = []
-    for name in MODULES:
+    for name in names:
         path = places.get(name.replace("_", "-"))
         if path is None:  # built into this kernel
             continue

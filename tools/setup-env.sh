@@ -101,16 +101,19 @@ set_up_python() {
 
 missing_packages() {
     local mount_package=util-linux rpm_package=rpm-build ssh_package=openssh-clients ip_package=iproute program package
-    local thin_package=device-mapper-persistent-data guest=''
+    local thin_package=device-mapper-persistent-data qemu_package=qemu-img nbd_package=libnbd guest=''
     if [ "$(installer)" = apt-get ]; then
         mount_package=mount rpm_package=rpm ssh_package=openssh-client ip_package=iproute2
-        thin_package=thin-provisioning-tools
-        guest='qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common busybox:busybox-static depmod:kmod
-            qemu-nbd:qemu-utils nbdcopy:libnbd-bin'
+        thin_package=thin-provisioning-tools qemu_package=qemu-utils nbd_package=libnbd-bin
+        guest='qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common busybox:busybox-static depmod:kmod'
+        guest+=' dbus-daemon:dbus cron:cron zsh:zsh fish:fish promtool:prometheus'
+        # It has no program; without it no user has a manager.
+        [ -e /usr/share/pam-configs/systemd ] || echo libpam-systemd
     fi
     for pair in gcc:gcc mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
         losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio \
-        sshd:openssh-server systemd-analyze:systemd ssh:$ssh_package ip:$ip_package lvs:lvm2 thin_delta:$thin_package $guest; do
+        sshd:openssh-server systemd-analyze:systemd ssh:$ssh_package ip:$ip_package lvs:lvm2 thin_delta:$thin_package \
+        qemu-img:$qemu_package nbdcopy:$nbd_package fusermount3:fuse3 $guest; do
         program=${pair%%:*} package=${pair#*:}
         command -v "$program" >/dev/null || echo "$package"
     done | sort -u

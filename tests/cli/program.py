@@ -88,11 +88,16 @@ class Lamella:
 class Terminal:
     """A command that believes a person sits before it."""
 
-    def __init__(self, arguments: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str | Path] = COMMAND,
+    ) -> None:
         self._master, slave = pty.openpty()
         self.seen = ""
         self._process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
+            [*map(str, command), *map(str, arguments)],
             env=environment({"TERM": "xterm", **(env or {})}),
             stdin=slave,
             stdout=slave,
@@ -122,6 +127,10 @@ class Terminal:
     def type(self, line: str) -> None:
         """Type a line."""
         os.write(self._master, f"{line}\n".encode())
+
+    def press(self, keys: str) -> None:
+        """Press keys; no line ends."""
+        os.write(self._master, keys.encode())
 
     def end(self) -> int:
         """Read to the end and return the exit code."""

@@ -16,16 +16,17 @@ from lamella.base.errors import StoreRefused
 from lamella.base.ids import SnapId
 from lamella.base.signed import TRAILER_SIZE, commit_message, trailer_of
 from lamella.base.trust import Sealed
+from lamella.cli.places import this_host
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign
 from lamella.crypto.slots import key_file
-from lamella.format.commit import Body, Head, writer_id
+from lamella.format.commit import CHECKPOINT_EVERY, Body, Head, writer_id
 from lamella.format.records import AddSnap, RawRecord, Volume, raw, volume_id
 from lamella.packs.building import build_commit
 from lamella.repository.repository import Repository
 from lamella.stores.pipe.guarded import GuardedStore
 from lamella.stores.url import open_store
-from tests.cli.test_missing_history import WRITER, World
+from tests.cli.test_missing_history import ADMIN, WRITER, World
 from tests.cli.test_owners import RESCUE, Thief, rescued
 from tests.cli.test_owners import built as built
 from tests.cli.test_owners import world as world
@@ -291,3 +292,22 @@ def test_a_server_takes_the_admitted_host_and_no_other(world: World) -> None:
     head, content = Enrolled(world).commit([])
     with pytest.raises(StoreRefused, match="an admin enrolled"):
         server.put(head.name, Sealed(content))
+
+
+def test_it_stays_closed_when_the_log_is_compacted(world: World) -> None:
+    """The commit that closed it is deleted in the end: the checkpoints after it say so instead."""
+    close(world)
+    closing = max(world.names(), key=lambda head: head.seq)
+    thief = Enrolled(world)
+    thief.backup("20330101T000000Z-evil")
+    for _ in range(3):
+        with Repository.open(open_store(str(world.store)), key_file(ADMIN), this_host(world.env("one"))) as repo:
+            for _ in range(CHECKPOINT_EVERY + 1):
+                repo.publish([])
+        world.ok("one", "prune", "--keep-last", "5")
+    assert not world.path(closing).exists()
+    for host in ("one", "fresh", "another"):
+        assert len(world.json(host, "list")["snapshots"]) == 3
+        assert "closed: only 1 admitted hosts" in world.ok(host, "info")
+    done = rescue(world, "list")
+    assert done.returncode == 0 and "evil" not in done.stdout and "enrolment is closed" in done.stdout

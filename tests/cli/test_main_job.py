@@ -33,7 +33,7 @@ def test_init_backup_restore(lamella: Lamella, image: Path, tmp_path: Path) -> N
     saved = lamella.ok("backup", image)
     assert SNAPSHOT.search(saved.out)
     assert FINGERPRINT.search(saved.out)
-    assert saved.err.startswith("lamella: disk: full")
+    assert saved.err.startswith("lamella: disk: all is read: first backup")
     out = tmp_path / "out.img"
     lamella.ok("restore", "disk", "--to", out)
     assert out.read_bytes() == image.read_bytes()
@@ -306,3 +306,15 @@ def test_name_that_is_not_utf8(empty: Lamella, image: Path, tmp_path: Path) -> N
     gone = empty.run("backup", strange)
     assert gone.code == 4
     assert "\x1b" not in gone.err
+
+
+def test_the_place_of_a_new_repository_may_follow_the_command(lamella: Lamella, tmp_path: Path) -> None:
+    lamella.ok("init", "-q", tmp_path / "here")
+    assert (tmp_path / "here" / "lamella").is_file()
+    both = lamella.run("init", tmp_path / "there", "-r", tmp_path / "elsewhere")
+    assert both.code == 2 and "two places" in both.err and not (tmp_path / "there").exists()
+
+
+def test_sizes_and_the_figures_of_the_run_have_names_of_their_own(saved: Lamella) -> None:
+    names = [line.split("  ")[0] for line in saved.ok("info", "disk", "--sizes").out.splitlines()]
+    assert len(set(names)) == len(names) and {"stored bytes", "space they need"} <= set(names)

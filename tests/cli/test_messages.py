@@ -9,14 +9,16 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.program import Lamella, Terminal
+from tests.cli.program import SECONDS, Lamella, Terminal, environment
 from tests.features import require
 
+MIB = 1 << 20
 DEEDS = re.compile(r"\b(removed|deleted|freed|replaced|overwritten|repaired|lost)\b")
 
 
@@ -273,3 +275,67 @@ def test_another_ssh_command(saved: Lamella, place: Path, tmp_path: Path, how: s
     assert "disk" in Lamella(env, [*saved.options, *options]).ok("list").out
     assert log.read_text().startswith("-o A=b -T ")
     assert "somewhere" in log.read_text()
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Path]:
+    """Images of one, three and two MiB without holes."""
+    paths = [tmp_path / f"{name}.img" for name in "abc"]
+    for path, size in zip(paths, (1, 3, 2), strict=True):
+        path.write_bytes(os.urandom(size * MIB))
+    return paths
+
+
+def test_a_journal_sees_how_each_volume_ended_as_soon_as_it_did(empty: Lamella, three: list[Path]) -> None:
+    words = [*empty.command, *empty.options, "backup", "--read-rate", "2M", *map(str, three)]
+    env = environment({**empty.env, "PYTHONUNBUFFERED": ""})
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        assert run.stdout is not None
+        first, at = run.stdout.readline(), time.monotonic()
+        rest = run.stdout.read().decode()
+        assert run.wait(SECONDS) == 0
+    assert first == b"a (1 of 3): 1.0 MiB, 1.0 MiB read, 1.0 MiB stored\n"
+    assert time.monotonic() - at > 1  # the two others, of 5 MiB, take longer
+    assert "\nc (3 of 3): 2.0 MiB" in rest and "complete, 6.0 MiB saved" in rest
+
+
+def test_what_a_backup_says_needs_no_glossary(empty: Lamella, three: list[Path]) -> None:
+    """Nor does it when asked for more, or later; and it is silent when asked to be."""
+    said = [empty.ok("backup", option, *three) for option in ("-v", "-v", "-q")]
+    assert said[-1].out == said[-1].err == ""
+    text = "".join(one.out + one.err for one in said)
+    for jargon in ("chunk", "metadata", "record of changes", "unconfirmed", "compare,", "moment"):
+        assert jargon not in text
+    assert "consistency" in text and "all is read and compared: its storage cannot tell what changed" in text
+
+
+def test_the_bar_shows_all_volumes_from_the_beginning(empty: Lamella, three: list[Path], tmp_path: Path) -> None:
+    """Also those of a second destination: the share done never falls."""
+    second = tmp_path / "second"
+    empty.ok("init", "-q", "-r", second)
+    words: list[str | Path] = ["backup", "--read-rate", "4M", "-r", empty.env["LAMELLA_REPO"], "-r", second, *three]
+    with Terminal([*empty.options, *words], empty.env) as terminal:
+        assert terminal.end() == 0
+    shares = [float(one) for one in re.findall(r"([0-9.]+) %", terminal.seen)]
+    assert shares == sorted(shares) and len(shares) > 3
+    assert set(re.findall(r"of ([0-9.]+ MiB)", terminal.seen)) == {"12.0 MiB"}
+    assert "backup b (5 of 6) " in terminal.seen and "b (5 of 6): 3.0 MiB" in terminal.seen
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_row_is_folded_at_the_end_of_the_terminal_and_nowhere_else(empty: Lamella, image: Path) -> None:
+    images = [image.with_name(f"a-virtual-machine-{number}.img") for number in range(12)]
+    for one in images:
+        one.write_bytes(b"x" * 4096)
+    empty.ok("backup", "-q", *images)
+    names = [one.stem for one in images]
+    piped = empty.ok("list")
+    assert any(all(name in line for name in names) for line in piped.out.splitlines())
+    assert re.search(r"  48.0 KiB   *(live|unknown)  a-virtual-machine-0, ", piped.out.split("LOCAL TIME")[1])
+    with Terminal([*empty.options, "list"], empty.env) as terminal:
+        assert terminal.end() == 0
+    rows = terminal.seen.split("LOCAL TIME")[1].splitlines()
+    assert len(rows) > 12 and max(map(len, rows)) <= 80
+    assert all(name in terminal.seen.split("LOCAL TIME")[1].replace("\r\n", "").replace(" ", "") for name in names)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lamella.base.ids import RepoId, SnapId, WriterId
+from lamella.base.ids import ChunkId, RepoId, SnapId, WriterId
 from lamella.crypto.slots import key_file
 from lamella.format.commit import Head
 from lamella.format.inner import Origin, OriginPlace
-from lamella.format.records import AddSnap, RawRecord, Ref, Volume, raw, volume_id
+from lamella.format.records import AddSnap, Document, RawRecord, Ref, Volume, raw, volume_id
 from lamella.history.catalogue import VolumeState
 from lamella.history.publish import append
 from lamella.memory.host import Host, machine_name
@@ -203,6 +206,70 @@ def test_a_claim_does_not_stand_in_for_the_last_whole_snapshot(world: World) -> 
     assert code == 2 and "no whole snapshot of disk would be left" in err
 
 
+def unlike(image: Path, letter: bytes) -> None:
+    """An image that no other one shares a chunk with."""
+    image.write_bytes(hashlib.shake_256(letter).digest(1 << 20))
+
+
+def packs(world: World) -> int:
+    return len(list(world.store.glob("p/*/*")))
+
+
+def later(world: World, host: str, days: int) -> None:
+    """Everything that this host saw first, it saw so many days earlier."""
+    for path in (world.place / host / "state").rglob("first_seen.json"):
+        content = path.read_text()
+        path.write_text(re.sub(r"\b1[0-9]{12}\b", lambda when: str(int(when[0]) - days * DAY), content))
+
+
+JUNK = (
+    {"root": ChunkId(b"j" * 24)},  # an unreadable manifest: of what is below it nobody knows
+    {"documents": (Document("absent", 100, (ChunkId(b"d" * 24),)),)},  # so much is gone that prune suspects the place
+    {"inner": (RawRecord(0x0777, b""),)},  # of a later version
+)
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=["manifest", "parts", "version"])
+def test_a_claim_that_was_never_whole_is_waited_for_by_nobody(world: World, junk: dict[str, Any]) -> None:
+    """It neither stops deletion nor counts as whole; whatever it may need is kept for 30 days."""
+    image = world.images / "disk.img"
+    for letter in (b"x", b"y"):
+        unlike(image, letter)
+        world.ok("one", "backup", image)
+    thief = Thief(world)
+    claim = replace(thief.snapshot("20260101T000000Z-junk", 5), **junk)
+    thief.say(raw(claim))
+    before = packs(world)
+    for host in ("one", "fresh"):
+        code, out, err = world.run(host, "prune", "--keep-last", "1", "-y")
+        assert code == 0, (host, out, err)
+        assert "was never whole here" in out + err
+        assert packs(world) == before
+    left = [row["snapshot"] for row in world.json("one", "list")["snapshots"]]
+    assert len(left) == 2 and claim.name in left  # alone in its list it counts for nothing, and no rule removes it
+    later(world, "one", 31)
+    assert world.run("one", "prune", "--keep-last", "1", "-y")[0] == 0
+    assert packs(world) < before
+    world.ok("fresh", "restore", "disk", "--to", world.place / "restored")
+    assert (world.place / "restored").read_bytes() == image.read_bytes()
+    world.ok("one", "delete", f"disk@{claim.name}", "-y", "--yes-last")
+
+
+def test_a_claim_that_was_whole_here_once_is_missed(world: World) -> None:
+    """It may be all that a machine without its state has: what is below a rotten node of it waits for a repair."""
+    image = world.images / "disk.img"
+    unlike(image, b"x")
+    before = set(world.store.glob("p/*/*"))
+    assert world.run("two", "backup", image)[0] == 0
+    name = next(row["snapshot"] for row in world.json("one", "list")["snapshots"] if row["claimant"])
+    made = set(world.store.glob("p/*/*")) - before
+    world.ok("one", "prune", "--keep-last", "5", "-y")  # and saw that it was whole
+    for path in made:
+        path.unlink()
+    code, _, err = world.run("one", "prune", "--keep-last", "1", "-y")
+    assert code in (20, 21) and name in err
+
+
 def test_the_first_backup_of_a_source_goes_to_a_volume_of_ones_own(world: World) -> None:
     """Whoever may write can say in advance what the source of the next volume will be, and in which domain."""
     thief = Thief(world)
@@ -256,6 +323,22 @@ def test_what_an_expelled_writer_said_after_that_counts_no_more(world: World) ->
     assert again["id"] != made["id"]
     assert len(world.json("one", "delete", "--expelled", "-y")["removed"]) == 2
     assert not any(row["expelled"] for row in world.json("fresh", "list")["snapshots"])
+
+
+def test_what_was_removed_of_an_expelled_writer_stays_away(world: World) -> None:
+    """Also what went before it was expelled, when another snapshot of it was left."""
+    thief = Thief(world)
+    who = thief.say(raw(thief.volume("theirs")))
+    number = thief.head().seq
+    thief.say(raw(thief.snapshot("gone", 5)), raw(thief.snapshot("stays", 6)))
+    world.ok("one", "delete", "disk@gone", "-y")
+    world.ok("one", "check", "--expel", f"{who.hex()[:8]}@{number}", "-y")
+    world.ok("one", "prune", "--keep-last", "9", "-y")
+    rows = {row["snapshot"]: row["expelled"] for row in world.json("one", "list")["snapshots"]}
+    assert "gone" not in rows and rows["stays"]
+    world.ok("one", "delete", "--expelled", "-y")
+    world.ok("one", "prune", "--keep-last", "9", "-y")
+    assert len(world.json("one", "list")["snapshots"]) == 3
 
 
 def test_a_host_that_lost_everything_goes_on_with_its_volumes_with_an_admins_secret(world: World) -> None:

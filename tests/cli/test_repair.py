@@ -67,7 +67,7 @@ def test_a_loss_is_reported_by_range_and_shown_until_a_copy_mends_it(
     assert "    bytes " in shown.out
     (shot,) = saved.json("list")["snapshots"]
     assert (shot["result"], shot["lost"]) == ("incomplete", ["disk"])
-    assert "INCOMPLETE, parts are lost: disk" in saved.ok("list").out
+    assert "INCOMPLETE: disk (parts are lost: disk)" in saved.ok("list").out
     lost = saved.json("info", "disk")["lost"]
     assert lost["bytes"] == sum(row["end"] - row["start"] for row in lost["ranges"]) > 0
     (gone,) = saved.json("repair", code=20)["lost"]

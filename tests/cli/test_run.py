@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.cli.program import COMMAND, Lamella, environment
+from tests.features import require
 
 DAY_MS = 86_400_000
 
@@ -361,7 +362,31 @@ def test_prometheus_and_the_table(desk: Desk) -> None:
     assert shown.count("ok ") >= 4
     text = out.read_text()
     assert 'lamella_volume_state{volume="a",repository="main"} 0' in text
-    assert text.count("# TYPE") == 5 and out.stat().st_mode & 0o777 == 0o644
+    assert text.count("# TYPE") == 8 and out.stat().st_mode & 0o777 == 0o644
+    assert 'lamella_repository_stored_bytes{repository="main"} ' in text
+    require("promtool", shutil.which("promtool") is not None, "promtool is not installed")
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_the_status_tells_space_growth_and_the_kind_of_moment(desk: Desk) -> None:
+    desk.run()
+    said = desk.lamella.json("status")
+    (row,) = [row for row in said["repositories"] if row["repository"] == "main"]
+    assert row["stored_bytes"] > row["grown_bytes"] > 0 and row["state"] == "ok"
+    assert {row["consistency"] for row in said["volumes"]} <= {"live", "unknown"}
+    shown = desk.lamella.ok("status").out
+    assert "of it from the last 7 days" in shown and "REPOSITORY" in shown
+    assert "REPOSITORY" not in desk.lamella.ok("status", "-r", "main").out
+
+
+def test_a_weaker_check_hides_no_deeper_one(desk: Desk) -> None:
+    desk.run()
+    desk.lamella.ok("verify", "-r", "main", "--level", "full", "a")
+    desk.lamella.ok("verify", "-r", "main", "--level", "structure", "a")
+    rows = {row["volume"]: row["verified"]["level"] for row in desk.lamella.json("status", "-r", "main")["volumes"]}
+    assert rows["a"] == "full"
+    assert "full" in desk.lamella.ok("list", "-r", "main").out
 
 
 @pytest.mark.parametrize(

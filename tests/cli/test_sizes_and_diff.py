@@ -33,7 +33,7 @@ def test_sizes_of_the_repository_and_of_snapshots(saved: Lamella, place: Path, i
     both = saved.json("info", "disk", "--sizes", "--all")
     assert len(both["snapshots"]) == 2 and both["sizes"]["shared_bytes"] == 0
     assert both["sizes"]["freed_bytes"] == sum(path.stat().st_size for path in place.glob("p/*/*"))
-    assert "unique bytes" in saved.ok("info", "disk", "--sizes").out
+    assert "needed by nothing else" in saved.ok("info", "disk", "--sizes").out
     assert "sizes" not in saved.json("info", "disk")
     assert saved.run("info", "disk", "disk").code == 2
     assert saved.run("info", "nobody", "--sizes").code == 4

@@ -54,7 +54,7 @@ def test_backup_says_what_it_read(empty: Lamella, tracked: Path, tmp_path: Path)
     first = empty.json("backup", tracked, "--chunk-size", "64K")
     assert first["volumes"][0]["mode"] == "full"
     write(tracked, 3)
-    assert "vm: incremental (btrfs)" in empty.ok("backup", "-n", tracked).out
+    assert "vm: only changes are read" in empty.ok("backup", "-n", tracked).out
     second = empty.json("backup", tracked)
     (row,) = second["volumes"]
     assert (row["mode"], row["reason"], row["driver"]) == ("incremental", "", "btrfs")

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from lamella.base.errors import UsageError
 from lamella.base.events import Progress
 from lamella.cli import amounts, shown, values
 from lamella.cli.commands import backup
-from lamella.cli.output import INTERVAL_SECONDS
+from lamella.cli.folding import folded
+from lamella.cli.local_time import shown_time
 from lamella.cli.places import this_host
-from lamella.cli.progress import Bar, line
+from lamella.cli.progress import INTERVAL_SECONDS, Bar, Standing, Tally, line
 from tests.cli.program import COMMAND, SECONDS, Lamella, environment
 from tests.features import require
 
@@ -82,6 +84,31 @@ def test_shown_seconds(count: float, text: str) -> None:
     assert shown.shown_seconds(count) == text
 
 
+@given(st.lists(st.lists(st.text("abc \u00e4", max_size=60), min_size=3, max_size=3), min_size=1), st.integers(1, 200))
+def test_a_folded_table_fits_and_loses_nothing(rows: list[list[str]], columns: int) -> None:
+    made = folded(rows, columns)
+    others = sum(max(len(row[number]) for row in rows) + 2 for number in (0, 1))
+    assert all(len(row[2]) <= max(12, columns - others) for row in made)
+    starts = [row[:2] for row in made if row[0] or row[1] or not row[2].strip()]
+    assert [row[:2] for row in rows if row[0] or row[1]] == [row for row in starts if row[0] or row[1]]
+    assert "".join(row[2] for row in made).replace(" ", "") == "".join(row[2] for row in rows).replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("zone", "text"),
+    [("UTC", "2026-11-22 18:45"), ("Asia/Kolkata", "2026-11-23 00:15"), ("America/Lima", "2026-11-22 13:45")],
+)
+def test_times_are_local(zone: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert shown_time("2026-11-22T18:45:01.123Z") == text
+        assert shown_time("9999-12-31T23:59:59.999Z")[:4] in ("9999",)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 class Watch:
     """A clock that moves when it is told to."""
 
@@ -95,8 +122,8 @@ class Watch:
 def test_bar_adds_up_volumes_and_knows_what_is_to_come() -> None:
     watch, stream = Watch(), io.StringIO()
     bar = Bar(stream, watch)
-    bar.tally.expected["backup"] = 400 * MIB
-    bar.update(Progress("backup", "a", 0, 100 * MIB))
+    for name, size in {"a": 100 * MIB, "b": 260 * MIB, "c": 40 * MIB}.items():
+        bar.update(Progress("backup", name, 0, size))
     watch.time += 10
     bar.update(Progress("backup", "a", 100 * MIB, 100 * MIB, 5 * MIB))
     shown = stream.getvalue().split("\r")[-1]
@@ -105,7 +132,26 @@ def test_bar_adds_up_volumes_and_knows_what_is_to_come() -> None:
     assert "10.0 MiB/s" in shown
     assert "30.0 s left" in shown
     assert len(shown.removesuffix("\x1b[K")) < 80
-    assert line(Progress("backup", "a", 1, 2, 5 * MIB), 1, 2, 0.0).endswith("stored 5.0 MiB")
+    assert "backup a (1 of 3)" in shown
+    assert line(Progress("backup", "a", 1, 2, 5 * MIB), Standing(1, 2, 0.0)).endswith("stored 5.0 MiB")
+
+
+@given(st.lists(st.integers(0, 5 * MIB), min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 5))
+def test_the_share_that_is_done_never_falls(sizes: list[int], rounds: int, steps: int) -> None:
+    """Whatever the volumes are, and however many destinations get them."""
+    tally, seen, number = Tally(Watch(), rounds), 0, 0
+    for _ in range(rounds):
+        for volume, size in enumerate(sizes):
+            tally.add(Progress("backup", str(volume), 0, size))
+        for volume, size in enumerate(sizes):
+            for step in range(steps + 1):
+                standing = tally.add(Progress("backup", str(volume), size * step // steps, size))
+                assert standing.total == sum(sizes) * rounds
+                if all(sizes):  # else a round of nothing looks like the one before
+                    assert standing.done >= seen and standing.number >= number
+                    seen, number = standing.done, standing.number
+    if all(sizes):
+        assert (standing.done, standing.number) == (standing.total, len(sizes) * rounds)
 
 
 def test_bar_is_drawn_ten_times_a_second_at_most() -> None:
@@ -132,12 +178,12 @@ def test_new_stage_begins_at_nothing() -> None:
     bar = Bar(stream, watch)
     bar.update(Progress("restore", "a", 100, 100))
     watch.time += 1
-    bar.update(Progress("compare", "a", 0, 100))
-    assert "compare a    0.0 %" in stream.getvalue()
+    bar.update(Progress("compare", "a", 1, 100))
+    assert "compare a    1.0 %" in stream.getvalue()
 
 
 def test_bar_of_unknown_size_and_strange_names() -> None:
-    shown = line(Progress("verify", "a\x1b[2J", 2048, 0), 2048, 0, 0.5)
+    shown = line(Progress("verify", "a\x1b[2J", 2048, 0), Standing(2048, 0, 0.5))
     assert shown == "verify a\\x1b[2J  2.0 KiB"
 
 

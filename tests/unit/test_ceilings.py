@@ -31,6 +31,7 @@ TERMINAL = {
 HOMES = {
     "cli/": TERMINAL,
     "run/spawn.py": {"subprocess", "os.environ"},
+    "run/background.py": {"os.fork", "sys.stdout", "sys.stderr"},
     "base/clock.py": {"time.time", "time.time_ns", "datetime.datetime.now"},
     "run/pipeline.py": {"concurrent.futures"},
     "run/beside.py": {"threading.Thread", "concurrent.futures"},

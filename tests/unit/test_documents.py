@@ -196,10 +196,10 @@ def test_commands_are_understood(document: Path) -> None:
         ("    lamella backup a \\\n        --reread 1G\n", ""),
         ("    lamella list --colour\n", "lamella list --colour: unrecognized arguments: --colour"),
         ("```\n$ lamella restore disk\n```\n", "lamella restore disk: the following arguments are required: --to"),
-        ("    lamella mount disk\n", "lamella mount disk: there is no command mount"),
+        ("    lamella burn disk\n", "lamella burn disk: there is no command burn"),
         ("see `lamella doctor --fix`, `lamella -r REPO list`, `lamella key export-domain --to FILE`", ""),
         ("see `lamella doctor --mend`", "lamella doctor --mend: there is no option --mend"),
-        ("see `lamella mount`", "lamella mount: there is no command mount"),
+        ("see `lamella burn`", "lamella burn: there is no command burn"),
     ],
 )
 def test_misunderstood_commands_are_found(text: str, said: str) -> None:

@@ -68,7 +68,7 @@ def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def use_provider(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(zstd_provider, "provider", lambda: name)
+    monkeypatch.setattr(zstd_provider, "provider", lambda first="": name)
     monkeypatch.delattr(zstd._local, "unsqueeze", raising=False)
 
 
@@ -349,6 +349,12 @@ def test_each_provider_reads_what_the_other_wrote(writer: str, provider: str, mo
         made = [Encoder("auto").encode(content) for content in CONTENTS.values()]
     for content, encoded in zip(CONTENTS.values(), made, strict=True):
         assert decode(Opened(encoded), len(content), "x") == content
+
+
+def test_decoding_prefers_the_provider_that_keeps_its_context() -> None:
+    pytest.importorskip("zstandard")
+    assert zstd_provider.provider("zstandard") == "zstandard"
+    assert zstd_provider.provider("no such module") == zstd_provider.provider()
 
 
 def test_without_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:

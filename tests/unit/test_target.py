@@ -109,12 +109,22 @@ def test_until_it_is_finished_only_the_partial_name_exists(tmp_path: Path) -> No
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.img.lamella-partial"]
 
 
-def test_an_earlier_partial_file_is_used_again_from_nothing(tmp_path: Path) -> None:
+def test_what_an_earlier_attempt_wrote_is_kept_until_it_is_cleared(tmp_path: Path) -> None:
     partial = tmp_path / "out.img.lamella-partial"
-    partial.write_bytes(b"old" * 3 * MIB)
+    partial.write_bytes(b"o" * 9 * MIB)
     partial.chmod(0o644)
-    restore(NewFile(tmp_path / "out.img", overwrite=False))
-    assert (tmp_path / "out.img").read_bytes() == restored(bytes(SIZE))
+    target = NewFile(tmp_path / "out.img", overwrite=False)
+    target.prepare(SIZE, SIZE)
+    assert target.holds and not target.starts_zeroed
+    got = bytearray(SIZE)
+    target.read_into(0, memoryview(got))
+    assert got == b"o" * SIZE
+    target.zero(MIB, 2 * MIB)
+    target.punch(2 * MIB, 3 * MIB - 77)
+    target.finish()
+    left = b"o" * MIB + bytes(2 * MIB - 77) + b"o" * (MIB + 77)
+    assert (tmp_path / "out.img").read_bytes() == left
+    assert (tmp_path / "out.img").stat().st_blocks * 512 <= 2 * MIB + 8192, "cleared ranges are holes, as in a new file"
     assert stat.S_IMODE((tmp_path / "out.img").stat().st_mode) == 0o600
     assert not partial.exists()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one stage of the work has come. Sizes in bytes; `total_bytes` 0 means unknown."""
+    """How far one stage of the work has come. Sizes in bytes; `total_bytes` 0 means unknown.
+
+    A stage of several volumes tells of each at its beginning, with nothing done, so that the sum is known from then on.
+    """
 
     stage: str
     """What is being done: "backup", "restore", "compare", "verify"."""
@@ -26,7 +29,15 @@ class Warned:
     obj: str = ""
 
 
-Event = Progress | Warned
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A stage has ended for one of `count` volumes. `result` is the operation's own value."""
+
+    count: int
+    result: Any
+
+
+Event = Progress | Warned | Finished
 
 
 class Reporter(Protocol):

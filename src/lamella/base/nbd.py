@@ -105,6 +105,8 @@ class Chunk(IntEnum):
     OFFSET_HOLE = 2
     BLOCK_STATUS = 5
     ERRORS = 1 << 15
+    ERROR = (1 << 15) + 1
+    ERROR_OFFSET = (1 << 15) + 2
 
 
 DONE: Final = 1

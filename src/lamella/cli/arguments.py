@@ -13,6 +13,9 @@ COMMANDS = {
     "init": "make a repository",
     "backup": "back up volumes into one snapshot",
     "restore": "write a volume, or a document, back to a file or device",
+    "mount": "show every snapshot as a file below a directory",
+    "export": "serve a snapshot as a disk without restoring it, or write it to an image",
+    "files": "list, find and copy single files inside a snapshot",
     "list": "show volumes and snapshots",
     "info": "show the repository, a volume or a snapshot",
     "diff": "show the differences between two snapshots of a volume",
@@ -33,6 +36,7 @@ COMMANDS = {
     "schedule": "have a profile run by itself",
     "status": "show whether everything is in order, and why not",
     "config": "begin, show and validate the configuration",
+    "completion": "print the script that completes commands and names in a shell",
     "doctor": "examine this machine, its directories and the repository for trouble",
 }
 
@@ -139,25 +143,16 @@ def _filling(name: str) -> Callable[[CommandParser], None]:
     return fill
 
 
-# Most commands are given none of these: what reads their values is imported with the first one.
+def _value(name: str) -> Callable[[str], object]:
+    """A function of lamella.cli.values, which is imported with the first such option: most commands are given none."""
+
+    def read(text: str) -> object:
+        return getattr(import_module("lamella.cli.values"), name)(text)
+
+    return read
 
 
-def _seconds(text: str) -> float:
-    from lamella.cli.values import seconds
-
-    return seconds(text)
-
-
-def _rate(text: str) -> int:
-    from lamella.cli.values import rate
-
-    return rate(text)
-
-
-def _fingerprint(text: str) -> str:
-    from lamella.cli.values import fingerprint
-
-    return fingerprint(text)
+_seconds, _rate, _fingerprint = map(_value, ("seconds", "rate", "fingerprint"))
 
 
 def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None:
@@ -193,11 +188,7 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
     )
     add("--if-available", action="store_true", help="end with 75 if the disk, host or bucket of REPO is absent")
     add("--json", action="store_true", help="print the result as one JSON document")
-    add(
-        "--json-lines",
-        action="store_true",
-        help="print progress and messages as JSON objects on stderr, one object on each line",
-    )
+    add("--json-lines", action="store_true", help="print progress and messages on stderr, a JSON object on each line")
     add("-q", "--quiet", action="store_true", help="print warnings and errors only")
     add("-v", "--verbose", action="store_true", help="print more details")
     add("--debug", action="store_true", help="show tracebacks of errors")

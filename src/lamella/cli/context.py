@@ -198,7 +198,7 @@ class Context:
             return opens(self.secret())
         from lamella.cli.terminal import tried  # only where nothing names a secret
 
-        return tried(lambda: opens(self.secret()), self.out.warn)
+        return tried(self.place, opens, self.secret, self.out.warn)
 
     def given_secret(self) -> SecretSource | None:
         """The source of the secret that the user named, unread. Raises UsageError for several sources."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamella.cli.backup_report import planned
+from lamella.cli.backup_details import planned
 from lamella.cli.output import Output
 from lamella.operations.backup.story import BackupPlan
 

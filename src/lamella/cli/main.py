@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
-# The interpreter has loaded these two by itself. Everything else is imported where it is needed: --help must be quick,
-# and `entry` must catch a Ctrl-C that comes while modules are imported.
+# The interpreter has loaded these by itself, or has them built in. Everything else is imported where it is needed:
+# --help must be quick, and `entry` must catch a Ctrl-C that comes while modules are imported.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -31,6 +32,8 @@ def entry() -> None:
 
 def _guarded(argv: Sequence[str]) -> int:
     env = dict(os.environ)
+    # A history is many small objects that live to the end: the collector's usual pace costs a quarter of reading them.
+    gc.set_threshold(100_000, 50, 100)
     _take_streams()
     from lamella.cli import signals
     from lamella.run.private import is_secret, keep_memory_private
@@ -50,7 +53,7 @@ def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        from lamella.cli.output import drop
+        from lamella.cli.nowhere import drop
 
         drop(sys.stdout)
         if not isinstance(error, BrokenPipeError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,13 +13,11 @@ from lamella.base.events import Event, Progress, Warned
 from lamella.cli.shown import shown
 
 if TYPE_CHECKING:
-    from lamella.cli.progress import Bar
+    from lamella.cli.progress import Bar, ProgressLines
 
 SCHEMA = "lamella/1"
 INCOMPLETE = 3
 """The exit code of a command that did a part of its work; what it committed is safe."""
-INTERVAL_SECONDS = 0.1
-"""Between two reports of progress."""
 
 
 class Output:
@@ -48,9 +45,12 @@ class Output:
         self.quiet = quiet
         self.verbose = verbose
         self._document_written = False
-        self._next_event: dict[str, float] = {}
-        self._shows_bar = not (quiet or as_events) and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
-        self._drawn: Bar | None = None
+        shows_bar = not quiet and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self._shows_progress = as_events or shows_bar
+        self._drawn: Bar | ProgressLines | None = None
+        self.to_terminal = is_terminal(sys.stdout)
+        self.rounds = 1
+        """How often a stage will go through all volumes: a backup does for each destination."""
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -64,9 +64,13 @@ class Output:
         if not self.as_json:
             self._result(shown(text))
 
-    def table(self, rows: Iterable[Sequence[str]]) -> None:
+    def table(self, rows: Iterable[Sequence[object]]) -> None:
         """Rows of cells, the first one the heading, in columns."""
-        cells = [[shown(cell) for cell in row] for row in rows]
+        cells = [[shown(str(cell)) for cell in row] for row in rows]
+        if self.to_terminal:
+            from lamella.cli.folding import folded  # only where lines have an end
+
+            cells = folded(cells)
         widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
         for row in cells:
             self.answer("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -80,8 +84,10 @@ class Output:
     def _result(self, text: str) -> None:
         self.clear()
         try:
-            sys.stdout.write(text + "\n")
+            print(text, flush=True)
         except OSError as error:
+            from lamella.cli.nowhere import drop
+
             drop(sys.stdout)
             if not isinstance(error, BrokenPipeError):
                 raise LamellaError(f"cannot write the result: {error.strerror}") from error
@@ -100,8 +106,7 @@ class Output:
 
     def warn(self, text: str, obj: str = "") -> None:
         """A warning, whatever the options are."""
-        prefix = f"{obj}: " if obj and obj not in text else ""
-        self._message("warning", f"{prefix}{text}")
+        self._message("warning", f"{obj}: {text}" if obj and obj not in text else text)
 
     def failure(self, error: LamellaError, exit_code: int) -> int:
         """Report an error on one line, and as the document with --json. Returns `exit_code`."""
@@ -110,18 +115,18 @@ class Output:
         # The marker of a repository is an object called lamella, like this program.
         obj = "the marker" if error.obj == "lamella" else error.obj
         prefix = f"{obj}: " if obj and obj not in error.message else ""
-        suffix = f"; {error.hint}" if error.hint else ""
-        self._message("error", f"{prefix}{error.message}{suffix}", fields)
+        self._message("error", f"{prefix}{error.message}" + (f"; {error.hint}" if error.hint else ""), fields)
         return exit_code
 
     def _message(self, event: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
         self.clear()
         if self.as_events:
-            self._event(event, {"message": text, **(fields or {})})
+            self.event(event, {"message": text, **(fields or {})})
         else:
             self._aside(f"lamella: {'warning: ' if event == 'warning' else ''}{shown(text)}")
 
-    def _event(self, event: str, fields: Mapping[str, Any]) -> None:
+    def event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """One JSON object on standard error, for --json-lines."""
         self._aside(json.dumps({"schema": SCHEMA, "command": self.command, "event": event, **fields}))
 
     def _aside(self, text: str) -> None:
@@ -129,38 +134,22 @@ class Output:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
         except (OSError, ValueError):
+            from lamella.cli.nowhere import drop
+
             drop(sys.stderr)
 
     # -- progress -----------------------------------------------------------------------------------------------------
-
-    def expect(self, stage: str, total_bytes: int) -> None:
-        """Tell the bar how many bytes a stage will process, so that it can show the time left."""
-        if self._shows_bar:
-            self._bar().tally.expected[stage] = total_bytes
-
-    def _bar(self) -> Bar:
-        if self._drawn is None:
-            from lamella.cli.progress import Bar  # only where something takes time, and a person sees it
-
-            self._drawn = Bar(sys.stderr)
-        return self._drawn
 
     def report(self, event: Event) -> None:
         """A reporter for operations (lamella.base.events)."""
         if isinstance(event, Warned):
             self.warn(event.message, event.obj)
-        elif self.as_events:
-            self._progress_event(event)
-        elif self._shows_bar:
-            self._bar().update(event)
+        elif self._shows_progress and isinstance(event, Progress):
+            if self._drawn is None:
+                from lamella.cli.progress import progress_of  # only where somebody sees it
 
-    def _progress_event(self, event: Progress) -> None:
-        now, key = time.monotonic(), f"{event.stage} {event.volume}"
-        if now < self._next_event.get(key, 0.0) and event.done_bytes != event.total_bytes:
-            return
-        self._next_event[key] = now + INTERVAL_SECONDS
-        figures = {"done_bytes": event.done_bytes, "total_bytes": event.total_bytes, "stored_bytes": event.stored_bytes}
-        self._event("progress", {"stage": event.stage, "volume": event.volume, **figures})
+                self._drawn = progress_of(self)
+            self._drawn.update(event)
 
     def clear(self) -> None:
         """Remove the bar."""
@@ -174,14 +163,3 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:
         return False
-
-
-def drop(stream: TextIO) -> None:
-    """Send a stream that nobody reads any more to nowhere, so that the work can end well."""
-    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.dup2(nowhere, stream.fileno())
-    except (OSError, ValueError):
-        pass
-    finally:
-        os.close(nowhere)

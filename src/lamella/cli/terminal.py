@@ -52,14 +52,24 @@ def ask_existing_secret(prompt: str) -> Secret:
     return passphrase(text)
 
 
-def tried(opens: Callable[[], Opened], warn: Callable[[str], None]) -> Opened:
-    """What `opens` returns, which asks for a secret: a person may be wrong twice. Raises KeyRefused."""
+def tried(
+    place: str, opens: Callable[[Secret], Opened], ask: Callable[[], Secret], warn: Callable[[str], None]
+) -> Opened:
+    """What `opens` returns, with the key that is kept, or else a secret that is asked for: a person may be wrong twice.
+
+    Raises KeyRefused, and what `ask` raises.
+    """
+    from lamella.cli.agent import opened_by_kept
+
+    opened = opened_by_kept(place, opens)
+    if opened is not None:
+        return opened
     for _ in range(_TRIES - 1):
         try:
-            return opens()
+            return opens(ask())
         except KeyRefused as error:
             warn(f"{error.message}; try again: a recovery key is taken here, too")
-    return opens()
+    return opens(ask())
 
 
 def ask_new_secret(word: str) -> str:

@@ -10,7 +10,7 @@ from lamella.base.ids import RepoId
 from lamella.base.signed import slot_message
 from lamella.crypto.derive import Bundle, hkdf, prf
 from lamella.crypto.sign import public_of, sign
-from lamella.crypto.slots import Secret, slot_kek
+from lamella.crypto.slots import Secret
 from lamella.format.keyslot import MAX_LOG_N, MIN_LOG_N, KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 
@@ -35,7 +35,7 @@ def wrap(marker: Marker, secret: Secret, bundle: Bundle, *, admin: bool, log_n: 
         raise UsageError(f"the key derivation cost is {MIN_LOG_N} to {MAX_LOG_N}, not {log_n}")
     log_n, p = (log_n, 1) if by_passphrase else (0, 0)
     slot = KeySlot(secret.type, role, os.urandom(32), bytes(96), bytes(32), bytes(64), log_n, p)
-    kek = slot_kek(secret, marker.root, slot)
+    kek = secret.kek(marker.root, slot)
     content = bundle.data_root + (bundle.prune_seed if admin else bytes(32)) + bundle.enrol_seed
     mask = hkdf(kek, marker.root, b"wrap", 96)
     slot = replace(slot, wrapped=bytes(a ^ b for a, b in zip(content, mask, strict=True)))

@@ -24,6 +24,19 @@ class Secret:
     type: SlotType
     value: bytes
 
+    def kek(self, root: bytes, slot: KeySlot) -> bytes:
+        """The key that it gives for one slot. Raises LamellaError where the machine has no memory for it."""
+        if slot.type != SlotType.PASSPHRASE:
+            return hkdf(self.value, slot.salt, b"lamella/1 kek\0" + root + slot.wrapping[:16])
+        n = 1 << slot.log_n
+        limit = 128 * SCRYPT_R * (n + slot.p + 2) + (1 << 20)
+        try:
+            return hashlib.scrypt(self.value, salt=slot.salt, n=n, r=SCRYPT_R, p=slot.p, maxmem=limit, dklen=32)
+        except (MemoryError, ValueError) as error:
+            hint = "free some memory; a recovery key or a key file needs none of it"
+            text = f"not enough memory: a passphrase needs {limit >> 20} MiB"
+            raise LamellaError(text, hint=hint) from error
+
 
 def passphrase(text: str) -> Secret:
     """A passphrase, normalised so that it is the same on every keyboard. Raises UsageError when empty or not text."""
@@ -43,20 +56,6 @@ def key_file(content: bytes) -> Secret:
     return Secret(SlotType.KEYFILE, content)
 
 
-def slot_kek(secret: Secret, root: bytes, slot: KeySlot) -> bytes:
-    """The key that a secret gives for one slot. Raises LamellaError where the machine has no memory for it."""
-    if slot.type != SlotType.PASSPHRASE:
-        return hkdf(secret.value, slot.salt, b"lamella/1 kek\0" + root + slot.wrapping[:16])
-    n = 1 << slot.log_n
-    limit = 128 * SCRYPT_R * (n + slot.p + 2) + (1 << 20)
-    try:
-        return hashlib.scrypt(secret.value, salt=slot.salt, n=n, r=SCRYPT_R, p=slot.p, maxmem=limit, dklen=32)
-    except (MemoryError, ValueError) as error:
-        hint = "free some memory; a recovery key or a key file needs none of it"
-        text = f"not enough memory: a passphrase needs {limit >> 20} MiB"
-        raise LamellaError(text, hint=hint) from error
-
-
 def is_signed(marker: Marker, slot: KeySlot) -> bool:
     """Whether an admin of this repository made the slot: no other one is ever tried (FORMAT 3)."""
     return verified(marker.prune_public, slot.signature, slot_message(marker.root, slot.encode()))
@@ -69,7 +68,7 @@ def unwrap(marker: Marker, secret: Secret, slot: KeySlot) -> Bundle | None:
     """
     if slot.type != secret.type:
         return None
-    kek = slot_kek(secret, marker.root, slot)
+    kek = secret.kek(marker.root, slot)
     if not hmac.compare_digest(prf(hkdf(kek, marker.root, b"mac"), slot.wrapping), slot.mac):
         return None
     mask = hkdf(kek, marker.root, b"wrap", 96)

@@ -33,7 +33,7 @@ class Cipher:
         """For `crypto.seal` alone: never twice for one kind and id."""
         return Sealed(self._aead(prf(self._key, u8(kind) + id_)).encrypt(_NONCE, body, self._aad))
 
-    def open(self, kind: Kind, id_: bytes, sealed: bytes, name: str) -> Opened:
+    def open(self, kind: Kind, id_: bytes, sealed: bytes | memoryview, name: str) -> Opened:
         """Authenticate and decrypt. Raises IntegrityError."""
         try:
             return Opened(self._aead(prf(self._key, u8(kind) + id_)).decrypt(_NONCE, sealed, self._aad))
@@ -65,6 +65,6 @@ class PackOpener:
             raise IntegrityError("an object whose directory is not in the right form", obj=self._name)
         return content
 
-    def body(self, blob: Blob, sealed: bytes) -> Opened:
+    def body(self, blob: Blob, sealed: bytes | memoryview) -> Opened:
         """The body of a blob, authenticated but not decoded. Raises IntegrityError."""
         return self._cipher.open(blob.kind, blob.id, sealed, self._name)

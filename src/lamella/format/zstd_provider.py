@@ -7,20 +7,21 @@ from typing import Any
 from lamella.base.errors import UsageError
 
 
-def provider() -> str:
-    """Name of the zstd module in use, empty if none is installed."""
-    for name in ("compression.zstd", "backports.zstd", "zstandard"):
+def provider(first: str = "") -> str:
+    """Name of the zstd module in use, `first` if that is installed, empty if none is."""
+    for name in (first, "compression.zstd", "backports.zstd", "zstandard"):
         try:
-            __import__(name)
+            if name:
+                __import__(name)
+                return name
         except ImportError:
             continue
-        return name
     return ""
 
 
-def load() -> tuple[str, Any]:
+def load(first: str = "") -> tuple[str, Any]:
     """The name of the zstd module in use, and the module. Raises UsageError without one."""
-    name = provider()
+    name = provider(first)
     if not name:
         hint = "install backports.zstd or zstandard, or use --compression portable"
         raise UsageError("no zstd provider is installed", hint=hint)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from lamella.base.ids import WriterId
+from lamella.format.commit import ChainEntry
+from lamella.format.known import Known
 
 Clock = Mapping[WriterId, int]
 """For each writer, up to which seq its commits come before."""
@@ -19,6 +21,19 @@ class RecordPlace(NamedTuple):
     writer: WriterId
     seq: int
     position: int
+
+
+class Row(NamedTuple):
+    """A record with its place in history."""
+
+    place: RecordPlace
+    entry: ChainEntry
+    known: Known
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"commit {self.place.seq} of writer {self.place.writer.hex()[:8]}"
 
 
 class Order:

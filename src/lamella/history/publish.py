@@ -17,23 +17,9 @@ from lamella.base.errors import RepositoryError, RolledBack
 from lamella.base.signed import enrolled_by
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign, verified
-from lamella.format.commit import (
-    CHECKPOINT_EVERY,
-    MAX_SEEN,
-    PREFIX,
-    Body,
-    Head,
-    parse_name,
-)
+from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, PREFIX, Body, Head, parse_name
 from lamella.format.owners import Succeeds, succession_message
-from lamella.format.records import (
-    Checkpoint,
-    RawRecord,
-    Signed,
-    Writer,
-    prune_signed_message,
-    raw,
-)
+from lamella.format.records import Checkpoint, RawRecord, Signed, Writer, prune_signed_message, raw
 from lamella.history.chains import HistoryReader
 from lamella.history.history import Chain, History
 from lamella.memory.host import HostMemory, WriterKey
@@ -155,10 +141,8 @@ class Publisher:
     def _seen(self, history: History, own: Chain, *, complete: bool) -> tuple[Head, ...]:
         """Heads of other chains: all of them, or those that changed since the own previous commit."""
         clock = own.clocks.get(own.head.sha256, {}) if own.head is not None else {}
-        heads = [head for head in history.heads if head.writer != own.writer]
-        if not complete:
-            heads = [head for head in heads if head.seq > clock.get(head.writer, 0)]
-        return tuple(sorted(heads)[:MAX_SEEN])
+        others = (head for head in history.heads if head.writer != own.writer)
+        return tuple(sorted(head for head in others if complete or head.seq > clock.get(head.writer, 0))[:MAX_SEEN])
 
     def _check_alone(self, made: Head) -> None:
         """Nobody else may have published the same number: that would be a copy of this host's state."""

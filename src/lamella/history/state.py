@@ -6,9 +6,9 @@ The result depends on the records alone, not on the order in which chains are re
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import SnapId, VolumeId, WriterId
@@ -17,7 +17,7 @@ from lamella.crypto.sign import verified
 from lamella.format.commit import ChainEntry, writer_id
 from lamella.format.deletion import Audited, Condemn, Forgo, Reaped, Remove, RemoveLast, Rescue, Retire, Revive
 from lamella.format.inner import Origin
-from lamella.format.known import Known, is_known, understood
+from lamella.format.known import is_known, understood
 from lamella.format.lost import BAD_BYTES, Bad, Lost
 from lamella.format.owners import Admit, Expel, Give, Join, Readmit, Succeeds, succession_message
 from lamella.format.records import (
@@ -37,30 +37,16 @@ from lamella.format.records import (
 from lamella.history.catalogue import HERE, Catalogue, Removal, Series, Snapshot, VolumeState
 from lamella.history.history import Chain, History
 from lamella.history.open_sessions import open_sessions
-from lamella.history.order import Order, RecordPlace
+from lamella.history.order import Order, RecordPlace, Row
 from lamella.history.owners import Owners
 from lamella.history.records import prune_signed
 
 _Kind = TypeVar("_Kind")
-_Label = TypeVar("_Label", Tag, Pin)
 _Naming = TypeVar("_Naming", Volume, Rename)
 
 
 BAD_COUNTED = 65_536
 """Addresses in BAD records that count of each writer, the newest: as many as one verification publishes."""
-
-
-class Row(NamedTuple):
-    """A record with its place in history."""
-
-    place: RecordPlace
-    entry: ChainEntry
-    known: Known
-
-    @property
-    def where(self) -> str:
-        """For messages."""
-        return f"commit {self.place.seq} of writer {self.place.writer.hex()[:8]}"
 
 
 def build(keys: Keys, history: History, own: WriterId | None = None) -> Catalogue:
@@ -107,8 +93,8 @@ class _Builder:
         self._owners()
         self._removals()
         snapshots = self._snapshots()
-        self._labels(snapshots)
-        self._losses(snapshots)
+        if any(self._rows[kind] for kind in (Tag, Pin, Lost)):
+            self._label(snapshots)
         self._name_volumes()
         for ref in sorted(snapshots):
             self._volume_of(snapshots[ref]).snapshots.append(snapshots[ref])
@@ -250,12 +236,13 @@ class _Builder:
         owned = writer in self._owners_of(volume_id)
         return Series(volume_id, None if owned else self._result.owners.root(writer))
 
-    def _may_say(self, row: Row, snapshot: Snapshot) -> bool:
-        """Whether a label counts: an owner's of the volume, the snapshot's own writer's, or a signed one."""
-        writer, author = row.place.writer, snapshot.first.writer
-        if writer in self._owners_of(snapshot.added.volume_id) or author in self._result.owners.line(writer):
-            return True
-        return self._is_signed(row)
+    def _label(self, snapshots: Mapping[Ref, Snapshot]) -> None:
+        from lamella.history.labels import Labels  # many repositories have none
+
+        labels = Labels(snapshots, self._order, self._is_signed, self._owners_of, self._result.owners)
+        labels.tags(self._of(Tag))
+        labels.pins(self._of(Pin))
+        labels.losses(self._of(Lost))
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
@@ -343,63 +330,6 @@ class _Builder:
                 snapshot.marked_removed = True
             count = f"{len(marked)} snapshot{'' if len(marked) == 1 else 's'}"
             self._result.notes.append(f"{row.where} marks {count} as removed; without the prune key they stay")
-
-    def _labels(self, found: dict[Ref, Snapshot]) -> None:
-        tags: dict[tuple[Ref, str], list[tuple[Row, Tag]]] = defaultdict(list)
-        for row, tag in self._of(Tag):
-            if tag.ref in found and self._may_say(row, found[tag.ref]):
-                tags[tag.ref, tag.tag].append((row, tag))
-        for ref, text in sorted(tags):
-            if self._standing(tags[ref, text]):
-                found[ref].tags = (*found[ref].tags, text)
-        pins: dict[Ref, list[tuple[Row, Pin]]] = defaultdict(list)
-        for row, pin in self._of(Pin):
-            if pin.ref in found and self._may_say(row, found[pin.ref]):
-                pins[pin.ref].append((row, pin))
-        for ref, rows in pins.items():
-            standing = self._standing(rows)
-            if standing:
-                last = self._order.last(standing, lambda pair: pair[0].place)
-                found[ref].pinned = "" if last is None else last[1].reason
-
-    def _losses(self, found: dict[Ref, Snapshot]) -> None:
-        """What the newest repairs said; where several know nothing of each other, all of it."""
-        said: dict[Ref, list[tuple[Row, Lost]]] = defaultdict(list)
-        counting: dict[Ref, list[tuple[Row, Lost]]] = defaultdict(list)
-        for row, lost in self._of(Lost):
-            if lost.ref in found:
-                said[lost.ref].append((row, lost))
-                if self._may_say(row, found[lost.ref]):
-                    counting[lost.ref].append((row, lost))
-        for ref, rows in said.items():
-            found[ref].lost = self._lost(ref, rows)
-        for ref, rows in counting.items():
-            found[ref].given_up = self._lost(ref, rows) is not None
-
-    def _lost(self, ref: Ref, rows: list[tuple[Row, Lost]]) -> Lost | None:
-        last = [
-            lost for row, lost in rows if not any(self._order.precedes(row.place, other.place) for other, _ in rows)
-        ]
-        ranges = sorted(one for lost in last for one in lost.ranges)
-        together = Lost.of(ref, ranges, {name for lost in last for name in lost.documents})
-        return None if together.whole else last[0] if len(last) == 1 else together
-
-    def _standing(self, rows: list[tuple[Row, _Label]]) -> list[tuple[Row, _Label]]:
-        """The labels that were given and not taken away since, by the one who gave them or by the prune key.
-
-        So nobody who may only write can take away what makes others keep a snapshot.
-        """
-        removals = [row for row, label in rows if label.removed]
-        return [
-            (row, label)
-            for row, label in rows
-            if not label.removed
-            and not any(
-                self._order.precedes(row.place, gone.place)
-                and (gone.place.writer == row.place.writer or self._is_signed(gone))
-                for gone in removals
-            )
-        ]
 
     def _runs(self, snapshots: Iterable[Snapshot]) -> None:
         """The word of a snapshot's own writer about the run it came from."""

@@ -15,11 +15,12 @@ class FirstSeen:
         self._table = Table(memory, "first_seen.json", dict[str, dict[str, int]])
         self._dry = dry
         self.now_ms = clock()
-        self._rows = self._table.read()
+        self.rows = self._table.read()
+        """By kind and name in hexadecimal digits, the time in milliseconds."""
 
     def age_ms(self, kind: str, name: bytes) -> int:
         """Milliseconds since the first sight, which may be now. A clock that went back starts again."""
-        rows = self._rows.setdefault(kind, {})
+        rows = self.rows.setdefault(kind, {})
         first = rows.setdefault(name.hex(), self.now_ms)
         if first > self.now_ms:
             rows[name.hex()] = first = self.now_ms
@@ -29,7 +30,7 @@ class FirstSeen:
         """Those first seen less than `age_ms` ago. What is not among `names` is forgotten. Raises RepositoryError."""
         young = {name for name in names if self.age_ms(kind, name) < age_ms}
         wanted = {name.hex() for name in names}
-        self._rows[kind] = {name: when for name, when in self._rows.get(kind, {}).items() if name in wanted}
+        self.rows[kind] = {name: when for name, when in self.rows.get(kind, {}).items() if name in wanted}
         if not self._dry:
-            self._table.change(lambda stored: {**stored, kind: self._rows[kind]})
+            self._table.change(lambda stored: {**stored, kind: self.rows[kind]})
         return young

@@ -39,20 +39,27 @@ def open_head(keys: Keys, name: str, head: bytes, bound: bytes = b"") -> PackHea
     return PackHead(name, domain_id, header, container.decode_directory(content, header, name))
 
 
+class BlobOpener:
+    """Opens the blobs of one pack. Unless it `checks` ids, the caller recomputes them."""
+
+    def __init__(self, keys: DomainKeys, header: Header, name: str, bound: bytes = b"", checks: bool = True) -> None:
+        self._keys, self._name, self._checks = keys, name, checks
+        self._opener = PackOpener(keys, header, name, bound)
+
+    def open(self, blob: Blob, sealed: bytes | memoryview) -> Opened:
+        """The content of a blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4).
+
+        Raises IntegrityError.
+        """
+        content = compression.decode(self._opener.body(blob, sealed), blob.content_length, self._name)
+        if self._checks and identifier(self._keys, blob.kind)(content) != blob.id:
+            raise IntegrityError("a blob whose content is not what its id says", obj=self._name)
+        return content
+
+
 def open_blob(domain: DomainKeys, header: Header, blob: Blob, sealed: bytes, name: str) -> Opened:
-    """The content of a pack's blob: authenticated, decoded within bounds, its id recomputed (FORMAT 4).
-
-    Raises IntegrityError.
-    """
-    return _content(PackOpener(domain, header, name), domain, blob, sealed, name)
-
-
-def _content(opener: PackOpener, domain: DomainKeys, blob: Blob, sealed: bytes, name: str) -> Opened:
-    body = opener.body(blob, sealed)
-    content = compression.decode(body, blob.content_length, name)
-    if identifier(domain, blob.kind)(content) != blob.id:
-        raise IntegrityError("a blob whose content is not what its id says", obj=name)
-    return content
+    """The content of a pack's blob. Raises IntegrityError."""
+    return BlobOpener(domain, header, name).open(blob, sealed)
 
 
 def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tuple[PackHead, list[Opened]]:
@@ -62,13 +69,8 @@ def open_whole(keys: Keys, name: str, content: bytes, bound: bytes = b"") -> tup
     head = open_head(keys, name, content, bound)
     container.check_padding(content, head.header, head.blobs, name)
     container.check_total(head.blobs, name)
-    domain = keys.domain(head.domain_id)
-    opener = PackOpener(domain, head.header, name, bound)
-    opened = [
-        _content(opener, domain, blob, content[blob.offset : blob.offset + blob.sealed_length], name)
-        for blob in head.blobs
-    ]
-    return head, opened
+    opener = BlobOpener(keys.domain(head.domain_id), head.header, name, bound)
+    return head, [opener.open(blob, content[blob.offset : blob.offset + blob.sealed_length]) for blob in head.blobs]
 
 
 def open_commit(keys: Keys, head: commit.Head, content: bytes) -> commit.Body:

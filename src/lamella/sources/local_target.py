@@ -16,12 +16,13 @@ from lamella.sources.target import OldState, OpenTarget
 
 PARTIAL_SUFFIX: Final = ".lamella-partial"
 """Ends the name of a file whose restore is not complete."""
+_LOOKED_AT: Final = 1 << 20
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.EIO}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class NewFile(OpenTarget):
-    """A file written beside its final name, and renamed when it is complete."""
+    """A file written beside its final name, and renamed when it is complete. What an earlier attempt left is kept."""
 
     starts_zeroed = True
 
@@ -42,17 +43,34 @@ class NewFile(OpenTarget):
 
                 require_replaceable(self.path)
             self._fd = _open_partial(self.working_path, self.notes)
+            self.holds = os.fstat(self._fd).st_size > 0
+            self.starts_zeroed = not self.holds
             try:
-                os.ftruncate(self._fd, 0)  # before the space is counted: an earlier attempt may hold it
-                check_space(self._fd, self.path, needed_bytes)
-                if replaced:
+                check_space(self._fd, self.path, needed_bytes - own_bytes(self._fd))
+                if replaced and not self.holds:
                     hand_on_layout(self.path, self._fd)
                 os.ftruncate(self._fd, size)
+                self._begin(size)
             except BaseException:
-                with suppress(OSError):  # what is empty is no beginning to keep
-                    self.working_path.unlink()
+                if not self.holds:  # what is empty is no beginning to keep
+                    with suppress(OSError):
+                        self.working_path.unlink()
                 raise
-            self._size = size
+
+    def zero(self, start: int, end: int) -> None:
+        self.punch(start, end)  # as if nothing had ever been written there
+
+    def punch(self, start: int, end: int) -> None:
+        self._check_range(start, end)
+        # Looked at first: a file system that cannot punch gets the zeros written, and most are there already.
+        buffer = bytearray(_LOOKED_AT)
+        for low, high in self.stored(start, end):
+            for offset in range(low, high, _LOOKED_AT):
+                stop = min(offset + _LOOKED_AT, high)
+                view = memoryview(buffer)[: stop - offset]
+                self.read_into(offset, view)
+                if view.tobytes() != bytes(len(view)):
+                    super().punch(offset, stop)
 
     def finish(self) -> None:
         with self._translated("finish"):
@@ -138,6 +156,11 @@ def lock(fd: int, path: Path, notes: list[str]) -> None:
         if reason.errno not in _NO_LOCKS:
             raise
         notes.append(f"the file system has no locks, a second restore to {path} would not be noticed")
+
+
+def own_bytes(fd: int) -> int:
+    """The space an open file has already."""
+    return os.fstat(fd).st_blocks * 512  # stat(2): counted in 512 bytes everywhere
 
 
 def check_space(fd: int, path: Path, needed_bytes: int) -> None:

@@ -1,20 +1,22 @@
 """What a volume is restored to: the Target contract, and what all targets share.
 
-Order of calls: `prepare`, any number of `write`, `zero` and `punch` from any threads, `settle`, `read_into` for the
-comparison, then `finish`; `abandon` instead at any point. A target is used once.
+Order of calls: `prepare`, any number of `write`, `zero` and `punch` from any threads, `settle`, then `finish`;
+`abandon` instead at any point. Before `settle`, `read_into` proves something only for what is direct, and for what was
+there from the beginning. A target is used once.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from lamella.base.errors import SourceError
+from lamella.sources.direct import ALIGNMENT, reopened
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -50,6 +52,10 @@ class Target(Protocol):
         """After `prepare` everything reads as zero, so holes and zeros need no call."""
 
     @property
+    def holds(self) -> bool:
+        """After `prepare` there may be contents that are right already: comparing them may save writing them."""
+
+    @property
     def tail_bytes(self) -> int:
         """Bytes behind the volume's end that are left as they are; 0 for files."""
 
@@ -76,6 +82,9 @@ class Target(Protocol):
     def settle(self) -> None:
         """Make everything durable and forget cached pages, so that what is read next comes from the disk."""
 
+    def is_direct(self, start: int, end: int) -> bool:
+        """Whether `[start, end)` is read from the disk itself, past every cache, into a page-aligned buffer."""
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`. Raises SourceError."""
 
@@ -93,14 +102,17 @@ class Target(Protocol):
 
 
 class OpenTarget:
-    """What all targets share: one descriptor, used by offset only."""
+    """What all targets share: a descriptor used by offset only, and where possible another past the page cache."""
 
     starts_zeroed = False
+    holds = False
     old_state = OldState.LOST
 
     def __init__(self, path: Path) -> None:
         self._given = path
         self._fd = -1
+        self._direct_fd = -1
+        self._direct_fails = False
         self._size = 0
         self.path = path
         self.working_path = path
@@ -112,7 +124,7 @@ class OpenTarget:
         self._check_range(offset, offset + len(view))
         with self._translated("write", offset):
             while view:
-                count = os.pwrite(self._fd, view, offset)
+                count = self._move(os.pwrite, view, offset)
                 view, offset = view[count:], offset + count
 
     def zero(self, start: int, end: int) -> None:
@@ -127,12 +139,15 @@ class OpenTarget:
         with suppress(OSError):  # some file systems have nothing but memory
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def is_direct(self, start: int, end: int) -> bool:
+        return self._direct_fd >= 0 and not self._direct_fails and not (start | end) % ALIGNMENT
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         self._check_range(offset, offset + len(buffer))
         done = 0
         with self._translated("read back", offset):
             while done < len(buffer):
-                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+                count = self._move(_pread, buffer[done:], offset + done)
                 if count == 0:
                     raise SourceError(f"{self.working_path} ends before offset {offset + done}", obj=str(self.path))
                 done += count
@@ -154,6 +169,24 @@ class OpenTarget:
         self._close()
         return self.working_path
 
+    def _begin(self, size: int) -> None:
+        """The open target is for a volume of `size` bytes. What it holds is brought to the disk, to be read from it."""
+        self._size = size
+        if self.holds:
+            self.settle()
+        self._direct_fd = reopened(self._fd)
+
+    def _move(self, move: Callable[[int, memoryview, int], int], part: memoryview, offset: int) -> int:
+        """Read or write, directly if possible. The kernel keeps both ways consistent."""
+        if self.is_direct(offset, offset + len(part)):
+            try:
+                return move(self._direct_fd, part, offset)
+            except OSError as reason:
+                if reason.errno != errno.EINVAL:
+                    raise
+                self._direct_fails = True  # this disk, or this memory, is aligned otherwise
+        return move(self._fd, part, offset)
+
     def _zero(self, start: int, end: int, *, keep_space: bool) -> None:
         from lamella.sources.zeroing import Zeroing, zero_range  # a new file is all zeros
 
@@ -168,9 +201,10 @@ class OpenTarget:
             raise ValueError(f"[{start}, {end}) is not inside a volume of {self._size} bytes")
 
     def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        for fd in (self._direct_fd, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct_fd = -1
 
     @contextmanager
     def _opening(self) -> Iterator[None]:
@@ -191,3 +225,7 @@ class OpenTarget:
             hint = "free some space there and restore again" if reason.errno in _FULL else ""
             message = f"cannot {act} {self.working_path}{where}: {reason.strerror or reason}"
             raise SourceError(message, obj=str(self.path), hint=hint) from reason
+
+
+def _pread(fd: int, part: memoryview, offset: int) -> int:
+    return os.preadv(fd, [part], offset)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from lamella.base.errors import SourceError, UsageError
-from lamella.sources.local_target import check_space, existing_file, lock, resolved
+from lamella.sources.local_target import check_space, existing_file, lock, own_bytes, resolved
 from lamella.sources.target import OpenTarget
 
 PROC: Final = Path("/proc")
@@ -25,6 +25,8 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 class InPlaceFile(OpenTarget):
     """An existing file, overwritten where it lies: its old state is lost, and stays a mixture if the restore fails."""
 
+    holds = True
+
     def prepare(self, size: int, needed_bytes: int) -> None:
         with self._opening():
             self.path = self.working_path = resolved(self._given)
@@ -34,10 +36,9 @@ class InPlaceFile(OpenTarget):
             refuse_used(self.path, uses_of_file(self.path))
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             lock(self._fd, self.path, self.notes)
-            own_bytes = os.fstat(self._fd).st_blocks * 512  # stat(2): counted in 512 bytes everywhere
-            check_space(self._fd, self.path, needed_bytes - own_bytes)
+            check_space(self._fd, self.path, needed_bytes - own_bytes(self._fd))
             os.ftruncate(self._fd, size)
-            self._size = size
+            self._begin(size)
 
     def finish(self) -> None:
         with self._translated("finish"):
@@ -48,6 +49,8 @@ class InPlaceFile(OpenTarget):
 
 class BlockDevice(OpenTarget):
     """A block device that nobody uses, at least as large as the volume; what lies behind the volume stays as it is."""
+
+    holds = True
 
     def prepare(self, size: int, needed_bytes: int) -> None:
         with self._opening():
@@ -62,8 +65,8 @@ class BlockDevice(OpenTarget):
                 raise SourceError(
                     f"{self.path} has {device_size} bytes, the volume {size}: too small", obj=str(self.path)
                 )
-            self._size = size
             self.tail_bytes = device_size - size
+            self._begin(size)
 
     def finish(self) -> None:
         with self._translated("finish"):

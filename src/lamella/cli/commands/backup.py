@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamella.base.errors import Absent, LamellaError, NothingMatched, SourceError, UsageError
+from lamella.base.errors import Absent, LamellaError, NothingMatched, SourceError
 from lamella.cli.arguments import SECRETS, add_dry_run
-from lamella.cli.backup_report import result_shown, say_plan
+from lamella.cli.backup_details import say_plan
+from lamella.cli.backup_report import reporting, result_shown
 from lamella.cli.context import Context
 from lamella.cli.destination import DestinationContext, named_destinations
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.sources import may_be_several, named_source
 from lamella.cli.values import compression, rate, seconds, size, workers
-from lamella.operations.backup.plan import MAX_DOCUMENT
 from lamella.operations.backup.story import (
     BackupOptions,
     BackupPlan,
@@ -36,7 +36,6 @@ _CHUNK_LOG2S = range(16, 23)
 
 if TYPE_CHECKING:
     from lamella.crypto.slots import Secret
-    from lamella.operations.shared.change_map import ChangeMap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(slots=True)
-class _BackupDestination:
+class BackupDestination:
     """A repository to back up to, and what became of the backup there."""
 
     text: str
@@ -163,7 +162,7 @@ def run(context: Context) -> int:
     options, requests = _options(context), _requests(context)
     secrets: dict[str, Secret] = {}
     destinations = [
-        _BackupDestination(text, DestinationContext(context, text, secrets)) for text in named_destinations(context)
+        BackupDestination(text, DestinationContext(context, text, secrets)) for text in named_destinations(context)
     ]
     several, dry_run = len(destinations) > 1, context.args.dry_run
     with ExitStack() as held:
@@ -183,14 +182,14 @@ def run(context: Context) -> int:
         context.out.document(documents[0])
         missing = dry_run and any(isinstance(request, FailedRequest) for request in requests)
         return INCOMPLETE if missing else only.code
-    failed = any(one.code for one in destinations)
-    word = "complete" if not failed else "incomplete" if any(one.committed for one in destinations) else "failed"
-    context.out.document({"result": word, "repositories": documents})
-    return _exit_code(destinations, dry_run=dry_run)
+    from lamella.cli.commands import _several
+
+    context.out.document({"result": _several.word(destinations), "repositories": documents})
+    return _several.exit_code(destinations, dry_run=dry_run)
 
 
 @contextmanager
-def _failing(one: _BackupDestination, several: bool) -> Iterator[None]:
+def _failing(one: BackupDestination, several: bool) -> Iterator[None]:
     """An error is this destination's; among several it is said at once."""
     try:
         yield
@@ -220,15 +219,16 @@ def _opened(
     return plan
 
 
-def _execute(context: Context, destinations: Sequence[_BackupDestination], several: bool) -> None:
+def _execute(context: Context, destinations: Sequence[BackupDestination], several: bool) -> None:
     opened = {one.plan: one for one in destinations if one.plan is not None}
+    context.out.rounds = len(opened)
 
     def tell(plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
         if several:
             context.out.say(f"to {opened[plan].text}:")
         say_plan(context.out, plan, rows)
 
-    for outcome in execute_together(list(opened), context.out.report, tell) if opened else ():
+    for outcome in execute_together(list(opened), reporting(context.out), tell) if opened else ():
         one = opened[outcome.plan]
         one.result = outcome.result
         with _failing(one, several):
@@ -236,7 +236,7 @@ def _execute(context: Context, destinations: Sequence[_BackupDestination], sever
                 raise outcome.error
 
 
-def _shown(one: _BackupDestination, several: bool) -> dict[str, object]:
+def _shown(one: BackupDestination, several: bool) -> dict[str, object]:
     """Say what became of one destination, and prune there if that is wanted; returns its document."""
     out, said = one.context.out, {}
     if several:
@@ -257,7 +257,7 @@ def _shown(one: _BackupDestination, several: bool) -> dict[str, object]:
     return {"repository": one.text, **said} if several else said
 
 
-def _pruned(one: _BackupDestination, result: BackupResult) -> dict[str, object]:
+def _pruned(one: BackupDestination, result: BackupResult) -> dict[str, object]:
     """Remove what no rule keeps of the volumes that were saved, if that is wanted."""
     volumes = [row.volume for row in result.volumes if row.result == "complete"]
     if not (one.context.args.prune and volumes):
@@ -269,31 +269,17 @@ def _pruned(one: _BackupDestination, result: BackupResult) -> dict[str, object]:
     return {"prune": pruned.document}
 
 
-def _exit_code(destinations: Sequence[_BackupDestination], *, dry_run: bool) -> int:
-    """0 if all is done, 3 if a part of it is, else that of the first failure; what was absent counts only alone."""
-    there = [one for one in destinations if not isinstance(one.error, Absent)]
-    failed = [one for one in there if one.code]
-    if not there:
-        return Absent.exit_code
-    if not failed:
-        return 0
-    return INCOMPLETE if dry_run or any(one.committed for one in there) else failed[0].code
-
-
 def _options(context: Context) -> BackupOptions:
     args, configured = context.args, context.config.backup
-    return BackupOptions(
+    options = BackupOptions(
         compression=args.compression or configured.compression,
         chunk_log2=args.chunk_size,
         domain=args.domain,
         adopt=args.adopt,
-        documents=_documents(args.document),
         workers=args.workers or configured.workers,
         check_all=args.check_compression == "all",
         lock_wait=args.lock_wait,
         reread_bytes=args.reread,
-        changes=_changes(args),
-        changes_base=args.changes_base or "",
         before=_command(args.before or configured.before),
         after=_command(args.after or configured.after),
         hook_seconds=args.hook_timeout or configured.hook_seconds,
@@ -301,6 +287,11 @@ def _options(context: Context) -> BackupOptions:
         require_consistent=args.require_consistent,
         pace=Pace() if args.point_every is None else Pace(bytes=args.point_every, least_bytes=1),
     )
+    if args.document or args.changes_from or args.changes_base:
+        from lamella.cli.backup_extras import with_extras  # loaded by few backups
+
+        return with_extras(options, args)
+    return options
 
 
 def _command(text: str | None) -> tuple[str, ...]:
@@ -309,32 +300,6 @@ def _command(text: str | None) -> tuple[str, ...]:
     from lamella.run.spawn import shell_words  # only for hooks
 
     return tuple(shell_words(text))
-
-
-def _changes(args: argparse.Namespace) -> ChangeMap | None:
-    if (args.changes_from is None) != (args.changes_base is None):
-        raise UsageError("--changes-from and --changes-base go together")
-    if args.changes_from is None:
-        return None
-    # Loaded only by a run with another tool's map.
-    from lamella.cli.files import read_file
-    from lamella.operations.shared.change_map import MAX_FILE, read_map
-
-    return read_map(read_file(args.changes_from, MAX_FILE), args.changes_from)
-
-
-def _documents(texts: list[str]) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise UsageError(f"not a document: {text!r}", hint="write --document NAME=FILE")
-        if name in found:
-            raise UsageError(f"two documents are called {name}", obj=name)
-        from lamella.cli.files import read_file  # most backups carry no documents
-
-        found[name] = read_file(path, MAX_DOCUMENT)
-    return found
 
 
 def _requests(context: Context) -> list[Request | FailedRequest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from lamella.base.errors import UsageError
 from lamella.cli.arguments import SECRETS
@@ -47,12 +48,23 @@ def run(context: Context) -> int:
             facts["sizes"] = as_row(sizes_of(repository, selected) if args.volume else totals_of(repository))
         code = context.warn_of_problems(repository)
         problems = [problem.message for problem in repository.problems]
-    width = max(map(len, (*facts, *facts.get("sizes", ()))))
-    for key, value in facts.items():
-        for name, line in _named(key, value):
-            out.line(f"{name.replace('_', ' '):<{width}}  {line}")
+    lines = [row for key, value in facts.items() for row in _named(key, value)]
+    width = max(len(name) for name, _ in lines)
+    for name, line in lines:
+        out.line(f"{name.replace('_', ' '):<{width}}  {line}")
     out.document({**facts, "problems": problems})
     return code
+
+
+_SIZES: Mapping[str, str] = {
+    "apparent_bytes": "size of the volumes",
+    "allocated_bytes": "of it without holes",
+    "stored_bytes": "space they need",
+    "unique_bytes": "needed by nothing else",
+    "shared_bytes": "needed by others, too",
+    "freed_bytes": "free at once without them",
+}
+"""What sizes are called, beside the figures of the run that made the snapshot."""
 
 
 def _selected(repository: Repository, texts: list[str], everything: bool) -> list[Selected]:
@@ -66,7 +78,10 @@ def _selected(repository: Repository, texts: list[str], everything: bool) -> lis
 def _named(key: str, value: object) -> list[tuple[str, str]]:
     """The lines of one fact; of the sizes each under its own name."""
     if key == "sizes" and isinstance(value, dict):
-        return [(name, shown_bytes(one) if name.endswith("_bytes") else str(one)) for name, one in value.items()]
+        return [
+            (_SIZES.get(str(name), str(name)), shown_bytes(one) if name.endswith("_bytes") else str(one))
+            for name, one in value.items()
+        ]
     return [(key, line) for line in _lines(value)]
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.epilog = SECRETS.replace("asks at", "asks twice at")
+    parser.add_argument("place", nargs="?", metavar="REPO", help="where to make it; the same as -r REPO")
     parser.add_argument(
         "--recovery-sheet",
         metavar="FILE",
@@ -68,6 +69,9 @@ def add_kdf_cost(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Make it."""
     args, out = context.args, context.out
+    if args.place is not None and args.repo not in (None, args.place):
+        raise UsageError(f"two places are named: {args.place} and {args.repo}")
+    args.repo = args.place or args.repo
     sheet = Sheet(out, args.recovery_sheet)
     if args.append_only and not sheet.possible:
         raise UsageError(

@@ -35,6 +35,7 @@ from lamella.operations.shared.ignored_slots import ignored_text
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 
+_MOST_MINUTES = 1440
 _NEW = """\
 The new secret comes from one of LAMELLA_NEW_PASSPHRASE, LAMELLA_NEW_PASSPHRASE_FILE, LAMELLA_NEW_PASSPHRASE_COMMAND,
 LAMELLA_NEW_PASSPHRASE_FD and the options above. Without any of these the command asks twice at the terminal.
@@ -61,11 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("volume", metavar="VOLUME", help="a volume of the domain; on Qubes OS QUBE:settings")
     export.add_argument("--to", required=True, type=Path, metavar="FILE", help="mode 0600, must not exist")
     add_dry_run(export)
+    _add_cache(add("cache", "keep the key of the passphrase for a while, for this login only"))
     _add_rekey(add("rekey", "copy everything into a new repository with new keys, and prove the copy"))
     remove = add("remove", "remove a key slot; its former users may have kept the keys")
     remove.add_argument("slot", metavar="SLOT", help="its name, or a unique beginning; see: lamella key list")
     add_yes(remove)
     add_dry_run(remove)
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--minutes", type=_minutes, metavar="N", help="ask for the passphrase, and keep its key so long")
+    how.add_argument("--forget", action="store_true", help="forget the key now")
+
+
+def _minutes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"not a number of minutes from 1 to {_MOST_MINUTES}: {text!r}")
+    return int(text)
 
 
 def _add_rekey(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +136,7 @@ def run(context: Context) -> int:
         "remove": _remove,
         "export-domain": _export,
         "rekey": _rekey,
+        "cache": _cache,
     }
     return actions[context.args.action](context)
 
@@ -221,6 +236,12 @@ def _remove(context: Context) -> int:
     context.out.line(f"removed {row.type} slot {short}; its former users may have kept the keys")
     context.out.document({"removed": row.name, "type": row.type, "role": row.role})
     return 0
+
+
+def _cache(context: Context) -> int:
+    from lamella.cli.agent import cache  # speaks to the kernel: the other actions do not
+
+    return cache(context)
 
 
 def _rekey(context: Context) -> int:

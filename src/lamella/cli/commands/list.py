@@ -6,6 +6,7 @@ import argparse
 
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
+from lamella.cli.local_time import shown_time
 from lamella.cli.shown import shown_bytes
 from lamella.operations.look import listing
 from lamella.operations.look.listing import Row
@@ -25,6 +26,10 @@ def run(context: Context) -> int:
         code = context.warn_of_problems(repository)
         problems = [problem.message for problem in repository.problems]
     _print(context, volumes, snapshots)
+    if context.out.to_terminal and context.args.volume is None:
+        from lamella.cli.known_names import remember  # for people who complete words
+
+        remember(context.host.cache_dir, context.place, snapshots)
     context.out.document({"volumes": volumes, "snapshots": snapshots, "problems": problems})
     return code
 
@@ -44,18 +49,19 @@ def _print(context: Context, volumes: list[Row], snapshots: list[Row]) -> None:
     if not snapshots:
         out.say("there are no snapshots yet")
         return
-    heads = ("VOLUME", "SIZE", "SNAPSHOTS", "LATEST", "VERIFIED")
     rows = [
-        (row["volume"], shown_bytes(row["size"]), str(row["snapshots"]), row["latest"], _verified(row))
+        (row["volume"], shown_bytes(row["size"]), row["snapshots"], row["latest"], row["consistency"], _verified(row))
         for row in volumes
     ]
-    out.table([heads, *rows])
+    out.table([("VOLUME", "SIZE", "SNAPSHOTS", "LATEST", "CONSISTENT", "VERIFIED"), *rows])
     out.line()
-    for row in volumes:
-        if row["as_late"]:
-            out.say(f"as late as the latest of {row['volume']} may be: {', '.join(row['as_late'])}")
-    shots = [(row["snapshot"], row["time"], row["result"], _contents(row)) for row in snapshots]
-    out.table([("SNAPSHOT", "TIME", "RESULT", "VOLUMES"), *shots])
+    for row in [one for one in volumes if one["as_late"]]:
+        out.say(f"as late as the latest of {row['volume']} may be: {', '.join(row['as_late'])}")
+    shots = [
+        (row["snapshot"], shown_time(row["time"]), shown_bytes(row["size"]), row["consistency"], _contents(row))
+        for row in snapshots
+    ]
+    out.table([("SNAPSHOT", "LOCAL TIME", "SIZE", "CONSISTENT", "VOLUMES"), *shots])
 
 
 def _verified(row: Row) -> str:
@@ -64,20 +70,20 @@ def _verified(row: Row) -> str:
     if verdict is None:
         return "never here"
     newer = "" if verdict["snapshot"] == row["latest"] else ", before the latest"
-    return f"{verdict['time'][:10]} {verdict['level']}: {verdict['result'].replace('damaged', 'DAMAGED')}{newer}"
+    day, result = shown_time(verdict["time"])[:10], verdict["result"].replace("damaged", "DAMAGED")
+    return f"{day} {verdict['level']}: {result}{newer}"
 
 
 def _contents(row: Row) -> str:
     """The volumes, and what is special about the run."""
-    names = ", ".join(one["volume"] for one in row["failed"])
-    lost = f" (failed: {names})" if names else ""
-    gone = f" (INCOMPLETE, parts are lost: {', '.join(row['lost'])})" if row["lost"] else ""
+    lost = f" (failed: {', '.join(one['volume'] for one in row['failed'])})" if row["failed"] else ""
+    gone = f" (parts are lost: {', '.join(row['lost'])})" if row["lost"] else ""
     rebuilt = " (rebuilt by a repair)" if row["rebuilt"] else ""
     refuted = " (a change map was wrong: all was compared)" if row["map_refuted"] else ""
-    labels = [f"^{tag}" for tag in row["tags"]]
+    labels = [f"^{tag}" for tag in row["tags"]] + ["marked as removed"] * row["marked_removed"]
     labels += [f"pinned: {reason}" if reason else "pinned" for reason in row["pinned"]]
-    labels += ["marked as removed"] if row["marked_removed"] else []
     marks = f" ({', '.join(labels)})" if labels else ""
     word = "published by the expelled" if row["expelled"] else "a claim of"
     claim = f" ({word} writer {row['claimant'][:8]})" if row["claimant"] else ""
-    return ", ".join(row["volumes"]) + claim + marks + lost + gone + rebuilt + refuted
+    result = "INCOMPLETE: " if row["result"] != "complete" else ""
+    return result + ", ".join(row["volumes"]) + claim + marks + lost + gone + rebuilt + refuted

@@ -5,24 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lamella.base.clock import iso
-from lamella.base.errors import (
-    Interrupted,
-    LamellaError,
-    NothingMatched,
-    RolledBack,
-    SourceAtRisk,
-    SourceError,
-    UsageError,
-)
+from lamella.base.errors import Interrupted, LamellaError, SourceAtRisk, SourceError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.chosen import chosen, shown_snapshot
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
 from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import keeping
 from lamella.cli.values import workers
 from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore
-from lamella.operations.shared.selection import Selected, doubts, select, split_selector
+from lamella.operations.shared.selection import Selected, split_selector
 from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
@@ -74,11 +66,10 @@ def run(context: Context) -> int:
         raise error
     try:
         with context.repository() as repository:
-            selected = _selected(repository, args.volume)
+            selected = chosen(repository, args.volume)
             code = context.warn_of_problems(repository)
-            out.say(f"restoring {_shown(repository, selected)}")
-            restored = _volume if args.document is None else _document
-            return restored(context, repository, selected) or code
+            out.say(f"restoring {shown_snapshot(repository, selected)}")
+            return (_volume if args.document is None else _document)(context, repository, selected) or code
     except SourceAtRisk:
         raise
     except SourceError as error:  # here it is the target, and nothing else was saved
@@ -97,42 +88,10 @@ def _require_place(args: argparse.Namespace) -> None:
         raise LamellaError(f"there is no directory {above}", obj=str(args.to), hint="make it first")
 
 
-def _selected(repository: Repository, text: str) -> Selected:
-    """The snapshot to restore. Raises NothingMatched; RolledBack where that snapshot, or a newer one, may be missing.
-
-    A full name is never in doubt, whatever else is missing.
-    """
-    try:
-        selected = select(repository, [text])[0]
-    except NothingMatched as error:
-        if not repository.problems:
-            raise
-        problem, place = repository.problems[0], repository.store.url
-        raise RolledBack(f"{error.message}; {problem.message}", obj=place, hint=problem.remedy) from error
-    doubtful = doubts(repository, selected.volume)
-    if doubtful and split_selector(text)[1] != selected.snapshot.name:
-        hint = f"to restore it nevertheless, name it in full: {selected.text}; {doubtful[0].remedy}"
-        raise RolledBack(doubtful[0].message, obj=repository.store.url, hint=hint)
-    return selected
-
-
-def _shown(repository: Repository, selected: Selected) -> str:
-    """The snapshot with its time and its writer, so that a person can see which snapshot it is."""
-    ref = selected.snapshot.ref
-    writer = repository.catalogue.writers.get(ref.writer)
-    by = writer.label if writer is not None and writer.label else ref.writer.hex()[:8]
-    try:
-        moment = iso(selected.snapshot.added.time_ms)
-    except ValueError:
-        moment = "a time beyond the calendar"
-    return f"{selected.text}, of {moment}, written by {by}"
-
-
 def _volume(context: Context, repository: Repository, selected: Selected) -> int:
     args, out = context.args, context.out
-    configured = context.config.backup.workers
     options = RestoreOptions(
-        args.workers or configured,
+        args.workers or context.config.backup.workers,
         overwrite=args.overwrite,
         in_place=args.in_place,
         pool=args.pool,
@@ -152,8 +111,8 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
     try:
         result = plan.execute(out.report)
     except KeyboardInterrupt:
-        mixed, whole = "is now a mixture of old and new: restore it again", "is as it was before"
-        raise Interrupted("interrupted", hint=f"{args.to} {mixed if plan.in_place else whole}") from None
+        state = "now a mixture of old and new: restore it again" if plan.in_place else "as it was before"
+        raise Interrupted("interrupted", hint=f"{args.to} is {state}") from None
     return _report(context, plan, result)
 
 
@@ -170,8 +129,10 @@ def _facts(plan: RestorePlan) -> dict[str, object]:
 
 def _report(context: Context, plan: RestorePlan, result: RestoreResult) -> int:
     out = context.out
-    done = f"wrote {shown_bytes(result.bytes_written)}, compared {shown_bytes(result.compared_bytes)}"
-    out.line(f"restored {plan.volume}@{plan.snapshot} to {result.path}: {done} in {shown_seconds(result.seconds)}")
+    out.line(
+        f"restored {plan.volume}@{plan.snapshot} to {result.path}: wrote {shown_bytes(result.bytes_written)},"
+        f" compared {shown_bytes(result.compared_bytes)} in {shown_seconds(result.seconds)}"
+    )
     out.document(
         {
             **_facts(plan),
@@ -191,8 +152,10 @@ def _document(context: Context, repository: Repository, selected: Selected) -> i
         if args.to.exists():
             context.confirm(f"Will replace the content of {args.to} by document {args.document}.")
         write_file(args.to, content, overwrite=args.overwrite)
-    done = "would write" if args.dry_run else "wrote"
-    out.line(f"{done} document {args.document} of {selected.text} to {args.to}: {shown_bytes(len(content))}")
+    out.line(
+        f"{'would write' if args.dry_run else 'wrote'} document {args.document} of {selected.text} to {args.to}:"
+        f" {shown_bytes(len(content))}"
+    )
     out.document(
         {
             **({"dry_run": True} if args.dry_run else {}),

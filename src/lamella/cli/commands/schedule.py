@@ -103,6 +103,7 @@ class _Systemd:
                 raise UsageError(
                     f"{where}: {profile.schedule.when!r} is no time for systemd: {error.message}"
                 ) from None
+        self._systemctl("daemon-reload")  # where no manager answers nothing is written
         for path, text in self.texts(profile).items():
             _write(Path(path), text)
         sync_directory(self._folder)
@@ -147,7 +148,12 @@ class _Systemd:
 
     def _systemctl(self, *words: str) -> str:
         scope = ["--user"] if self._user else []
-        return run_program(["systemctl", *scope, *words], timeout_seconds=_SECONDS).decode("utf-8", "replace")
+        try:
+            return run_program(["systemctl", *scope, *words], timeout_seconds=_SECONDS).decode("utf-8", "replace")
+        except LamellaError as error:
+            if self._user and not error.hint:
+                error.hint = "the timers of a user need a login, or once: loginctl enable-linger"
+            raise
 
 
 class _Cron:

@@ -12,14 +12,17 @@ from lamella.base.errors import Absent, LamellaError, NoRepository, StoreUnavail
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.destination import OtherContext, named_destinations
-from lamella.cli.everyday.health import BAD, OK, WARN, profile_rows, volume_rows, worst
+from lamella.cli.everyday.health import BAD, GROWTH_DAYS, OK, WARN, profile_rows, space, volume_rows, worst
 from lamella.cli.everyday.profiles import require_profile
 from lamella.cli.everyday.troubles import Reporting
 from lamella.cli.files import write_file
+from lamella.cli.known_names import remember
+from lamella.cli.local_time import shown_time
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.secret import FIRST
 from lamella.cli.shown import shown_bytes
 from lamella.memory.runs import Profiles
+from lamella.operations.look.listing import snapshots
 
 Row = dict[str, Any]
 
@@ -54,7 +57,7 @@ def run(context: Context) -> int:
     state = worst(row["state"] for row in [*repositories, *volumes, *runs])
     _print(context, repositories, volumes, runs)
     if context.args.prometheus is not None:
-        write_file(context.args.prometheus, prometheus(volumes, runs).encode(), overwrite=True)
+        write_file(context.args.prometheus, prometheus(volumes, repositories, runs).encode(), overwrite=True)
         context.args.prometheus.chmod(0o644)
     context.out.document({"state": state, "volumes": volumes, "repositories": repositories, "profiles": runs})
     return 0 if state == OK else INCOMPLETE
@@ -97,9 +100,12 @@ def _spare(context: Context) -> list[str]:
 
 def _repository_row(context: Context, name: str, now: int) -> Row:
     """A repository with its volumes; one that cannot be opened says why."""
-    row: Row = {"repository": name, "state": OK, "reasons": [], "volumes": []}
+    row: Row = {"repository": name, "state": OK, "reasons": [], "volumes": [], "stored_bytes": 0, "grown_bytes": 0}
     try:
-        with OtherContext(context, name, FIRST).repository() as repository:
+        other = OtherContext(context, name, FIRST)
+        with other.repository() as repository:
+            row |= space(repository, now)
+            remember(context.host.cache_dir, other.place, snapshots(repository))
             records = Profiles(context.host).all()
             row["volumes"] = volume_rows(repository, name, context.config.profiles, records, now)
             row["reasons"] = [f"{problem.message}; {problem.remedy}" for problem in repository.problems]
@@ -116,26 +122,39 @@ def _repository_row(context: Context, name: str, now: int) -> Row:
 def _print(context: Context, repositories: Iterable[Row], volumes: list[Row], profiles: list[Row]) -> None:
     out = context.out
     if volumes:
-        heads = ("", "VOLUME", "REPOSITORY", "NEWEST", "AGE", "SIZE", "VERIFIED", "WHY")
-        out.table([heads, *((_mark(row), *_cells(row)) for row in volumes)])
+        heads = ("", "VOLUME", "REPOSITORY", "NEWEST", "AGE", "SIZE", "CONSISTENT", "VERIFIED", "WHY")
+        rows = [heads, *((_mark(row), *_cells(row)) for row in volumes)]
+        if len({row["repository"] for row in volumes}) == 1:
+            rows = [(*row[:2], *row[3:]) for row in rows]
+        out.table(rows)
         out.line()
     for row in repositories:
-        if row["state"] != OK:
-            out.line(f"{_mark(row)} repository {row['repository']}: {'; '.join(row['reasons'])}")
+        why = f": {'; '.join(row['reasons'])}" if row["reasons"] else ""
+        out.line(f"{_mark(row)} repository {row['repository']}{_space(row)}{why}")
     for row in profiles:
         why = f": {'; '.join(row['reasons'])}" if row["reasons"] else ""
-        out.line(f"{_mark(row)} profile {row['profile']}, last run {row['last'] or 'never'}{why}")
+        last = shown_time(row["last"]) if row["last"] else "never"
+        out.line(f"{_mark(row)} profile {row['profile']}, last run {last}{why}")
+
+
+def _space(row: Row) -> str:
+    if not row["stored_bytes"]:
+        return ""
+    stored, grown = shown_bytes(row["stored_bytes"]), shown_bytes(row["grown_bytes"])
+    return f", {stored}, {grown} of it from the last {GROWTH_DAYS} days"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
+    """Without the state: volume, repository, and what is known of the newest good snapshot."""
     verified = row["verified"]
     return (
         row["volume"],
         row["repository"],
-        row["newest"] or "none",
+        shown_time(row["newest_time"]) if row["newest"] else "none",
         _age(row["age_seconds"]) if row["newest"] else "",
         shown_bytes(row["size"]),
-        "never" if verified is None else f"{verified['time'][:10]} {verified['level']}",
+        row["consistency"],
+        "never" if verified is None else f"{shown_time(verified['time'])[:10]} {verified['level']}",
         "; ".join(row["reasons"]),
     )
 
@@ -158,12 +177,16 @@ _METRICS = (
     ("lamella_volume_size_bytes", "Size of the volume in its latest snapshot.", "size"),
     ("lamella_volume_snapshots", "Number of snapshots.", "snapshots"),
 )
+_SPACE = (
+    ("lamella_repository_stored_bytes", "Bytes in the packs that this host knows of.", "stored_bytes"),
+    ("lamella_repository_grown_bytes", f"Of these from runs of the last {GROWTH_DAYS} days.", "grown_bytes"),
+)
 _STATES = {OK: 0, WARN: 1, BAD: 2}
 
 
-def prometheus(volumes: Iterable[Row], profiles: Iterable[Row]) -> str:
+def prometheus(volumes: Iterable[Row], repositories: Iterable[Row], profiles: Iterable[Row]) -> str:
     """The text exposition format of Prometheus, version 0.0.4."""
-    rows = list(volumes)
+    rows, places = list(volumes), list(repositories)
     lines: list[str] = []
 
     def metric(name: str, text: str, values: Iterable[tuple[dict[str, str], int]]) -> None:
@@ -179,6 +202,10 @@ def prometheus(volumes: Iterable[Row], profiles: Iterable[Row]) -> str:
         metric(name, text, of_volumes(key))
     states = (({"volume": row["volume"], "repository": row["repository"]}, _STATES[row["state"]]) for row in rows)
     metric("lamella_volume_state", "0 in order, 1 warning, 2 bad.", states)
+    for name, text, key in _SPACE:
+        metric(name, text, (({"repository": row["repository"]}, int(row[key])) for row in places))
+    of_places = (({"repository": row["repository"]}, _STATES[row["state"]]) for row in places)
+    metric("lamella_repository_state", "0 in order, 1 warning, 2 bad.", of_places)
     of_profiles = (({"profile": row["profile"]}, _STATES[row["state"]]) for row in profiles)
     metric("lamella_profile_state", "0 in order, 1 warning, 2 bad.", of_profiles)
     return "\n".join([*lines, ""])

@@ -12,12 +12,13 @@ from lamella.cli.everyday.troubles import staleness
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.memory.runs import ProfileRecord
 from lamella.memory.verdicts import Verdicts
-from lamella.operations.look.listing import CONSISTENCY
+from lamella.operations.look.listing import consistency
 from lamella.repository.repository import Repository
 
 OK, WARN, BAD = "ok", "warn", "bad"
 _RANK = {OK: 0, WARN: 1, BAD: 2}
 _DAY_MS = 86_400_000
+GROWTH_DAYS = 7
 UNVERIFIED_DAYS = 30
 
 
@@ -55,6 +56,14 @@ def volume_rows(
     return sorted(rows, key=lambda row: str(row["volume"]))
 
 
+def space(repo: Repository, now: int) -> dict[str, int]:
+    """Bytes in the packs that this host knows of, and those that the runs of the last days added."""
+    since = now - GROWTH_DAYS * _DAY_MS
+    figures = [one.added.figures for one in repo.catalogue.snapshots if since <= one.added.time_ms <= now + _DAY_MS]
+    grown = sum(one.stored_bytes for one in figures if one is not None)
+    return {"stored_bytes": sum(pack.size for pack in repo.blobs.packs()), "grown_bytes": grown}
+
+
 def _stale_after(
     volume: str, repository: str, profiles: Mapping[str, Profile], records: Mapping[str, ProfileRecord]
 ) -> int | None:
@@ -87,8 +96,9 @@ def _volume_row(
         "volume": name,
         "repository": "",
         "newest": "" if newest is None else newest.name,
+        "newest_time": "" if newest is None else iso(newest.added.time_ms),
         "age_seconds": age // 1000,
-        "consistency": "" if newest is None else CONSISTENCY[min(newest.added.consistency, len(CONSISTENCY) - 1)],
+        "consistency": "" if newest is None else consistency([newest]),
         "verified": None if verdict is None else {"level": verdict.level, "time": iso(verdict.time_ms)},
         "drilled": None,
         "size": latest.added.size,

@@ -341,7 +341,7 @@ class _Planning:
     def _kept_moment(self, source: Source, volume: VolumeState) -> tuple[LedgerEntry | None, Snapshot | None, str]:
         """What an incremental run can build on, or None and the reason in words."""
         if not source.tracks:
-            return None, None, f"the {source.driver} driver keeps no record of changes"
+            return None, None, "its storage cannot tell what changed"
         entry, why = self._ledger.entry(volume.volume_id)
         if entry is None:
             return None, None, why

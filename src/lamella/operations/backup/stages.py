@@ -91,6 +91,7 @@ class VolumeResult:
     changed_chunks: int = 0
     new_chunks: int = 0
     stored_bytes: int = 0
+    changed_bytes: int = 0
     result: str = "failed"
     consistency: int = 0
     error: str = ""
@@ -126,5 +127,7 @@ def failed(plan: VolumePlan, error: str, way: Way | None = None, shape: Shape | 
 def saved(read: Read) -> VolumeResult:
     """The result of a volume that was read to its end."""
     begun = failed(read.frozen.plan, "", read.way, read.frozen.shape)
+    figures, shape = read.tree.figures, read.frozen.shape
+    said = {**figures._asdict(), "changed_bytes": min(figures.changed_chunks << shape.chunk_log2, shape.size)}
     result = "changed" if read.consistency == Consistency.CHANGED else "complete"
-    return replace(begun, result=result, consistency=read.consistency, **read.tree.figures._asdict())
+    return replace(begun, result=result, consistency=read.consistency, **said)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lamella.base.clock import Clock
 from lamella.base.errors import LamellaError, RepositoryError, SourceAtRisk, SourceError, StoreError, UsageError
-from lamella.base.events import Reporter, Warned, silent
+from lamella.base.events import Finished, Progress, Reporter, Warned, silent
 from lamella.format.encoder import Encoder
 from lamella.format.node import Shape, default_chunk_log2
 from lamella.memory.host import Host
@@ -299,7 +299,7 @@ def _saved(run: _BackupRun, moments: _Moments, bucket: TokenBucket | None, start
         with _recorded(recorder):
             recorder.announce()
             attempts = Attempts(repo, options, session, recorder, run.reporter, run.warn, bucket)
-            ends = [_read(attempts, recorder, row, moments) for row in run.rows]
+            ends = list(_ends(run, attempts, recorder, moments))
             reads = [end for end in ends if isinstance(end, Read)]
             attached = attach(session, reads, options.documents, repo.clock()) if reads else []
         results = [VolumeResult(one.name, "", "full", "", error=one.message) for one in run.plan.failed]
@@ -317,6 +317,17 @@ def _saved(run: _BackupRun, moments: _Moments, bucket: TokenBucket | None, start
     seconds = round(time.monotonic() - started, 3)
     warnings = [*run.warnings, *repo.host.notices.told.values()]
     return BackupResult(name, complete, seconds, metadata, stored, fingerprint(repo), results, warnings)
+
+
+def _ends(run: _BackupRun, attempts: Attempts, recorder: Recorder, moments: _Moments) -> Iterator[Read | VolumeResult]:
+    """Read one volume after the other, and tell how each ended."""
+    for row in run.rows:
+        if isinstance(moment := moments[row.request.source.identity], _FrozenSource):
+            run.reporter(Progress("backup", row.volume, 0, moment.volume.size))
+    for row in run.rows:
+        end = _read(attempts, recorder, row, moments)
+        yield end
+        run.reporter(Finished(len(run.rows), saved(end) if isinstance(end, Read) else end))
 
 
 @contextmanager

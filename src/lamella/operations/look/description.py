@@ -31,6 +31,7 @@ def _repository(repo: Repository) -> Row:
         "enrolment": "open" if repo.history.admission is None else str(repo.history.admission),
         "volumes": sum(bool(volume.snapshots) for volume in catalogue.volumes.values()),
         "snapshots": len({snapshot.name for snapshot in catalogue.snapshots}),
+        "key": "" if (own := repo.memory.writer_key()) is None else own.public.hex(),
         "writers": [
             {
                 "writer": chain.writer.hex(),

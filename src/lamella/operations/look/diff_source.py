@@ -82,7 +82,7 @@ def compare_source(
 def _kept(repo: Repository, one: Selected, source: Source, frozen: FrozenVolume) -> tuple[_Kept | None, str]:
     """The snapshot of the volume that a kept moment of the source belongs to, or None and the reason in words."""
     if not source.tracks:
-        return None, f"the {source.driver} driver keeps no record of changes"
+        return None, "its storage cannot tell what changed"
     entry, why = Ledger(repo.memory, repo.keys).entry(one.volume.volume_id)
     if entry is None:
         return None, why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from lamella.base.clock import iso
@@ -17,6 +18,11 @@ from lamella.repository.repository import Repository
 
 Row = dict[str, Any]
 CONSISTENCY = ("unknown", "live", "quiesced", "halted", "committed", "changed")
+
+
+def consistency(snapshots: Iterable[Snapshot]) -> str:
+    """What kind of moment the weakest of these snapshots shows, in a word."""
+    return CONSISTENCY[min(len(CONSISTENCY) - 1, *(snapshot.added.consistency for snapshot in snapshots))]
 
 
 def volumes(repo: Repository) -> list[Row]:
@@ -42,6 +48,7 @@ def _volume_row(repo: Repository, volume: VolumeState, name: str, verdicts: Verd
         "latest": "" if newest is None else newest.name,
         "latest_time": "" if newest is None else iso(newest.added.time_ms),
         "size": 0 if newest is None else newest.added.size,
+        "consistency": "" if newest is None else consistency([newest]),
         "as_late": [one.name for one in found[1:]],
         "verified": None if verdict is None else verdict.row(),
     }
@@ -82,6 +89,7 @@ def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str]
         "failed": failed,
         "confirmed": all(snapshot.confirmed or snapshot.ref in waiting for snapshot in found),
         "size": sum(snapshot.added.size for snapshot in found),
+        "consistency": consistency(found),
         "lost": lost,
         "rebuilt": any(was_rebuilt(snapshot.added) for snapshot in found),
         "map_refuted": any(Refuted.of(snapshot.added) is not None for snapshot in found),

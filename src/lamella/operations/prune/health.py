@@ -21,6 +21,7 @@ from lamella.format.lost import Address
 from lamella.format.node import FAN_OUT, Shape
 from lamella.format.records import AddSnap, Ref
 from lamella.history.catalogue import Series, Snapshot
+from lamella.memory.first_seen import FirstSeen
 from lamella.operations.shared.marking import LiveWalk, Roots, roots_of
 from lamella.operations.shared.rereading import reread
 from lamella.packs import census
@@ -32,13 +33,19 @@ REREAD_BYTES = 1 << 30
 GONE_PERCENT = 1
 """With more of the needed ids gone, something else is wrong than a few packs: nothing is deleted."""
 _IDS_AT_ONCE = 256
+_WHOLE = "whole claims"
 
 
 class Flaw(NamedTuple):
-    """Why a snapshot is not whole. `unreadable`: what lies below a node is not known, so nothing may be deleted."""
+    """Why a snapshot is not whole. `unreadable`: what lies below a node is not known, so nothing may be deleted.
+
+    `never`: somebody claims it in others' volume, and it was never whole here. Junk looks the same: it delays deletion,
+    and stops nothing.
+    """
 
     text: str
     unreadable: bool = False
+    never: bool = False
 
 
 class Health:
@@ -53,6 +60,7 @@ class Health:
         self._held = ExitStack()
         self._left = REREAD_BYTES
         self._asked: set[Address] = set()
+        self._first_seen = FirstSeen(repo.memory, repo.clock)
         self.begin()
 
     def __enter__(self) -> Self:
@@ -71,7 +79,8 @@ class Health:
         cache = self.repo.cache.path
         self.live = self._held.enter_context(LiveIds(None if cache is None else cache.parent))
         """The ids of everything that was walked."""
-        self._walks: dict[DomainId, LiveWalk] = {}
+        self._walks: dict[tuple[DomainId, bool], LiveWalk] = {}
+        """Those of what was never whole here apart: a claim may name another's nodes where they do not belong."""
         self._walked: set[Ref] = set()
         self._usage: Usage | None = None
         self._counted = 0
@@ -100,12 +109,19 @@ class Health:
         """
         # The oldest first: what several share lies together in the packs of the first, so fewer reads fetch it.
         rows = sorted(snapshots, key=lambda one: (one.added.domain_id, one.added.time_ms, one.ref))
+        never = {snapshot.ref for snapshot in rows if self._was_never_whole(snapshot)}
         for snapshot in rows:
-            if not snapshot.given_up:
+            if not (snapshot.given_up or snapshot.ref in never):
                 self._walk(snapshot)
         usage = self.usage()
-        if not self._mixed:  # what is given up or unfinished may lack anything
+        if not self._mixed:  # what is given up, unfinished or only claimed may lack anything
             self.gone = usage.absent * 100 > usage.needed * GONE_PERCENT
+        for snapshot in rows:
+            if snapshot.ref in never - self._walked and not snapshot.given_up:
+                self._walked.add(snapshot.ref)
+                self._mixed = True
+                self._keep(snapshot.added.domain_id, roots_of(snapshot.added), never=True)
+        usage = self.usage()
         clean = not (usage.absent or usage.suspected or any(walk.unreadable for walk in self._walks.values()))
         found: dict[Ref, Flaw] = {}
         for snapshot in rows:
@@ -114,8 +130,21 @@ class Health:
                 traced = self.trace(snapshot.added)
                 flaw = traced if traced is not None and (flaw is None or traced.unreadable) else flaw
             if flaw is not None:
-                found[snapshot.ref] = flaw
+                found[snapshot.ref] = flaw._replace(never=snapshot.ref in never)
+        self._remember_whole(never - found.keys())
         return found
+
+    def _was_never_whole(self, snapshot: Snapshot) -> bool:
+        """Whether it is another host's claim that this host has not found whole so far."""
+        return not snapshot.counts and snapshot.ref.encode().hex() not in self._first_seen.rows.get(_WHOLE, {})
+
+    def _remember_whole(self, fresh: Collection[Ref]) -> None:
+        """From now on what these claims need is missed."""
+        if fresh:
+            claims = [one for one in self.repo.catalogue.snapshots if not one.counts]
+            names = [one.ref.encode() for one in claims if one.ref in fresh or not self._was_never_whole(one)]
+            with self.repo.memory.may_fail():
+                self._first_seen.younger(_WHOLE, names, 0)
 
     def whole_series(self, snapshots: Iterable[Snapshot]) -> set[Series]:
         """The series of which one of these snapshots is whole. Raises StoreError."""
@@ -143,8 +172,8 @@ class Health:
         self._mixed = True
         return self._keep(domain_id, roots)
 
-    def _keep(self, domain_id: DomainId, roots: Roots) -> set[ChunkId]:
-        walk = self._walks.setdefault(domain_id, LiveWalk(self.repo.contents, domain_id, lenient=True))
+    def _keep(self, domain_id: DomainId, roots: Roots, *, never: bool = False) -> set[ChunkId]:
+        walk = self._walks.setdefault((domain_id, never), LiveWalk(self.repo.contents, domain_id, lenient=True))
         before = set(walk.unreadable)
         for _, ids in walk.referenced(roots):
             self.live.add(ids)

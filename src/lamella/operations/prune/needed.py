@@ -58,6 +58,8 @@ class Needed:
     """Why nothing is deleted in a part of the repository."""
     damaged: list[IntegrityError] = field(default_factory=list)
     """Snapshots that stay and are not whole, unless a LOST that counts says so."""
+    claims: list[IntegrityError] = field(default_factory=list)
+    """Claims of other hosts that were never whole here: what lies below their nodes may be needed, or nothing."""
     notes: list[str] = field(default_factory=list)
 
     def leave(self, domain_id: DomainId, text: str, obj: str, hint: str = "") -> None:
@@ -183,6 +185,11 @@ class Survey:
             if flaw is None or snapshot.given_up:
                 continue
             error = damage(f"{names[added.volume_id]}@{snapshot.name}", flaw)
+            if flaw.never:
+                needed.claims.append(error)
+                text = "a host that does not own the volume claims it, and it was never whole here"
+                needed.notes.append(f"{error.message}; {text}: nothing waits for it")
+                continue
             needed.damaged.append(error)
             if flaw.unreadable:
                 text = f"nothing is deleted where a snapshot cannot be read: {error.message}"

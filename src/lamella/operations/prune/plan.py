@@ -249,7 +249,8 @@ def plan_removals(
 ) -> tuple[tuple[PlannedRemoval, ...], tuple[IntegrityError, ...]]:
     """The snapshots that may go, and what is refused: a volume's last whole one, unless `options.last`.
 
-    REMOVE_LAST also names what was removed of the volume before, so that none of it comes back.
+    REMOVE_LAST also names what was removed of the volume before, so that none of it comes back; and what an expelled
+    writer published, which nobody wants back.
     """
     catalogue = survey.repo.catalogue
     whole = survey.health.whole_series(one for one in catalogue.snapshots if not (one.ref in wanted or one.expelled))
@@ -259,7 +260,11 @@ def plan_removals(
     names = catalogue.shown_names()
     going = [one for one in catalogue.snapshots if one.ref in wanted]
     rows = [(one, f"{names[one.added.volume_id]}@{one.name}", wanted[one.ref]) for one in going]
-    plain = [PlannedRemoval(one.ref, name, why) for one, name, why in rows if one.series in whole or one.expelled]
+    plain = [
+        PlannedRemoval(one.ref, name, why, one.expelled)
+        for one, name, why in rows
+        if one.series in whole or one.expelled
+    ]
     emptied = {one.series for one in going if not one.expelled} - whole
     if not options.last:
         return tuple(plain), tuple(_last_of(names[series.volume_id]) for series in sorted(emptied, key=str))
@@ -322,16 +327,17 @@ def plan_packs(survey: Survey, needed: Needed, options: PruneOptions) -> PrunePl
 
 
 def _unexplained(survey: Survey, needed: Needed, packs: Collection[bytes]) -> Collection[bytes]:
-    """Packs that must stay for now: an unexplained object may have been a commit that needs them.
+    """Packs that must stay for now: an unexplained object may have been a commit that needs them, a claim may.
 
     Such an object delays deletion, and never stops it: of each pack by 30 days from when it was first unneeded.
     """
     history = survey.repo.history
-    unexplained = packs if history.unexplained or history.strangers else []
-    young = survey.first_seen.younger("unneeded", unexplained, UNEXPLAINED_MS)
+    why = "a claim that cannot be read may need them" if needed.claims else ""
+    if history.unexplained or history.strangers:
+        why = "an object in w/ may have been a commit that needs them"
+    young = survey.first_seen.younger("unneeded", packs if why else [], UNEXPLAINED_MS)
     if young:
-        text = f"{len(young)} packs stay for 30 days: an object in w/ may have been a commit that needs them"
-        needed.notes.append(text)
+        needed.notes.append(f"{len(young)} packs stay for 30 days: {why}")
     return young
 
 

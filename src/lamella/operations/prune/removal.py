@@ -60,11 +60,15 @@ def require_unpinned(chosen: Sequence[Selected]) -> None:
 def revivable(catalogue: Catalogue, whole: Collection[Series]) -> Iterator[list[tuple[Ref, AddSnap]]]:
     """What may be brought back of each series that is not among `whole`, newest first.
 
-    Nothing that a REMOVE_LAST names: whoever published that wanted none of it to stay.
+    Nothing that a REMOVE_LAST names: whoever published that wanted none of it to stay. Nor what a writer published
+    after it was expelled.
     """
+    heads = catalogue.expelled
     found: dict[Series, list[tuple[Ref, AddSnap]]] = defaultdict(list)
     for ref, removal in catalogue.removed.items():
         added = removal.added
+        if ref.writer in heads and ref.seq > heads[ref.writer].seq:
+            continue
         if added is not None and added.usable and not (removal.last or removal.revived):
             found[removal.series].append((ref, added))
     for series, rows in found.items():

@@ -72,7 +72,8 @@ class RetentionPlan:
     @property
     def damaged(self) -> tuple[JudgedSnapshot, ...]:
         """What would stay and is not whole, unless a LOST that counts says so."""
-        return tuple(row for row in self.kept if row.flaw is not None and not row.selected.snapshot.given_up)
+        rows = (row for row in self.kept if row.flaw is not None and not row.flaw.never)
+        return tuple(row for row in rows if not row.selected.snapshot.given_up)
 
     @property
     def strange(self) -> tuple[JudgedSnapshot, ...]:

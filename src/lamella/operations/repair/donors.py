@@ -73,7 +73,7 @@ class SourceView:
         return None
 
 
-class SnapshotView:
+class ForeignSnapshot:
     """A snapshot in another repository, whatever its keys and chunk size."""
 
     def __init__(self, repo: Repository, selected: Selected) -> None:
@@ -171,13 +171,13 @@ class Donors:
         return self._live[volume_id]
 
 
-def _views(other: Repository, one: Selected) -> Iterator[tuple[bool, SnapshotView]]:
+def _views(other: Repository, one: Selected) -> Iterator[tuple[bool, ForeignSnapshot]]:
     """Snapshots of the same volume in another repository, newest first; True for those of the same moment."""
     for volume in other.catalogue.volumes.values():
         if _is_same(volume, one.volume):
             for snapshot in reversed(volume.snapshots):
                 alike = snapshot.added.time_ms == one.snapshot.added.time_ms
-                yield alike, SnapshotView(other, Selected(volume.name, volume, snapshot))
+                yield alike, ForeignSnapshot(other, Selected(volume.name, volume, snapshot))
 
 
 def _is_same(volume: VolumeState, other: VolumeState) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 
 RANGE = 4 * 1024 * 1024
@@ -22,7 +23,7 @@ def is_zero(part: memoryview) -> bool:
 
 
 class ThreadBuffers:
-    """One buffer for each thread, of a range or one chunk."""
+    """One page-aligned buffer for each thread, of a range or one chunk: also for reading past the page cache."""
 
     def __init__(self, chunk_size: int) -> None:
         self._size = max(RANGE, chunk_size)
@@ -32,5 +33,6 @@ class ThreadBuffers:
         """This thread's first `length` bytes, until it asks again."""
         buffer = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < length:
-            buffer = self._local.buffer = bytearray(max(self._size, length))
+            size = max(self._size, length)
+            buffer = self._local.buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return memoryview(buffer)[:length]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lamella.base.errors import NothingMatched
@@ -62,10 +62,16 @@ class VolumeStream:
         if chunks:
             yield ChunkBatch(tuple(chunks))
 
+    def decode(self, chunks: Sequence[tuple[int, ChunkId]]) -> Iterator[tuple[ChunkId, Opened]]:
+        """The contents of chunks, authentic, their ids not recomputed. Raises IntegrityError if any cannot be had."""
+        return self._repo.contents.each(self.domain_id, Kind.CHUNK, self._wanted(chunks), identified=False)
+
     def fetch(self, piece: ChunkBatch) -> dict[ChunkId, Opened]:
         """The contents of a piece, each opened and its id recomputed. Raises IntegrityError if any cannot be had."""
-        wanted = [(id_, self.shape.chunk_length(chunk)) for chunk, id_ in piece.chunks]
-        return self._repo.contents.get_many(self.domain_id, Kind.CHUNK, wanted)
+        return self._repo.contents.get_many(self.domain_id, Kind.CHUNK, self._wanted(piece.chunks))
+
+    def _wanted(self, chunks: Sequence[tuple[int, ChunkId]]) -> list[tuple[ChunkId, int | None]]:
+        return [(id_, self.shape.chunk_length(chunk)) for chunk, id_ in chunks]
 
     def span(self, first: int, end: int) -> tuple[int, int]:
         """The bytes of chunks `[first, end)`."""

@@ -77,6 +77,7 @@ class ThinDevice(BlockDevice):
     """The device of a thin volume, emptied and written in place; its size stays what it is."""
 
     starts_zeroed = True
+    holds = False
 
     def prepare(self, size: int, needed_bytes: int) -> None:
         super().prepare(size, needed_bytes)

@@ -192,8 +192,8 @@ class Received:
             raise StoreRefused(fault, obj=name)
         by = signed.enrolled_by(signers, trailer.public, trailer.enrolment, _verified) if self._admitted else None
         if self._admitted and by != signers.prune:
-            text = "only writers that an admin enrolled may write here: run the command once with an admin's secret"
-            raise StoreRefused(text, obj=name)
+            text = "only writers that an admin enrolled may write here"
+            raise StoreRefused(f"{text}; an admin runs: lamella check --admit KEY (lamella info shows KEY)", obj=name)
 
     def _repository_signers(self) -> signed.Signers | None:
         if self._signers is None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lamella.cli.arguments import add_dry_run
-from lamella.cli.backup_report import result_shown
+from lamella.cli.backup_report import reporting, result_shown
 from lamella.cli.commands.qubes.qubesd import admin_of
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
@@ -59,7 +59,7 @@ def run(context: Context) -> int:
 
             out.document(plan_shown(out, plan.backup))
             return INCOMPLETE if plan.backup.failed else 0
-        result = plan.execute(out.report)
+        result = plan.execute(reporting(out))
     names = [qube.name for qube in plan.qubes]
     out.document({**result_shown(out, result), "qubes": names, "excluded": plan.excluded})
     return 0 if result.complete else INCOMPLETE

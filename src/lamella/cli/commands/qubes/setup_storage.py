@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a directory in that qube, or a URL it serves",
     )
     parser.add_argument("--append-only", action="store_true", help="the service refuses to delete or replace anything")
+    parser.add_argument("--admitted", action="store_true", help="the service takes commits only of admitted hosts")
     parser.add_argument("--quota", metavar="SIZE", help="store at most SIZE bytes")
     parser.add_argument("--install", action="store_true", help="write the files in the qube, as root, through qvm-run")
     add_yes(parser)
@@ -34,7 +35,8 @@ def run(context: Context) -> int:
     args, out = context.args, context.out
     admin = admin_of(context)
     qube = check_storage(admin, Inventory(admin), args.storage_qube, out.report)
-    options = [*(["--append-only"] if args.append_only else []), *([f"--quota={args.quota}"] if args.quota else [])]
+    words = (("--append-only", args.append_only), ("--admitted", args.admitted), (f"--quota={args.quota}", args.quota))
+    options = [word for word, wanted in words if wanted]
     files = storage_files(args.name, args.place, options)
     if args.install and not args.dry_run:
         context.confirm(f"Will write in {qube.name}, as root: {', '.join(file.path for file in files)}.")

@@ -1,0 +1,36 @@
+"""The snapshot that a reading command was asked for, and how it is shown."""
+
+from __future__ import annotations
+
+from lamella.base.clock import iso
+from lamella.base.errors import NothingMatched, RolledBack
+from lamella.cli.local_time import shown_time
+from lamella.operations.shared.selection import Selected, doubts, select, split_selector
+from lamella.repository.repository import Repository
+
+
+def chosen(repository: Repository, text: str) -> Selected:
+    """The snapshot. Raises NothingMatched; RolledBack where that snapshot, or a newer one, may be missing.
+
+    A full name is never in doubt, whatever else is missing.
+    """
+    try:
+        selected = select(repository, [text])[0]
+    except NothingMatched as error:
+        if not repository.problems:
+            raise
+        message, hint = f"{error.message}; {repository.problems[0].message}", repository.problems[0].remedy
+        raise RolledBack(message, obj=repository.store.url, hint=hint) from error
+    doubtful = doubts(repository, selected.volume)
+    if doubtful and split_selector(text)[1] != selected.snapshot.name:
+        hint = f"to use it nevertheless, name it in full: {selected.text}; {doubtful[0].remedy}"
+        raise RolledBack(doubtful[0].message, obj=repository.store.url, hint=hint)
+    return selected
+
+
+def shown_snapshot(repository: Repository, selected: Selected) -> str:
+    """The snapshot with its time and its writer, so that a person can see which snapshot it is."""
+    ref = selected.snapshot.ref
+    writer = repository.catalogue.writers.get(ref.writer)
+    by = writer.label if writer is not None and writer.label else ref.writer.hex()[:8]
+    return f"{selected.text}, of {shown_time(iso(selected.snapshot.added.time_ms))}, written by {by}"

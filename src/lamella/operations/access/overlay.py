@@ -1,0 +1,335 @@
+"""What a client writes to a snapshot: kept beside the snapshot, which never changes.
+
+A kept overlay is one sparse file: a head that says whose writes these are, two bitmaps, then the blocks that were
+written, each at its own place. The first bitmap is written when a client flushes, after the blocks were made durable;
+the second bitmap with every write. After a power cut only the first is believed, after a killed process the second.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import struct
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella.base.durable import PRIVATE, sync_directory
+from lamella.base.errors import IntegrityError, Locked, UsageError
+from lamella.operations.access.bitmap import Bitmap
+from lamella.operations.access.view import PIECE, Part, SnapshotView, Stretch
+from lamella.sources.zeroing import Zeroing, zero_range
+
+_MAGIC = b"LMLOVER1"
+_HEAD = struct.Struct("<8s16s16s16sQI")
+"""Magic, repository, volume, snapshot, size in bytes, bytes of a block. The boot and a SHA-256 of all that follow."""
+_HEAD_SPACE = 4096
+_BOOT_BYTES = 36
+_MOST_BITMAP = 8 * 1024 * 1024
+_LEAST_BLOCK = 4096
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose writes an overlay holds: three ids of 16 bytes, and how people call the snapshot."""
+
+    repo_id: bytes
+    volume_id: bytes
+    snap_id: bytes
+    text: str
+
+
+def block_size(size: int) -> int:
+    """Bytes of a block: the bitmap of a volume of `size` bytes stays within 8 MiB."""
+    block = _LEAST_BLOCK
+    while size > block * 8 * _MOST_BITMAP:
+        block *= 2
+    return block
+
+
+class _NoBitmaps:
+    """The bitmaps of an overlay that is thrown away: none."""
+
+    data_start = 0
+
+    def written(self, bitmap: Bitmap, first: int, end: int) -> None:
+        """Nothing is kept."""
+
+    def flush(self, bitmap: Bitmap) -> None:
+        """Nothing has to last."""
+
+
+class _KeptBitmaps:
+    """The bitmaps of a kept overlay, in its file."""
+
+    def __init__(self, fd: int, bitmap: Bitmap) -> None:
+        self._fd = fd
+        self._length = len(bitmap.octets)
+        space = -(-self._length // _HEAD_SPACE) * _HEAD_SPACE
+        self._flushed = _HEAD_SPACE
+        self._written = _HEAD_SPACE + space
+        self.data_start = _HEAD_SPACE + 2 * space
+        self._lost: OSError | None = None
+        self._low, self._high = self._length, 0
+        """The octets that differ between the two bitmaps lie within these."""
+
+    def load(self, bitmap: Bitmap, same_boot: bool) -> None:
+        """Fill the bitmap with what may be believed, and make both bitmaps agree. Raises OSError."""
+        place = self._written if same_boot else self._flushed
+        content = _read_all(self._fd, place, self._length)
+        bitmap.octets[: len(content)] = content
+        os.fdatasync(self._fd)  # of a killed process: its blocks may still be on their way
+        for start in (self._flushed, self._written):
+            _write_all(self._fd, start, memoryview(bitmap.octets))
+        os.fdatasync(self._fd)
+
+    def written(self, bitmap: Bitmap, first: int, end: int) -> None:
+        """Blocks `[first, end)` were written. Raises OSError; the next flush then tries again."""
+        low, high = first // 8, (end + 7) // 8
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        _write_all(self._fd, self._written + low, memoryview(bitmap.octets)[low:high])
+
+    def flush(self, bitmap: Bitmap) -> None:
+        """Make the blocks durable, then the bitmap that says so. Raises OSError, and from then on always."""
+        if self._lost is not None:
+            raise OSError(self._lost.errno, self._lost.strerror)
+        try:
+            os.fdatasync(self._fd)
+            if self._low < self._high:
+                part = memoryview(bitmap.octets)[self._low : self._high]
+                for start in (self._written, self._flushed):
+                    _write_all(self._fd, start + self._low, part)
+                os.fdatasync(self._fd)
+                self._low, self._high = self._length, 0
+        except OSError as error:
+            if error.errno not in _NO_ROOM:  # the kernel tells of a lost page once: what is lost stays lost
+                self._lost = error
+            raise
+
+
+class Overlay:
+    """A snapshot with what was written to it since. Thread-safe; made by `kept_overlay` or `thrown_away`."""
+
+    def __init__(
+        self, view: SnapshotView, fd: int, bitmap: Bitmap, block: int, record: _KeptBitmaps | _NoBitmaps
+    ) -> None:
+        self.size = view.size
+        self._view = view
+        self._fd = fd
+        self._bitmap = bitmap
+        self._block = block
+        self._record = record
+        self._lock = threading.Lock()
+
+    def parts(self, offset: int, length: int) -> Iterator[Part]:
+        """The bytes of a range in parts. Raises IntegrityError, StoreError, OSError."""
+        for start, end, written in self._runs(offset, offset + length):
+            if not written:
+                yield from self._view.parts(start, end - start)
+                continue
+            while start < end:
+                step = min(PIECE, end - start)
+                yield _read_all(self._fd, self._record.data_start + start, step, step)
+                start += step
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range at once."""
+        return b"".join(bytes(part) if isinstance(part, int) else part for part in self.parts(offset, length))
+
+    def expect(self, offset: int, length: int) -> None:
+        """The range will soon be read."""
+        for start, end, written in self._runs(offset, min(offset + length, self.size)):
+            if not written:
+                self._view.expect(start, end - start)
+
+    def extents(self, offset: int, length: int, most: int | None = None) -> list[Stretch]:
+        """What the range consists of; what was written counts as data."""
+        found: list[Stretch] = []
+        for start, end, written in self._runs(offset, min(offset + length, self.size)):
+            if most is not None and len(found) >= most:
+                break
+            if written:
+                found.append(Stretch(end - start, hole=False, zero=False))
+            else:
+                found += self._view.extents(start, end - start, None if most is None else most - len(found))
+        return found
+
+    def write(self, offset: int, content: memoryview) -> None:
+        """Put bytes there. Raises OSError; IntegrityError, StoreError if the rest of a block cannot be had."""
+        end = offset + len(content)
+        edges = self._edges(offset, end)
+        with self._lock:
+            first, stop = offset // self._block, -(-end // self._block)
+            # A block counts from the moment it is whole: first the rest of it, then the new bytes.
+            for block, rest in edges.items():
+                if not self._bitmap.has(block):
+                    self._put(block * self._block, memoryview(rest))
+            self._put(offset, content)
+            self._mark(first, stop)
+
+    def zero(self, offset: int, length: int, *, allocate: bool) -> None:
+        """Make a range read as zeros; with `allocate` the space is taken. Raises as `write`."""
+        end = offset + length
+        for start, stop in self._partial(offset, end):
+            self.write(start, memoryview(bytes(stop - start)))
+        first, last = -(-offset // self._block), end // self._block
+        if end == self.size:
+            last = -(-end // self._block)
+        if first >= last:
+            return
+        with self._lock:
+            # Also where nothing counts as written: a write that failed may have left something.
+            low, high = first * self._block, min(last * self._block, self.size)
+            base = self._record.data_start
+            zero_range(self._fd, base + low, base + high, Zeroing.KEEP_SPACE if allocate else Zeroing.GIVE_BACK)
+            self._mark(first, last)
+
+    def trim(self, offset: int, length: int) -> None:
+        """Whole blocks of the range become zeros without space. Raises OSError."""
+        start, end = -(-offset // self._block) * self._block, (offset + length) // self._block * self._block
+        if start < end:
+            self.zero(start, end - start, allocate=False)
+
+    def flush(self) -> None:
+        """Make all that was written durable. Raises OSError."""
+        with self._lock:
+            self._record.flush(self._bitmap)
+
+    def close(self) -> None:
+        """Flush and close. Raises OSError."""
+        with self._lock:
+            try:
+                self._record.flush(self._bitmap)
+            finally:
+                fd, self._fd = self._fd, -1  # a thread that comes late must not meet another file
+                os.close(fd)
+
+    def _runs(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        for first, stop, written in self._bitmap.runs(start // self._block, -(-end // self._block)):
+            yield max(start, first * self._block), min(end, stop * self._block), written
+
+    def _partial(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of a range that do not cover their block."""
+        block = self._block
+        if offset % block:
+            stop = min(end, (offset // block + 1) * block)
+            yield offset, stop
+            offset = stop
+        if offset < end and end % block and end != self.size:
+            yield max(offset, end // block * block), end
+
+    def _edges(self, offset: int, end: int) -> dict[int, bytes]:
+        """The blocks that a write touches in part and that are not here yet, as the snapshot has them."""
+        blocks = {start // self._block for start, _ in self._partial(offset, end)}
+        return {
+            block: self._view.read(block * self._block, self._block)
+            for block in sorted(blocks)
+            if not self._bitmap.has(block)
+        }
+
+    def _put(self, offset: int, content: memoryview) -> None:
+        _write_all(self._fd, self._record.data_start + offset, content)
+
+    def _mark(self, first: int, end: int) -> None:
+        if not self._bitmap.covers(first, end):
+            self._bitmap.add(first, end)
+            self._record.written(self._bitmap, first, end)
+
+
+def thrown_away(view: SnapshotView, folder: Path) -> Overlay:
+    """An overlay without a name in `folder`; nothing of it is left when its process ends. Raises OSError."""
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        file.truncate(view.size)
+        fd = os.dup(file.fileno())
+    block = block_size(view.size)
+    return Overlay(view, fd, Bitmap(-(-view.size // block)), block, _NoBitmaps())
+
+
+def kept_overlay(view: SnapshotView, path: Path, owner: Owner, boot: str) -> Overlay:
+    """The overlay in the file `path`, which is made if there is none; `boot` is the kernel's id of this boot.
+
+    Raises UsageError for a file that is none, or holds the writes to another snapshot; Locked; IntegrityError; OSError.
+    """
+    fd = _opened(path)
+    try:
+        _lock(fd, path)
+        block = block_size(view.size)
+        head = _HEAD.pack(_MAGIC, owner.repo_id, owner.volume_id, owner.snap_id, view.size, block)
+        found = _read_all(fd, 0, _HEAD_SPACE)
+        if found:
+            _require_own(found, head, path, owner)
+        sealed = _sealed_head(head, boot)
+        bitmap = Bitmap(-(-view.size // block))
+        record = _KeptBitmaps(fd, bitmap)
+        if not found:
+            _write_all(fd, 0, memoryview(sealed))
+        if os.fstat(fd).st_size < record.data_start + view.size:  # new, or made by a process that was killed
+            os.ftruncate(fd, record.data_start + view.size)
+        record.load(bitmap, same_boot=not found or found[: len(sealed)] == sealed)
+        _write_all(fd, 0, memoryview(sealed))
+        os.fsync(fd)
+        sync_directory(path.absolute().parent)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Overlay(view, fd, bitmap, block, record)
+
+
+def _opened(path: Path) -> int:
+    """Raises UsageError for anything but a file, OSError."""
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK, PRIVATE)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UsageError(f"{path} is not a file", obj=str(path), hint="name a file that does not exist yet")
+    return fd
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Locked(f"{path} is in use by another export", obj=str(path), hint="end that export first") from None
+
+
+def _sealed_head(head: bytes, boot: str) -> bytes:
+    content = head + boot.encode("ascii")[:_BOOT_BYTES].ljust(_BOOT_BYTES)
+    return content + hashlib.sha256(content).digest()
+
+
+def _require_own(found: bytes, head: bytes, path: Path, owner: Owner) -> None:
+    """Raises UsageError, IntegrityError."""
+    if found[:8] != _MAGIC:
+        raise UsageError(f"{path} is not an overlay", obj=str(path), hint="name a file that does not exist yet")
+    content = found[: _HEAD.size + _BOOT_BYTES]
+    if found[len(content) : len(content) + 32] != hashlib.sha256(content).digest():
+        raise IntegrityError(f"the head of the overlay {path} is damaged", obj=str(path))
+    if found[: _HEAD.size] != head:
+        volume, snap = found[24:40].hex(), found[40:56].hex()
+        hint = f"it belongs to snapshot {snap} of volume {volume}; name another file for {owner.text}"
+        raise UsageError(f"{path} holds what was written to another snapshot", obj=str(path), hint=hint)
+
+
+def _read_all(fd: int, offset: int, length: int, least: int = 0) -> bytes:
+    """Up to `length` bytes, fewer at the end of the file. Raises OSError if it ends before `least`."""
+    content = os.pread(fd, length, offset)
+    while len(content) < length:
+        more = os.pread(fd, length - len(content), offset + len(content))
+        if not more:
+            break
+        content += more
+    if len(content) < least:
+        raise OSError(errno.EIO, "the overlay is shorter than it was")
+    return content
+
+
+def _write_all(fd: int, offset: int, content: memoryview) -> None:
+    while content:
+        written = os.pwrite(fd, content, offset)
+        offset += written
+        content = content[written:]

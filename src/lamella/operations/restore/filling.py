@@ -1,0 +1,207 @@
+"""Filling a target with a volume: what it does not hold yet is fetched, and everything is proven (decision 0046).
+
+The id of each chunk is computed once, from what the target reads back from its disk. Past the page cache that is done
+with each piece at once, while other threads decode; elsewhere at the end, when everything has been written out.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from lamella.base.errors import IntegrityError
+from lamella.base.ids import ChunkId
+from lamella.crypto.chunk_id import Identify
+from lamella.format.node import Slot
+from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
+from lamella.operations.shared.streaming import ChunkBatch, VolumeStream
+from lamella.packs.tree import SlotRun
+from lamella.sources.target import Target
+
+_NOT_THE_REPOSITORY = (
+    "the repository was read again and is sound here: the target's disk fails, or this machine's memory"
+)
+
+Row = tuple[int, ChunkId]
+"""A DATA chunk: its number and id."""
+
+
+class Filled(NamedTuple):
+    """What came of one piece of a volume. Bytes."""
+
+    chunks: int
+    """Its DATA chunks, a number."""
+    data: int
+    written: int
+    proven: list[Row]
+    """The chunks whose contents were seen on the target's disk."""
+    proven_bytes: int
+
+
+class Filling:
+    """Fills one target with one volume. `fill` and `prove` may be called from several threads."""
+
+    def __init__(self, stream: VolumeStream, identify: Identify, target: Target) -> None:
+        self._stream = stream
+        self._identify = identify
+        self._target = target
+        self._log2 = stream.shape.chunk_log2
+        self._decoded = ThreadBuffers(stream.shape.chunk_size)
+        # Never the same memory: what a read leaves as it was must not pass for what was read.
+        self._read = ThreadBuffers(stream.shape.chunk_size)
+        self._proven = array("Q")  # first chunk and end of each run, ascending
+        self._left = 0
+
+    def pieces(self) -> Iterator[ChunkBatch | SlotRun]:
+        """What `fill` is called with."""
+        return self._stream.pieces(data_only=self._target.starts_zeroed)
+
+    def fill(self, piece: ChunkBatch | SlotRun) -> Filled:
+        """Make a piece of the target what it must be. Raises IntegrityError, StoreError, SourceError."""
+        if isinstance(piece, SlotRun):
+            clear = self._target.punch if piece.slot == Slot.HOLE else self._target.zero
+            clear(*self._stream.span(piece.first, piece.end))
+            return Filled(0, 0, 0, [], 0)
+        held: list[Row] = []
+        if self._target.holds:
+            held = [row for run in _adjoining(piece.chunks) for row in self._right(run)]
+        known = {chunk for chunk, _ in held}
+        missing = [row for row in piece.chunks if row[0] not in known] if known else piece.chunks
+        written = self._write(missing)
+        proven = held + [row for run in _adjoining(missing) for row in self._proven_now(run)]
+        return Filled(len(piece.chunks), self._bytes(piece.chunks), written, sorted(proven), self._bytes(proven))
+
+    def note(self, part: Filled) -> None:
+        """Take in what came of a piece, in the order of the pieces."""
+        self._left += part.chunks - len(part.proven)
+        for run in _adjoining(part.proven):
+            if self._proven and self._proven[-1] == run[0][0]:
+                self._proven[-1] = run[-1][0] + 1
+            else:
+                self._proven.extend((run[0][0], run[-1][0] + 1))
+
+    def unproven(self) -> Iterator[ChunkBatch | SlotRun]:
+        """What `prove` is called with, after the target has settled: all that no noted part has proven."""
+        if not self._left:  # the manifest need not be read again
+            yield from self._between()
+            return
+        for piece in self._stream.pieces():
+            if isinstance(piece, SlotRun):
+                yield piece
+            elif left := tuple(row for row in piece.chunks if bisect(self._proven, row[0]) % 2 == 0):
+                yield ChunkBatch(left)
+
+    def _between(self) -> Iterator[SlotRun]:
+        """Everything but the proven chunks, as runs of zeros."""
+        bounds = iter((0, *self._proven, self._stream.shape.chunks))
+        yield from (SlotRun(first, end, Slot.ZERO) for first, end in zip(bounds, bounds, strict=True) if first < end)
+
+    def prove(self, piece: ChunkBatch | SlotRun) -> int:
+        """Compare what the target reads back. Returns the bytes compared; raises IntegrityError for a difference."""
+        if isinstance(piece, SlotRun):
+            start, end = self._stream.span(piece.first, piece.end)
+            self._prove_zeros(start, end)
+            return end - start
+        for run in _adjoining(piece.chunks):
+            self._proof(run)
+        return self._bytes(piece.chunks)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def _write(self, rows: Sequence[Row]) -> int:
+        """Decode chunks into one buffer, and write neighbours together. Returns the bytes written."""
+        buffer = self._decoded.view(len(rows) << self._log2) if rows else memoryview(b"")
+        places: dict[ChunkId, list[int]] = {}
+        for place, (_, id_) in enumerate(rows):
+            places.setdefault(id_, []).append(place << self._log2)
+        for id_, content in self._stream.decode(rows) if rows else ():
+            for place in places[id_]:
+                buffer[place : place + len(content)] = content
+        position = written = 0
+        for run in _adjoining(rows):
+            start, end = self._span(run)
+            self._target.write(start, buffer[position : position + end - start])
+            position += len(run) << self._log2
+            written += end - start
+        return written
+
+    # -- proving ------------------------------------------------------------------------------------------------------
+
+    def _right(self, run: Sequence[Row]) -> list[Row]:
+        """The chunks of a run that the target holds already, as its disk reads back."""
+        stored = [(low >> self._log2, high - 1 >> self._log2) for low, high in self._target.stored(*self._span(run))]
+        found: list[Row] = []
+        for part in _adjoining([row for row in run if any(low <= row[0] <= high for low, high in stored)]):
+            for row, content in self._contents(part):
+                if not is_zero(content) and self._identify(content) == row[1]:
+                    found.append(row)
+        return found
+
+    def _proven_now(self, run: Sequence[Row]) -> Sequence[Row]:
+        """The run if it can be proven before the target has settled, else nothing."""
+        # Asked again afterwards: a disk that refuses direct access is found out while it is read.
+        return run if self._is_direct(run) and self._proof(run) and self._is_direct(run) else ()
+
+    def _proof(self, run: Sequence[Row]) -> Sequence[Row]:
+        """The run, after its ids were recomputed from what the target reads back."""
+        wrong = [(row, bytes(content)) for row, content in self._contents(run) if self._identify(content) != row[1]]
+        for row, held in wrong:
+            self._look_again(row, held)
+        return run
+
+    def _look_again(self, row: Row, held: bytes) -> None:
+        """Find out whose fault a difference is. A chunk that the repository has twice, once wrong, is put right.
+
+        Raises IntegrityError that names the target, or the place in the repository.
+        """
+        start, _ = self._span([row])
+        delivered = dict(self._stream.decode([row]))[row[1]]
+        right = self._stream.fetch(ChunkBatch((row,)))[row[1]]
+        if delivered == right or delivered != held:
+            raise self._difference(start, _NOT_THE_REPOSITORY)
+        self._target.write(start, right)
+        self._target.settle()
+        if any(bytes(content) != right for _, content in self._contents([row])):
+            raise self._difference(start, _NOT_THE_REPOSITORY)
+
+    def _prove_zeros(self, start: int, end: int) -> None:
+        for low, high in self._target.stored(start, end):
+            for offset in range(low, high, RANGE):
+                view = self._read.view(min(RANGE, high - offset))
+                self._target.read_into(offset, view)
+                if not is_zero(view):
+                    raise self._difference(offset)
+
+    def _contents(self, run: Sequence[Row]) -> Iterator[tuple[Row, memoryview]]:
+        """Each chunk of a run with what the target reads back, until the next is asked for."""
+        start, end = self._span(run)
+        view = self._read.view(end - start)
+        self._target.read_into(start, view)
+        for row in run:
+            low, high = self._span([row])
+            yield row, view[low - start : high - start]
+
+    def _difference(self, offset: int, hint: str = "") -> IntegrityError:
+        where = self._target.working_path
+        message = f"{where} does not hold what was written at offset {offset}"
+        return IntegrityError(message, obj=str(where), hint=hint)
+
+    def _bytes(self, rows: Sequence[Row]) -> int:
+        return sum(self._stream.shape.chunk_length(chunk) for chunk, _ in rows)
+
+    def _is_direct(self, run: Sequence[Row]) -> bool:
+        return self._target.is_direct(*self._span(run))
+
+    def _span(self, run: Sequence[Row]) -> tuple[int, int]:
+        return self._stream.span(run[0][0], run[-1][0] + 1)
+
+
+def _adjoining(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Cut ascending chunks into runs without a gap."""
+    first = 0
+    for place in range(1, len(rows) + 1):
+        if place == len(rows) or rows[place][0] != rows[place - 1][0] + 1:
+            yield rows[first:place]
+            first = place

@@ -1,0 +1,155 @@
+"""What `lamella schedule` installs, under a systemd that is the first process, and under cron.
+
+The fears: the timer starts nothing; an absent disk is an alarm, or is never tried again; the timer of the backup
+breaks and nobody hears of it; a user's timers die with the login.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.features import require
+from tests.system.systemd_machine import SystemdMachine, systemd_machine
+
+_TELL = r"""
+printf '#!/bin/sh\ncat >> /srv/told\necho >> /srv/told\n' > /usr/local/bin/tell; chmod 755 /usr/local/bin/tell
+mkdir -p /etc/lamella /srv/vm; umask 077; head -c 32 /dev/urandom > /etc/lamella/key
+"""
+_PROFILE = r"""
+cat >> {config} <<'END'
+[repositories.{name}]
+url = "{place}/repository"
+keyfile = "{key}"
+[profiles.{name}]
+sources = ["{images}/*.img"]
+repositories = ["{name}"]
+verify = false
+[profiles.{name}.notify]
+command = "/usr/local/bin/tell"
+[profiles.{name}.schedule]
+when = "{when}"
+random_delay = "0"
+END
+"""
+_EVERY_TWO_SECONDS = "*:*:0/2"
+_SAVED = "$L list --json -r {} | grep -c complete || true"
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdMachine]:
+    place = tmp_path_factory.mktemp("machine") / "top"
+    place.mkdir()
+    with systemd_machine(place) as found:
+        found.ok(_TELL + "head -c 1M /dev/urandom > /srv/vm/disk.img")
+        for name, when in {
+            "nightly": _EVERY_TWO_SECONDS,
+            "usb": "daily",
+            "broken": "daily",
+            "by-cron": "daily",
+        }.items():
+            where = {"config": "/etc/lamella/lamella.toml", "key": "/etc/lamella/key", "images": "/srv/vm"}
+            found.ok(_PROFILE.format(name=name, when=when, place=f"/srv/{name}", **where))
+        # The clock of cron has no seconds: it begins with the first test.
+        if shutil.which("cron") and shutil.which("crontab"):
+            found.ok("mkdir /srv/by-cron; $L init -q -r by-cron; $L schedule install --cron by-cron")
+            found.ok("crontab -l | sed 's/^17 3 . . ./* * * * */; s/^47 ./* */' | crontab -; cron")
+        yield found
+
+
+def status(machine: SystemdMachine, unit: str, user: str = "") -> dict[str, str]:
+    """What systemd says of a service."""
+    scope = "--user" if user else ""
+    words = f"systemctl {scope} show -p Result -p SubState -p ExecMainStatus -p NRestarts {unit}"
+    return dict(line.split("=", 1) for line in machine.ok(words, user).splitlines())
+
+
+def test_the_timer_starts_a_backup_in_its_sandbox(machine: SystemdMachine) -> None:
+    machine.ok("mkdir /srv/nightly; $L init -q -r nightly; $L schedule install nightly")
+    saved = machine.until(_SAVED.format("nightly"), lambda text: int(text or 0) >= 2)
+    machine.ok("systemctl stop lamella-run-nightly.timer")
+    assert int(saved) >= 2
+    journal = machine.ok("journalctl --no-pager -o cat -u lamella-run-nightly.service")
+    assert "disk: 1.0 MiB, 1.0 MiB read, 1.0 MiB stored" in journal and "every step was done" in journal
+    assert "lamella-watch-nightly.timer" in machine.ok("systemctl list-timers --no-pager")
+    assert machine.run("test -e /srv/told").returncode != 0
+    # The sandbox holds: the same unit cannot write where the system lies.
+    words = "systemctl cat lamella-run-nightly.service | sed 's#^ExecStart=.*#ExecStart=/usr/bin/touch /usr/touched#'"
+    machine.ok(f"{words} | grep -v Force > /run/systemd/system/probe.service; systemctl daemon-reload")
+    machine.run("systemctl start probe.service")
+    machine.until("systemctl show -p ActiveState --value probe.service", lambda text: text.strip() == "failed")
+    assert "Read-only file system" in machine.ok("journalctl --no-pager -o cat -u probe.service")
+    machine.ok("$L schedule remove nightly; test ! -e /etc/systemd/system/lamella-run-nightly.timer")
+
+
+def test_an_absent_disk_is_no_failure_and_is_tried_again(machine: SystemdMachine) -> None:
+    machine.ok("$L schedule install usb")
+    machine.ok("systemctl start lamella-run-usb.service")
+    machine.until(
+        "systemctl show -p SubState --value lamella-run-usb.service", lambda text: text.strip() == "auto-restart"
+    )
+    found = status(machine, "lamella-run-usb.service")
+    assert (found["Result"], found["ExecMainStatus"]) == ("success", "75")
+    assert "lamella-run-usb" not in machine.ok("systemctl list-units --failed --no-pager")
+    # The disk is plugged in; the unit's own 15 minutes are shortened, as an administrator can.
+    drop_in = "/etc/systemd/system/lamella-run-usb.service.d"
+    machine.ok(f"mkdir {drop_in}; printf '[Service]\\nRestartSec=1\\n' > {drop_in}/soon.conf; systemctl daemon-reload")
+    machine.ok("mkdir /srv/usb; $L init -q -r usb; systemctl stop lamella-run-usb.service; mv /srv/usb /srv/away")
+    machine.ok("systemctl start lamella-run-usb.service")
+    machine.until("systemctl show -p NRestarts --value lamella-run-usb.service", lambda text: int(text or 0) >= 1)
+    machine.ok("mv /srv/away /srv/usb")
+    machine.until(_SAVED.format("usb"), lambda text: int(text or 0) >= 1)
+    machine.until("systemctl is-active lamella-run-usb.service", lambda text: text.strip() == "inactive")
+    assert status(machine, "lamella-run-usb.service")["ExecMainStatus"] == "0"
+    assert machine.run("grep usb /srv/told").returncode != 0
+
+
+def test_the_watch_tells_although_the_timer_of_the_backup_is_broken(machine: SystemdMachine) -> None:
+    """Installed four days ago; the first timer is damaged, the repository was never there."""
+    machine.ok(
+        f'{sys.executable} -c "import os; from lamella.cli.places import this_host; '
+        "from lamella.memory.runs import Profiles; from lamella.base.clock import now_ms; "
+        "Profiles(this_host(os.environ)).see('broken', now_ms() - 4 * 86400000, '')\""
+    )
+    drop_in = "/etc/systemd/system/lamella-watch-broken.timer.d"
+    machine.ok(f"mkdir {drop_in}; printf '[Timer]\\nOnActiveSec=1s\\nRandomizedDelaySec=0\\n' > {drop_in}/soon.conf")
+    machine.ok("$L schedule install broken")
+    machine.ok("printf '[Timer]\\nOnCalendar=never\\n' > /etc/systemd/system/lamella-run-broken.timer")
+    machine.ok(
+        "systemctl daemon-reload; systemctl stop lamella-run-broken.timer; systemctl restart lamella-watch-broken.timer"
+    )
+    told = machine.until("cat /srv/told", lambda text: '"stale"' in text)
+    assert "no good backup to broken" in told and told.count('"stale"') == 1
+    assert status(machine, "lamella-watch-broken.service")["ExecMainStatus"] == "3"
+
+
+def test_a_users_timers_run_without_a_login_if_the_user_lingers(machine: SystemdMachine) -> None:
+    require("systemd", shutil.which("loginctl") is not None and shutil.which("dbus-daemon") is not None, "no logind")
+    machine.ok("useradd -m ann; systemctl start systemd-logind")
+    home = {"config": ".config/lamella/lamella.toml", "key": "/home/ann/key", "images": "/home/ann/vm"}
+    machine.ok(
+        "umask 077; mkdir -p .config/lamella vm disk;head -c 32 /dev/urandom > key; head -c 1M /dev/urandom > vm/a.img",
+        "ann",
+    )
+    machine.ok(_PROFILE.format(name="mine", when=_EVERY_TWO_SECONDS, place="/home/ann/disk", **home), "ann")
+    machine.ok("$L init -q -r mine", "ann")
+    refused = machine.run("$L schedule install mine", "ann")  # nobody is logged in: there is no manager to ask
+    assert machine.run("test -e .config/systemd", "ann").returncode != 0
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr and refused.stderr.count("\n") == 1
+    assert "enable-linger" in refused.stderr
+    machine.ok("loginctl enable-linger ann")
+    machine.until("systemctl is-active user@$(id -u ann).service", lambda text: text.strip() == "active")
+    machine.ok("$L schedule install mine", "ann")
+    machine.until(_SAVED.format("mine"), lambda text: int(text or 0) >= 1, "ann")
+    assert status(machine, "lamella-run-mine.service", "ann")["Result"] == "success"
+    machine.ok("$L schedule remove mine", "ann")
+
+
+def test_cron_runs_the_backup_and_the_watch(machine: SystemdMachine) -> None:
+    require("cron", shutil.which("cron") is not None and shutil.which("crontab") is not None, "no cron is installed")
+    machine.until(_SAVED.format("by-cron"), lambda text: int(text or 0) >= 1, seconds=75)
+    machine.ok("$L schedule show --cron by-cron; $L schedule remove --cron by-cron")
+    assert machine.run("crontab -l").stdout.strip() == ""
