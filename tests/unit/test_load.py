@@ -17,8 +17,8 @@ from tools.load import Load, Weight, closure, listed, total, weigh
 CEILINGS = {
     "list": (Weight(5_540, 4_890), 5_065),
     "restore": (Weight(6_980, 6_180), 5_940),
-    "backup": (Weight(9_960, 8_800), 8_475),
-    "qubes backup": (Weight(10_465, 9_300), 9_025),
+    "backup": (Weight(9_905, 8_770), 8_405),
+    "qubes backup": (Weight(10_405, 9_270), 8_960),
     "qubes restore": (Weight(8_450, 7_550), 7_025),
 }
 
