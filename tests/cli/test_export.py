@@ -333,7 +333,11 @@ def test_an_empty_volume_has_images(empty: Lamella, image: Path, tmp_path: Path)
         assert client.size == 0
 
 
-def test_a_stream_is_the_same_image(saved: Lamella, image: Path, tmp_path: Path) -> None:
+def test_a_stream_is_the_same_image(empty: Lamella, image: Path, tmp_path: Path) -> None:
+    with image.open("ab") as file:
+        file.write(b"an end within a cluster")
+    empty.ok("backup", image)
+    saved = empty
     for kind in ("raw", "qcow2", "tar"):
         saved.ok("export", "disk", "--to", tmp_path / kind, "--format", kind)
         with (tmp_path / "stream").open("wb") as target:

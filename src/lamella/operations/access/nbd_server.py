@@ -15,6 +15,7 @@ from lamella.operations.access.channel import Channel, ClientGone, ClientStalled
 from lamella.operations.access.disk import Disk
 from lamella.operations.access.nbd_connection import NbdConnection
 from lamella.operations.access.nbd_protocol import Malformed
+from lamella.operations.access.view import PIECE
 from lamella.run.beside import Beside
 
 MAX_CLIENTS = 64
@@ -142,7 +143,9 @@ class NbdServer:
 
 
 def _prepared(connection: socket.socket) -> socket.socket:
-    """With what keeps a TCP connection quick, and ends one whose other side is dead."""
+    """With what keeps a connection quick, and ends one whose other side is dead."""
+    # As much as the system allows: each time that the client must empty it first, both wait for a processor.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
     if connection.family in (socket.AF_INET, socket.AF_INET6):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
