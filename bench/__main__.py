@@ -1,4 +1,4 @@
-"""`python -m bench [image|scale|tracking|s3|copies|health|pipe|look|exporting]`: see docs/bench.md."""
+"""`python -m bench [image|scale|tracking|s3|copies|health|pipe|look|exporting|sources]`: see docs/bench.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import copies, exporting, health, images, looking, pipe, report, s3, scale, sparse, tracking
+from bench import copies, exporting, health, images, looking, pipe, report, s3, scale, sources, sparse, tracking
 from bench.journey import Journey
 from bench.measure import MIB, BenchError, Series, pin
 
@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
-    modes = ("image", "scale", "tracking", "s3", "copies", "health", "pipe", "look", "exporting")
+    modes = ("image", "scale", "tracking", "s3", "copies", "health", "pipe", "look", "exporting", "sources")
     parser.add_argument("mode", nargs="?", choices=modes, default="image",
                         help="image: beside others; scale: simulated; tracking: --dir on Btrfs or XFS;"
                         " s3: the S3 store; pipe: ssh and local pipes; copies: second copies;"
-                        " look: list and status of many snapshots; exporting: reading over NBD")  # fmt: skip
+                        " look: list and status of many snapshots; exporting: reading over NBD; sources")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
     parser.add_argument("--size", type=int, default=1536, metavar="MIB", help="real data in the image (default 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors to use (default 2, as zstd -T2 does)")
@@ -130,6 +130,11 @@ def _pipe(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list
     return series, list(pipe.targets(series, args.size))
 
 
+def _sources(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    series = sources.measure(work, args.repeats, args.size * MIB)
+    return series, list(sources.targets(series))
+
+
 _MODES = {
     "image": _image,
     "scale": _scale,
@@ -140,6 +145,7 @@ _MODES = {
     "look": _look,
     "pipe": _pipe,
     "exporting": _exporting,
+    "sources": _sources,
 }
 
 

@@ -105,7 +105,7 @@ missing_packages() {
     if [ "$(installer)" = apt-get ]; then
         mount_package=mount rpm_package=rpm ssh_package=openssh-client ip_package=iproute2
         thin_package=thin-provisioning-tools qemu_package=qemu-utils nbd_package=libnbd-bin
-        guest='qemu-system-x86_64:qemu-system-x86 busybox:busybox-static depmod:kmod'
+        guest='qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common busybox:busybox-static depmod:kmod'
         guest+=' dbus-daemon:dbus cron:cron zsh:zsh fish:fish promtool:prometheus'
         # It has no program; without it no user has a manager.
         [ -e /usr/share/pam-configs/systemd ] || echo libpam-systemd

@@ -1938,7 +1938,7 @@ def save(path: str, overwrite: bool, content: "VolumeContent | DocumentContent")
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 
-CONSISTENCY = {0: "unknown", 1: "live", 2: "quiesced", 3: "halted", 4: "committed"}
+CONSISTENCY = {0: "unknown", 1: "live", 2: "quiesced", 3: "halted", 4: "committed", 5: "changed"}
 
 
 def secret_of(args: argparse.Namespace) -> tuple[int, bytes]:

@@ -144,7 +144,7 @@ def snap_bytes(at: int, value: bytes) -> RawRecord:
 
 
 @pytest.mark.parametrize(
-    ("at", "value"), [(32, bytes(16)), (48, b"\x0f"), (48, b"\x17"), (49, b"\x05"), (50, b"\x01"), (51, b"\x80")]
+    ("at", "value"), [(32, bytes(16)), (48, b"\x0f"), (48, b"\x17"), (49, b"\x06"), (50, b"\x01"), (51, b"\x80")]
 )
 def test_add_snap_out_of_range(at: int, value: bytes) -> None:
     with pytest.raises(IntegrityError):

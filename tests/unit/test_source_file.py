@@ -18,7 +18,10 @@ from lamella.base.errors import SourceError
 from lamella.base.extents import Extent
 from lamella.run.spawn import run
 from lamella.sources.base import Consistency, FrozenVolume
-from lamella.sources.file import FileSource, FrozenFile
+from lamella.sources.file import FileSource
+from lamella.sources.frozen_file import FrozenFile
+from lamella.sources.in_place import PIECE, ReadTwice
+from lamella.sources.page_cache import PageCache
 from lamella_kit.image_files import loop_device, partition, sparse_file
 from tests.unit.real_devices import need_devices
 
@@ -146,7 +149,7 @@ def test_a_write_while_it_is_read_is_noticed(tmp_path: Path) -> None:
     with source(image).freeze() as volume:
         with image.open("r+b") as file:
             file.write(b"new")
-        assert volume.consistency() is Consistency.UNKNOWN
+        assert volume.consistency() is Consistency.CHANGED
 
 
 def test_a_store_through_an_old_dirty_mapping_is_noticed(tmp_path: Path) -> None:
@@ -158,7 +161,7 @@ def test_a_store_through_an_old_dirty_mapping_is_noticed(tmp_path: Path) -> None
         age(image)
         with source(image).freeze() as volume:
             mapped[1] = 2
-            assert volume.consistency() is Consistency.UNKNOWN
+            assert volume.consistency() is Consistency.CHANGED
 
 
 def test_a_longer_file_is_refused_at_the_end(tmp_path: Path) -> None:
@@ -262,6 +265,42 @@ def odd_things(tmp_path: Path) -> Iterator[dict[str, Path]]:
 def test_what_holds_no_volume_is_refused(kind: str, odd_things: dict[str, Path]) -> None:
     with pytest.raises(SourceError, match=f"is a {kind}"), source(odd_things[kind]).freeze():
         pass
+
+
+def test_reading_leaves_the_page_cache_as_it_was(tmp_path: Path) -> None:
+    if run(["stat", "--file-system", "--format=%T", str(tmp_path)], timeout_seconds=20) == b"tmpfs\n":
+        pytest.skip("files on tmpfs are nowhere but in memory")
+    image = sparse_file(tmp_path / "a", 16 * MIB, {0: os.urandom(16 * MIB)})
+    with image.open("rb") as file:
+        fd = file.fileno()
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(fd, MIB, 5 * MIB)
+        cache = PageCache(fd, 16 * MIB)
+        before = cache.resident(0, 16 * MIB)
+        assert 0 < sum(page & 1 for page in before) < 1024
+        with source(image).freeze() as volume:
+            for offset in range(0, 16 * MIB, 4 * MIB):
+                volume.read_into(offset, memoryview(bytearray(4 * MIB)))
+            volume.read_into(16 * MIB - 5000, memoryview(bytearray(5000)))
+        assert cache.resident(0, 16 * MIB) == before
+        cache.close()
+
+
+@pytest.mark.parametrize("changed", [0, 40, 100])
+def test_pieces_are_read_twice(changed: int) -> None:
+    content = bytearray(os.urandom(200 * PIECE))
+
+    def read_into(offset: int, buffer: memoryview) -> None:
+        buffer[:] = content[offset : offset + len(buffer)]
+
+    twice = ReadTwice()
+    for offset in range(0, len(content), 2 * PIECE):
+        twice.saw(offset, memoryview(content)[offset : offset + 2 * PIECE])
+    for chunk in range(changed):
+        content[chunk * 2 * PIECE : (chunk + 1) * 2 * PIECE : 1000] = bytes(-(-2 * PIECE // 1000))
+    assert twice.differs(read_into) is bool(changed)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

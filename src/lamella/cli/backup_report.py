@@ -23,7 +23,7 @@ def _ended(out: Output, number: int, event: Finished) -> None:
     if out.as_events:
         out.event("volume", {"number": number, "count": volumes, **_row(row)})
     name = f"{row.volume} ({number} of {volumes})" if volumes > 1 else row.volume
-    if row.result != "complete":
+    if row.result == "failed":
         out.line(f"{name}: NOT SAVED: {row.error}")
         return
     resumed = f" and {shown_bytes(row.resumed_bytes)} by the run before" if row.resumed_bytes else ""
@@ -38,22 +38,22 @@ def _ended(out: Output, number: int, event: Finished) -> None:
 
 def result_shown(out: Output, result: BackupResult) -> dict[str, object]:
     """The document of a result, which is also said in lines."""
-    rows, good = result.volumes, [row for row in result.volumes if row.result == "complete"]
+    rows, good = result.volumes, [row for row in result.volumes if row.result != "failed"]
     for row in rows:
-        if row.result != "complete":
+        if row.result == "failed":
             out.warn(f"{row.volume} was not saved: {row.error}")
     if result.snapshot:
         state = "complete" if result.complete else f"INCOMPLETE, {len(good)} of {len(rows)} volumes"
-        out.line(
-            f"snapshot {result.snapshot}: {state}, {shown_bytes(sum(row.source_bytes for row in good))} saved, "
-            f"{shown_bytes(result.stored_bytes + result.metadata_bytes)} stored in {shown_seconds(result.seconds)}"
-        )
+        state = "CHANGED while it was read" if result.word == "changed" else state
+        amount = f"{shown_bytes(sum(row.source_bytes for row in good))} saved"
+        amount += f", {shown_bytes(result.stored_bytes + result.metadata_bytes)} stored"
+        out.line(f"snapshot {result.snapshot}: {state}, {amount} in {shown_seconds(result.seconds)}")
     else:
         out.line("nothing was saved, so there is no snapshot")
     out.line(f"fingerprint {result.fingerprint}")
     return {
         "snapshot": result.snapshot,
-        "result": "complete" if result.complete else "incomplete",
+        "result": result.word,
         "seconds": result.seconds,
         "metadata_bytes": result.metadata_bytes,
         "stored_bytes": result.stored_bytes,

@@ -26,7 +26,7 @@ def files_of(text: str, exclude: Sequence[str]) -> list[str] | None:
     nobody loses a backup to a changed path; UsageError for a NAME= before it.
     """
     name, place = split_name(text)
-    sources = None if re.match(r"[a-z_]+:", place) else _files(place)
+    sources = None if re.match(r"[a-z_+]+:", place) else _files(place)
     if sources is None:
         return None
     if name is not None:

@@ -28,4 +28,4 @@ def keeping(context: Context) -> Keeping:
 
 def may_be_several(place: str) -> bool:
     """Whether a source may be a pattern or a directory (`found_sources`)."""
-    return any(one in place for one in "*?[") or Path(place).is_dir()
+    return (not place.startswith(("nbd:", "nbd+unix:")) and any(one in place for one in "*?[")) or Path(place).is_dir()

@@ -64,7 +64,7 @@ class QubesPlan:
         finally:
             (self.host.cache_dir / ARCHIVE).unlink(missing_ok=True)
         if result.snapshot:
-            failed = {row.volume.partition(":")[0] for row in result.volumes if row.result != "complete"}
+            failed = {row.volume.partition(":")[0] for row in result.volumes if row.result == "failed"}
             for qube in self.qubes:
                 if qube.name not in failed and qube.klass != ADMIN_CLASS:
                     self._stamp(qube, reporter)

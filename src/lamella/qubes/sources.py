@@ -121,9 +121,9 @@ class _QubeMoment:
         return self._frozen.checkpoint
 
     def consistency(self) -> Consistency:
-        """By the qube's state; UNKNOWN where the driver could not hold the volume still and it changed."""
+        """By the qube's state; the driver's word where it could not hold the volume still."""
         seen = self._frozen.consistency()
-        return seen if seen == Consistency.UNKNOWN else self._consistency
+        return seen if seen in (Consistency.UNKNOWN, Consistency.CHANGED) else self._consistency
 
     def allocated(self) -> Iterator[Extent]:
         """The driver's."""

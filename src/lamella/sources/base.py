@@ -34,6 +34,8 @@ class Consistency(IntEnum):
     """Nobody had the volume open for writing."""
     COMMITTED = 4
     """The state of the last orderly shutdown."""
+    CHANGED = 5
+    """No moment at all: somebody was seen writing while it was read."""
 
 
 class FrozenVolume(Protocol):

@@ -6,10 +6,13 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, SourceError
+
+if TYPE_CHECKING:
+    from lamella.sources.page_cache import PageCache
 
 _VERSION = 1
 _LONGEST_TEXT = 1024
@@ -22,6 +25,8 @@ class OpenVolume:
         self.path = path
         self._fd = fd
         self._size = size
+        self._cache: PageCache | None = None
+        self._cache_asked = False
 
     @property
     def size(self) -> int:
@@ -31,11 +36,30 @@ class OpenVolume:
     def closed(self) -> None:
         """Forget the descriptor: a late read must fail, not read whatever file gets its number next."""
         self._fd = -1
+        if self._cache is not None:
+            self._cache.close()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`. Raises SourceError if the volume ends before, or cannot be read there."""
+        """Fill `buffer` from `offset`, and leave the page cache as it was.
+
+        Raises SourceError if the volume ends before, or cannot be read there.
+        """
         if offset < 0 or offset + len(buffer) > self._size:
             raise SourceError(f"{self.path}: nothing to read beyond its {self._size} bytes", obj=str(self.path))
+        cache = self._page_cache()
+        before = cache.resident(offset, len(buffer)) if cache is not None else b""
+        self._fill(offset, buffer)
+        if cache is not None:
+            cache.give_back(offset, before)
+
+    def _page_cache(self) -> PageCache | None:
+        if not self._cache_asked and self._size:
+            from lamella.sources.page_cache import page_cache  # only for reading
+
+            self._cache, self._cache_asked = page_cache(self._fd, self._size), True
+        return self._cache
+
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
             try:

@@ -18,9 +18,11 @@ _UNNAMED: Final = "volume"
 
 def split_name(text: str) -> tuple[str | None, str]:
     """Split `NAME=SOURCE`; without a valid NAME before the first `=`, everything is the source."""
+    if text.startswith(("nbd://", "nbd+unix://")):
+        return None, text
     name, equals, source = text.partition("=")
     fault = _fault_in(name) if equals else ""
-    if fault and (source.startswith(("/", "lvm:")) or Path(source).exists()) and not Path(text).exists():
+    if fault and (source.startswith(("/", "lvm:", "nbd")) or Path(source).exists()) and not Path(text).exists():
         raise UsageError(f"not a volume name: {fault}", obj=name, hint="write NAME=SOURCE, or ./ before a path with =")
     return (name, source) if equals and not fault else (None, text)
 

@@ -10,6 +10,8 @@ def place_of(identity: bytes, machine: str) -> str | None:
 
     Raises SourceError if LVM cannot be asked.
     """
+    if identity.startswith(exports := f"nbd:{machine}:".encode("ascii")):
+        return identity.removeprefix(exports).decode("utf-8", "surrogateescape")
     path = path_of(identity, machine)
     if path is not None or not identity.startswith(b"lvm:"):
         return None if path is None else str(path)

@@ -14,11 +14,12 @@ DRIVERS: Final = {
     "btrfs": "lamella.sources.reflink.btrfs:open_btrfs",
     "file": "lamella.sources.file:open_file",
     "lvm_thin": "lamella.sources.lvm.thin:open_lvm_thin",
+    "nbd": "lamella.sources.nbd.source:open_nbd",
     "reflink": "lamella.sources.reflink.reflink:open_reflink",
 }
 """Driver name -> `module:factory`, imported on use; a factory takes the text, the machine's hash, a Keeping."""
 
-_PREFIXES: Final = {"lvm": "lvm_thin", "zfs": "zfs"}
+_PREFIXES: Final = {"lvm": "lvm_thin", "zfs": "zfs", "nbd": "nbd", "nbd+unix": "nbd"}
 _Factory = Callable[[str, str, Keeping], Source]
 
 

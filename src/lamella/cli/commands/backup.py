@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="+",
         metavar="[NAME=]SOURCE",
-        help="an image file, a block device, a directory or pattern of such files, or lvm:VG/LV; NAME is what the "
-        "volume is called in the repository",
+        help="an image file, a block device, a directory or pattern of such files, lvm:VG/LV, or an NBD address "
+        "(nbd+unix:///EXPORT?socket=PATH, nbd://HOST:PORT/EXPORT); NAME is what the volume is called in the repository",
     )
     parser.add_argument(
         "--exclude",
@@ -118,6 +118,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prune",
         action="store_true",
         help="afterwards remove the snapshots of these volumes that no rule of the configuration keeps",
+    )
+    parser.add_argument(
+        "--require-consistent", action="store_true", help="save no volume that shows no single moment (exit code 3)"
     )
     add_dry_run(parser)
 
@@ -281,6 +284,7 @@ def _options(context: Context) -> BackupOptions:
         reread_bytes=args.reread,
         hook_seconds=args.hook_timeout or configured.hook_seconds,
         read_rate=args.read_rate or configured.read_rate,
+        require_consistent=args.require_consistent,
         pace=Pace() if args.point_every is None else Pace(bytes=args.point_every, least_bytes=1),
     )
     words = (args.document, args.changes_from, args.changes_base, args.before, args.after)

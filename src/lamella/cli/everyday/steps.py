@@ -190,7 +190,7 @@ def _of_destination(name: str, row: Mapping[str, Any], seconds: float) -> StepRe
     error = row.get("error")
     if error is not None:
         return StepResult("backup", name, int(error["exit"]), str(error["message"]), seconds, row)
-    code = 0 if row.get("result") == "complete" else INCOMPLETE
+    code = 0 if row.get("result") in ("complete", "changed") else INCOMPLETE
     return StepResult("backup", name, code, _reason("backup", code, row) if code else "", seconds, row)
 
 

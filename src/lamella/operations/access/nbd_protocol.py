@@ -6,88 +6,46 @@ Source: "The NBD protocol" (doc/proto.md of the nbd project). Everything is big-
 from __future__ import annotations
 
 import struct
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from typing import NamedTuple
 
-GREETING = b"NBDMAGIC"
-OPTION_MAGIC = b"IHAVEOPT"
-_OPTION_REPLY_MAGIC = 0x0003E889045565A9
-_REQUEST_MAGIC = 0x25609513
-_SIMPLE_REPLY_MAGIC = 0x67446698
-_CHUNK_MAGIC = 0x668E33EF
+from lamella.base import nbd
+from lamella.base.nbd import (
+    DONE,
+    GREETING,
+    MAX_NAME,
+    MAX_PAYLOAD,
+    OPTION_MAGIC,
+    Allocation,
+    Answer,
+    Chunk,
+    Command,
+    Handshake,
+    Info,
+    Option,
+    Transmission,
+)
 
-MAX_NAME = 4096
-MAX_PAYLOAD = 32 * 1024 * 1024
-"""Bytes that a client may ask for, or send, in one request."""
+__all__ = [
+    "DONE",
+    "GREETING",
+    "MAX_NAME",
+    "MAX_PAYLOAD",
+    "OPTION_MAGIC",
+    "Allocation",
+    "Answer",
+    "Chunk",
+    "Command",
+    "Handshake",
+    "Info",
+    "Option",
+    "Transmission",
+]
 
-
-class Handshake(IntFlag):
-    """Flags of the server's greeting, and of the client's answer to it."""
-
-    FIXED_NEWSTYLE = 1
-    NO_ZEROES = 2
-
-
-class Option(IntEnum):
-    """What a client asks before it chooses an export."""
-
-    EXPORT_NAME = 1
-    ABORT = 2
-    LIST = 3
-    INFO = 6
-    GO = 7
-    STRUCTURED_REPLY = 8
-    LIST_META_CONTEXT = 9
-    SET_META_CONTEXT = 10
-
-
-class Answer(IntEnum):
-    """Kinds of replies to options."""
-
-    ACK = 1
-    SERVER = 2
-    INFO = 3
-    META_CONTEXT = 4
-    UNSUPPORTED = (1 << 31) + 1
-    INVALID = (1 << 31) + 3
-    UNKNOWN = (1 << 31) + 6
-    TOO_BIG = (1 << 31) + 9
-
-
-class Info(IntEnum):
-    """What a client wants to know of an export."""
-
-    EXPORT = 0
-    NAME = 1
-    DESCRIPTION = 2
-    BLOCK_SIZE = 3
-
-
-class Transmission(IntFlag):
-    """What an export can do."""
-
-    HAS_FLAGS = 1 << 0
-    READ_ONLY = 1 << 1
-    SEND_FLUSH = 1 << 2
-    SEND_FUA = 1 << 3
-    SEND_TRIM = 1 << 5
-    SEND_WRITE_ZEROES = 1 << 6
-    SEND_DF = 1 << 7
-    CAN_MULTI_CONN = 1 << 8
-    SEND_CACHE = 1 << 10
-
-
-class Command(IntEnum):
-    """What a client asks of an export."""
-
-    READ = 0
-    WRITE = 1
-    DISC = 2
-    FLUSH = 3
-    TRIM = 4
-    CACHE = 5
-    WRITE_ZEROES = 6
-    BLOCK_STATUS = 7
+_OPTION_REPLY_MAGIC = nbd.OPTION_REPLY_MAGIC
+_REQUEST_MAGIC = nbd.REQUEST_MAGIC
+_SIMPLE_REPLY_MAGIC = nbd.SIMPLE_REPLY_MAGIC
+_CHUNK_MAGIC = nbd.CHUNK_MAGIC
 
 
 class RequestFlag(IntFlag):
@@ -111,28 +69,8 @@ ALLOWED = {
 """The flags that each command understands."""
 
 
-class Chunk(IntEnum):
-    """Kinds of the chunks of a structured reply."""
-
-    NONE = 0
-    OFFSET_DATA = 1
-    OFFSET_HOLE = 2
-    BLOCK_STATUS = 5
-    ERROR = (1 << 15) + 1
-    ERROR_OFFSET = (1 << 15) + 2
-
-
-class Allocation(IntFlag):
-    """States of the context base:allocation."""
-
-    HOLE = 1
-    ZERO = 2
-
-
-ALLOCATION_NAME = b"base:allocation"
+ALLOCATION_NAME = nbd.ALLOCATION_CONTEXT.encode("ascii")
 ALLOCATION_ID = 1
-DONE = 1
-"""The flag of the last chunk of a reply."""
 
 _REQUEST = struct.Struct(">IHHQQI")
 REQUEST_SIZE = _REQUEST.size

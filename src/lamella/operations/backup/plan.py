@@ -77,7 +77,7 @@ class BackupOptions:
     `after` are commands run around the freeze, each for at most `hook_seconds`; `around` is entered between them.
     `changes` is another tool's map of what changed since the snapshot `changes_base`, for a single source. `pace` says
     how often a long run leaves a point from which another run can go on. The sources are read with at most `read_rate`
-    bytes a second.
+    bytes a second. With `require_consistent` a volume that shows no single moment fails.
     """
 
     compression: str = "auto"
@@ -97,6 +97,7 @@ class BackupOptions:
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     pace: Pace = field(default_factory=Pace)
     read_rate: int | None = None
+    require_consistent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

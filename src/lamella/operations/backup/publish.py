@@ -99,7 +99,7 @@ def _run_record(name: str, reads: Sequence[Read], results: Sequence[VolumeResult
     ids = {read.frozen.plan.volume: read.frozen.shape.volume_id for read in reads}
     entries = tuple(
         RunVolume(
-            ids.get(one.volume, VolumeId(bytes(16))), clipped(one.volume), one.result != "complete", clipped(one.error)
+            ids.get(one.volume, VolumeId(bytes(16))), clipped(one.volume), one.result == "failed", clipped(one.error)
         )
         for one in results
     )

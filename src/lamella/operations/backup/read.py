@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,10 +11,10 @@ from lamella.base.errors import CheckpointLost, IntegrityError, SourceError
 from lamella.base.events import Reporter
 from lamella.operations.backup.plan import COMPARE, FULL, INCREMENTAL, BackupOptions
 from lamella.operations.backup.recording import Recorder
-from lamella.operations.backup.stages import Frozen, Read, VolumeResult, Way, failed
+from lamella.operations.backup.stages import NO_MOMENT, Frozen, Read, VolumeResult, Way, failed
 from lamella.operations.shared import reading
 from lamella.operations.shared.reading import Task
-from lamella.operations.writing.chunks import MapRefuted, VolumeReader
+from lamella.operations.writing.chunks import MapRefuted, VolumeReader, Watch
 from lamella.operations.writing.session import WritingSession
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
@@ -44,8 +45,9 @@ class Attempts:
         except SourceError as error:
             return failed(frozen.plan, error.message, way, frozen.shape)
         while True:
+            started = time.monotonic()
             try:
-                return self._attempt(frozen, way)
+                return self._settled(self._attempt(frozen, way), started)
             except SourceError as error:
                 if way.mode != INCREMENTAL or not isinstance(error, CheckpointLost):
                     return failed(frozen.plan, error.message, way, frozen.shape)
@@ -96,7 +98,24 @@ class Attempts:
         self.warn(f"{volume}: the last snapshot cannot be read, all is stored anew: {error.message}")
         return Way(FULL, "the last snapshot is damaged", None, notes=way.notes)
 
-    def _read(self, frozen: Frozen, way: Way, base: Tree | None, tasks: Iterable[Task]) -> Read:
+    def _settled(self, read: Read, started: float) -> Read:
+        """What was read, if it shows one moment or is all that can be had. Raises SourceError."""
+        unseen = read.consistency == Consistency.UNKNOWN and not self.options.require_consistent
+        if unseen or read.consistency not in NO_MOMENT:
+            return read
+        from lamella.operations.backup.moving import Settling  # most volumes are held still
+
+        settling = Settling(self.options.require_consistent, self._again, self.repo.clock, self.warn)
+        return settling.settled(read, time.monotonic() - started)
+
+    def _again(self, frozen: Frozen, first: Read) -> Read:
+        self.session.flush()
+        base = Tree(frozen.shape, first.tree.root)
+        return self._read(frozen, first.way, base, reading.everything(frozen.volume, frozen.shape), Watch())
+
+    def _read(
+        self, frozen: Frozen, way: Way, base: Tree | None, tasks: Iterable[Task], watch: Watch | None = None
+    ) -> Read:
         reader = VolumeReader(
             self.repo,
             self.session.packer(frozen.plan.domain_id),
@@ -108,7 +127,7 @@ class Attempts:
             workers=self.options.workers or default_workers(),
             bucket=self.bucket,
         )
-        watch = self.recorder.watch(frozen, way)
+        watch = watch or self.recorder.watch(frozen, way)
         tree = reader.read(frozen.volume, tasks, frozen.plan.volume, self.reporter, watch)
         consistency = frozen.volume.consistency()
         if self.options.before and consistency == Consistency.LIVE:

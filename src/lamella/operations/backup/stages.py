@@ -11,11 +11,15 @@ from lamella.format.records import RawRecord
 from lamella.history.catalogue import Snapshot
 from lamella.operations.backup.plan import VolumePlan
 from lamella.operations.writing.chunks import VolumeRead
-from lamella.sources.base import FrozenVolume, Source
+from lamella.sources.base import Consistency, FrozenVolume, Source
 
 if TYPE_CHECKING:
     from lamella.base.delta import Delta
     from lamella.memory.ledger import ResumePoint
+
+
+NO_MOMENT = (Consistency.UNKNOWN, Consistency.CHANGED)
+"""What was read need not have been there at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,12 @@ class BackupResult:
     volumes: list[VolumeResult]
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def word(self) -> str:
+        """`complete`, `incomplete` if a volume was not saved, else `changed` if one changed while it was read."""
+        changed = any(row.result == "changed" for row in self.volumes)
+        return "incomplete" if not self.complete else "changed" if changed else "complete"
+
 
 def failed(plan: VolumePlan, error: str, way: Way | None = None, shape: Shape | None = None) -> VolumeResult:
     """The result of a volume that was not saved; `way` and `shape` where its reading had begun."""
@@ -119,4 +129,5 @@ def saved(read: Read) -> VolumeResult:
     begun = failed(read.frozen.plan, "", read.way, read.frozen.shape)
     figures, shape = read.tree.figures, read.frozen.shape
     said = {**figures._asdict(), "changed_bytes": min(figures.changed_chunks << shape.chunk_log2, shape.size)}
-    return replace(begun, result="complete", consistency=read.consistency, **said)
+    result = "changed" if read.consistency == Consistency.CHANGED else "complete"
+    return replace(begun, result=result, consistency=read.consistency, **said)

@@ -313,7 +313,7 @@ def _saved(run: _BackupRun, moments: _Moments, bucket: TokenBucket | None, start
     risks = [moment for moment in moments.values() if isinstance(moment, SourceAtRisk)]
     if risks and not reads:
         raise risks[0]
-    complete = all(result.result == "complete" for result in results)
+    complete = all(result.result != "failed" for result in results)
     seconds = round(time.monotonic() - started, 3)
     warnings = [*run.warnings, *repo.host.notices.told.values()]
     return BackupResult(name, complete, seconds, metadata, stored, fingerprint(repo), results, warnings)

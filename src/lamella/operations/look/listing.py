@@ -17,7 +17,7 @@ from lamella.operations.shared.newest import heads
 from lamella.repository.repository import Repository
 
 Row = dict[str, Any]
-CONSISTENCY = ("unknown", "live", "quiesced", "halted", "committed")
+CONSISTENCY = ("unknown", "live", "quiesced", "halted", "committed", "changed")
 
 
 def consistency(snapshots: Iterable[Snapshot]) -> str:
@@ -30,15 +30,12 @@ def volumes(repo: Repository) -> list[Row]:
     shown = repo.catalogue.shown_names()
     held = [volume for volume in repo.catalogue.volumes.values() if volume.snapshots]
     verdicts = Verdicts(repo.memory)
-    rows = [
-        _volume_row(repo, volume, shown[volume.volume_id]) | {"verified": _verified(verdicts, volume.volume_id)}
-        for volume in held
-    ]
+    rows = [_volume_row(repo, volume, shown[volume.volume_id], verdicts) for volume in held]
     return sorted(rows, key=lambda row: str(row["volume"]))
 
 
-def _volume_row(repo: Repository, volume: VolumeState, name: str) -> Row:
-    found = heads(repo, volume)
+def _volume_row(repo: Repository, volume: VolumeState, name: str, verdicts: Verdicts) -> Row:
+    found, verdict = heads(repo, volume), verdicts.of(volume.volume_id)
     newest = found[0] if found else None
     return {
         "volume": name,
@@ -53,13 +50,8 @@ def _volume_row(repo: Repository, volume: VolumeState, name: str) -> Row:
         "size": 0 if newest is None else newest.added.size,
         "consistency": "" if newest is None else consistency([newest]),
         "as_late": [one.name for one in found[1:]],
+        "verified": None if verdict is None else verdict.row(),
     }
-
-
-def _verified(verdicts: Verdicts, volume_id: VolumeId) -> Row | None:
-    """This host's last verdict about a volume; None if it never verified it."""
-    verdict = verdicts.of(volume_id)
-    return None if verdict is None else verdict.row()
 
 
 def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:
@@ -72,6 +64,10 @@ def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:
     waiting = set(Confirmations(repo.memory).waiting())
     rows = [_run_row(repo, found, shown, waiting) for found in runs.values()]
     return sorted(rows, key=lambda row: (str(row["time"]), str(row["snapshot"])))
+
+
+def _whole(found: list[Snapshot]) -> str:
+    return "changed" if any(CONSISTENCY[one.added.consistency] == "changed" for one in found) else "complete"
 
 
 def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str], waiting: set[Ref]) -> Row:
@@ -89,7 +85,7 @@ def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str]
         "volumes": sorted(shown[snapshot.added.volume_id] for snapshot in found),
         "expelled": any(snapshot.expelled for snapshot in found),
         "claimant": "" if claimant is None else claimant.hex(),
-        "result": "complete" if not lost and (run is None or run.complete) else "incomplete",
+        "result": "incomplete" if lost or (run is not None and not run.complete) else _whole(found),
         "failed": failed,
         "confirmed": all(snapshot.confirmed or snapshot.ref in waiting for snapshot in found),
         "size": sum(snapshot.added.size for snapshot in found),

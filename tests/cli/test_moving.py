@@ -1,0 +1,57 @@
+"""A disk that is written while it is saved: one word everywhere, and not saved where one moment is required."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.cli.program import Lamella
+
+
+@contextmanager
+def written(image: Path) -> Iterator[None]:
+    over = threading.Event()
+
+    def write() -> None:
+        with image.open("r+b", buffering=0) as file:
+            while not over.wait(0.005):
+                file.seek(4096)
+                file.write(os.urandom(4096))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        writer.join()
+
+
+def test_a_moving_disk_is_never_called_complete(empty: Lamella, image: Path) -> None:
+    with written(image):
+        said = empty.ok("backup", image)
+    assert "changed while it was read" in said.err and "complete" not in said.out, said
+    with written(image):
+        document = empty.json("backup", image)
+    (row,) = document["volumes"]
+    assert (document["result"], row["result"], row["consistency"]) == ("changed", "changed", "changed")
+    assert {one["result"] for one in empty.json("list")["snapshots"]} == {"changed"}
+    assert "changed" in empty.ok("list").out
+    assert empty.json("info", "disk@latest")["consistency"] == "changed"
+    assert empty.ok("info", "disk@latest").out.split("consistency")[1].split()[0] == "changed"
+
+
+def test_where_one_moment_is_required_the_others_are_saved(empty: Lamella, image: Path) -> None:
+    other = image.with_name("other.img")
+    other.write_bytes(b"still" * 1000)
+    with written(image):
+        alone = empty.run("backup", "--require-consistent", image)
+        assert alone.code == 3 and "one moment is required" in alone.err, alone
+        both = empty.run("backup", "--require-consistent", image, other)
+    assert both.code == 3 and "disk" in both.err, both
+    listed = empty.json("list")
+    assert [one["volumes"] for one in listed["snapshots"]] == [["other"]]
+    assert empty.json("backup", "--require-consistent", image)["volumes"][0]["consistency"] == "live"
