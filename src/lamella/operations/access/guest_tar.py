@@ -8,11 +8,11 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Protocol
 
 from lamella.base.errors import LamellaError, printable
@@ -179,7 +179,7 @@ class Taken:
 def take_archive(take: Take, sink: Sink, most_bytes: int) -> Taken:
     """Read an archive to its end into a sink. Raises LamellaError if it is none, or has more than `most_bytes`."""
     taken = Taken()
-    files: set[str] = set()
+    known: dict[str, MemberKind] = {}
     for member in members(take):
         if taken.bytes + member.size > most_bytes:
             hint = "allow more with --max-size, or name fewer paths"
@@ -187,7 +187,7 @@ def take_archive(take: Take, sink: Sink, most_bytes: int) -> Taken:
         content = _content(take, member.size)
         name = clean_name(member.name)
         try:
-            _take(member, name, content, sink, taken, files)
+            _take(member, name, content, sink, taken, known)
         except OSError as error:
             taken.leave_out(member.name, error.strerror or str(error))
         for _ in content:  # what nobody wanted
@@ -197,10 +197,14 @@ def take_archive(take: Take, sink: Sink, most_bytes: int) -> Taken:
 
 
 def _take(
-    member: Member, name: str | None, content: Iterator[bytes], sink: Sink, taken: Taken, files: set[str]
+    member: Member, name: str | None, content: Iterator[bytes], sink: Sink, taken: Taken, known: dict[str, MemberKind]
 ) -> None:
+    """Take one entry; `known` are those that were taken before."""
     if name is None or (not name and member.kind is not MemberKind.FOLDER):
         taken.leave_out(member.name, "its name leads out of the target")
+    elif _is_below_a_link(name, known):
+        # Where that lies is not what its name says: a link there could lead out of the target.
+        taken.leave_out(member.name, "a directory of its name is a link")
     elif member.kind is MemberKind.FOLDER:
         if name:
             sink.folder(name, member)
@@ -208,17 +212,22 @@ def _take(
         taken.bytes += member.size
         sink.file(name, member, content)
         taken.files += 1
-        files.add(name)
+        known.setdefault(name, member.kind)
     elif member.kind is MemberKind.LINK:
         if stays_inside(name, member.target):
             sink.link(name, member)
+            known[name] = member.kind
         else:
             taken.leave_out(member.name, f"a link that leads out of the target, to {printable(member.target)}")
-    elif member.kind is MemberKind.HARD_LINK and clean_name(member.target) in files:
+    elif member.kind is MemberKind.HARD_LINK and known.get(clean_name(member.target) or "") is MemberKind.FILE:
         sink.hard_link(name, member, clean_name(member.target) or "")
         taken.files += 1
     else:
         taken.leave_out(member.name, "neither a file, a directory nor a link")
+
+
+def _is_below_a_link(name: str, known: Mapping[str, MemberKind]) -> bool:
+    return any(known.get(str(parent)) is MemberKind.LINK for parent in PurePosixPath(name).parents)
 
 
 def _content(take: Take, size: int) -> Iterator[bytes]:
