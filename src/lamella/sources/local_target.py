@@ -29,7 +29,8 @@ class NewFile(OpenTarget):
     def __init__(self, path: Path, *, overwrite: bool) -> None:
         super().__init__(path)
         self._overwrite = overwrite
-        self.old_state = OldState.REPLACED if path.exists() else OldState.NONE
+        # Where the kernel follows no link of another user nothing is seen; `prepare` says whose link it is.
+        self.old_state = OldState.REPLACED if os.access(path, os.F_OK) else OldState.NONE
 
     def prepare(self, size: int, needed_bytes: int) -> None:
         with self._opening():
