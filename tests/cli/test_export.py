@@ -410,7 +410,7 @@ def test_a_full_disk_leaves_nothing_behind(saved: Lamella, tmp_path: Path) -> No
 def test_an_image_that_was_interrupted_is_written_anew(
     saved: Lamella, image: Path, tmp_path: Path, number: int
 ) -> None:
-    target, partial = tmp_path / "x.img", tmp_path / "x.img.lamella-partial"
+    target, partial = tmp_path / "x.img", tmp_path / "x.img.lamella-export"
     words = [*saved.command, *saved.options, "--limit-rate", "200K", "export", "disk", "--to", str(target)]
     with subprocess.Popen(words, env=environment(saved.env), stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + SECONDS
