@@ -134,6 +134,9 @@ def judge(objects: Objects, host: Host, small: Small, scratch: Path, *, restores
     notes = [finding.message for finding in result.findings if finding.severity == "note"]
     junk = {note.partition(" is no commit, ")[0] for note in notes if " is no commit, " in note}
     junk |= {name for note in notes for name in note.partition("signed, ignored: ")[2].split(", ") if name}
+    junk |= {
+        one.obj for one in result.findings if one.severity == "note" and "no pack of this repository" in one.message
+    }
     return Outcome("", result.damaged, frozenset(failed), unrestorable, frozenset(shown), frozenset(junk))
 
 

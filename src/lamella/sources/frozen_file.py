@@ -15,7 +15,7 @@ from lamella.base.extents import Extent
 from lamella.sources.base import Consistency
 from lamella.sources.driver import OpenVolume, UntrackedMoment, read_failed
 from lamella.sources.file import checked_kind
-from lamella.sources.in_place import ReadTwice, qemu_may_write, sectors_written
+from lamella.sources.in_place import ReadTwice, sectors_written
 
 # The coarsest time stamps of a file system in use: FAT counts two seconds; ext4 with small inodes counts one.
 _COARSEST_STAMP_MS = 2_000
@@ -47,6 +47,8 @@ class FrozenFile(OpenVolume, UntrackedMoment):
 
     def in_use(self) -> str:
         """Who has the volume open for writing, as far as that shows: QEMU by its lock; else nothing."""
+        from lamella.sources.qemu_lock import qemu_may_write  # asked only about what changed
+
         return "QEMU" if qemu_may_write(self._fd) else ""
 
     def last_change_ms(self) -> int | None:

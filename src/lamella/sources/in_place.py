@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
-import struct
 import threading
 from collections.abc import Callable
 from hashlib import blake2b
@@ -15,11 +13,6 @@ from typing import Final, Protocol, runtime_checkable
 _PIECES: Final = 64
 PIECE: Final = 64 * 1024
 """Bytes of each piece that is read twice."""
-
-# QEMU's file-posix.c: whoever may use a permission of the image holds a lock on the byte 100 + its bit. 1: write,
-# 2: write what does not change the contents, 3: resize.
-_QEMU_WRITES: Final = (101, 3)
-_FLOCK: Final = struct.Struct("hhqqi0q")
 
 _SECTORS_WRITTEN, _SECTORS_DISCARDED = 6, 13
 
@@ -33,16 +26,6 @@ class ReadInPlace(Protocol):
 
     def last_change_ms(self) -> int | None:
         """When it last changed, in milliseconds since 1970; None if that cannot be known."""
-
-
-def qemu_may_write(fd: int) -> bool:
-    """Whether a QEMU on this host has the open file for writing, by its image lock (fcntl(2), F_OFD_GETLK)."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *_QEMU_WRITES, 0)
-    try:
-        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
-    except OSError:
-        return False
-    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
 def sectors_written(device: int) -> tuple[int, int] | None:

@@ -14,7 +14,6 @@ from typing import Final
 
 from lamella.base.errors import UsageError
 from lamella.sources.cloning import FS_NOCOW_FL, inode_flags, set_nocow
-from lamella.sources.in_place import qemu_may_write
 
 _ACL: Final = "system.posix_acl_access"
 _OF_CONTENT: Final = frozenset({"security.capability", "security.ima", "security.evm"})
@@ -26,6 +25,8 @@ _FS_APPEND_FL: Final = 0x20
 
 def require_replaceable(path: Path) -> None:
     """Raises UsageError if the kernel would refuse at the end, or a guest would go on with a file without a name."""
+    from lamella.sources.qemu_lock import qemu_may_write  # only where a file is replaced or written over
+
     with _opened(path) as old:
         if old is not None and qemu_may_write(old):
             hint = "shut the guest down first, or choose another name"

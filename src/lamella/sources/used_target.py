@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from lamella.base.errors import SourceError, UsageError
-from lamella.sources.in_place import qemu_may_write
 from lamella.sources.local_target import check_space, existing_file, lock, own_bytes, resolved
 from lamella.sources.target import OpenTarget
 
@@ -116,6 +115,8 @@ def uses_of_device(rdev: int, *, proc: Path = PROC, sys: Path = SYS) -> list[str
 
 def uses_of_file(path: Path, *, sys: Path = SYS) -> list[str]:
     """Return the loop devices that show the file at `path`, and whether QEMU writes to that file, one line each."""
+    from lamella.sources.qemu_lock import qemu_may_write  # only where a file is replaced or written over
+
     found = []
     with suppress(OSError), path.open("rb") as file:  # whoever opens it to write says why that fails
         if qemu_may_write(file.fileno()):
