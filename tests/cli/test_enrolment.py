@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -262,6 +263,58 @@ def test_who_wrote_at_the_moment_of_closing_is_admitted_later_with_all_data(worl
     world.restored("fresh", "other", b"x", 0)
     rescued(world, "other", b"x")
     world.backup("two", "other", b"y")
+
+
+def while_it_reads(world: World, *command: str) -> str:
+    """The word for `--before` with which host "one", the admin's, runs a command in the middle of another's backup."""
+    places = [f"{name}={value}" for name, value in world.env("one").items()]
+    program = [sys.executable, "-m", "lamella", "--keyfile", str(world.place / "admin")]
+    return shlex.join(["env", *places, *program, *command])
+
+
+CLOSE = ("check", "--close-enrolment", "-y")
+
+
+def test_a_new_host_is_told_that_it_was_closed_while_it_read(world: World) -> None:
+    """What its user fears: "complete", and a snapshot that counts for nothing."""
+    image = world.images / "third.img"
+    image.write_bytes(b"z" * (1 << 20))
+    words = ("--before", while_it_reads(world, *CLOSE))
+    code, out, err = world.run("three", "backup", image, *words, secret="writer")
+    assert code == 1, (out, err)
+    assert "complete" not in out + err
+    assert "what this host stored stays unused until an admin admits it" in err
+    assert "third" not in world.ok("one", "list")
+    code, _, again = world.run("three", "backup", image, secret="writer")
+    assert code == 1
+    assert told_key(again) == told_key(err)
+    assert "stays unused" in again
+    world.ok("one", "check", "--admit", told_key(err), "-y")
+    world.restored("fresh", "third", b"z", 0)  # nothing of the first run is lost
+    rescued(world, "third", b"z")
+    image.write_bytes(b"Z" * (1 << 20))
+    assert world.run("three", "backup", image, secret="writer")[0] == 0
+    world.restored("fresh", "third", b"Z", 0)
+
+
+def test_a_host_that_was_there_or_is_an_admins_goes_on_while_it_is_closed(world: World) -> None:
+    world.backup("two", "other", b"x")
+    for host, secret, name in (("two", "writer", "other"), ("three", "admin", "third")):
+        image = world.images / f"{name}.img"
+        image.write_bytes(b"y" * (1 << 20))
+        words = ("--before", while_it_reads(world, *CLOSE))
+        code, _, err = world.run(host, "backup", image, *words, secret=secret)
+        assert code == 0, err
+        world.restored("fresh", name, b"y", 0)
+
+
+def test_a_host_that_begins_beside_others_is_not_mistaken(world: World) -> None:
+    """Another host's new commit is no closing."""
+    image = world.images / "third.img"
+    image.write_bytes(b"z" * (1 << 20))
+    words = ("--before", while_it_reads(world, "tag", "disk@latest", "seen"))
+    assert world.run("three", "backup", image, *words, secret="writer")[0] == 0
+    world.restored("fresh", "third", b"z", 0)
 
 
 def test_a_known_commit_of_a_stranger_that_goes_is_still_missed(world: World) -> None:
