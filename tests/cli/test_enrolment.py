@@ -15,6 +15,7 @@ import pytest
 
 from lamella.base.errors import StoreRefused
 from lamella.base.ids import SnapId
+from lamella.base.names import COMMITS
 from lamella.base.signed import TRAILER_SIZE, commit_message, trailer_of
 from lamella.base.trust import Sealed
 from lamella.cli.places import this_host
@@ -27,10 +28,12 @@ from lamella.packs.building import build_commit
 from lamella.repository.repository import Repository
 from lamella.stores.pipe.guarded import GuardedStore
 from lamella.stores.url import open_store
+from tests.cli.program import Terminal
 from tests.cli.test_missing_history import ADMIN, WRITER, World
 from tests.cli.test_owners import RESCUE, Thief, rescued
 from tests.cli.test_owners import built as built
 from tests.cli.test_owners import world as world
+from tests.counting_store import CountingStore
 
 SEED = b"t" * 32
 
@@ -297,6 +300,23 @@ def test_a_new_host_is_told_that_it_was_closed_while_it_read(world: World) -> No
     world.restored("fresh", "third", b"Z", 0)
 
 
+def test_an_admin_is_told_of_the_host_that_began_while_the_question_was_open(world: World) -> None:
+    """That host saw nothing closed: only the admin's own look after closing can find it."""
+    words = ["--keyfile", world.place / "admin", "check", "--close-enrolment"]
+    with Terminal(words, world.env("one")) as terminal:
+        terminal.expect("Continue?")
+        world.backup("two", "other", b"x")
+        terminal.type("y")
+        assert terminal.end() == 0, terminal.seen
+    assert "enrolment is closed" in terminal.seen
+    told = re.search(r"not admitted; [^:]*: lamella check --admit ([0-9a-f]{8})", terminal.seen)
+    assert told is not None, terminal.seen
+    assert world.run("two", "backup", world.images / "other.img")[0] == 1
+    world.ok("one", "check", "--admit", told[1], "-y")
+    world.restored("fresh", "other", b"x", 0)
+    world.backup("two", "other", b"y")
+
+
 def test_a_host_that_was_there_or_is_an_admins_goes_on_while_it_is_closed(world: World) -> None:
     world.backup("two", "other", b"x")
     for host, secret, name in (("two", "writer", "other"), ("three", "admin", "third")):
@@ -315,6 +335,17 @@ def test_a_host_that_begins_beside_others_is_not_mistaken(world: World) -> None:
     words = ("--before", while_it_reads(world, "tag", "disk@latest", "seen"))
     assert world.run("three", "backup", image, *words, secret="writer")[0] == 0
     world.restored("fresh", "third", b"z", 0)
+
+
+@pytest.mark.parametrize("secret", [WRITER, ADMIN])
+def test_to_look_again_costs_one_listing_in_the_life_of_a_host_that_is_no_admins(world: World, secret: bytes) -> None:
+    store = CountingStore(open_store(str(world.store)))
+    with Repository.open(store, key_file(secret), this_host(world.env("three"))) as repo:
+        for looks in (int(secret == WRITER), 0, 0):
+            store.calls.clear()
+            repo.publish([])
+            assert store.calls.count(("list", COMMITS)) == looks
+            assert store.count("get") == 0
 
 
 def test_a_known_commit_of_a_stranger_that_goes_is_still_missed(world: World) -> None:
