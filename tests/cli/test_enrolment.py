@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,6 +317,31 @@ def test_an_admin_is_told_of_the_host_that_began_while_the_question_was_open(wor
     world.ok("one", "check", "--admit", told[1], "-y")
     world.restored("fresh", "other", b"x", 0)
     world.backup("two", "other", b"y")
+
+
+def test_a_host_that_began_while_the_question_was_open_is_told_by_its_next_commit(world: World, tmp_path: Path) -> None:
+    """Its first commit came too late to be named, and too early to see that it was closed."""
+    begun, closed = tmp_path / "begun", tmp_path / "closed"
+    wait = shlex.join(["sh", "-c", f"touch {begun}; until [ -e {closed} ]; do sleep 0.05; done"])
+    program = [sys.executable, "-m", "lamella", "--keyfile", str(world.place / "writer")]
+    words = ["--keyfile", world.place / "admin", "check", "--close-enrolment"]
+    with Terminal(words, world.env("one")) as terminal:
+        terminal.expect("Continue?")
+        world.backup("two", "other", b"x")
+        backup = subprocess.Popen(
+            [*program, "backup", str(world.images / "other.img"), "--before", wait],
+            env={**os.environ, **world.env("two")}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        while not begun.exists():
+            assert backup.poll() is None, backup.communicate()
+            time.sleep(0.05)
+        terminal.type("y")
+        assert terminal.end() == 0, terminal.seen
+    closed.touch()
+    said, _ = backup.communicate(timeout=60)
+    assert backup.returncode == 1, said
+    assert "stays unused until an admin admits it" in said
+    assert told_key(said)
 
 
 def test_a_host_that_was_there_or_is_an_admins_goes_on_while_it_is_closed(world: World) -> None:

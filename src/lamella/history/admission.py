@@ -106,9 +106,9 @@ def require_admitted(log: Log) -> None:
 def require_still_open(log: Log) -> None:
     """Look again after this host's first commit: an admin may have closed enrolment since the history was read.
 
-    Only after: either this look finds the closing, or the admin's look after it finds the commit. Later commits need no
-    look, because the closing names every host that is there. One listing; commits are read only if some are new. Raises
-    RepositoryError if this host does not count, RolledBack, StoreError.
+    Because both look after they wrote, the host finds the closing or the admin finds the host. Only a first commit pays
+    for a look, one listing, and commits are read only if some are new: the closing names every host that is there, and
+    a backup reads the history after its commit anyway. Raises RepositoryError if this host does not count, StoreError.
     """
     key = log.memory.creator()
     if is_admitted(log.keys, key.public, key.enrolment):

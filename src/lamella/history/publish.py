@@ -17,7 +17,7 @@ from lamella.base.errors import RepositoryError, RolledBack
 from lamella.base.signed import enrolled_by
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign, verified
-from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, PREFIX, Body, Head, parse_name
+from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, Body, Head
 from lamella.format.owners import Succeeds, succession_message
 from lamella.format.records import Checkpoint, RawRecord, Signed, Writer, prune_signed_message, raw
 from lamella.history.chains import HistoryReader
@@ -146,8 +146,7 @@ class Publisher:
 
     def _check_alone(self, made: Head) -> None:
         """Nobody else may have published the same number: that would be a copy of this host's state."""
-        listed = [parse_name(entry.name) for entry in self._store.list(f"{PREFIX}{made.writer.hex()}/")]
-        same = [head for head in listed if head is not None and head.seq == made.seq]
+        same = self._reader.names(made.writer.hex() + "/").get(made.writer, {}).get(made.seq, [])
         if made not in same:
             raise RolledBack("the commit just published is not listed", obj=made.name)
         if any(self._reader.load(History(), head) for head in same if head != made):
