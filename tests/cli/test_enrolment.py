@@ -304,7 +304,7 @@ def test_a_new_host_is_told_that_it_was_closed_while_it_read(world: World) -> No
 
 def test_an_admin_is_told_of_the_host_that_began_while_the_question_was_open(world: World) -> None:
     """That host saw nothing closed: only the admin's own look after closing can find it."""
-    words = ["--keyfile", world.place / "admin", "check", "--close-enrolment"]
+    words = ["--keyfile", str(world.place / "admin"), "check", "--close-enrolment"]
     with Terminal(words, world.env("one")) as terminal:
         terminal.expect("Continue?")
         world.backup("two", "other", b"x")
@@ -324,7 +324,7 @@ def test_a_host_that_began_while_the_question_was_open_is_told_by_its_next_commi
     begun, closed = tmp_path / "begun", tmp_path / "closed"
     wait = shlex.join(["sh", "-c", f"touch {begun}; until [ -e {closed} ]; do sleep 0.05; done"])
     program = [sys.executable, "-m", "lamella", "--keyfile", str(world.place / "writer")]
-    words = ["--keyfile", world.place / "admin", "check", "--close-enrolment"]
+    words = ["--keyfile", str(world.place / "admin"), "check", "--close-enrolment"]
     with Terminal(words, world.env("one")) as terminal:
         terminal.expect("Continue?")
         world.backup("two", "other", b"x")
