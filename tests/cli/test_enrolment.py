@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lamella.base.errors import StoreRefused
+from lamella.base.errors import RepositoryError, StoreRefused
 from lamella.base.ids import SnapId
 from lamella.base.names import COMMITS
 from lamella.base.signed import TRAILER_SIZE, commit_message, trailer_of
@@ -362,6 +362,17 @@ def test_a_host_that_begins_beside_others_is_not_mistaken(world: World) -> None:
     words = ("--before", while_it_reads(world, "tag", "disk@latest", "seen"))
     assert world.run("three", "backup", image, *words, secret="writer")[0] == 0
     world.restored("fresh", "third", b"z", 0)
+
+
+def test_whatever_a_new_host_says_first_it_is_told_and_says_no_more(world: World) -> None:
+    """Not only a backup: a tag, a copy, the report of a verification."""
+    with Repository.open(open_store(str(world.store)), key_file(WRITER), this_host(world.env("three"))) as repo:
+        close(world)
+        known = len(world.names())
+        for _ in range(2):
+            with pytest.raises(RepositoryError, match="enrolment is closed, and this host is not admitted"):
+                repo.publish([])
+        assert len(world.names()) == known + 1
 
 
 @pytest.mark.parametrize("secret", [WRITER, ADMIN])
