@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lamella.base.errors import StoreRefused
+from lamella.base.errors import RepositoryError, StoreRefused
 from lamella.base.ids import SnapId
+from lamella.base.names import COMMITS
 from lamella.base.signed import TRAILER_SIZE, commit_message, trailer_of
 from lamella.base.trust import Sealed
 from lamella.cli.places import this_host
@@ -26,10 +30,12 @@ from lamella.packs.building import build_commit
 from lamella.repository.repository import Repository
 from lamella.stores.pipe.guarded import GuardedStore
 from lamella.stores.url import open_store
+from tests.cli.program import Terminal
 from tests.cli.test_missing_history import ADMIN, WRITER, World
 from tests.cli.test_owners import RESCUE, Thief, rescued
 from tests.cli.test_owners import built as built
 from tests.cli.test_owners import world as world
+from tests.counting_store import CountingStore
 
 SEED = b"t" * 32
 
@@ -262,6 +268,122 @@ def test_who_wrote_at_the_moment_of_closing_is_admitted_later_with_all_data(worl
     world.restored("fresh", "other", b"x", 0)
     rescued(world, "other", b"x")
     world.backup("two", "other", b"y")
+
+
+def while_it_reads(world: World, *command: str) -> str:
+    """The word for `--before` with which host "one", the admin's, runs a command in the middle of another's backup."""
+    places = [f"{name}={value}" for name, value in world.env("one").items()]
+    program = [sys.executable, "-m", "lamella", "--keyfile", str(world.place / "admin")]
+    return shlex.join(["env", *places, *program, *command])
+
+
+CLOSE = ("check", "--close-enrolment", "-y")
+
+
+def test_a_new_host_is_told_that_it_was_closed_while_it_read(world: World) -> None:
+    """What its user fears: "complete", and a snapshot that counts for nothing."""
+    image = world.images / "third.img"
+    image.write_bytes(b"z" * (1 << 20))
+    words = ("--before", while_it_reads(world, *CLOSE))
+    code, out, err = world.run("three", "backup", image, *words, secret="writer")
+    assert code == 1, (out, err)
+    assert "complete" not in out + err
+    assert "what this host stored stays unused until an admin admits it" in err
+    assert "third" not in world.ok("one", "list")
+    code, _, again = world.run("three", "backup", image, secret="writer")
+    assert code == 1
+    assert told_key(again) == told_key(err)
+    assert "stays unused" in again
+    world.ok("one", "check", "--admit", told_key(err), "-y")
+    world.restored("fresh", "third", b"z", 0)  # nothing of the first run is lost
+    rescued(world, "third", b"z")
+    image.write_bytes(b"Z" * (1 << 20))
+    assert world.run("three", "backup", image, secret="writer")[0] == 0
+    world.restored("fresh", "third", b"Z", 0)
+
+
+def test_an_admin_is_told_of_the_host_that_began_while_the_question_was_open(world: World) -> None:
+    """That host saw nothing closed: only the admin's own look after closing can find it."""
+    words = ["--keyfile", str(world.place / "admin"), "check", "--close-enrolment"]
+    with Terminal(words, world.env("one")) as terminal:
+        terminal.expect("Continue?")
+        world.backup("two", "other", b"x")
+        terminal.type("y")
+        assert terminal.end() == 0, terminal.seen
+    assert "enrolment is closed" in terminal.seen
+    told = re.search(r"not admitted; [^:]*: lamella check --admit ([0-9a-f]{8})", terminal.seen)
+    assert told is not None, terminal.seen
+    assert world.run("two", "backup", world.images / "other.img")[0] == 1
+    world.ok("one", "check", "--admit", told[1], "-y")
+    world.restored("fresh", "other", b"x", 0)
+    world.backup("two", "other", b"y")
+
+
+def test_a_host_that_began_while_the_question_was_open_is_told_by_its_next_commit(world: World, tmp_path: Path) -> None:
+    """Its first commit came too late to be named, and too early to see that it was closed."""
+    begun, closed = tmp_path / "begun", tmp_path / "closed"
+    wait = shlex.join(["sh", "-c", f"touch {begun}; until [ -e {closed} ]; do sleep 0.05; done"])
+    program = [sys.executable, "-m", "lamella", "--keyfile", str(world.place / "writer")]
+    words = ["--keyfile", str(world.place / "admin"), "check", "--close-enrolment"]
+    with Terminal(words, world.env("one")) as terminal:
+        terminal.expect("Continue?")
+        world.backup("two", "other", b"x")
+        backup = subprocess.Popen(
+            [*program, "backup", str(world.images / "other.img"), "--before", wait],
+            env={**os.environ, **world.env("two")}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        while not begun.exists():
+            assert backup.poll() is None, backup.communicate()
+            time.sleep(0.05)
+        terminal.type("y")
+        assert terminal.end() == 0, terminal.seen
+    closed.touch()
+    said, _ = backup.communicate(timeout=60)
+    assert backup.returncode == 1, said
+    assert "stays unused until an admin admits it" in said
+    assert told_key(said)
+
+
+def test_a_host_that_was_there_or_is_an_admins_goes_on_while_it_is_closed(world: World) -> None:
+    world.backup("two", "other", b"x")
+    for host, secret, name in (("two", "writer", "other"), ("three", "admin", "third")):
+        image = world.images / f"{name}.img"
+        image.write_bytes(b"y" * (1 << 20))
+        words = ("--before", while_it_reads(world, *CLOSE))
+        code, _, err = world.run(host, "backup", image, *words, secret=secret)
+        assert code == 0, err
+        world.restored("fresh", name, b"y", 0)
+
+
+def test_a_host_that_begins_beside_others_is_not_mistaken(world: World) -> None:
+    """Another host's new commit is no closing."""
+    image = world.images / "third.img"
+    image.write_bytes(b"z" * (1 << 20))
+    words = ("--before", while_it_reads(world, "tag", "disk@latest", "seen"))
+    assert world.run("three", "backup", image, *words, secret="writer")[0] == 0
+    world.restored("fresh", "third", b"z", 0)
+
+
+def test_whatever_a_new_host_says_first_it_is_told_and_says_no_more(world: World) -> None:
+    """Not only a backup: a tag, a copy, the report of a verification."""
+    with Repository.open(open_store(str(world.store)), key_file(WRITER), this_host(world.env("three"))) as repo:
+        close(world)
+        known = len(world.names())
+        for _ in range(2):
+            with pytest.raises(RepositoryError, match="enrolment is closed, and this host is not admitted"):
+                repo.publish([])
+        assert len(world.names()) == known + 1
+
+
+@pytest.mark.parametrize("secret", [WRITER, ADMIN])
+def test_to_look_again_costs_one_listing_in_the_life_of_a_host_that_is_no_admins(world: World, secret: bytes) -> None:
+    store = CountingStore(open_store(str(world.store)))
+    with Repository.open(store, key_file(secret), this_host(world.env("three"))) as repo:
+        for looks in (int(secret == WRITER), 0, 0):
+            store.calls.clear()
+            repo.publish([])
+            assert store.calls.count(("list", COMMITS)) == looks
+            assert store.count("get") == 0
 
 
 def test_a_known_commit_of_a_stranger_that_goes_is_still_missed(world: World) -> None:

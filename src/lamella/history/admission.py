@@ -92,7 +92,7 @@ def own_enrolment(keys: Keys, key: WriterKey, made: Admission, newest: bytes | N
         if one and is_admitted(keys, key.public, one):
             return one
     if not made.counts(key.id):
-        raise not_admitted(key.public, "")
+        raise not_admitted(key.public, "", stored=newest is not None)
     return keys.enrolment(key.public)
 
 
@@ -100,12 +100,28 @@ def require_admitted(log: Log) -> None:
     """Raises RepositoryError where this host is not admitted, and its secret is no admin's."""
     key = log.memory.creator()
     if not log.history.counts(key.id) and not is_admitted(log.keys, key.public, key.enrolment):
-        raise not_admitted(key.public, log.store.url)
+        raise not_admitted(key.public, log.store.url, stored=log.history.newest(key.id) > 0)
 
 
-def not_admitted(public: bytes, place: str) -> RepositoryError:
-    """What a host is told that may not write before an admin says so."""
+def require_still_open(log: Log) -> None:
+    """Look again after this host's first commit: an admin may have closed enrolment since the history was read.
+
+    Because both look after they wrote, the host finds the closing or the admin finds the host. Only a first commit pays
+    for a look, one listing, and commits are read only if some are new: the closing names every host that is there, and
+    a backup reads the history after its commit anyway. Raises RepositoryError if this host does not count, StoreError.
+    """
+    key = log.memory.creator()
+    if is_admitted(log.keys, key.public, key.enrolment):
+        return
+    newest = {head for names in log.reader.names("").values() for head in names[max(names)]}
+    if any(head.writer != key.id for head in newest.difference(log.history.heads)):
+        log.history.admission = log.reader.read(log.pins).admission  # what else this run publishes is refused
+    if not log.history.counts(key.id):
+        raise not_admitted(key.public, log.store.url, stored=True)
+
+
+def not_admitted(public: bytes, place: str, *, stored: bool) -> RepositoryError:
+    """What a host is told that may not write before an admin says so. `stored`: some of its commits are there."""
+    left = "what this host stored stays unused until an admin admits it" if stored else "nothing was written"
     hint = f"an admin admits it with: lamella check --admit {public.hex()}"
-    return RepositoryError(
-        "enrolment is closed, and this host is not admitted: nothing was written", obj=place, hint=hint
-    )
+    return RepositoryError(f"enrolment is closed, and this host is not admitted: {left}", obj=place, hint=hint)

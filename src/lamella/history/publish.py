@@ -17,7 +17,7 @@ from lamella.base.errors import RepositoryError, RolledBack
 from lamella.base.signed import enrolled_by
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign, verified
-from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, PREFIX, Body, Head, parse_name
+from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, Body, Head
 from lamella.format.owners import Succeeds, succession_message
 from lamella.format.records import Checkpoint, RawRecord, Signed, Writer, prune_signed_message, raw
 from lamella.history.chains import HistoryReader
@@ -146,13 +146,10 @@ class Publisher:
 
     def _check_alone(self, made: Head) -> None:
         """Nobody else may have published the same number: that would be a copy of this host's state."""
-        listed = [parse_name(entry.name) for entry in self._store.list(f"{PREFIX}{made.writer.hex()}/")]
-        same = [head for head in listed if head is not None and head.seq == made.seq]
+        same = self._reader.names(made.writer.hex() + "/").get(made.writer, {}).get(made.seq, [])
         if made not in same:
             raise RolledBack("the commit just published is not listed", obj=made.name)
-        same.remove(made)
-        history = History()
-        if any(self._reader.load(history, head) for head in same):
+        if any(self._reader.load(History(), head) for head in same if head != made):
             self._pins.remember([made])
             raise RolledBack(
                 "the state directory of this host is in use in another place: the history has forked",
@@ -162,7 +159,11 @@ class Publisher:
 
 
 def append(log: Log, records: Sequence[RawRecord | Signed], despite: Collection[str] = ()) -> Published:
-    """Append one durable commit to a log, despite the problems with these keys. Raises RolledBack, StoreError."""
+    """Append one durable commit to a log, despite the problems with these keys.
+
+    Raises RolledBack, StoreError; RepositoryError for a host that is not admitted where enrolment is closed, also if
+    that happened while its first commit was being made: the commit is there then.
+    """
 
     def ended_now() -> Ended:
         from lamella.history.checkpoints import ended
@@ -177,6 +178,10 @@ def append(log: Log, records: Sequence[RawRecord | Signed], despite: Collection[
     published = publisher.publish(log.history, records, log.clock, ended_now, despite=despite)
     with log.memory.may_fail():
         log.places.wrote_there(log.store.url, [published.head])
+    if published.head.seq == 1 and log.keys.prune_seed is None:
+        from lamella.history.admission import require_still_open  # a host begins once
+
+        require_still_open(log)
     return published
 
 

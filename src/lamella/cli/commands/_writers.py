@@ -89,6 +89,7 @@ def close_enrolment(context: Context) -> int:
     with context.sound_repository(read_only=args.dry_run) as repository:
         admission, writers = repository.history.admission, sorted(repository.history.chains)
         closed = admission is not None and admission.closed
+        late: list[WriterId] = []
         for writer in writers:
             expelled = ", expelled" if writer in repository.catalogue.expelled else ""
             out.line(f"admitted: {described(repository, writer)}{expelled}")
@@ -97,6 +98,11 @@ def close_enrolment(context: Context) -> int:
             plan = "Will let no other host write from now on, unless an admin admits that host. This cannot be undone."
             context.confirm(plan)
             repository.publish([_admission(repository, [_public(repository, one) for one in writers], closes=True)])
+            repository.reload(whole=True)  # a host that looked before this commit was there can be found only after it
+            late = sorted(repository.history.strangers)
+        for writer in late:
+            hint = f"if it is a host of yours, run: lamella check --admit {writer.hex()[:8]}"
+            out.warn(f"{described(repository, writer)}: began meanwhile, and is not admitted; {hint}")
     word = "was closed before" if closed else "would be closed" if args.dry_run else "is closed"
     out.line(f"enrolment {word}; an admin admits another host with: lamella check --admit KEY, which the host is told")
     out.document({"dry_run": args.dry_run, "closed": True, "admitted": [writer.hex() for writer in writers]})

@@ -55,7 +55,8 @@ def publish(
 ) -> tuple[str, list[LedgerEntry]]:
     """Publish what was read as one snapshot; returns its name, and for each volume which moment holds its bytes.
 
-    Without `close` the run's session stays open, for a volume that was not saved. Raises StoreError, RolledBack.
+    Without `close` the run's session stays open, for a volume that was not saved. Raises StoreError, RolledBack;
+    RepositoryError for a host that is not admitted where enrolment is closed by now.
     """
     name = snapshot_name(repo.clock())
     handovers = dict.fromkeys(read.frozen.plan.handover for read in reads)
@@ -71,6 +72,7 @@ def publish(
     head = session.publish(records, [one.snap_id for one in added], close=close).head
     repo.blobs.set_complete(read.tree.root for read in reads)
     repo.reload()
+    repo.log.require_writable()  # an admin may have closed enrolment while this run went on
     refs = [Ref(head.writer, head.seq, one.snap_id) for one in added]
     return name, [_entry(read, ref) for read, ref in zip(reads, refs, strict=True)]
 
