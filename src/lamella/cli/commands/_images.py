@@ -11,7 +11,7 @@ from pathlib import Path
 from lamella.base.durable import PRIVATE, sync_directory
 from lamella.base.errors import LamellaError, UsageError
 from lamella.base.events import Reporter
-from lamella.cli.chosen import chosen, shown_snapshot
+from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.files import exists
 from lamella.cli.output import INCOMPLETE
@@ -87,6 +87,7 @@ def _has_snapshots(repository: Repository, name: str) -> bool:
 
 
 def _image(context: Context, reading: Reading, selected: Selected) -> images.Image:
+    warn_of_no_moment(context.out, selected)
     view, workers = reading.view(selected), context.config.backup.workers
     if context.args.format == "qcow2":
         return images.qcow2(view, workers)

@@ -12,7 +12,7 @@ from socket import socket
 
 from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.arguments import SECRETS
-from lamella.cli.chosen import chosen, shown_snapshot
+from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.shown import shown_bytes
 from lamella.operations.access import listening
@@ -85,6 +85,7 @@ def run(context: Context) -> int:
         if context.args.allow_network:
             context.out.warn("whoever can reach this address can read the volume", context.args.listen or "")
         context.out.say(f"exporting {shown_snapshot(repository, selected)}")
+        warn_of_no_moment(context.out, selected)
         _serve(context, repository, selected, place)
     return code
 
