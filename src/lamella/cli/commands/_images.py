@@ -22,6 +22,7 @@ from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 
+_SUFFIXES = {".qcow2": "qcow2", ".tar": "tar"}
 _PARTIAL = ".lamella-partial"
 
 
@@ -30,6 +31,8 @@ def run(context: Context) -> int:
     args = context.args
     if args.to == "-" and args.json:
         raise UsageError("--json and --to - both want standard output")
+    if args.format is None and args.to is not None:
+        args.format = _SUFFIXES.get(Path(args.to).suffix.lower(), "raw")
     if args.to not in (None, "-"):
         _require_new(Path(args.to))
     with context.repository() as repository:

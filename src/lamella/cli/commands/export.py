@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("raw", "qcow2", "tar"),
-        help="of the image: raw (default), qcow2, or a tar that holds the documents of the snapshot, too",
+        help="of the image: raw, qcow2, or a tar that holds the documents of the snapshot, too (default: as the suffix of "
+        "FILE says, else raw)",
     )
     parser.add_argument(
         "--allow-network", action="store_true", help="let --listen take an address that other machines can reach"
