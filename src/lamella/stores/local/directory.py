@@ -30,7 +30,8 @@ def store_error(error: OSError, root: Path, obj: str, *, absent: bool) -> StoreE
     """Return what `error` means for a caller of the store at `root`; `absent`: a missing file is a missing object."""
     text = error.strerror or str(error)
     if error.errno in FULL:
-        return StoreFull(f"no space left: {text}", obj=obj)
+        quota = f": {text}" if error.errno == errno.EDQUOT else ""
+        return StoreFull(f"no space left in {root}{quota}", obj=obj)
     if absent and error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return ObjectNotFound("no such object", obj=obj)
     if error.errno in {errno.EACCES, errno.EPERM}:
