@@ -5,11 +5,13 @@ What such a user fears: to believe in a backup, a deletion or a restore that nev
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
 import pytest
 
+from lamella.cli.arguments import build
 from lamella_kit.image_files import mounted
 from tests.cli.program import Lamella
 from tests.cli.strangers import Stranger
@@ -89,3 +91,25 @@ def test_a_place_that_cannot_be_made_keeps_the_real_cause(keyfile: Path, below: 
 def test_a_place_where_the_account_may_make_nothing(stranger: Stranger, tmp_path: Path) -> None:
     failed = stranger.lamella.run("init", "/etc/lamella-made-by-a-stranger")
     assert failed.code == 1 and "no directory can be made in /etc: Permission denied" in failed.err, failed
+
+
+def test_what_is_missing_is_named_as_the_help_names_it(lamella: Lamella) -> None:
+    """No error asks for an argument that is optional, or that no help shows."""
+    waiting = [build()]
+    for parser in waiting:
+        parser.fill()
+        for action in parser._actions:
+            optional = action.nargs in ("*", "?") or action.help == argparse.SUPPRESS
+            assert not (optional and action.required), (parser.prog, action)
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.values()
+    assert len(waiting) > 40
+    for command, missing, optional in ((["completion"], "shell", "words"), (["key", "rekey"], "--to", "VOLUME")):
+        said = lamella.run(*command)
+        assert said.code == 2 and missing in said.err and optional not in said.err, said
+
+
+def test_list_of_one_snapshot_names_info(saved: Lamella) -> None:
+    said = saved.run("list", "disk@latest")
+    assert said.code == 2 and "lamella info disk@latest" in said.err, said
+    saved.ok("info", "disk@latest")

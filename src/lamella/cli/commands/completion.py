@@ -73,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Print the script, or the words that fit."""
     if not context.args.words:
-        context.out.answer(_SCRIPTS[context.args.shell].rstrip("\n")) if False else print(
-            _SCRIPTS[context.args.shell], end=""
-        )
+        print(_SCRIPTS[context.args.shell], end="")
         return 0
     *before, current = context.args.words
     for word in _fitting(context, before[1:], current):
