@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,14 +74,16 @@ def own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 @pytest.fixture(autouse=True)
 def closed_directories(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Close what the emergency reader opens and leaves to the end of the program: here the program goes on."""
-    opened: list[int] = []
+    opened: list[tuple[int, os.stat_result]] = []
     init = rescue.Store.__init__
 
     def remembering(self: rescue.Store, path: str) -> None:
         init(self, path)
-        opened.append(self._top)
+        opened.append((self._top, os.fstat(self._top)))
 
     monkeypatch.setattr(rescue.Store, "__init__", remembering)
     yield
-    for descriptor in opened:
-        os.close(descriptor)
+    for descriptor, found in opened:
+        with suppress(OSError):  # some tests close it themselves
+            if os.path.samestat(os.fstat(descriptor), found):
+                os.close(descriptor)

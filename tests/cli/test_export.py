@@ -410,7 +410,7 @@ def test_a_full_disk_leaves_nothing_behind(saved: Lamella, tmp_path: Path) -> No
 def test_an_image_that_was_interrupted_is_written_anew(
     saved: Lamella, image: Path, tmp_path: Path, number: int
 ) -> None:
-    target, partial = tmp_path / "x.img", tmp_path / "x.img.lamella-partial"
+    target, partial = tmp_path / "x.img", tmp_path / "x.img.lamella-export"
     words = [*saved.command, *saved.options, "--limit-rate", "200K", "export", "disk", "--to", str(target)]
     with subprocess.Popen(words, env=environment(saved.env), stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + SECONDS
@@ -421,6 +421,21 @@ def test_an_image_that_was_interrupted_is_written_anew(
     assert not target.exists() and partial.exists() == (number == signal.SIGKILL)
     saved.ok("export", "disk", "--to", target)
     assert target.read_bytes() == image.read_bytes() and not partial.exists()
+
+
+def test_two_that_write_one_file_are_told_and_neither_is_mixed(saved: Lamella, image: Path, tmp_path: Path) -> None:
+    """A restore goes on with the file that an earlier attempt left: an export must not be what it finds there."""
+    target, partial = tmp_path / "x.img", tmp_path / "x.img.lamella-export"
+    words = [*saved.command, *saved.options, "--limit-rate", "200K", "export", "disk", "--to", str(target)]
+    with subprocess.Popen(words, env=environment(saved.env), stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + SECONDS
+        while not partial.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        second = saved.run("export", "disk", "--to", target, "--format", "qcow2")
+        assert (second.code, "another export is writing" in second.err) == (11, True), second.err
+        saved.ok("restore", "disk", "--to", target)
+        process.wait(SECONDS)
+    assert process.returncode == 2 and target.read_bytes() == image.read_bytes() and not partial.exists()
 
 
 def test_a_reader_that_leaves_is_an_error(saved: Lamella) -> None:

@@ -92,7 +92,7 @@ class SystemdMachine:
         assert done.returncode == 0, (script, done.returncode, done.stdout, done.stderr)
         return done.stdout
 
-    def until(self, script: str, wanted: Callable[[str], bool], user: str = "", seconds: float = 20.0) -> str:
+    def until(self, script: str, wanted: Callable[[str], bool], user: str = "", seconds: float = 60.0) -> str:
         """Run a script until what it prints is as wanted; returns that."""
         end = time.monotonic() + seconds
         while not wanted(found := self.run(script, user).stdout):

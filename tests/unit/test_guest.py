@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from lamella.base.errors import LamellaError
 from lamella.operations.access.files import FoundFile, GuestAnswer, conversation, take_rows, wanted_path
-from lamella.operations.access.guest import Guest
+from lamella.operations.access.guest import Guest, _with_kvm
 from lamella.operations.access.guest_start import GuestRequest, What
 from lamella.run.spawn import Child
 
@@ -37,6 +38,23 @@ def saying(program: str, seconds: float = 30.0) -> Iterator[Guest]:
 def told(program: str, seconds: float = 30.0) -> GuestAnswer:
     with saying(program, seconds) as guest:
         return conversation(guest, REQUEST, take_rows)
+
+
+def test_what_comes_with_the_first_answer_is_not_lost(tmp_path: Path) -> None:
+    with saying("say(f'{N} hello\\n{N} more\\n'); sys.stdout.flush(); time.sleep(60)") as guest:
+        assert _with_kvm(guest, tmp_path / "no-kvm") is guest
+        assert [guest.word(), guest.word()] == ["hello", "more"]
+    assert not (tmp_path / "no-kvm").exists()
+
+
+def test_a_silent_guest_is_ended_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamella.operations.access.guest.KVM_SECONDS", 0.2)
+    with saying("time.sleep(60)") as guest:
+        assert _with_kvm(guest, tmp_path / "no-kvm") is None
+    assert "did not answer" in (tmp_path / "no-kvm").read_text()
+    with saying("") as guest:  # it ends: that says nothing of KVM
+        assert _with_kvm(guest, tmp_path / "other") is None
+    assert not (tmp_path / "other").exists()
 
 
 def test_an_honest_listing_with_odd_names() -> None:

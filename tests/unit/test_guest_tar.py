@@ -46,6 +46,14 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", target
     return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % BLOCK)
 
 
+def with_size(field: bytes) -> bytes:
+    """An archive of one file whose header has this text as its size."""
+    block = bytearray(entry("f"))
+    block[124:136] = field.ljust(12, b"\0")
+    block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * 0x20)
+    return bytes(block) + bytes(2 * BLOCK)
+
+
 def archive(*entries: bytes) -> bytes:
     return b"".join(entries) + bytes(2 * BLOCK)
 
@@ -92,6 +100,16 @@ HOSTILE = {
         entry("d/up", tarfile.SYMTYPE, target=".."),
         entry("d/up/e/evil", tarfile.SYMTYPE, target="../../../outside"),
     ],
+    "links one through another": [
+        entry("a", tarfile.SYMTYPE, target="."),
+        entry("a/a/x", tarfile.SYMTYPE, target="../outside"),
+        entry("x/new/evil", tarfile.SYMTYPE, target="../../out/good"),
+    ],
+    "a link to a name with NUL": [
+        entry("evil", b"K", content=b"x\0y\0"),
+        entry("evil", tarfile.SYMTYPE),
+        entry("../evil"),
+    ],
     "hard link out": [entry("evil", tarfile.LNKTYPE, target="/etc/passwd")],
     "hard link up": [entry("evil", tarfile.LNKTYPE, target="../outside")],
     "hard link to a link": [entry("l", tarfile.SYMTYPE, target="x"), entry("evil", tarfile.LNKTYPE, target="l")],
@@ -130,6 +148,9 @@ def test_a_hostile_entry_is_left_out_and_the_rest_arrives(tmp_path: Path, name: 
         (bytes(BLOCK) + b"x" * BLOCK, "zeros"),
         (archive(entry("x" * 5000)), "too long"),
         (archive(entry("f", kind=b"Z")), "unknown kind"),
+        (with_size(b"-1000\0"), "a number that is none"),
+        (with_size(b"+1000\0"), "a number that is none"),
+        (with_size(b"0o10\0"), "a number that is none"),
         (archive(entry("f", kind=tarfile.XHDTYPE, content=b"30 path=../evil\n")), "unknown kind"),
     ],
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -317,6 +319,23 @@ def test_in_place_refuses_the_file_of_a_loop_device(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="in use"):
             InPlaceFile(image).prepare(MIB, 0)
     assert uses_of_file(image) == []
+
+
+def test_the_image_of_a_running_guest_is_refused(tmp_path: Path) -> None:
+    """QEMU would write what it remembers of the old content over the restored one, or into a file without a name."""
+    require("qemu-io", shutil.which("qemu-io") is not None, "qemu-utils is not installed")
+    image = sparse_file(tmp_path / "disk.img", MIB, {0: b"old"})
+    guest = ["qemu-io", "-f", "raw", str(image)]
+    with subprocess.Popen(guest, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as running:
+        assert running.stdin is not None and running.stdout is not None
+        running.stdin.write("read 0 512\n")
+        assert "read 512/512" in running.stdout.readline() + running.stdout.readline()
+        for made in (InPlaceFile(image), NewFile(image, overwrite=True)):
+            with pytest.raises(UsageError, match="in use: QEMU"):
+                made.prepare(MIB, 0)
+        running.stdin.write("quit\n")
+    assert image.read_bytes()[:3] == b"old"
+    restore(InPlaceFile(image))
 
 
 # --- block devices ----------------------------------------------------------------------------------------------------

@@ -116,9 +116,6 @@ class StoreFull(StoreError):
 
     kind = "store-full"
 
-    def __init__(self, message: str, *, obj: str = "", hint: str = "") -> None:
-        super().__init__(message, obj=obj, hint=hint or "make room there, with lamella prune too; then run it again")
-
 
 class RepositoryError(LamellaError):
     """The repository as a whole cannot be used for what was asked."""

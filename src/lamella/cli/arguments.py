@@ -96,8 +96,6 @@ class CommandParser(argparse.ArgumentParser):
         fill, self._fill = self._fill, None
         if fill is not None:
             fill(self)
-        for action in self._actions:
-            action.required = action.required and action.nargs != "*"  # or an error would ask for it
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
         """As in argparse, with the arguments added first."""

@@ -22,8 +22,8 @@ def files_of(text: str, exclude: Sequence[str], say: Callable[[str], None]) -> l
     """The files that a pattern or a directory means, in order of name; None for anything else.
 
     A directory means the files that lie in it, hidden ones and deeper directories left out; `say` hears how many
-    directories are. A text that is itself the path of something is never a pattern. Raises NothingMatched for a pattern or directory without any file, so that
-    nobody loses a backup to a changed path; UsageError for a NAME= before it.
+    directories. A text that is itself the path of something is never a pattern. Raises NothingMatched for a pattern or
+    directory without any file, so that nobody loses a backup to a changed path; UsageError for a NAME= before it.
     """
     name, place = split_name(text)
     found = None if re.match(r"[a-z_+]+:", place) else _found(place)

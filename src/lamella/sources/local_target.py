@@ -43,7 +43,7 @@ class NewFile(OpenTarget):
                 from lamella.sources.replacement import hand_on_layout, require_replaceable
 
                 require_replaceable(self.path)
-            self._fd = _open_partial(self.working_path, self.notes)
+            self._fd = open_partial(self.working_path, self.notes)
             self.holds = os.fstat(self._fd).st_size > 0
             self.starts_zeroed = not self.holds
             try:
@@ -84,7 +84,7 @@ class NewFile(OpenTarget):
             if self._overwrite:
                 self.working_path.replace(self.path)
             else:
-                _rename_to_free_name(self.working_path, self.path)
+                rename_to_free_name(self.working_path, self.path)
             self.working_path = self.path
             sync_directory(self.path.parent)
         self._close()
@@ -112,7 +112,7 @@ def existing_file(path: Path) -> os.stat_result | None:
     return found
 
 
-def _open_partial(partial: Path, notes: list[str]) -> int:
+def open_partial(partial: Path, notes: list[str]) -> int:
     """Open the incomplete file, new or left by an earlier attempt, as its only writer; note what cannot be had."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     found = existing_file(partial)
@@ -176,7 +176,7 @@ def check_space(fd: int, path: Path, needed_bytes: int) -> None:
         )
 
 
-def _rename_to_free_name(partial: Path, path: Path) -> None:
+def rename_to_free_name(partial: Path, path: Path) -> None:
     """Rename, but never over something that appeared in the meantime."""
     try:
         path.hardlink_to(partial)

@@ -14,6 +14,7 @@ from typing import Final
 
 from lamella.base.errors import UsageError
 from lamella.sources.cloning import FS_NOCOW_FL, inode_flags, set_nocow
+from lamella.sources.in_place import qemu_may_write
 
 _ACL: Final = "system.posix_acl_access"
 _OF_CONTENT: Final = frozenset({"security.capability", "security.ima", "security.evm"})
@@ -24,8 +25,11 @@ _FS_APPEND_FL: Final = 0x20
 
 
 def require_replaceable(path: Path) -> None:
-    """Raises UsageError if the kernel would refuse at the end: better before hours of writing."""
+    """Raises UsageError if the kernel would refuse at the end, or a guest would go on with a file without a name."""
     with _opened(path) as old:
+        if old is not None and qemu_may_write(old):
+            hint = "shut the guest down first, or choose another name"
+            raise UsageError(f"{path} is in use: QEMU has it open for writing", obj=str(path), hint=hint)
         if old is not None and inode_flags(old) & (_FS_IMMUTABLE_FL | _FS_APPEND_FL):
             hint = f"chattr -i -a {path}, or choose another name"
             raise UsageError(f"{path} may not be replaced: it is marked immutable", obj=str(path), hint=hint)

@@ -7,10 +7,12 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from lamella.base.errors import SourceError, UsageError
+from lamella.sources.in_place import qemu_may_write
 from lamella.sources.local_target import check_space, existing_file, lock, own_bytes, resolved
 from lamella.sources.target import OpenTarget
 
@@ -95,7 +97,9 @@ def refuse_used(path: Path, uses: list[str]) -> None:
 
 def in_use(path: Path, how: str) -> UsageError:
     """The error that says why a target must not be written."""
-    return UsageError(f"{path} is in use: {how}", obj=str(path), hint="unmount or detach it first")
+    return UsageError(
+        f"{path} is in use: {how}", obj=str(path), hint="unmount or detach it, or shut the guest down, first"
+    )
 
 
 def uses_of_device(rdev: int, *, proc: Path = PROC, sys: Path = SYS) -> list[str]:
@@ -111,9 +115,12 @@ def uses_of_device(rdev: int, *, proc: Path = PROC, sys: Path = SYS) -> list[str
 
 
 def uses_of_file(path: Path, *, sys: Path = SYS) -> list[str]:
-    """Return the loop devices that show the file at `path`, one line each."""
-    # drivers/block/loop.c: the attribute holds the path as it was when the loop device was set up.
+    """Return the loop devices that show the file at `path`, and whether QEMU writes to that file, one line each."""
     found = []
+    with suppress(OSError), path.open("rb") as file:  # whoever opens it to write says why that fails
+        if qemu_may_write(file.fileno()):
+            found.append("QEMU has it open for writing")
+    # drivers/block/loop.c: the attribute holds the path as it was when the loop device was set up.
     for attribute in sorted((sys / "block").glob("loop*/loop/backing_file")):
         try:
             same = path.samefile(attribute.read_text(errors="surrogateescape").removesuffix("\n"))

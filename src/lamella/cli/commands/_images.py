@@ -8,9 +8,9 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from lamella.base.durable import PRIVATE, sync_directory
-from lamella.base.errors import LamellaError, UsageError
-from lamella.base.events import Reporter
+from lamella.base.durable import sync_directory
+from lamella.base.errors import LamellaError, Locked, UsageError
+from lamella.base.events import Reporter, Warned
 from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.files import exists
@@ -21,9 +21,11 @@ from lamella.operations.access.view import Reading
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
+from lamella.sources.local_target import open_partial, rename_to_free_name
 
 _SUFFIXES = {".qcow2": "qcow2", ".tar": "tar"}
-_PARTIAL = ".lamella-partial"
+_PARTIAL = ".lamella-export"
+"""Not that of a restore, which goes on with what an earlier attempt left."""
 
 
 def run(context: Context) -> int:
@@ -90,7 +92,7 @@ def _has_snapshots(repository: Repository, name: str) -> bool:
 
 
 def _image(context: Context, reading: Reading, selected: Selected) -> images.Image:
-    warn_of_no_moment(context.out, selected)
+    warn_of_no_moment(context, selected)
     view, workers = reading.view(selected), context.config.backup.workers
     if context.args.format == "qcow2":
         return images.qcow2(view, workers)
@@ -125,25 +127,27 @@ def _require_new(path: Path) -> None:
 def _write(path: Path, image: images.Image, volume: str, reporter: Reporter) -> None:
     """A new file, which gets its name when all of it is durable. Raises LamellaError."""
     partial = path.with_name(path.name + _PARTIAL)
+    notes: list[str] = []
     try:
-        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        with FileIO(os.open(partial, flags, PRIVATE), "w") as file:
-            images.pour(image, file, volume, reporter, sparse=True)
-            os.fsync(file.fileno())
-        _require_new(path)
-        partial.rename(path)
+        # As its only writer until it has its name: whoever else wants that waits for neither, and harms neither.
+        with FileIO(open_partial(partial, notes), "r+") as file:
+            try:
+                file.truncate(0)
+                images.pour(image, file, volume, reporter, sparse=True)
+                os.fsync(file.fileno())
+                _require_new(path)
+                rename_to_free_name(partial, path)
+            except BaseException:
+                with suppress(OSError):
+                    partial.unlink()
+                raise
         sync_directory(path.absolute().parent)
+    except Locked as error:
+        raise Locked(f"another export is writing {partial}", obj=str(path)) from error
     except OSError as error:
-        _remove(partial)
         raise LamellaError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
-    except BaseException:
-        _remove(partial)
-        raise
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
+    for note in notes:
+        reporter(Warned(note, str(path)))
 
 
 def _stream(image: images.Image, volume: str, reporter: Reporter) -> None:

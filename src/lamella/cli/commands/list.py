@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from lamella.base.errors import UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.local_time import shown_time
@@ -22,8 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Print them."""
-    if "@" in (context.args.volume or ""):
-        raise UsageError("list takes a volume, and no snapshot", hint=f"see: lamella info {context.args.volume}")
     with context.repository() as repository:
         volumes, snapshots = _rows(repository, context.args.volume)
         code = context.warn_of_problems(repository)

@@ -50,9 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _target(text: str) -> Path:
     path = Path(text)
-    # `./lvm:x` and `./-` are files, and lose their first part by becoming paths.
-    special = ("lvm:", "-")
-    return path.absolute() if str(path).startswith(special) and not text.startswith(special) else path
+    if text == "-":
+        raise UsageError("restore writes to no pipe", hint="use: lamella export VOLUME --to - (./- is a file)")
+    # `./lvm:x` is a file, and loses its first part by becoming a path.
+    return path.absolute() if str(path).startswith("lvm:") and not text.startswith("lvm:") else path
 
 
 def run(context: Context) -> int:
@@ -81,9 +82,6 @@ def _require_place(args: argparse.Namespace) -> None:
     """Raises LamellaError where no file can be made: what would fail after the plan fails before the command asks."""
     if str(args.to).startswith("lvm:"):
         return
-    if str(args.to) == "-":
-        hint = f"use: lamella export {args.volume} --to - (or name a file of that name: ./-)"
-        raise UsageError("restore does not write to standard output", hint=hint)
     name = args.document or f"{split_selector(args.volume)[0]}.img"
     if args.to.is_dir():
         raise UsageError(f"{args.to} is a directory", obj=str(args.to), hint=f"name a file in it: {args.to / name}")
@@ -94,7 +92,7 @@ def _require_place(args: argparse.Namespace) -> None:
 
 def _volume(context: Context, repository: Repository, selected: Selected) -> int:
     args, out = context.args, context.out
-    warn_of_no_moment(out, selected)
+    warn_of_no_moment(context, selected)
     options = RestoreOptions(
         args.workers or context.config.backup.workers,
         overwrite=args.overwrite,

@@ -80,6 +80,11 @@ class Guest:
                 self._more(min(time.monotonic() + seconds, self._deadline))
         return bool(self._buffer)
 
+    def end(self) -> None:
+        """Kill it."""
+        self._child.kill()
+        self._child.end(_END_SECONDS)
+
     def _line(self) -> bytes:
         while (at := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > LINE_MOST:
@@ -124,19 +129,32 @@ def started(kernel: GuestKernel, uri: str, request: GuestRequest, memory_file: P
     with tempfile.TemporaryDirectory(prefix="lamella-guest-") as folder:
         archive = Path(folder) / "initramfs"
         archive.write_bytes(initramfs(kernel, request))
-        child = None
+        guest = None
         if os.access(KVM, os.R_OK | os.W_OK) and not memory_file.exists():
-            child = _start(kernel.image, archive, uri, "kvm")
-            if not Guest(child, request.nonce, deadline).answers(KVM_SECONDS):
-                _end(child)
-                child = None
-                with suppress(OSError):
-                    memory_file.write_text("A guest with KVM did not answer here. Remove this file to try again.\n")
-        child = child or _start(kernel.uncompressed(cache), archive, uri, "tcg,thread=multi")
+            guest = _with_kvm(Guest(_start(kernel.image, archive, uri, "kvm"), request.nonce, deadline), memory_file)
+        if guest is None:
+            child = _start(kernel.uncompressed(cache), archive, uri, "tcg,thread=multi")
+            guest = Guest(child, request.nonce, deadline)
         try:
-            yield Guest(child, request.nonce, deadline)
+            yield guest
         finally:
-            _end(child)
+            guest.end()
+
+
+def _with_kvm(guest: Guest, memory_file: Path) -> Guest | None:
+    """The guest if it says anything; else it is ended, and remembered that KVM does not work where it was silent."""
+    try:
+        if guest.answers(KVM_SECONDS):
+            return guest
+        with suppress(OSError):
+            memory_file.write_text("A guest with KVM did not answer here. Remove this file to try again.\n")
+    except LamellaError:  # QEMU ended: what is wrong is said without KVM, too, if it is not that
+        pass
+    except BaseException:
+        guest.end()
+        raise
+    guest.end()
+    return None
 
 
 def _start(image: Path, archive: Path, uri: str, accelerator: str) -> Child:
@@ -149,8 +167,3 @@ def _start(image: Path, archive: Path, uri: str, accelerator: str) -> Child:
     words += ["-device", f"virtserialport,chardev=port,name={PORT}"]
     words += ["-drive", f"file={uri},if=none,id=disk,format=raw,cache=unsafe", "-device", "virtio-blk-pci,drive=disk"]
     return Child(words)
-
-
-def _end(child: Child) -> None:
-    child.kill()
-    child.end(_END_SECONDS)

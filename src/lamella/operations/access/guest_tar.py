@@ -72,7 +72,7 @@ def members(take: Take) -> Iterator[Member]:
         if flag in (b"L", b"K"):
             if not 0 < size <= NAME_MOST:
                 raise _broken("a name that is too long")
-            text = take(-(-size // BLOCK) * BLOCK)[:size].rstrip(b"\0")
+            text = _text(take(-(-size // BLOCK) * BLOCK)[:size])
             long_name, long_target = (text, long_target) if flag == b"L" else (long_name, text)
             continue
         kind = {
@@ -110,10 +110,10 @@ def _number(raw: bytes) -> int:
     """An octal number, or one of GNU's with its first bit set. Raises LamellaError."""
     if raw[0] & 0x80:
         return int.from_bytes(bytes([raw[0] & 0x7F]) + raw[1:], "big")
-    try:
-        return int(_text(raw).strip() or b"0", 8)
-    except ValueError:
-        raise _broken("a number that is none") from None
+    digits = _text(raw).strip(b" ") or b"0"
+    if digits.strip(b"01234567"):  # int() would also take signs, prefixes and underscores
+        raise _broken("a number that is none")
+    return int(digits, 8)
 
 
 def _sum(block: bytes) -> int:

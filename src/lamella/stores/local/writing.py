@@ -38,16 +38,11 @@ _COMPARED_AT_ONCE = 1 << 20
 
 
 def make_directory(place: Path) -> None:
-    """Make a directory (mode 0700) durably, unless it exists. Raises OSError, StoreRefused."""
+    """Make a directory (mode 0700) durably, unless it exists. Raises OSError."""
     try:
         place.mkdir(mode=0o700)
     except FileExistsError:
         return
-    except (FileNotFoundError, PermissionError) as error:
-        # /proc and its like say "not found" of what nobody can make there.
-        if place.parent.is_dir():
-            raise StoreRefused(f"no directory can be made in {place.parent}: {error.strerror}", obj=str(place)) from error
-        raise
     sync_directory(place.parent)
 
 
