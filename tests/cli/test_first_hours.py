@@ -105,13 +105,13 @@ def test_what_is_missing_is_named_as_the_help_names_it(lamella: Lamella) -> None
             if isinstance(action, argparse._SubParsersAction):
                 waiting += action.choices.values()
     assert len(waiting) > 40
-    for command, missing, optional in (
+    for command, needed, left in (
         (["completion"], "shell", "words"),
         (["key", "rekey"], "--to", "VOLUME"),
         (["tag"], "VOLUME", "TAG"),
     ):
         said = lamella.run(*command)
-        assert said.code == 2 and missing in said.err and optional not in said.err, said
+        assert said.code == 2 and needed in said.err and left not in said.err, said
 
 
 def test_list_of_one_snapshot_names_info(saved: Lamella) -> None:

@@ -63,7 +63,7 @@ class LocalStore:
         except FileNotFoundError as error:
             from lamella.stores.local.refusal import missing
 
-            raise missing(place, create=create, text=error.strerror) from error
+            raise missing(error, place, create=create) from error
         except NotADirectoryError as error:
             raise NoRepository("not a directory", obj=str(place)) from error
         except OSError as error:
