@@ -538,3 +538,18 @@ def test_a_guest_boots_from_an_export_and_its_writes_stay_out_of_the_snapshot(
         assert server.end() == 0
     with exporting(empty, tmp_path, "disk") as server:
         ran(tool("qemu-img"), "compare", "-f", "raw", "-F", "raw", image, server.uri)
+
+
+def test_the_suffix_of_the_file_says_which_image_is_written(saved: Lamella, image: Path, tmp_path: Path) -> None:
+    for name, words, magic in (
+        ("a.qcow2", (), b"QFI\xfb"),
+        ("b.QCOW2", (), b"QFI\xfb"),
+        ("c.img", (), image.read_bytes()[:4]),
+        ("d.qcow2", ("--format", "raw"), image.read_bytes()[:4]),
+        ("e.img", ("--format", "qcow2"), b"QFI\xfb"),
+    ):
+        saved.ok("export", "disk", "--to", tmp_path / name, *words)
+        assert (tmp_path / name).read_bytes()[:4] == magic, name
+    saved.ok("export", "disk", "--to", tmp_path / "f.tar")
+    with tarfile.open(tmp_path / "f.tar") as archive:
+        assert archive.getnames()

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -125,3 +126,18 @@ def test_a_machine_without_keyrings_keeps_nothing(monkeypatch: pytest.MonkeyPatc
     assert keyring.kept(b"lamella:x") is None and not keyring.forget(b"lamella:x")
     with pytest.raises(LamellaError, match="vax"):
         keyring.keep(b"lamella:x", b"", 1)
+
+
+def test_nobody_is_asked_where_nothing_can_be_kept(env: dict[str, str], tmp_path: Path) -> None:
+    program = "import platform; platform.machine = lambda: 'vax'; from lamella.cli.main import entry; entry()"
+    asked = tmp_path / "asked"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "key", "cache", "--minutes", "5"],
+        env=environment({**env, "LAMELLA_PASSPHRASE_COMMAND": f"sh -c 'touch {asked}; echo first'"}),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1 and "vax" in done.stderr, done
+    assert not asked.exists()

@@ -6,9 +6,10 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from tests.cli.program import Lamella
+from tests.cli.program import COMMAND, Lamella
 
 
 @contextmanager
@@ -39,7 +40,8 @@ def test_a_moving_disk_is_never_called_complete(empty: Lamella, image: Path) -> 
     (row,) = document["volumes"]
     assert (document["result"], row["result"], row["consistency"]) == ("changed", "changed", "changed")
     assert {one["result"] for one in empty.json("list")["snapshots"]} == {"changed"}
-    assert "changed" in empty.ok("list").out
+    listed = empty.ok("list").out
+    assert "changed" in listed and "INCOMPLETE" not in listed, listed
     assert empty.json("info", "disk@latest")["consistency"] == "changed"
     assert empty.ok("info", "disk@latest").out.split("consistency")[1].split()[0] == "changed"
 
@@ -55,3 +57,35 @@ def test_where_one_moment_is_required_the_others_are_saved(empty: Lamella, image
     listed = empty.json("list")
     assert [one["volumes"] for one in listed["snapshots"]] == [["other"]]
     assert empty.json("backup", "--require-consistent", image)["volumes"][0]["consistency"] == "live"
+
+
+def test_what_is_no_single_moment_is_told_wherever_it_is_used(empty: Lamella, image: Path, tmp_path: Path) -> None:
+    other = image.with_name("other.img")
+    other.write_bytes(b"still" * 1000)
+    with written(image):
+        empty.ok("backup", image, other)
+    (run,) = empty.json("list")["snapshots"]
+    assert (run["result"], run["consistency"]) == ("changed", "changed"), "a still neighbour hides nothing"
+    empty.ok("verify", "--level", "full")
+    status = empty.run("status")
+    states = {row["volume"]: row["state"] for row in empty.run("--json", "status").json["volumes"]}
+    assert status.code == 3 and "the newest snapshot shows no single moment" in status.out, status
+    assert states == {"disk": "warn", "other": "ok"}
+    uses = [
+        ("restore", "disk", "--to", tmp_path / "restored"),
+        ("restore", "-n", "disk", "--to", tmp_path / "planned"),
+        ("export", "disk", "--to", tmp_path / "image"),
+        ("export", "--all", _made(tmp_path / "all")),
+    ]
+    for command in uses:
+        assert "warning: disk@" in (said := empty.run(*command)).err, (command, said)
+        assert "it changed while it was read: it may not start" in said.err and said.code == 0, said
+    serving = replace(empty, command=["timeout", "-s", "INT", "2", *COMMAND])
+    assert "may not start" in serving.run("export", "disk", "--socket", tmp_path / "s").err
+    still = empty.ok("restore", "other", "--to", tmp_path / "still")
+    assert "warning" not in still.err, still
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

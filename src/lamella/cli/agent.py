@@ -58,6 +58,7 @@ def cache(context: Context) -> int:
         out.line("forgotten" if forgotten else "nothing was kept")
         out.document({"kept": False, "forgotten": forgotten})
         return 0
+    keyring.require_own()  # before a person is asked for a passphrase
     keeping = _Keeping(context, context.named(), FIRST)
     with keeping.repository() as repository:
         slot = repository.unlocked.slot

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from lamella.base.clock import iso
 from lamella.base.errors import NothingMatched, RolledBack
+from lamella.cli.context import Context
 from lamella.cli.local_time import shown_time
 from lamella.operations.shared.selection import Selected, doubts, select, split_selector
 from lamella.repository.repository import Repository
+from lamella.sources.base import Consistency
 
 
 def chosen(repository: Repository, text: str) -> Selected:
@@ -34,3 +36,9 @@ def shown_snapshot(repository: Repository, selected: Selected) -> str:
     writer = repository.catalogue.writers.get(ref.writer)
     by = writer.label if writer is not None and writer.label else ref.writer.hex()[:8]
     return f"{selected.text}, of {shown_time(iso(selected.snapshot.added.time_ms))}, written by {by}"
+
+
+def warn_of_no_moment(context: Context, selected: Selected) -> None:
+    """Warn of a snapshot that mixes several moments, before anybody relies on the disk."""
+    if selected.snapshot.added.consistency == Consistency.CHANGED:
+        context.out.warn(f"{selected.text}: it changed while it was read: it may not start")

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path
@@ -18,39 +18,47 @@ from lamella.operations.backup.story import FailedRequest, Request
 from lamella.sources.names import name_from, split_name
 
 
-def files_of(text: str, exclude: Sequence[str]) -> list[str] | None:
+def files_of(text: str, exclude: Sequence[str], say: Callable[[str], None]) -> list[str] | None:
     """The files that a pattern or a directory means, in order of name; None for anything else.
 
-    A directory means the files that lie in it, hidden ones and deeper directories left out. A text that is itself the
-    path of something is never a pattern. Raises NothingMatched for a pattern or directory without any file, so that
-    nobody loses a backup to a changed path; UsageError for a NAME= before it.
+    A directory means the files that lie in it, hidden ones and deeper directories left out; `say` hears how many
+    directories. A text that is itself the path of something is never a pattern. Raises NothingMatched for a pattern or
+    directory without any file, so that nobody loses a backup to a changed path; UsageError for a NAME= before it.
     """
     name, place = split_name(text)
-    sources = None if re.match(r"[a-z_+]+:", place) else _files(place)
-    if sources is None:
+    found = None if re.match(r"[a-z_+]+:", place) else _found(place)
+    if found is None:
         return None
     if name is not None:
         raise UsageError(f"{text}: one name cannot stand for several files", obj=text, hint="leave NAME= out")
-    kept = [one for one in sources if not _excluded(one, exclude)]
+    kept = [one for one in found if not _excluded(one, exclude)]
+    folders = sum(Path(one).is_dir() for one in kept)
+    kept = [one for one in kept if _is_source(Path(one))]
+    below = str(Path(place) / "*")
     if not kept:
-        hint = "everything is excluded" if sources else "is the file system mounted?"
+        hint = "everything is excluded" if found else "is the file system mounted?"
+        hint = f"it holds only directories; for the files in these write '{below}/*'" if folders else hint
         raise NothingMatched(f"there is no file for {text}", obj=text, hint=hint)
+    if folders:
+        what = "1 directory in it is" if folders == 1 else f"{folders} directories in it are"
+        say(f"{text}: {what} left out; for the files in these add '{below}/*'")
     return kept
 
 
-def _files(place: str) -> list[str] | None:
-    """The files that a directory or a pattern means; None for the path of one source."""
+def _found(place: str) -> list[str] | None:
+    """What lies in a directory, or fits a pattern, and is not hidden; None for the path of one source."""
     path = Path(place)
     if path.is_dir():
-        return sorted(str(one) for one in path.iterdir() if _is_source(one))
-    if not has_magic(place) or path.exists():
+        found = [str(one) for one in path.iterdir()]
+    elif not has_magic(place) or path.exists():
         return None
-    # Path.glob knows no absolute patterns.
-    return sorted(one for one in glob(place) if _is_source(Path(one)))  # noqa: PTH207
+    else:
+        found = glob(place)  # noqa: PTH207 - Path.glob knows no absolute patterns
+    return sorted(one for one in found if not Path(one).name.startswith("."))
 
 
 def _is_source(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.is_file() or path.is_block_device())
+    return path.is_file() or path.is_block_device()
 
 
 def _excluded(path: str, patterns: Iterable[str]) -> bool:
@@ -66,7 +74,11 @@ class Found(NamedTuple):
 
 
 def all_files(
-    texts: Sequence[str], exclude: Sequence[str], requests: list[Request | FailedRequest], errors: list[LamellaError]
+    texts: Sequence[str],
+    exclude: Sequence[str],
+    requests: list[Request | FailedRequest],
+    errors: list[LamellaError],
+    say: Callable[[str], None],
 ) -> list[Found]:
     """Each source, patterns and directories replaced by the files they mean. One that means none is a failed source."""
     given = {str(Path(split_name(text)[1]).resolve()) for text in texts}
@@ -76,7 +88,7 @@ def all_files(
         files = None
         if may_be_several(split_name(text)[1]):
             try:
-                files = files_of(text, exclude)
+                files = files_of(text, exclude, say)
             except NothingMatched as error:
                 errors.append(error)
                 requests.append(FailedRequest(name_from(text), f"{error.message}; {error.hint}"))

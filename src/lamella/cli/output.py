@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lamella.base.errors import LamellaError
+from lamella.base.errors import LamellaError, StoreFull
 from lamella.base.events import Event, Progress, Warned
 from lamella.cli.shown import shown
 
@@ -114,7 +114,8 @@ class Output:
         self.document({"error": {**fields, "message": error.message}})
         # The marker of a repository is an object called lamella, like this program.
         obj = "the marker" if error.obj == "lamella" else error.obj
-        prefix = f"{obj}: " if obj and obj not in error.message else ""
+        # Whichever object found no room says nothing.
+        prefix = f"{obj}: " if obj and obj not in error.message and not isinstance(error, StoreFull) else ""
         self._message("error", f"{prefix}{error.message}" + (f"; {error.hint}" if error.hint else ""), fields)
         return exit_code
 

@@ -28,16 +28,21 @@ _MOST_BYTES = 1 << 10
 
 def keep(name: bytes, content: bytes, seconds: int) -> None:
     """Keep the content for so long under a name. Raises LamellaError where the kernel or the login cannot."""
-    # A login without a keyring of its own falls back to one that all logins of the user share.
-    if _keyctl(_GET_KEYRING_ID, _SESSION, 0) == _keyctl(_GET_KEYRING_ID, _USER_SESSION, 0):
-        hint = "log in with pam_keyinit, or start a shell by: keyctl session"
-        raise LamellaError("this login has no keyring of its own to keep a key in", hint=hint)
+    require_own()
     number = _call(0, _TYPE, name, content, len(content), _SESSION)
     try:
         _keyctl(_SET_TIMEOUT, number, seconds)
     except LamellaError:
         _keyctl(_INVALIDATE, number)
         raise
+
+
+def require_own() -> None:
+    """Raises LamellaError where the kernel keeps no keys, or the login has no keyring of its own."""
+    # A login without a keyring of its own falls back to one that all logins of the user share.
+    if _keyctl(_GET_KEYRING_ID, _SESSION, 0) == _keyctl(_GET_KEYRING_ID, _USER_SESSION, 0):
+        hint = "log in with pam_keyinit, or start a shell by: keyctl session"
+        raise LamellaError("this login has no keyring of its own to keep a key in", hint=hint)
 
 
 def kept(name: bytes) -> bytes | None:

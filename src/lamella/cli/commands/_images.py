@@ -11,7 +11,7 @@ from pathlib import Path
 from lamella.base.durable import sync_directory
 from lamella.base.errors import LamellaError, Locked, UsageError
 from lamella.base.events import Reporter, Warned
-from lamella.cli.chosen import chosen, shown_snapshot
+from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.files import exists
 from lamella.cli.output import INCOMPLETE
@@ -23,6 +23,7 @@ from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.sources.local_target import open_partial, rename_to_free_name
 
+_SUFFIXES = {".qcow2": "qcow2", ".tar": "tar"}
 _PARTIAL = ".lamella-export"
 """Not that of a restore, which goes on with what an earlier attempt left."""
 
@@ -32,6 +33,8 @@ def run(context: Context) -> int:
     args = context.args
     if args.to == "-" and args.json:
         raise UsageError("--json and --to - both want standard output")
+    if args.format is None and args.to is not None:
+        args.format = _SUFFIXES.get(Path(args.to).suffix.lower(), "raw")
     if args.to not in (None, "-"):
         _require_new(Path(args.to))
     with context.repository() as repository:
@@ -89,6 +92,7 @@ def _has_snapshots(repository: Repository, name: str) -> bool:
 
 
 def _image(context: Context, reading: Reading, selected: Selected) -> images.Image:
+    warn_of_no_moment(context, selected)
     view, workers = reading.view(selected), context.config.backup.workers
     if context.args.format == "qcow2":
         return images.qcow2(view, workers)

@@ -324,4 +324,4 @@ def _sources(context: Context, requests: list[Request | FailedRequest], errors: 
         return [(text, ()) for text in context.args.source]
     from lamella.cli.found_sources import all_files  # most backups name their sources
 
-    return all_files(context.args.source, context.args.exclude, requests, errors)
+    return all_files(context.args.source, context.args.exclude, requests, errors, context.out.say)

@@ -67,15 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument("shell", choices=tuple(_SCRIPTS), help="print the script for this shell")
     # For the scripts: the words of the line up to the cursor; the last one is to be completed, and may be empty.
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
 
 
 def run(context: Context) -> int:
     """Print the script, or the words that fit."""
     if not context.args.words:
-        context.out.answer(_SCRIPTS[context.args.shell].rstrip("\n")) if False else print(
-            _SCRIPTS[context.args.shell], end=""
-        )
+        print(_SCRIPTS[context.args.shell], end="")
         return 0
     *before, current = context.args.words
     for word in _fitting(context, before[1:], current):

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "volume",
         nargs="*",
+        default=[],
         metavar="VOLUME[@SNAPSHOT]",
         help="all snapshots of this volume, or only SNAPSHOT (default: everything)",
     )

@@ -12,7 +12,7 @@ from socket import socket
 
 from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.arguments import SECRETS
-from lamella.cli.chosen import chosen, shown_snapshot
+from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.shown import shown_bytes
 from lamella.operations.access import listening
@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("raw", "qcow2", "tar"),
-        help="of the image: raw (default), qcow2, or a tar that holds the documents of the snapshot, too",
+        help="of the image: raw, qcow2, or a tar that holds the documents of the snapshot, too (default: as the suffix "
+        "of FILE says, else raw)",
     )
     parser.add_argument(
         "--allow-network", action="store_true", help="let --listen take an address that other machines can reach"
@@ -85,6 +86,7 @@ def run(context: Context) -> int:
         if context.args.allow_network:
             context.out.warn("whoever can reach this address can read the volume", context.args.listen or "")
         context.out.say(f"exporting {shown_snapshot(repository, selected)}")
+        warn_of_no_moment(context, selected)
         _serve(context, repository, selected, place)
     return code
 

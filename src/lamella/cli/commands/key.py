@@ -86,6 +86,7 @@ def _add_rekey(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "volume",
         nargs="*",
+        default=[],
         metavar="VOLUME[@SNAPSHOT]",
         help="all snapshots of this volume, or only SNAPSHOT (default: everything)",
     )

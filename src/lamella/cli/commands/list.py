@@ -85,5 +85,5 @@ def _contents(row: Row) -> str:
     marks = f" ({', '.join(labels)})" if labels else ""
     word = "published by the expelled" if row["expelled"] else "a claim of"
     claim = f" ({word} writer {row['claimant'][:8]})" if row["claimant"] else ""
-    result = "INCOMPLETE: " if row["result"] != "complete" else ""
+    result = "INCOMPLETE: " if row["result"] == "incomplete" else ""
     return result + ", ".join(row["volumes"]) + claim + marks + lost + gone + rebuilt + refuted

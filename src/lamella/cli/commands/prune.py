@@ -44,6 +44,11 @@ def run(context: Context) -> int:
     policy = policy_of(context.config.prune, given_rules(args), args.zone)
     with deleting.opened(context, read_only=args.dry_run, shared=context.asks) as health:
         repository = health.repo
+        may_delete = repository.keys.prune_seed is not None
+        if args.dry_run and not may_delete:
+            out.warn("this secret may not delete: only an admin's secret can do what follows")
+        elif not args.dry_run:
+            require_prune_key(may_delete, repository.store.url)  # before anything is promised
         judged = partial(plan_retention, repository, policy, args.volume, spare_last=not args.yes_last, health=health)
         plan = judged()
         show(context, plan, everything=args.dry_run)
@@ -52,7 +57,6 @@ def run(context: Context) -> int:
             figures, code = deleting.planned(context, health, _removals(plan), _what(plan))
             out.document({"dry_run": True, **document(plan), **figures})
             return max(code, IntegrityError.exit_code if plan.damaged else 0)
-        require_prune_key(repository.keys.prune_seed is not None, repository.store.url)
         removals = deleting.agreed(context, health, _what(plan), _removals(plan), lambda: _removals(judged()))
         result = run_prune(repository, removals, deleting.options(args), health, out.report)
     out.document(_reported(context, plan, result))

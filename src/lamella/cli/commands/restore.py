@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lamella.base.errors import Interrupted, LamellaError, SourceAtRisk, SourceError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
-from lamella.cli.chosen import chosen, shown_snapshot
+from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.files import exists, write_file
 from lamella.cli.shown import shown_bytes, shown_seconds
@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _target(text: str) -> Path:
     path = Path(text)
+    if text == "-":
+        raise UsageError("restore writes to no pipe", hint="use: lamella export VOLUME --to - (./- is a file)")
     # `./lvm:x` is a file, and loses its first part by becoming a path.
     return path.absolute() if str(path).startswith("lvm:") and not text.startswith("lvm:") else path
 
@@ -90,6 +92,7 @@ def _require_place(args: argparse.Namespace) -> None:
 
 def _volume(context: Context, repository: Repository, selected: Selected) -> int:
     args, out = context.args, context.out
+    warn_of_no_moment(context, selected)
     options = RestoreOptions(
         args.workers or context.config.backup.workers,
         overwrite=args.overwrite,

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "every prune. What another writer gave is taken away only with an admin's secret.\n\n"
     ) + SECRETS
     parser.add_argument("snapshot", metavar="VOLUME@SNAPSHOT", help="which snapshot")
-    parser.add_argument("tag", nargs="*", metavar="TAG", help="tags to give it")
+    parser.add_argument("tag", nargs="*", default=[], metavar="TAG", help="tags to give it")
     parser.add_argument("--remove", action="append", default=[], metavar="TAG", help="take this tag away")
     pins = parser.add_mutually_exclusive_group()
     pins.add_argument("--pin", nargs="?", const="", metavar="REASON", help="no rule removes it")

@@ -87,6 +87,8 @@ def _volume_row(
         health.add(BAD, f"the newest good snapshot is {_days(age)} old")
     if newest is not None and newest.added.time_ms > now + _DAY_MS:
         health.add(WARN, "the newest snapshot lies in the future")
+    if newest is not None and consistency([newest]) == "changed":
+        health.add(WARN, "the newest snapshot shows no single moment")
     latest = volume.snapshots[-1]
     if newest is not None and newest.ref != latest.ref:
         health.add(WARN, f"the latest snapshot, {latest.name}, is not whole")

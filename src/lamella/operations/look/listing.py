@@ -22,7 +22,8 @@ CONSISTENCY = ("unknown", "live", "quiesced", "halted", "committed", "changed")
 
 def consistency(snapshots: Iterable[Snapshot]) -> str:
     """What kind of moment the weakest of these snapshots shows, in a word."""
-    return CONSISTENCY[min(len(CONSISTENCY) - 1, *(snapshot.added.consistency for snapshot in snapshots))]
+    seen = {CONSISTENCY[snapshot.added.consistency] for snapshot in snapshots}
+    return min(seen, key=("changed", *CONSISTENCY).index)
 
 
 def volumes(repo: Repository) -> list[Row]:
@@ -66,15 +67,13 @@ def snapshots(repo: Repository, volume: VolumeState | None = None) -> list[Row]:
     return sorted(rows, key=lambda row: (str(row["time"]), str(row["snapshot"])))
 
 
-def _whole(found: list[Snapshot]) -> str:
-    return "changed" if any(CONSISTENCY[one.added.consistency] == "changed" for one in found) else "complete"
-
-
 def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str], waiting: set[Ref]) -> Row:
     name = found[0].name
     claimant = found[0].series.claimant
     run = repo.catalogue.runs.get(name)
     lost = sorted(shown[one.added.volume_id] for one in found if one.lost is not None)
+    moment = consistency(found)
+    whole = "changed" if moment == "changed" else "complete"
     failed = [] if run is None else [{"volume": row.name, "reason": row.reason} for row in run.volumes if row.failed]
     return {
         "snapshot": name,
@@ -85,11 +84,11 @@ def _run_row(repo: Repository, found: list[Snapshot], shown: dict[VolumeId, str]
         "volumes": sorted(shown[snapshot.added.volume_id] for snapshot in found),
         "expelled": any(snapshot.expelled for snapshot in found),
         "claimant": "" if claimant is None else claimant.hex(),
-        "result": "incomplete" if lost or (run is not None and not run.complete) else _whole(found),
+        "result": "incomplete" if lost or (run is not None and not run.complete) else whole,
         "failed": failed,
         "confirmed": all(snapshot.confirmed or snapshot.ref in waiting for snapshot in found),
         "size": sum(snapshot.added.size for snapshot in found),
-        "consistency": consistency(found),
+        "consistency": moment,
         "lost": lost,
         "rebuilt": any(was_rebuilt(snapshot.added) for snapshot in found),
         "map_refuted": any(Refuted.of(snapshot.added) is not None for snapshot in found),

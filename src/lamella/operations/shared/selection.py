@@ -52,24 +52,9 @@ def find_volume(repo: Repository, text: str) -> VolumeState:
     found = found or [one for one in repo.catalogue.volumes.values() if text == f"{one.name}~{one.volume_id.hex()[:4]}"]
     if len(found) == 1:
         return found[0]
-    if found:  # a name may look like another volume's `NAME~4hex`, or like its id
-        ids = ", ".join(sorted(volume.volume_id.hex() for volume in found))
-        raise NothingMatched(f"several volumes are shown as {text}", obj=text, hint=f"write one of: {ids}")
-    same = [volume for volume in repo.catalogue.volumes.values() if volume.name == text]
-    if same:
-        names = ", ".join(sorted(f"{shown[one.volume_id]} (of {_writer_of(repo, one)})" for one in same))
-        raise NothingMatched(f"{text} does not say which volume is meant", obj=text, hint=f"write one of: {names}")
-    known = ", ".join(sorted(shown.values())[:10]) or "none"
-    raise NothingMatched(f"no volume is called {text}", obj=text, hint=f"volumes: {known}")
+    from lamella.operations.shared.unmatched import no_volume  # rarely needed
 
-
-def _writer_of(repo: Repository, volume: VolumeState) -> str:
-    """Who a volume belongs to, as a writer calls itself."""
-    if volume.record is None or volume.record.creator not in volume.owners:
-        return "nobody known"
-    creator = volume.record.creator
-    writer = repo.catalogue.writers.get(creator)
-    return f"writer {creator.hex()[:8]}" + (f" {writer.label}" if writer is not None and writer.label else "")
+    raise no_volume(repo, found, text)
 
 
 def find_snapshot(repo: Repository, volume: VolumeState, text: str | None) -> Snapshot:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lamella.base.errors import ObjectNotFound, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused, StoreUnavailable
 from lamella.stores.base import MOST_OTHERS, Entry, checked_name
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -29,14 +29,12 @@ _REFUSED = {errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETO
 def store_error(error: OSError, root: Path, obj: str, *, absent: bool) -> StoreError:
     """Return what `error` means for a caller of the store at `root`; `absent`: a missing file is a missing object."""
     text = error.strerror or str(error)
-    if error.errno in FULL:
-        return StoreFull(f"no space left: {text}", obj=obj)
     if absent and error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return ObjectNotFound("no such object", obj=obj)
-    if error.errno in {errno.EACCES, errno.EPERM}:
+    if error.errno in {errno.EACCES, errno.EPERM, *FULL}:
         from lamella.stores.local.refusal import refusal
 
-        return refusal(root, obj, text)
+        return refusal(error, root, obj)
     if error.errno in _REFUSED:
         return StoreRefused(f"the file system refuses: {text}", obj=obj)
     failed = StoreUnavailable(f"the file system failed: {text}", obj=obj)

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import stat
 from pathlib import Path
 
-from lamella.base.errors import StoreRefused
-from lamella.stores.local.directory import TEMPORARY
+from lamella.base.errors import LamellaError, NoRepository, StoreError, StoreFull, StoreRefused
+from lamella.stores.local.directory import FULL, TEMPORARY
+
+_ROOM = "make room there, with lamella prune too; then run the command again"
 
 
-def refusal(root: Path, obj: str, text: str) -> StoreRefused:
-    """The error for an object, or a prefix of names, below `root` that this account may not read or write."""
+def missing(error: OSError, place: Path, *, create: bool) -> LamellaError:
+    """The error for a directory that is not there, or that cannot be made where it would be `create`d."""
+    if not create:
+        return NoRepository("there is no such directory", obj=str(place), hint="is its disk mounted?")
+    if not place.parent.is_dir():
+        hint = "make the directory above it first, and check that its disk is mounted"
+        return NoRepository("there is no such directory", obj=str(place), hint=hint)
+    return _unmakeable(
+        place, error.strerror or str(error)
+    )  # /proc and its like say "not found" of what nobody can make there
+
+
+def _unmakeable(place: Path, text: str) -> StoreRefused:
+    return StoreRefused(f"no directory can be made in {place.parent}: {text}", obj=str(place))
+
+
+def refusal(error: OSError, root: Path, obj: str) -> StoreError:
+    """The error for an object, or a prefix of names, below `root` that this account may not read or write, or that
+    finds no room.
+    """
+    text = error.strerror or str(error)
+    if error.errno in FULL:
+        quota = f": {text}" if error.errno == errno.EDQUOT else ""
+        return StoreFull(f"no space left in {root}{quota}", obj=obj, hint=_ROOM)
+    if obj == str(root) and _may(root.parent, os.X_OK) and not os.path.lexists(root):
+        return _unmakeable(root, text)
     ways: list[list[str]] = [[*Path(obj).parts], [TEMPORARY]]
     path = next((found for access in (os.R_OK, os.W_OK) for way in ways if (found := _closed(root, way, access))), root)
     return StoreRefused(f"the file system refuses {path}: {text}", obj=obj, hint=_cure(root, path))

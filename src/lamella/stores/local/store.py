@@ -61,7 +61,9 @@ class LocalStore:
                 make_directory(place)
             root = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise NoRepository("there is no such directory", obj=str(place), hint=_missing_hint(create)) from error
+            from lamella.stores.local.refusal import missing
+
+            raise missing(error, place, create=create) from error
         except NotADirectoryError as error:
             raise NoRepository("not a directory", obj=str(place)) from error
         except OSError as error:
@@ -191,7 +193,3 @@ class LocalStore:
     def close(self) -> None:
         """Close the directory; further calls raise StoreError."""
         self._root.close()
-
-
-def _missing_hint(create: bool) -> str:
-    return "make the directory above it first, and check that its disk is mounted" if create else "is its disk mounted?"

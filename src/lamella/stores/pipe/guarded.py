@@ -92,7 +92,8 @@ class GuardedStore:
             self._puts += 1
             more = 0 if self._has(name) else size
             if more and self._quota_bytes is not None and self._used_bytes + more > self._quota_bytes:
-                raise StoreFull("no space left: the quota of this destination is used up", obj=name)
+                hint = "make room there, with lamella prune too"
+                raise StoreFull("no space left: the quota of this destination is used up", obj=name, hint=hint)
             self._used_bytes += more
         try:
             put()

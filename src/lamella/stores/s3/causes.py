@@ -56,7 +56,9 @@ def answer_error(reply: Any, obj: str, bucket: str) -> LamellaError:  # noqa: AN
     if code in _NOT_FOUND or status == 404:
         return ObjectNotFound("no such object", obj=obj)
     if "Quota" in code or "StorageFull" in code or status == 507:
-        return StoreFull(f"no space left: {said}", obj=obj)
+        return StoreFull(
+            f"no space left in bucket {bucket}: {said}", obj=obj, hint="make room there, with lamella prune too"
+        )
     if code in _LATER or status in {409, 429} or status >= 500:
         return StoreUnavailable(f"the service cannot do it now: {said}", obj=obj)
     hint = _HINTS.get(code, "may this credential do that here?" if status in {401, 403} else "")

@@ -15,7 +15,7 @@ from lamella.operations.access.files import FoundFile, GuestAnswer, listed
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The action's own arguments."""
     add_options(parser)
-    parser.add_argument("path", nargs="*", metavar="PATH", help="a directory or file (default: the top)")
+    parser.add_argument("path", nargs="*", default=[], metavar="PATH", help="a directory or file (default: the top)")
 
 
 def run(context: Context) -> int:
