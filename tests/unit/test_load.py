@@ -19,7 +19,7 @@ CEILINGS = {
     "restore": (Weight(7_085, 6_295), 6_015),
     "backup": (Weight(9_895, 8_765), 8_395),
     "qubes backup": (Weight(10_405, 9_270), 8_955),
-    "qubes restore": (Weight(8_580, 7_685), 7_100),
+    "qubes restore": (Weight(8_565, 7_670), 7_090),
 }
 
 

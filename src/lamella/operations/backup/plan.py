@@ -214,8 +214,7 @@ class _Planning:
                 notes.append(f"another writer has a volume {name}: to go on with that one instead, add --adopt")
         plan = self._first(request, name) if known is None else self._next(request, known, record)
         if known is not None and not known.own and handover is None:
-            adopt = "; or add --adopt" * self._may_change(known)
-            notes.append(f"{plan.volume} belongs to another writer: {_CLAIMS}{adopt}")
+            notes.append(f"{plan.volume} is another writer's: {_CLAIMS}{'; or add --adopt' * self._may_change(known)}")
         plan = replace(plan, handover=handover, notes=(*plan.notes, *notes))
         if self._options.changes is not None:
             return plan  # another tool's change map knows nothing of resume points
