@@ -11,14 +11,20 @@ from pathlib import Path
 
 from tests.cli.program import COMMAND, Lamella
 
+SIZE = 32 << 20
+"""So much is read for longer than a busy machine keeps a writer waiting."""
+
 
 @contextmanager
 def written(image: Path) -> Iterator[None]:
+    """Write to an image, which is large, all the time."""
+    if image.stat().st_size < SIZE:
+        image.write_bytes(os.urandom(SIZE))
     over = threading.Event()
 
     def write() -> None:
         with image.open("r+b", buffering=0) as file:
-            while not over.wait(0.005):
+            while not over.wait(0.001):
                 file.seek(4096)
                 file.write(os.urandom(4096))
 

@@ -30,7 +30,7 @@ pytest.register_assert_rewrite("tests.qubes.stories")
 
 HERE = Path(__file__).parent
 INSIDE = "LAMELLA_GUEST" in os.environ
-SECONDS = float(os.environ.get("LAMELLA_GUEST_SECONDS", "3000"))
+SECONDS = float(os.environ.get("LAMELLA_GUEST_SECONDS", "4200"))
 SHORT = {
     "test_the_guest_has_device_mapper_a_disk_and_this_tree",
     "test_several_volumes_are_frozen_before_any_is_read",
