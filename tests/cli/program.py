@@ -96,6 +96,7 @@ class Terminal:
     ) -> None:
         self._master, slave = pty.openpty()
         self.seen = ""
+        self._looked = 0
         self._process = subprocess.Popen(
             [*map(str, command), *map(str, arguments)],
             env=environment({"TERM": "xterm", **(env or {})}),
@@ -120,9 +121,9 @@ class Terminal:
 
     def expect(self, text: str) -> None:
         """Read until `text` was shown; what follows it stays for the next call."""
-        start = len(self.seen)
-        while text not in self.seen[start:]:
-            assert self._read(), f"{text!r} was not shown, only {self.seen[start:]!r}"
+        while (found := self.seen.find(text, self._looked)) < 0:
+            assert self._read(), f"{text!r} was not shown, only {self.seen[self._looked :]!r}"
+        self._looked = found + len(text)
 
     def type(self, line: str) -> None:
         """Type a line."""

@@ -333,7 +333,7 @@ def test_a_long_row_is_folded_at_the_end_of_the_terminal_and_nowhere_else(empty:
     names = [one.stem for one in images]
     piped = empty.ok("list")
     assert any(all(name in line for name in names) for line in piped.out.splitlines())
-    assert re.search(r"  48.0 KiB   *(live|unknown)  a-virtual-machine-0, ", piped.out.split("LOCAL TIME")[1])
+    assert re.search(r"  48.0 KiB  +(live|unknown)  +a-virtual-machine-0, ", piped.out.split("LOCAL TIME")[1])
     with Terminal([*empty.options, "list"], empty.env) as terminal:
         assert terminal.end() == 0
     rows = terminal.seen.split("LOCAL TIME")[1].splitlines()
