@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from lamella.base.errors import StoreUnavailable
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Store
+from lamella.stores.local.root import Root
 from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store
@@ -41,8 +42,20 @@ class InDirectory:
     _numbers = itertools.count()
 
     @pytest.fixture(autouse=True)
-    def _below(self, tmp_path: Path) -> None:
+    def _below(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Stores are made below a directory of the test, and closed when it ends."""
         self.place = tmp_path
+        opened: list[Root] = []
+        init = Root.__init__
+
+        def remembering(root: Root, path: Path, descriptor: int) -> None:
+            init(root, path, descriptor)
+            opened.append(root)
+
+        monkeypatch.setattr(Root, "__init__", remembering)
+        yield
+        for root in opened:
+            root.close()
 
     def inner(self) -> Store:
         return LocalStore.open(self.place / f"store-{next(self._numbers)}", create=True)
