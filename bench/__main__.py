@@ -1,4 +1,4 @@
-"""`python -m bench [image|scale|tracking|s3|copies|health|pipe|look|exporting|sources]`: see docs/bench.md."""
+"""`python -m bench [image|scale|tracking|s3|copies|health|pipe|look|exporting|sources|waiting]`: see docs/bench.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import copies, exporting, health, images, looking, pipe, report, s3, scale, sources, sparse, tracking
+from bench import (
+    copies,
+    exporting,
+    health,
+    images,
+    looking,
+    pipe,
+    report,
+    s3,
+    scale,
+    sources,
+    sparse,
+    tracking,
+    waiting,
+)
 from bench.journey import Journey
 from bench.measure import MIB, BenchError, Series, pin
 
@@ -39,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
-    modes = ("image", "scale", "tracking", "s3", "copies", "health", "pipe", "look", "exporting", "sources")
+    modes = ("image", "scale", "tracking", "s3", "copies", "health", "pipe", "look", "exporting", "sources", "waiting")
     parser.add_argument("mode", nargs="?", choices=modes, default="image",
                         help="image: beside others; scale: simulated; tracking: --dir on Btrfs or XFS;"
                         " s3: the S3 store; pipe: ssh and local pipes; copies: second copies;"
-                        " look: list and status of many snapshots; exporting: reading over NBD; sources")  # fmt: skip
+                        " look: list and status of many snapshots; exporting: reading over NBD; sources;"
+                        " waiting: a guest's writes during a backup")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
     parser.add_argument("--size", type=int, default=1536, metavar="MIB", help="real data in the image (default 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors to use (default 2, as zstd -T2 does)")
@@ -135,6 +150,11 @@ def _sources(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], l
     return series, list(sources.targets(series))
 
 
+def _waiting(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    series = waiting.measure(work, args.repeats, args.size * MIB)
+    return series, list(waiting.targets(series))
+
+
 _MODES = {
     "image": _image,
     "scale": _scale,
@@ -146,6 +166,7 @@ _MODES = {
     "pipe": _pipe,
     "exporting": _exporting,
     "sources": _sources,
+    "waiting": _waiting,
 }
 
 

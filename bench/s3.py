@@ -1,17 +1,20 @@
-"""What the S3 store costs beside plain HTTP: the same bytes to and from the same server, one connection each.
+"""What the S3 store costs beside plain HTTP with one SHA-256 a put: the same bytes to and from the same server.
 
 `python -m bench.s3 serve` is that server: it keeps objects in memory and knows just enough of S3.
 """
 
 from __future__ import annotations
 
+import hashlib
 import http.client
+import itertools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from bench.measure import MIB, BenchError, Sample, Series
@@ -22,6 +25,7 @@ from lamella.stores.s3.store import S3Store
 
 PACK = 16 * MIB
 PACKS = 32
+CONNECTIONS = (1, 4)
 SHARE_PUT = 0.3
 SHARE_GET = 0.2
 _KEY = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_REGION": "us-east-1"}
@@ -42,7 +46,10 @@ class Objects(BaseHTTPRequestHandler):
         self._answer(200 if self.path in self.kept else 404, b"")
 
     def do_GET(self) -> None:
-        body = self.kept[self.path]
+        body = self.kept.get(self.path)
+        if body is None:
+            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            return
         unit, _, span = self.headers.get("Range", "").partition("=")
         if unit != "bytes":
             self._answer(200, body)
@@ -53,6 +60,7 @@ class Objects(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes, span: str = "") -> None:
         self.send_response_only(status)
+        self.send_header("ETag", '"bench"')
         if span:
             self.send_header("Content-Range", span)
         self.send_header("Content-Length", str(len(body)))
@@ -81,49 +89,68 @@ def _server() -> Iterator[int]:
 
 
 def measure(repeats: int) -> dict[str, Series]:
-    """Packs up and down; the series of one step by `step/program`."""
+    """Packs up and down with one connection and with four; the series of one step by `step/program/connections`."""
     series: dict[str, Series] = {}
     content = Sealed(os.urandom(PACK))
-    for number in range(repeats):
-        with _server() as port:
+    for number, connections in itertools.product(range(repeats), CONNECTIONS):
+        with _server() as port, ExitStack() as opened:
             try:
                 store = S3Store.open(f"//bench/{number}?endpoint=http://127.0.0.1:{port}", environment=_KEY)
             except UsageError as error:
                 raise BenchError(f"{error.message}; {error.hint}") from error
-            plain = http.client.HTTPConnection("127.0.0.1", port)
-            plain.connect()
-            steps: dict[str, Callable[[int], object]] = {
-                "put/plain HTTP": lambda one, plain=plain: _asked(plain, "PUT", f"/plain/{one}", content),  # type: ignore[misc]
-                "put/S3 store": lambda one, store=store: store.put(f"p/{one}", content),  # type: ignore[misc]
-                "get/plain HTTP": lambda one, plain=plain: _asked(plain, "GET", f"/plain/{one}", None),  # type: ignore[misc]
-                "get/S3 store": lambda one, store=store: store.get(f"p/{one}", 0, PACK),  # type: ignore[misc]
+            opened.callback(store.close)
+            plain = [http.client.HTTPConnection("127.0.0.1", port) for _ in range(connections)]
+            for one in plain:
+                opened.callback(one.close)
+            # Beside the same work: an upload is hashed once, a download is not.
+            steps: dict[str, Callable[[int, int], object]] = {
+                "put/plain HTTP": lambda line, one, plain=plain: _put(plain[line], one, content),  # type: ignore[misc]
+                "put/S3 store": lambda _, one, store=store: store.put(f"p/{one}", content),  # type: ignore[misc]
+                "get/plain HTTP": lambda line, one, plain=plain: _asked(plain[line], "GET", f"/plain/{one}"),  # type: ignore[misc]
+                "get/S3 store": lambda _, one, store=store: store.get(f"p/{one}", 0, PACK),  # type: ignore[misc]
             }
             for key, step in steps.items():
-                series.setdefault(key, Series()).samples.append(_timed(step))
-            plain.close()
-            store.close()
+                found = series.setdefault(f"{key}/{connections}", Series())
+                found.samples.append(_timed(step, connections))
     return series
 
 
-def _asked(plain: http.client.HTTPConnection, method: str, path: str, body: bytes | None) -> bytes:
-    plain.request(method, path, body)
+def _put(plain: http.client.HTTPConnection, number: int, content: bytes) -> bytes:
+    sha256 = hashlib.sha256(content).hexdigest()
+    return _asked(plain, "PUT", f"/plain/{number}", content, {"x-amz-content-sha256": sha256})
+
+
+def _asked(
+    plain: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> bytes:  # fmt: skip
+    plain.request(method, path, body, headers or {})
     return plain.getresponse().read()
 
 
-def _timed(step: Callable[[int], object]) -> Sample:
+def _timed(step: Callable[[int, int], object], connections: int) -> Sample:
     wall, cpu = time.perf_counter(), time.process_time()
-    for number in range(PACKS):
-        step(number)
+    with ThreadPoolExecutor(connections) as pool:
+        for done in [pool.submit(_each, step, line, connections) for line in range(connections)]:
+            done.result()
     return Sample(time.perf_counter() - wall, time.process_time() - cpu, 0)
+
+
+def _each(step: Callable[[int, int], object], line: int, connections: int) -> None:
+    for number in range(line, PACKS, connections):
+        step(line, number)
 
 
 def targets(series: dict[str, Series]) -> Iterator[Target]:
     """Ratios within this run."""
-    for step, bound in (("put", SHARE_PUT), ("get", SHARE_GET)):
-        plain, ours = series[f"{step}/plain HTTP"].wall, series[f"{step}/S3 store"].wall
-        speeds = ", ".join(f"{PACKS * PACK / MIB / wall:.0f} MiB/s" for wall in (ours, plain))
-        text = f"{plain / ours:.0%} of plain HTTP ({speeds})"
-        yield Target(f"S3 {step}, {PACK // MIB} MiB packs", text, f"{bound:.0%}", plain / ours >= bound)
+    for (step, bound), connections in itertools.product((("put", SHARE_PUT), ("get", SHARE_GET)), CONNECTIONS):
+        plain, ours = series[f"{step}/plain HTTP/{connections}"], series[f"{step}/S3 store/{connections}"]
+        speeds = ", ".join(f"{PACKS * PACK / MIB / one.wall:.0f} MiB/s" for one in (ours, plain))
+        cpu = ", ".join(f"{one.cpu * (1 << 30) / (PACKS * PACK):.2f}" for one in (ours, plain))
+        share = plain.wall / ours.wall
+        text = f"{share:.0%} of plain HTTP ({speeds}; CPU seconds a GiB {cpu})"
+        lines = f"{connections} connection{'s' if connections > 1 else ''}"
+        yield Target(f"S3 {step}, {PACK // MIB} MiB packs, {lines}", text, f"{bound:.0%}", share >= bound)
 
 
 if __name__ == "__main__":

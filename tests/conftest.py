@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from lamella import rescue
+from tests.guest import beside
 
 # Shared and slow machines make single examples late; how long a test may take in all is the timeout's business.
 settings.register_profile(
@@ -46,17 +49,78 @@ _PLACES = {
     "LAMELLA_CACHE_DIR": "cache",
 }
 _numbers = itertools.count()
+_LONG_FIRST = {name: place for place, name in enumerate(["system", "fault", "cli", "qubes", "property"])}
 DESCRIPTORS = 900
 """So many the tests may have left open when they end; select() knows none above 1,023."""
+
+
+_LEFT = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Several processes share one guest."""
+    beside.tell(node)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
+    """Start the guest as soon as it is known which tests there are."""
+    beside.start_once(node.config, ids)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The guest runs longest: where several processes run tests beside it, it goes first."""
+    if "guest" in getattr(config, "workerinput", {}):
+        os.nice(10)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the guest that several processes shared."""
+    beside.end(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Learn how many descriptors a process of the tests left open."""
+    left, stash = getattr(node, "workeroutput", {}).get("left", 0), node.config.stash
+    stash[_LEFT] = max(left, stash.get(_LEFT, 0))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail if the tests leak descriptors: one day a test far from the leak would find none left."""
     gc.collect()
     left = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    if hasattr(session.config, "workeroutput"):  # one of several processes: the first one judges
+        session.config.workeroutput["left"] = left
+        return
+    left = max(left, session.config.stash.get(_LEFT, 0))
     if left > DESCRIPTORS:
         print(f"\nthe tests left {left} descriptors open")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first: at the end one process waits for the other, and the last file should be short."""
+    items.sort(key=_place_in_order)
+
+
+def _place_in_order(item: pytest.Item) -> int:
+    folder = item.path.parent.name  # the guest works beside all others, and is waited for in the end
+    return len(_LONG_FIRST) + 1 if folder == "guest" else _LONG_FIRST.get(folder, len(_LONG_FIRST))
+
+
+class _Together(LoadScopeScheduling):  # type: ignore[misc]
+    """Several processes: the tests of a file stay in one, and so do those of the guest machine, which boots once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return str(Path(file).parent) if file.startswith("tests/guest/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """Distribute the tests as `_Together` says, whatever `--dist` says."""
+    return _Together(config, log)
 
 
 @pytest.fixture(autouse=True)

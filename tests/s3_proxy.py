@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.s3_services import S3Service, free_port
 
-_PASSED_ON = {"host", "connection", "transfer-encoding", "expect"}
+_PASSED_ON = {"connection", "transfer-encoding", "expect"}
 _SECONDS = 30
 
 

@@ -25,11 +25,15 @@ META_PACKAGE = "linux-image-amd64"
 # crc32c_generic first: libcrc32c asks for the algorithm when it is loaded.
 MODULES = [
     "crc32c_generic", "virtio_pci", "virtio_blk", "9pnet_virtio", "9p", "overlay", "loop", "ext4",
-    "dm-mod", "dm-thin-pool", "dm-snapshot", "dm-flakey",
+    "dm-mod", "dm-thin-pool", "dm-snapshot", "dm-flakey", "nbd",
 ]  # fmt: skip
 
 # Kept beside the kernel for `lamella files`, which makes an initramfs of its own.
-FILE_SYSTEMS = ["virtio_console", "xfs", "btrfs", "vfat", "nls_cp437", "nls_iso8859-1", "nls_ascii", "exfat", "ntfs3"]
+FOR_FILES = [
+    "virtio_console", "xfs", "btrfs", "vfat", "nls_cp437", "nls_iso8859-1", "nls_ascii", "nls_utf8", "exfat", "fuse",
+    "dm-mirror", "dm-raid", "dm-crypt", "algif_skcipher", "aes_generic", "aesni_intel", "xts", "cbc", "ecb", "essiv",
+    "sha256_generic",
+]  # fmt: skip
 
 INIT = r"""#!/bin/sh
 B=/bin/busybox
@@ -50,7 +54,7 @@ exec $B switch_root /new /run/busybox sh /run/out/start
 
 def main() -> int:
     """Build, unless it is there already."""
-    if all((PLACE / name).exists() for name in ("vmlinuz", "initrd", "lib")):
+    if all((PLACE / name).exists() for name in ("vmlinuz", "initrd", "lib")) and _listed() == _list():
         return 0
     if os.uname().machine != "x86_64" or not all(map(shutil.which, ("apt-get", "dpkg-deb", "depmod", "busybox"))):
         print("guest kernel: needs Debian on amd64 with dpkg-deb, depmod and busybox", file=sys.stderr)
@@ -75,11 +79,22 @@ def keep_modules(tree: Path) -> None:
     place = PLACE / "lib/modules" / modules.name
     shutil.rmtree(PLACE / "lib", ignore_errors=True)
     place.mkdir(parents=True)
-    for path in load_order(text, [*MODULES, *FILE_SYSTEMS]):
+    for path in load_order(text, [*MODULES, *FOR_FILES]):
         (place / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(modules / path, place / path)
     kept = [line for line in text.splitlines() if (place / line.partition(":")[0]).exists()]
     (place / "modules.dep").write_text("".join(f"{line}\n" for line in kept))
+    (PLACE / "lib" / "list").write_text(_list())
+
+
+def _list() -> str:
+    return "".join(f"{name}\n" for name in (*MODULES, *FOR_FILES))
+
+
+def _listed() -> str:
+    """The modules for which the kernel that is there was made."""
+    place = PLACE / "lib" / "list"
+    return place.read_text() if place.exists() else ""
 
 
 def unpacked_package(place: Path) -> Path:

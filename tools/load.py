@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from lamella.stores.pipe.bundle import ARGV_WITH_LIBRARIES
 from lamella_kit.fake_qubesd import FakeQubesd
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -30,6 +31,7 @@ COMMANDS = {
     "backup": ("lamella.cli.commands.backup",),
     "qubes backup": ("lamella.cli.commands.qubes.backup",),
     "qubes restore": ("lamella.cli.commands.qubes.restore",),
+    "qubes restore --paranoid": ("lamella.cli.commands.qubes.restore", "lamella.qubes.paranoid.disposable"),
 }
 """Command -> the modules that its closure starts from, beside the command line's own."""
 
@@ -165,6 +167,7 @@ def _measured(folder: Path) -> Iterator[Load]:
             "backup": [f"disk={disk}", "--source-driver", "file"],
             "qubes backup": ["work"],
             "qubes restore": ["work", "--overwrite", "-y"],
+            "qubes restore --paranoid": ["work", "--overwrite", "-y"],
         }
         # The first run of each kind makes what the measured one finds, as on most days.
         for command in ("init", "backup", "qubes backup"):
@@ -182,6 +185,12 @@ def _qubes(folder: Path) -> Iterator[Mapping[str, str]]:
     with FakeQubesd(folder / "run", {"varlibqubes": folder / "pool"}, volume_size=1 << 20) as system:
         system.add("tpl", "TemplateVM", label="black")
         system.add("work", template="tpl", label="red")
+        system.add("dvm", template="tpl", template_for_dispvms="True")
+        client = folder / "qrexec-client"  # whatever is called runs as a process beside
+        client.write_text(
+            f"#!{sys.executable}\nimport os\nos.execv({sys.executable!r}, {list(ARGV_WITH_LIBRARIES)!r})\n"
+        )
+        client.chmod(0o755)
         yield {"LAMELLA_QUBESD_SOCKET": str(system.place), "LAMELLA_DOM0_ROOT": str(folder / "root")}
 
 
@@ -189,7 +198,7 @@ def _run(folder: Path, variables: Mapping[str, str], words: list[str]) -> frozen
     """Run a command to its end, and return the modules of Lamella that were loaded then."""
     left = folder / "modules"
     env = {
-        "PATH": os.environ.get("PATH", os.defpath),
+        "PATH": f"{folder}:{os.environ.get('PATH', os.defpath)}",
         "HOME": str(folder),
         "PYTHONPATH": str(SOURCE),
         "LAMELLA_REPO": str(folder / "repository"),
@@ -218,11 +227,11 @@ def listed(modules: Iterable[str]) -> str:
 
 def main() -> int:
     """Print the table, and with `--modules` the modules of every command."""
-    print(f"{'command':15}{'modules':>8}{'code lines':>12}{'statements':>12}{'closure':>9}{'its code lines':>16}")
+    print(f"{'command':25}{'modules':>8}{'code lines':>12}{'statements':>12}{'closure':>9}{'its code lines':>16}")
     for load in measure():
         run, still = total(load.run), total(load.closure)
         print(
-            f"{load.command:15}{len(load.run):8}{run.code_lines:12}{run.statements:12}"
+            f"{load.command:25}{len(load.run):8}{run.code_lines:12}{run.statements:12}"
             f"{len(load.closure):9}{still.code_lines:16}"
         )
         if "--modules" in sys.argv[1:]:

@@ -1,6 +1,6 @@
 """The manual pages in docs/man, made from the tree of commands and options.
 
-`python tools/man.py` writes them; a test checks that they are current. Texts that are not options are here.
+`python -m tools.man` writes them; a test checks that they are current. Texts that are not options are here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import cast
 
 from lamella.cli.arguments import COMMANDS, CommandParser, build
+from tools.man_examples import EXAMPLES
+from tools.man_topics import CONFIGURATION_TEXT, DOCUMENTS, EXAMPLE, KEYS
+from tools.roff import literal, markdown, terms, text
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "man"
+_DOCUMENTS = FOLDER.parent
 _GLOBAL = "options of every command"
 
 EXIT_STATUS = {
@@ -62,39 +66,6 @@ FILES = {
     "/var/cache/lamella": "Cache of root; of other users $XDG_CACHE_HOME/lamella.",
 }
 
-CONFIGURATION = """\
-# the repository that is used when none is named
-default_repository = "usb"
-
-[repositories.usb]
-url = "/mnt/usb/lamella"
-# at most one of keyfile, passphrase_file, passphrase_command
-passphrase_file = "/etc/lamella/usb.passphrase"
-
-[repositories.cloud]
-url = "s3://backups/hosts/one?region=eu-central-1"
-keyfile = "/etc/lamella/key"
-# bytes a second in both directions, as --limit-rate
-limit_rate = "5M"
-
-[backup]
-compression = "auto"
-workers = 4
-
-[prune]
-# the calendar of all rules; without rules here or on the command line nothing is removed
-zone = "Europe/Berlin"
-keep_last = 3
-keep_daily = 14
-keep_monthly = "all"
-# also keep_hourly, keep_weekly, keep_yearly, keep_within = "30d", keep_tags = ["release"],
-# thin_older = ["1d:hour", "30d:week"]
-
-# rules of one volume, instead of the general ones
-[prune.volumes."work:private"]
-keep_within = "1y6m"
-"""
-
 OUTPUT = """\
 Results go to standard output, progress and messages to standard error. With --json standard output holds exactly one
 document, errors included; with --json-lines every line on standard error is a JSON object with the key event: progress,
@@ -106,12 +77,19 @@ VOLUME is the name shown by lamella list, SNAPSHOT any unique beginning of a sna
 
 
 def pages() -> dict[str, str]:
-    """File name and content of every page."""
+    """Path below the folder and content of every page."""
     parser = build()
     commands = dict(_subparsers(parser))
-    made = {"lamella.1": _main_page(parser)}
-    for name, text in COMMANDS.items():
-        made[f"lamella-{name}.1"] = _command_page(name, text, commands[name])
+    made = {"man1/lamella.1": _main_page(parser)}
+    for name, purpose in COMMANDS.items():
+        made[f"man1/lamella-{name}.1"] = _command_page(name, purpose, commands[name])
+    made["man5/lamella-configuration.5"] = _page(_configuration())
+    made["man7/lamella-environment.7"] = _page(_environment())
+    for (name, section), (document, purpose) in DOCUMENTS.items():
+        content = (_DOCUMENTS / document).read_text("utf-8")
+        made[f"man{section}/{name}.{section}"] = _page(
+            [*_head(name, purpose, section), ".SH DESCRIPTION", *markdown(content)]
+        )
     return made
 
 
@@ -119,11 +97,12 @@ def main() -> int:
     """Write all pages and remove those of commands that are gone."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     made = pages()
-    for path in FOLDER.glob("*.1"):
-        if path.name not in made:
+    for path in FOLDER.glob("man?/*"):
+        if path.relative_to(FOLDER).as_posix() not in made:
             path.unlink()
-    for name, text in made.items():
-        (FOLDER / name).write_text(text, "utf-8")
+    for name, content in made.items():
+        (FOLDER / name).parent.mkdir(exist_ok=True)
+        (FOLDER / name).write_text(content, "utf-8")
     print(f"{len(made)} pages in {FOLDER}")
     return 0
 
@@ -141,41 +120,69 @@ def _subparsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, CommandP
 
 def _main_page(parser: argparse.ArgumentParser) -> str:
     lines = _head("lamella", parser.description or "")
-    lines += [".SH SYNOPSIS", r".B lamella", _text("[OPTIONS] COMMAND [ARGUMENTS]")]
-    lines += [".SH DESCRIPTION", _text(parser.description or ""), ".PP", _text(SELECTION), ".SH COMMANDS"]
-    for name, text in COMMANDS.items():
-        lines += [".TP", rf"\fBlamella\-{name}\fR(1)", _text(f"{text[0].upper()}{text[1:]}.")]
+    lines += [".SH SYNOPSIS", r".B lamella", text("[OPTIONS] COMMAND [ARGUMENTS]")]
+    lines += [".SH DESCRIPTION", text(parser.description or ""), ".PP", text(SELECTION), ".SH COMMANDS"]
+    for name, purpose in COMMANDS.items():
+        lines += [".TP", rf"\fBlamella\-{name}\fR(1)", text(f"{purpose[0].upper()}{purpose[1:]}.")]
     lines += [".SH OPTIONS", "Before or after COMMAND:", *_options(parser, everything=True)]
-    lines += [".SH OUTPUT", _text(OUTPUT), ".SH EXIT STATUS"]
-    lines += _terms({str(code): text for code, text in EXIT_STATUS.items()})
-    lines += [".SH ENVIRONMENT", *_terms(ENVIRONMENT), ".SH FILES", *_terms(FILES)]
-    lines += [".SH CONFIGURATION", "Unknown keys are errors.", ".PP", ".nf", _text(CONFIGURATION), ".fi"]
-    lines += [".SH SEE ALSO", ", ".join(rf"\fBlamella\-{name}\fR(1)" for name in COMMANDS)]
+    lines += [".SH OUTPUT", text(OUTPUT), ".SH EXIT STATUS"]
+    lines += terms({str(code): text for code, text in EXIT_STATUS.items()})
+    lines += [".SH FILES", *terms(FILES)]
+    others = [
+        *((name, section) for name, section in DOCUMENTS),
+        ("lamella-configuration", 5),
+        ("lamella-environment", 7),
+    ]
+    named = [*((f"lamella-{name}", 1) for name in COMMANDS), *sorted(others)]
+    lines += [".SH SEE ALSO", ", ".join(rf"\fB{text(name)}\fR({section})" for name, section in named)]
+    return _page(lines)
+
+
+def _page(lines: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _command_page(name: str, text: str, parser: CommandParser) -> str:
-    lines = _head(f"lamella-{name}", text)
+def _configuration() -> Iterator[str]:
+    yield from _head("lamella-configuration", "what can be configured, and how", 5)
+    yield from (".SH DESCRIPTION", text(CONFIGURATION_TEXT))
+    for table, keys in KEYS.items():
+        yield from (rf'.SH "{text(table)}"', *terms(keys))
+    yield from (".SH EXAMPLE", *literal(EXAMPLE.splitlines()))
+    yield from (".SH SEE ALSO", r"\fBlamella\-config\fR(1), \fBlamella\-run\fR(1), \fBlamella\-prune\fR(1)")
+
+
+def _environment() -> Iterator[str]:
+    yield from _head("lamella-environment", "variables that lamella reads", 7)
+    yield from (".SH DESCRIPTION", "Options of the command line win over variables, variables over the configuration.")
+    yield from (".SH VARIABLES", *terms(ENVIRONMENT), ".SH SEE ALSO", r"\fBlamella\fR(1)")
+
+
+def _command_page(name: str, purpose: str, parser: CommandParser) -> str:
+    lines = _head(f"lamella-{name}", purpose)
     actions = dict(_subparsers(parser))
     lines += [".SH SYNOPSIS"]
     for action, below in (actions or {"": parser}).items():
         words = f"lamella {name} {action}".strip()
-        lines += [rf"\fB{_text(words)}\fR {_text(_synopsis(below))}", ".br"]
-    lines += [".SH DESCRIPTION", _text(parser.description or "")]
+        lines += [rf"\fB{text(words)}\fR {text(_synopsis(below))}", ".br"]
+    lines += [".SH DESCRIPTION", text(parser.description or "")]
     if not actions:
         lines += [".SH OPTIONS", *_options(parser)]
     for action, below in actions.items():
-        lines += [f".SH {action.upper()}", _text(below.description or ""), *_options(below)]
+        lines += [f".SH {action.upper()}", text(below.description or ""), *_options(below)]
     lines += ["The options of every command are in", r"\fBlamella\fR(1)."]
     for paragraph in _epilogs([parser, *actions.values()]):
-        lines += [".PP", _text(paragraph)]
-    lines += [".SH SEE ALSO", r"\fBlamella\fR(1)"]
-    return "\n".join(lines) + "\n"
+        lines += [".PP", text(paragraph)]
+    lines += [".SH EXAMPLES"]
+    for what, line in EXAMPLES[name]:
+        lines += [".TP", text(what), rf"\fB{text(line)}\fR"]
+    return _page(
+        [*lines, ".SH SEE ALSO", r"\fBlamella\fR(1), \fBlamella\-environment\fR(7), \fBlamella\-emergency\fR(7)"]
+    )
 
 
-def _head(name: str, text: str) -> list[str]:
-    title = f'.TH "{name.upper()}" 1 "" "lamella {version("lamella")}" "Lamella"'
-    return [title, ".SH NAME", rf"{_text(name)} \- {_text(text.rstrip('.').lower())}"]
+def _head(name: str, purpose: str, section: int = 1) -> list[str]:
+    title = f'.TH "{name.upper()}" {section} "" "lamella {version("lamella")}" "Lamella"'
+    return [title, ".SH NAME", rf"{text(name)} \- {text(purpose.rstrip('.').lower())}"]
 
 
 def _epilogs(parsers: Iterable[argparse.ArgumentParser]) -> list[str]:
@@ -187,14 +194,14 @@ def _epilogs(parsers: Iterable[argparse.ArgumentParser]) -> list[str]:
 def _options(parser: argparse.ArgumentParser, *, everything: bool = False) -> list[str]:
     lines: list[str] = []
     for action in _shown(parser, everything=everything):
-        lines += [".TP", _option(action), _text(_sentence(action))]
+        lines += [".TP", _option(action), text(_sentence(action))]
     return [*lines, ".PP"]
 
 
 def _sentence(action: argparse.Action) -> str:
-    text = action.help or ""
+    said = action.help or ""
     words = "" if action.choices is None or action.metavar else f" One of: {', '.join(map(str, action.choices))}."
-    return f"{text[:1].upper()}{text[1:]}.{words}"
+    return f"{said[:1].upper()}{said[1:]}.{words}"
 
 
 def _shown(parser: argparse.ArgumentParser, *, everything: bool) -> Iterator[argparse.Action]:
@@ -208,9 +215,9 @@ def _shown(parser: argparse.ArgumentParser, *, everything: bool) -> Iterator[arg
 def _option(action: argparse.Action) -> str:
     value = _value(action)
     if not action.option_strings:
-        return rf"\fI{_text(value)}\fR"
-    names = ", ".join(rf"\fB{_text(name)}\fR" for name in action.option_strings)
-    return rf"{names} \fI{_text(value)}\fR" if value else names
+        return rf"\fI{text(value)}\fR"
+    names = ", ".join(rf"\fB{text(name)}\fR" for name in action.option_strings)
+    return rf"{names} \fI{text(value)}\fR" if value else names
 
 
 def _value(action: argparse.Action) -> str:
@@ -229,16 +236,6 @@ def _synopsis(parser: argparse.ArgumentParser) -> str:
             many = "..." if action.nargs in {"+", "*"} else ""
             words.append(f"[{value}]{many}" if action.nargs in {"?", "*"} else f"{value}{many}")
     return " ".join(words)
-
-
-def _terms(rows: dict[str, str]) -> list[str]:
-    return [line for term, text in rows.items() for line in (".TP", rf"\fB{_text(term)}\fR", _text(text))]
-
-
-def _text(text: str) -> str:
-    """Text as roff: nothing in it is a request or an escape."""
-    escaped = text.rstrip("\n").replace("\\", r"\e").replace("-", r"\-").replace("%%", "%")
-    return "\n".join(rf"\&{line}" if line.startswith((".", "'")) else line for line in escaped.split("\n"))
 
 
 if __name__ == "__main__":

@@ -101,19 +101,32 @@ set_up_python() {
 
 missing_packages() {
     local mount_package=util-linux rpm_package=rpm-build ssh_package=openssh-clients ip_package=iproute program package
-    local thin_package=device-mapper-persistent-data qemu_package=qemu-img nbd_package=libnbd guest=''
+    local thin_package=device-mapper-persistent-data qemu_package=qemu-img nbd_package=libnbd zbar_package=zbar guest=''
     if [ "$(installer)" = apt-get ]; then
         mount_package=mount rpm_package=rpm ssh_package=openssh-client ip_package=iproute2
-        thin_package=thin-provisioning-tools qemu_package=qemu-utils nbd_package=libnbd-bin
-        guest='qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common busybox:busybox-static depmod:kmod'
-        guest+=' dbus-daemon:dbus cron:cron zsh:zsh fish:fish promtool:prometheus'
+        thin_package=thin-provisioning-tools qemu_package=qemu-utils nbd_package=libnbd-bin zbar_package=zbar-tools
+        guest='qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common busybox:busybox-static depmod:kmod extlinux:extlinux mcopy:mtools'
+        guest+=' cryptsetup:cryptsetup-bin ntfs-3g:ntfs-3g'
+        guest+=' dbus-daemon:dbus cron:cron zsh:zsh fish:fish promtool:prometheus chromium:chromium'
         # It has no program; without it no user has a manager.
         [ -e /usr/share/pam-configs/systemd ] || echo libpam-systemd
+        # The system's own Python has the oldest libraries that packages allow.
+        [ -e /usr/lib/python3/dist-packages/zstandard ] || echo python3-zstandard
+        [ -e /usr/lib/python3/dist-packages/cryptography ] || echo python3-cryptography
+        # UEFI for drills, and a boot loader for their disks.
+        [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || echo ovmf
+        [ -e /usr/lib/systemd/boot/efi/systemd-bootx64.efi ] || echo systemd-boot-efi
+        # The tests lend the system's module to the virtual environment.
+        { command -v libvirtd >/dev/null && [ -e /usr/lib/python3/dist-packages/libvirt.py ]; } ||
+            printf '%s\n' libvirt-daemon libvirt-daemon-driver-qemu python3-libvirt
+        # A Ceph of one machine; the bindings are no program either.
+        guest+=' ceph-mon:ceph-mon ceph-osd:ceph-osd ceph-mgr:ceph-mgr rbd:ceph-common radosgw:radosgw'
+        [ -e /usr/lib/python3/dist-packages/rbd-*.egg-info ] || echo python3-rbd
     fi
     for pair in gcc:gcc mkfs.ext4:e2fsprogs debugfs:e2fsprogs zstd:zstd mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs \
         losetup:$mount_package mount:$mount_package rpmbuild:$rpm_package cpio:cpio \
-        sshd:openssh-server systemd-analyze:systemd ssh:$ssh_package ip:$ip_package lvs:lvm2 thin_delta:$thin_package \
-        qemu-img:$qemu_package nbdcopy:$nbd_package fusermount3:fuse3 $guest; do
+        sshd:openssh-server rclone:rclone borg:borgbackup restic:restic scrypt:scrypt systemd-analyze:systemd ssh:$ssh_package ip:$ip_package lvs:lvm2 thin_delta:$thin_package \
+        qemu-img:$qemu_package nbdcopy:$nbd_package fusermount3:fuse3 zbarimg:$zbar_package $guest; do
         program=${pair%%:*} package=${pair#*:}
         command -v "$program" >/dev/null || echo "$package"
     done | sort -u
@@ -127,7 +140,7 @@ set_up_system() {
         install_packages $packages || say "not installed here: $packages; tests that need them are skipped"
     fi
     # The kernel that tests/guest boots; what is there already is kept.
-    "$PYTHON" tools/guest_kernel.py || say "there is no kernel for the guest; tests of LVM are skipped"
+    "$PYTHON" tools/guest_kernel.py || say "there is no kernel for the guest; tests of LVM and of files are skipped"
 }
 
 # A second S3 service for the tests, from npm where there is one.

@@ -24,7 +24,7 @@ DEFAULTS: dict[str, tuple[str, str]] = {
     "netvm": ("vm", ""), "provides_network": ("bool", "False"), "qrexec_timeout": ("int", "60"),
     "template_for_dispvms": ("bool", "False"), "vcpus": ("int", "2"), "management_dispvm": ("vm", ""),
 }  # fmt: skip
-READ_ONLY = {"name", "uuid", "klass", "qid", "xid", "icon", "updateable", "start_time"}
+READ_ONLY = {"name", "uuid", "klass", "is_preload", "qid", "xid", "icon", "updateable", "start_time"}
 VOLUMES = {
     "TemplateVM": {"root": True, "private": True, "volatile": False},
     "StandaloneVM": {"root": True, "private": True, "volatile": False},
@@ -50,6 +50,8 @@ class FakeQube:
     devices: dict[str, dict[str, str]] = field(default_factory=dict)
     volumes: dict[str, FakeVolume] = field(default_factory=dict)
     importing: set[str] = field(default_factory=set)
+    preloaded: bool = False
+    """A disposable that is kept ready (from 4.3 on): who unpauses it has used it."""
 
 
 class FakeQubesd:
@@ -64,7 +66,11 @@ class FakeQubesd:
         self.volume_size = volume_size
         self.qubes = {"dom0": FakeQube("dom0", "AdminVM", "black", uuid=str(uuid.UUID(int=0)))}
         self.labels = {"red": "0xcc0000", "green": "0x73d216", "black": "0x000000", "blue": "0x3465a4"}
-        self.globals: dict[str, tuple[str, str]] = {"default_netvm": ("vm", "sys-net"), "clockvm": ("vm", "")}
+        self.globals: dict[str, tuple[str, str]] = {
+            "default_netvm": ("vm", "sys-net"),
+            "clockvm": ("vm", ""),
+            "default_dispvm": ("vm", "dvm"),
+        }
         self.calls: list[str] = []
         self.before_call: Callable[[str, str], None] = lambda method, dest: None
         """A test's way of doing something between two calls."""
@@ -260,6 +266,18 @@ class FakeQubesd:
         self.stop(qube.name)
         return ""
 
+    def _admin_vm_Kill(self, qube: FakeQube, arg: str, payload: bytes) -> str:
+        if qube.state == "Halted":
+            raise Refusal("QubesVMNotStartedError", f"Domain is powered off: {qube.name!r}")
+        self.stop(qube.name)
+        if qube.properties.get("auto_cleanup") == "True":
+            self.remove(qube.name)
+        return ""
+
+    def _admin_vm_Remove(self, qube: FakeQube, arg: str, payload: bytes) -> str:
+        self.remove(qube.name)
+        return ""
+
     def _admin_vm_Pause(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         qube.state = "Paused"
         return ""
@@ -279,12 +297,18 @@ class FakeQubesd:
             return f"default=False type={'vm' if prop == 'template' else 'str'} {self._value(qube, prop)}"
         if prop == "label":
             return f"default=False type=label {qube.label}"
+        if prop == "is_preload":
+            return f"default=True type=bool {qube.preloaded}"
         default = prop not in qube.properties
+        if prop == "auto_cleanup":
+            return f"default={default} type=bool {qube.properties.get(prop, False)}"
         value = DEFAULTS[prop][1] if default else qube.properties[prop]
         return f"default={default} type={DEFAULTS[prop][0]} {value}"
 
     def _names(self, qube: FakeQube) -> list[str]:
         extra = ["name", "uuid", "klass"] + (["template"] if qube.template else [])
+        if qube.klass == "DispVM":
+            extra += ["auto_cleanup"] + (["is_preload"] if self.release != "4.2" else [])
         return sorted([*DEFAULTS, *extra])
 
     def _admin_vm_property_GetAll(self, qube: FakeQube, arg: str, payload: bytes) -> str:
@@ -315,7 +339,7 @@ class FakeQubesd:
         return ""
 
     def _check(self, qube: FakeQube, arg: str, value: str) -> None:
-        kind = "label" if arg == "label" else "vm" if arg == "template" else DEFAULTS[arg][0]
+        kind = {"label": "label", "template": "vm", "auto_cleanup": "bool"}.get(arg) or DEFAULTS[arg][0]
         if kind == "vm" and value and value not in self.qubes:
             raise Refusal("QubesVMNotFoundError", f"No such domain: {value!r}")
         if kind == "label" and value not in self.labels:
@@ -332,6 +356,12 @@ class FakeQubesd:
     def _admin_vm_property_Reset(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         qube.properties.pop(arg, None)
         return ""
+
+    def _admin_property_Get(self, qube: FakeQube, arg: str, payload: bytes) -> str:
+        if arg not in self.globals:
+            raise Refusal("QubesNoSuchPropertyError", f"Invalid property {arg!r}")
+        kind, value = self.globals[arg]
+        return f"default=False type={kind} {value}"
 
     def _admin_property_GetAll(self, qube: FakeQube, arg: str, payload: bytes) -> str:
         return "".join(f"{name} default=False type={kind} {value}\n" for name, (kind, value) in self.globals.items())

@@ -11,7 +11,8 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, Held, Store
+from lamella.stores.base import Abilities, Entry, Store
+from lamella.stores.held import Held
 
 Method = Literal["put", "get", "stat", "list", "delete", "sync", "lock"]
 T = TypeVar("T")

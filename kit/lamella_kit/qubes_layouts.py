@@ -93,7 +93,9 @@ class Files:
                 file.truncate(volume.size)
 
     def start(self, volume: FakeVolume) -> None:
-        if volume.save_on_stop:
+        if volume.save_on_stop and volume.revisions_to_keep < 0:
+            self.path(volume.vid).rename(self.path(volume.vid, "-dirty"))
+        elif volume.save_on_stop:
             self.path(volume.vid, "-import").unlink(missing_ok=True)
             precache = self.path(volume.vid, "-precache")
             if not precache.exists():
@@ -140,10 +142,26 @@ class Files:
 
     def _commit(self, volume: FakeVolume, dirty: Path) -> None:
         clean = self.path(volume.vid)
-        if volume.revisions_to_keep > 0:
+        if volume.revisions_to_keep > 0 and clean.exists():
             volume.revisions += 1
             clean.rename(clean.with_name(f"{clean.name}.{volume.revisions}@2026-01-01T00:00:00Z"))
         dirty.rename(clean)
+
+
+class InPlaceFiles(Files):
+    """As the driver `file` has them: a qube writes to the image; beside it goes what was there before."""
+
+    driver = "file"
+
+    def live(self, vid: str) -> Path:
+        return self.path(vid)
+
+    def start(self, volume: FakeVolume) -> None:
+        if volume.save_on_stop and volume.revisions_to_keep >= 0:
+            self.path(volume.vid, "-cow").write_bytes(b"")
+
+    def stop(self, volume: FakeVolume) -> None:
+        self.path(volume.vid, "-cow").unlink(missing_ok=True)
 
 
 def _clone(source: Path, target: Path) -> None:

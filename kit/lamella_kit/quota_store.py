@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 
 from lamella.base.errors import ObjectNotFound, StoreFull
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, Held, Store
+from lamella.stores.base import Abilities, Entry, Store
+from lamella.stores.held import Held
 
 
 class QuotaStore:

@@ -39,7 +39,7 @@ class RandomChanges(Protocol):
 
 
 class ReadOnlySourceContract(SourceReading):
-    """The contract of a source that keeps no moments."""
+    """The contract of a source that keeps no checkpoints."""
 
     def test_says_that_it_keeps_nothing(self) -> None:
         source = self.source_of(self.filled(b"x"))
@@ -62,7 +62,7 @@ class SourceContract(SourceReading):
         return ImageChanges(volume.path, chance, SIZE)
 
     def checkpoint_file(self, source: Source, checkpoint: str) -> Path | None:
-        """Return the file that holds a kept moment, if one does."""
+        """Return the file that holds a checkpoint, if one does."""
         return None
 
     def most_changed(self, touched: int) -> int:

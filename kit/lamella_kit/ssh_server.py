@@ -129,7 +129,20 @@ def ssh_server(
         yield server
     finally:
         server.stop()
-        shutil.rmtree(place)
+        _removed(place)
+
+
+def _removed(place: Path) -> None:
+    """Masters of connections that were reused remove their own sockets, at their own time."""
+    for _ in range(100):
+        try:
+            shutil.rmtree(place)
+            return
+        except FileNotFoundError:
+            if not place.exists():
+                return
+            time.sleep(0.1)
+    shutil.rmtree(place)
 
 
 def _write_files(server: SshServer, reuse: bool) -> None:
@@ -140,7 +153,8 @@ def _write_files(server: SshServer, reuse: bool) -> None:
     (place / "config").write_text(
         f"Port {server.port}\nListenAddress {server.address}\nHostKey {place}/host\nPidFile none\n"
         f"AuthorizedKeysFile {place}/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-        f"KbdInteractiveAuthentication no\nMaxStartups 100\nSetEnv PATH={path} PYTHONPATH={SOURCE}\n"
+        f"KbdInteractiveAuthentication no\nMaxStartups 100\nMaxSessions 100\n"
+        f"Subsystem sftp internal-sftp\nSetEnv PATH={path} PYTHONPATH={SOURCE}\n"
     )
     server.bin.mkdir()
     real = shutil.which("ssh")

@@ -1,6 +1,6 @@
 """A volume in memory whose changes are tracked, with faults that can be switched on: lies, losses, refusals, kills.
 
-`TrackedDisk` is what outlives a process: the content and the kept moments. `TrackedSource` is the disk as one process
+`TrackedDisk` is what outlives a process: the content and the checkpoints. `TrackedSource` is the disk as one process
 sees it. After a kill every call raises Killed until `revive`, and what the process had not undone stays.
 """
 
@@ -37,7 +37,7 @@ class Faults:
     always_zero: frozenset[int] = frozenset()
     """Chunks that every delta reports as zero, changed or not."""
     lost: bool = False
-    """Whether every kept moment is taken for lost."""
+    """Whether every checkpoint is taken for lost."""
     refused: frozenset[str] = frozenset()
     """Methods that raise SourceError: freeze, keep, drop, kept, delta_since, read_into."""
     kill_at: int = 0

@@ -1,5 +1,12 @@
 """What type checkers know of the public names; a test holds this list and the table in __init__.py together."""
 
+from lamella.api.host import Host as Host
+from lamella.api.vault import (
+    PrunedSnapshots as PrunedSnapshots,
+    Vault as Vault,
+    VolumeSnapshot as VolumeSnapshot,
+    open as open,
+)
 from lamella.base.errors import (
     CheckpointLost as CheckpointLost,
     IntegrityError as IntegrityError,
@@ -30,7 +37,7 @@ from lamella.facade import (
     open_repository as open_repository,
     source as source,
 )
-from lamella.memory.host import Host as Host, machine_name as machine_name
+from lamella.memory.host import machine_name as machine_name
 from lamella.operations.backup.story import (
     BackupOptions as BackupOptions,
     BackupPlan as BackupPlan,

@@ -539,6 +539,7 @@ def xor(data: bytes, mask: bytes) -> bytes:
 def recovery_key(text: str) -> bytes:
     """The 32 bytes of a recovery key as people write it."""
     letters = "".join(text.split()).replace("-", "").upper().translate(str.maketrans("018", "OIB"))
+    letters = letters if len(letters) == 56 else re.sub("(....).", r"\1", letters)  # each fifth one checks its group
     try:
         data = base64.b32decode(letters)
     except ValueError:
@@ -1960,7 +1961,7 @@ def secret_of(args: argparse.Namespace) -> tuple[int, bytes]:
             answer = getpass.getpass("Passphrase of the repository, or recovery key: ")
         except EOFError:
             raise Problem(USAGE, "no secret: give --recovery-key-file, --keyfile or LAMELLA_PASSPHRASE_FILE") from None
-        written = re.fullmatch(r"\s*(\w{4}-){13}\w{4}\s*", answer)
+        written = re.fullmatch(r"\s*(\w{4,5}-){13}\w{4,5}\s*", answer)
         given = [(RECOVERY_KEY if written else PASSPHRASE, answer, False)]
     kind, value, is_path = given[0]
     if not is_path:

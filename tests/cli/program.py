@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "lamella"]
+# Another interpreter has other versions of the libraries: tests/packaging/test_older_libraries.py.
+COMMAND = [os.environ.get("LAMELLA_TEST_PYTHON", sys.executable), "-m", "lamella"]
 SECONDS = 60
 
 

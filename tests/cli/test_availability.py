@@ -64,6 +64,9 @@ def test_a_configured_rate_is_shown_checked_and_used(saved: Lamella, image: Path
     named = {"LAMELLA_CONFIG": str(config)}
     assert "repositories.usb.limit_rate = 838860800" in saved.ok("config", "show", env=named).out
     saved.ok("-r", "usb", "backup", image, env=named)
+    config.write_text(f'[repositories.usb]\nurl = "{place}"\nlimit_rate = "800M@00:00-23:59,900M"\n')
+    saved.ok("verify", "-r", "usb", env=named)
+    assert 'limit_rate = "800M@00:00-23:59,900M"' in saved.ok("config", "show", env=named).out
     config.write_text(f'[repositories.usb]\nurl = "{place}"\nlimit_rate = "12 bananas"\n')
     done = saved.run("config", "validate", env=named)
     assert done.code == 2

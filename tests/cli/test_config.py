@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import shutil
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from lamella.base.errors import UsageError
-from lamella.cli.configuration import load
+from lamella.cli.commands import backup
+from lamella.cli.configuration import BackupSettings, load
 from tests.cli.program import Lamella
+from tests.features import require
 
 
 def problems(tmp_path: Path, text: str) -> list[str]:
@@ -58,7 +64,20 @@ def test_everything_that_can_be_set(tmp_path: Path) -> None:
         ("[backup]\nworkers = true", "number from 1 to 64"),
         ("[backup]\nworkers = 65", "number from 1 to 64"),
         ('[backup]\ncompression = "best"', "best"),
+        ("[backup]\nrequire_consistent = 1", "true or false"),
+        ("[backup]\nrequire_consistant = true", "did you mean require_consistent?"),
+        ('[backup]\nchek_compression = "all"', "did you mean check_compression?"),
+        ('[backup]\ncheck_compression = "some"', "all or sample"),
+        ('[backup]\nchunk_size = "100K"', "power of two"),
+        ("[backup]\nchunk_size = 131072", "must be a text"),
+        ('[backup]\nreread = "much"', "not a size"),
+        ('[backup]\nexclude = "*.iso"', "list of texts"),
+        ('[profiles.a]\nsources = ["/a"]\nrequire_consistent = "yes"', "true or false"),
+        ('[profiles.a]\nsources = ["a=-"]', "absolute path"),
+        ('[profiles.a]\nsources = ["a=x | y"]', "absolute path"),
         ('default_repository = "nowhere"', "not configured"),
+        ('[repositories.nas]\nurl = "/n"\n[backup]\nrepositories = ["nsa"]', "did you mean nas?"),
+        ('[profiles.a]\nsources = ["/a"]\ncopy_to = ["/b", "usb"]', "profiles.a.copy_to names 'usb', which is not"),
         ("default_repository = ", "not valid TOML"),
     ],
 )
@@ -188,4 +207,118 @@ def test_a_new_repository_is_named_in_the_configuration(tmp_path: Path, image: P
 def test_configured_repositories_are_shown_where_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('[repositories.one]\nurl = "/a"\n[repositories.two]\nurl = "/b"\n')
     done = Lamella({"LAMELLA_CONFIG": str(tmp_path / "c.toml")}).run("list")
-    assert done.code == 2 and "no repository is named of one, two" in done.err
+    assert done.code == 2 and "no repository is named; configured are one, two" in done.err
+
+
+# -- options of backup that are worth writing down once --------------------------------------------------------------
+
+# Option -> the key of another name, or why there is none.
+OTHERWISE = {
+    "hook_timeout": "hook_seconds",
+    "adopt": "for one run only",
+    "changes_base": "for one run only",
+    "changes_from": "for one run only",
+    "document": "for one run only",
+    "dry_run": "for one run only",
+    "point_every": "hidden",
+    "prune": "in profiles",
+    "size": "for one stream only",
+    "source_driver": "for one source only",
+    "time": "for one stream only",
+}
+
+
+def test_every_option_of_a_backup_has_a_key_or_a_reason() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    backup.add_arguments(parser)
+    options = {one.dest for one in parser._actions if one.option_strings}
+    keys = {one.name for one in fields(BackupSettings)}
+    assert {name for name in options if OTHERWISE.get(name, name) not in keys} == OTHERWISE.keys() - {"hook_timeout"}
+
+
+def test_the_keys_of_a_backup_are_shown(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text('[backup]\nchunk_size = "64K"\nexclude = ["*.iso", "a*"]\nrequire_consistent = true\n')
+    rows = {row["key"]: row["value"] for row in told_by(config).json("config", "show")["values"]}
+    assert (rows["backup.chunk_size"], rows["backup.exclude"]) == ("64K", "*.iso, a*")
+    assert (rows["backup.require_consistent"], rows["backup.reread"]) == (True, 0)
+
+
+def test_the_keys_of_a_profile_are_shown(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(
+        '[profiles.nightly]\nsources = ["/vms", "db=!dump"]\nprune = {keep_daily = 14}\nstale_after = "36h"\n'
+        '[profiles.nightly.notify]\nmail = "root"\n[profiles.plain]\nsources = ["/vms"]\nverify = false\n'
+    )
+    rows = {row["key"]: row for row in told_by(config).json("config", "show")["values"]}
+    found = {key.removeprefix("profiles."): row["value"] for key, row in rows.items() if key.startswith("profiles.")}
+    assert (found["nightly.sources"], found["nightly.prune.keep_daily"]) == ("/vms, db=!dump", 14)
+    assert (found["nightly.stale_after"], found["nightly.notify.mail"]) == ("36h", "root")
+    assert (found["plain.prune"], found["plain.verify"], found["plain.stale_after"]) == (False, False, "3d")
+    assert rows["profiles.nightly.sources"]["origin"] == str(config)
+    assert rows["profiles.nightly.verify"] == {"key": "profiles.nightly.verify", "value": "1GiB", "origin": None}
+
+
+def test_the_rules_of_a_profile_come_from_its_file(tmp_path: Path) -> None:
+    config = tmp_path / "one.toml"
+    config.write_text("[profiles.vms]\nsources = ['/srv/vm.img']\nprune = { keep_daily = 3 }\n")
+    shown = told_by(config).ok("config", "show").out
+    assert f"profiles.vms.prune.keep_daily = 3  # {config}" in shown and 'stale_after = "3d"  # default' in shown
+
+
+def test_what_is_shown_is_written_as_toml_writes_values(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text('[backup]\nrequire_consistent = true\n[profiles.p]\nsources = ["/vms"]\nprune = true\n')
+    lines = told_by(config).ok("config", "show").out.splitlines()
+    values = {row["key"]: row["value"] for row in told_by(config).json("config", "show")["values"]}
+    for line in lines:
+        if not line.startswith("#"):
+            key, _, written = line.partition(" = ")
+            assert tomllib.loads(f"value = {written}")["value"] == values[key]
+
+
+def told_by(config: Path) -> Lamella:
+    return Lamella({"LAMELLA_CONFIG": str(config)})
+
+
+def test_the_keys_of_a_backup_count_and_options_count_more(empty: Lamella, tmp_path: Path, keyfile: Path) -> None:
+    config, vms = tmp_path / "c.toml", tmp_path / "vms"
+    vms.mkdir()
+    for name in ("a.img", "b.iso", "c.tmp"):
+        (vms / name).write_bytes(name.encode() * 40_000)
+    head = f'default_repository = "main"\n[repositories.main]\nurl = "{tmp_path}/repository"\nkeyfile = "{keyfile}"\n'
+    keys = 'require_consistent = true\nchunk_size = "64K"\nexclude = ["*.iso"]\nreread = "1G"\n'
+    profiles = "".join(
+        f"[profiles.{name}]\nsources = ['dump=!echo content']\nverify = false\n{more}\n"
+        for name, more in (("strict", ""), ("loose", "require_consistent = false"))
+    )
+    config.write_text(f'{head}[backup]\nrepositories = ["main"]\ncheck_compression = "all"\n{keys}{profiles}')
+    lamella = told_by(config)
+    rows = lamella.json("backup", vms, "--exclude", "*.tmp", "--no-require-consistent")["volumes"]
+    assert [row["volume"] for row in rows] == ["a"]
+    assert lamella.json("info", "a")["chunk_size"] == 64 << 10
+    # The size of chunks was chosen at the first backup: another one in the configuration is for new volumes only.
+    config.write_text(config.read_text().replace('"64K"', '"1M"'))
+    lamella.ok("backup", "--no-require-consistent", vms / "a.img", vms / "b.iso")
+    assert [lamella.json("info", name)["chunk_size"] >> 10 for name in ("a", "b")] == [64, 1024]
+    refused = lamella.run("backup", "dump=!echo content")
+    assert refused.code == 3 and "a consistent state is required" in refused.err, refused
+    assert lamella.run("run", "strict").code == 3
+    lamella.ok("run", "loose")
+    assert lamella.json("info", "dump")["size"] == 8
+
+
+def test_a_time_that_cron_cannot_keep_is_said(tmp_path: Path) -> None:
+    config = tmp_path / "one.toml"
+    for when, told in (("Mon 03:00", True), ("weekly", False)):
+        config.write_text(f"[profiles.vms]\nsources = ['/srv/vm.img']\nschedule = {{ when = '{when}' }}\n")
+        said = told_by(config).ok("schedule", "install", "--cron", "--print", "vms").err
+        assert ("will run daily, not 'Mon 03:00'" in said) == told
+
+
+def test_a_time_that_systemd_refuses_is_no_valid_configuration(tmp_path: Path) -> None:
+    require("systemd", shutil.which("systemd-analyze") is not None, "systemd-analyze is not installed")
+    config = tmp_path / "one.toml"
+    config.write_text("[profiles.vms]\nsources = ['/srv/vm.img']\nschedule = { when = 'every night' }\n")
+    done = told_by(config).run("config", "validate")
+    assert done.code == 2 and f"{config}: profiles.vms.schedule.when: 'every night' is no time" in done.out

@@ -61,6 +61,19 @@ def test_a_selection(saved: Lamella, image: Path, second: Path) -> None:
     assert saved.run("copy", *to, "nobody").code == 4
 
 
+def test_the_newest_of_each_volume(saved: Lamella, image: Path, second: Path) -> None:
+    """Whoever copies over a slow line wants last night first; what is older comes when it is asked for."""
+    for _ in range(2):
+        change(image)
+        saved.ok("backup", image)
+    everything = sorted(row["snapshot"] for row in saved.json("list")["snapshots"])
+    last = ("--to", second, "--to-keyfile", f"{second}.key", "--transfer-last")
+    assert [row["snapshot"] for row in saved.json("copy", *last, "2")["snapshots"]] == everything[-2:]
+    assert saved.json("copy", *last, "2")["copied"] == 0
+    assert saved.json("copy", *last, "9")["copied"] == len(everything) - 2
+    assert saved.run("copy", *last, "0").code == 2
+
+
 def test_secrets_of_the_second_repository(saved: Lamella, second: Path, tmp_path: Path) -> None:
     key = f"{second}.key"
     to = ("copy", "--to", second)

@@ -36,5 +36,6 @@ def test_commands_go_on_and_say_which_file(
     pins.write_bytes(content)
     assert any("pins.json" in text for text in saved.json("backup", image)["warnings"])
     assert saved.ok("backup", image).err.count("damaged") == 0
+    saved.ok("verify", "--level", "full")  # what only a verification reads
     aside = {path.stem for path in files if aside_of(path) == content}
     assert aside == {path.stem for path in files}

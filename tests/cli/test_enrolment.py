@@ -288,7 +288,7 @@ def test_a_new_host_is_told_that_it_was_closed_while_it_read(world: World) -> No
     code, out, err = world.run("three", "backup", image, *words, secret="writer")
     assert code == 1, (out, err)
     assert "complete" not in out + err
-    assert "what this host stored stays unused until an admin admits it" in err
+    assert "the data that this host stored stays unused until an admin admits the host" in err
     assert "third" not in world.ok("one", "list")
     code, _, again = world.run("three", "backup", image, secret="writer")
     assert code == 1
@@ -340,7 +340,7 @@ def test_a_host_that_began_while_the_question_was_open_is_told_by_its_next_commi
     closed.touch()
     said, _ = backup.communicate(timeout=60)
     assert backup.returncode == 1, said
-    assert "stays unused until an admin admits it" in said
+    assert "stays unused until an admin admits the host" in said
     assert told_key(said)
 
 

@@ -71,7 +71,7 @@ def test_no_repository_named_is_2(keyfile: Path) -> None:
 def test_too_large_document_is_2(saved: Lamella, image: Path, tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.write_bytes(bytes(MIB + 1))
-    refused(saved.run("backup", image, "--document", f"large={large}"), 2, str(MIB))
+    refused(saved.run("backup", image, "--document", f"large={large}"), 2, "more than 1.0 MiB")
     large.write_bytes(bytes(MIB))
     saved.ok("backup", image, "--document", f"large={large}")
 

@@ -17,7 +17,8 @@ from lamella.crypto.slots import key_file
 from lamella.format.container import Kind
 from lamella.format.inner import Refuted, Sampled
 from lamella.format.lost import Address, Bad, Lost
-from lamella.format.records import AddSnap, Figures, RawRecord, Run, Session, SessionVolume, raw
+from lamella.format.records import AddSnap, Figures, RawRecord, Run, raw
+from lamella.format.sessions import Session, SessionVolume
 from lamella.repository.repository import Repository
 from lamella.stores.url import open_store
 

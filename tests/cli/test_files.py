@@ -13,6 +13,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
@@ -192,6 +193,10 @@ def test_partitions_listing_finding_and_what_is_not_there(empty: Lamella, tmp_pa
     assert [row["path"] for row in rows["entries"]] == ["home", "home/letter.odt"]
     assert rows["entries"][1]["size"] == 4 and rows["entries"][1]["mode"].startswith("-rw")
     assert (rows["partition"], rows["file_system"], rows["absent"]) == ("2", "ext4", ["nothing"])
+    # People see the time of their place, programs UTC.
+    there = empty.ok("files", "list", "disk", "home", *second, env={"TZ": "XYZ-7"})
+    when = datetime.fromisoformat(rows["entries"][1]["time"]) + timedelta(hours=7)
+    assert f"{when:%Y-%m-%d %H:%M}  home/letter.odt" in there.out
     found = empty.json("files", "find", "disk", "*.odt", *second)
     assert [row["path"] for row in found["entries"]] == ["home/letter.odt"]
     files = ["files", "list", "disk", "--kernel", str(KERNEL)]

@@ -54,6 +54,7 @@ def test_what_a_directory_leaves_out_is_told(empty: Lamella, tmp_path: Path) -> 
     words = (vms, "--exclude", "skipped")
     none = empty.run("backup", *words)
     assert none.code == 4 and f"it holds only directories; for the files in these write '{vms}/*/*'" in none.err, none
+    assert f"lamella files backup {vms}" in none.err, none
     (vms / "disk.img").write_bytes(b"disk" * 1000)
     for how in ((), ("-n",)):
         told = empty.ok("backup", *words, *how)
@@ -77,6 +78,13 @@ def test_a_full_repository_is_named_once_with_what_to_do(lamella: Lamella, image
         full = here.run("backup", image)
         (told,) = [line for line in full.err.splitlines() if "no space left" in line.lower()]
         assert full.code == 1 and told.startswith(f"lamella: no space left in {disk}/R; make room there"), full
+        assert "prune" not in full.err, "no prune frees anything where there is nothing to remove"
+        small = tmp_path / "small.img"
+        for number in range(2):
+            small.write_bytes(os.urandom(4096))
+            here.ok("backup", f"small={small}")
+            full = here.run("backup", image)
+            assert full.code == 1 and ("lamella prune -n" in full.err) == bool(number), (number, full)
         assert here.json("backup", image, code=1)["error"]["object"].startswith("p/")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from lamella.cli.arguments import COMMANDS, DEFAULTS, EXIT_CODES, build, load, p
 from tests.cli.program import ROOT, Lamella, environment
 from tests.features import require
 from tools import man
+from tools.man_examples import EXAMPLES
+from tools.man_topics import KEYS
 
 HEAVY = (
     "cryptography",
@@ -108,9 +111,13 @@ def test_writing_commands_have_a_dry_run(command: str) -> None:
         assert not parse([command, *arguments]).dry_run
 
 
+def _named(path: Path) -> str:
+    return path.relative_to(man.FOLDER).as_posix()
+
+
 def test_manual_pages_are_current() -> None:
-    on_disk = {path.name: path.read_text("utf-8") for path in man.FOLDER.glob("*")}
-    assert on_disk == man.pages(), "run: python tools/man.py"
+    on_disk = {_named(path): path.read_text("utf-8") for path in man.FOLDER.glob("*/*")}
+    assert on_disk == man.pages(), "run: python -m tools.man"
 
 
 def test_manual_knows_every_exit_code() -> None:
@@ -120,7 +127,7 @@ def test_manual_knows_every_exit_code() -> None:
     assert all(str(code) in EXIT_CODES for code in man.EXIT_STATUS)
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in man.FOLDER.glob("*.1")))
+@pytest.mark.parametrize("page", sorted(map(_named, man.FOLDER.glob("*/*"))))
 def test_manual_pages_are_sound(page: str) -> None:
     groff = shutil.which("groff")
     require("groff", groff is not None, "groff is not installed")
@@ -134,9 +141,10 @@ def test_manual_pages_are_sound(page: str) -> None:
 
 def test_wrong_manual_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(man, "FOLDER", tmp_path)
-    (tmp_path / "lamella-gone.1").write_text("old")
+    (tmp_path / "man1").mkdir()
+    (tmp_path / "man1/lamella-gone.1").write_text("old")
     assert man.main() == 0
-    assert {path.name for path in tmp_path.glob("*")} == set(man.pages())
+    assert {_named(path) for path in tmp_path.glob("*/*")} == set(man.pages())
 
 
 @pytest.mark.parametrize(
@@ -148,3 +156,53 @@ def test_a_word_of_another_program_or_a_slip_finds_its_command(word: str, meant:
     assert done.code == 2
     assert done.err == f"lamella: there is no command {word}; did you mean: {meant}?\n"
     assert "did you mean" not in Lamella().run("xyzzy").err
+
+
+def test_every_command_has_three_examples_that_its_parser_takes() -> None:
+    assert EXAMPLES.keys() == COMMANDS.keys()
+    assert not [command for command, examples in EXAMPLES.items() if len(examples) < 3]
+    lines = [line for examples in EXAMPLES.values() for _, line in examples if line.startswith("lamella ")]
+    assert len(lines) > 2 * len(EXAMPLES)
+    for line in lines:
+        words = shlex.split(line.partition(" | ")[0].partition(" > ")[0])
+        assert words[1] in COMMANDS
+        parse(words[1:])  # raises UsageError for an option that is gone
+
+
+def test_the_examples_make_sense(saved: Lamella) -> None:
+    """What they name may be missing here; that the command refuses the words themselves would be exit code 2."""
+    saved.ok("rename", "disk", "web")
+    refused = []
+    for command in ("delete", "diff", "info", "list", "prune", "repair", "tag", "verify"):
+        for line in (line for _, line in EXAMPLES[command] if line.startswith(f"lamella {command}")):
+            done = saved.run(*shlex.split(line)[1:])
+            if done.code == 2 and "there is no rule" not in done.err and "-y" not in done.err:
+                refused.append(f"{line}: {done.err}")
+    assert not refused
+
+
+def test_the_manual_knows_every_key_of_the_configuration() -> None:
+    """A key that a file may hold and the manual does not explain, or the other way round."""
+    from dataclasses import fields
+
+    from lamella.cli import configuration as c
+    from lamella.cli.everyday import profiles as p
+    from lamella.cli.media_set import MediaSet
+    from lamella.cli.policy import KEYS as RULES
+
+    def names(kind: type) -> set[str]:
+        return {one.name for one in fields(kind)}
+
+    inner = {name: kind for name, (kind, _) in p._TABLES.items()}
+    expected = {
+        "[repositories.NAME]": names(c.RepositorySettings),
+        "[media.NAME]": names(MediaSet),
+        "[backup]": names(c.BackupSettings),
+        "[lvm]": names(c.LvmSettings),
+        "[prune] and [prune.volumes.NAME]": {"zone", *RULES},
+        "[profiles.NAME]": names(p.Profile) - {"name", *inner},
+        **{f"[profiles.NAME.{name}]": names(kind) for name, kind in inner.items()},
+    }
+    tables = dict(KEYS)
+    assert tables.pop("Outside of tables").keys() == {"default_repository"}
+    assert {table: set(keys) for table, keys in tables.items()} == expected

@@ -65,7 +65,7 @@ def test_added_recovery_key(saved: Lamella, place: Path, tmp_path: Path) -> None
     sheet = tmp_path / "sheet"
     saved.ok("key", "add", "--recovery", "--recovery-sheet", sheet)
     assert saved.json("info")["fingerprint"] in sheet.read_text()
-    found = re.search(r"(?:[A-Z2-7]{4}-){13}[A-Z2-7]{4}", sheet.read_text())
+    found = re.search(r"(?:[A-Z2-7]{5}-\s*){13}[A-Z2-7]{5}", sheet.read_text())
     assert found is not None
     (tmp_path / "KEY").write_text(found[0])
     other = Lamella({"LAMELLA_REPO": str(place)}, ["--recovery-key-file", str(tmp_path / "KEY")])

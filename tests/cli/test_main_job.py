@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import Lamella, Terminal
+from lamella.cli.sheet import SheetFacts, sheet_text
+from lamella.crypto.recovery import recovery_key
+from tests.cli.program import COMMAND, Lamella, Terminal
+from tests.features import require
 
 MIB = 1 << 20
 SNAPSHOT = re.compile(r"\d{8}T\d{6}Z-[a-z2-7]{4}")
@@ -33,7 +36,7 @@ def test_init_backup_restore(lamella: Lamella, image: Path, tmp_path: Path) -> N
     saved = lamella.ok("backup", image)
     assert SNAPSHOT.search(saved.out)
     assert FINGERPRINT.search(saved.out)
-    assert saved.err.startswith("lamella: disk: all is read: first backup")
+    assert saved.err.startswith("lamella: disk: everything is read: first backup")
     out = tmp_path / "out.img"
     lamella.ok("restore", "disk", "--to", out)
     assert out.read_bytes() == image.read_bytes()
@@ -175,16 +178,54 @@ def test_sheet_restores_without_lamella(lamella: Lamella, image: Path, place: Pa
     for fact in (made["repository_id"], made["fingerprint"], hashlib.sha256(rescue).hexdigest(), str(place)):
         assert fact in text
     lamella.ok("backup", image)
-    (key,) = re.findall(r"^ +((?:[A-Z2-7]{4}-){13}[A-Z2-7]{4})$", text, re.MULTILINE)
+    (key,) = re.findall(r"^ +((?:[A-Z2-7]{5}-\s*){13}[A-Z2-7]{5})$", text, re.MULTILINE)
     (tmp_path / "KEY").write_text(key.lower() + "\n")
-    (line,) = re.findall(r"^ +(python3 -I -S emergency/copy\.py .* restore VOLUME --to FILE)$", text, re.MULTILINE)
-    (tmp_path / "emergency").mkdir()
-    (tmp_path / "emergency" / "copy.py").write_bytes(rescue)
-    words = line.replace("python3", sys.executable, 1).replace("VOLUME", "disk").replace("FILE", "out.img").split()
-    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    # The commands, as somebody would type them from the paper.
+    typed = "\n".join(line for line in text.splitlines() if re.match("    (REPO=|mkdir|cp|python3| {4}--)", line))
+    typed = typed.replace("python3", sys.executable).replace("VOLUME", "disk").replace("FILE", "out.img")
+    subprocess.run(["sh", "-ec", typed], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "emergency" / "copy.py").read_bytes() == rescue
     assert (tmp_path / "out.img").read_bytes() == image.read_bytes()
     other = Lamella({"LAMELLA_REPO": str(place), "LAMELLA_RECOVERY_KEY_FILE": str(tmp_path / "KEY")})
     assert [row["volume"] for row in other.json("list")["volumes"]] == ["disk"]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("ssh://b@nas/srv/x", "scp -r"), ("rclone:drive:x", "rclone copy"), ("s3://bucket/x", "for S3")],
+)
+def test_the_sheet_of_a_place_elsewhere_begins_with_a_copy(place: str, words: str) -> None:
+    """`cp rclone:drive:x/restore.py` would be the first command that somebody in an emergency sees fail."""
+    text = sheet_text(SheetFacts("KEY", place, True, "id", "print", "hash"))
+    assert words in text and "    REPO=DIRECTORY\n" in text and f"cp {place}" not in text
+    assert max(map(len, text.splitlines())) <= 78 and len(text.splitlines()) <= 58
+    local = sheet_text(SheetFacts("KEY", "file:/mnt/x", True, "id", "print", "hash"))
+    assert "    REPO=/mnt/x\n" in local and "REPO=DIRECTORY" not in local
+
+
+def test_the_sheet_fits_on_a_page_and_a_camera_reads_its_key(lamella: Lamella, tmp_path: Path) -> None:
+    lamella.ok("init", "-r", tmp_path / "R", "--recovery-sheet", tmp_path / "sheet")
+    text = (tmp_path / "sheet").read_text().replace(str(tmp_path), "/mnt/backup")
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 78 and len(lines) <= 58  # A4 at 10 characters and 6 lines an inch
+    require("zbarimg", shutil.which("zbarimg") is not None, "zbar-tools is not installed")
+    square = [line for line in lines if set(line) & set("\u2580\u2584\u2588")]
+    if subprocess.run([COMMAND[0], "-c", "import qrcode"], capture_output=True, check=False).returncode:
+        assert COMMAND[0] != sys.executable and not square  # that interpreter has no extras
+        return
+    assert square
+    halves = {" ": "00", "\u2580": "10", "\u2584": "01", "\u2588": "11"}
+    rows = [[halves[one][half] for one in line.ljust(48)] for line in ["", *square, ""] for half in (0, 1)]
+    picture = f"P1 {48 * 4} {len(rows) * 4}\n" + "\n".join(
+        " ".join(bit for bit in row for _ in range(4)) for row in rows for _ in range(4)
+    )
+    (tmp_path / "square.pbm").write_text(picture)
+    done = subprocess.run(
+        ["zbarimg", "-q", "--raw", tmp_path / "square.pbm"], capture_output=True, text=True, timeout=60, check=True
+    )
+    (key,) = re.findall(r"^ +((?:[A-Z2-7]{5}-\s*){13}[A-Z2-7]{5})$", text, re.MULTILINE)
+    assert done.stdout.strip() == "".join(key.split())
+    assert recovery_key(done.stdout) == recovery_key(key)
 
 
 def test_sheet_must_not_exist(lamella: Lamella, place: Path, tmp_path: Path) -> None:

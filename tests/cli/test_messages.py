@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,21 @@ def test_quiet_is_silent(two: Lamella, image: Path, tmp_path: Path, command: str
 def test_quiet_takes_no_answer_away(two: Lamella) -> None:
     for command in ("list", "list disk", "info disk", "diff disk@latest", "config show", "prune --keep-last 1 -n"):
         assert two.run("-q", *command.split()).out == two.run(*command.split()).out != ""
+
+
+def test_people_read_sizes_with_units_and_moments_in_local_time(two: Lamella) -> None:
+    """All that JSON says in bytes and in UTC."""
+    facts, shown = two.json("info", "disk"), two.ok("info", "disk", env={"TZ": "Asia/Tokyo"}).out
+    lines = dict(re.split(r" {2,}", line, maxsplit=1) for line in shown.splitlines())
+    local = datetime.fromisoformat(facts["time"]).astimezone(timezone(timedelta(hours=9)))
+    assert lines["time"] == f"{local:%Y-%m-%d %H:%M}"
+    assert (lines["size"], facts["size"]) == ("8.0 MiB", 8 << 20)
+    for name in ("data bytes", "chunk size", "read bytes", "stored bytes", "sampled bytes"):
+        assert re.fullmatch(r"[\d.]+ ([KMG]i)?B", lines[name])
+    assert all(lines.values()), "a line that says nothing"
+    assert "this_host=yes" in two.ok("info").out
+    pruned = two.ok("prune", "--keep-last", "1", "-n", env={"TZ": "Asia/Tokyo"}).out
+    assert f"  {local:%Y-%m-%d %H:%M}  last 1" in pruned and "LOCAL TIME" in pruned
 
 
 def test_quiet_tells_of_damage(two: Lamella, place: Path) -> None:
@@ -230,12 +246,12 @@ def test_a_target_that_is_no_file(saved: Lamella, tmp_path: Path) -> None:
     done = saved.run("restore", "disk", "--to", tmp_path / "none" / "out")
     assert done.code == 1
     assert f"there is no directory {tmp_path}/none" in done.err
-    assert "is created" not in done.err
+    assert "will create" not in done.err
     (tmp_path / "link").symlink_to(tmp_path / "none" / "out")
-    assert "is created" not in saved.run("restore", "disk", "--to", tmp_path / "link").err
+    assert "will create" not in saved.run("restore", "disk", "--to", tmp_path / "link").err
     (tmp_path / "link2").symlink_to(tmp_path / "new")
     done = saved.ok("restore", "disk", "--to", tmp_path / "link2")
-    assert f"{tmp_path}/new is created, to which {tmp_path}/link2 leads" in done.err
+    assert f"will create {tmp_path}/new, to which {tmp_path}/link2 leads" in done.err
 
 
 def test_a_source_that_cannot_tell_what_changed_is_not_monitored(saved: Lamella, image: Path) -> None:
@@ -306,7 +322,7 @@ def test_what_a_backup_says_needs_no_glossary(empty: Lamella, three: list[Path])
     text = "".join(one.out + one.err for one in said)
     for jargon in ("chunk", "metadata", "record of changes", "unconfirmed", "compare,", "moment"):
         assert jargon not in text
-    assert "consistency" in text and "all is read and compared: its storage cannot tell what changed" in text
+    assert "consistency" in text and "everything is read and compared: its storage cannot tell what changed" in text
 
 
 def test_the_bar_shows_all_volumes_from_the_beginning(empty: Lamella, three: list[Path], tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_who_takes_the_history_as_it_is_gives_up_for_every_host_and_finds_the_vo
     newest = chain(world)[-1]
     damaged(world.path(newest), "flipped")
     code, _, err = world.run("new", "check", "--give-up", newest.name, "-n")
-    assert code == 21 and "one state of a volume that no snapshot names can be had back" in err
+    assert code == 21 and "one state of a volume without a snapshot can be recovered" in err
     out = world.ok("new", "repair", "--accept-rollback", "-y")
     assert f"given up: {newest.name}" in out and "rebuilt: disk@" in out
     for host in ("newer", "knew", "two"):

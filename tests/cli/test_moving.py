@@ -57,7 +57,7 @@ def test_where_one_moment_is_required_the_others_are_saved(empty: Lamella, image
     other.write_bytes(b"still" * 1000)
     with written(image):
         alone = empty.run("backup", "--require-consistent", image)
-        assert alone.code == 3 and "one moment is required" in alone.err, alone
+        assert alone.code == 3 and "a consistent state is required" in alone.err, alone
         both = empty.run("backup", "--require-consistent", image, other)
     assert both.code == 3 and "disk" in both.err, both
     listed = empty.json("list")
@@ -75,7 +75,7 @@ def test_what_is_no_single_moment_is_told_wherever_it_is_used(empty: Lamella, im
     empty.ok("verify", "--level", "full")
     status = empty.run("status")
     states = {row["volume"]: row["state"] for row in empty.run("--json", "status").json["volumes"]}
-    assert status.code == 3 and "the newest snapshot shows no single moment" in status.out, status
+    assert status.code == 3 and "the newest snapshot changed while it was read" in status.out, status
     assert states == {"disk": "warn", "other": "ok"}
     uses = [
         ("restore", "disk", "--to", tmp_path / "restored"),
@@ -85,9 +85,13 @@ def test_what_is_no_single_moment_is_told_wherever_it_is_used(empty: Lamella, im
     ]
     for command in uses:
         assert "warning: disk@" in (said := empty.run(*command)).err, (command, said)
-        assert "it changed while it was read: it may not start" in said.err and said.code == 0, said
+        assert "changed while it was read, and may not start" in said.err and said.code == 0, said
     serving = replace(empty, command=["timeout", "-s", "INT", "2", *COMMAND])
     assert "may not start" in serving.run("export", "disk", "--socket", tmp_path / "s").err
+    kernel = tmp_path / "no-kernel"
+    kernel.write_bytes(bytes(0x202) + b"HdrS" + bytes(0x100))
+    asked = empty.run("files", "list", "--kernel", kernel, "disk", "/")
+    assert "warning: disk@" in asked.err and "may not start" in asked.err, asked
     still = empty.ok("restore", "other", "--to", tmp_path / "still")
     assert "warning" not in still.err, still
 

@@ -356,7 +356,7 @@ def test_a_host_that_lost_everything_goes_on_with_its_volumes_with_an_admins_sec
 def test_the_warning_of_a_claim_names_adopt_where_the_secret_is_an_admins(world: World) -> None:
     shutil.rmtree(world.place / "one")
     code, _, err = world.run("one", "backup", world.images / "disk.img")
-    assert code == 0 and "counts as a claim" in err and "; or add --adopt" in err, err
+    assert code == 0 and "count as claims" in err and "; or add --adopt" in err, err
 
 
 def test_a_host_that_lost_everything_saves_claims_until_an_admin_joins_it(world: World) -> None:
@@ -366,7 +366,7 @@ def test_a_host_that_lost_everything_saves_claims_until_an_admin_joins_it(world:
     assert code == 0 and restored.read_bytes()[:1] == b"c", err
     (world.images / "disk.img").write_bytes(b"d" * (1 << 20))
     code, out, err = world.run("two", "--json", "backup", world.images / "disk.img")
-    assert code == 0 and "counts as a claim" in err and "--adopt" not in err, (code, out, err)
+    assert code == 0 and "count as claims" in err and "--adopt" not in err, (code, out, err)
     rows = world.json("two", "list")
     assert [bool(row["claimant"]) for row in rows["snapshots"]] == [False, False, False, True]
     assert len(rows["volumes"]) == 1

@@ -90,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
     admin.ok("key", "add", "--kdf-cost", "17", "--new-passphrase-file", place.root / "phrase")
     admin.ok("key", "add", "--recovery", "--recovery-sheet", place.root / "sheet")
     admin.ok("key", "add", "--role", "writer", "--new-keyfile", place.root / "writer", "--generate")
-    found = re.search(r"(?:[A-Z2-7]{4}-){13}[A-Z2-7]{4}", (place.root / "sheet").read_text())
+    found = re.search(r"(?:[A-Z2-7]{5}-\s*){13}[A-Z2-7]{5}", (place.root / "sheet").read_text())
     assert found is not None
     (place.root / "recovery").write_text(found[0])
     place.image.write_bytes(random.Random(1).randbytes(SIZE))

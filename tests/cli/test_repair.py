@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.cli.program import Lamella
 
 MIB = 1 << 20
@@ -142,3 +144,33 @@ def test_a_repository_in_use_is_examined_and_not_mended(saved: Lamella, place: P
         assert saved.run("repair").code == 11
         assert saved.run("repair", "-n").code == 20
     assert not (place / "quarantine").exists()
+
+
+def damage_head(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[200:212] = os.urandom(12)  # the directory of a pack begins the pack
+    path.chmod(0o600)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("level", ["full", "sample"])
+def test_what_only_this_host_remembers_to_find_is_not_whole(
+    saved: Lamella, image: Path, place: Path, tmp_path: Path, level: str
+) -> None:
+    """No other host can read a pack whose directory does not open: a good verdict here would be a false one."""
+    saved.ok("verify", "--level", "full")
+    content = image.read_bytes()
+    image.unlink()
+    for pack in packs(place):
+        damage_head(pack)
+    assert saved.run("verify", "--level", "full").code == 20
+    shown = saved.run("verify", "--level", level)
+    assert shown.code == 20 and "cannot be restored: disk@" in shown.out
+    assert "another pack has the same content" not in shown.out
+    assert "DAMAGED" in saved.run("list").out
+    assert saved.run("status").code == 3
+    assert saved.ok("repair").code == 0
+    assert "no damage found" in saved.ok("verify", "--level", "full").out
+    empty = {name: str(tmp_path / name) for name in ("LAMELLA_STATE_DIR", "LAMELLA_CACHE_DIR")}
+    stranger = Lamella(saved.env | empty, saved.options)
+    assert restored(stranger, tmp_path) == content

@@ -317,7 +317,7 @@ def test_a_writer_cannot_take_another_writers_tag_away(three: Lamella, tmp_path:
     writer = Lamella(elsewhere, ["--keyfile", str(key), *three.options[2:]])
     done = writer.run("tag", f"disk@{first}", "--remove", "keep", "--unpin")
     assert done.code == 1
-    assert "not taken away" in done.err
+    assert "not removed: " in done.err
     row = three.json("list", "disk")["snapshots"][0]
     assert (row["tags"], row["pinned"]) == (["keep"], ["mine"])
 

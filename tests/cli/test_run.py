@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.program import COMMAND, Lamella, environment
+from tests.cli.boot_disk import KERNEL, programs
+from tests.cli.program import COMMAND, ROOT, Lamella, environment
 from tests.features import require
 
 DAY_MS = 86_400_000
@@ -113,7 +114,38 @@ def test_all_steps_in_order_each_with_its_result(desk: Desk) -> None:
     assert desk.messages() == []  # nothing is wrong, nobody is disturbed
     status = desk.lamella.json("status")
     assert {row["state"] for row in status["volumes"]} == {"ok"} and len(status["volumes"]) == 4
-    assert all(row["verified"]["level"] == "sample" for row in status["volumes"])
+    # The budget of a night is more than all that is stored.
+    assert all(row["verified"]["level"] == "full" for row in status["volumes"])
+
+
+@pytest.mark.slow
+def test_drills_are_a_step_and_a_failed_one_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs()
+    monkeypatch.setattr("tests.cli.program.SECONDS", 200)
+    (desk.folder / "state").mkdir(mode=0o700, exist_ok=True)
+    (desk.folder / "state/guest-without-kvm").touch()
+    image = desk.images() / "data.img"
+    image.write_bytes(bytes(32 << 20))
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    drill = f'[profiles.nightly.drill]\nvolumes = ["data"]\nevery = "30d"\nkernel = "{KERNEL}"'
+    desk.configure('repositories = ["main"]\nverify = false', drill)
+    assert "lamella drill -r main --every 30d" in desk.lamella.ok("run", "nightly", "-n").out
+    steps = [("backup", "main", "done"), ("drill", "main", "done")]
+    assert desk.steps() == steps and desk.messages() == []
+    (row,) = [one for one in desk.lamella.json("status", code=3)["volumes"] if one["volume"] == "data"]
+    assert row["drilled"]["verdict"] == "mounted"
+    # Spoiled, it is not noticed before it is due, and then it is.
+    image.write_bytes(os.urandom(1 << 20) + image.read_bytes()[1 << 20 :])
+    assert desk.steps() == steps and desk.messages() == []
+    desk.configure('repositories = ["main"]\nverify = false', drill.replace("30d", "0d"))
+    assert desk.steps(3) == [("backup", "main", "done"), ("drill", "main", "failed")]
+    (told,) = desk.messages()
+    assert "drill" in str(told) and "data" in str(told), told
+    (row,) = [one for one in desk.lamella.json("status", code=3)["volumes"] if one["volume"] == "data"]
+    assert row["drilled"]["result"] == "failed" and row["state"] == "warn"
+    for wrong in ('every = "soon"', 'budget = "5"', "volumes = 3", "often = 1"):
+        desk.configure('repositories = ["main"]', f"[profiles.nightly.drill]\n{wrong}")
+        assert desk.lamella.run("config", "validate").code == 2, wrong
 
 
 def test_a_dry_run_writes_nothing(desk: Desk) -> None:
@@ -225,6 +257,58 @@ def test_a_message_that_was_not_delivered_is_sent_again(desk: Desk) -> None:
     desk.run(3)
     desk.run(3)
     assert desk.events() == [("failure", ["backup main", "backup usb"])]
+
+
+@pytest.mark.parametrize(
+    ("notify", "path", "said"),
+    [
+        ("[profiles.nightly.notify]", None, "nobody is told of trouble; see notify"),
+        ("", None, "nobody is told of trouble; see notify"),
+        ('[profiles.nightly.notify]\nmail = "root"', "", "nobody is told of trouble; no mail reaches root"),
+        ("[profiles.nightly.notify]\ndesktop = true", "", "nobody is told of trouble; nothing is shown on the desktop"),
+        ('[profiles.nightly.notify]\nmail = "root"\nping = "http://127.0.0.1:9/"', "", ""),
+        ('[profiles.nightly.hooks]\nfailure = "true"', None, ""),
+        ("[profiles.nightly.notify]\nnobody = true", None, ""),
+    ],
+)
+def test_the_status_says_that_nobody_would_be_told(desk: Desk, notify: str, path: str | None, said: str) -> None:
+    """Nothing is wrong yet: when something is, a profile that tells nobody is too late to mend."""
+    desk.run()
+    config = desk.folder / "config.toml"
+    config.write_text(config.read_text().partition("[profiles.nightly.notify]")[0] + notify)
+    env = {} if path is None else {"PATH": path}
+    done = desk.lamella.run("--json", "status", env=env)
+    (row,) = done.json["profiles"]
+    if Path("/usr/sbin/sendmail").exists() and "mail" in said:
+        said = ""
+    assert (row["state"], done.code) == (("warn", 3) if said else ("ok", 0))
+    assert said in "".join(row["reasons"]) and len(row["reasons"]) == bool(said)
+
+
+def test_the_status_says_that_no_message_was_delivered(desk: Desk) -> None:
+    shutil.move(desk.images(), desk.folder / "away")
+    desk.run(3)
+    (row,) = desk.lamella.json("status", code=3)["profiles"]
+    assert not any("nobody" in why for why in row["reasons"])
+    desk.messages()
+    shutil.move(desk.folder / "away", desk.images())
+    desk.run()
+    shutil.move(desk.folder / "tell.py", desk.folder / "broken")
+    shutil.move(desk.images(), desk.folder / "away")
+    desk.run(3)
+    (row,) = desk.lamella.json("status", code=3)["profiles"]
+    assert "nobody was told of what failed: no message was delivered" in row["reasons"]
+
+
+def test_a_repository_that_nobody_configured_is_no_directory_of_that_name(desk: Desk, tmp_path: Path) -> None:
+    """A backup that runs by itself would make or miss a directory wherever it happens to start."""
+    desk.configure('repositories = ["mian"]')
+    for command in (["run", "nightly"], ["status"], ["config", "validate"]):
+        done = desk.lamella.run(*command)
+        said = done.out if command[0] == "config" else done.err
+        assert done.code == 2 and said.count("\n") <= 2, done.err
+        assert "profiles.nightly.repositories names 'mian', which is not configured; did you mean main?" in said
+    assert desk.events() == []  # it was never seen whole, so nobody is known
 
 
 @pytest.fixture
@@ -341,6 +425,20 @@ def test_rules_of_the_profile_instead_of_those_of_the_configuration(desk: Desk) 
     assert len(desk.lamella.json("list", "-r", "main")["snapshots"]) == 1
 
 
+@pytest.mark.parametrize("names", ['"main"', '"main", "usb"'])
+def test_a_profile_that_saved_nothing_removes_nothing(desk: Desk, names: str) -> None:
+    """Its rules are for its own volumes: a dump that fails must not cost another profile's snapshots."""
+    desk.configure(f"repositories = [{names}]\nprune = {{ keep_last = 1 }}")
+    text = (desk.folder / "config.toml").read_text()
+    for _ in range(2):
+        desk.lamella.ok("backup", "-q", "-r", "main", f"other={desk.images()}/a.img")
+    (desk.folder / "config.toml").write_text(text.replace(f'"{desk.images()}/*.img"', '"db=!false"'))
+    steps = desk.steps(3)
+    assert steps[0] == ("backup", "main", "incomplete")
+    assert {step[2] for step in steps if step[0] != "backup"} == {"skipped"}
+    assert len(desk.lamella.json("list", "-r", "main")["snapshots"]) == 2
+
+
 def test_damage_turns_the_status_red(desk: Desk) -> None:
     desk.configure('repositories = ["main"]\nverify = "full"')
     desk.run()
@@ -376,8 +474,31 @@ def test_the_status_tells_space_growth_and_the_kind_of_moment(desk: Desk) -> Non
     assert row["stored_bytes"] > row["grown_bytes"] > 0 and row["state"] == "ok"
     assert {row["consistency"] for row in said["volumes"]} <= {"live", "unknown"}
     shown = desk.lamella.ok("status").out
-    assert "of it from the last 7 days" in shown and "REPOSITORY" in shown
+    assert "of it from finished backups of the last 7 days" in shown and "REPOSITORY" in shown
     assert "REPOSITORY" not in desk.lamella.ok("status", "-r", "main").out
+
+
+def test_the_status_says_when_the_next_run_is(desk: Desk) -> None:
+    """With a real timer: tests/system/test_systemd.py. Here what systemd says, or does not say."""
+    desk.run()
+    (desk.folder / "bin").mkdir()
+    asked = desk.folder / "bin/systemctl"
+    env = {"PATH": f"{desk.folder}/bin:{os.environ['PATH']}"}
+    good = "2030-03-17T17:46:40.000Z"
+    # systemctl shows times in its own zone: it has to be told which.
+    for said, expected in (
+        ("Sun 2030-03-17 17:46:40 $TZ", good),
+        ("", ""),
+        ("n/a", ""),
+        ("Sun 2030-02-31 17:46:40 UTC", ""),
+    ):
+        asked.write_text(f'#!/bin/sh\ncase "$*" in *lamella-run-nightly.timer*) echo "{said}";; esac\n')
+        asked.chmod(0o755)
+        done = desk.lamella.run("--json", "status", env=env)
+        assert done.json["profiles"][0]["next"] == expected
+        assert (", next 2030-03-17" in desk.lamella.run("status", env=env).out) == bool(expected)
+    asked.write_text("#!/bin/sh\nexit 1\n")
+    assert desk.lamella.run("--json", "status", env=env).json["profiles"][0]["next"] == ""
 
 
 def test_a_weaker_check_hides_no_deeper_one(desk: Desk) -> None:
@@ -426,3 +547,105 @@ def test_a_directory_and_a_pattern_on_the_command_line(desk: Desk) -> None:
     done = desk.lamella.run("backup", "-r", "usb", f"{desk.images()}/*.raw")
     assert done.code == 4 and "there is no file" in done.err
     assert desk.lamella.run("backup", "-r", "usb", f"x={desk.images()}").code == 2
+
+
+def test_the_status_says_what_verify_says_of_volumes_that_were_not_saved(desk: Desk) -> None:
+    """Old snapshots of a volume are good, and yet its last backup failed: no green light beside a red one."""
+    a, b = (desk.images() / f"{name}.img" for name in "ab")
+    lamella = Lamella(desk.lamella.env, ["-r", "main"])
+
+    def judged() -> tuple[dict[str, str], str, int]:
+        verified = lamella.run("verify", "--level", "structure").code
+        status = lamella.run("--json", "status")
+        (place,) = status.json["repositories"]
+        states = [row["state"] for row in [place, *status.json["volumes"]]]
+        assert (set(states) == {"ok"}) == (verified == 0), (status, verified)
+        return {row["volume"]: row["state"] for row in status.json["volumes"]}, str(place["reasons"]), verified
+
+    lamella.ok("backup", a, b)
+    assert judged() == ({"a": "ok", "b": "ok"}, "[]", 0)
+    content = b.read_bytes()
+    b.unlink()
+    assert lamella.run("backup", a, b).code == 3
+    states, _, code = judged()
+    assert (states, code) == ({"a": "ok", "b": "bad"}, 3)
+    assert "did not" in lamella.run("status").out
+    b.write_bytes(content)
+    lamella.ok("backup", b)
+    assert judged() == ({"a": "ok", "b": "ok"}, "[]", 0)
+    # A volume of which there is no snapshot at all has no row of its own.
+    assert lamella.run("backup", a, f"new={desk.folder}/missing.img").code == 3
+    states, reasons, code = judged()
+    assert (states, code) == ({"a": "ok", "b": "ok"}, 3) and "new was never saved" in reasons
+    lamella.ok("backup", a)  # a later run leaves the name out: it was a mistake
+    assert judged() == ({"a": "ok", "b": "ok"}, "[]", 0)
+
+
+def test_a_repository_with_two_names_is_one_row(desk: Desk) -> None:
+    more = f'[repositories.again]\nurl = "{desk.folder}/../{desk.folder.name}/main"\nkeyfile = "{desk.folder}/key"'
+    desk.configure('repositories = ["again"]\nverify = false\nstale_after = "1h"', repositories=more)
+    desk.run()
+    (desk.folder / "link").symlink_to(desk.folder / "main")
+    link = f'[repositories.link]\nurl = "file:{desk.folder}/link"\nkeyfile = "{desk.folder}/key"'
+    desk.configure('repositories = ["again"]\nverify = false\nstale_after = "1h"', repositories=f"{more}\n{link}")
+    said = desk.lamella.run("--json", "status").json
+    assert [(row["repository"], row["also"]) for row in said["repositories"]] == [
+        ("again", ["main", "link"]),
+        ("usb", []),
+    ]
+    assert [(row["volume"], row["repository"]) for row in said["volumes"]] == [("a", "again"), ("b", "again")]
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A service that apprise knows, its JSON over HTTP: the address, and what came."""
+    came: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"json://user:hush@127.0.0.1:{server.server_port}/told", came
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_apprise_tells_once_and_shows_no_secret(desk: Desk, service: tuple[str, list[dict[str, Any]]]) -> None:
+    address, came = service
+    desk.configure('repositories = ["main"]\nverify = false')
+    config = desk.folder / "config.toml"
+    plain = config.read_text().partition("[profiles.nightly.notify]")[0]
+    config.write_text(f'{plain}[profiles.nightly.notify]\napprise = ["{address}", "json://u:hush@127.0.0.1:9/x"]\n')
+    shutil.move(desk.images(), desk.folder / "away")
+    done = desk.lamella.run("run", "nightly")
+    if subprocess.run([COMMAND[0], "-c", "import apprise"], capture_output=True, check=False).returncode:
+        assert "LAMELLA_TEST_PYTHON" in os.environ and "apprise is not installed" in done.err  # it has no extras
+        assert "apprise is not installed" in desk.lamella.run("status").out
+        return
+    assert done.code == 3 and done.err.count("apprise did not deliver to json://") == 1 and "hush" not in done.err
+    desk.run(3)
+    shutil.move(desk.folder / "away", desk.images())
+    desk.run()
+    titles = [one["title"] for one in came]
+    assert len(titles) == 2 and "FAILED" in titles[0] and "well again" in titles[1], titles
+    assert "images" in came[0]["message"]
+    config.write_text(f'{plain}[profiles.nightly.notify]\napprise = ["nosuchservice://x"]\n')
+    shutil.move(desk.images(), desk.folder / "away")
+    assert (
+        "apprise does not understand an address that begins with nosuchservice://"
+        in desk.lamella.run("run", "nightly").err
+    )
+    half = desk.folder / "half" / "apprise"
+    half.mkdir(parents=True)
+    (half / "__init__.py").write_text("raise ImportError('half of it')\n")
+    done = desk.lamella.run("run", "nightly", env={"PYTHONPATH": f"{ROOT / 'src'}:{half.parent}"})
+    assert done.code == 3 and "apprise cannot be loaded: half of it" in done.err, done

@@ -190,3 +190,12 @@ def test_ctrl_c_ends_a_call_that_waits(lamella: Lamella, answered: bool) -> None
             _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, said
     assert "interrupted" in said
+
+
+def test_a_service_that_never_answers_ends_the_run_within_its_timeout(lamella: Lamella, image: Path) -> None:
+    """It takes the connection and then says nothing; the default would outlast the patience of this test."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"s3://bucket/hosts?endpoint=http://127.0.0.1:{silent.getsockname()[1]}&timeout=2"
+        done = lamella.run("backup", "-r", place, image)
+    assert done.code == 1 and "does not answer" in done.err, done
+    assert lamella.run("backup", "-r", "s3://bucket/hosts?timeout=0", image).code == 2

@@ -156,14 +156,15 @@ def test_a_recovery_key_is_taken_at_the_prompt(home: Path, lamella: Lamella, sha
     sheet = home / f"sheet {shape}"
     admin = {"LAMELLA_PASSPHRASE_FILE": str(home / "word")}
     lamella.ok("key", "add", "--recovery", "--recovery-sheet", sheet, env=admin)
-    key = re.search(r"(?:[A-Z2-7]{4}-){13}[A-Z2-7]{4}", sheet.read_text())
+    key = re.search(r"(?:[A-Z2-7]{5}-\s*){13}[A-Z2-7]{5}", sheet.read_text())
     assert key is not None
-    text = {"small letters": key[0].lower(), "without dashes": key[0].replace("-", "")}.get(shape, key[0])
+    whole = "".join(key[0].split())
+    text = {"small letters": whole.lower(), "without dashes": whole.replace("-", "")}.get(shape, whole)
     with Terminal(["list", "--json"], lamella.env) as terminal:
         terminal.expect("Passphrase of the repository: ")
         if shape == "with a mistake":
             terminal.type(("A" if text[0] != "A" else "B") + text[1:])
-            terminal.expect("typing mistake")
+            terminal.expect("typing mistake in group 1 of 14")
             terminal.expect("Passphrase of the repository: ")
         terminal.type(text)
         assert terminal.end() == 0
@@ -226,12 +227,23 @@ def test_init_asks_twice_and_shows_the_sheet(tmp_path: Path) -> None:
 def test_two_entries_that_differ_make_nothing(tmp_path: Path) -> None:
     with Terminal(["init", "-r", tmp_path / "R"]) as terminal:
         terminal.expect("New passphrase: ")
-        terminal.type("one")
+        terminal.type("one passphrase")
         terminal.expect("again: ")
-        terminal.type("another")
+        terminal.type("another one")
         assert terminal.end() == 2
         assert "differ" in terminal.seen
     assert not (tmp_path / "R").exists()
+
+
+def test_a_passphrase_that_is_soon_guessed_is_refused(tmp_path: Path) -> None:
+    with Terminal(["init", "-r", tmp_path / "R"]) as terminal:
+        terminal.expect("New passphrase: ")
+        terminal.type("ab")
+        assert terminal.end() == 2
+        assert "fewer than 8 characters" in terminal.seen
+    assert not (tmp_path / "R").exists()
+    done = Lamella().ok("init", "-r", tmp_path / "R", *COST, env={"LAMELLA_PASSPHRASE": "ab"})
+    assert "soon guessed" in done.err and f"next: lamella backup -r {tmp_path}/R SOURCE" in done.err
 
 
 def test_interrupted_at_the_prompt(lamella: Lamella) -> None:

@@ -26,7 +26,8 @@ from lamella.base.names import pack_name
 from lamella.crypto.slots import key_file
 from lamella.format.container import Kind
 from lamella.format.lost import Address, Bad
-from lamella.format.records import RawRecord, Session, raw
+from lamella.format.records import RawRecord, raw
+from lamella.format.sessions import Session
 from lamella.history.publish import append
 from lamella.memory.host import Host, machine_name
 from lamella.repository.repository import Repository

@@ -21,7 +21,8 @@ from lamella.stores.local.store import LocalStore
 from lamella.stores.memory import MemoryStore
 from lamella.stores.url import open_store
 from lamella.stores.wrap.limited import LimitedStore, TokenBucket
-from lamella.stores.wrap.retrying import Backoff, RetryingStore
+from lamella.stores.wrap.patience import Backoff
+from lamella.stores.wrap.retrying import RetryingStore
 from lamella_kit.crash_store import CrashStore
 from lamella_kit.fault_store import FaultStore, Method
 from lamella_kit.quota_store import QuotaStore

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from hashlib import sha256
+from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSResponse, HeadersDict
 
 from lamella.base.trust import Sealed
 from lamella.stores.base import Store
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
 from lamella.stores.pipe.link import Route
+from lamella.stores.s3 import client
+from lamella.stores.s3.place import parse_place
 from lamella.stores.url import open_store
-from lamella.stores.wrap.retrying import Backoff, RetryingStore
+from lamella.stores.wrap.patience import Backoff
+from lamella.stores.wrap.retrying import RetryingStore
 from lamella_kit import store_contract
 from lamella_kit.store_contract import VALID_NAMES, ReadOnlyStoreContract
 from tests.contract.test_stores import Everything, Flaky, Plain, _filled, _no_sleep
@@ -161,3 +169,55 @@ def test_two_clients_below_prefixes_of_one_bucket(enforcing: S3Service, monkeypa
     with closing(open_store(f"s3:{enforcing.place(bucket, '')}", environment=CREDENTIALS)) as store:
         assert sorted(entry.name for entry in store.list("")) == ["all/one/x/object", "all/two/x/object"]
         assert store.get("all/two/x/object") == b"two"
+
+
+class Counted:
+    """SHA-256 that counts the bytes which all of them were given."""
+
+    whole = 0
+    digest_size, block_size = 32, 64
+
+    def __init__(self, data: bytes = b"", **_: object) -> None:
+        self._inner = sha256()
+        self.update(data)
+
+    def update(self, data: bytes) -> None:
+        Counted.whole += len(data)
+        self._inner.update(data)
+
+    def digest(self) -> bytes:
+        return self._inner.digest()
+
+    def copy(self) -> Counted:
+        other = Counted()
+        other._inner = self._inner.copy()
+        return other
+
+    def hexdigest(self) -> str:
+        return self._inner.hexdigest()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_put_is_hashed_once_and_the_hash_is_signed(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a service does with checksum headers, it has to compare the hash that the signature covers."""
+    content = os.urandom(100_000)
+    place = parse_place(f"//bucket/pre?endpoint={scheme}://127.0.0.1:1", CREDENTIALS)
+    s3 = client.S3Client(place, CREDENTIALS)
+    sent: list[Any] = []
+
+    def instead(request: Any, **_: object) -> AWSResponse:  # noqa: ANN401 - botocore has no types
+        sent.append(request)
+        reply = AWSResponse(request.url, 200, HeadersDict({"ETag": '"x"'}), None)
+        reply._content = b""
+        return reply
+
+    s3._client.meta.events.register("before-send.s3.PutObject", instead)
+    monkeypatch.setattr(hashlib, "sha256", Counted)
+    monkeypatch.setattr("botocore.auth.sha256", Counted)
+    Counted.whole = 0
+    assert s3.put("p/ab/x", content)
+    headers = {name.lower(): value for name, value in sent[0].headers.items()}
+    assert headers["x-amz-content-sha256"] in {digest := sha256(content).hexdigest(), digest.encode()}
+    assert b"x-amz-content-sha256" in bytes(headers["authorization"])
+    assert len(content) <= Counted.whole < 1.1 * len(content)
+    s3.close()

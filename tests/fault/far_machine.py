@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from lamella.base.errors import StoreUnavailable
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Entry, Held
+from lamella.stores.base import Entry
+from lamella.stores.held import Held
 from lamella.stores.memory import MemoryStore
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from lamella.base.trust import Clear, Sealed
 from lamella.operations.prune.needed import DAY_MS
-from lamella.stores.base import Abilities, Entry, Held
+from lamella.stores.base import Abilities, Entry
+from lamella.stores.held import Held
 from lamella.stores.memory import MemoryStore
 from lamella_kit.crash_store import CrashStore
 from lamella_kit.fault_store import FaultStore

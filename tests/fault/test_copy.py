@@ -14,7 +14,8 @@ from lamella.base.trust import Clear
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove
 from lamella.format.inner import Origin, OriginPlace
-from lamella.format.records import Tag, raw
+from lamella.format.labels import Tag
+from lamella.format.records import raw
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.copy.plan import State
 from lamella.operations.shared.newest import newest

@@ -15,7 +15,8 @@ import pytest
 
 from lamella.base.errors import LamellaError
 from lamella.stores.memory import MemoryStore
-from lamella.stores.wrap.retrying import Backoff, RetryingStore
+from lamella.stores.wrap.patience import Backoff
+from lamella.stores.wrap.retrying import RetryingStore
 from lamella_kit.crash_store import crash_points
 from tests.fault.far_machine import FarMachine, every, none, some
 from tests.fault.test_crash import Story, next_run_works

@@ -254,6 +254,6 @@ def test_a_genuine_record_of_a_snapshot_that_is_not_there_is_not_used(world: Wor
     world.write(3)
     result = world.backup()
     row = result.volumes[0]
-    reason = "the snapshot that the kept moment belongs to is not in the repository"
+    reason = "the snapshot that the checkpoint belongs to is not in the repository"
     assert (row.mode, row.reason, row.changed_chunks) == ("compare", reason, 1)
     assert world.restored(result) == bytes(world.disk.content)

@@ -6,27 +6,30 @@ import functools
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from lamella.base.errors import Locked, NoRepository, RepositoryError, RolledBack
+from lamella.base.errors import Locked, NoRepository, RepositoryError, RolledBack, StoreError
 from lamella.base.names import pack_hash, pack_name
-from lamella.base.trust import Clear
+from lamella.base.trust import Clear, Sealed
 from lamella.format.commit import parse_name
 from lamella.format.deletion import Remove
 from lamella.history.acceptance import accept_history
 from lamella.memory.host import Host
+from lamella.operations.mirror import comparing
 from lamella.operations.mirror.mirror import MirrorResult, mirror, plan_mirror
+from lamella.operations.mirror.resync import Resynced, resync_corrupt
 from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.selection import select
 from lamella.packs.building import raw_body
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import Outbox
-from lamella.stores.base import Entry, Held, Store
+from lamella.stores.base import Entry, Store
+from lamella.stores.held import Held
 from lamella.stores.memory import MemoryStore
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.frames import Hello
@@ -180,6 +183,104 @@ def test_another_size_in_the_mirror_is_reported_and_not_overwritten(life: Life) 
     result = life.mirror(target)
     assert [finding.obj for finding in result.findings] == [name] and result.damaged
     assert target.objects()[name] == b"cut off"
+
+
+# -- mending ----------------------------------------------------------------------------------------------------------
+
+
+def _spoiled(target: At, kinds: Sequence[str]) -> dict[str, bytes]:
+    """Damage one object of each kind at a place: flipped in the last byte, cut, emptied, grown."""
+    bad: dict[str, bytes] = {}
+    damages: list[Callable[[bytes], bytes]] = [
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: content[:9],
+        lambda content: content + b"x",
+    ]
+    for kind in kinds:
+        for damage in damages:
+            name = next((one for one in target.objects() if one.startswith(f"{kind}/") and one not in bad), None)
+            if name is not None:
+                bad[name] = damage(target.objects()[name])
+                target.delete(name)
+                target.put(name, Clear(bad[name]))
+    return bad
+
+
+def test_what_is_bad_in_the_mirror_is_mended_from_the_source_without_keys(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    bad = _spoiled(target, ("p", "w", "keys"))
+    assert {name.partition("/")[0] for name in bad} == {"p", "w", "keys"}
+    looked = resync_corrupt(life.store, target, dry=True)
+    assert {one.obj for one in looked.findings} == bad.keys() and looked.mended == 0
+    result = resync_corrupt(life.store, target)
+    assert (result.bad, result.mended) == (len(bad), len(bad))
+    assert {one.severity for one in result.findings} == {"note"}
+    kept = {name: content for name, content in target.objects().items() if not name.startswith("quarantine/")}
+    assert kept == life.store.objects()
+    assert set(bad.values()) <= set(target.objects().values())  # nothing is thrown away
+    assert not life.mirror(target).damaged
+    assert resync_corrupt(life.store, target) == Resynced()
+
+
+def test_what_is_bad_at_both_places_is_left_as_it_is_and_named(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    bad = _spoiled(target, ("p",))
+    name = min(bad)
+    life.store.delete(name)
+    life.store.put(name, Clear(b"also bad"))
+    result = resync_corrupt(life.store, target)
+    assert result.mended == len(bad) - 1
+    assert [one.obj for one in result.findings if one.severity == "damage"] == [name]
+    assert target.objects()[name] == bad[name]
+
+
+class Full(At):
+    """A place that takes nothing more."""
+
+    def put(self, name: str, content: Sealed | Clear) -> None:
+        raise StoreError("No space left on device", obj=name)
+
+
+def test_bad_bytes_that_can_be_read_stay_where_there_is_no_room_for_them_aside(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    _spoiled(target, ("p",))
+    full = Full("/mirror", target.objects())
+    result = resync_corrupt(life.store, full)
+    assert (result.mended, {one.severity for one in result.findings}) == (0, {"damage"})
+    assert full.objects() == target.objects(), "most of a bad pack is good"
+
+
+def test_a_bad_source_spoils_no_good_mirror(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    before = target.objects()
+    _spoiled(life.store, ("p", "w", "keys"))
+    assert resync_corrupt(life.store, target) == Resynced()
+    assert target.objects() == before
+
+
+def test_power_cut_at_every_call_of_the_mending(life: Life) -> None:
+    target = At("/mirror")
+    life.mirror(target)
+    _spoiled(target, ("p", "w"))
+    begun, cases = target.objects(), 0
+    whole = CrashStore(begun, counted=WRITING_CALLS)
+    resync_corrupt(life.store, whole, workers=1)
+    for point in crash_points(whole.calls):
+        store = CrashStore(begun, point, counted=WRITING_CALLS)
+        with pytest.raises(PowerCut):
+            resync_corrupt(life.store, store, workers=1)
+        for surviving in surviving_subsets(len(store.unsynced), every_up_to=3, random_subsets=3):
+            left = At("/mirror", store.after_crash(surviving).objects())
+            resync_corrupt(life.store, left)
+            life.mirror(left)
+            kept = {name: content for name, content in left.objects().items() if not name.startswith("quarantine/")}
+            assert kept == life.store.objects()
+            cases += 1
+    assert cases > 20
 
 
 # -- a source that changes ---------------------------------------------------------------------------------------------
@@ -539,7 +640,7 @@ def test_places_that_went_apart_are_not_joined_into_a_fork(life: Life) -> None:
     backup(target, clone, volume(letters("there")))
     life.save("here")
     before = target.objects()
-    with pytest.raises(RolledBack, match="of their own"):
+    with pytest.raises(RolledBack, match="their own commit"):
         life.mirror(target)
     with pytest.raises(RolledBack):
         plan_mirror(life.store, target)
@@ -565,3 +666,13 @@ def test_a_damaged_memory_of_places_is_a_lost_one(life: Life, junk: bytes) -> No
     life.save("abXd")
     with Repository.open(target, SECRET, life.host) as repo:
         assert len(repo.problems) == 1  # nobody knows any more that it is a mirror: the alarm is the safe side
+
+
+def test_more_packs_than_one_pass_gathers(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("abXd", "abXY", "ZbXY"):
+        life.save(text)
+    monkeypatch.setattr(comparing, "MOST_MISSING", 2)
+    target = At("/mirror")
+    result = life.mirror(target)
+    assert target.objects() == life.store.objects() and result.copied_objects == len(target.objects())
+    check_sound(target, life.host, life.truth, life.place)

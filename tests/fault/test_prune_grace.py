@@ -146,7 +146,7 @@ def test_a_silent_writer_may_be_given_up_after_thirty_days(fleet: Fleet) -> None
     with fleet.opened("b") as repo:
         silent = repo.own_writer
     assert silent is not None
-    with pytest.raises(RepositoryError, match="within 30 days"):
+    with pytest.raises(RepositoryError, match="within the last 30 days"):
         fleet.prune("a", options=PruneOptions(retire=(silent,)))
     fleet.clock.days(31)
     assert fleet.prune("a", options=PruneOptions(retire=(silent,))).deleted_packs > 0

@@ -20,7 +20,8 @@ from lamella.base.errors import (
 from lamella.base.trust import Sealed
 from lamella.stores.base import Store
 from lamella.stores.s3.store import S3Store
-from lamella.stores.wrap.retrying import Backoff, RetryingStore
+from lamella.stores.wrap.patience import Backoff
+from lamella.stores.wrap.retrying import RetryingStore
 from tests.cli.program import Lamella
 from tests.fault.world import Truth, backup, check_sound, fresh_host, host_at, init, short_rescue, volume
 from tests.s3_proxy import Answer, Fault, Proxy, Seen, cut, hang_up, lose_reply, proxied, say, status

@@ -129,7 +129,18 @@ def id_key(id_alg: int, domain: bytes) -> bytes:
 
 def recovery_text(key: bytes) -> str:
     letters = base64.b32encode(key + hashlib.sha256(b"lamella recovery" + key).digest()[:3]).decode()
-    return "-".join(letters[at : at + 4] for at in range(0, 56, 4))
+    return "-".join(checked_group(at // 4 + 1, letters[at : at + 4]) for at in range(0, 56, 4))
+
+
+def checked_group(number: int, group: str) -> str:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+    total = 0
+    for power, value in zip((5, 4, 3, 2, 1), (number, *map(letters.index, group)), strict=True):
+        total ^= value << power
+    for bit in range(9, 4, -1):  # the remainder of a division by x^5 + x^2 + 1
+        if total >> bit & 1:
+            total ^= 0b100101 << (bit - 5)
+    return group + letters[total]
 
 
 # --- 4 contents, ids, blobs ------------------------------------------------------------------------------------------

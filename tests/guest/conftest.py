@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,8 @@ import pytest
 
 from tests.features import require
 from tests.guest import machine
-from tests.guest.machine import Guest
+from tests.guest.beside import new_place, start
+from tests.guest.machine import Guest, SeenGuest
 
 if TYPE_CHECKING:
     from tests.guest.lvm import Pool
@@ -47,15 +46,9 @@ _figures = pytest.StashKey[list[str]]()
 class Playback:
     """The guest, and what it reported so far."""
 
-    def __init__(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+    def __init__(self, config: pytest.Config, guest: Guest | SeenGuest) -> None:
         self._config = config
-        self._place = config._tmp_path_factory.mktemp("guest", numbered=True)  # type: ignore[attr-defined]
-        selected = self._place / "selected"
-        selected.write_text("".join(f"{item.nodeid}\n" for item in items))
-        # Slow machines are no failures: how long all of it may take is limited by SECONDS.
-        words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "long or not long", "--timeout", "0"]
-        words.append(f"@{selected}")
-        self._guest = Guest(self._place / "guest", shlex.join(words))
+        self._guest = guest
         self._deadline = time.monotonic() + SECONDS
         self._read = 0
         self._rest = b""
@@ -82,7 +75,7 @@ class Playback:
     def close(self) -> None:
         """End the guest; its disk goes with it."""
         self._guest.close()
-        (self._place / "guest" / "disk").unlink(missing_ok=True)
+        self._guest.out.with_name("disk").unlink(missing_ok=True)
 
     def _complete(self, nodeid: str) -> bool:
         return any(report.when == "teardown" for report in self._reports.get(nodeid, []))
@@ -122,14 +115,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the guest if anything is wanted of it."""
     items = [item for item in session.items if _of_guest(item)]
-    if items and not INSIDE and not session.config.option.collectonly and not machine.missing():
-        session.config.stash[_playback] = Playback(session.config, items)
+    if INSIDE or not items or session.config.option.collectonly or machine.missing():
+        return
+    shared = getattr(session.config, "workerinput", {}).get("guest")
+    # One of several processes: the guest is there for all of them (tests/conftest.py).
+    guest = SeenGuest(Path(shared)) if shared else start(new_place(session.config), [item.nodeid for item in items])
+    session.config.stash[_playback] = Playback(session.config, guest)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The guest does not outlive the tests."""
     playback = config.stash.get(_playback, None)
-    if playback is not None:
+    if playback is not None and not hasattr(config, "workerinput"):
         playback.close()
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL, INITRD = ROOT / ".guest" / "vmlinuz", ROOT / ".guest" / "initrd"
+ZFS = ROOT / ".guest" / "zfs"
+"""Modules and programs of ZFS, made by tools/guest_zfs.py."""
 QEMU = "qemu-system-x86_64"
 PROGRAMS = (QEMU, "lvs", "thin_delta", "dmsetup", "mkfs.ext4")
 SHARED = Path("/run/out")
@@ -45,6 +48,8 @@ for p in lvm dmsetup pdata_tools; do f=$(command -v $p) && cp "$f" /run/fast/ &&
     ldd "$f" | while read -r _ _ l _; do case $l in /*) cp -n "$l" /run/fast/;; esac; done; done
 for p in lvs lvcreate lvremove lvchange lvresize lvrename vgs vgcreate pvcreate; do ln -s lvm /run/fast/$p; done
 for p in thin_delta thin_dump; do ln -s pdata_tools /run/fast/$p; done
+for f in "$LAMELLA_ROOT"/.guest/zfs/zfs "$LAMELLA_ROOT"/.guest/zfs/zpool "$LAMELLA_ROOT"/.guest/zfs/lib/*; do
+    [ -e "$f" ] && cp "$f" /run/fast/; done
 export PATH=/run/fast:$PATH LD_LIBRARY_PATH=/run/fast
 cd "$LAMELLA_ROOT"
 sh /run/out/command > /run/out/log 2>&1
@@ -64,6 +69,47 @@ def missing() -> str:
     return ""
 
 
+def missing_zfs() -> str:
+    """Why there is no ZFS in the guest; empty if there is."""
+    if not (ZFS / "zfs.ko").exists():
+        return "there is no ZFS for the guest: make test-zfs makes it"
+    return ""
+
+
+class SeenGuest:
+    """A guest that another process starts, or has started, in `place`."""
+
+    _START_SECONDS = 120.0
+
+    def __init__(self, place: Path) -> None:
+        self.out = place / "out"
+        self._pid = place / "pid"
+        self._until = time.monotonic() + self._START_SECONDS
+
+    def ended(self, seconds: float) -> bool:
+        """Whether it has ended, or never began, at most that many seconds from now."""
+        end = time.monotonic() + seconds
+        while self._runs():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _runs(self) -> bool:
+        try:
+            state = Path(f"/proc/{self._pid.read_text()}/stat").read_text().rpartition(") ")[2][:1]
+        except FileNotFoundError:
+            return not self._pid.exists() and time.monotonic() < self._until
+        return state not in ("Z", "X")
+
+    def close(self) -> None:
+        """Its own process ends it."""
+
+    def last_words(self) -> str:
+        """The end of what the guest and its kernel said."""
+        return _last_words(self.out)
+
+
 class Guest:
     """A running guest. `place` becomes the shared directory, and holds the disk beside it."""
 
@@ -74,6 +120,7 @@ class Guest:
         with disk.open("wb") as file:
             file.truncate(DISK_BYTES)
         passed = ["LAMELLA_REQUIRE", "HYPOTHESIS_PROFILE", "LAMELLA_GUEST_CYCLES"]
+        passed += ["LAMELLA_ZFS_ROUNDS", "LAMELLA_ZFS_SEED"]
         environment = [f"export {name}='{os.environ[name]}'" for name in passed if name in os.environ]
         environment.append(f"export LAMELLA_ROOT='{ROOT}'")
         for name, content in (
@@ -91,6 +138,9 @@ class Guest:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        with_name = place / "pid.new"
+        with_name.write_text(str(self._process.pid))
+        with_name.rename(place / "pid")
 
     def ended(self, seconds: float) -> bool:
         """Whether it has ended, at most that many seconds from now."""
@@ -108,13 +158,17 @@ class Guest:
 
     def last_words(self) -> str:
         """The end of what the guest and its kernel said."""
-        found = []
-        for name in ("qemu", "console", "log"):
-            path = self.out / name
-            if path.exists():
-                lines = path.read_text("utf-8", "replace").splitlines()
-                found += [f"{name}: {line}" for line in lines[-40:]]
-        return "\n".join(found)
+        return _last_words(self.out)
+
+
+def _last_words(out: Path) -> str:
+    found = []
+    for name in ("qemu", "console", "log"):
+        path = out / name
+        if path.exists():
+            lines = path.read_text("utf-8", "replace").splitlines()
+            found += [f"{name}: {line}" for line in lines[-40:]]
+    return "\n".join(found)
 
 
 def _qemu(out: Path, disk: Path) -> list[str]:

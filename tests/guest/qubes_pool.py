@@ -40,6 +40,8 @@ class ThinVolumes:
         if volume.save_on_stop:
             if self.path(volume.vid, "-import").exists():
                 raise Refusal("StoragePoolException", "Import operation in progress")
+            if volume.revisions_to_keep < 0:
+                return  # the qube gets the volume itself
             run("lvcreate", "-q", "-kn", "-ay", "-s", "-n", f"{_leaf(volume.vid)}-snap", volume.vid)
         elif volume.name == "volatile":
             self._make(volume.vid, volume.size)

@@ -305,7 +305,7 @@ def test_a_restore_that_is_broken_off_leaves_the_volume_as_it_was(
     middle = len(whole) // 2
     packs[-1].write_bytes(whole[:middle] + bytes(100) + whole[middle + 100 :])
     shutil.rmtree(os.environ["LAMELLA_CACHE_DIR"], ignore_errors=True)
-    volume.write(0, b"later")
+    volume.write(0, b"later" + os.urandom(8 * MIB - 5))  # nothing that it holds is right
     before, identity = volume.content(), uuid(volume.text)
     done = lamella.run("restore", "vm", "--to", f"lvm:{volume.text}", "--overwrite")
     assert done.code == 20

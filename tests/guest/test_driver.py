@@ -428,7 +428,7 @@ def test_killed_after_a_command_the_next_run_is_clean(
 
 
 def assert_clean(pool: Pool, volume: ThinVolume, contents: dict[str, bytes], when: str) -> str:
-    """The next run: compares with what is known, keeps a moment, leaves nothing else. Returns its checkpoint."""
+    """The next run: compares with what is known, keeps a checkpoint, leaves nothing else. Returns its checkpoint."""
     source = pool.source(volume.name)
     moments = source.kept()
     assert 1 <= len(moments) <= 2, when
@@ -459,7 +459,7 @@ def test_an_interrupt_in_the_middle_of_a_command_waits_for_it(volume: ThinVolume
         assert (code, "KeyboardInterrupt" in said) == (-signal.SIGINT, True), said
         assert any(word in line for line in shims.started())
         assert not held(pool), word
-        assert len(pool.volumes()) == 2, f"interrupted at {word}: one volume, one kept moment"
+        assert len(pool.volumes()) == 2, f"interrupted at {word}: one volume, one checkpoint"
         assert_nothing_suspended(word)
 
 

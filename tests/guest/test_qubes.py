@@ -55,6 +55,16 @@ def test_a_running_qube_costs_what_it_changed(
     assert len([name for name in pool.volumes() if "+lam" in name]) == 1
 
 
+def test_going_back_a_day_costs_what_differs(
+    store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd, pool: Pool
+) -> None:
+    system.add("tpl", "TemplateVM")
+    system.add("work", template="tpl")
+    stories.going_back_a_day_costs_what_differs(store, host, admin, system)
+    assert not [name for name in pool.volumes() if name.endswith(("-import", "+lampartial"))]
+    assert {tags for name, tags in pool.volumes().items() if "+lam" not in name} == {""}
+
+
 def test_committed_and_live_states_are_told_apart(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd, pool: Pool
 ) -> None:
@@ -77,6 +87,11 @@ def test_committed_and_live_states_are_told_apart(
     assert content(system, "vault")[:9] == b"live data"
     system.start("vault")
     assert not [name for name in pool.volumes() if name.endswith("-import")]
+
+    # Without snapshots a running qube writes to the volume itself: the name says nothing of it.
+    system.stop("vault")
+    system.qubes["vault"].volumes["private"].revisions_to_keep = -1
+    stories.a_direct_volume_is_never_called_committed(store, host, admin, system)
 
 
 def test_five_qubes_live_while_one_writes_one_renamed_one_deleted(system: FakeQubesd, tmp_path: Path) -> None:

@@ -65,4 +65,8 @@ def test_it_runs_from_where_it_lies(package: Path, tmp_path: Path) -> None:
     output(*command, "backup", tmp_path / "disk.img", cwd=tmp_path)
     output(*command, "restore", "disk", "--to", tmp_path / "out.img", cwd=tmp_path)
     assert (tmp_path / "out.img").read_bytes() == (tmp_path / "disk.img").read_bytes()
-    assert (tmp_path / "usr/share/man/man1/lamella-qubes.1").exists()
+    output(*command, "report", "--html", tmp_path / "report.html", cwd=tmp_path)
+    served = subprocess.run([*map(str, command), "ui"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert served.returncode == 2 and "this package of Lamella has no page" in served.stderr, "dom0 serves nothing"
+    for page in ("man1/lamella-qubes.1", "man5/lamella-format.5", "man7/lamella-emergency.7"):
+        assert (tmp_path / "usr/share/man" / page).exists()

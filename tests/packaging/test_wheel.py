@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import man
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,7 +26,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
 
 def test_it_holds_one_package(wheel: zipfile.Path) -> None:
     names = {path.name for path in wheel.iterdir()}
-    assert {name for name in names if not name.endswith(".dist-info")} == {"lamella"}
+    assert {name for name in names if not name.endswith((".dist-info", ".data"))} == {"lamella"}
+
+
+def test_it_carries_every_manual_page_and_a_description(wheel: zipfile.Path) -> None:
+    names = wheel.root.namelist()
+    pages = {name.partition(".data/data/share/man/")[2] for name in names} - {""}
+    assert {page for page in pages if not page.endswith("/")} == set(man.pages())
+    (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+    text = wheel.root.read(metadata).decode("utf-8")
+    assert "Description-Content-Type: text/markdown" in text
+    assert (ROOT / "README.md").read_text("utf-8") in text.replace("\r\n", "\n")
+    assert "Project-URL: " in text
 
 
 def test_it_holds_every_module_of_the_source(wheel: zipfile.Path) -> None:

@@ -12,20 +12,18 @@ from lamella.base.errors import IntegrityError
 from lamella.base.ids import SnapId, VolumeId
 from lamella.format.deletion import Remove, Retire
 from lamella.format.known import understood
+from lamella.format.labels import Pin, Tag
 from lamella.format.owners import Give, Join
 from lamella.format.records import (
-    Abandon,
     Confirm,
-    Pin,
     RawRecord,
     Ref,
     Rename,
     Run,
     RunVolume,
-    Session,
-    Tag,
     raw,
 )
+from lamella.format.sessions import Abandon, Session
 from lamella.history.catalogue import Catalogue
 from lamella.history.latest import latest
 from lamella.history.state import build

@@ -22,23 +22,21 @@ from lamella.base.trust import Sealed
 from lamella.format.commit import ChainEntry, parse_name
 from lamella.format.deletion import Remove
 from lamella.format.inner import Origin, OriginPlace
+from lamella.format.labels import Pin, Tag
 from lamella.format.records import (
     NO_REF,
-    Abandon,
     Checkpoint,
     Confirm,
-    Pin,
     RawRecord,
     Ref,
     Rename,
     Run,
     RunVolume,
     Seen,
-    Session,
     Signed,
-    Tag,
     raw,
 )
+from lamella.format.sessions import Abandon, Session
 from lamella.history import checkpoints, publish
 from lamella.history.catalogue import Catalogue, Snapshot
 from lamella.history.compaction import COPIES_REMEMBERED_MS, InForce

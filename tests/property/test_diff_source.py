@@ -84,7 +84,7 @@ def test_only_what_may_have_changed_is_read(tmp_path: Path) -> None:
     # The chunk 7 that the second snapshot has already is known without reading.
     assert [row[0] // CHUNK for row in found.result.ranges] == [3, 5, 7, 9]
     assert found.read_bytes == 3 * CHUNK
-    assert disk.moments == moments, "comparing keeps no moment and drops none"
+    assert disk.moments == moments, "comparing keeps no checkpoint and drops none"
     disk.faults.lost = True
     again = difference(store, tmp_path, first, disk.source())
     assert (again.result, again.mode, again.read_bytes) == (found.result, COMPARE, 40 * CHUNK)

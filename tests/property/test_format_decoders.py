@@ -22,13 +22,15 @@ from lamella.format import (
     document,
     keyslot,
     known,
+    labels,
     lost,
     marker,
     node,
     owners,
     records,
+    sessions,
 )
-from lamella.format.carried import Room
+from lamella.format.carried import SEGMENT_HEAD, Room, decode_entries
 from lamella.format.container import Kind
 
 REFUSALS = (IntegrityError, UnknownFormat)
@@ -155,11 +157,11 @@ def joined(entries: tuple[commit.ChainEntry, ...]) -> bytes:
     return b"".join(entry.encode() for entry in entries)
 
 
-ENTRY_LISTS = ENTRIES.map(lambda value: Sample(value, joined, lambda raw: tuple(commit.decode_entries(raw, "e"))))
+ENTRY_LISTS = ENTRIES.map(lambda value: Sample(value, joined, lambda raw: tuple(decode_entries(raw, "e"))))
 SEGMENTS = ENTRIES.map(
     lambda value: Sample(
         value,
-        lambda made: commit.SEGMENT_HEAD + joined(made),
+        lambda made: SEGMENT_HEAD + joined(made),
         lambda raw: tuple(Room().segment(Opened(raw), "s")),
     )
 )
@@ -189,8 +191,8 @@ ADD_SNAPS = st.builds(
     documents=few(DOCUMENTS), packs=few(exactly(32)), inner=few(RAW),
 )  # fmt: skip
 IDS, PACKS = exactly(16), few(exactly(32))
-BASES = st.builds(records.SessionVolume, VOLUMES, TEXT, REFS, CHUNK_IDS)
-PARTIAL = st.builds(records.PartialRoot, VOLUMES, DOMAINS, CHUNK_IDS, U64, st.integers(16, 22), U64)
+BASES = st.builds(sessions.SessionVolume, VOLUMES, TEXT, REFS, CHUNK_IDS)
+PARTIAL = st.builds(sessions.PartialRoot, VOLUMES, DOMAINS, CHUNK_IDS, U64, st.integers(16, 22), U64)
 U40 = st.integers(0, 1 << 40)
 
 
@@ -205,11 +207,11 @@ ADDRESSES = st.builds(lost.Address, exactly(32), PACK_KINDS, exactly(24).filter(
 
 
 RECORDS: dict[str, st.SearchStrategy[Any]] = {
-    "TAG": st.builds(records.Tag, REFS, st.booleans(), TEXT, SIGNATURES),
+    "TAG": st.builds(labels.Tag, REFS, st.booleans(), TEXT, SIGNATURES),
     "RENAME": st.builds(records.Rename, VOLUMES, TEXT, SIGNATURES),
-    "PIN": st.builds(records.Pin, REFS, st.booleans(), TEXT, SIGNATURES),
-    "SESSION": st.builds(records.Session, IDS, TEXT, few(BASES), PACKS, few(PARTIAL)),
-    "ABANDON": st.builds(records.Abandon, IDS),
+    "PIN": st.builds(labels.Pin, REFS, st.booleans(), TEXT, SIGNATURES),
+    "SESSION": st.builds(sessions.Session, IDS, TEXT, few(BASES), PACKS, few(PARTIAL)),
+    "ABANDON": st.builds(sessions.Abandon, IDS),
     "REMOVE": st.builds(deletion.Remove, few(REFS), SIGNATURES),
     "CONDEMN": st.builds(deletion.Condemn, IDS, PACKS, few(HEADS), SIGNATURES),
     "RESCUE": st.builds(deletion.Rescue, IDS, PACKS, SIGNATURES),
@@ -300,11 +302,11 @@ def returns_same_or_refuses(sample: Sample, raw: bytes) -> None:
 
 
 def test_each_known_record_is_covered() -> None:
-    assert len(RECORDS) == len(known.KINDS)
+    assert len(RECORDS) == len(known.kinds())
 
 
 def test_each_layout_has_a_field_for_each_attribute() -> None:
-    for kind in known.KINDS:
+    for kind in known.kinds():
         assert len(kind.LAYOUT) == len(kind.__match_args__), kind
 
 

@@ -34,8 +34,8 @@ from tests.fault.test_mirror import At
 from tests.fault.world import CHUNK, SECRET, backup, host_at, restored, verified, volume
 
 TABLES = {
-    "confirmed", "first_seen", "intended", "ledger", "looks", "pins", "places", "proven", "unfinished", "verified",
-    "writer",
+    "confirmed", "first_seen", "intended", "ledger", "looks", "pins", "places", "proven", "readings", "unfinished",
+    "verified", "writer",
 }  # fmt: skip
 GUARDS = ("pins.json", "places.json")
 """What these say is expected of the repository: changed into something else of the same form they raise an alarm."""
@@ -60,7 +60,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def live(place: Path) -> World:
-    """A host with something in all its tables: a kept moment, intervals, a broken first backup, a mirror, a prune."""
+    """A host with something in all its tables: a checkpoint, intervals, a broken first backup, a mirror, a prune."""
     world = World.make(place / "one", chunks=12)
     world.run()
     made = backup(world.memory.connect(), host_at(place / "two", "two"), volume(b"x" * CHUNK, "theirs"))
@@ -150,7 +150,7 @@ def used(world: World, host: Host) -> None:
         assert set(found) == set(world.truth)
         for name, one in found.items():
             assert restored(repo, one, world.place / "out.img") == world.truth[name]
-        assert not verified(repo, "structure").damaged
+        assert not verified(repo, "full").damaged
         assert not plan_retention(repo, Policy(Retention(last=ALL))).removed
         result = run_prune(repo, [])
         assert not (result.blocked or result.damaged)
@@ -187,7 +187,7 @@ def check(lived: World, place: Path, number: int, damage: Damage) -> None:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(number=st.integers(0, 12), damage=damages)
+@given(number=st.integers(0, 13), damage=damages)
 def test_any_damage_is_noticed_and_nothing_is_lost(shown: Lived, tmp_path: Path, number: int, damage: Damage) -> None:
     with small_steps():
         check(shown.world, tmp_path / "case", number, damage)

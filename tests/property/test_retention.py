@@ -389,8 +389,8 @@ def test_calendar_thinning_as_time_machine_does() -> None:
     assert (len(young), len(middle)) == (25, 30)
     assert len(rows) - len(young) - len(middle) == 9
     assert young[0].reasons == ("younger than 1d",)
-    assert middle[0].reasons == ("one a day beyond 1d",)
-    assert rows[-1].reasons == ("one a week beyond 30d",)
+    assert middle[0].reasons == ("one each day beyond 1d",)
+    assert rows[-1].reasons == ("one each week beyond 30d",)
 
 
 def test_a_machine_that_stands_still_loses_nothing() -> None:

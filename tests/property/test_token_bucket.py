@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import threading
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from lamella.base.errors import ObjectNotFound, StoreError
 from lamella.base.trust import Sealed
+from lamella.cli.rates import Rates, read_rates
 from lamella.stores.memory import MemoryStore
 from lamella.stores.wrap.limited import BURST_SECONDS, PIECE, LimitedStore, TokenBucket
 from lamella_kit.store_reading import outcomes
@@ -73,6 +76,44 @@ def test_what_stays_below_the_rate_never_waits(steps: list[tuple[int, float]]) -
         count = size % (int(RATE * BURST_SECONDS) + 1)
         clock.sleep(count / RATE)
         assert bucket.book(count) <= 1e-9
+
+
+def test_the_rate_of_the_moment_holds_and_a_moment_without_one_waits_for_nothing() -> None:
+    """A night without a limit must not be spent waiting for what the day booked, nor may a day repay a night."""
+    clock, rate = FakeClock(), [RATE]
+    bucket = TokenBucket(lambda: rate[0] or None, clock)
+    bucket.book(RATE)
+    assert bucket.book(10 * RATE) == pytest.approx(10)
+    clock.sleep(10)
+    rate[0] = 0
+    assert bucket.book(1 << 40) == 0
+    rate[0] = 2 * RATE
+    assert bucket.book(4 * RATE) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "limit"),
+    [
+        ("1M@08:00-18:00,20M", "08:00", 1 << 20),
+        ("1M@08:00-18:00,20M", "17:59", 1 << 20),
+        ("1M@08:00-18:00,20M", "18:00", 20 << 20),
+        ("1M@08:00-18:00", "07:59", None),
+        ("2M@22:00-06:00,1M@05:00-07:00", "23:30", 2 << 20),
+        ("2M@22:00-06:00,1M@05:00-07:00", "05:30", 2 << 20),
+        ("2M@22:00-06:00,1M@05:00-07:00", "06:30", 1 << 20),
+    ],
+)
+def test_windows_of_the_day(text: str, now: str, limit: int | None) -> None:
+    rates = read_rates(text)
+    assert isinstance(rates, Rates) and rates.now(lambda: datetime.fromisoformat(f"2026-11-29T{now}")) == limit
+
+
+@pytest.mark.parametrize(
+    "text", ["1M@8-18", "1M@08:00-08:00", "@08:00-09:00", "1M@08:00-25:00", "1M,", "5@08:00-09:00"]
+)
+def test_wrong_windows_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        read_rates(text)
 
 
 def test_threads_share_one_rate() -> None:

@@ -8,15 +8,18 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from lamella.memory.host import Host
 from lamella.operations.backup.story import VolumeResult
 from lamella.qubes.admin import Admin
+from lamella.qubes.restore_plan import RestoreWishes
+from lamella.sources.base import Consistency
 from lamella.stores.base import Store
 from lamella_kit.fake_qubesd import FakeQubesd
 from tests.cli.program import Lamella
-from tests.qubes.system import back_up, content, essence, restore
+from tests.qubes.system import FEW_WORKERS, back_up, content, essence, restore
 
 CHUNK = 1 << 16
 _SECTOR = 4096
@@ -56,12 +59,68 @@ def a_running_qube_costs_what_it_changed(store: Store, host: Host, admin: Admin,
     assert row.new_chunks == 0
 
 
-def command(system: FakeQubesd, place: Path) -> Lamella:
+def going_back_a_day_costs_what_differs(store: Store, host: Host, admin: Admin, system: FakeQubesd) -> None:
+    """The import begins as the checkpoint: only what differs is fetched, and what is in use stays shared."""
+    size = system.volume_size
+    system.write("work", os.urandom(size * 2 // 3))
+    first = back_up(store, host, admin, "work").snapshot
+    monday = content(system, "work")
+    for number in (3, 9, 17):
+        system.write("work", b"tuesday", offset=number * CHUNK)
+    second = back_up(store, host, admin, "work").snapshot
+    tuesday = content(system, "work")
+    system.write("work", os.urandom(size // 2))  # what it holds by now does not matter
+    for trust in (False, True):
+        wishes = RestoreWishes(overwrite=True, trust_local=trust)
+        done = restore(store, host, admin, [f"work@{first}"], wishes)["work"]
+        assert (done.result, done.bytes_written) == ("restored", 3 * CHUNK), done
+        how = "compared what differs from" if trust else "began as"
+        assert f"volume private: {how} the checkpoint of {second}" in done.notes[0], done.notes
+        assert content(system, "work") == monday
+        done = restore(store, host, admin, [f"work@{second}"], wishes)["work"]
+        assert (content(system, "work"), done.bytes_written) == (tuesday, 0)
+    row = saved(store, host, admin, "work")["work:private"]
+    assert (row.mode, row.new_chunks) == ("incremental", 0), "the checkpoint is what it was"
+
+    # A qube that is lost is made again from its checkpoint; one whose volume is smaller by now gets its size.
+    system.remove("work")
+    done = restore(store, host, admin, [f"work@{first}"])["work"]
+    assert (content(system, "work"), done.bytes_written) == (monday, 3 * CHUNK)
+    system.start("work")
+    system.stop("work")
+
+
+def a_direct_volume_is_never_called_committed(
+    store: Store, host: Host, admin: Admin, system: FakeQubesd, qube: str = "vault"
+) -> None:
+    """A halted qube whose volume has no snapshots is started, paused and halted again; `--committed` says no."""
+    committed, volume = replace(FEW_WORKERS, live=False), f"{qube}:private"
+    assert {row.volume: row for row in back_up(store, host, admin, qube, options=committed).volumes}[volume].error == ""
+    system.start(qube)
+    system.write(qube, b"of the running qube")
+    words = {Consistency.LIVE, Consistency.UNKNOWN, Consistency.CHANGED}  # the driver `file` cannot promise a moment
+    assert saved(store, host, admin, qube)[volume].consistency in words
+    done = back_up(store, host, admin, qube, options=committed)
+    row = {row.volume: row for row in done.volumes}[volume]
+    assert (row.result, done.complete) == ("failed", False)
+    assert "keeps no state of its last shutdown while its qube runs" in row.error, row.error
+    assert "revisions_to_keep is -1" in row.error, row.error
+    system.qubes[qube].state = "Paused"
+    words = {Consistency.QUIESCED, Consistency.UNKNOWN, Consistency.CHANGED}
+    assert saved(store, host, admin, qube)[volume].consistency in words
+    system.qubes[qube].state = "Running"
+    system.stop(qube)
+    for options in (FEW_WORKERS, committed):
+        row = {row.volume: row for row in back_up(store, host, admin, qube, options=options).volumes}[volume]
+        assert row.consistency in {Consistency.HALTED, Consistency.UNKNOWN}
+
+
+def command(system: FakeQubesd, place: Path, repository: str = "") -> Lamella:
     """The command as dom0 runs it, and an empty repository."""
     (place / "key").write_bytes(os.urandom(32))
     (place / "key").chmod(0o600)
     places = {
-        "LAMELLA_REPO": str(place / "repository"),
+        "LAMELLA_REPO": repository or str(place / "repository"),
         "LAMELLA_QUBESD_SOCKET": str(system.place),
         "LAMELLA_STATE_DIR": str(place / "state"),
         "LAMELLA_CACHE_DIR": str(place / "cache"),

@@ -1,4 +1,4 @@
-"""Qubes in pools that track changes: only what a running qube changed is read, and kept moments outlive renames."""
+"""Qubes in pools that track changes: only what a running qube changed is read, and checkpoints outlive renames."""
 
 from __future__ import annotations
 
@@ -35,9 +35,24 @@ def test_a_running_qube_costs_what_it_changed(
     store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd, pool: Path
 ) -> None:
     stories.a_running_qube_costs_what_it_changed(store, host, admin, system)
-    # A kept moment does not lie where it would go with the qube.
+    # A checkpoint does not lie where it would go with the qube.
     assert list((pool / ".lamella").iterdir())
+
+
+def test_going_back_a_day_costs_what_differs(
+    store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd, pool: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in pool.glob(".lamella/*")}
+    stories.going_back_a_day_costs_what_differs(store, host, admin, system)
+    assert not before and len(list(pool.glob(".lamella/*"))) == 1
 
 
 def test_five_qubes_live_while_one_writes_one_renamed_one_deleted(system: FakeQubesd, tmp_path: Path) -> None:
     stories.five_qubes_live_while_one_writes_one_renamed_one_deleted(stories.command(system, tmp_path), system)
+
+
+def test_a_direct_volume_is_never_called_committed(
+    store: MemoryStore, host: Host, admin: Admin, system: FakeQubesd
+) -> None:
+    system.qubes["vault"].volumes["private"].revisions_to_keep = -1
+    stories.a_direct_volume_is_never_called_committed(store, host, admin, system)

@@ -80,7 +80,7 @@ def test_what_a_policy_names_waits(lost: Lamella, system: FakeQubesd, tmp_path: 
 def test_a_person_is_asked(lost: Lamella, system: FakeQubesd, tmp_path: Path, answer: str) -> None:
     write_policy(tmp_path, POLICY.read_text())
     with Terminal([*lost.options, "qubes", "restore", "work"], lost.env) as terminal:
-        terminal.expect("Will set them, too? [y/N]")
+        terminal.expect("Set them, too? [y/N]")
         terminal.type(answer)
         assert terminal.end() == 0, terminal.seen
     assert ("lamella-worker" in system.qubes["work"].tags) == (answer == "y")

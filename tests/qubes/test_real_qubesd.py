@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lamella.qubes.admin import Admin
+from lamella.stores.pipe.bundle import ARGV_WITH_LIBRARIES
 from tests.cli.program import Lamella
 from tests.features import require
 from tests.system import loop_fs
@@ -90,7 +91,8 @@ def beginning(path: Path) -> bytes:
         return file.read(5 << 20)
 
 
-def test_five_kinds_of_qubes_lost_and_restored(admin: Admin, pool: Path, tmp_path: Path) -> None:
+def dom0(tmp_path: Path) -> Lamella:
+    """The command as dom0 runs it, and an empty repository."""
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
     key.chmod(0o600)
@@ -100,6 +102,11 @@ def test_five_kinds_of_qubes_lost_and_restored(admin: Admin, pool: Path, tmp_pat
     }  # fmt: skip
     lamella = Lamella(env, ["--keyfile", str(key)])
     lamella.ok("init", "-q")
+    return lamella
+
+
+def test_five_kinds_of_qubes_lost_and_restored(admin: Admin, pool: Path, tmp_path: Path) -> None:
+    lamella = dom0(tmp_path)
     root = pool / "vm-templates/tpl/root.img"
     with root.open("r+b") as file:
         file.write(os.urandom(5 << 20))
@@ -133,3 +140,45 @@ def test_five_kinds_of_qubes_lost_and_restored(admin: Admin, pool: Path, tmp_pat
     assert admin.lines("admin.vm.volume.ListSnapshots", "work", "private")
     again = lamella.json("qubes", "backup", "work")
     assert {row["new_chunks"] for row in again["volumes"]} == {0}
+
+
+def test_a_volume_without_snapshots_is_never_called_committed(admin: Admin, pool: Path, tmp_path: Path) -> None:
+    """`revisions_to_keep` = -1 (from 4.3 on): the running qube gets the volume itself."""
+    lamella = dom0(tmp_path)
+    admin.call("admin.vm.volume.Set.revisions_to_keep", "vault", "private", b"-1")
+    admin.call("admin.vm.Start", "vault")
+    assert not (pool / "appvms/vault/private.img").exists()
+    rows = {row["volume"]: row for row in lamella.json("qubes", "backup", "vault")["volumes"]}
+    assert rows["vault:private"]["consistency"] == "live"
+    refused = lamella.run("qubes", "backup", "vault", "--committed")
+    assert refused.code == 3 and "revisions_to_keep is -1" in refused.err, refused
+    admin.call("admin.vm.Kill", "vault")
+    rows = {row["volume"]: row for row in lamella.json("qubes", "backup", "vault", "--committed")["volumes"]}
+    assert rows["vault:private"]["consistency"] == "halted"
+    (pool / "appvms/vault/private.img").unlink()
+    failed = lamella.json("qubes", "backup", "vault", "work", code=3)["volumes"]
+    assert [row["volume"] for row in failed if row["result"] == "failed"] == ["vault:private"]
+
+
+def test_a_restore_through_disposables_of_the_real_qubesd(
+    admin: Admin, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are made, started, killed and gone; what runs in one is a process beside."""
+    client = tmp_path / "bin" / "qrexec-client"
+    client.write_text(f"#!{sys.executable}\nimport os\nos.execv({sys.executable!r}, {list(ARGV_WITH_LIBRARIES)!r})\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}:{os.environ['PATH']}")
+    lamella = dom0(tmp_path)
+    private = pool / "appvms/work/private.img"
+    with private.open("r+b") as file:
+        file.write(os.urandom(3 << 20))
+    saved = beginning(private)
+    lamella.ok("qubes", "backup", "work", "vault")
+    with private.open("r+b") as file:
+        file.write(os.urandom(1 << 20))
+    before = set(admin.lines("admin.vm.List"))
+    done = lamella.json("qubes", "restore", "work", "vault", "--overwrite", "-y", "--in", "dvm")
+    assert [row["result"] for row in done["qubes"]] == ["restored"] * 2, done
+    assert beginning(private) == saved
+    assert set(admin.lines("admin.vm.List")) == before
+    assert not list((pool / "appvms").glob("disp-lamella-*"))

@@ -41,11 +41,12 @@ class Served:
     def __init__(self) -> None:
         self._running: dict[Path, subprocess.Popen[bytes]] = {}
 
-    def serve(self, image: Path, *options: str, form: str = "raw") -> Path:
+    def serve(self, image: Path, *options: str, form: str = "raw", writable: bool = False) -> Path:
         """Serve an image, as it is now; returns the socket."""
         self.stop(image)
         place = image.with_name(image.name + ".sock")
-        command = ["qemu-nbd", "--read-only", "--persistent", "--shared=0", "-f", form, "-x", "disk", "-k", str(place)]
+        command = ["qemu-nbd", "--persistent", "--shared=0", "-f", form, "-x", "disk", "-k", str(place)]
+        options = options if writable else ("--read-only", *options)
         program = subprocess.Popen([*command, *options, str(image)], stderr=subprocess.DEVNULL)
         self._running[image] = program
         wait_for(place, program)

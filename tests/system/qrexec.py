@@ -35,7 +35,7 @@ def words(text):
 if os.path.basename(sys.argv[0]) == "qrexec-client":
     assert sys.argv[1] == "-d" and len(sys.argv) == 4, sys.argv
     qube, (user, kind, service, source) = sys.argv[2], re.fullmatch("(.*?):(.*?) (.*) (.*)", sys.argv[3]).groups()
-    assert (user, kind, source) == ("DEFAULT", "QUBESRPC", "dom0"), sys.argv
+    assert user in ("DEFAULT", "root") and (kind, source) == ("QUBESRPC", "dom0"), sys.argv
 else:
     qube, service = [word for word in sys.argv[1:] if word != "--"]
     source = "caller"

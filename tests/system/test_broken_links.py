@@ -22,7 +22,8 @@ from lamella.stores.local.store import LocalStore
 from lamella.stores.pipe.client import PipeStore
 from lamella.stores.pipe.link import Call, Link
 from lamella.stores.url import open_store
-from lamella.stores.wrap.retrying import Backoff, RetryingStore
+from lamella.stores.wrap.patience import Backoff
+from lamella.stores.wrap.retrying import RetryingStore
 from lamella_kit.store_reading import listed
 from tests.cli.program import Lamella, environment
 from tests.system.bad_link import BadLink, bad_link

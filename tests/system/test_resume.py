@@ -59,7 +59,7 @@ def test_the_next_run_goes_on(top: Path, tmp_path: Path, number: signal.Signals)
         file.write(b"changed meanwhile")
     os.sync()
     planned = lamella.ok("backup", image, "-n")
-    assert "goes on after" in planned.out
+    assert "continues after" in planned.out
     (row,) = lamella.ok(*points).json["volumes"]
     assert row["resumed_bytes"] >= 12 * MIB
     assert row["read_bytes"] - row["sampled_bytes"] <= SIZE - row["resumed_bytes"] + MIB

@@ -187,7 +187,7 @@ def test_a_lost_state_costs_a_comparison(world: World) -> None:
     shutil.rmtree(world.host.state_dir)
     chunks = world.scribble(5)
     row = world.backup()
-    assert (row.mode, row.reason) == ("compare", "this host keeps no moment of the last backup")
+    assert (row.mode, row.reason) == ("compare", "this host keeps no checkpoint of the last backup")
     assert row.read_bytes == CHUNKS * CHUNK
     assert row.stored_bytes <= len(chunks) * (CHUNK + 100)
     assert len(world.kept()) == 1, "the moment that the lost state named is known by its name"
@@ -448,3 +448,24 @@ def test_a_short_soak() -> None:
     counts = soak("btrfs", "compress-force=zstd", seed=3, seconds=8)
     assert counts["rounds"] > 0
     assert counts["incremental"] + counts["full"] + counts["compare"] > 0
+
+
+@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
+def test_where_space_is_short_the_oldest_moment_of_a_repository_that_is_away_goes(kind: str, tmp_path: Path) -> None:
+    """Moments of disks that are away must not end the backups of those that are here, and not one more goes."""
+    with loop_fs.make(kind) as top:
+        world = World(top, tmp_path)
+        rounds = [0, 1, 0]
+        for number in rounds:
+            world.backup(number)
+            world.image.write_bytes(os.urandom(60 << 20))  # the moment of 1 alone keeps what is written over here
+            os.sync()
+        before = world.kept()
+        _fill(top)
+        with world.opened() as repo:
+            result = plan_backup(repo, [Request("vm", world.source())], BackupOptions()).execute()
+        assert result.volumes[0].mode == "incremental" and "a moment was given up" in result.warnings[0]
+        assert len(before) == 2 and len(world.kept()) == 1 and not set(before) & set(world.kept())
+        (top / "filler").unlink()
+        os.sync()
+        assert [world.backup(number).mode for number in (1, 0, 1)] == ["compare", "incremental", "incremental"]

@@ -9,7 +9,7 @@ from unittest import mock
 from lamella.format.records import Ref
 from lamella.history import catalogue
 from lamella.history.catalogue import Snapshot
-from lamella.history.chains import HistoryReader
+from lamella.history.chains import HistoryReader, Listed
 from lamella.history.history import History
 from lamella.memory.pins import Pins
 from lamella.operations.prune.health import Flaw, Health
@@ -34,8 +34,10 @@ def _cache_decides() -> Iterator[None]:
     """H1: a commit that this host has in its cache is never read again."""
     honest = HistoryReader.read
 
-    def read(self: HistoryReader, pins: Pins, *, whole: bool = False, stored: bool = False) -> History:
-        return honest(self, pins, whole=whole)
+    def read(
+        self: HistoryReader, pins: Pins, *, whole: bool = False, stored: bool = False, listed: Listed | None = None
+    ) -> History:
+        return honest(self, pins, whole=whole, listed=listed)
 
     with mock.patch.object(HistoryReader, "read", read):
         yield

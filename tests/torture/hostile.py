@@ -13,8 +13,9 @@ from lamella.base.ids import SnapId
 from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.deletion import Remove
+from lamella.format.labels import Tag
 from lamella.format.lost import Address, Bad, Lost
-from lamella.format.records import NO_REF, AddSnap, RawRecord, Tag, raw
+from lamella.format.records import NO_REF, AddSnap, RawRecord, raw
 from lamella.history import history as history_module
 from lamella.history.catalogue import Snapshot
 from lamella.history.publish import Publisher

@@ -23,7 +23,7 @@ from typing import NoReturn
 from unittest import mock
 
 from lamella.cli.main import main
-from lamella.stores.local.directory import write_whole
+from lamella.stores.local.making import write_whole
 from tests.cli.program import Done
 from tests.fault.rot import write_volume
 from tests.fault.rot_damage import CHECKPOINTED, LOCKLESS

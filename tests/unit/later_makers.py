@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lamella.base.ids import ChunkId, DomainId, SnapId, VolumeId, WriterId
-from lamella.format import container, deletion, known, lost, owners, records
+from lamella.format import container, deletion, known, labels, lost, owners, records, sessions
 from lamella.format.commit import Head
 from tests.golden.literal import Json
 
@@ -37,18 +37,18 @@ def packs(texts: Sequence[str]) -> tuple[bytes, ...]:
     return tuple(bytes.fromhex(text) for text in texts)
 
 
-def session(fields: Json, signature: bytes) -> records.Session:
+def session(fields: Json, signature: bytes) -> sessions.Session:
     volumes = [
-        records.SessionVolume(VolumeId(bytes.fromhex(id_)), name, ref(base), ChunkId(bytes.fromhex(root)))
+        sessions.SessionVolume(VolumeId(bytes.fromhex(id_)), name, ref(base), ChunkId(bytes.fromhex(root)))
         for id_, name, base, root in fields["volumes"]
     ]
     roots = [
-        records.PartialRoot(
+        sessions.PartialRoot(
             VolumeId(bytes.fromhex(id_)), DomainId(bytes.fromhex(domain)), ChunkId(bytes.fromhex(root)), *numbers
         )
         for id_, domain, root, *numbers in fields["partial_roots"]
     ]
-    return records.Session(
+    return sessions.Session(
         bytes.fromhex(fields["session"]), fields["name"], tuple(volumes), packs(fields["packs"]), tuple(roots)
     )
 
@@ -63,11 +63,11 @@ def batch(kind: type[deletion.Condemn]) -> Callable[[Json, bytes], known.Known]:
 
 
 LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
-    0x0005: lambda fields, sig: records.Tag(ref(fields["ref"]), fields["removed"], fields["text"], sig),
+    0x0005: lambda fields, sig: labels.Tag(ref(fields["ref"]), fields["removed"], fields["text"], sig),
     0x0006: lambda fields, sig: records.Rename(VolumeId(bytes.fromhex(fields["volume_id"])), fields["name"], sig),
-    0x0007: lambda fields, sig: records.Pin(ref(fields["ref"]), fields["removed"], fields["text"], sig),
+    0x0007: lambda fields, sig: labels.Pin(ref(fields["ref"]), fields["removed"], fields["text"], sig),
     0x000A: session,
-    0x000B: lambda fields, _: records.Abandon(bytes.fromhex(fields["session"])),
+    0x000B: lambda fields, _: sessions.Abandon(bytes.fromhex(fields["session"])),
     0x0010: lambda fields, sig: deletion.Remove(tuple(ref(text) for text in fields["refs"]), sig),
     0x0011: batch(deletion.Condemn),
     0x0012: lambda fields, sig: deletion.Rescue(bytes.fromhex(fields["batch"]), packs(fields["packs"]), sig),

@@ -379,6 +379,6 @@ def test_of_a_writers_flood_the_newest_addresses_count_and_nobody_elses_go(
     made = flood(small, 5, "flooding")
     with small.opened() as repo:
         assert repo.catalogue.bad == {true, *made}
-    monkeypatch.setattr("lamella.history.state.BAD_COUNTED", 3)
+    monkeypatch.setattr("lamella.history.authority.BAD_COUNTED", 3)
     with small.opened() as repo:
         assert repo.catalogue.bad == {true, *made[-3:]}

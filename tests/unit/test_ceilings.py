@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "lamella"
 
 MODULE_LINES = 600
-STAND_ALONE = "rescue.py"
-STAND_ALONE_LINES = 2250
+STAND_ALONE = {"rescue.py": 2250, "unpack.py": 260}
+"""Programs that work without the rest of Lamella, and their ceilings."""
 
 EMPTY_WORDS = {"helper", "util", "manager", "common", "misc", "handler"}
 UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b")
@@ -29,6 +29,7 @@ TERMINAL = {
     "exit", "quit", "input", "SystemExit",
 }  # fmt: skip
 HOMES = {
+    "api/host.py": {"os.environ"},  # Host.here() is the host of the command
     "cli/": TERMINAL,
     "run/spawn.py": {"subprocess", "os.environ"},
     "run/background.py": {"os.fork", "sys.stdout", "sys.stderr"},
@@ -47,7 +48,7 @@ def python_files(*folders: Path) -> list[Path]:
 def too_long(source: Path) -> Iterator[str]:
     """Yield each module with more lines than its ceiling."""
     for path in python_files(source):
-        ceiling = STAND_ALONE_LINES if path == source / STAND_ALONE else MODULE_LINES
+        ceiling = STAND_ALONE.get(path.relative_to(source).as_posix(), MODULE_LINES)
         lines = len(path.read_text().splitlines())
         if lines > ceiling:
             yield f"{path}: {lines} lines, ceiling {ceiling}"
@@ -83,7 +84,7 @@ def homeless(source: Path) -> Iterator[str]:
     for path, line, name in [*_banned_by_ruff(source), *_banned_builtins(source)]:
         place = path.relative_to(source).as_posix()
         allowed = next((names for home, names in HOMES.items() if place.startswith(home)), set[str]())
-        if place != STAND_ALONE and name not in allowed:
+        if place not in STAND_ALONE and name not in allowed:
             yield f"{place}:{line}: {name}"
 
 

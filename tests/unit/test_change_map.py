@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.base.errors import CheckpointLost, UsageError
-from lamella.operations.look.diff import DiffResult, write_map
+from lamella.operations.look.diff import DiffResult, write_lines, write_map
 from lamella.operations.shared.change_map import SCHEMA, ChangeMap, read_map
 
 GRAIN = 1 << 16
@@ -59,6 +59,21 @@ def test_both_forms_are_read() -> None:
         b'[{"offset":0,"exists":"true"}]',
         b"[5]",
         b"[null]",
+        b"# nothing but a comment\n0 5 data 7",
+        b"0 5",
+        b"0 5 hole",
+        b"0 5 DATA",
+        b"1 5 data",
+        b"0 5 data\n6 5 same",
+        b"0 5 data\n4 5 same",
+        b"0 5 data\n5 0 same",
+        b"0 -5 data",
+        b"0 5.0 data",
+        b"0 0x data",
+        b"0 99999999999999999999 data",
+        b"0 9223372036854775807 same\n9223372036854775807 9223372036854775807 data",
+        b"0 5 \xffdata",
+        "0 \u0665 data".encode(),
     ],
 )
 def test_what_is_no_map_is_refused(content: bytes) -> None:
@@ -107,3 +122,26 @@ def test_what_is_written_is_read_again() -> None:
     content = write_map(result, "20261122T184501Z-k3v9")
     expected = ChangeMap(10 * GRAIN, "20261122T184501Z-k3v9", ((0, GRAIN, False), (GRAIN, 2 * GRAIN, True)))
     assert read_map(content, "m") == expected
+
+
+def test_lines_are_read() -> None:
+    text = b"# made by a tool\n0 0x10000 same # as before\n\n65536 65536 data\n  0x20000\t5 zero\r\n131077 100 same\n"
+    assert read_map(text, "m") == ChangeMap(131177, "", ((65536, 65536, False), (131072, 5, True)))
+    assert read_map(b"0 7 same", "m") == ChangeMap(7, "", ())
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(["data", "zero", None])), max_size=8), st.integers(0, 2))
+def test_lines_that_are_written_say_what_the_json_says(runs: list[tuple[int, str | None]], tail: int) -> None:
+    ranges, end = [], 0
+    for length, kind in runs:
+        if kind is not None:
+            ranges.append((end, length, kind))
+        end += length
+    size = end + tail
+    if not size:
+        return
+    result = DiffResult(size, size, GRAIN, 0, 0, ranges)
+    lines = write_lines(result)
+    assert read_map(lines, "m") == read_map(write_map(result, ""), "m")
+    starts = [tuple(map(int, line.split()[:2])) for line in lines.splitlines()]
+    assert [start for start, _ in starts] == [sum(length for _, length in starts[:at]) for at in range(len(starts))]

@@ -202,7 +202,7 @@ TEXT = recovery.recovery_text(Secret(SlotType.RECOVERY, hashlib.sha256(b"a key")
 
 def test_shape_of_the_recovery_text() -> None:
     groups = TEXT.split("-")
-    assert len(groups) == 14 and {len(group) for group in groups} == {4}
+    assert len(groups) == 14 and {len(group) for group in groups} == {5}
     assert set(TEXT) <= set(ALPHABET + "-")
 
 
@@ -210,26 +210,62 @@ def test_every_single_wrong_character_is_noticed() -> None:
     for at, right in enumerate(TEXT):
         if right == "-":
             continue
-        for wrong in set(ALPHABET) - {right}:
-            with pytest.raises(KeyRefused):
-                recovery.recovery_key(TEXT[:at] + wrong + TEXT[at + 1 :])
+        for wrong in {*ALPHABET, "9", "\u00e9"} - {right}:
+            assert refused(TEXT[:at] + wrong + TEXT[at + 1 :]) == f"group {at // 6 + 1} of 14"
 
 
-def test_neighbours_swapped_are_noticed() -> None:
+def refused(typed: str) -> str:
+    """Where the mistake is, as the error says."""
+    with pytest.raises(KeyRefused) as caught:
+        recovery.recovery_key(typed)
+    assert recovery.is_nearly_a_key(typed)
+    return caught.value.message.rpartition(" in ")[2]
+
+
+def test_letters_exchanged_anywhere_name_their_groups() -> None:
     plain = TEXT.replace("-", "")
+    for at in range(70):
+        for other in range(at + 1, 70):
+            if plain[at] == plain[other]:
+                continue
+            letters = list(plain)
+            letters[at], letters[other] = letters[other], letters[at]
+            wrong = sorted({at // 5 + 1, other // 5 + 1})
+            assert refused("".join(letters)) == f"group{'s' * (len(wrong) > 1)} {', '.join(map(str, wrong))} of 14"
+
+
+def test_groups_exchanged_are_named() -> None:
+    for one in range(14):
+        for other in range(one + 1, 14):
+            groups = TEXT.split("-")
+            groups[one], groups[other] = groups[other], groups[one]
+            assert refused(" ".join(groups)) == f"groups {one + 1}, {other + 1} of 14"
+
+
+def test_missing_and_extra_characters_name_their_group() -> None:
+    for at, letter in enumerate(TEXT):
+        if letter != "-":
+            for typed in (TEXT[:at] + TEXT[at + 1 :], TEXT[:at] + "A" + TEXT[at:]):
+                assert refused(typed) == f"group {at // 6 + 1} of 14"
+            plain = TEXT.replace("-", "")
+            with pytest.raises(KeyRefused):
+                recovery.recovery_key(plain[: at - TEXT[:at].count("-")] + plain[at - TEXT[:at].count("-") + 1 :])
+
+
+def test_a_passphrase_of_words_is_no_recovery_key() -> None:
+    assert not recovery.is_nearly_a_key(
+        "grape-apple-peach-lemon-mango-berry-melon-guava-olive-plums-dates-limes-kiwis-pears"
+    )
+
+
+def test_the_plain_form_is_taken_and_its_mistakes_are_noticed() -> None:
+    plain = "".join(group[:-1] for group in TEXT.split("-"))
+    assert recovery.recovery_key(plain) == recovery.recovery_key(TEXT)
     for at in range(55):
-        swapped = plain[:at] + plain[at + 1] + plain[at] + plain[at + 2 :]
-        if swapped != plain:
-            with pytest.raises(KeyRefused):
-                recovery.recovery_key(swapped)
-
-
-def test_missing_and_extra_characters_are_noticed() -> None:
-    plain = TEXT.replace("-", "")
-    for at in range(56):
-        for typed in (plain[:at] + plain[at + 1 :], plain[:at] + "A" + plain[at:]):
-            with pytest.raises(KeyRefused):
-                recovery.recovery_key(typed)
+        for typed in (plain[:at] + plain[at + 1] + plain[at] + plain[at + 2 :], plain[:at] + plain[at + 1 :]):
+            if typed != plain:
+                with pytest.raises(KeyRefused):
+                    recovery.recovery_key(typed)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from lamella.base.errors import UsageError
 from lamella.cli.arguments import COMMANDS, CommandParser, build, parse
+from lamella.public import HOME_OF
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "lamella"
@@ -101,7 +102,7 @@ def lost_paths(document: Path, text: str) -> Iterator[str]:
         here = (ROOT / module, SOURCE / module, SOURCE / "operations" / module)
         if not (any(path.exists() for path in here) if "/" in module else module in known | ELSEWHERE):
             yield f"{document.name}: {module} is not there"
-    for name in set(_DOTTED.findall(text)) - ELSEWHERE:
+    for name in set(_DOTTED.findall(text)) - ELSEWHERE - {f"lamella.{one}" for one in HOME_OF}:
         inside = SOURCE.joinpath(*name.split(".")[1:])
         if not (inside.is_dir() or inside.with_suffix(".py").exists() or inside.parent.with_suffix(".py").exists()):
             yield f"{document.name}: {name} is not there"
@@ -129,6 +130,7 @@ def test_links_and_paths_lead_somewhere(document: Path) -> None:
         ("`stores/gone.py`", "README.md: stores/gone.py is not there"),
         ("`gone.py`", "README.md: gone.py is not there"),
         ("`lamella.stores.url`, `lamella.stores`", ""),
+        ("`lamella.open`, `lamella.verify`", ""),
         ("`lamella.stores.gone.nothing`", "README.md: lamella.stores.gone.nothing is not there"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from lamella.cli.everyday.conditions import on_battery, unmet, within
 from lamella.cli.everyday.profiles import Conditions, Hooks, Notify, Profile, Schedule, messages_from
 from lamella.cli.everyday.troubles import staleness
-from lamella.cli.everyday.units import crontab_lines, names, units, without
+from lamella.cli.everyday.units import crontab_lines, mount_units, names, units, without
 from lamella.memory.runs import ProfileRecord
 from tests.features import require
 
@@ -90,8 +90,10 @@ PROGRAM = ["/opt/a b/50%/lamella"]
 
 @pytest.mark.parametrize("user", [False, True])
 def test_systemd_understands_the_units(tmp_path: Path, user: bool) -> None:
-    made = units(PROFILE, ["/bin/true"], {"LAMELLA_CONFIG": "/etc/with blank/c.toml"}, user=user)
+    mounts = mount_units(["/mnt/my disk-1/repository"])
+    made = units(PROFILE, ["/bin/true"], {"LAMELLA_CONFIG": "/etc/with blank/c.toml"}, user=user, mounts=mounts)
     assert tuple(made) == names("nightly")
+    assert tuple(units(PROFILE, ["/bin/true"], {}, user=user)) == names("nightly")[:-1]
     for name, text in made.items():
         (tmp_path / name).write_text(text)
     require("systemd-analyze", shutil.which("systemd-analyze") is not None, "systemd is not installed")
@@ -119,6 +121,18 @@ def test_words_of_a_unit_are_quoted() -> None:
     assert "OnCalendar=Mon..Fri 02:00\nPersistent=true" in timers["lamella-run-nightly.timer"]
     # The watch depends on no calendar alone: a clock that jumps stops it no more than a day.
     assert "OnBootSec" in timers["lamella-watch-nightly.timer"]
+
+
+def test_the_mount_points_that_a_place_may_lie_behind() -> None:
+    """As `systemd-escape --path --suffix=mount` names them."""
+    assert mount_units(["/mnt/my disk-1/.a_b:é/./x", "/mnt"]) == [
+        "mnt-my\\x20disk\\x2d1-.a_b:\\xc3\\xa9-x.mount",
+        "mnt-my\\x20disk\\x2d1-.a_b:\\xc3\\xa9.mount",
+        "mnt-my\\x20disk\\x2d1.mount",
+        "mnt.mount",
+    ]
+    assert mount_units(["/.snapshots"]) == ["\\x2esnapshots.mount"]
+    assert mount_units(["/"]) == []
 
 
 def test_lines_for_cron_are_replaced_and_leave_others_alone() -> None:

@@ -1,4 +1,4 @@
-"""Intervals between kept moments: what they compose to, and that no altered chain is ever followed."""
+"""Intervals between checkpoints: what they compose to, and that no altered chain is ever followed."""
 
 from __future__ import annotations
 

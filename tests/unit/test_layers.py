@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RESCUE = ROOT / "src" / "lamella" / "rescue.py"
+RESCUE, UNPACK = ROOT / "src" / "lamella" / "rescue.py", ROOT / "src" / "lamella" / "unpack.py"
 
 
 def checked(root: Path) -> subprocess.CompletedProcess[str]:
@@ -91,6 +91,7 @@ def test_module_without_a_layer_is_found(tree: Path) -> None:
 
 def test_rescue_stands_alone() -> None:
     assert list(foreign_imports(RESCUE)) == []
+    assert list(foreign_imports(UNPACK)) == []
 
 
 def test_foreign_import_is_found(tmp_path: Path) -> None:

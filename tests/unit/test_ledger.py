@@ -66,7 +66,7 @@ def row(content: dict[str, Any], volume: VolumeId = ONE) -> dict[str, Any]:
 
 def test_what_was_recorded_is_found_again(desk: Desk) -> None:
     ledger = desk.ledgers[0]
-    assert ledger.entry(ONE) == (None, "this host keeps no moment of the last backup")
+    assert ledger.entry(ONE) == (None, "this host keeps no checkpoint of the last backup")
     ledger.record(ONE, ENTRY)
     assert ledger.entry(ONE) == (ENTRY, "")
     assert ledger.entry(TWO)[0] is None

@@ -17,7 +17,7 @@ from lamella.format.lost import Lost
 from lamella.format.ranges import fewer, join
 from lamella.format.records import NO_REF, RawRecord, raw
 from lamella.operations.look.listing import snapshots
-from lamella.operations.repair.objects import may_set_aside, set_aside
+from lamella.operations.shared.aside import may_set_aside, set_aside
 from lamella.operations.shared.selection import select
 from lamella.stores.memory import MemoryStore
 from lamella_kit.fault_store import FaultStore

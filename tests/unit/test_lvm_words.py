@@ -137,8 +137,8 @@ def test_the_limits_can_be_chosen() -> None:
         ("1.0.10", (1, 0, 10), ""),
         ("1.1.0", (1, 1, 0), ""),
         ("1.0.0-rc2", (1, 0, 0), "known to be wrong"),
-        ("no idea", (), "does not tell"),
-        ("9" * 100 + ".1", (), "does not tell"),
+        ("no idea", (), "does not state"),
+        ("9" * 100 + ".1", (), "does not state"),
     ],
 )
 def test_versions_are_numbers(said: str, version: tuple[int, ...], fault: str) -> None:

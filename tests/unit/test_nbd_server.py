@@ -28,7 +28,8 @@ from lamella.operations.access.view import Reading, SnapshotView
 from lamella.operations.shared.selection import select
 from lamella.stores.base import Store
 from lamella.stores.memory import MemoryStore
-from lamella.stores.wrap.retrying import Backoff, RetryingStore
+from lamella.stores.wrap.patience import Backoff
+from lamella.stores.wrap.retrying import RetryingStore
 from tests.unit.nbd_client import (
     BLOCK_STATUS,
     CACHE,

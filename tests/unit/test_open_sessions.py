@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lamella.base.ids import ChunkId, DomainId, VolumeId
-from lamella.format.records import NO_REF, Abandon, PartialRoot, RawRecord, Session, SessionVolume, raw
+from lamella.format.records import NO_REF, RawRecord, raw
+from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
 from lamella.history.history import Chain
 from lamella.history.open_sessions import open_sessions
 from lamella.repository.repository import Repository

@@ -13,6 +13,7 @@ from lamella.base.trust import Sealed
 from lamella.format.container import Kind
 from lamella.format.records import RawRecord, raw
 from lamella.operations.backup.plan import MAX_DOCUMENT, VolumePlan, check_documents
+from lamella.operations.backup.publish import snapshot_name
 from lamella.operations.backup.story import BackupOptions, FailedRequest, Request, plan_backup
 from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import select
@@ -165,7 +166,7 @@ def test_an_admin_adopts_another_writers_volume_and_a_writer_adds_claims(small: 
         assert own.volume_id != theirs.volume_id and any("--adopt" in note for note in own.notes)
         claim = planned(repo, small, disk, "two", options=ADOPT)
         assert (claim.volume_id, claim.record, claim.handover) == (theirs.volume_id, None, None)
-        assert any("counts as a claim" in note for note in claim.notes)
+        assert any("count as claims" in note for note in claim.notes)
     result = small.backup(disk, "two", ADOPT)
     assert [(row.mode, row.changed_chunks, row.stored_bytes) for row in result.volumes] == [("compare", 0, 0)]
     with small.opened() as repo:
@@ -237,7 +238,7 @@ def test_the_chunk_size_is_fixed_at_the_first_backup(small: Small, tmp_path: Pat
     with small.opened() as repo:
         for log2 in (None, 18):
             assert planned(repo, small, disk, options=replace(OPTIONS, chunk_log2=log2)).chunk_log2 == 18
-        with pytest.raises(UsageError, match="fixed at its first backup: 262144 bytes"):
+        with pytest.raises(UsageError, match="is 256 KiB since its first backup"):
             planned(repo, small, disk, options=replace(OPTIONS, chunk_log2=16))
     other = image(tmp_path / "other.img", LETTERS)
     small.backup(other, options=replace(OPTIONS, chunk_log2=None))
@@ -273,7 +274,7 @@ def test_without_any_usable_base_all_is_stored_anew(small: Small, tmp_path: Path
         small.store.delete(name)
     result = small.backup(disk)
     assert [(row.mode, row.new_chunks) for row in result.volumes] == [("full", 6)]
-    assert any("stored anew" in warning for warning in result.warnings)
+    assert any("stored again" in warning for warning in result.warnings)
     assert restored(small, "disk") == disk.read_bytes()
 
 
@@ -377,3 +378,9 @@ def test_documents_come_back_as_they_were(small: Small, tmp_path: Path) -> None:
 def test_documents_have_limits(documents: dict[str, bytes], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         check_documents(documents)
+
+
+def test_names_of_snapshots_sort_in_the_order_of_time() -> None:
+    """Two runs of a second: the status took the older, good, for the newest, and the failed was forgotten."""
+    names = [snapshot_name(1_764_000_000_000 + ms) for ms in range(2100)]
+    assert names == sorted(names) and len(set(names)) == len(names)

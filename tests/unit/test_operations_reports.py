@@ -11,8 +11,10 @@ import pytest
 from lamella.base.errors import UsageError
 from lamella.base.events import Event, Progress
 from lamella.base.trust import Clear, Sealed
+from lamella.cli.progress import Standing, Tally
 from lamella.crypto.slots import key_file
 from lamella.format.records import UNSIGNED, raw
+from lamella.operations.copy.copy import plan_copy
 from lamella.operations.doctor.doctor import examine
 from lamella.operations.look.description import describe
 from lamella.operations.look.diff import compare
@@ -191,7 +193,70 @@ def test_levels_read_as_much_as_they_say(small: Small, tmp_path: Path) -> None:
         "restore": 12,
     }
     assert not any(result.findings for result in results.values())
-    assert all(isinstance(event, Progress) and event.stage == "verify" for event in seen)
+    assert all(isinstance(event, Progress) for event in seen)
+    assert {event.stage for event in seen if isinstance(event, Progress)} == {"verify", "packs"}
+
+
+def standings(events: list[Event]) -> list[Standing]:
+    """What people would see of the last stage, from its first byte on."""
+    found = [event for event in events if isinstance(event, Progress)]
+    tally = Tally()
+    shown = [(tally.add(event), event) for event in found if event.stage == found[-1].stage]
+    return [standing for standing, event in shown if event.done_bytes]
+
+
+def check_all_volumes_together(seen: list[Event], parts: int, total: int) -> None:
+    """The bar knows the sum from its first drawing on, never goes back, and ends where all is done."""
+    rows = standings(seen)
+    assert {(row.total, row.volumes) for row in rows} == {(total, parts)}, rows
+    assert [row.done for row in rows] == sorted(row.done for row in rows), rows
+    assert rows[-1].done == total and {row.number for row in rows} == set(range(1, parts + 1))
+
+
+@pytest.mark.parametrize("level", ["structure", "sample", "full", "restore"])
+def test_progress_of_a_verification_is_that_of_all_snapshots(small: Small, tmp_path: Path, level: str) -> None:
+    disk = image(tmp_path / "disk.img", LETTERS)
+    small.backup(disk)
+    image(disk, LETTERS.replace("a", "x"))
+    small.backup(disk)
+    small.backup(image(tmp_path / "other.img", LETTERS, tail=100))
+    seen: list[Event] = []
+
+    def note(event: Event) -> None:
+        seen.append(event)
+
+    with small.opened() as repo:
+        verify(repo, select(repo, []), VerifyOptions(level, percent=100 if level == "sample" else None), note)
+    check_all_volumes_together(seen, 3, 3 * len(LETTERS) * CHUNK + 100)
+
+
+def test_progress_of_a_copy_is_that_of_all_snapshots(small: Small, tmp_path: Path) -> None:
+    disk = image(tmp_path / "disk.img", LETTERS)
+    small.backup(disk)
+    small.backup(disk)
+    small.backup(image(tmp_path / "other.img", LETTERS, tail=100))
+    (tmp_path / "there").mkdir()
+    target = Small.make(tmp_path / "there")
+    seen: list[Event] = []
+
+    def note(event: Event) -> None:
+        seen.append(event)
+
+    with small.opened() as here, target.opened() as there:
+        assert plan_copy(here, there, []).execute(note).complete
+    check_all_volumes_together(seen, 3, 3 * len(LETTERS) * CHUNK + 100)
+
+
+def test_zeros_where_there_was_a_hole_are_no_change(small: Small, tmp_path: Path) -> None:
+    """ext4 gives space that was never written as data while its zeros are in memory, and as a hole afterwards."""
+    disk = image(tmp_path / "disk.img", "a..b")
+    small.backup(disk)
+    for letters in ("a00b", "a..b", "a0.b"):
+        image(disk, letters)
+        (row,) = small.backup(disk).volumes
+        assert (row.changed_chunks, row.changed_bytes, row.new_chunks) == (0, 0, 0), (letters, row)
+    image(disk, "a00b", fill=1)
+    assert small.backup(disk).volumes[0].changed_chunks == 2
 
 
 def test_objects_that_belong_to_nothing_are_notes(small: Small) -> None:

@@ -78,10 +78,11 @@ def test_volumes_by_name_and_id(small: Small) -> None:
     with small.opened() as repo:
         assert find_volume(repo, "disk").volume_id == (1).to_bytes(16, "big")
         assert find_volume(repo, (2).to_bytes(16, "big").hex()).name == "other"
-        for wrong in ("Disk", "dis", "disk~ffff", "00"):
+        near, every = "did you mean disk?", "volumes: disk, other"
+        for wrong, hint in {"Disk": near, "dis": near, "disk~ffff": near, "00": every}.items():
             with pytest.raises(NothingMatched, match="no volume") as caught:
                 find_volume(repo, wrong)
-            assert caught.value.hint == "volumes: disk, other"
+            assert caught.value.hint == hint
 
 
 def test_an_empty_repository_says_that_it_has_no_volumes(small: Small) -> None:
@@ -174,7 +175,7 @@ def test_of_several_latest_the_newest_by_time_is_taken_and_the_others_are_named(
             repo.reload()
             repo.host.notices.listener = told.append
             assert texts(repo, "disk") == ["disk@from-three"]
-        assert [text for text in told if "as late may be: from-two" in text] == told and len(told) == 3
+        assert [text for text in told if "possibly as recent: from-two" in text] == told and len(told) == 3
         assert texts(one, "disk@from-tw") == ["disk@from-two"]
         one.publish([raw(now(snap(4, "after both", of=disk.volume_id)))])
         for repo in (one, two, three):

@@ -6,7 +6,7 @@ import errno
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lamella.base.errors import IntegrityError, Locked, UsageError
 from lamella.operations.access.bitmap import Bitmap
-from lamella.operations.access.overlay import Overlay, Owner, block_size, kept_overlay, thrown_away
+from lamella.operations.access.kept_file import Owner
+from lamella.operations.access.overlay import Overlay, block_size, kept_overlay, thrown_away
 from lamella.operations.access.view import Reading, SnapshotView
 from lamella.operations.shared.selection import select
 from tests.unit.small_repository import CHUNK, Small, image
@@ -143,6 +144,44 @@ def test_after_a_kill_every_write_is_there_and_after_a_power_cut_every_flushed_o
         killed.close()
         cut.close()
     overlay.close()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("reopened", [False, True])
+def test_what_a_failed_flush_lost_is_not_believed(
+    view: SnapshotView, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reopened: bool
+) -> None:
+    """The kernel drops what it could not write, and says so once: to the next that synchronises the file."""
+    path, error = tmp_path / "kept", OSError(number, os.strerror(number))
+    overlay = kept_overlay(view, path, OWNER, BOOT)
+    overlay.write(0, memoryview(b"flushed" * 1000))
+    overlay.flush()
+    durable = path.read_bytes()
+    overlay.write(4 * CHUNK + 100, memoryview(b"lost" * 1000))
+    if reopened:
+        os.close(overlay._fd)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", _raising(error))
+        with pytest.raises(OSError, match=os.strerror(number)):
+            kept_overlay(view, path, OWNER, BOOT) if reopened else overlay.flush()
+    if not reopened:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            overlay.flush()
+        with pytest.raises(OSError, match=os.strerror(number)):
+            overlay.close()
+    with path.open("r+b") as file:  # the blocks are what they were; the bitmaps are read from the page cache
+        file.seek(len(durable) - len(content))
+        file.write(durable[len(durable) - len(content) :])
+    overlay = kept_overlay(view, path, OWNER, BOOT)
+    assert everything(overlay) == b"flushed" * 1000 + content[7000:]
+    overlay.close()
+
+
+def _raising(error: OSError) -> Callable[[int], None]:
+    def raising(fd: int) -> None:
+        raise error
+
+    return raising
 
 
 def test_an_overlay_is_for_its_own_snapshot_alone(view: SnapshotView, tmp_path: Path) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import UTC
 from pathlib import Path
 
 import pytest
 
 import lamella
+from lamella import public
 from tests.unit.small_repository import ADMIN, image
 
 LISTED = Path(__file__).with_name("public_api.txt")
@@ -87,7 +92,7 @@ def test_type_checkers_know_the_same_names() -> None:
     stub = ast.parse(Path(lamella.__file__).with_name("__init__.pyi").read_text("utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     known = {one.asname: node.module for node in imports for one in node.names}
-    assert known == lamella._HOME_OF
+    assert known == public.HOME_OF
 
 
 def test_nothing_inside_uses_the_public_names() -> None:
@@ -123,7 +128,138 @@ def test_help_is_light() -> None:
 
 
 def test_errors_need_nothing_else() -> None:
-    assert imported_after("import lamella\nlamella.LamellaError") == {"lamella", "lamella.base", "lamella.base.errors"}
+    assert imported_after("import lamella\nlamella.LamellaError") == {
+        "lamella",
+        "lamella.base",
+        "lamella.base.errors",
+        "lamella.public",
+    }
+
+
+def script() -> str:
+    """The script of the guide."""
+    text = (Path(__file__).parents[2] / "docs" / "guide" / "scripts.md").read_text("utf-8")
+    (found,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def test_the_script_of_the_guide_runs(tmp_path: Path) -> None:
+    assert len(script().splitlines()) <= 25
+    for name in ("vm", "restored", "backup"):
+        (tmp_path / name).mkdir()
+    contents = {name: image(tmp_path / "vm" / f"{name}.img", "abc.0d").read_bytes() for name in ("web", "scratch1")}
+    (tmp_path / "key").write_bytes(ADMIN.value)
+    env = {f"LAMELLA_{what}_DIR": str(tmp_path / what.lower()) for what in ("STATE", "CACHE")}
+    url = str(tmp_path / "backup" / "lamella")
+    key = lamella.key_file(ADMIN.value)
+    lamella.create_repository(url, slots=[lamella.SlotWanted(key, True)], host=lamella.Host.here(env))
+    places = {"/mnt/backup": tmp_path / "backup", "/etc/lamella/main.key": tmp_path / "key", "/srv": tmp_path}
+    program = script()
+    for written, place in places.items():
+        program = program.replace(written, str(place))
+    for _ in range(4):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, **env}, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        (restored,) = (tmp_path / "restored").iterdir()
+        assert restored.name == "web.img" and restored.read_bytes() == contents["web"]
+        restored.unlink()
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("removed 1 snapshots")
+    assert len(lines) == 5 and re.fullmatch(r"web@\S+  \d{4}-\d\d-\d\d \d\d:\d\d UTC  \d+ MiB  \w+", lines[0])
+
+
+def test_the_short_way_refuses_what_its_commands_refuse(tmp_path: Path) -> None:
+    host = lamella.Host(lamella.machine_name("x"), "box", tmp_path / "state", tmp_path / "cache")
+    url, key = str(tmp_path / "vault"), tmp_path / "key"
+    key.write_bytes(ADMIN.value)
+    lamella.create_repository(url, slots=[lamella.SlotWanted(lamella.key_file(ADMIN.value), True)], host=host)
+    disk = image(tmp_path / "disk.img", "abc.0d")
+    with pytest.raises(lamella.UsageError, match="0 secrets"), lamella.open(url, host=host):
+        pass
+    with pytest.raises(lamella.UsageError, match="2 secrets"), lamella.open(url, keyfile=key, passphrase="x"):
+        pass
+    with pytest.raises(lamella.KeyRefused), lamella.open(url, passphrase="x", host=host):
+        pass
+    with lamella.open(url, keyfile=key, host=host) as repo:
+        for wrong, sources in (
+            (lamella.UsageError, ()),
+            (lamella.NothingMatched, (tmp_path / "*.raw",)),
+            (lamella.SourceError, (disk, tmp_path / "none.img")),
+        ):
+            with pytest.raises(wrong):
+                repo.backup(*sources)
+        assert repo.snapshots() == [] and repo.problems == []
+        repo.backup(disk, documents={"notes": b"x"})
+        (saved,) = repo.snapshots("disk")
+        assert saved.time.tzinfo is UTC and abs(saved.time.timestamp() - time.time()) < 600
+        assert (saved.size, saved.whole, saved.tags) == (disk.stat().st_size, True, ())
+        with pytest.raises(lamella.UsageError, match="exists already"):
+            repo.restore("disk", disk)
+        with pytest.raises(lamella.UsageError, match="not a rule"):
+            repo.prune(keep_dayly=1)
+        with pytest.raises(lamella.UsageError, match="no rule"):
+            repo.prune()
+        repo.backup(f"disk={disk}")
+        would = repo.prune(keep_last=1, dry_run=True)
+        assert (len(would.removed), len(would.kept), len(repo.snapshots())) == (1, 1, 2)
+        assert repo.prune("disk", keep_last=1).removed == would.removed
+        assert [one.text for one in repo.snapshots()] == list(would.kept)
+        # Others work while this program holds it open.
+        with lamella.open(url, keyfile=key, host=host, read_only=True) as beside:
+            assert beside.volumes() == ["disk"]
+            with pytest.raises(lamella.LamellaError):
+                beside.backup(disk)
+
+
+def test_the_short_way_tells_of_damage(tmp_path: Path) -> None:
+    host = lamella.Host(lamella.machine_name("x"), "box", tmp_path / "state", tmp_path / "cache")
+    url, key = str(tmp_path / "vault"), tmp_path / "key"
+    key.write_bytes(ADMIN.value)
+    lamella.create_repository(url, slots=[lamella.SlotWanted(lamella.key_file(ADMIN.value), True)], host=host)
+    with lamella.open(url, keyfile=key, host=host) as repo:
+        assert repo.backup(image(tmp_path / "disk.img", "abc.0d")).complete
+    pack = max(
+        (path for path in (tmp_path / "vault/p").rglob("*") if path.is_file()), key=lambda one: one.stat().st_size
+    )
+    pack.write_bytes(bytes(pack.stat().st_size))
+    with lamella.open(url, keyfile=key, host=host) as repo:
+        assert repo.verify(level="full").damaged
+        with pytest.raises(lamella.IntegrityError):
+            repo.restore("disk", tmp_path / "out.img")
+        assert not (tmp_path / "out.img").exists()
+
+
+def test_a_program_restores_nothing_from_a_history_that_went_backwards(tmp_path: Path) -> None:
+    """The older data would come without a word: nobody reads the warnings of a program."""
+    host = lamella.Host(lamella.machine_name("x"), "box", tmp_path / "state", tmp_path / "cache")
+    key = lamella.key_file(ADMIN.value)
+    lamella.create_repository(str(tmp_path / "R"), slots=[lamella.SlotWanted(key, True)], host=host)
+    (tmp_path / "key").write_bytes(ADMIN.value)
+    disk = image(tmp_path / "disk.img", "abc.0d")
+    with lamella.open(str(tmp_path / "R"), keyfile=tmp_path / "key", host=host) as repo:
+        repo.backup(disk)
+        shutil.copytree(tmp_path / "R", tmp_path / "older")
+        repo.backup(disk)
+    shutil.rmtree(tmp_path / "R")
+    (tmp_path / "older").rename(tmp_path / "R")
+    with lamella.open(str(tmp_path / "R"), keyfile=tmp_path / "key", host=host) as repo:
+        assert repo.problems
+        for call in (
+            lambda: repo.restore("disk", tmp_path / "out.img"),
+            lambda: repo.backup(disk),
+            lambda: repo.prune(keep_last=1),
+            repo.verify,
+        ):
+            with pytest.raises(lamella.RolledBack):
+                call()
+
+
+def test_no_command_loads_the_short_way() -> None:
+    for path in Path(lamella.__file__).parent.rglob("*.py"):
+        if path.parent.name != "api" and path.name != "public.py":
+            assert "lamella.api" not in path.read_text("utf-8"), path
 
 
 def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,9 +89,29 @@ def test_a_path_gets_the_file_driver(tmp_path: Path) -> None:
     assert (source.driver, source.default_name) == ("file", "disk")
 
 
-def test_drivers_to_come_are_named_as_missing() -> None:
-    with pytest.raises(UsageError, match="no source driver 'zfs'"):
-        open_source("zfs:pool/vol", machine=MACHINE)
+def test_an_unknown_driver_is_named() -> None:
+    with pytest.raises(UsageError, match="no source driver 'iscsi'"):
+        open_source("pool/vol", machine=MACHINE, driver="iscsi")
+
+
+@pytest.mark.parametrize("text", ["zfs:", "zfs:pool", "zfs:pool/", "zfs:/x", "zfs:a/b@c", "zfs:a/b#c", "zfs:-a/b"])
+def test_what_is_no_volume_of_zfs(text: str) -> None:
+    with pytest.raises(UsageError, match="not a volume of ZFS"):
+        open_source(text, machine=MACHINE, owner=OWNER)
+
+
+@pytest.mark.parametrize(
+    "text", ["rbd:", "rbd:pool", "rbd:pool/", "rbd:a/b/c/d", "rbd:a//b", "rbd:a/b@c", "rbd:a/b?id="]
+)
+def test_what_is_no_rbd_image(text: str) -> None:
+    with pytest.raises(UsageError, match="not an RBD image"):
+        open_source(text, machine=MACHINE, owner=OWNER)
+
+
+def test_without_an_owner_nothing_is_snapshotted() -> None:
+    for text in ("zfs:pool/vol", "rbd:pool/image"):
+        with pytest.raises(UsageError, match="their owner is not named"):
+            open_source(text, machine=MACHINE)
 
 
 @pytest.mark.parametrize("text", ["lvm:", "lvm:vg", "lvm:vg/", "lvm:/root", "lvm:-a/b", "lvm:a/b/c", "lvm:vg/.."])

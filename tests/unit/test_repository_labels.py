@@ -10,7 +10,8 @@ import pytest
 from lamella.base.errors import NothingMatched
 from lamella.base.ids import SnapId
 from lamella.format.deletion import Remove
-from lamella.format.records import Pin, Ref, Rename, Run, Tag, Volume, raw
+from lamella.format.labels import Pin, Tag
+from lamella.format.records import Ref, Rename, Run, Volume, raw
 from lamella.history.catalogue import Snapshot
 from lamella.history.latest import latest
 from lamella.operations.look import listing

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella import rescue
+from lamella.crypto.recovery import new_recovery_key, recovery_key, recovery_text
 
 H = bytes.fromhex
 
@@ -111,6 +112,14 @@ def test_recovery_key_forgives_case_and_look_alikes_only() -> None:
     with pytest.raises(rescue.Problem) as caught:
         rescue.recovery_key("not base32 at all!")
     assert caught.value.code == 12
+
+
+def test_recovery_keys_as_the_main_program_writes_them() -> None:
+    for secret in (new_recovery_key() for _ in range(50)):
+        text = recovery_text(secret)
+        plain = "".join(group[:-1] for group in text.split("-"))
+        for typed in (text, text.lower(), text.replace("-", ""), text.replace("-", "\n"), plain, f" {plain.lower()}\n"):
+            assert rescue.recovery_key(typed) == recovery_key(typed).value == secret.value
 
 
 def test_terminal_text_has_no_control_characters() -> None:

@@ -169,7 +169,7 @@ def test_a_longer_file_is_refused_at_the_end(tmp_path: Path) -> None:
     with source(image).freeze() as volume:
         os.truncate(image, MIB + 1)
         volume.read_into(0, memoryview(bytearray(MIB)))
-        with pytest.raises(SourceError, match="became longer"):
+        with pytest.raises(SourceError, match=r"became .* longer"):
             volume.consistency()
 
 
@@ -190,7 +190,7 @@ def test_a_shorter_file_fails_the_read_and_the_end(tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=r"became shorter .* offset 1000"):
             volume.read_into(500, memoryview(bytearray(1000)))
         assert all(extent.end <= MIB for extent in volume.allocated())
-        with pytest.raises(SourceError, match="became shorter"):
+        with pytest.raises(SourceError, match=r"became .* shorter"):
             volume.consistency()
 
 

@@ -27,8 +27,8 @@ from lamella.base.errors import (
 from lamella.base.trust import Sealed
 from lamella.stores.base import range_end
 from lamella.stores.local import flock as _flock
-from lamella.stores.local.directory import store_error
 from lamella.stores.local.flock import file_system_in, file_system_of
+from lamella.stores.local.refusal import store_error
 from lamella.stores.local.store import LocalStore
 from lamella_kit.store_reading import listed
 

@@ -39,7 +39,7 @@ def test_a_text_without_a_scheme_is_a_path(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     "repo",
-    ["sftp://host/vault", "re:po", "host:/path", "user@host:path", ":x"],
+    ["ftp://host/vault", "re:po", "host:/path", "user@host:path", ":x"],
 )
 @pytest.mark.parametrize("create", [True, False])
 def test_an_unknown_scheme_is_refused_and_never_made_a_directory(

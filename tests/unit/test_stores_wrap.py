@@ -14,7 +14,8 @@ from lamella.base.errors import Locked, ObjectNotFound, StoreError, StoreFull, S
 from lamella.base.trust import Sealed
 from lamella.stores.base import Entry, most_names
 from lamella.stores.memory import MemoryStore
-from lamella.stores.wrap.retrying import Backoff, RetryingStore
+from lamella.stores.wrap.patience import Backoff
+from lamella.stores.wrap.retrying import RetryingStore
 from lamella_kit.fault_store import FaultStore, Method
 
 AWAY = StoreUnavailable("away")
@@ -66,6 +67,22 @@ def test_any_other_error_is_final(method: Method, error: StoreError) -> None:
         trial.call(method)
     trial.faults.assert_all_fired()
     assert trial.pauses == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_tried_again_after_the_end(method: Method) -> None:
+    """A thread that reads ahead when a command ends must neither wait nor tell of trouble that is none."""
+    told: list[str] = []
+    inner = MemoryStore({"a": b"0123"})
+    inner.close = lambda: None  # type: ignore[method-assign]  # the end of the connection is still to come
+    faults = FaultStore(inner)
+    trial = Trial()
+    trial.store = RetryingStore(faults, tell=told.append, sleep=trial.pauses.append)
+    trial.store.close()
+    faults.fail(method, AWAY)
+    with pytest.raises(StoreUnavailable):
+        trial.call(method)
+    assert trial.pauses == [] and told == []
 
 
 @pytest.mark.parametrize("method", ["put", "delete", "sync"])
@@ -218,3 +235,20 @@ def test_a_listing_that_stays_broken_ends_with_the_error_not_early() -> None:
     with pytest.raises(StoreUnavailable):
         next(listing)
     trial.faults.assert_all_fired()
+
+
+def test_a_silence_is_not_waited_for_often() -> None:
+    """A service that takes requests and never answers costs its deadline once, or twice if it has answered before."""
+    silence = StoreUnavailable("no answer")
+    silence.silent = True
+    trial = Trial()
+    for tries in (1, 2, 1):
+        trial.faults.fail("get", silence, times=tries)
+        with pytest.raises(StoreUnavailable, match="no answer"):
+            trial.call("get")
+        trial.faults.assert_all_fired()
+        if tries == 1:
+            trial.faults.fail("get", AWAY, times=1)
+            trial.call("get")  # answers, after a failure: all is forgotten
+    trial.faults.fail("get", silence, times=1)
+    trial.call("get")

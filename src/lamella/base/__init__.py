@@ -1,1 +1,1 @@
-"""What every room may use: errors, ids, ranges of bytes, deltas, events, the clock."""
+"""Basics for every room: errors, ids, ranges of bytes, deltas, events, the clock."""

@@ -1,4 +1,4 @@
-"""What may have changed on a volume between two moments. Pure: no I/O, no clock.
+"""The parts of a volume that may have changed between two moments. Pure: no I/O, no clock.
 
 A delta may say too much, never too little: every chunk outside `changed` and `zeroed` has the bytes it had at the
 earlier moment. It is an upper bound by which a backup chooses what to read; ids decide what really changed.

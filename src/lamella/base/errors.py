@@ -33,6 +33,15 @@ def printable(text: str) -> str:
     return "; ".join(" ".join(line.split()) for line in shown.split("\n") if line.strip())
 
 
+def shown_bytes(count: float) -> str:
+    """A number of bytes for people: `512 B`, `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} PiB"
+
+
 class LamellaError(Exception):
     """Base of all errors: one line of text, the object concerned, and what to do next.
 
@@ -72,7 +81,7 @@ class SourceError(LamellaError):
 
 
 class CheckpointLost(SourceError):
-    """The kept moment is gone, foreign, edited or not to be compared: everything must be read and compared."""
+    """The checkpoint is gone, foreign, edited or not to be compared: everything must be read and compared."""
 
     kind = "checkpoint-lost"
 
@@ -84,12 +93,18 @@ class SourceAtRisk(SourceError):
     kind = "source-at-risk"
 
 
+class SpacePinned(SourceAtRisk):
+    """Space is short where moments that were kept of the source take some of it."""
+
+
 class StoreError(LamellaError):
     """The destination failed; `obj` is the object's name in the store."""
 
     kind = "store"
     brief = False
     """A wait of some seconds shows whether it passes: longer ones do not help."""
+    silent = False
+    """The far side took a request and said nothing, for as long as anyone waits: not to be waited for often."""
 
 
 class ObjectNotFound(StoreError):

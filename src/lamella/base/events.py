@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one stage of the work has come. Sizes in bytes; `total_bytes` 0 means unknown.
+    """The progress of one stage of the work. Sizes in bytes; `total_bytes` 0 means unknown.
 
     A stage of several volumes tells of each at its beginning, with nothing done, so that the sum is known from then on.
     """
 
     stage: str
-    """What is being done: "backup", "restore", "compare", "verify"."""
+    """The stage: "backup", "restore", "compare", "verify", "packs"."""
     volume: str
     done_bytes: int
     total_bytes: int
@@ -23,7 +23,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something the user should know although the work goes on."""
+    """Something the user should know although the work continues."""
 
     message: str
     obj: str = ""

@@ -42,7 +42,7 @@ _WHOLE_NAMES = {MARKER: Part.MARKER, README: Part.TEXT, RESCUE: Part.TEXT}
 
 
 class CommitName(NamedTuple):
-    """What the name of a commit says: its writer, its number, the SHA-256 of its bytes."""
+    """The parts of a commit's name: its writer, its number, the SHA-256 of its bytes."""
 
     writer: bytes
     seq: int
@@ -89,7 +89,7 @@ def commit_name(writer: bytes, seq: int, sha256: bytes) -> str:
 
 
 def commit_of(name: str) -> CommitName | None:
-    """What a commit's name says, None if it is not a commit's."""
+    """The parts of a commit's name; None for any other name."""
     found = _match(name)
     if found is None or found[0] != Part.COMMIT:
         return None

@@ -22,7 +22,7 @@ MAX_PAYLOAD: Final = 32 * 1024 * 1024
 
 ALLOCATION_CONTEXT: Final = "base:allocation"
 DIRTY_BITMAP: Final = "qemu:dirty-bitmap:"
-"""What comes before a bitmap's name in the name of its context."""
+"""The prefix of a bitmap's name in the name of its context."""
 
 
 class Handshake(IntFlag):
@@ -33,7 +33,7 @@ class Handshake(IntFlag):
 
 
 class Option(IntEnum):
-    """What a client asks before it chooses an export."""
+    """Requests of a client before it chooses an export."""
 
     EXPORT_NAME = 1
     ABORT = 2
@@ -62,7 +62,7 @@ class Answer(IntEnum):
 
 
 class Info(IntEnum):
-    """What a server says of an export."""
+    """The description that a server gives of an export."""
 
     EXPORT = 0
     NAME = 1
@@ -71,7 +71,7 @@ class Info(IntEnum):
 
 
 class Transmission(IntFlag):
-    """What an export can do."""
+    """Abilities of an export."""
 
     HAS_FLAGS = 1 << 0
     READ_ONLY = 1 << 1
@@ -85,7 +85,7 @@ class Transmission(IntFlag):
 
 
 class Command(IntEnum):
-    """What a client asks of an export."""
+    """Requests of a client to an export."""
 
     READ = 0
     WRITE = 1
@@ -95,6 +95,10 @@ class Command(IntEnum):
     CACHE = 5
     WRITE_ZEROES = 6
     BLOCK_STATUS = 7
+
+
+WHOLE: Final = 1 << 2
+"""A flag of READ, where the export has SEND_DF: one answer with all data, and no word about holes."""
 
 
 class Chunk(IntEnum):

@@ -1,4 +1,4 @@
-"""What the marker alone can prove, without any secret: which key slots and commits count (FORMAT 2, 3, 8).
+"""Proofs that need the marker alone and no secret: which key slots and commits count (FORMAT 2, 3, 8).
 
 The far side of a pipe uses this module as well: it runs on Python 3.8. Whoever calls brings the check of a signature.
 """
@@ -46,23 +46,23 @@ def writer_of(public: bytes) -> bytes:
 
 
 def trailer_of(content: bytes) -> Trailer:
-    """What the end of an object says as a commit's trailer; nothing of it is checked."""
+    """The commit's trailer at the end of an object; nothing of it is checked."""
     end = content[-TRAILER_SIZE:]
     return Trailer(end[:32], end[32:96], end[96:128], end[128:])
 
 
 def slot_message(root: bytes, slot: bytes) -> bytes:
-    """What the signature at the end of a key slot covers."""
+    """The message that the signature at the end of a key slot covers."""
     return b"lamella/1 slot\0" + root + slot[:-64]
 
 
 def enrolment_message(root: bytes, public: bytes) -> bytes:
-    """What the enrolment of a writer's public key covers."""
+    """The message that the enrolment of a writer's public key covers."""
     return b"lamella/1 enrol\0" + root + public
 
 
 def commit_message(root: bytes, writer: bytes, seq: int, trailer: Trailer) -> bytes:
-    """What a commit's signature covers: its place, and all that is before the signature in the trailer."""
+    """The message that a commit's signature covers: its place, and everything before the signature in the trailer."""
     place = root + writer + seq.to_bytes(8, "little")
     return b"lamella/1 commit\0" + place + trailer.public + trailer.enrolment + trailer.container
 

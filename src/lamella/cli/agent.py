@@ -21,7 +21,7 @@ Opened = TypeVar("Opened")
 
 @dataclass(frozen=True, slots=True)
 class KeptSecret(Secret):
-    """What a passphrase gave for one slot: opens that slot at once, and no other."""
+    """The key that a passphrase gave for one slot: it opens that slot at once, and no other slot."""
 
     def kek(self, root: bytes, slot: KeySlot) -> bytes:
         """Nothing to derive: the mac of another slot refuses it."""
@@ -29,7 +29,7 @@ class KeptSecret(Secret):
 
 
 def opened_by_kept(place: str, opens: Callable[[Secret], Opened]) -> Opened | None:
-    """What `opens` returns with the key that is kept for a repository; None without one that opens it."""
+    """The result of `opens` with the key that is kept for a repository; None if no kept key opens it."""
     kept = keyring.kept(_name(place))
     if kept is None:
         return None

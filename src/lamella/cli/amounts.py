@@ -1,4 +1,4 @@
-"""Amounts as options of a few commands take them: budgets of bytes, shares, ages."""
+"""Amounts as options of a few commands take them, and show them: budgets of bytes, shares, ages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def percent(text: str) -> float:
     """A share from above 0 to 100. Raises ArgumentTypeError."""
     share = number(text.removesuffix("%"))
     if not 0 < share <= 100:
-        raise argparse.ArgumentTypeError(f"not a share in percent: {text!r}; it is above 0 and at most 100")
+        raise argparse.ArgumentTypeError(f"not a percentage: {text!r}; write more than 0 and at most 100")
     return share
 
 
@@ -30,3 +30,17 @@ def age(text: str) -> int:
     if unit is None or not count.isdecimal() or len(count) > 6:
         raise argparse.ArgumentTypeError(f"not a length of time: {text!r}; write for example 12h, 14d or 2w")
     return int(count) * unit
+
+
+def shown_age(seconds: int) -> str:
+    """The age of something, for people: `now`, `5 min`, `3 h`, `2 d`."""
+    for length, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return "now"
+
+
+def shown_ago(age_ms: int) -> str:
+    """When something was, for people: `just now`, `5 min ago`."""
+    age = shown_age(age_ms // 1000)
+    return "just now" if age == "now" else f"{age} ago"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 from lamella.base.errors import UsageError
 
 COMMANDS = {
+    "setup": "set everything up: find the volumes, make a repository, schedule backups, and prove the first",
     "init": "make a repository",
     "backup": "back up volumes into one snapshot",
     "restore": "write a volume, or a document, back to a file or device",
@@ -20,8 +21,10 @@ COMMANDS = {
     "info": "show the repository, a volume or a snapshot",
     "diff": "show the differences between two snapshots of a volume",
     "copy": "copy snapshots into another repository",
+    "import": "bring the history that another tool kept into the repository",
     "mirror": "copy a whole repository to a second place, byte for byte, without keys",
     "verify": "prove that snapshots can be restored, and record what does not open",
+    "drill": "boot a snapshot in a machine without a network, and record whether it came up",
     "prune": "remove the snapshots that no rule keeps, and free their space",
     "delete": "remove snapshots by name",
     "tag": "add and remove tags of snapshots, pin and unpin snapshots",
@@ -35,6 +38,9 @@ COMMANDS = {
     "run": "run a profile of the configuration: back up, prune, verify, copy, and report",
     "schedule": "have a profile run by itself",
     "status": "show whether everything is in order, and why not",
+    "report": "show how everything stands and how it came to that, as a page of charts",
+    "fleet": "look after the repositories of many hosts from one machine",
+    "ui": "serve a page for the browser of this machine: status, snapshots, files, restores",
     "config": "begin, show and validate the configuration",
     "completion": "print the script that completes commands and names in a shell",
     "doctor": "examine this machine, its directories and the repository for trouble",
@@ -60,12 +66,8 @@ DEFAULTS: dict[str, Any] = {
     "verbose": False,
     "debug": False,
     "lock_wait": 0.0,
-    "limit_rate": None,
-    "ssh_command": None,
     "if_available": False,
-    "keyfile": None,
-    "recovery_key_file": None,
-    "expect": None,
+    **dict.fromkeys(("limit_rate", "ssh_command", "keyfile", "recovery_key_file", "expect")),  # not given
 }
 
 if TYPE_CHECKING:
@@ -143,16 +145,16 @@ def _filling(name: str) -> Callable[[CommandParser], None]:
     return fill
 
 
-def _value(name: str) -> Callable[[str], object]:
-    """A function of lamella.cli.values, which is imported with the first such option: most commands are given none."""
+def lazy(name: str, module: str = "lamella.cli.values") -> Callable[[str], object]:
+    """A function of a module that is imported with the first such option: most commands are given none."""
 
     def read(text: str) -> object:
-        return getattr(import_module("lamella.cli.values"), name)(text)
+        return getattr(import_module(module), name)(text)
 
     return read
 
 
-_seconds, _rate, _fingerprint = map(_value, ("seconds", "rate", "fingerprint"))
+_seconds, _rates, _fingerprint = lazy("seconds"), lazy("read_rates", "lamella.cli.rates"), lazy("fingerprint")
 
 
 def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None:
@@ -168,18 +170,13 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
         dest=repos,
         action="append",
         metavar="REPO",
-        help="repository: a path, ssh://, s3://, qubes://, or a name from the configuration; for backup several times",
+        help="repository: a path, ssh://, sftp://, s3://, rclone:, qubes://, or a configured name; several for backup",
     )
     add("--keyfile", metavar="FILE", help="open the repository with this key file")
     add("--recovery-key-file", metavar="FILE", help="open the repository with the recovery key in this file")
     add("--lock-wait", metavar="SECONDS", type=_seconds, help="wait up to SECONDS for a locked repository (default 0)")
-    add(
-        "--limit-rate",
-        metavar="RATE",
-        type=_rate,
-        help="transfer at most RATE bytes a second to and from REPO, for example 5M",
-    )
-    add("--ssh-command", metavar="COMMAND", help="reach ssh:// repositories by COMMAND instead of ssh")
+    add("--limit-rate", metavar="RATE", type=_rates, help="transfer at most RATE bytes a second (5M, 1M@08:00-18:00)")
+    add("--ssh-command", metavar="COMMAND", help="reach ssh:// and sftp:// repositories by COMMAND instead of ssh")
     add(
         "--expect",
         metavar="FINGERPRINT",
@@ -196,9 +193,7 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     """-n, for every command that writes."""
-    parser.add_argument(
-        "-n", "--dry-run", action="store_true", help="show what the command would do, and change nothing"
-    )
+    parser.add_argument("-n", "--dry-run", action="store_true", help="show what would be done, and change nothing")
 
 
 def add_yes(parser: argparse.ArgumentParser) -> None:

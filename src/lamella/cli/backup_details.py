@@ -1,4 +1,4 @@
-"""What a backup is going to do, and the details of how it was done, in lines for people."""
+"""The plan of a backup, and the details of its execution, in lines for people."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from lamella.cli.shown import shown_bytes
 from lamella.operations.backup.story import BackupPlan, VolumePlan, VolumeResult
 from lamella.sources.base import Consistency
 
-HOW = {"full": "all is read", "compare": "all is read and compared", "incremental": "only changes are read"}
+HOW = {
+    "full": "everything is read",
+    "compare": "everything is read and compared",
+    "incremental": "only changes are read",
+}
 
 
 def planned(row: VolumePlan) -> str:
-    """What a run will do with one volume."""
+    """The plan for one volume."""
     text = f"{row.volume}: {HOW[row.mode]}" + (f": {row.reason}" if row.reason else "")
     if row.resume is not None:
         done = min(row.resume.done << row.resume.chunk_log2, row.resume.size)
-        text += f"; goes on after {shown_bytes(done)} of {shown_bytes(row.resume.size)}"
+        text += f"; continues after {shown_bytes(done)} of {shown_bytes(row.resume.size)}"
     return text
 
 
 def details(row: VolumeResult) -> str:
-    """What only some people want to know of a volume that was saved."""
+    """Details of a saved volume, for --verbose."""
     state = Consistency(row.consistency).name.lower()
     sample = f", {shown_bytes(row.sampled_bytes)} read as a sample of what did not change" if row.sampled_bytes else ""
     return f"{row.volume}: {HOW[row.mode]} by the {row.driver} driver, consistency {state}{sample}"
@@ -37,4 +41,4 @@ def say_plan(out: Output, plan: BackupPlan, rows: Sequence[VolumePlan]) -> None:
         out.say(f"{failed.name}: will be missing, {failed.message}")
     new = [row.volume for row in rows if row.record is not None and row.base is None and not row.record.domain_label]
     if new and len(plan.repo.catalogue.volumes) + len(new) > 1:
-        out.say(f"{', '.join(new)}: shares no data with other volumes; --domain NAME at a first backup changes that")
+        out.say(f"{', '.join(new)}: no data is shared with other volumes; --domain NAME at a first backup changes that")

@@ -1,4 +1,4 @@
-"""What few backups carry: documents of the user, the change map of another tool, commands around the freeze."""
+"""Rare parts of a backup: documents, change maps of other tools, commands around the freeze, facts of streams."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from lamella.base.errors import UsageError
 from lamella.cli.configuration import BackupSettings
 from lamella.cli.files import read_file
+from lamella.cli.streams import check_stream_options
 from lamella.operations.backup.plan import MAX_DOCUMENT
 from lamella.operations.backup.story import BackupOptions
 from lamella.operations.shared.change_map import MAX_FILE, ChangeMap, read_map
@@ -16,6 +17,7 @@ from lamella.run.spawn import shell_words
 
 def with_extras(options: BackupOptions, args: argparse.Namespace, configured: BackupSettings) -> BackupOptions:
     """The options with what the command line and the configuration name. Raises UsageError."""
+    check_stream_options(args)
     return replace(
         options,
         documents=_documents(args.document),

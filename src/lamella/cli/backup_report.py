@@ -1,4 +1,4 @@
-"""What became of a backup, in lines for people and as parts of the JSON document."""
+"""The result of a backup, in lines for people and as parts of the JSON document."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _ended(out: Output, number: int, event: Finished) -> None:
     if row.result == "failed":
         out.line(f"{name}: NOT SAVED: {row.error}")
         return
-    resumed = f" and {shown_bytes(row.resumed_bytes)} by the run before" if row.resumed_bytes else ""
+    resumed = f" and {shown_bytes(row.resumed_bytes)} by the previous run" if row.resumed_bytes else ""
     figures = f"{shown_bytes(row.source_bytes)}, {shown_bytes(row.read_bytes)} read{resumed}"
     figures += f", {shown_bytes(row.changed_bytes)} changed" if row.mode != "full" else ""
     out.line(f"{name}: {figures}, {shown_bytes(row.stored_bytes)} stored")

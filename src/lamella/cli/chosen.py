@@ -41,4 +41,4 @@ def shown_snapshot(repository: Repository, selected: Selected) -> str:
 def warn_of_no_moment(context: Context, selected: Selected) -> None:
     """Warn of a snapshot that mixes several moments, before anybody relies on the disk."""
     if selected.snapshot.added.consistency == Consistency.CHANGED:
-        context.out.warn(f"{selected.text}: it changed while it was read: it may not start")
+        context.out.warn(f"{selected.text} changed while it was read, and may not start")

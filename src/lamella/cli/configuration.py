@@ -1,4 +1,4 @@
-"""What can be configured, as frozen values; the files are read by `configuration_files` (design: configuration)."""
+"""The configuration as frozen values; `configuration_files` reads the files (design: configuration)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from lamella.base.errors import UsageError
 
 if TYPE_CHECKING:
     from lamella.cli.everyday.profiles import Profile
+    from lamella.cli.media_set import MediaSet
+    from lamella.cli.rates import Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +23,12 @@ class RepositorySettings:
     keyfile: str | None = None
     passphrase_file: str | None = None
     passphrase_command: str | None = None
-    limit_rate: int | None = None
-    """Bytes a second to and from it; None: as many as go."""
+    limit_rate: int | Rates | None = None
+    """Bytes a second to and from it, perhaps by the time of day; None: as many as go."""
     ssh_command: str | None = None
     """Instead of `ssh`, with options before those of Lamella."""
+    id: str | None = None
+    """32 hexadecimal digits: the only repository that counts as this one; None: whichever is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,15 @@ class BackupSettings:
     """Where backups go if no repository is named: all of these."""
     read_rate: int | None = None
     """Bytes a second that are read of sources; None: as many as go."""
+    require_consistent: bool = False
+    reread: int = 0
+    check_compression: str = "sample"
+    chunk_size: int | None = None
+    """The binary logarithm of the chunk size of volumes that are backed up for the first time."""
+    backing_dirs: tuple[str, ...] = ()
+    """Directories whose files a disk image may need, beside its own."""
+    exclude: tuple[str, ...] = ()
+    """Patterns to leave out of directories and patterns, beside those of the command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,7 @@ class Configuration:
     lvm: LvmSettings = field(default_factory=LvmSettings)
     default_repository: str | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    media: Mapping[str, MediaSet] = field(default_factory=dict)
     origins: Mapping[str, Path] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -97,8 +111,3 @@ def load(place: Path) -> Configuration:
     from lamella.cli.configuration_files import read  # most runs have no configuration to read
 
     return read(place, files)
-
-
-def is_name(text: str) -> bool:
-    """Whether a REPO is written as a configured name may be: without slash and colon."""
-    return bool(text) and "/" not in text and ":" not in text and text not in {".", ".."}

@@ -15,9 +15,11 @@ from lamella.cli.configuration import (
     LvmSettings,
     PruneSettings,
     RepositorySettings,
-    is_name,
 )
-from lamella.cli.values import rate
+from lamella.cli.media_set import MediaSet
+from lamella.cli.places import is_name
+from lamella.cli.rates import read_rates
+from lamella.cli.values import chunk_log2, rate, size
 
 if TYPE_CHECKING:
     from lamella.cli.everyday.profiles import Profile
@@ -31,10 +33,8 @@ def read(place: Path, files: Sequence[Path]) -> Configuration:
     reader = _ConfigurationReader()
     for path in files:
         reader.read(path)
-    name = reader.default_repository
-    if name and is_name(name) and name not in reader.repositories:
-        path = reader.origins["default_repository"]
-        reader.problems.append(f"{path}: default_repository names {name!r}, which is not configured")
+    reader.problems.extend(_unknown_names(reader))
+    reader.problems.extend(_wrong_media(reader.media, reader.repositories))
     return Configuration(
         place,
         tuple(files),
@@ -44,9 +44,53 @@ def read(place: Path, files: Sequence[Path]) -> Configuration:
         LvmSettings(**reader.lvm),
         reader.default_repository,
         reader.profiles,
+        reader.media,
         reader.origins,
         tuple(reader.problems),
     )
+
+
+def _wrong_media(media: Mapping[str, MediaSet], repositories: Mapping[str, RepositorySettings]) -> Iterator[str]:
+    """What is wrong with sets of media beside the repositories that they name."""
+    for name, one in media.items():
+        where, ids = f"media.{name}", set[str]()
+        if name in repositories:
+            yield f"{where}: a repository has the same name"
+        for member in one.repositories:
+            found = repositories.get(member)
+            if found is None:
+                yield f"{where}: repositories names {member!r}, which is not configured"
+            elif found.id is None:
+                yield f"{where}: repositories.{member} has no id: `lamella init` and its recovery sheet say it"
+            elif found.id in ids:
+                yield f"{where}: two repositories have the id {found.id}"
+            else:
+                ids.add(found.id)
+
+
+def _unknown_names(reader: _ConfigurationReader) -> Iterator[str]:
+    """Names of repositories that no file configures: a service has no directory that they could be paths in."""
+    profiles = [(f"profiles.{one.name}", one) for one in reader.profiles.values()]
+    known = {*reader.repositories, *reader.media}
+    named = [
+        ("default_repository", filter(None, [reader.default_repository])),
+        ("backup.repositories", reader.backup.get("repositories", ())),
+        *((f"{where}.repositories", one.repositories) for where, one in profiles),
+        *((f"{where}.copy_to", one.copy_to) for where, one in profiles),
+    ]
+    for where, names in named:
+        for name in names:
+            if "/" in name or ":" in name or name in known:
+                continue
+            near = _near(name, known)
+            yield f"{reader.origins[where]}: {where} names {name!r}, which is not configured{near}"
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches  # only for a mistake
+
+    near = get_close_matches(word, list(known), 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -91,6 +135,19 @@ def listed(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _id(value: object) -> str:
+    found = text(value).lower()
+    if len(found) != 32 or not set(found) <= set("0123456789abcdef"):
+        raise ValueError("must be the id of a repository: 32 hexadecimal digits")
+    return found
+
+
+def _age(value: object) -> int:
+    from lamella.cli.amounts import age
+
+    return age(text(value))
+
+
 def _number(limit: int, what: str) -> Check:
     def check(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= limit:
@@ -118,15 +175,23 @@ def _domain(value: object) -> str:
     return check_name(text(value))
 
 
+def _check_compression(value: object) -> str:
+    if value not in ("all", "sample"):
+        raise ValueError("must be all or sample")
+    return text(value)
+
+
 _PERCENT = _number(100, "percent, above 0 and up to 100")
-_REPOSITORY: Mapping[str, Check] = {
+REPOSITORY: Mapping[str, Check] = {
     "url": _url,
     "keyfile": _path,
     "passphrase_file": _path,
     "passphrase_command": text,
-    "limit_rate": _rate,
+    "limit_rate": lambda value: read_rates(text(value)),
     "ssh_command": text,
+    "id": _id,
 }
+_MEDIA: Mapping[str, Check] = {"repositories": listed, "stale_after": _age}
 _BACKUP: Mapping[str, Check] = {
     "compression": _compression,
     "workers": _workers,
@@ -137,6 +202,12 @@ _BACKUP: Mapping[str, Check] = {
     "domain": _domain,
     "repositories": listed,
     "read_rate": _rate,
+    "require_consistent": boolean,
+    "reread": lambda value: size(text(value)),
+    "check_compression": _check_compression,
+    "chunk_size": lambda value: chunk_log2(text(value)),
+    "backing_dirs": lambda value: tuple(map(_path, listed(value))),
+    "exclude": listed,
 }
 _LVM: Mapping[str, Check] = {"data_percent": _PERCENT, "metadata_percent": _PERCENT}
 
@@ -154,6 +225,7 @@ class _ConfigurationReader:
         self.zone = "UTC"
         self.lvm: dict[str, Any] = {}
         self.profiles: dict[str, Profile] = {}
+        self.media: dict[str, MediaSet] = {}
         self.default_repository: str | None = None
         self.origins: dict[str, Path] = {}
         self.problems: list[str] = []
@@ -170,6 +242,12 @@ class _ConfigurationReader:
         except ValueError as error:
             self.problems.append(f"{path}: not valid TOML: {error}")
             return
+        tables = {
+            "prune": self._prune,
+            "repositories": self._repositories,
+            "profiles": self._profiles,
+            "media": self._media,
+        }
         for key, value in content.items():
             if key == "default_repository":
                 self.default_repository = self._value(key, text, value) or self.default_repository
@@ -177,14 +255,10 @@ class _ConfigurationReader:
                 self.backup |= self._values(key, value, _BACKUP)
             elif key == "lvm":
                 self.lvm |= self._values(key, value, _LVM)
-            elif key == "prune":
-                self._prune(value)
-            elif key == "repositories":
-                self._repositories(value)
-            elif key == "profiles":
-                self._profiles(value)
+            elif key in tables:
+                tables[key](value)
             else:
-                self._unknown("", key, ("default_repository", "backup", "lvm", "prune", "profiles", "repositories"))
+                self._unknown("", key, ("default_repository", "backup", "lvm", *tables))
 
     def _repositories(self, value: object) -> None:
         for name, table in self._table("repositories", value):
@@ -192,14 +266,26 @@ class _ConfigurationReader:
             if not is_name(name):
                 self._problem(f"{where}: a repository's name has no slash and no colon")
                 continue
-            found = self._values(where, table, _REPOSITORY)
+            found = self._values(where, table, REPOSITORY)
             if isinstance(table, dict) and "url" not in table:
                 self._problem(f"{where}: url is missing")
-            secrets = sorted(found.keys() - {"url", "limit_rate", "ssh_command"})
+            secrets = sorted(found.keys() - {"url", "limit_rate", "ssh_command", "id"})
             if len(secrets) > 1:
                 self._problem(f"{where}: more than one secret: {', '.join(secrets)}")
             if "url" in found:
                 self.repositories[name] = RepositorySettings(**found)
+
+    def _media(self, value: object) -> None:
+        for name, table in self._table("media", value):
+            where = f"media.{name}"
+            if not is_name(name):
+                self._problem(f"{where}: a set's name has no slash and no colon")
+                continue
+            found = self._values(where, table, _MEDIA)
+            if "repositories" in found:
+                self.media[name] = MediaSet(**found)
+            elif isinstance(table, dict) and "repositories" not in table:
+                self._problem(f"{where}: repositories is missing")
 
     def _profiles(self, value: object) -> None:
         from lamella.cli.everyday.profiles import (  # most configurations that a command reads have none
@@ -216,7 +302,7 @@ class _ConfigurationReader:
             if found is not None:
                 self.profiles[name] = found
             elif len(self.problems) == count:
-                self._problem(f"profiles.{name}: sources is missing")
+                self._problem(f"profiles.{name}: sources is missing, or a table qubes or files")
 
     def _prune(self, value: object) -> None:
         """Rules are checked and collected per volume, "" standing for all."""
@@ -247,7 +333,7 @@ class _ConfigurationReader:
             self.rules.setdefault(volume, {})[key] = value
 
     def _values(self, where: str, table: object, checks: Mapping[str, Check]) -> dict[str, Any]:
-        """What one table says, without what is wrong."""
+        """The values of one table, without the wrong ones."""
         found: dict[str, Any] = {}
         for key, value in self._table(where, table):
             if key not in checks:
@@ -259,7 +345,7 @@ class _ConfigurationReader:
         return found
 
     def _value(self, where: str, check: Check, value: object) -> Any:  # noqa: ANN401 - as the check returns it
-        """What is kept of one value; None, and a problem, if it is wrong or a second one."""
+        """The checked form of one value; None, and a problem, if it is wrong or given twice."""
         try:
             kept = check(value)
         except LamellaError as error:
@@ -280,10 +366,7 @@ class _ConfigurationReader:
             self._problem(f"{where}: must be a table")
 
     def _unknown(self, above: str, key: str, known: Iterable[str]) -> None:
-        from difflib import get_close_matches  # only for a mistake
-
-        near = get_close_matches(key, list(known), 1, 0.5)
-        self._problem(f"unknown key {above}{key}" + (f"; did you mean {near[0]}?" if near else ""))
+        self._problem(f"unknown key {above}{key}{_near(key, known)}")
 
     def _problem(self, text: str) -> None:
         self.problems.append(f"{self._path}: {text}")

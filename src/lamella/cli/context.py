@@ -1,4 +1,4 @@
-"""What a command works with: its arguments, this host, the configuration, the repository."""
+"""The context of a command: its arguments, this host, the configuration, the repository."""
 
 from __future__ import annotations
 
@@ -9,18 +9,9 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from lamella.base.errors import (
-    Absent,
-    Interrupted,
-    Locked,
-    NoRepository,
-    RolledBack,
-    StoreUnavailable,
-)
-from lamella.cli import configuration
-from lamella.cli.configuration import Configuration, RepositorySettings
+from lamella.base.errors import Absent, Interrupted, Locked, NoRepository, RolledBack, StoreUnavailable
 from lamella.cli.output import Output
-from lamella.cli.places import config_place, this_host
+from lamella.cli.places import config_place, is_name, this_host
 from lamella.cli.secret import FIRST, SecretSource, given_source, secret_source
 from lamella.memory.host import Host, Notices
 from lamella.repository.repository import Repository
@@ -31,7 +22,9 @@ from lamella.stores.wrap.retrying import RetryingStore
 
 # Sources, prompts and limits are imported where they are used: most commands that read a repository need none of them.
 if TYPE_CHECKING:
+    from lamella.cli.configuration import Configuration, RepositorySettings
     from lamella.crypto.slots import Secret
+    from lamella.history.answers import KeptAnswer
 
 
 class Context:
@@ -48,6 +41,8 @@ class Context:
     @cached_property
     def config(self) -> Configuration:
         """The configuration. Raises UsageError for anything wrong in it."""
+        from lamella.cli import configuration  # what names everything on the command line needs none
+
         found = configuration.load(config_place(self.env))
         found.require_valid()
         return found
@@ -72,7 +67,11 @@ class Context:
 
     def named_place(self, text: str) -> tuple[str, RepositorySettings | None]:
         """The URL and the settings of a repository that the command line names."""
-        settings = self.config.repositories.get(text) if configuration.is_name(text) else None
+        if text.startswith("fleet:") or (is_name(text) and text in self.config.media):
+            from lamella.cli.other_places import other_place  # few have many hosts, or media that take turns
+
+            return other_place(self, text)
+        settings = self.config.repositories.get(text) if is_name(text) else None
         return (text, None) if settings is None else (settings.url, settings)
 
     @property
@@ -89,8 +88,8 @@ class Context:
     def store(self, *, create: bool = False, read_only: bool = False) -> Iterator[Store]:
         """The store at REPO, retried and limited. Raises NoRepository, StoreError, UsageError, Absent."""
         with self._may_be_absent():
-            opened = open_store(self.place, create=create, read_only=read_only, environment=self._store_environment)
-        with closing(self.retrying(self._limited(opened), self.place)) as store:
+            opened = open_store(self.place, create=create, read_only=read_only, environment=self.store_environment)
+        with closing(self.retrying(self._settled(opened), self.place)) as store:
             yield store
 
     def retrying(self, store: Store, place: str) -> RetryingStore:
@@ -106,19 +105,17 @@ class Context:
         return RetryingStore(store, tell=tell)
 
     @property
-    def _store_environment(self) -> Mapping[str, str]:
+    def store_environment(self) -> Mapping[str, str]:
         """The variables of this process, and what options and the configuration say instead."""
         ssh = self.args.ssh_command or (self.settings and self.settings.ssh_command)
         return {**self.env, "LAMELLA_SSH_COMMAND": ssh} if ssh else self.env
 
-    def _limited(self, store: Store) -> Store:
-        configured = None if self.settings is None else self.settings.limit_rate
-        rate = self.args.limit_rate or configured
-        if rate is None:
+    def _settled(self, store: Store) -> Store:
+        if self.settings is None and self.args.limit_rate is None:
             return store
-        from lamella.stores.wrap.limited import LimitedStore, TokenBucket  # only where a rate was given
+        from lamella.cli.settled import settled  # only where something was configured, or a rate given
 
-        return LimitedStore(store, TokenBucket(rate))
+        return settled(self, store)
 
     @contextmanager
     def _may_be_absent(self) -> Iterator[None]:
@@ -145,11 +142,17 @@ class Context:
 
     @contextmanager
     def repository(
-        self, *, read_only: bool = True, whole: bool = False, stored: bool = False, exclusive: bool = False
+        self,
+        *,
+        read_only: bool = True,
+        whole: bool = False,
+        stored: bool = False,
+        exclusive: bool = False,
+        answer: KeptAnswer | None = None,
     ) -> Iterator[Repository]:
         """The open repository. A missing repository is an error before the command asks for a secret.
 
-        `exclusive`: keep everybody else out, where the destination can do that. `whole` and `stored` as
+        `exclusive`: keep everybody else out, where the destination can do that. `whole`, `stored` and `answer` as
         for `Repository.open`.
 
         Raises NoRepository, Locked, IntegrityError, RolledBack, StoreError, UsageError.
@@ -157,31 +160,20 @@ class Context:
         self.given_secret()  # report a contradiction on the command line first
         with self.store(read_only=read_only) as store:
             self._require_marker(store)
-            with self.with_secret(partial(self._opened, store, whole, stored, exclusive)) as repository:
+            with self.with_secret(partial(self._opened, store, whole, stored, exclusive, answer)) as repository:
                 self.require_expected(repository)
                 if self.out.verbose:
-                    slot, count = repository.unlocked.slot.name, len(repository.catalogue.snapshots)
-                    self.out.detail(f"repository {repository.repo_id.hex()}, {count} snapshots, by {slot}")
+                    names, slot = {one.name for one in repository.catalogue.snapshots}, repository.unlocked.slot.name
+                    self.out.detail(f"repository {repository.repo_id.hex()}, {len(names)} snapshots, by {slot}")
                 for note in repository.catalogue.notes:
                     self.out.detail(note)
-                self._note_unexplained(repository)
+                if repository.history.strangers or repository.history.unexplained:
+                    from lamella.cli.unexplained import note_unexplained  # in few repositories
+
+                    note_unexplained(repository.history, self.out)
                 for lack in repository.log.older:
                     self.out.warn(f"an older copy: {lack.message}", store.url)
                 yield repository
-
-    def _note_unexplained(self, repository: Repository) -> None:
-        """An object without any evidence may be junk, or a commit of which everything else is lost."""
-        for writer in sorted(repository.history.strangers)[:5]:
-            id_ = writer.hex()[:8]
-            text = f"writer {id_} is not admitted: what it published counts for nothing"
-            self.out.say(
-                f"note: {text}; if it is a host of yours, an admin admits it with: lamella check --admit {id_}"
-            )
-        names = repository.history.unexplained
-        if names:
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            hint = "if it was a commit, its host restores it with: lamella repair"
-            self.out.say(f"note: {names[0]}{more} is no commit, and nothing shows that it ever was one; {hint}")
 
     def secret(self) -> Secret:
         """The secret of REPO, from its one source or the terminal. Raises UsageError, Interrupted."""
@@ -204,11 +196,13 @@ class Context:
         """The source of the secret that the user named, unread. Raises UsageError for several sources."""
         return given_source(self.args, self.env, self.settings, self.secret_names)
 
-    def _opened(self, store: Store, whole: bool, stored: bool, exclusive: bool, secret: Secret) -> Repository:
+    def _opened(
+        self, store: Store, whole: bool, stored: bool, exclusive: bool, answer: KeptAnswer | None, secret: Secret
+    ) -> Repository:
         wait = self.args.lock_wait
         with _locking(store):
             return Repository.open(
-                store, secret, self.host, lock_wait=wait, whole=whole, stored=stored, exclusive=exclusive
+                store, secret, self.host, lock_wait=wait, whole=whole, stored=stored, exclusive=exclusive, answer=answer
             )
 
     def require_expected(self, repository: Repository) -> None:
@@ -221,7 +215,9 @@ class Context:
     def lock_exclusively(self, repository: Repository) -> None:
         """Exchange the shared lock for the exclusive one. Raises Locked, StoreError."""
         with _locking(repository.store):
-            repository.lock_exclusively(self.args.lock_wait)
+            from lamella.repository.exclusive import lock_exclusively  # few commands need that
+
+            lock_exclusively(repository, self.args.lock_wait)
 
     @contextmanager
     def sound_repository(self, *, read_only: bool = True) -> Iterator[Repository]:

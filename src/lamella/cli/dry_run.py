@@ -1,4 +1,4 @@
-"""What a backup would do, for --dry-run: in lines for people and as the JSON document."""
+"""The plan of a backup, for --dry-run: in lines for people and as the JSON document."""
 
 from __future__ import annotations
 

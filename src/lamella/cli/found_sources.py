@@ -1,4 +1,4 @@
-"""Directories and patterns among sources: the files that they mean at this moment."""
+"""Directories, patterns and virtual machines among sources: the files and disks that they mean at this moment."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
-from lamella.base.errors import LamellaError, NothingMatched, UsageError
+from lamella.base.errors import LamellaError, NothingMatched, SourceError, UsageError
 from lamella.cli.sources import may_be_several
 from lamella.operations.backup.story import FailedRequest, Request
+from lamella.sources.base import Keeping
 from lamella.sources.names import name_from, split_name
 
 
@@ -22,10 +23,13 @@ def files_of(text: str, exclude: Sequence[str], say: Callable[[str], None]) -> l
     """The files that a pattern or a directory means, in order of name; None for anything else.
 
     A directory means the files that lie in it, hidden ones and deeper directories left out; `say` hears how many
-    directories. A text that is itself the path of something is never a pattern. Raises NothingMatched for a pattern or
-    directory without any file, so that nobody loses a backup to a changed path; UsageError for a NAME= before it.
+    directories. After `qcow2:` the disks in these files are meant. A text that is itself the path of something is never
+    a pattern. Raises NothingMatched for a pattern or directory without any file, so that nobody loses a backup to a
+    changed path; UsageError for a NAME= before it.
     """
     name, place = split_name(text)
+    driver = _DISKS if place.startswith(_DISKS) else ""
+    place = place.removeprefix(driver)
     found = None if re.match(r"[a-z_+]+:", place) else _found(place)
     if found is None:
         return None
@@ -35,18 +39,37 @@ def files_of(text: str, exclude: Sequence[str], say: Callable[[str], None]) -> l
     folders = sum(Path(one).is_dir() for one in kept)
     kept = [one for one in kept if _is_source(Path(one))]
     below = str(Path(place) / "*")
+    whole = f"; with everything in it as one volume: lamella files backup {place}" if Path(place).is_dir() else ""
     if not kept:
         hint = "everything is excluded" if found else "is the file system mounted?"
-        hint = f"it holds only directories; for the files in these write '{below}/*'" if folders else hint
+        hint = f"it holds only directories; for the files in these write '{below}/*'{whole}" if folders else hint
         raise NothingMatched(f"there is no file for {text}", obj=text, hint=hint)
     if folders:
         what = "1 directory in it is" if folders == 1 else f"{folders} directories in it are"
-        say(f"{text}: {what} left out; for the files in these add '{below}/*'")
-    return kept
+        say(f"{text}: {what} left out; for the files in these add '{below}/*'{whole}")
+    return [driver + one for one in kept]
+
+
+def _disks_of(text: str, keeping: Keeping) -> list[str]:
+    """A source for each disk of a virtual machine; any other source is itself. Raises NothingMatched, SourceError."""
+    name, place = split_name(text)
+    if place.startswith("qmp:"):
+        from lamella.sources.qmp.source import disks_at  # most sources are files
+    elif place.startswith("libvirt:"):
+        from lamella.sources.virt.source import disks_at
+    else:
+        return [text]
+    disks = disks_at(place, keeping)
+    if name is None:
+        return disks
+    if len(disks) > 1:
+        hint = f"leave NAME= out, or name one disk: {name}={disks[0]}"
+        raise UsageError(f"{text}: one name cannot stand for several disks", obj=text, hint=hint)
+    return [f"{name}={disks[0]}"]
 
 
 def _found(place: str) -> list[str] | None:
-    """What lies in a directory, or fits a pattern, and is not hidden; None for the path of one source."""
+    """The files in a directory, or those that fit a pattern, unless hidden; None for the path of one source."""
     path = Path(place)
     if path.is_dir():
         found = [str(one) for one in path.iterdir()]
@@ -66,6 +89,9 @@ def _excluded(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path if "/" in one else Path(path).name, one) for one in patterns)
 
 
+_DISKS = "qcow2:"
+
+
 class Found(NamedTuple):
     """A source as `backup` opens it; `names` are what its volume may be called, for a file that a pattern meant."""
 
@@ -79,22 +105,24 @@ def all_files(
     requests: list[Request | FailedRequest],
     errors: list[LamellaError],
     say: Callable[[str], None],
+    keeping: Keeping,
 ) -> list[Found]:
-    """Each source, patterns and directories replaced by the files they mean. One that means none is a failed source."""
+    """Each source; patterns, directories and machines replaced by what they mean. One that means none failed."""
     given = {str(Path(split_name(text)[1]).resolve()) for text in texts}
     found: dict[str, str | None] = {}
     """For each file of a pattern what to open, by its path without links; for any other source nothing, by its text."""
     for text in texts:
-        files = None
+        files, disks = None, [text]
         if may_be_several(split_name(text)[1]):
             try:
                 files = files_of(text, exclude, say)
-            except NothingMatched as error:
+                disks = _disks_of(text, keeping)
+            except (NothingMatched, SourceError) as error:
                 errors.append(error)
-                requests.append(FailedRequest(name_from(text), f"{error.message}; {error.hint}"))
+                requests.append(FailedRequest(name_from(text), f"{error.message}; {error.hint}".removesuffix("; ")))
                 continue
         if files is None:
-            found[text] = None
+            found.update(dict.fromkeys(disks, None))
             continue
         # A file that is named itself may have a name of its own there; two patterns, or a link, may mean the same file.
         for one in sorted(files, key=os.path.islink):

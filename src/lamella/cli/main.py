@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Mapping, Sequence
 
-    from lamella.cli.output import Output
 
 _INTERRUPTED = 130
 
@@ -83,7 +82,9 @@ def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
     try:
         args = parse(argv)
     except UsageError as error:
-        return _output_before_parsing(argv).failure(error, error.exit_code)
+        from lamella.cli.near import failed_before_parsing
+
+        return failed_before_parsing(argv, error)
     except SystemExit as done:  # argparse ends so after --help
         return done.code if isinstance(done.code, int) else 0
     if args.version:
@@ -91,8 +92,9 @@ def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
     if args.command is None:
         if not (args.json or args.json_lines):
             build().print_help(sys.stderr)
-        missing = UsageError("no command is named", hint="see: lamella --help")
-        return _output_before_parsing(argv).failure(missing, missing.exit_code)
+        from lamella.cli.near import failed_before_parsing
+
+        return failed_before_parsing(argv, UsageError("no command is named", hint="see: lamella --help"))
     return _command(args, env)
 
 
@@ -132,16 +134,6 @@ def _command(args: Namespace, env: Mapping[str, str]) -> int:
         return out.failure(LamellaError(text, hint=hint), 1)
     finally:
         out.clear()
-
-
-def _output_before_parsing(argv: Sequence[str]) -> Output:
-    """The output for an error in the arguments, in the form that the arguments ask for."""
-    from lamella.cli.arguments import COMMANDS
-    from lamella.cli.output import Output
-
-    options = argv[: argv.index("--")] if "--" in argv else argv
-    command = next((word for word in options if word in COMMANDS), "")
-    return Output(command, as_json="--json" in options, as_events="--json-lines" in options)
 
 
 def _version() -> int:

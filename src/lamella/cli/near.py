@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from lamella.base.errors import UsageError
 from lamella.cli.arguments import COMMANDS
 from lamella.cli.configuration import Configuration
+from lamella.cli.output import Output
 
 _ELSEWHERE = {
     "help": "--help",
@@ -46,4 +47,12 @@ def no_repository(env: Mapping[str, str], config: Configuration) -> UsageError:
     hint = "give -r REPO, set LAMELLA_REPO, or configure one (lamella init --save-as NAME)"
     hint += "; sudo drops LAMELLA_REPO: sudo -E keeps it" if env.get("SUDO_USER") else ""
     several = ", ".join(config.repositories)
-    return UsageError("no repository is named" + (f" of {several}" if several else ""), hint=hint)
+    return UsageError("no repository is named" + (f"; configured are {several}" if several else ""), hint=hint)
+
+
+def failed_before_parsing(argv: Sequence[str], error: UsageError) -> int:
+    """Report an error in the arguments, in the form that the arguments ask for. Returns the exit code."""
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    command = next((word for word in options if word in COMMANDS), "")
+    out = Output(command, as_json="--json" in options, as_events="--json-lines" in options)
+    return out.failure(error, error.exit_code)

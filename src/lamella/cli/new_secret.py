@@ -18,9 +18,12 @@ from lamella.cli.secret import (
     passphrase_variables,
     secret_source,
 )
-from lamella.cli.terminal import ask_new_secret, has_terminal
+from lamella.cli.terminal import ask_secret, has_terminal
 from lamella.crypto import recovery, slots
 from lamella.crypto.slots import Secret
+
+SHORTEST = 8
+"""Characters of a new passphrase: whoever copies the repository may guess for years."""
 
 
 def first_secret_source(args: Namespace, env: Mapping[str, str], settings: RepositorySettings | None) -> SecretSource:
@@ -52,4 +55,13 @@ def new_secret_source(args: Namespace, env: Mapping[str, str]) -> SecretSource:
 
 
 def _typed_twice() -> Secret:
-    return slots.passphrase(ask_new_secret("passphrase"))
+    """A new passphrase from the terminal. Raises UsageError when it is empty or short, or the two entries differ."""
+    first = ask_secret("New passphrase: ")
+    if not first:
+        raise UsageError("the passphrase is empty")
+    if len(first) < SHORTEST:
+        hint = "several words that do not belong together are easy to remember and hard to guess"
+        raise UsageError(f"the passphrase has fewer than {SHORTEST} characters", hint=hint)
+    if ask_secret("New passphrase again: ") != first:
+        raise UsageError("the two entries of the passphrase differ")
+    return slots.passphrase(first)

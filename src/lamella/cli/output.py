@@ -50,7 +50,7 @@ class Output:
         self._drawn: Bar | ProgressLines | None = None
         self.to_terminal = is_terminal(sys.stdout)
         self.rounds = 1
-        """How often a stage will go through all volumes: a backup does for each destination."""
+        """The number of times that a stage goes through all volumes: a backup does so for each destination."""
 
     # -- results ------------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lamella.base.errors import LamellaError, UsageError
+from lamella.base.errors import UsageError
 from lamella.memory.host import Host, machine_name
 
 MACHINE_ID = Path("/etc/machine-id")
@@ -38,6 +37,11 @@ def this_host(env: Mapping[str, str], machine_file: Path = MACHINE_ID) -> Host:
     """This host. Raises LamellaError when it has no machine id and none can be kept."""
     state = state_place(env)
     return Host(machine_name(_machine_id(machine_file, state)), os.uname().nodename, state, cache_place(env))
+
+
+def is_name(text: str) -> bool:
+    """Whether a REPO is written as a configured name may be: without slash and colon."""
+    return bool(text) and "/" not in text and ":" not in text and text not in {".", ".."}
 
 
 def _place(env: Mapping[str, str], variable: str, system: str, xdg: str, below_home: str) -> Path:
@@ -78,7 +82,12 @@ def _is_root() -> bool:
 
 def _machine_id(machine_file: Path, state: Path) -> str:
     """The system's machine id; where there is none, a random one that is kept in the state directory."""
-    return _read_id(machine_file) or _read_id(state / "machine") or _new_id(state)
+    found = _read_id(machine_file) or _read_id(state / "machine")
+    if not found:
+        from lamella.cli.machine import new_id  # once, and where the system has no machine id
+
+        found = new_id(state)
+    return found
 
 
 def _read_id(path: Path) -> str:
@@ -88,15 +97,3 @@ def _read_id(path: Path) -> str:
         return ""
     # systemd writes "uninitialized" into images before their first start
     return text if len(text) >= _MIN_ID and text != "uninitialized" else ""
-
-
-def _new_id(state: Path) -> str:
-    from lamella.base.durable import make_private, write_durably  # where the system has no machine id, once
-
-    made, path = secrets.token_hex(16), state / "machine"
-    try:
-        make_private(state)
-        write_durably(path, made.encode("ascii") + b"\n")
-    except OSError as error:
-        raise LamellaError(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
-    return made

@@ -20,7 +20,7 @@ KEYS = (*(f"keep_{name}" for name in _COUNTS), "keep_within", "keep_tags", "thin
 
 
 def count(text: str) -> int:
-    """How many to keep: 1 or more, or `all`. Raises ArgumentTypeError."""
+    """A number of snapshots to keep: 1 or more, or `all`. Raises ArgumentTypeError."""
     if text == "all":
         return ALL
     if not text.isdecimal() or not 1 <= int(text) <= ALL:
@@ -74,15 +74,21 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
     for name in _COUNTS:
         what = "newest snapshots" if name == "last" else f"snapshots, the newest of each {_period(name)}"
         group.add_argument(f"--keep-{name}", type=count, default=0, metavar="N", help=f"keep N {what} (or all)")
-    group.add_argument("--keep-within", type=age, metavar="AGE", help="keep what is at most so old, as 30d or 1y6m")
-    group.add_argument("--keep-tag", action="append", default=[], metavar="TAG", help="keep what has this tag")
+    group.add_argument(
+        "--keep-within",
+        type=age,
+        metavar="AGE",
+        help="keep snapshots that are at most AGE old, for example 30d or 1y6m",
+    )
+    group.add_argument("--keep-tag", action="append", default=[], metavar="TAG", help="keep snapshots with this tag")
     group.add_argument(
         "--thin-older",
         action="append",
         type=thinning,
         default=[],
         metavar="AGE[:PERIOD]",
-        help="keep one a PERIOD (hour, day, week, month, year; default day) of what is older, and all that is younger",
+        help="keep all snapshots younger than AGE, and of older ones one for each PERIOD (hour, day, week, month, "
+        "year; default day)",
     )
     parser.add_argument("--zone", type=zone_name, metavar="ZONE", help="time zone of days and hours (default UTC)")
 

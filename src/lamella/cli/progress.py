@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 INTERVAL_SECONDS = 0.1
 """Between two reports of progress."""
 _SETTLED_SECONDS = 1.0
-_STAGES = {"mark": "finding what is needed", "rewrite": "moving what is needed"}
+_STAGES = {"packs": "verify packs", "mark": "finding what is needed", "rewrite": "moving what is needed"}
 """Stages whose names say nothing to people."""
 
 
 def progress_of(out: Output) -> Bar | ProgressLines:
-    """What shows the progress of a command in the form that its options ask for."""
+    """The display of a command's progress, in the form that its options ask for."""
     return ProgressLines(out) if out.as_events else Bar(sys.stderr, rounds=out.rounds)
 
 
 class Standing(NamedTuple):
-    """How far all volumes of a stage have come together."""
+    """The progress of all volumes of a stage together."""
 
     done: int
     total: int

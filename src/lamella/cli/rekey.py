@@ -16,7 +16,7 @@ from lamella.base.names import RESCUE
 from lamella.cli.commands.init import make_repository
 from lamella.cli.context import Context
 from lamella.cli.destination import OtherContext
-from lamella.cli.files import write_file
+from lamella.cli.new_files import write_file
 from lamella.cli.new_secret import new_secret_source
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.secret import FIRST, SecretSource
@@ -128,7 +128,7 @@ def _prove(context: Context, target: Repository) -> VerifyResult:
 
 
 class _Outcome:
-    """What was copied, and what the proof found."""
+    """The report of the copy and of its proof."""
 
     def __init__(self, source: Repository, target: Repository, copied: CopyResult, proof: VerifyResult) -> None:
         self.source, self.target, self.copied, self.proof = source, target, copied, proof

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.context import Context
-from lamella.cli.files import exists, write_file
+from lamella.cli.new_files import exists, write_file
 from lamella.cli.places import config_place
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamella.base.errors import UsageError
-from lamella.cli.configuration import RepositorySettings
 from lamella.crypto import slots
 from lamella.crypto.slots import Secret
+
+if TYPE_CHECKING:
+    from lamella.cli.configuration import RepositorySettings
 
 MAX_PASSPHRASE = 1 << 20
 
@@ -25,7 +27,7 @@ class SecretSource(NamedTuple):
 
 
 class SecretNames(NamedTuple):
-    """What the sources of one repository's secret are called: a command that opens two has two sets of names."""
+    """The names of the sources of one repository's secret: a command that opens two has two sets of names."""
 
     variables: str
     options: str

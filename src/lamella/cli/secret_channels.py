@@ -12,12 +12,12 @@ _COMMAND_SECONDS = 120.0
 
 
 def command(text: str) -> bytes:
-    """What a command prints. Raises LamellaError, UsageError."""
+    """The output of a command. Raises LamellaError, UsageError."""
     return run(shell_words(text), timeout_seconds=_COMMAND_SECONDS, error=LamellaError)
 
 
 def descriptor(number: str) -> bytes:
-    """What a file descriptor yields. Raises UsageError."""
+    """The content of a file descriptor. Raises UsageError."""
     if not number.isdecimal():
         raise UsageError(f"not a file descriptor: {number!r}")
     try:

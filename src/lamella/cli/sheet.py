@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 
 from lamella.base.clock import iso, now_ms
 from lamella.base.errors import LamellaError
-from lamella.cli.files import exists, write_file
+from lamella.cli.new_files import exists, write_file
 from lamella.cli.output import Output
 from lamella.cli.shown import shown
 from lamella.cli.terminal import shows_secrets
@@ -17,7 +20,7 @@ from lamella.cli.terminal import shows_secrets
 
 @dataclass(frozen=True, slots=True)
 class SheetFacts:
-    """What the sheet says. Before the repository is made, only its place and the key are known."""
+    """The content of the sheet. Before the repository is made, only its place and the key are known."""
 
     recovery_key: str
     place: str
@@ -28,42 +31,93 @@ class SheetFacts:
 
 
 def sheet_text(facts: SheetFacts) -> str:
-    """The sheet, ready to print."""
+    """The sheet, ready to print: lines of at most 78 columns, unless the place is long, on one page."""
     head = f"""\
-LAMELLA RECOVERY SHEET                                    {iso(now_ms())}
+LAMELLA RECOVERY SHEET                                {iso(now_ms())}
 
-Keep this on paper or offline, away from the machine and from the repository. Whoever has the recovery key can read
-every backup in the repository{" and authorise deletion" if facts.admin else ""}.
+Keep this sheet on paper or offline, away from the machine and from the
+repository. Whoever has the recovery key can read every backup in the
+repository{" and authorise deletion" if facts.admin else ""}.
 
-Recovery key
+Recovery key: 14 groups; the last letter of each checks the group
 
-    {facts.recovery_key}
-
+    {_lines(facts.recovery_key)}
+{_square(facts.recovery_key)}
 Repository     {shown(facts.place)}
 """
     if not facts.repo_id:
         return head
-    place = shown(shlex.quote(facts.place))
+    before, command = _copied(facts.place)
     return f"""{head}Repository id  {facts.repo_id}
-Fingerprint    {facts.fingerprint}   (of its history at this moment; every backup prints the new one)
-restore.py     SHA-256 {facts.rescue_sha256}
+Fingerprint    {facts.fingerprint}; every backup prints the new one
+restore.py     has this SHA-256:
+    {facts.rescue_sha256}
 
 With Lamella: write the recovery key into a file KEY, then
 
-    lamella -r {place} --recovery-key-file KEY list
-    lamella -r {place} --recovery-key-file KEY restore VOLUME --to FILE
+    REPO={shown(shlex.quote(facts.place.removeprefix("file:")))}
+    lamella -r "$REPO" --recovery-key-file KEY list
+    lamella -r "$REPO" --recovery-key-file KEY restore VOLUME --to FILE
 
-Without Lamella: Python 3 is enough. Never run restore.py inside the repository: whoever can write there could have put
-other files beside it. Copy it to an empty directory, and first of all compare the copy's SHA-256 with the one above:
+Without Lamella: Python 3 is enough. {before}Never run restore.py inside the
+repository: whoever can write there could have put other files beside it.
+Copy it, and compare the SHA-256 of the copy with the one above first of all:
 
-    mkdir emergency
-    cp {shown(shlex.quote(facts.place.rstrip("/") + "/restore.py"))} emergency/copy.py
+{command}    mkdir emergency
+    cp "$REPO/restore.py" emergency/copy.py
     sha256sum emergency/copy.py
-    python3 -I -S emergency/copy.py --repo {place} --recovery-key-file KEY list
-    python3 -I -S emergency/copy.py --repo {place} --recovery-key-file KEY restore VOLUME --to FILE
+    python3 -I -S emergency/copy.py --repo "$REPO" \\
+        --recovery-key-file KEY list
+    python3 -I -S emergency/copy.py --repo "$REPO" \\
+        --recovery-key-file KEY restore VOLUME --to FILE
 
-Add --expect with the newest fingerprint you know: it refuses a repository that was set back to an older state.
+Add --expect with the newest fingerprint you know: it refuses a repository
+that was set back to an older state.
 """
+
+
+def _lines(key: str) -> str:
+    """A recovery key in two lines."""
+    groups = key.split("-")
+    half = len(groups) // 2
+    return f"{'-'.join(groups[:half])}-\n    {'-'.join(groups[half:])}"
+
+
+_COPIERS = {
+    "ssh": "scp -r",
+    "sftp": "scp -r",
+    "rclone": "rclone copy",
+    "s3": "any program for S3",
+    "qubes": "qvm-copy",
+    "qubes-ssh": "scp -r",
+}
+
+
+def _copied(place: str) -> tuple[str, str]:
+    """What comes first where the repository is no directory, the only thing that `restore.py` reads: words, command."""
+    kind, colon, _ = place.partition("/")[0].partition(":")
+    if not colon or kind == "file":
+        return "", ""
+    with_what = _COPIERS.get(kind, "what can read it")
+    return (
+        f"It reads directories only:\ncopy the repository into a new DIRECTORY, with {with_what}.\n",
+        "    REPO=DIRECTORY\n",
+    )
+
+
+def _square(text: str) -> str:
+    """The text as a QR code of half blocks, where python3-qrcode is installed; else nothing."""
+    if find_spec("qrcode") is None:
+        return ""
+    code = import_module("qrcode").QRCode(border=1)
+    code.add_data(text)
+    rows: list[list[bool]] = code.get_matrix()
+    pairs = zip_longest(rows[::2], rows[1::2], fillvalue=[False] * len(rows))
+    lines = ("".join(_HALVES[up, down] for up, down in zip(*pair, strict=True)) for pair in pairs)
+    return "".join(f"    {line}".rstrip() + "\n" for line in lines)
+
+
+_HALVES = {(False, False): " ", (True, False): "\u2580", (False, True): "\u2584", (True, True): "\u2588"}
 
 
 class Sheet:

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-
-
-def shown_bytes(count: float) -> str:
-    """A number of bytes for people: `512 B`, `1.5 GiB`."""
-    for unit in _UNITS[:-1]:
-        if abs(count) < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} {_UNITS[-1]}"
+from lamella.base.errors import shown_bytes as shown_bytes
 
 
 def shown_seconds(count: float) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from lamella.base.errors import Interrupted, KeyRefused, UsageError
+from lamella.base.errors import Interrupted, KeyRefused
 from lamella.cli.output import is_terminal
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 Opened = TypeVar("Opened")
 _TRIES = 3
-_RECOVERY_CHARACTERS, _RECOVERY_DASHES = 56, 13
-"""Of a recovery key as the sheet shows it."""
 
 
 def has_terminal() -> bool:
@@ -39,23 +37,22 @@ def ask_secret(prompt: str) -> str:
 
 def ask_existing_secret(prompt: str) -> Secret:
     """A passphrase, or a recovery key in the form in which the sheet shows it. Raises KeyRefused, UsageError."""
-    from lamella.crypto.recovery import recovery_key
+    from lamella.crypto.recovery import is_nearly_a_key, recovery_key
     from lamella.crypto.slots import passphrase
 
     text = ask_secret(prompt)
-    if len("".join(text.replace("-", " ").split())) == _RECOVERY_CHARACTERS:
-        try:
-            return recovery_key(text)
-        except KeyRefused:
-            if text.count("-") == _RECOVERY_DASHES:
-                raise
+    try:
+        return recovery_key(text)
+    except KeyRefused:
+        if is_nearly_a_key(text):
+            raise
     return passphrase(text)
 
 
 def tried(
     place: str, opens: Callable[[Secret], Opened], ask: Callable[[], Secret], warn: Callable[[str], None]
 ) -> Opened:
-    """What `opens` returns, with the key that is kept, or else a secret that is asked for: a person may be wrong twice.
+    """The result of `opens` with the kept key, else with a secret that is asked for: a person may be wrong twice.
 
     Raises KeyRefused, and what `ask` raises.
     """
@@ -70,16 +67,6 @@ def tried(
         except KeyRefused as error:
             warn(f"{error.message}; try again: a recovery key is taken here, too")
     return opens(ask())
-
-
-def ask_new_secret(word: str) -> str:
-    """A new secret, typed twice. Raises UsageError when it is empty or the two differ."""
-    first = ask_secret(f"New {word}: ")
-    if not first:
-        raise UsageError(f"the {word} is empty")
-    if ask_secret(f"New {word} again: ") != first:
-        raise UsageError(f"the two entries of the {word} differ")
-    return first
 
 
 def can_confirm() -> bool:

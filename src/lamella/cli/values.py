@@ -20,6 +20,14 @@ def size(text: str) -> int:
     return int(float(match[1]) * (1 << _POWERS.get((match[2] or "").lower(), 0)))
 
 
+def chunk_log2(text: str) -> int:
+    """The binary logarithm of a chunk size from 64K to 4M. Raises ArgumentTypeError."""
+    found = size(text)
+    if found.bit_count() != 1 or not 1 << 16 <= found <= 1 << 22:
+        raise argparse.ArgumentTypeError(f"not a chunk size: {text!r}; it is a power of two from 64K to 4M")
+    return found.bit_length() - 1
+
+
 def rate(text: str) -> int:
     """Bytes a second from `800K`, `5M` or `5M/s`. Raises ArgumentTypeError."""
     found = size(text.strip().removesuffix("/s"))
@@ -52,7 +60,7 @@ def workers(text: str) -> int:
 
 
 def compression(text: str) -> str:
-    """How to compress: auto, 1 to 19, off or portable. Raises ArgumentTypeError."""
+    """A compression setting: auto, 1 to 19, off or portable. Raises ArgumentTypeError."""
     from lamella.format.encoder import check_setting
 
     try:

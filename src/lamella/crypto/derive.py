@@ -32,7 +32,7 @@ def hkdf(key: bytes, salt: bytes, info: bytes, length: int = 32) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class DomainKeys:
-    """What opens and names the blobs of one domain."""
+    """The keys that open and name the blobs of one domain."""
 
     domain_id: DomainId
     root: bytes
@@ -42,7 +42,7 @@ class DomainKeys:
 
 
 class Bundle(NamedTuple):
-    """What a key slot holds: what everything is derived from, and the seeds of the repository's two signing keys.
+    """The content of a key slot: the root of all keys, and the seeds of the repository's two signing keys.
 
     `prune_seed` is None for a writer, who cannot authorise deletion.
     """

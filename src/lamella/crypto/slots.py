@@ -62,7 +62,7 @@ def is_signed(marker: Marker, slot: KeySlot) -> bool:
 
 
 def unwrap(marker: Marker, secret: Secret, slot: KeySlot) -> Bundle | None:
-    """What is in the slot if `secret` opens it, None if it does not.
+    """The content of the slot if `secret` opens it, None if it does not.
 
     Raises KeyRefused for a slot that opens but contradicts the marker.
     """

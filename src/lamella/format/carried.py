@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from lamella.base.errors import IntegrityError
 from lamella.base.trust import Opened
-from lamella.format.commit import SEGMENT_HEAD, ChainEntry, decode_entries
+from lamella.format.commit import ChainEntry
 from lamella.format.container import MAX_OBJECT
+from lamella.format.cursor import Cursor
+from lamella.format.records import Checkpoint, RawRecord
 
 MAX_CARRIED = 1 << 18
 """Entries that a checkpoint carries, at most; their bytes are bounded by `MAX_OBJECT`."""
 MAX_SEGMENTS = 256
 """Segments that a checkpoint names, at most."""
+SEGMENT_HEAD = b"\x01" + bytes(7)
 _ENTRY_HEAD = 8 + 32 + 8 + 2 + 4
 
 
@@ -43,3 +46,13 @@ class Room:
         if content[:8] != SEGMENT_HEAD:
             raise IntegrityError("a catalogue segment of unknown version", obj=what)
         return self.entries(content[8:], what)
+
+
+def decode_entries(content: bytes, what: str) -> Iterator[ChainEntry]:
+    """Cut a sequence of entries. Raises IntegrityError."""
+    cursor = Cursor(content, what)
+    while cursor.remaining:
+        seq, prev, time_ms, type_ = cursor.uint(8), cursor.take(32), cursor.uint(8), cursor.uint(2)
+        if seq == 0 or type_ == Checkpoint.TYPE:
+            cursor.fail("an entry that no commit can have made")
+        yield ChainEntry(seq, prev, time_ms, RawRecord(type_, cursor.take(cursor.uint(4))))

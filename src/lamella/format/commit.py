@@ -14,7 +14,7 @@ from lamella.base.signed import TRAILER_SIZE, Trailer, trailer_of, writer_of
 from lamella.format.container import MAX_CONTENT
 from lamella.format.cursor import Cursor, u8, u32, u64
 from lamella.format.layout import HASH, ID, U64, row
-from lamella.format.records import Checkpoint, RawRecord, split
+from lamella.format.records import RawRecord, split
 
 PREFIX = COMMITS
 MAX_SEEN = 1024
@@ -123,16 +123,3 @@ class ChainEntry(NamedTuple):
     def encode(self) -> bytes:
         """The entry's bytes."""
         return u64(self.seq) + self.prev + u64(self.time_ms) + self.record.encode()
-
-
-def decode_entries(content: bytes, what: str) -> Iterator[ChainEntry]:
-    """Cut a sequence of entries. Raises IntegrityError."""
-    cursor = Cursor(content, what)
-    while cursor.remaining:
-        seq, prev, time_ms, type_ = cursor.uint(8), cursor.take(32), cursor.uint(8), cursor.uint(2)
-        if seq == 0 or type_ == Checkpoint.TYPE:
-            cursor.fail("an entry that no commit can have made")
-        yield ChainEntry(seq, prev, time_ms, RawRecord(type_, cursor.take(cursor.uint(4))))
-
-
-SEGMENT_HEAD = b"\x01" + bytes(7)

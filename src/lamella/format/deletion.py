@@ -36,7 +36,7 @@ class RemoveLast(Remove):
 
 @dataclass(frozen=True, slots=True)
 class Revive(Signed):
-    """REVIVE: a removed snapshot is published anew, because its volume was left without a whole one.
+    """REVIVE: a removed snapshot is published again, because its volume was left without a whole one.
 
     `removed` names the snapshot that was removed; `added` is the new one, whose author is the publisher of this record.
     """

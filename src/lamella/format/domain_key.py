@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lamella.base.ids import ChunkId, DomainId, VolumeId
+from lamella.format.cursor import Cursor
 from lamella.format.layout import CHUNK, HASH, ID, TEXT, U8, U64, many, padded, row
 
 MAGIC = b"LMLDOMK\x01"
@@ -34,6 +35,18 @@ class ExportedKeys(NamedTuple):
 def encode(keys: ExportedKeys, trees: Sequence[ExportedTree]) -> bytes:
     """The file."""
     return MAGIC + _KEYS.encode(keys) + _TREES.encode(tuple(trees))
+
+
+def decode_keys(content: bytes) -> ExportedKeys:
+    """The keys in a file without trees, as `encode` makes it. Raises IntegrityError."""
+    cursor = Cursor(content, "domain key file")
+    if cursor.take(len(MAGIC)) != MAGIC:
+        cursor.fail("no domain key magic")
+    keys = _KEYS.decode(cursor)
+    if _TREES.decode(cursor):
+        cursor.fail("trees where there are none to be")
+    cursor.end()
+    return keys
 
 
 _KEYS = row(ExportedKeys, padded(U8, 7), HASH, ID, HASH, HASH)

@@ -8,7 +8,7 @@ from lamella.base.ids import RepoId
 from lamella.format.layout import ID, U64, row
 from lamella.format.records import REF, AddSnap, RawRecord, Ref
 
-SAMPLED, REFUTED, ORIGIN, REBUILT = 0x8002, 0x8003, 0x8010, 0x8020
+SAMPLED, REFUTED, ORIGIN, CLAIMED, REBUILT = 0x8002, 0x8003, 0x8010, 0x8011, 0x8020
 
 
 class Sampled(NamedTuple):
@@ -89,3 +89,13 @@ def rebuilt_mark() -> RawRecord:
 def was_rebuilt(added: AddSnap) -> bool:
     """Whether a snapshot says that a repair made it again."""
     return any(record.type == REBUILT for record in added.inner)
+
+
+def claim_of_time(time_ms: int) -> RawRecord:
+    """CLAIMED: the user said that a stream shows the state of this moment, in UTC milliseconds."""
+    return RawRecord(CLAIMED, U64.encode(time_ms))
+
+
+def claimed_ms(added: AddSnap) -> int | None:
+    """The moment whose state a snapshot shows, as far as its user said so; None if nothing was said."""
+    return added.inner_value(CLAIMED, U64)

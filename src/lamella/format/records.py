@@ -1,4 +1,4 @@
-"""Records carried by commits (FORMAT 8): what every repository is made of, labels, and runs that are not finished.
+"""Records carried by commits (FORMAT 8): what every repository is made of. `known` finds the others.
 
 Each record is a dataclass whose `LAYOUT` has one field of bytes for each attribute, in the same order.
 """
@@ -132,13 +132,6 @@ def _split_inner(cursor: Cursor) -> tuple[RawRecord, ...]:
     return tuple(split(cursor.rest(), "ADD_SNAP"))
 
 
-def _operation(cursor: Cursor) -> bool:
-    operation = cursor.uint(1)
-    if operation not in (1, 2):
-        cursor.fail("an unknown operation")
-    return operation == 2
-
-
 REF = Field(Ref.encode, Ref.decode, 40)
 REFS = many(4, REF)
 PACKS = many(4, HASH)
@@ -149,7 +142,6 @@ _CONSISTENCY = checked(padded(U8, 2), lambda number: number <= 5, "an unknown co
 _INNER = Field(lambda records: b"".join([record.encode() for record in records]), _split_inner, 0)
 _COMPLETE = Field[bool](lambda complete: u8(not complete), lambda cursor: not cursor.flag(), 1)
 _LISTED = checked(PACKS, lambda packs: len(packs) <= MAX_LISTED_PACKS, "more packs than may be listed")
-_REMOVED = Field[bool](lambda removed: u8(2 if removed else 1), _operation, 1)
 
 
 # --- writers, volumes, snapshots, files ------------------------------------------------------------------------------
@@ -374,21 +366,6 @@ class Seen(Record):
         return cls(tuple(sorted(clock.items())))
 
 
-# --- labels: tags and pins of snapshots, names of volumes -------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Tag(Signed):
-    """TAG: a snapshot gets a tag, or loses it (`removed`); `signature` lets an admin take another writer's tag away."""
-
-    TYPE = 0x0005
-    LAYOUT = (REF, _REMOVED, TEXT, SIGNATURE)
-    ref: Ref
-    removed: bool
-    tag: str
-    signature: bytes = UNSIGNED
-
-
 @dataclass(frozen=True, slots=True)
 class Rename(Signed):
     """RENAME: a volume's new name; `signature` lets an admin rename another writer's volume."""
@@ -398,67 +375,6 @@ class Rename(Signed):
     volume_id: VolumeId
     name: str
     signature: bytes = UNSIGNED
-
-
-@dataclass(frozen=True, slots=True)
-class Pin(Signed):
-    """PIN: no rule removes this snapshot, or rules may again (`removed`); signed as a Tag."""
-
-    TYPE = 0x0007
-    LAYOUT = (REF, _REMOVED, TEXT, SIGNATURE)
-    ref: Ref
-    removed: bool
-    reason: str
-    signature: bytes = UNSIGNED
-
-
-# --- runs that are not finished -------------------------------------------------------------------------------------
-
-
-class SessionVolume(NamedTuple):
-    """A volume the run means to save, and the snapshot it shares from (NO_REF and NO_CHUNK: none)."""
-
-    volume_id: VolumeId
-    name: str
-    base: Ref
-    base_root: ChunkId
-
-
-class PartialRoot(NamedTuple):
-    """A resume point: a tree whose chunks `[0, done)` are those of the frozen volume."""
-
-    volume_id: VolumeId
-    domain_id: DomainId
-    root: ChunkId
-    size: int
-    chunk_log2: int
-    done: int
-
-
-_VOLUME = row(SessionVolume, ID, TEXT, REF, CHUNK)
-_PARTIAL = row(PartialRoot, ID, DOMAIN, CHUNK, U64, CHUNK_LOG2, U64)
-
-
-@dataclass(frozen=True, slots=True)
-class Session(Record):
-    """SESSION: pins what a run that is not finished shares and stored, `packs` since the SESSION before."""
-
-    TYPE = 0x000A
-    LAYOUT = (ID, TEXT, many(2, _VOLUME), PACKS, many(2, _PARTIAL))
-    session_id: bytes
-    name: str
-    volumes: tuple[SessionVolume, ...] = ()
-    packs: tuple[bytes, ...] = ()
-    partial_roots: tuple[PartialRoot, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon(Record):
-    """ABANDON: the session pins nothing any more, because it was published or given up."""
-
-    TYPE = 0x000B
-    LAYOUT = (ID,)
-    session_id: bytes
 
 
 def prune_signed_message(root: bytes, writer: WriterId, seq: int, prev: bytes, record: RawRecord) -> bytes:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Admission:
-    """What the ADMIT records of a repository say."""
+    """The writers that the ADMIT records of a repository admit."""
 
     def __init__(self, found: Iterable[Admit], shown: Iterable[WriterId] = ()) -> None:
         """`shown` are the writers whose own commits show that the prune key enrolled them."""
@@ -49,7 +49,7 @@ def admission(
     said: Iterable[tuple[WriterId, ChainEntry]],
     content_of: Callable[[Head], bytes | None],
 ) -> Admission:
-    """What ADMIT records say, each given with the writer of its chain; what strangers lack is taken from the history.
+    """Read ADMIT records, each given with the writer of its chain, and drop problems of strangers from the history.
 
     `content_of` gives the bytes of a commit that was read.
     """
@@ -121,7 +121,11 @@ def require_still_open(log: Log) -> None:
 
 
 def not_admitted(public: bytes, place: str, *, stored: bool) -> RepositoryError:
-    """What a host is told that may not write before an admin says so. `stored`: some of its commits are there."""
-    left = "what this host stored stays unused until an admin admits it" if stored else "nothing was written"
+    """The error for a host that an admin must admit first. `stored`: some of its commits are in the repository."""
+    left = (
+        "the data that this host stored stays unused until an admin admits the host"
+        if stored
+        else "nothing was written"
+    )
     hint = f"an admin admits it with: lamella check --admit {public.hex()}"
     return RepositoryError(f"enrolment is closed, and this host is not admitted: {left}", obj=place, hint=hint)

@@ -1,21 +1,23 @@
-"""What the commits add up to, as plain values: volumes, snapshots, runs, sessions, expected files (FORMAT 8, State)."""
+"""The state of a repository as plain values: volumes, snapshots, runs, sessions, expected files (FORMAT 8, State)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamella.base.ids import RepoId, VolumeId, WriterId
 from lamella.format.commit import Head
 from lamella.format.inner import OriginPlace
-from lamella.format.lost import Address, Lost
-from lamella.format.owners import Expel
 from lamella.format.records import NO_REF, AddSnap, File, Ref, Run, Volume, Writer
-from lamella.history.open_sessions import OpenSession
 from lamella.history.order import Clock
 from lamella.history.owners import Owners
+
+if TYPE_CHECKING:
+    from lamella.format.lost import Address, Lost
+    from lamella.format.owners import Expel
+    from lamella.history.open_sessions import OpenSession
 
 HERE = RepoId(b"")
 
@@ -37,7 +39,7 @@ class Snapshot:
     ref: Ref
     added: AddSnap
     clock: Clock | None
-    """What its commit knew of; None where only an old checkpoint still carries it."""
+    """What its commit had seen; None where only an old checkpoint still carries the snapshot."""
     confirmed: bool = False
     conflict: bool = False
     marked_removed: bool = False
@@ -46,13 +48,13 @@ class Snapshot:
     pinned: str | None = None
     """Why no rule may remove it; None if it is not pinned."""
     lost: Lost | None = None
-    """What a repair could not bring back; None if nothing is known to be lost."""
+    """The parts that a repair could not restore; None if nothing is known to be lost."""
     revived: bool = False
     """A signed REVIVE published it: its time is that of the moment, whoever saw it when."""
     given_up: bool = False
     """Its author, an owner, or somebody with the prune key, said what of it is lost: nobody expects that back."""
     first: Ref = NO_REF
-    """What a revived one was at first; of any other, itself."""
+    """The snapshot that was revived as this one; of any other snapshot, itself."""
     origin: OriginPlace | None = None
     """Of a copy, where it was first published; of this repository's own snapshots the repository id is empty."""
     series: Series = NO_SERIES
@@ -86,7 +88,7 @@ class VolumeState:
     identity: bytes
     domain_label: str
     owners: frozenset[WriterId]
-    """Who may name, order, tag and pin: the creator, and whom the volume was handed over to."""
+    """The writers that may name, order, tag and pin: the creator, and those who received the volume."""
     record: Volume | None
     own: bool = False
     """This host is an owner; of a volume without owners, this host alone says what it is."""
@@ -99,7 +101,7 @@ class Removal:
 
     ref: Ref
     added: AddSnap | None
-    """What it was; None once its author's checkpoints have dropped it."""
+    """The removed snapshot's record; None once its author's checkpoints have dropped that."""
     commits: tuple[tuple[WriterId, int], ...]
     """The commits that say so, ascending."""
     time_ms: int = 0
@@ -133,9 +135,9 @@ class Catalogue:
     expelled: dict[WriterId, Head] = field(default_factory=dict)
     """Writers whose word counts up to this commit only."""
     owners: Owners = field(default_factory=Owners)
-    """Who acts for whom."""
+    """The writers that act for other writers."""
     own_line: frozenset[WriterId] = frozenset()
-    """This host's writer, and all for whom it acts."""
+    """This host's writer, and all writers it acts for."""
     notes: list[str] = field(default_factory=list)
     """Oddities worth telling: records that were not applied, conflicts, unknown records."""
     malformed: list[str] = field(default_factory=list)
@@ -169,12 +171,12 @@ class Catalogue:
         return names
 
     def own_volumes(self) -> list[VolumeState]:
-        """Those by whose names, identities and domain labels this host goes."""
+        """The volumes whose names, identities and domain labels this host uses."""
         return [volume for volume in self.volumes.values() if volume.own]
 
 
 def by_series(snapshots: Iterable[Snapshot]) -> dict[Series, list[Snapshot]]:
-    """Those that are judged together, the owners' first."""
+    """Snapshots by series; within each, those of owners come first."""
     found: dict[Series, list[Snapshot]] = defaultdict(list)
     for snapshot in sorted(snapshots, key=lambda one: one.claim):
         found[snapshot.series].append(snapshot)

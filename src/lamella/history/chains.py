@@ -9,7 +9,9 @@ says nothing any more, whether it is there or not.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.base.ids import WriterId
@@ -18,23 +20,25 @@ from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
 from lamella.format.commit import CHECKPOINT_EVERY, PREFIX, ChainEntry, Head, parse_name
 from lamella.format.container import MAX_OBJECT
-from lamella.format.deletion import Audited, Forgo
-from lamella.format.owners import Admit
-from lamella.format.records import Checkpoint, Seen, SegmentPlace
+from lamella.format.known import ADMIT, AUDITED, FORGO
+from lamella.format.records import Checkpoint, SegmentPlace
 from lamella.history.commits import CommitReader
 from lamella.history.history import Chain, Commit, Gap, History, clocks_of
 from lamella.history.missing import Judge
-from lamella.history.order import Clock
-from lamella.history.records import decoded, of_kinds, prune_signed
+from lamella.history.records import decoded, prune_signed
 from lamella.memory.pins import Pins, Problem
 from lamella.packs.cache import Cache
 from lamella.stores.base import Store
 
-_SEGMENTS_KEPT = 16
+if TYPE_CHECKING:
+    from lamella.history.carried import CarriedReader
+
 _LOOKS = 4
 ReadSegment = Callable[[SegmentPlace], Opened]
 Names = dict[int, list[Head]]
 """The commits of one writer that are listed, by seq."""
+Listed = dict[WriterId, Names]
+"""The commits that are listed, by writer."""
 Named = dict[WriterId, list[Head]]
 """Commits that records name, by their writer, ascending by seq."""
 
@@ -48,15 +52,15 @@ class HistoryReader:
         self._read_segment = read_segment
         # A run reads its history several times; what verified under its hash need not be verified again.
         self._commits = CommitReader(store, keys, cache)
-        self._segments: dict[bytes, Opened] = {}
 
-    def read(self, pins: Pins, *, whole: bool = False, stored: bool = False) -> History:
+    def read(self, pins: Pins, *, whole: bool = False, stored: bool = False, listed: Listed | None = None) -> History:
         """All chains. Damage and gaps become `damaged` and `problems`, never exceptions; a store that fails raises.
 
-        `stored`: from now on each commit is read from the store once, whatever the cache has.
+        `stored`: from now on each commit is read from the store once, whatever the cache has. `listed`: the commits
+        that were listed just now.
         """
         self._commits.stored |= stored
-        names = self.names("")
+        names = listed or self.names("")
         history = self._read(names, pins, whole)
         for _ in range(_LOOKS):
             if not any(problem.lacks and problem.key not in pins.accepted for problem in history.problems):
@@ -68,7 +72,7 @@ class HistoryReader:
             history = self._read(names, pins, whole)
         return history
 
-    def _read(self, names: dict[WriterId, Names], pins: Pins, whole: bool) -> History:
+    def _read(self, names: Listed, pins: Pins, whole: bool) -> History:
         newest = (some[seq] for some in names.values() for seq in sorted(some)[-CHECKPOINT_EVERY:])
         self._commits.ahead(head for heads in newest for head in heads)
         read = {writer: self._chain(writer, names[writer], pins, False, ()) for writer in sorted(names)}
@@ -91,33 +95,37 @@ class HistoryReader:
         Judge(history, pins, self._commits.speaks_of).judge()
         return history
 
-    def _named(self, names: dict[WriterId, Names], chains: Iterable[Chain]) -> tuple[Named, Named]:
-        """What prune-signed AUDITED and FORGO records name."""
-        found: dict[int, dict[WriterId, set[Head]]] = {Audited.TYPE: defaultdict(set), Forgo.TYPE: defaultdict(set)}
+    def _named(self, names: Listed, chains: Iterable[Chain]) -> tuple[Named, Named]:
+        """The commits that prune-signed AUDITED and FORGO records name."""
+        found: dict[int, dict[WriterId, set[Head]]] = {AUDITED: defaultdict(set), FORGO: defaultdict(set)}
         for chain in chains:
-            for entry, known in of_kinds(self._said(names, chain), Audited, Forgo):
-                if prune_signed(self._keys, chain.writer, entry):
+            for entry in self._said(names, chain):
+                if entry.record.type not in found or not prune_signed(self._keys, chain.writer, entry):
+                    continue
+                from lamella.format.deletion import Retire  # young repositories have nothing of that
+
+                if isinstance(known := decoded(entry), Retire):
                     found[entry.record.type][known.head.writer].add(known.head)
         audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
         return audits, forgone
 
-    def _said(self, names: dict[WriterId, Names], chain: Chain) -> Iterable[ChainEntry]:
+    def _said(self, names: Listed, chain: Chain) -> Iterable[ChainEntry]:
         if not chain.lacking:
             return chain.entries
         from lamella.history.salvage import salvaged  # rarely needed
 
         return salvaged(self, names[chain.writer])
 
-    def _admit(self, names: dict[WriterId, Names], history: History) -> None:
+    def _admit(self, names: Listed, history: History) -> None:
         chains = history.chains.values()
-        said = [(one.writer, row) for one in chains for row in self._said(names, one) if row.record.type == Admit.TYPE]
+        said = [(one.writer, row) for one in chains for row in self._said(names, one) if row.record.type == ADMIT]
         if said:
             from lamella.history.admission import admission  # few repositories have any
 
             history.admission = admission(self._keys, history, said, self.content)
 
     def read_own(self, writer: WriterId, pins: Pins, history: History) -> tuple[Chain, History]:
-        """One chain as it is now, and what is wrong with it. `history` says where it may begin and what is given up."""
+        """One chain as it is now, with its problems. `history` says where it may begin and what is given up."""
         names = self.names(writer.hex() + "/")
         audits = history.audits.get(writer, [])
         attempt, chain = self._chain(writer, names.get(writer, {}), pins, False, audits)
@@ -126,9 +134,9 @@ class HistoryReader:
         Judge(attempt, pins, self._commits.speaks_of).chains()
         return chain, attempt
 
-    def names(self, below: str) -> dict[WriterId, Names]:
+    def names(self, below: str) -> Listed:
         """The commits that are listed: of all writers, or of `<writer>/`. Raises StoreError."""
-        names: dict[WriterId, Names] = defaultdict(lambda: defaultdict(list))
+        names: Listed = defaultdict(lambda: defaultdict(list))
         for entry in self._store.list(PREFIX + below):
             head = parse_name(entry.name)
             if head is not None and head.seq > 0 and entry.size <= MAX_OBJECT + TRAILER_SIZE:
@@ -138,7 +146,7 @@ class HistoryReader:
     def _chain(
         self, writer: WriterId, names: Names, pins: Pins, whole: bool, audits: Sequence[Head]
     ) -> tuple[History, Chain]:
-        """A chain, and what is wrong with it. An audited checkpoint that cannot be read gives way to the one before."""
+        """A chain, with its problems. An audited checkpoint that cannot be read gives way to the one before."""
         for begin in [*(head for head in reversed(audits) if head in names.get(head.seq, [])), None]:
             if whole and begin is not None and not self._has_checkpoint(begin):
                 continue
@@ -175,40 +183,19 @@ class HistoryReader:
         self._commits.remember(head, content)
 
     def content(self, head: Head) -> bytes | None:
-        """The bytes of a commit that was read; None if they are not to be had now."""
+        """The bytes of a commit that was read; None if they cannot be read now."""
         return self._commits.content(head)
 
     def load(self, history: History, head: Head) -> Commit | None:
         """One commit, from the cache or the store; None, and a row in `unreadable`, if it does not open."""
         return self._commits.load(history, head)
 
-    def checkpoint_parts(
-        self, checkpoint: Checkpoint, name: str
-    ) -> Iterator[tuple[SegmentPlace | None, list[ChainEntry]]]:
-        """What a checkpoint carries, by segment; last what it holds itself. Raises IntegrityError, StoreError."""
-        from lamella.format.carried import MAX_SEGMENTS, Room  # a chain has no checkpoint at first
+    @cached_property
+    def carried(self) -> CarriedReader:
+        """Reads what checkpoints carry."""
+        from lamella.history.carried import CarriedReader  # a chain has no checkpoint at first
 
-        if len(checkpoint.segments) > MAX_SEGMENTS:
-            raise IntegrityError("a checkpoint of too many segments", obj=name)
-        room = Room()
-        for place in checkpoint.segments:
-            yield place, room.segment(self._segment(place), name)
-        yield None, room.entries(checkpoint.entries, name)
-
-    def _segment(self, place: SegmentPlace) -> Opened:
-        """A segment's content; a few are kept, because chains are read again before each publication."""
-        found = self._segments.get(place.id)
-        if found is None:
-            found = self._read_segment(place)
-            if len(self._segments) >= _SEGMENTS_KEPT:
-                self._segments.clear()
-            self._segments[place.id] = found
-        return found
-
-    def checkpoint_entries(self, checkpoint: Checkpoint, name: str) -> Iterator[ChainEntry]:
-        """All entries a checkpoint carries, segments first. Raises IntegrityError, StoreError."""
-        for _, entries in self.checkpoint_parts(checkpoint, name):
-            yield from entries
+        return CarriedReader(self._read_segment)
 
 
 class _Reading:
@@ -323,40 +310,10 @@ class _Reading:
             if self._chain.begin is not None:
                 self._lack(commit.head.seq, "it is not there")
             return
-        chain = self._chain
-        facts: list[tuple[int, Seen]] = []
-        try:
-            for place, entries in self._reader.checkpoint_parts(carried, commit.head.name):
-                if place is not None:
-                    chain.carried_parts.append((place, entries))
-                for entry in entries:
-                    if entry.record.type != Seen.TYPE:
-                        chain.entries.append(entry)
-                    elif isinstance(fact := decoded(entry), Seen):
-                        facts.append((entry.seq, fact))
-        except (IntegrityError, ObjectNotFound) as error:
-            self._lack(commit.head.seq, error.message)
-        chain.carried_clocks = said_clocks(chain.writer, sorted({entry.seq for entry in chain.entries}), facts)
+        why = self._reader.carried.take_up(self._chain, carried, commit.head.name)
+        if why:
+            self._lack(commit.head.seq, why)
 
     def _lack(self, seq: int, why: str) -> None:
         self._chain.lacking = f"the checkpoint in commit {seq}: {why}"
         self._problem("segment", seq, self._chain.lacking)
-
-
-def said_clocks(writer: WriterId, seqs: Iterable[int], facts: Iterable[tuple[int, Seen]]) -> dict[int, Clock]:
-    """What the commits `seqs` (ascending) of a writer had seen, by the SEEN entries of its checkpoint.
-
-    Commits before the first SEEN are left out: what they had seen is not known.
-    """
-    found: dict[int, Clock] = {}
-    left = sorted(facts, key=lambda fact: fact[0])
-    seen: dict[WriterId, int] = {}
-    begun = False
-    for seq in seqs:
-        while left and left[0][0] <= seq:
-            for other, upto in left.pop(0)[1].heads:
-                seen[other] = max(upto, seen.get(other, 0))
-            begun = True
-        if begun:
-            found[seq] = {**seen, writer: seq}
-    return found

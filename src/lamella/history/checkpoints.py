@@ -13,8 +13,8 @@ from lamella.base.errors import IntegrityError, StoreError
 from lamella.base.ids import CATALOGUE, WriterId
 from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
-from lamella.format.carried import Room
-from lamella.format.commit import SEGMENT_HEAD, ChainEntry, Head
+from lamella.format.carried import SEGMENT_HEAD, Room
+from lamella.format.commit import ChainEntry, Head
 from lamella.format.container import Kind
 from lamella.format.deletion import Revive
 from lamella.format.known import understood
@@ -29,7 +29,7 @@ from lamella.packs.reach import require_alive
 from lamella.stores.base import Store
 
 TAIL_BYTES = 64 * 1024
-"""What a checkpoint holds itself, in every 24th commit or so; more goes into segments first."""
+"""Bytes of entries in a checkpoint itself, at most; about every 24th commit has one. More goes into segments first."""
 SEGMENT_BYTES = 4 * 1024 * 1024
 
 REVIVABLE = 3
@@ -113,7 +113,7 @@ def _encoded(chain: Chain, parts: Sequence[_Part], rest: Sequence[ChainEntry]) -
 
 
 def _clocks(chain: Chain) -> Callable[[int], Clock | None]:
-    """What each commit of a chain had seen."""
+    """The clock of each commit of a chain, by seq."""
     known: dict[int, Clock] = dict(chain.carried_clocks)
     for commit in chain.commits:
         if commit.head.seq not in known:
@@ -136,7 +136,7 @@ def _cut(tail: list[bytes]) -> tuple[bytes, list[bytes]]:
 def ended(
     store: Store, reader: HistoryReader, history: History, catalogue: Catalogue, own: WriterId | None, now_ms: int
 ) -> Ended:
-    """What checkpoints made now may leave out. Raises StoreError only if the store is gone."""
+    """The records that checkpoints made now may leave out. Raises StoreError only if the store is gone."""
     return Ended(
         frozenset(catalogue.removed),
         begins_of(history) if history.whole else {},
@@ -199,7 +199,7 @@ def _carried(store: Store, reader: HistoryReader, heads: Iterable[Head]) -> set[
         if checkpoint is None:
             return None
         try:
-            for entry in reader.checkpoint_entries(checkpoint, head.name):
+            for entry in reader.carried.entries(checkpoint, head.name):
                 # A malformed record makes the whole checkpoint unusable here, so `of_kinds` will not do.
                 known = understood(entry.record) if entry.record.type in (AddSnap.TYPE, Revive.TYPE) else None
                 added = known.added if isinstance(known, Revive) else known

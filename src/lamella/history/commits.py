@@ -61,7 +61,7 @@ class CommitReader:
         return any(same(evidence, content) for content in map(self.content, intact) if content is not None)
 
     def content(self, head: Head) -> bytes | None:
-        """The bytes of a commit that opened before; None if they are not to be had now."""
+        """The bytes of a commit that opened before; None if they cannot be read now."""
         content = self._cache.commit(head.name)
         if content is None or hashlib.sha256(content).digest() != head.sha256:
             try:
@@ -75,7 +75,7 @@ class CommitReader:
         return head in self._sound if self.stored else self._cache.commit(head.name) is not None
 
     def _remembered(self, head: Head) -> Commit | None:
-        """A commit that need not be fetched. Of `stored` ones the cache has what the store had: the hash was right."""
+        """A commit that need not be fetched. With `stored`: one that this process read from the store, hash checked."""
         if self.stored and head not in self._sound:
             return None
         found = self._opened.get(head)

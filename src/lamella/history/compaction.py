@@ -14,8 +14,10 @@ from lamella.format.commit import ChainEntry
 from lamella.format.deletion import Audited, Remove, RemoveLast, Revive
 from lamella.format.inner import Origin
 from lamella.format.known import Known
+from lamella.format.labels import Pin, Tag
 from lamella.format.lost import Lost
-from lamella.format.records import UNSIGNED, Abandon, AddSnap, Confirm, Pin, RawRecord, Ref, Run, Session, Tag, raw
+from lamella.format.records import UNSIGNED, AddSnap, Confirm, RawRecord, Ref, Run, raw
+from lamella.format.sessions import Abandon, Session
 from lamella.history.history import AUDITS_KEPT, Chain, History
 from lamella.history.open_sessions import open_sessions
 from lamella.history.order import Clock
@@ -162,7 +164,7 @@ Atom = tuple[object, ...]
 
 
 def atoms(entries: Iterable[ChainEntry]) -> Counter[Atom]:
-    """What entries say, whichever way it is divided into records."""
+    """The meaning of entries, however it is divided into records."""
     found: Counter[Atom] = Counter()
     for entry in entries:
         known = decoded(entry)

@@ -12,7 +12,7 @@ from lamella.base.ids import WriterId
 from lamella.crypto.derive import Keys
 from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Condemn, Reaped, Rescue
-from lamella.format.records import Session
+from lamella.format.sessions import Session
 from lamella.history.history import Chain
 from lamella.history.records import of_kinds, prune_signed
 

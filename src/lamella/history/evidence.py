@@ -35,7 +35,7 @@ class Evidence:
 
 
 def evidence_of(keys: Keys, head: Head, content: bytes) -> Evidence | None:
-    """What `content`, under the name `head` but not opening, proves; None for nothing. Never raises for its bytes."""
+    """What an object proves that does not open: `content`, under the name of `head`. None if nothing. Never raises."""
     container, directory = _signed_container(keys, head, content), _opened_directory(keys, head, content)
     if container is None and directory is None:
         return None

@@ -1,4 +1,4 @@
-"""What EXPEL and READMIT add up to (FORMAT 8, Owners): up to which commit the word of an expelled writer counts."""
+"""Expelled writers (FORMAT 8, Owners): EXPEL and READMIT say up to which commit the word of each counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lamella.history.records import of_kinds, prune_signed
 
 
 def expulsions(keys: Keys, chains: Iterable[Chain]) -> list[Expel]:
-    """Those that are signed and not undone."""
+    """The signed EXPEL records that no READMIT undoes."""
     said: dict[bytes, Expel] = {}
     undone: set[bytes] = set()
     for chain in chains:
@@ -26,7 +26,7 @@ def expulsions(keys: Keys, chains: Iterable[Chain]) -> list[Expel]:
 
 
 def expelled(found: Iterable[Expel], chains: Iterable[Chain]) -> dict[WriterId, Head]:
-    """By writer, the last commit that counts; of writers that succeeded it and do not stay, none."""
+    """Writer -> its last commit that counts. No commit counts of writers that succeeded it and do not stay."""
     heads: dict[WriterId, Head] = {}
     after: dict[WriterId, set[WriterId]] = {}
     for chain in chains:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,14 +25,14 @@ AUDITS_KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit that verified, and what it knew of: itself, its chain and what the chain had seen."""
+    """A commit whose signature verified."""
 
     head: Head
     body: Body
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """The checkpoint it carries, if any; a malformed one is none."""
+        """The checkpoint that this commit carries; None without one, and for a malformed one."""
         for record in self.body.records:
             if record.type == Checkpoint.TYPE:
                 with suppress(IntegrityError):
@@ -99,24 +99,24 @@ class History:
 
     def __init__(self) -> None:
         self.chains: dict[WriterId, Chain] = {}
-        """Those of which a commit could be read."""
+        """The chains of which a commit could be read."""
         self.problems: list[Problem] = []
         self.unreadable: list[Unreadable] = []
-        """As it was read; what follows from it is in `problems`, `damaged` and `notes`."""
+        """Objects that do not open. What follows from them is in `problems`, `damaged` and `notes`."""
         self.damaged: list[tuple[str, str]] = []
         """Commits that do not open, and checkpoints that lack a part, with the reason."""
         self.notes: list[str] = []
         """Objects under commits' names of which nothing shows that they ever were commits, or that are given up."""
         self.unexplained: list[str] = []
-        """The former: a commit that was made and nothing is left of would look the same."""
+        """Names of the former. A commit of which nothing is left would look the same."""
         self.audits: dict[WriterId, list[Head]] = {}
         """Checkpoint commits that prune-signed AUDITED records name, by the writer they are of, ascending by seq."""
         self.forgone: dict[WriterId, list[Head]] = {}
-        """Commits that prune-signed FORGO records give up, in the same way."""
+        """Commits that prune-signed FORGO records give up, by writer, ascending by seq."""
         self.known: dict[WriterId, int] = {}
-        """By writer, the greatest seq of a commit that is known and not there: no commit may have that number anew."""
+        """Writer -> the greatest seq of a commit that was made and is not there: no new commit may take it."""
         self.admission: Admission | None = None
-        """Whom admins admitted, if they said so."""
+        """The writers that admins admitted; None if no admin ever said so."""
         self.strangers: dict[WriterId, Chain] = {}
         """Chains of writers that count for nothing, because enrolment is closed."""
 
@@ -134,14 +134,18 @@ class History:
         chain = self.chains.get(writer) or self.strangers.get(writer)
         return 0 if chain is None or chain.head is None else chain.head.seq
 
+    def holds(self, types: Collection[int]) -> bool:
+        """Whether any record in force is of one of these types."""
+        return any(entry.record.type in types for chain in self.chains.values() for entry in chain.entries)
+
     @property
     def said_clocks(self) -> dict[tuple[WriterId, int], Clock]:
-        """What each commit that was read says it had seen; of several of one number in a fork, what any says."""
+        """The clock that each commit states. In a fork, commits of one number share one: what any had seen."""
         return _by_seq((chain, chain.carried_clocks, chain.clocks) for chain in self.chains.values())
 
     @property
     def clocks(self) -> dict[tuple[WriterId, int], Clock]:
-        """The same as far as it counts: nobody has seen what is not there."""
+        """The same clocks as far as they count: nobody has seen commits that are not there."""
         counting = Counting(self.chains)
         return _by_seq(
             (
@@ -188,7 +192,7 @@ def clocks_of(
     entry: Callable[[Head], int] = lambda head: head.seq,
     upto: Callable[[WriterId, int], int] = lambda writer, seq: seq,
 ) -> dict[bytes, Clock]:
-    """What the commits of a chain had seen, by their SHA-256: their own entries, and what those before them had."""
+    """SHA-256 of each commit of a chain -> what it had seen, by its own entries and by those before it."""
     before = [item for item in chain.carried_clocks.items() if item[0] < chain.base]
     carried = {writer: upto(writer, seq) for writer, seq in max(before, default=(0, {}))[1].items()}
     found: dict[bytes, Clock] = {}

@@ -11,7 +11,7 @@ from lamella.memory.pins import Problem
 
 
 def judged(judge: Judge) -> Iterator[Problem]:
-    """What is missed because it cannot be read or is not there; fills `damaged`, `notes`, `unexplained`."""
+    """Problems for commits that cannot be read or are not there. Fills `damaged`, `notes` and `unexplained`."""
     yield from _unreadable(judge)
     for chain in judge.counting():
         for gap in chain.gaps:
@@ -36,7 +36,7 @@ def _unreadable(judge: Judge) -> Iterator[Problem]:
 
 
 def _is_proven(judge: Judge, one: Unreadable) -> bool:
-    """What a store cannot give cannot prove anything either: nobody but the store can have made it so."""
+    """Whether a commit was made. Only the store itself can withhold bytes: a withheld object counts as one."""
     if one.evidence is None:
         return one.withheld
     if not judge.history.counts(one.head.writer):

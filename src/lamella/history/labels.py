@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from lamella.base.ids import VolumeId, WriterId
+from lamella.format.labels import Pin, Tag
 from lamella.format.lost import Lost
-from lamella.format.records import Pin, Ref, Tag
+from lamella.format.records import Ref
 from lamella.history.catalogue import Snapshot
 from lamella.history.order import Order, Row
 from lamella.history.owners import Owners
@@ -34,7 +35,7 @@ class Labels:
         self._owners = owners
 
     def tags(self, rows: Iterable[tuple[Row, Tag]]) -> None:
-        """Those that stand."""
+        """Give the tags that stand to their snapshots."""
         tags: dict[tuple[Ref, str], list[tuple[Row, Tag]]] = defaultdict(list)
         for row, tag in rows:
             if self._counts(row, tag.ref):
@@ -44,7 +45,7 @@ class Labels:
                 self._snapshots[ref].tags = (*self._snapshots[ref].tags, text)
 
     def pins(self, rows: Iterable[tuple[Row, Pin]]) -> None:
-        """Those that stand, with the last reason."""
+        """Pin the snapshots whose pins stand, with the last reason."""
         pins: dict[Ref, list[tuple[Row, Pin]]] = defaultdict(list)
         for row, pin in rows:
             if self._counts(row, pin.ref):
@@ -56,7 +57,7 @@ class Labels:
                 self._snapshots[ref].pinned = "" if last is None else last[1].reason
 
     def losses(self, rows: Iterable[tuple[Row, Lost]]) -> None:
-        """What the newest repairs said; where several know nothing of each other, all of it."""
+        """The losses that the newest repairs found; those of several repairs that know nothing of each other add up."""
         said: dict[Ref, list[tuple[Row, Lost]]] = defaultdict(list)
         counting: dict[Ref, list[tuple[Row, Lost]]] = defaultdict(list)
         for row, lost in rows:

@@ -1,4 +1,4 @@
-"""The log of one repository as this host reads it, judges it and goes on with it (FORMAT 8, 9)."""
+"""The log of one repository as this host reads it, judges it and continues it (FORMAT 8, 9)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lamella.base.ids import RepoId, WriterId
 from lamella.base.names import COMMITS
 from lamella.crypto.derive import Keys
 from lamella.format.commit import ChainEntry, Head
-from lamella.format.deletion import Condemn, Reaped
+from lamella.format.known import CONDEMN, REAPED
 from lamella.history import state
 from lamella.history.catalogue import Catalogue, Snapshot
-from lamella.history.chains import HistoryReader, ReadSegment
+from lamella.history.chains import HistoryReader, Listed, ReadSegment
 from lamella.history.history import Chain, History
 from lamella.history.places import judge
 from lamella.memory.host import Host
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Log:
-    """What is true in a repository: its chains, what they add up to, and what this host misses in them."""
+    """The truth about a repository: its chains, the state they add up to, and the commits this host misses."""
 
     def __init__(self, store: Store, keys: Keys, host: Host, clock: Clock) -> None:
         self.store = store
@@ -36,17 +36,21 @@ class Log:
         self.clock = clock
         self.repo_id: RepoId = keys.marker.repo_id
         self.places = Places(host.memory(self.repo_id))
-        self.place = self.places.get(store.url)
-        self.apart = suffix(store.url) if self.place.own or self.place.mirror else ""
-        """Names what this host keeps of this place apart from what it keeps of the repository."""
-        self.recall(self.apart if self.place.own else "")
+        self.recall_place()
+        self.apart = suffix(store.url) if self.place.own or self.place.mirror or not self.place.first else ""
+        """Names what this host found at this place, apart from what it found at the first one."""
         self.history = History()
         self.catalogue = Catalogue()
         self.found: list[Problem] = []
-        """All that is wrong with the history, also what the user has accepted."""
+        """Every problem of the history, accepted or not."""
         self.older: list[Problem] = []
-        """What a mirror lacks and this host saw at another place."""
+        """The problems that only say: this mirror is older than another place."""
         self._condemned: Condemned | None = None
+
+    def recall_place(self) -> None:
+        """Read again what this host remembers, as it is now."""
+        self.place = self.places.get(self.store.url)
+        self.recall(suffix(self.store.url) if self.place.own else "")
 
     def recall(self, apart: str) -> None:
         """Take up what this host remembers of the repository, or of this place apart from it."""
@@ -55,21 +59,21 @@ class Log:
         self.sightings = Sightings(self.memory)
 
     def connect(self, cache: Cache, read_segment: ReadSegment) -> None:
-        """Say where copies of commits are kept, and who reads the segments of checkpoints."""
+        """Set the cache of commits, and the reader of checkpoint segments."""
         self.reader = HistoryReader(self.store, self.keys, cache, read_segment)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def read(self, *, whole: bool, stored: bool, may_be_lost: bool) -> None:
-        """Read the history, add it up and judge it.
+    def read(self, *, whole: bool, stored: bool, may_be_lost: bool, listed: Listed | None = None) -> None:
+        """Read the history, add it up and judge it; `listed` are the commits that were listed just now.
 
         With `stored` each commit is read from the store once in this process, now and from now on: the cache shows what
         may have rotted since. Raises IntegrityError or RolledBack for a lost history unless it `may_be_lost`.
         """
-        self.history = self.reader.read(self.pins, whole=whole, stored=stored)
+        self.history = self.reader.read(self.pins, whole=whole, stored=stored, listed=listed)
         if not self.history.heads and not may_be_lost:
             error = RolledBack if self.history.problems else IntegrityError
-            hint = "bring back what is still somewhere with: lamella repair"
+            hint = "recover what still exists with: lamella repair"
             raise error("the repository lists no commit that opens: its history is lost", obj=COMMITS, hint=hint)
         self.catalogue = state.build(self.keys, self.history, self.own_writer)
         self._condemned = None
@@ -82,7 +86,7 @@ class Log:
                 self.places.seen(self.store.url, self.history.heads)
 
     def _is_excluded(self, problem: Problem) -> bool:
-        """Whether it is about what an expelled writer published, or may have, when its word did not count any more."""
+        """Whether a problem concerns commits of an expelled writer that do not count."""
         head = self.catalogue.expelled.get(problem.writer)
         return head is not None and (problem.kind == "fork" or problem.lacks is None or problem.lacks.seq > head.seq)
 
@@ -99,8 +103,7 @@ class Log:
     @property
     def _collected(self) -> bool:
         """Whether anybody ever condemned a pack here, or said that one is deleted."""
-        chains = self.history.chains.values()
-        return any(entry.record.type in (Condemn.TYPE, Reaped.TYPE) for chain in chains for entry in chain.entries)
+        return self.history.holds((CONDEMN, REAPED))
 
     @property
     def condemned(self) -> Condemned:
@@ -112,16 +115,16 @@ class Log:
         return self._condemned
 
     def checkpoint_entries(self, chain: Chain) -> list[ChainEntry]:
-        """What the newest checkpoint of a chain carries. Raises IntegrityError, StoreError."""
+        """The entries in the newest checkpoint of a chain. Raises IntegrityError, StoreError."""
         if chain.carried is None:
             return []
-        return list(self.reader.checkpoint_entries(chain.carried, f"a checkpoint of writer {chain.writer.hex()[:8]}"))
+        return list(self.reader.carried.entries(chain.carried, f"a checkpoint of writer {chain.writer.hex()[:8]}"))
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
     @property
     def problems(self) -> list[Problem]:
-        """What is wrong and not yet accepted by the user; several problems that lack the same commit count once."""
+        """The problems that the user has not accepted. Problems that lack the same commit count as one."""
         found: dict[object, Problem] = {}
         for problem in self.found:
             if problem.key not in self.pins.accepted:

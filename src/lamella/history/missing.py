@@ -1,4 +1,4 @@
-"""What of a history is known and cannot be read (FORMAT 8 "What cannot be read", and 9): judged once chains are read.
+"""Finding commits that are known and cannot be read (FORMAT 8 "What cannot be read", and 9), in chains that were read.
 
 A commit is known to have been made if what is left of it proves so, or if a pin, a `seen`, a `prev` or an AUDITED names
 it. FORGO excuses its absence. Everything else under a commit's name is junk, and worth a note.
@@ -22,7 +22,7 @@ SpeaksOf = Callable[["Evidence", Iterable[Head]], bool]
 
 
 class Judge:
-    """Turns what was read into problems, damage and notes."""
+    """Turns a history that was read into problems, damage and notes."""
 
     def __init__(self, history: History, pins: Pins, speaks_of: SpeaksOf) -> None:
         self.history = history
@@ -30,7 +30,7 @@ class Judge:
         self.speaks_of = speaks_of
 
     def judge(self) -> None:
-        """Judge a history of which every chain was read. Chains of which nothing could be read are none."""
+        """Judge a history of which every chain was read. A chain without a readable commit is left out."""
         self.chains()
         history = self.history
         history.problems += [*self._gone(), *self._unseen()]
@@ -55,13 +55,13 @@ class Judge:
             self.knows(writer, seq)
 
     def knows(self, writer: WriterId, seq: int) -> None:
-        """Remember that a commit of this number was made."""
+        """Remember that the writer made a commit of this number."""
         self.history.known[writer] = max(seq, self.history.known.get(writer, 0))
 
     # -- excuses -------------------------------------------------------------------------------------------------------
 
     def is_excused(self, head: Head) -> bool:
-        """Whether FORGO names it, or a commit of which it is one of those that are missing right before."""
+        """Whether a FORGO record names this commit, or the next one behind the same gap."""
         there = {commit.head.seq for commit in self.commits(head.writer)}
         return any(
             head == given_up or (head.seq < given_up.seq and not any(head.seq <= seq < given_up.seq for seq in there))
@@ -69,7 +69,7 @@ class Judge:
         )
 
     def counting(self) -> list[Chain]:
-        """The chains whose word counts. What the others wrote is there for whoever names it."""
+        """The chains whose word counts."""
         return [chain for chain in self.history.chains.values() if self.history.counts(chain.writer)]
 
     def commits(self, writer: WriterId) -> list[Commit]:
@@ -99,7 +99,7 @@ class Judge:
         yield problem
 
     def _unseen(self) -> Iterator[Problem]:
-        """What a writer or an audit saw of a chain, beyond all that is there of it: of several commits the newest."""
+        """Commits that a writer or an audit saw beyond the end of their chain: the newest of each chain."""
         rows = [
             (chain.writer.hex(), head)
             for chain in self.counting()

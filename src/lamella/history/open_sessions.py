@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lamella.base.ids import WriterId
 from lamella.format.commit import ChainEntry
-from lamella.format.records import Abandon, PartialRoot, Session, SessionVolume
+from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
 from lamella.history.history import Chain
 from lamella.history.records import of_kinds
 

@@ -43,7 +43,7 @@ class Order:
         self._clocks = clocks
 
     def clock(self, writer: WriterId, seq: int) -> Clock | None:
-        """What a commit had seen; None if that is not known."""
+        """The clock of a commit; None if it is not known."""
         return self._clocks.get((writer, seq))
 
     def precedes(self, one: RecordPlace, other: RecordPlace) -> bool:
@@ -53,13 +53,13 @@ class Order:
         return self._clocks.get((other.writer, other.seq), {}).get(one.writer, 0) >= one.seq
 
     def last(self, rows: Iterable[_Row], place: Callable[[_Row], RecordPlace]) -> _Row | None:
-        """The row that no other one comes after; of several, and of a circle, the smaller writer's newest."""
+        """The row that no other row comes after. Of several, and in a circle: the newest row of the smallest writer."""
         known = list(rows)
         ends = [row for row in known if not any(self.precedes(place(row), place(other)) for other in known)]
         return min(ends or known, key=lambda row: _newest_first(place(row)), default=None)
 
     def first(self, rows: Iterable[_Row], place: Callable[[_Row], RecordPlace]) -> _Row | None:
-        """The row that comes after no other one; of several, and of a circle, the smaller writer's."""
+        """The row that comes after no other row. Of several, and in a circle: the first row of the smallest writer."""
         known = list(rows)
         starts = [row for row in known if not any(self.precedes(place(other), place(row)) for other in known)]
         return min(starts or known, key=place, default=None)

@@ -1,4 +1,4 @@
-"""Who owns volumes (FORMAT 8, Owners): creators, whom they were given to, and the writers that act for those."""
+"""Owners of volumes (FORMAT 8, Owners): creators, writers that received a volume, and writers that act for either."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from lamella.base.ids import WriterId
 
 
 class Owners:
-    """Who acts for whom, by JOIN and SUCCEEDS."""
+    """The writers that act for other writers, as JOIN and SUCCEEDS say."""
 
     def __init__(self, handovers: Iterable[tuple[WriterId, WriterId]] = ()) -> None:
-        """Each handover: the writer that acts, and the one for whom it does."""
+        """Each handover is a pair: the writer that acts, and the writer it acts for."""
         self._acting: dict[WriterId, set[WriterId]] = {}
         self._for: dict[WriterId, set[WriterId]] = {}
         for new, old in handovers:
@@ -19,15 +19,15 @@ class Owners:
             self._for.setdefault(new, set()).add(old)
 
     def acting_for(self, writers: Iterable[WriterId]) -> frozenset[WriterId]:
-        """These writers, and all that own what they own."""
+        """These writers, and all writers that act for them."""
         return _reached(writers, self._acting)
 
     def line(self, writer: WriterId) -> frozenset[WriterId]:
-        """A writer, and all for whom it acts."""
+        """A writer, and all writers it acts for."""
         return _reached([writer], self._for)
 
     def root(self, writer: WriterId) -> WriterId:
-        """The same for a writer and those that act for it, unless they also act for others."""
+        """The writer at the beginning of a line: the same for all that act for it, unless they act for others, too."""
         line = self.line(writer)
         return min([one for one in line if one not in self._for] or line)
 

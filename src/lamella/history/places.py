@@ -1,4 +1,4 @@
-"""What is wrong with the history that one place of a repository shows (docs/decisions/0029)."""
+"""Judging the history that one place of a repository shows (docs/decisions/0029)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lamella.memory.pins import KnownPlace, Problem
 
 
 def judge(place: KnownPlace, history: History) -> tuple[list[Problem], list[Problem]]:
-    """What is wrong with the history that a place shows, and in what a mirror is merely older than another place.
+    """Two lists: the problems of the history at a place, and those that only say that a mirror is older.
 
-    What `history` was compared with are the pins, which know every place. A mirror may lack commits that were seen
-    elsewhere, also by writers, but none that were seen or brought there.
+    `history` was compared with the pins, which know every place. A mirror may lack commits that this host or a writer
+    saw elsewhere, but none that this host saw at the mirror or brought there.
     """
     problems: list[Problem] = []
     older: list[Problem] = []
@@ -30,7 +30,7 @@ def judge(place: KnownPlace, history: History) -> tuple[list[Problem], list[Prob
 
 
 def _lacking(place: KnownPlace, history: History, writer: WriterId) -> Problem | None:
-    """What a place lacks of a chain as it was there before."""
+    """The problem of a place that shows less of a chain than it did before; None without one."""
     seq, sha256 = place.heads.get(writer, (0, b""))
     newest = history.newest(writer)
     if newest >= seq or any(newest < head.seq and seq <= head.seq for head in history.forgone.get(writer, ())):

@@ -18,7 +18,6 @@ from lamella.base.signed import enrolled_by
 from lamella.crypto.derive import Keys
 from lamella.crypto.sign import public_of, sign, verified
 from lamella.format.commit import CHECKPOINT_EVERY, MAX_SEEN, Body, Head
-from lamella.format.owners import Succeeds, succession_message
 from lamella.format.records import Checkpoint, RawRecord, Signed, Writer, prune_signed_message, raw
 from lamella.history.chains import HistoryReader
 from lamella.history.history import Chain, History
@@ -124,6 +123,8 @@ class Publisher:
 
     def _first_records(self, key: WriterKey) -> list[RawRecord]:
         """Who this is, and that it owns what this host's earlier writers own."""
+        from lamella.format.owners import Succeeds, succession_message  # once in the life of a writer
+
         host = self._memory.host
         rows = [raw(Writer(host.label.encode("utf-8")[:200].decode("utf-8", "ignore"), host.machine))]
         message = succession_message(self._keys.root, key.id)
@@ -192,7 +193,7 @@ def require_may_publish(log: Log, problems: Sequence[Problem]) -> None:
         raise RepositoryError("a newer version of lamella wrote here: this version may only read", obj=log.store.url)
     if log.own_writer in log.catalogue.expelled:
         hint = "an admin takes it back with: lamella check --readmit"
-        raise RepositoryError("an admin expelled this host: what it says counts no more", obj=log.store.url, hint=hint)
+        raise RepositoryError("an admin expelled this host: its commits no longer count", obj=log.store.url, hint=hint)
     log.require_none(problems)
     log.require_writable()
     if log.own_writer not in log.history.chains:

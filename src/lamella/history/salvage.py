@@ -7,10 +7,9 @@ from contextlib import suppress
 
 from lamella.base.errors import IntegrityError, ObjectNotFound
 from lamella.format.commit import ChainEntry, Head
-from lamella.format.records import Seen
-from lamella.history.chains import HistoryReader, Names, said_clocks
+from lamella.history.carried import parted, said_clocks
+from lamella.history.chains import HistoryReader, Names
 from lamella.history.history import Chain, Gap, History
-from lamella.history.records import of_kinds
 
 
 def salvaged(reader: HistoryReader, names: Names) -> Iterator[ChainEntry]:
@@ -24,7 +23,7 @@ def salvaged(reader: HistoryReader, names: Names) -> Iterator[ChainEntry]:
                 yield ChainEntry(seq, commit.body.prev, commit.body.time_ms, record)
             if commit.checkpoint is not None:
                 with suppress(IntegrityError, ObjectNotFound):
-                    yield from list(reader.checkpoint_entries(commit.checkpoint, head.name))
+                    yield from list(reader.carried.entries(commit.checkpoint, head.name))
 
 
 def fill_gaps(reader: HistoryReader, chain: Chain, gaps: Sequence[Gap]) -> None:
@@ -35,9 +34,7 @@ def fill_gaps(reader: HistoryReader, chain: Chain, gaps: Sequence[Gap]) -> None:
     """
     if chain.carried is None:
         return
-    entries = list(reader.checkpoint_entries(chain.carried, Head(chain.writer, *chain.checkpoint).name))
+    entries, facts = parted(reader.carried.entries(chain.carried, Head(chain.writer, *chain.checkpoint).name))
     filled = [entry for entry in entries if any(gap.first <= entry.seq <= gap.last for gap in gaps)]
-    filled = [entry for entry in filled if entry.record.type != Seen.TYPE]
     chain.entries = sorted([*chain.entries, *filled], key=lambda entry: entry.seq)
-    facts = [(entry.seq, fact) for entry, fact in of_kinds(entries, Seen)]
-    chain.carried_clocks |= said_clocks(chain.writer, sorted({entry.seq for entry in filled}), facts)
+    chain.carried_clocks |= said_clocks(chain.writer, filled, facts)

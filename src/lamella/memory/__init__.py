@@ -1,1 +1,1 @@
-"""What this host remembers between runs, in its state directory."""
+"""This host's memory between runs, in its state directory."""

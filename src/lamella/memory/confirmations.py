@@ -16,11 +16,11 @@ class Confirmations:
         self._table = Table(memory, "confirmed.json", tuple[Ref, ...], "snapshots")
 
     def waiting(self) -> list[Ref]:
-        """What is remembered."""
+        """The snapshots that wait for a commit to confirm them."""
         return list(self._table.read())
 
     def unsaid(self, author: WriterId | None, said: Collection[Ref]) -> list[Ref]:
-        """What the author's next commit should confirm: only the author's own word counts."""
+        """The snapshots that the author's next commit should confirm: only the author's own word counts."""
         return [ref for ref in self._table.read() if ref.writer == author and ref not in said]
 
     def add(self, refs: Iterable[Ref]) -> None:

@@ -27,7 +27,7 @@ class FirstSeen:
         return self.now_ms - first
 
     def younger(self, kind: str, names: Collection[bytes], age_ms: int) -> set[bytes]:
-        """Those first seen less than `age_ms` ago. What is not among `names` is forgotten. Raises RepositoryError."""
+        """The names first seen less than `age_ms` ago. Forgets those not among `names`. Raises RepositoryError."""
         young = {name for name in names if self.age_ms(kind, name) < age_ms}
         wanted = {name.hex() for name in names}
         self.rows[kind] = {name: when for name, when in self.rows.get(kind, {}).items() if name in wanted}

@@ -27,7 +27,7 @@ MOST_BYTES: Final = 1 << 28
 
 
 def _unheard(text: str) -> None:
-    """Nobody listens: what was told can be read in the result of a backup."""
+    """The listener where nobody listens. The result of a backup lists the texts anyway."""
 
 
 @dataclass(slots=True)
@@ -83,11 +83,11 @@ class Host:
             yield
 
     def memory(self, repo_id: RepoId, place: str = "") -> HostMemory:
-        """What this host remembers about one repository, or about one place of it that has a memory of its own."""
+        """The memory of one repository, or of one place of it that has a memory of its own."""
         return HostMemory(self, self.state_dir / "repo" / (repo_id.hex() + (f"-{place}" if place else "")))
 
     def memories(self) -> list[HostMemory]:
-        """What this host remembers about every repository and place."""
+        """The memories of all repositories and places."""
         return [HostMemory(self, path) for path in sorted((self.state_dir / "repo").glob("*")) if path.is_dir()]
 
 
@@ -148,7 +148,7 @@ class HostMemory:
 
     @contextmanager
     def may_fail(self) -> Iterator[None]:
-        """What is written inside is not needed for the work: an error is reported, and the work goes on.
+        """Report an error of a write inside, and continue: the work does not need what is written.
 
         An older memory costs time, or notices less, but a full disk must not stand between anybody and a restore.
         """
@@ -219,7 +219,7 @@ class Table(Generic[Record]):
         self.under = under
 
     def read(self) -> Record:
-        """What is remembered. Never fails: what cannot be read is reported and counts as forgotten."""
+        """The remembered value. Never fails: a table that cannot be read is reported, and counts as empty."""
         try:
             record, _, fault = self.load()
         except OSError as error:

@@ -1,6 +1,6 @@
-"""What changed between kept moments, so that the older ones can be given up (docs/decisions/0006).
+"""What changed between checkpoints, so that the older ones can be given up (docs/decisions/0006).
 
-An interval leads from one kept moment of a source to a later one and holds the delta between them. It is bound by hash
+An interval leads from one checkpoint of a source to a later one and holds the delta between them. It is bound by hash
 to both moments and to the intervals that end where it begins, and by a MAC to this host. A backup follows the intervals
 from its repository's base to a moment that still exists. A gap, a foreign or an edited link ends the walk: everything
 is compared.
@@ -50,7 +50,7 @@ register(ChunkSet, _chunks, lambda chunks: [list(run) for run in chunks.runs()])
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One link: from a kept moment to a later one, with what may have changed between them."""
+    """One link: from a checkpoint to a later one, with what may have changed between them."""
 
     begin: str
     end: str

@@ -1,6 +1,6 @@
-"""What a backup leaves for the next one on this host: kept moments, how far a broken run came, ids of new volumes.
+"""Memory from one backup to the next: checkpoints, how far a broken run came, ids of new volumes.
 
-A kept moment is bound by a MAC to the repository's keys. Losing a table, or anything wrong in it, means that everything
+A checkpoint is bound by a MAC to the repository's keys. Losing a table, or anything wrong in it, means that everything
 is read and compared, or sent twice; it is never a reason to assume anything.
 """
 
@@ -39,7 +39,7 @@ def _without(rows: Mapping[Key, Row], gone: Key) -> dict[Key, Row]:
     return {key: row for key, row in rows.items() if key != gone}
 
 
-# -- kept moments ------------------------------------------------------------------------------------------------------
+# -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ class Ledger:
         """The entry of a volume, or None and the reason why there is none that can be believed."""
         row = self._table.read().get(volume_id)
         if row is None:
-            return None, "this host keeps no moment of the last backup"
+            return None, "this host keeps no checkpoint of the last backup"
         if not hmac.compare_digest(row.mac, _mac(self._key, volume_id, row.entry)):
-            return None, "the record of the last moment was altered or belongs to another repository"
+            return None, "the record of the last checkpoint was altered or belongs to another repository"
         return row.entry, ""
 
     def record(self, volume_id: VolumeId, entry: LedgerEntry) -> None:
@@ -98,7 +98,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """A partial root of a session, and the kept moment whose bytes its chunks `[0, done)` are.
+    """A partial root of a session, and the checkpoint whose bytes its chunks `[0, done)` are.
 
     The repository says how far the run came (SESSION, FORMAT 8), this memory which moment it read: only together, and
     only if they agree in everything, do they let a run go on.
@@ -152,22 +152,24 @@ class ResumeMemory:
 # -- every repository of this host -------------------------------------------------------------------------------------
 
 
-def needed_checkpoints(host: Host, identity: bytes) -> set[str]:
+def needed_checkpoints(host: Host, identity: bytes, served: Sequence[HostMemory] | None = None) -> set[str]:
     """The checkpoints of a source that any repository's ledger or broken run on this host names, believed or not.
+
+    Only those of the memories `served`, if any are given.
 
     Entries are not authenticated here: keeping one too many is harmless, dropping a needed one costs a comparison.
     """
-    return {entry.checkpoint for entry in _named(host) if entry.identity == identity}
+    return {entry.checkpoint for entry in _named(served or host.memories()) if entry.identity == identity}
 
 
 def tracked_identities(host: Host) -> list[bytes]:
     """The identities of all sources of which some repository's ledger or broken run on this host names a moment."""
-    return sorted({entry.identity for entry in _named(host)})
+    return sorted({entry.identity for entry in _named(host.memories())})
 
 
-def _named(host: Host, clock: Clock = now_ms) -> Iterator[LedgerEntry | ResumePoint]:
+def _named(memories: Sequence[HostMemory], clock: Clock = now_ms) -> Iterator[LedgerEntry | ResumePoint]:
     now = clock()
-    for memory in host.memories():
+    for memory in memories:
         for row in _ledger(memory).read().values():
             yield row.entry
         for rows in _resume(memory).read().values():

@@ -1,4 +1,4 @@
-"""What this host has seen of a repository and expects to see again (FORMAT 9): pins, places, first sights."""
+"""The history that this host saw and expects to see again (FORMAT 9): pins, places, first sights."""
 
 from __future__ import annotations
 
@@ -65,18 +65,15 @@ class Problem:
 
     @property
     def writer(self) -> WriterId:
-        """Whose chain it is about."""
+        """The writer whose chain has the problem."""
         return WriterId(bytes.fromhex(self.key.split(":")[1]))
 
     @property
     def remedy(self) -> str:
-        """What can be done about it, as a command."""
-        accept = "lamella check --accept-rollback"
-        if self.lacks is None:
-            return "look with: lamella check" if self.is_lack else f"accept with: {accept}"
-        give_up = f"lamella check --give-up {self.lacks.name}"
-        end = give_up if self.is_lack else f"{give_up}, or for this host alone: {accept}"
-        return f"mend it with: lamella repair; if nobody has that commit any more: {end}"
+        """The command that mends or accepts the problem."""
+        from lamella.memory.remedies import remedy  # most histories have no problem
+
+        return remedy(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ class Pins:
     def remember(self, heads: Iterable[Head]) -> None:
         """Pin these heads where they are newer than what is pinned; write only if something changed.
 
-        Where the state directory cannot be written, that is reported and the work goes on.
+        Where the state directory cannot be written, that is reported and the work continues.
         """
         newest = _newest(self.heads, heads)
         if newest != self.heads:
@@ -130,7 +127,7 @@ class Pins:
 
 @dataclass(frozen=True, slots=True)
 class KnownPlace:
-    """What this host knows of one place of a repository (docs/decisions/0029).
+    """This host's knowledge of one place of a repository (docs/decisions/0029).
 
     A place becomes a mirror only by `lamella mirror` on this host, never by anything it says itself, and it stays what
     it is once this host has published there. What was seen at a place must be seen there again, whatever it is.
@@ -142,6 +139,9 @@ class KnownPlace:
     """This host published commits there."""
     own: bool = False
     """Its user took it as a repository to go on with: it has a memory of its own."""
+    first: bool = False
+    """No other place but mirrors was known before. Others are copies, of whatever make, or the repository has moved:
+    what was read whole at one of them proves nothing about another."""
     heads: SeenHeads = field(default_factory=dict)
     """The newest commits seen there."""
 
@@ -157,8 +157,8 @@ class Places:
         self._table = Table(memory, "places.json", dict[str, KnownPlace], "places")
 
     def get(self, url: str) -> KnownPlace:
-        """What is known of a place; nothing is said of one that was never seen."""
-        return self._table.read().get(url, KnownPlace())
+        """The knowledge of a place; an empty value for a place that was never seen."""
+        return self._table.read().get(url) or KnownPlace(first=not self.elsewhere(url))
 
     def known(self, url: str) -> bool:
         """Whether anything is remembered about the place."""
@@ -187,11 +187,11 @@ class Places:
     def _change(self, url: str, change: Callable[[KnownPlace], KnownPlace]) -> None:
         before = self._table.read().get(url)
         if before is None or change(before) != before:  # mostly nothing changes, and nobody waits for a lock
-            self._table.change(lambda places: {**places, url: change(places.get(url, KnownPlace()))})
+            self._table.change(lambda places: {**places, url: change(places.get(url) or self.get(url))})
 
 
 def suffix(url: str) -> str:
-    """16 hex digits by which the memory of a place of its own is told from the repository's."""
+    """16 hex digits that name the memory of a place which has one apart from the repository's."""
     return hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -210,7 +210,7 @@ class Sight(NamedTuple):
     before_ms: int
 
     def believed_ms(self, said_ms: int) -> int:
-        """What a commit says of its time, if it can have been published then, else its first sight.
+        """The time that a commit states, if it can have been published then; else the time of its first sight.
 
         It was published after the look before, and at the latest at the first one; clocks may differ by an hour.
         """

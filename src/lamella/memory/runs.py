@@ -1,4 +1,4 @@
-"""What this host remembers of its profiles: the last run, the last good one of each repository, the open troubles."""
+"""This host's memory of its profiles: the last run, the last good run of each repository, the open troubles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class ProfileRecord:
-    """What is known of one profile; all times in ms since 1970, 0 for never."""
+    """The record of one profile; all times in ms since 1970, 0 for never."""
 
     first_ms: int = 0
     """When this host first ran the profile or looked at it: a profile that never succeeded grows stale from then on."""
@@ -49,7 +49,7 @@ class Profiles:
         return self._table.read()
 
     def of(self, name: str) -> ProfileRecord:
-        """What is remembered of one profile."""
+        """The record of one profile."""
         return self.all().get(name, ProfileRecord())
 
     def change(self, name: str, update: Callable[[ProfileRecord], ProfileRecord]) -> ProfileRecord:

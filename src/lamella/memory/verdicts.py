@@ -1,8 +1,10 @@
-"""What verifications on this host said about volumes."""
+"""The verdicts of verifications on this host, by volume."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any
 
 from lamella.base.clock import iso
@@ -42,10 +44,14 @@ ByLevel = dict[str, VolumeVerdict]
 
 
 class Verdicts:
-    """The verdicts of one repository's volumes."""
+    """The verdicts of one repository's volumes, as they are when the first is asked for."""
 
     def __init__(self, memory: HostMemory) -> None:
         self.table = Table(memory, "verified.json", dict[VolumeId, ByLevel], "volumes")
+
+    @cached_property
+    def _read(self) -> dict[VolumeId, ByLevel]:
+        return self.table.read()
 
     def of(self, volume_id: VolumeId) -> VolumeVerdict | None:
         """The verdict that counts for a volume. None if this host never verified it.
@@ -53,7 +59,7 @@ class Verdicts:
         Bad news stays until a look that had to see the same damage says otherwise; a weaker look never hides a deeper
         one. Otherwise it is the deepest look, of these the newest; whether a volume was not saved the newest look says.
         """
-        verdicts = self.table.read().get(volume_id, {}).values()
+        verdicts = self._read.get(volume_id, {}).values()
         good = [one for one in verdicts if one.result != DAMAGED]
         bad = [one for one in verdicts if one.result == DAMAGED and not any(clears(other, one) for other in good)]
         if bad or not good:
@@ -61,6 +67,14 @@ class Verdicts:
         newest = max(good, key=lambda one: one.time_ms)
         deepest = max(good, key=lambda one: (_DEPTH[one.level], one.time_ms))
         return newest if newest.result == INCOMPLETE else replace(deepest, result=OK)
+
+
+def add_verdicts(memory: HostMemory, rows: Iterable[dict[str, Any]]) -> None:
+    """Fill `verified` in rows with the `id` of a volume: the verdict that counts, if this host ever verified it."""
+    verdicts = Verdicts(memory)
+    for row in rows:
+        verdict = verdicts.of(VolumeId(bytes.fromhex(row["id"])))
+        row["verified"] = None if verdict is None else verdict.row()
 
 
 def clears(later: VolumeVerdict, one: VolumeVerdict) -> bool:

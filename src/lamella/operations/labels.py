@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lamella.base.errors import UsageError
-from lamella.format.records import Pin, RawRecord, Rename, Signed, Tag
+from lamella.format.labels import Pin, Tag
+from lamella.format.records import RawRecord, Rename, Signed
 from lamella.history.catalogue import VolumeState
 from lamella.operations.shared.selection import Selected
 from lamella.repository.repository import Repository
@@ -50,7 +51,7 @@ def label_records(
 
 
 def still_labelled(repo: Repository, chosen: Sequence[Selected], remove: Sequence[str], unpin: bool) -> list[str]:
-    """What could not be taken away: another writer gave it, and this secret has not the prune key's word."""
+    """The labels that could not be removed: another writer gave them, and this secret has no prune key."""
     found: list[str] = []
     now = {snapshot.ref: snapshot for snapshot in repo.catalogue.snapshots}
     for one in chosen:

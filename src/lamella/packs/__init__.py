@@ -1,1 +1,1 @@
-"""Where blobs lie: the map of packs, their contents, the packer and the trees of volumes. They can be made anew."""
+"""Where blobs lie: the map of packs, their contents, the packer and the trees of volumes. They can be made again."""

@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """What the map holds about one pack."""
+    """The map's entry of one pack."""
 
     domain_id: DomainId
     header: Header

@@ -16,34 +16,10 @@ from typing import Any, Literal
 
 from lamella.base.errors import RepositoryError
 
-_VERSION = 5
+_VERSION = 6
 _NODES_KEPT = 50_000
 _ROOM = 32 << 20
 """Bytes that must be free for a cache to be kept: one that fills up in the middle would stop the command."""
-_SCHEMA = """
-CREATE TABLE commits (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE packs (
-    number INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, domain BLOB, header BLOB, length INTEGER NOT NULL,
-    own INTEGER NOT NULL, trouble TEXT
-);
-CREATE TABLE blobs (
-    id BLOB NOT NULL, kind INTEGER NOT NULL, pack INTEGER NOT NULL, place INTEGER NOT NULL, sealed INTEGER NOT NULL,
-    content INTEGER NOT NULL, PRIMARY KEY (id, kind, pack)
-) WITHOUT ROWID;
-CREATE INDEX blobs_by_pack ON blobs (pack);
-CREATE TABLE segments (number INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, packs INTEGER NOT NULL);
-CREATE TABLE covered (pack BLOB PRIMARY KEY, segment INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE nodes (number INTEGER PRIMARY KEY, pack BLOB NOT NULL, place INTEGER NOT NULL, sealed BLOB NOT NULL);
-CREATE UNIQUE INDEX nodes_by_place ON nodes (pack, place);
-CREATE TABLE complete (root BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE suspects (
-    id BLOB NOT NULL, kind INTEGER NOT NULL, pack BLOB NOT NULL, place INTEGER NOT NULL, sealed INTEGER NOT NULL,
-    content INTEGER NOT NULL, PRIMARY KEY (id, kind, pack)
-) WITHOUT ROWID;
-CREATE TABLE applied (pack BLOB NOT NULL, kind INTEGER NOT NULL, id BLOB NOT NULL, PRIMARY KEY (pack, kind, id))
-    WITHOUT ROWID;
-CREATE TABLE proved (pack BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
-"""
 
 
 class Cache:
@@ -98,7 +74,7 @@ class Cache:
             return self.connection.execute(query, parameters).fetchone()
 
     def pages(self, query: str, after: object, *parameters: object) -> Iterator[Any]:
-        """All rows of a query with a LIMIT, whose first parameter and first column say where it goes on.
+        """All rows of a query with a LIMIT, whose first parameter and first column say where to continue.
 
         The table may change meanwhile: nothing is held between two pages.
         """
@@ -132,6 +108,20 @@ class Cache:
         with self.change() as connection:
             connection.executemany("INSERT OR IGNORE INTO nodes (pack, place, sealed) VALUES (?, ?, ?)", rows)
             connection.execute("DELETE FROM nodes WHERE number <= (SELECT MAX(number) FROM nodes) - ?", (_NODES_KEPT,))
+
+    def packs_bytes(self) -> int:
+        """Bytes of all packs that are known and in no trouble."""
+        return int(self.row("SELECT TOTAL(length) FROM packs WHERE trouble IS NULL")[0])
+
+    def answer(self, question: str, state: bytes) -> bytes | None:
+        """The sealed answer to a question in this state, not yet checked (lamella.history.answers), or None."""
+        row = self.row("SELECT sealed FROM answers WHERE question = ? AND state = ?", (question, state))
+        return None if row is None else bytes(row[0])
+
+    def keep_answer(self, question: str, state: bytes, sealed: bytes) -> None:
+        """Keep a sealed answer, the newest to its question."""
+        with self.change() as connection:
+            connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (question, state, sealed))
 
     def commit_names(self) -> list[str]:
         """The names of all remembered commits."""
@@ -205,7 +195,9 @@ def _connect(path: Path | str) -> _Connection:
             connection.execute("BEGIN IMMEDIATE")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
-                for statement in _SCHEMA.split(";"):
+                from lamella.packs.cache_schema import SCHEMA  # once in the life of a cache
+
+                for statement in SCHEMA.split(";"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:

@@ -1,4 +1,4 @@
-"""What the map says of all packs together: for sizes, verifying, pruning and repairing."""
+"""Figures of all packs together, from the map: for sizes, verifying, pruning and repairing."""
 
 from __future__ import annotations
 

@@ -11,15 +11,16 @@ from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, Stor
 from lamella.base.ids import ChunkId, DomainId
 from lamella.base.names import pack_name
 from lamella.base.trust import Opened
+from lamella.crypto.buffers import opens_views
 from lamella.crypto.derive import Keys
 from lamella.format.container import NODES, Kind
-from lamella.format.lost import Address
 from lamella.packs.blobmap import BlobMap, Place
 from lamella.packs.containers import BlobOpener
 from lamella.packs.reach import reinstated, require_alive
 from lamella.stores.base import Store
 
 if TYPE_CHECKING:
+    from lamella.format.lost import Address
     from lamella.packs.suspects import Suspects
 
 _GAP = 64 * 1024
@@ -45,6 +46,8 @@ class Contents:
         self._reinstated_names: set[str] = set()
         self.keeps_nodes = False
         """Nodes this host has seen sealed are not fetched again: for backups to distant stores, never to verify."""
+        self.headless: set[bytes] = set()
+        """To verify: packs whose heads do not open. What only this host remembers to lie there, no other host finds."""
         self.bad_places: list[tuple[str, str]] = []
         """Objects in which a blob could not be opened, with the reason; another place may have served."""
         self.bad: set[Address] = set()
@@ -92,15 +95,16 @@ class Contents:
     def _read_runs(
         self, places: list[Place], domain_id: DomainId, lengths: dict[ChunkId, int | None], identified: bool
     ) -> Iterator[tuple[ChunkId, Opened]]:
-        """What opens at its first place; anything that fails is left to the careful way."""
+        """The contents that open at their first place; the careful way reads the others."""
         for run in _runs(sorted(places, key=lambda place: (place.pack, place.blob.offset))):
             start = run[0].blob.offset
             end = run[-1].blob.offset + run[-1].blob.sealed_length
             try:
-                content = memoryview(self._store.get(pack_name(run[0].pack), start, end - start))
+                stored = self._store.get(pack_name(run[0].pack), start, end - start)
             except StoreError as error:
                 require_alive(self._store, error)
                 continue
+            content = memoryview(stored) if opens_views() else stored
             opener = self._opener(run[0], identified=identified)
             for place in run:
                 at = place.blob.offset - start
@@ -135,9 +139,8 @@ class Contents:
             except (IntegrityError, StoreError) as error:
                 trouble = self._failed(place, error)
         # What did not open before may open now: replaced, or readable again.
-        tried = {place.pack for place in places}
         for place in self._suspects().places(kind, id_) if self._suspects is not None else ():
-            if place.pack in tried:
+            if place.pack in self.headless.union(one.pack for one in places):
                 continue
             try:
                 content = self._at(domain_id, place, length)
@@ -188,6 +191,8 @@ class Contents:
 
     def _failed(self, place: Place, error: IntegrityError | StoreError) -> str:
         """Remember a place that failed, unless the store as a whole is out of reach; what to say about it."""
+        from lamella.format.lost import Address  # rarely needed
+
         require_alive(self._store, error)
         name = pack_name(place.pack)
         for_good = not error.retryable and not isinstance(error, _Misplaced)

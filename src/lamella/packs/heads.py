@@ -55,9 +55,9 @@ def genuine_head(store: Store, keys: Keys, name: str, size: int | None = None) -
 def read_heads(
     store: Store, keys: Keys, packs: Iterable[tuple[bytes, int]]
 ) -> Iterator[tuple[bytes, int, PackHead | str | None]]:
-    """For each pack, given as hash and listed size: these, and its head, or what is wrong, or None if it is gone.
+    """Read heads of packs, given as hash and listed size. With each come its head, or why that does not open, or None.
 
-    Raises StoreUnavailable when the store as a whole is out of reach.
+    None: the pack is gone. Raises StoreUnavailable when the store as a whole is out of reach.
     """
 
     def read(row: tuple[bytes, int]) -> tuple[bytes, int, PackHead | str | None]:

@@ -28,7 +28,7 @@ BULK_TARGET = 16 * 1024 * 1024
 """For the first that a domain gets. What comes later, or is written again by a prune, goes sooner and in parts: smaller
 packs keep less of it, or make less of it be written again (docs/decisions/0035)."""
 RESUMED_TARGET = 4 * 1024 * 1024
-"""What was broken off once, a run or a connection, may be again: what is lost then is less than a pack."""
+"""A run or a connection that broke once may break again: then less than a pack is lost."""
 _BULK_AFTER = 4
 _RESUMED_STEP = 32
 """Packs after which they may be twice as large again."""
@@ -62,7 +62,7 @@ class Packer:
         *,
         breaks: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`breaks` says how often this work was broken off so far."""
+        """`breaks` says how often this work was interrupted so far."""
         self.domain_id = domain_id
         self._breaks = breaks
         self._broken = 0
@@ -246,7 +246,7 @@ class Packer:
     def finish(self) -> None:
         """Hand over everything that was stored until now; what comes meanwhile may go along.
 
-        Workers may go on storing meanwhile. Call it from the thread that stores nodes. Raises StoreError.
+        Workers may keep storing meanwhile. Call it from the thread that stores nodes. Raises StoreError.
         """
         with self._lock:
             begun = self._held.copy()

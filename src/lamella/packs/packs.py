@@ -1,6 +1,6 @@
 """Where the blobs of one repository lie: the map of packs, their contents, and what did not open.
 
-Everything here is found out by reading the store, and can be made anew.
+Everything here is found out by reading the store, and can be made again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from lamella.base.names import PACKS
 from lamella.base.trust import Opened
 from lamella.crypto.derive import Keys
 from lamella.format.container import Kind
-from lamella.format.lost import Address
 from lamella.packs.blobmap import BlobMap
 from lamella.packs.cache import Cache
 from lamella.packs.contents import Contents
@@ -23,6 +22,7 @@ from lamella.packs.tree import TreeReader
 from lamella.stores.base import Store
 
 if TYPE_CHECKING:
+    from lamella.format.lost import Address
     from lamella.packs.suspects import Suspects
 
 

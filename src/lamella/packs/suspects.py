@@ -1,4 +1,4 @@
-"""What this host found out by reading: places at which a blob did not open, and when each pack was last read whole.
+"""Findings of this host's reading: places at which a blob did not open, and when each pack was last read whole.
 
 Both live in the cache: losing them costs reading again. A suspect place is taken out of the blob map, so that nothing
 is deduplicated against it and the next backup stores the blob anew; readers still try it when nothing else is left.

@@ -168,7 +168,7 @@ class _Writing:
         return None if closed is None else Partial(rest._as_root(closed[0]), done)
 
     def _tail(self, done: int) -> list[SlotRun]:
-        """What stands for the changes that have not come: from the smaller end on a base of another size is no help."""
+        """Stand-ins for changes that never came. Beyond the smaller end a base of another size is no help."""
         chunks = self._shape.chunks
         if self._base is None or self._base.shape.size == self._shape.size:
             return []
@@ -176,7 +176,7 @@ class _Writing:
         return [SlotRun(first, chunks, Slot.HOLE)] if first < chunks else []
 
     def _base_at_top(self, level: int) -> _Base:
-        """What the base has at the place of the new root, which may be higher or lower than the base's own."""
+        """The base's node at the place of the new root, which may be higher or lower than the base's own root."""
         if self._base is None:
             return Slot.HOLE
         own = self._base.shape.depth - 1

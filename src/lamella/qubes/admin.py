@@ -68,7 +68,7 @@ class Admin:
         if answer[:2] == b"0\0":
             return answer[2:]
         if answer[:2] != b"2\0":
-            raise Refused(NO_ANSWER, f"{dest}: qubesd broke off {method}: its log says why", obj=dest)
+            raise Refused(NO_ANSWER, f"{dest}: qubesd aborted {method}: its log says why", obj=dest)
         type_, _, rest = answer[2:].partition(b"\0")
         _, _, rest = rest.partition(b"\0")  # the trace
         words = [_decoded(word) for word in rest.split(b"\0")]
@@ -97,13 +97,13 @@ def _conversation(place: Path, request: bytes, seconds: float, method: str) -> b
             while piece := _received(connection, deadline):
                 answer += piece
                 if len(answer) > _MAX_ANSWER:
-                    raise SourceError(f"qubesd answers {method} without end", obj=method)
+                    raise SourceError(f"the answer of qubesd to {method} does not end", obj=method)
     except TimeoutError as error:
         raise SourceError(f"qubesd did not answer {method} within {seconds:g} s", obj=method) from error
     except (FileNotFoundError, ConnectionRefusedError, PermissionError) as error:
         raise LamellaError(f"qubesd cannot be reached: {error.strerror}", obj=str(place)) from error
     except OSError as error:
-        raise SourceError(f"qubesd broke off {method}: {error.strerror}", obj=method) from error
+        raise SourceError(f"qubesd aborted {method}: {error.strerror}", obj=method) from error
     return bytes(answer)
 
 

@@ -48,7 +48,7 @@ class QubeSnapshot:
     settings: QubeSettings
     volumes: dict[str, Selected]
     failed: tuple[str, ...]
-    """What the run meant to save of it and did not."""
+    """The volumes that the run meant to save of it and did not."""
 
 
 def saved_qubes(repo: Repository) -> list[SavedQube]:

@@ -33,7 +33,7 @@ _TEMPLATE = "TemplateVM"
 
 @dataclass(frozen=True, slots=True)
 class QubesOptions:
-    """How qubes are backed up, beyond the options of every backup."""
+    """Options for qubes, beyond those of every backup."""
 
     live: bool = True
     """A running qube as it is now; else the state of its last shutdown."""
@@ -47,7 +47,7 @@ class QubesOptions:
 
 @dataclass(slots=True)
 class QubesPlan:
-    """What a run over qubes will do; `backup` is the plan of its volumes."""
+    """The plan of a run over qubes; `backup` is the plan of its volumes."""
 
     backup: BackupPlan
     qubes: list[Qube]
@@ -79,11 +79,19 @@ class QubesPlan:
 
 
 def plan_qubes(
-    repo: Repository, admin: Admin, inventory: Inventory, qubes: Sequence[Qube], options: QubesOptions
+    repo: Repository,
+    admin: Admin,
+    inventory: Inventory,
+    qubes: Sequence[Qube],
+    options: QubesOptions,
+    gone: Sequence[str] = (),
 ) -> QubesPlan:
-    """Decide what to do with these qubes. Raises as plan_backup."""
+    """Decide what to do with these qubes; those that are `gone` fail. Raises as plan_backup."""
     maker = _Requests(admin, inventory, repo.host, options)
-    requests = [request for qube in qubes for request in maker.of_qube(qube)]
+    requests: list[Request | FailedRequest] = [
+        FailedRequest(f"{name}:{SETTINGS}", f"there is no qube called {name}") for name in gone
+    ]
+    requests += [request for qube in qubes for request in maker.of_qube(qube)]
     running = [qube for qube in qubes if qube.state == "Running"] if options.pause else []
     backup = replace(options.backup, around=_pausing(admin, running))
     return QubesPlan(plan_backup(repo, requests, backup), list(qubes), maker.excluded, admin, repo.host, now_ms)
@@ -113,6 +121,9 @@ class _Requests:
             yield self._config(qube)
         for volume in volumes:
             yield self._volume(qube, volume)
+        for name, why in self._inventory.undescribed(qube).items():
+            if name not in self._left_out(qube):
+                yield FailedRequest(f"{qube.name}:{name}", why)
 
     def _settings(self, qube: Qube, what: str, content: bytes) -> Request:
         name = f"{qube.name}:{what}"
@@ -120,7 +131,7 @@ class _Requests:
         return Request(name, source, self._domain(qube), {DOCUMENT: content}, follows=True)
 
     def _config(self, qube: Qube) -> Request | FailedRequest:
-        """dom0's own files, as one archive made anew for this run."""
+        """dom0's own files, as one archive made again for this run."""
         from lamella.qubes.dom0 import write_archive  # dom0 is rarely among the qubes
 
         name = f"{qube.name}:{CONFIG}"
@@ -153,12 +164,14 @@ class _Requests:
     def _is_wanted(self, qube: Qube, volume: QubeVolume) -> bool:
         if not volume.save_on_stop:
             return False
-        left_out = (feature_of(self._admin, qube.name, EXCLUDED_FEATURE) or "").split()
         no_root = qube.klass == _TEMPLATE and volume.name == "root" and not self._options.template_roots
-        if no_root or volume.name in left_out:
+        if no_root or volume.name in self._left_out(qube):
             self.excluded.append(f"{qube.name}:{volume.name}")
             return False
         return True
+
+    def _left_out(self, qube: Qube) -> list[str]:
+        return (feature_of(self._admin, qube.name, EXCLUDED_FEATURE) or "").split()
 
 
 def _pausing(admin: Admin, qubes: Sequence[Qube]) -> Callable[[], AbstractContextManager[None]]:

@@ -27,7 +27,7 @@ KEPT: Final = (
     "usr/local",
     "var/lib/qubes/qubes.xml",
 )
-"""What is kept of dom0, below its root."""
+"""The files of dom0 that are kept, below its root."""
 PACKAGES: Final = "packages.txt"
 """The installed packages, one a line, in the archive's top folder."""
 

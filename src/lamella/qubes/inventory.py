@@ -1,4 +1,4 @@
-"""What qubesd says there is, and which qubes a command is about. Read anew for every command."""
+"""The qubes that qubesd knows, and the qubes that a command is about. Read again for every command."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lamella.qubes.admin import Admin, Refused
 HALTED = "Halted"
 PAUSED = "Paused"
 ADMIN_CLASS = "AdminVM"
+_GONE = "QubesVMNotFoundError"
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -57,6 +58,7 @@ class Inventory:
     def __init__(self, admin: Admin) -> None:
         self._admin = admin
         self._pools: dict[str, Pool] = {}
+        self._volumes: dict[str, tuple[list[QubeVolume], dict[str, str]]] = {}
         self.qubes: dict[str, Qube] = {
             qube.name: qube for qube in (_qube(admin, line) for line in admin.lines("admin.vm.List"))
         }
@@ -70,11 +72,25 @@ class Inventory:
         return found
 
     def volumes(self, qube: Qube) -> list[QubeVolume]:
-        """All volumes of a qube, by name; none for dom0."""
-        if qube.klass == ADMIN_CLASS:
-            return []
-        names = self._admin.lines("admin.vm.volume.List", qube.name)
-        return [_volume(name, self._admin.lines("admin.vm.volume.Info", qube.name, name)) for name in sorted(names)]
+        """All volumes of a qube that qubesd can describe, by name; none for dom0."""
+        return self._described(qube)[0]
+
+    def undescribed(self, qube: Qube) -> dict[str, str]:
+        """By name, why qubesd cannot describe the other volumes of a qube."""
+        return self._described(qube)[1]
+
+    def _described(self, qube: Qube) -> tuple[list[QubeVolume], dict[str, str]]:
+        if qube.name not in self._volumes:
+            found: list[QubeVolume] = []
+            missing: dict[str, str] = {}
+            names = self._admin.lines("admin.vm.volume.List", qube.name) if qube.klass != ADMIN_CLASS else []
+            for name in sorted(names):
+                try:
+                    found.append(_volume(name, self._admin.lines("admin.vm.volume.Info", qube.name, name)))
+                except SourceError as error:
+                    missing[name] = error.message
+            self._volumes[qube.name] = found, missing
+        return self._volumes[qube.name]
 
     def pool(self, name: str) -> Pool:
         """A pool by its name. Raises Refused."""
@@ -84,10 +100,15 @@ class Inventory:
         return self._pools[name]
 
     def free_bytes(self, name: str) -> int | None:
-        """What a pool says is free now; None if it does not say."""
+        """The free space of a pool, by its own word; None if it does not say."""
         facts = facts_of(self._admin.lines("admin.pool.Info", arg=name))
         size, usage = facts.get("size", ""), facts.get("usage", "")
         return max(0, int(size) - int(usage)) if size.isdecimal() and usage.isdecimal() else None
+
+
+def is_preloaded(admin: Admin, qube: Qube) -> bool:
+    """Whether qubesd keeps this disposable ready for its next use (from 4.3 on): touching it would use it up."""
+    return qube.klass == "DispVM" and property_of(admin, qube.name, "is_preload") == "True"
 
 
 def power_state(admin: Admin, name: str) -> str:
@@ -97,22 +118,22 @@ def power_state(admin: Admin, name: str) -> str:
 
 
 def property_of(admin: Admin, name: str, prop: str) -> str | None:
-    """The value of a property as text, None where the qube has no such property."""
+    """The value of a property as text, None where the qube has no such property, or is gone meanwhile."""
     try:
         answer = admin.text("admin.vm.property.Get", name, prop)
     except Refused as error:
-        if error.type == "QubesNoSuchPropertyError":
+        if error.type in ("QubesNoSuchPropertyError", _GONE):
             return None
         raise
     return answer.split(" ", 2)[2]
 
 
 def feature_of(admin: Admin, name: str, feature: str) -> str | None:
-    """The value of a feature as text, None where it is not set."""
+    """The value of a feature as text, None where it is not set, or the qube is gone."""
     try:
         return admin.text("admin.vm.feature.Get", name, feature)
     except Refused as error:
-        if error.type == "QubesFeatureNotFoundError":
+        if error.type in ("QubesFeatureNotFoundError", _GONE):
             return None
         raise
 
@@ -144,7 +165,7 @@ def _volume(name: str, lines: list[str]) -> QubeVolume:
 
 @dataclass(frozen=True, slots=True)
 class QubeChoice:
-    """What the user said. Without names, tags and labels: the qubes that are marked for backups."""
+    """The user's selection. Without names, tags and labels: the qubes that are marked for backups."""
 
     names: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
@@ -154,12 +175,20 @@ class QubeChoice:
 
 
 def chosen(admin: Admin, inventory: Inventory, choice: QubeChoice) -> list[Qube]:
-    """The qubes, by name; dom0 among them where it is named or marked. Raises NothingMatched, UsageError."""
+    """The qubes, by name; dom0 among them where it is named or marked, preloaded disposables never.
+
+    Raises NothingMatched, UsageError.
+    """
     if choice.everything and choice.names:
         raise UsageError("--all and names of qubes contradict each other")
     for name in (*choice.names, *choice.excluded):
         inventory.qube(name)
-    names = {qube.name for qube in _wanted(admin, inventory, choice)} - set(choice.excluded)
+    wanted = {qube.name: qube for qube in _wanted(admin, inventory, choice) if qube.name not in choice.excluded}
+    preloaded = {name for name, qube in wanted.items() if is_preloaded(admin, qube)}
+    if preloaded & set(choice.names):
+        name = min(preloaded)
+        raise UsageError(f"{name} is a preloaded disposable: it is left alone until it is used", obj=name)
+    names = set(wanted) - preloaded
     if not names:
         raise NothingMatched("no qube is selected", hint="name one, or say --all")
     return [inventory.qubes[name] for name in sorted(names)]

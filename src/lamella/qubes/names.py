@@ -59,7 +59,7 @@ def _checked(text: str, pattern: re.Pattern[str], what: str) -> str:
 
 FEATURE: Final = "lamella.continues"
 DOM0: Final = "dom0-"
-"""How an owner begins that is a system's dom0."""
+"""The prefix of an owner that is a system's dom0."""
 
 
 def lineage(saved: str, uuid: str) -> str:
@@ -77,7 +77,7 @@ def claimed_owner(uuid: str, value: str | None) -> str:
 
 
 def owner_of(admin: Admin, qube: Qube, machine: str) -> str:
-    """What names a qube in repositories for ever. dom0 has one UUID everywhere, so there it is the machine's hash."""
+    """The name of a qube in repositories for ever. dom0 has one UUID everywhere, so there it is the machine's hash."""
     if qube.klass == ADMIN_CLASS:
         return DOM0 + machine
     return claimed_owner(qube.uuid, feature_of(admin, qube.name, FEATURE))

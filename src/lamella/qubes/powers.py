@@ -1,4 +1,4 @@
-"""What a restored qube could do to others, or others to it: shown in the plan, and given only with consent if named.
+"""Powers of a restored qube over others, and of others over it: shown in the plan, and given only with consent.
 
 A saved qube's settings are data that whoever wrote the backup chose. A tag, a device or another qube in them means
 power where a policy of this system names it: `@tag:lamella-worker` may reach a destination, a network qube sees all

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lamella.base.errors import IntegrityError, LamellaError, SourceError, UsageError
+from lamella.base.errors import IntegrityError, LamellaError, SourceError, UsageError, shown_bytes
 from lamella.base.events import Reporter, Warned, silent
 from lamella.memory.host import Host, HostMemory, Table
 from lamella.operations.restore.restore import RestoreOptions, RestoreResult, data_bytes, plan_restore
@@ -137,7 +137,7 @@ class QubesRestore:
         self._admin.call("admin.vm.tag.Set", row.name, IN_PROGRESS)
         if power_state(self._admin, row.name) != "Halted":
             self._admin.call("admin.vm.tag.Remove", row.name, IN_PROGRESS)
-            raise SourceError(f"{row.name} was started meanwhile: it is not touched", obj=row.name)
+            raise SourceError(f"{row.name} was started meanwhile, and is not touched", obj=row.name)
         if self._wishes.settings:
             self._applier(row, result).early()
 
@@ -152,14 +152,20 @@ class QubesRestore:
     def _data(self, row: QubeRestore, result: QubeResult, reporter: Reporter, workers: int | None) -> None:
         if not self._wishes.data:
             return
-        there = {volume.name: volume for volume in self._inventory.volumes(self._inventory.qube(row.name))}
+        qube = self._inventory.qube(row.name)
+        there = {volume.name: volume for volume in self._inventory.volumes(qube)}
+        for name, why in self._inventory.undescribed(qube).items():
+            if name in row.saved.volumes:
+                raise SourceError(why, obj=row.name)
         self._check_space(row, there)
         for name, selected in row.saved.volumes.items():
             if name not in there or not there[name].save_on_stop:
-                result.notes.append(f"volume {name}: the qube has none that persists")
+                result.notes.append(f"volume {name}: the qube has no such persistent volume")
                 continue
-            done = self._imports.restore(self._repo, selected, row.name, name, reporter, workers)
+            options = RestoreOptions(workers, trust_local=self._wishes.trust_local)
+            done, use = self._imports.restore(self._repo, selected, row.name, name, reporter, options)
             result.bytes_written += done.bytes_written
+            result.notes += [f"volume {name}: {use}"] if use else []
             result.volumes.append(name)
             self._touched.add(row.name)
         self._continue_history(row)
@@ -173,11 +179,11 @@ class QubesRestore:
         for pool, size in needed.items():
             free = self._inventory.free_bytes(pool)
             if free is not None and size > free:
-                text = f"pool {pool} has {free} bytes free, {row.name} needs {size}"
+                text = f"pool {pool} has {shown_bytes(size - free)} too few: {row.name} needs {shown_bytes(size)}"
                 raise SourceError(text, obj=pool, hint="free some space, or add to the pool")
 
     def _continue_history(self, row: QubeRestore) -> None:
-        """Let the next backup go on where the saved one ended, unless the saved qube itself is still here."""
+        """Let the next backup continue where the saved one ended, unless the saved qube itself is still here."""
         qube, owner = self._inventory.qube(row.name), row.saved.owner
         owners = {owner_of(self._admin, other, "") for other in self._inventory.qubes.values() if other is not qube}
         if owner not in {qube.uuid, *owners}:
@@ -230,14 +236,17 @@ class Imports:
         return [f"{qube}:{volume}" for qube, volume in left]
 
     def restore(
-        self, repo: Repository, selected: Selected, qube: str, volume: str, reporter: Reporter, workers: int | None
-    ) -> RestoreResult:
-        """Write one volume. Until it was compared, nothing of the old state changes. Raises LamellaError."""
+        self, repo: Repository, selected: Selected, qube: str, volume: str, reporter: Reporter, options: RestoreOptions
+    ) -> tuple[RestoreResult, str]:
+        """Write one volume; returns also how a checkpoint was used. Until it was compared, nothing of the old state
+        changes. Raises LamellaError.
+        """
         plan_size = selected.snapshot.added.size
         with self._opened(qube, volume, plan_size) as path:
             device = path.is_block_device()
-            options = RestoreOptions(workers, overwrite=device, in_place=not device)
-            return plan_restore(repo, selected, path, options).execute(reporter)
+            options = replace(options, overwrite=device, in_place=not device, made_empty=True)
+            plan = plan_restore(repo, selected, path, options)
+            return plan.execute(reporter), plan.said_of_kept
 
     @contextmanager
     def _opened(self, qube: str, volume: str, size: int) -> Iterator[Path]:

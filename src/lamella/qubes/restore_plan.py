@@ -1,4 +1,4 @@
-"""What a restore of qubes would do, qube by qube, before anything is done."""
+"""The plan of a restore of qubes, qube by qube, before anything is done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lamella.qubes.settings import QubeSettings
 
 
 class Action(StrEnum):
-    """What happens to one qube."""
+    """The action for one qube."""
 
     CREATE = "create"
     OVERWRITE = "overwrite"
@@ -24,7 +24,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RestoreWishes:
-    """What the user consents to. Without any of it a conflict or a missing template ends the plan."""
+    """The consents of the user. Without them a conflict or a missing template ends the plan."""
 
     overwrite: bool = False
     rename_conflicting: bool = False
@@ -37,6 +37,8 @@ class RestoreWishes:
     """Also take away settings that the backup does not have."""
     powers: bool = False
     """Also give what policies of this system name."""
+    trust_local: bool = False
+    """Compare only what differs from a checkpoint, and a sample (decision 0083)."""
 
 
 @dataclass(slots=True)
@@ -45,12 +47,12 @@ class QubeRestore:
 
     saved: QubeSnapshot
     name: str
-    """What it will be called."""
+    """The name it will have."""
     action: Action
     template: str = ""
     notes: list[str] = field(default_factory=list)
     powers: list[Power] = field(default_factory=list)
-    """What its settings let it do, or others do to it."""
+    """Powers that its settings give to it, or to others."""
     withheld: list[Power] = field(default_factory=list)
     """Those that need consent and do not have it: they are not set."""
 
@@ -110,7 +112,7 @@ class RestorePlanner:
 
     def _row(self, saved: QubeSnapshot) -> QubeRestore:
         if saved.settings.klass == ADMIN_CLASS:
-            raise UsageError("dom0 is laid out beside, not restored with qubes", obj=saved.name)
+            raise UsageError("dom0 is not restored with qubes: use --dom0-to FOLDER", obj=saved.name)
         name = check_qube(saved.name)
         for volume in saved.volumes:
             check_volume(volume)
@@ -138,6 +140,12 @@ class RestorePlanner:
             raise UsageError(f"{there.name} is not halted: a running qube is never touched", obj=there.name)
         if self._owner(there) != saved.owner:
             notes.append("another qube of the same name is overwritten")
+        kept = {one.name: one.facts.get("revisions_to_keep", "") for one in self._inventory.volumes(there)}
+        lost = [name for name in saved.volumes if wishes.data and kept.get(name) in ("0", "-1")]
+        notes += [
+            f"{name} keeps no revisions (revisions_to_keep is {kept[name]}): its old state will be lost"
+            for name in lost
+        ]
         return QubeRestore(saved, there.name, Action.OVERWRITE, notes=notes)
 
     def _free_name(self, name: str) -> str:
@@ -171,7 +179,7 @@ class RestorePlanner:
             raise UsageError(f"the template {wanted} of {row.saved.name} does not exist", obj=row.saved.name, hint=hint)
 
     def _depth(self, row: QubeRestore, alive: dict[str, QubeRestore]) -> int:
-        """How many of the other restored qubes it is based on, one upon the other."""
+        """The number of other restored qubes it is based on, one upon the other."""
         depth, seen = 0, {row.saved.name}
         above = alive.get(row.settings.template)
         while above is not None and above.saved.name not in seen:

@@ -43,7 +43,7 @@ class QubeSettings:
     """Empty if qubesd did not say: releases were seen that break off when they are asked for a new label's."""
     properties: dict[str, Property] = field(default_factory=dict)
     defaults: dict[str, str] = field(default_factory=dict)
-    """What the other properties were; information, never restored."""
+    """The values of the other properties; information, never restored."""
     tags: tuple[str, ...] = ()
     features: dict[str, str] = field(default_factory=dict)
     firewall: str = ""

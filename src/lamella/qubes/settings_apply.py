@@ -21,6 +21,8 @@ IN_PROGRESS: Final = "backup-restore-in-progress"
 
 _EARLY: Final = ("template_for_dispvms", "provides_network")
 _NEVER: Final = frozenset({"name", "qid", "uuid", "klass", "dispid", "installed_by_rpm", "template", "label"})
+_QUBESDS_OWN: Final = frozenset({FEATURE, "preload-dispvm", "preload-dispvm-in-progress", "preload-dispvm-completed"})
+"""Features that are no settings: which history this is, and which disposables are kept ready at this moment."""
 _UNIQUE: Final = ("ip", "ip6", "mac")
 
 
@@ -39,7 +41,7 @@ class Applier:
         self.notes = notes
 
     def early(self) -> None:
-        """What other qubes' creation and references need."""
+        """Properties that other qubes' creation and references need."""
         for prop in _EARLY:
             if prop in self._settings.properties:
                 self._set(prop, self._settings.properties[prop].value)
@@ -115,9 +117,9 @@ class Applier:
 
     def _features(self, present: QubeSettings, *, exact: bool) -> None:
         for feature, value in sorted(self._settings.features.items()):
-            if feature != FEATURE and present.features.get(feature) != value:
+            if feature not in _QUBESDS_OWN and present.features.get(feature) != value:
                 self._call(f"feature {feature}", "admin.vm.feature.Set", feature, value.encode("utf-8"))
-        for feature in sorted(set(present.features) - {*self._settings.features, FEATURE}) if exact else ():
+        for feature in sorted(set(present.features) - {*self._settings.features, *_QUBESDS_OWN}) if exact else ():
             self._call(f"feature {feature}", "admin.vm.feature.Remove", feature)
 
     def _tags(self, present: QubeSettings, *, exact: bool) -> None:

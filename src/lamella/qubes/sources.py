@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,10 +31,10 @@ def volume_identity(owner: str, volume: str) -> bytes:
 
 
 class QubeSource:
-    """One volume of one qube. `choose` says where it lies right now; kept moments are found by the identity."""
+    """One volume of one qube. `choose` says where it lies in a state of its qube; its identity finds checkpoints."""
 
     def __init__(
-        self, admin: Admin, host: Host, qube: Qube, identity: bytes, choose: Callable[[], VolumePlace]
+        self, admin: Admin, host: Host, qube: Qube, identity: bytes, choose: Callable[[str], VolumePlace]
     ) -> None:
         self._admin = admin
         self._host = host
@@ -42,7 +42,7 @@ class QubeSource:
         self._place = choose
         self.identity = identity
         """`qubes:OWNER:VOLUME`."""
-        self._inner = self._opened(self._place())
+        self._inner = self._opened(self._place(qube.state))
 
     @property
     def driver(self) -> str:
@@ -64,7 +64,8 @@ class QubeSource:
         """One moment of the volume. Tried again when the qube starts or stops meanwhile. Raises SourceError."""
         for _ in range(_TRIES):
             with ExitStack() as attempt:
-                state, place = power_state(self._admin, self._qube.name), self._place()
+                state = power_state(self._admin, self._qube.name)
+                place = self._place(state)
                 try:
                     self._inner = self._opened(place)
                     frozen = attempt.enter_context(self._inner.freeze())
@@ -84,7 +85,7 @@ class QubeSource:
 
     def _unchanged(self, state: str, place: VolumePlace) -> bool:
         """Whether nothing was renamed since: the frozen file is the one that the place meant all the time."""
-        return power_state(self._admin, self._qube.name) == state and self._place() == place
+        return power_state(self._admin, self._qube.name) == state and self._place(state) == place
 
     def _opened(self, place: VolumePlace) -> Source:
         keeping = Keeping(self._host.owner, place.checkpoint_dir, self.identity, self._host.source_records)
@@ -157,7 +158,7 @@ class _NoBytes(UntrackedMoment):
     size = 0
 
     def consistency(self) -> Consistency:
-        """What qubesd said is one consistent state."""
+        """The answers of qubesd are one consistent state."""
         return Consistency.COMMITTED
 
     def allocated(self) -> Iterator[Extent]:
@@ -170,26 +171,39 @@ class _NoBytes(UntrackedMoment):
 
 
 CHECKPOINTS: Final = ".lamella"
-"""Directory of kept moments at the top of a file pool: beside the qube's own files they would go when it is removed."""
+"""Directory of checkpoints at the top of a file pool: beside the qube's own files they would go when it is removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class VolumePlace:
-    """What to read: `text` for the source registry, `committed` if it is the state of the last orderly shutdown."""
+    """The place to read: `text` for the source registry, `committed` if an orderly shutdown left the volume so."""
 
     text: str
     committed: bool
     checkpoint_dir: Path | None = None
 
 
-def live_place(pool: Pool, volume: QubeVolume) -> VolumePlace:
-    """What a running qube writes to, or what a halted one left. Raises SourceError."""
-    return _driver(pool)(pool, volume, True)
+def live_place(pool: Pool, volume: QubeVolume, state: str) -> VolumePlace:
+    """The volume that a qube in this state writes to, or that it left when it halted. Raises SourceError."""
+    place = _driver(pool)(pool, volume, True)
+    return replace(place, committed=place.committed and state == HALTED)
 
 
-def committed_place(pool: Pool, volume: QubeVolume) -> VolumePlace:
-    """The state of the last shutdown. Raises SourceError where the pool keeps none while the qube runs."""
-    return _driver(pool)(pool, volume, False)
+def committed_place(pool: Pool, volume: QubeVolume, state: str) -> VolumePlace:
+    """The state of the last shutdown. Raises SourceError where none is kept while the qube runs.
+
+    A pool may attach the volume itself and no snapshot of it (revisions_to_keep = -1, and always in a zfs pool): what a
+    running qube writes to is never the state of its last shutdown, whatever it is called.
+    """
+    find = _driver(pool)
+    place = find(pool, volume, False)
+    if place.committed and (state == HALTED or find(pool, volume, True) != place):
+        return place
+    why = " (revisions_to_keep is -1)" if volume.facts.get("revisions_to_keep") == "-1" else ""
+    hint = "shut the qube down, or leave --committed out"
+    raise SourceError(
+        f"{volume.vid} keeps no state of its last shutdown while its qube runs{why}: {hint}", obj=volume.vid
+    )
 
 
 def _reflink(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
@@ -197,12 +211,10 @@ def _reflink(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
     base = str(directory / volume.vid)
     kept = directory / CHECKPOINTS
     dirty, clean = Path(base + "-dirty.img"), Path(base + ".img")
-    if live and dirty.exists():
+    if dirty.exists() and (live or not clean.exists()):
         return VolumePlace(str(dirty), False, kept)
     if clean.exists():
         return VolumePlace(str(clean), True, kept)
-    if dirty.exists():
-        raise SourceError(f"{volume.vid} keeps no state of its last shutdown while it runs", obj=volume.vid)
     raise SourceError(f"{clean} does not exist", obj=str(clean))
 
 
@@ -210,10 +222,6 @@ def _file(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
     # The copy-on-write file beside the image holds what was overwritten: the image itself is what the qube writes to.
     image = Path(pool.config["dir_path"]) / f"{volume.vid}.img"
     running = Path(f"{image.with_suffix('')}-cow.img").exists()
-    if running and not live:
-        raise SourceError(
-            f"{volume.vid} keeps no state of its last shutdown that can be read while it runs", obj=str(image)
-        )
     return VolumePlace(str(image), not running, Path(pool.config["dir_path"]) / CHECKPOINTS)
 
 
@@ -232,7 +240,7 @@ def _lvm_thin(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
 
 
 def _zfs(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
-    return VolumePlace(f"/dev/zvol/{volume.vid}", False)
+    return VolumePlace(f"/dev/zvol/{volume.vid}", True)
 
 
 def _epoch(name: str) -> int:

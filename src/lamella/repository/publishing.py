@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from lamella.base.errors import StoreError
 from lamella.format.commit import Head
-from lamella.format.deletion import Forgo
 from lamella.format.records import RawRecord, Signed
 from lamella.history.publish import Published, append, require_may_publish
 from lamella.repository.repository import Repository
@@ -24,6 +23,8 @@ def give_up(repo: Repository, heads: Sequence[Head]) -> Published:
 
     Other commits may be missing, too. Raises RolledBack for any other problem, and as `publish`.
     """
+    from lamella.format.deletion import Forgo  # rarely needed
+
     require_may_publish(repo.log, [problem for problem in repo.problems if problem.lacks is None])
     _require_lock(repo)
     despite = {problem.key for problem in repo.log.found if problem.lacks is not None}
@@ -40,6 +41,6 @@ def _require_lock(repo: Repository) -> None:
             raise StoreError(
                 "the connection broke, and others changed the repository before it was back",
                 obj=repo.store.url,
-                hint="run the command again: what is stored already is used",
+                hint="run the command again: it uses what is stored already",
             )
         lock.renew(losses)

@@ -28,7 +28,7 @@ def older_marker(store: Store) -> marker.Marker | None:
 
 
 def under_an_older_marker(store: Store, newest: marker.Marker, secret: Secret) -> Unlocked | None:
-    """What the secret opens under an older version of the marker, whose slots are signed. Raises StoreError."""
+    """The keys that the secret opens under an older version of the marker with signed slots. Raises StoreError."""
     found: list[Unlocked] = []
     left = _OLDER_TRIED
 

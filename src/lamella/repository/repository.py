@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from lamella.base.clock import Clock, now_ms
-from lamella.base.errors import IntegrityError
 from lamella.base.ids import DomainId, RepoId, WriterId
 from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret
@@ -20,17 +19,19 @@ from lamella.memory.host import Host, HostMemory
 from lamella.memory.pins import Pins, Problem
 from lamella.packs.cache import Cache
 from lamella.repository.slots import Unlocked, unlock
-from lamella.stores.base import Held, Store
+from lamella.stores.base import Store
 
 if TYPE_CHECKING:
     from lamella.base.trust import Opened
     from lamella.format.records import SegmentPlace
+    from lamella.history.answers import KeptAnswer
     from lamella.history.publish import Published
     from lamella.packs.blobmap import BlobMap
     from lamella.packs.contents import Contents
     from lamella.packs.packs import Packs
     from lamella.packs.suspects import Suspects
     from lamella.packs.tree import Tree, TreeReader
+    from lamella.stores.held import Held
 
 
 class Repository:
@@ -50,6 +51,7 @@ class Repository:
         self._packs: Packs | None = None
         self.log.connect(self.cache, self._catalogue_segment)
         self._may_be_lost = False
+        self._elsewhere: Packs | None = None
         self._held = ExitStack()
         self.lock: Held | None = None
         """The store's lock, where that can be lost."""
@@ -69,20 +71,24 @@ class Repository:
         stored: bool = False,
         exclusive: bool = False,
         may_be_lost: bool = False,
+        answer: KeptAnswer | None = None,
     ) -> Self:
         """Unlock, take the lock and read the history: all of it with `whole`, from the store itself with `stored`.
 
         With `may_be_lost` the history may have been lost altogether: for repairs. The lock is shared unless `exclusive`
-        is wanted and the store can prove it (`Repository.exclusive` says so).
+        is wanted and the store can prove it (`Repository.exclusive` says so). Where this host knows the `answer`, the
+        history is not read.
         Raises NoRepository, KeyRefused, Locked, IntegrityError, StoreError.
         """
         repository = cls(store, unlock(store, secret), host, clock)
         repository._may_be_lost = may_be_lost
         try:
             alone = exclusive and store.abilities.exclusive_lock
-            repository.lock = repository._held.enter_context(store.lock(exclusive=alone, wait_seconds=lock_wait))
-            repository.exclusive = alone
-            repository.reload(whole=whole, stored=stored)
+            repository.hold(exclusive=alone, wait_seconds=lock_wait)
+            log = repository.log
+            listed = None if answer is None else log.reader.names("")
+            if answer is None or listed is None or not answer.find(log, repository.cache, listed):
+                log.read(whole=whole, stored=stored, may_be_lost=may_be_lost, listed=listed)
         except BaseException:
             repository.close()
             raise
@@ -97,28 +103,16 @@ class Repository:
             self._packs.fresh = self._packs.fresh and self.history.heads == before
             self._packs.map.condemned = self.log.condemned_packs
 
+    def hold(self, *, exclusive: bool, wait_seconds: float) -> None:
+        """Take the store's lock instead of the one that is held. Raises Locked: then no lock is held any more."""
+        self._held.close()
+        self.lock = self._held.enter_context(self.store.lock(exclusive=exclusive, wait_seconds=wait_seconds))
+        self.exclusive = exclusive
+
     @property
     def losses(self) -> int:
         """How often the connection to the store was lost, and with it the lock, since this lock is held."""
         return 0 if self.lock is None else self.lock.losses
-
-    def lock_exclusively(self, wait_seconds: float = 0.0) -> None:
-        """Exchange the shared lock for the exclusive one, and look at everything again. Raises Locked, StoreError.
-
-        In between others may have written; when it fails, no lock is held any more.
-        """
-        self._held.close()
-        self.lock = self._held.enter_context(self.store.lock(exclusive=True, wait_seconds=wait_seconds))
-        self.exclusive = True
-        self.look_again()
-
-    def look_again(self) -> None:
-        """Read the whole history and the listing of packs again, whatever was known. Raises StoreError."""
-        if self._packs is not None:
-            self._packs.fresh = False
-        self.reload(whole=True)
-        with suppress(IntegrityError):  # no packs at all: the snapshots will show it
-            self.refresh_map()
 
     def close(self) -> None:
         """Release the lock and the cache."""
@@ -142,22 +136,27 @@ class Repository:
 
     @property
     def catalogue(self) -> Catalogue:
-        """What the chains add up to."""
+        """The state that the chains add up to."""
         return self.log.catalogue
 
     @property
     def problems(self) -> list[Problem]:
-        """What is wrong with the history and not yet accepted by the user."""
+        """The problems of the history that the user has not accepted."""
         return self.log.problems
 
     @property
     def memory(self) -> HostMemory:
-        """What this host remembers of the repository."""
+        """This host's memory of the repository."""
         return self.log.memory
 
     @property
+    def proofs(self) -> HostMemory:
+        """What verifications and drills found here: a mirror's packs prove nothing about those of its source."""
+        return self.host.memory(self.repo_id, self.log.apart) if self.log.apart else self.memory
+
+    @property
     def pins(self) -> Pins:
-        """What this host saw of the history, and what its user accepted."""
+        """The heads that this host saw, and the problems its user accepted."""
         return self.log.pins
 
     @property
@@ -200,7 +199,11 @@ class Repository:
     @property
     def contents(self) -> Contents:
         """Reads contents by id."""
-        return self.packs.contents
+        return (self._elsewhere or self.packs).contents
+
+    def read_elsewhere(self, packs: Packs) -> None:
+        """Have volumes and documents from somebody who looks into packs for us; only the history is still read here."""
+        self._elsewhere = packs
 
     def _catalogue_segment(self, place: SegmentPlace) -> Opened:
         from lamella.packs.catalogue_segments import catalogue_segment  # only long histories have any
@@ -209,7 +212,7 @@ class Repository:
 
     def refresh_map(self, *, again: bool = False) -> None:
         """Make the blob map agree with the store, once. Raises IntegrityError if all packs are gone, StoreError."""
-        if self.packs.fresh and not again:
+        if self._elsewhere is not None or (self.packs.fresh and not again):
             return
         own, catalogue = self.own_writer, self.catalogue
         published = (pack for shot in catalogue.snapshots if shot.ref.writer == own for pack in shot.added.packs)
@@ -227,4 +230,4 @@ class Repository:
 
     def tree_reader(self, domain_id: DomainId) -> TreeReader:
         """Reads manifests of one domain; the map must be fresh."""
-        return self.packs.tree_reader(domain_id)
+        return (self._elsewhere or self.packs).tree_reader(domain_id)

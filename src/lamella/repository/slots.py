@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lamella.base.errors import IntegrityError, KeyRefused, NoRepository, ObjectNotFound, StoreError, UnknownFormat
+from lamella.base.errors import IntegrityError, NoRepository, ObjectNotFound, StoreError, UnknownFormat
 from lamella.crypto.derive import Keys
 from lamella.crypto.slots import Secret, is_signed, unwrap
 from lamella.format import keyslot, marker
@@ -101,19 +101,13 @@ def unlock(store: Store, secret: Secret) -> Unlocked:
         return opened
     if slots.unreadable:
         raise slots.unreadable[0]
-    word = {SlotType.PASSPHRASE: "passphrase", SlotType.RECOVERY: "recovery key", SlotType.KEYFILE: "key file"}
-    text = f"wrong {word[secret.type]}" if tried else f"no {word[secret.type]} opens this repository"
-    text += f"; keys/ holds {len(slots.ignored)} that no admin signed" if slots.ignored else ""
-    kinds = " or ".join(sorted({word[slot.type] for slot in slots.signed if slot.type != secret.type}))
-    hint = f"a {kinds} opens it; " if kinds else ""
-    if secret.type == SlotType.PASSPHRASE and secret.value != secret.value.strip():
-        hint += "it begins or ends with white space; "
-    altered = "if the secret is right, the marker was altered" if tried else "see: lamella key list"
-    raise KeyRefused(text, obj=store.url, hint=hint + altered)
+    from lamella.repository.refused import refused  # only for the one whose secret opens nothing
+
+    raise refused(store.url, secret, slots, tried)
 
 
 def try_slots(mark: marker.Marker, slots: Slots, secret: Secret) -> tuple[Unlocked | None, int]:
-    """What the secret opens, and how many slots there are to try it on."""
+    """The keys that the secret opens, None without any; and the number of slots it was tried on."""
     most = keyslot.MAX_PASSPHRASES if secret.type == SlotType.PASSPHRASE else keyslot.MAX_SLOTS
     fitting = [slot for slot in slots.signed if slot.type == secret.type][:most]
     for slot in fitting:

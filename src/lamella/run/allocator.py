@@ -1,6 +1,6 @@
 """Telling glibc's allocator to keep what is freed: blobs and chunks come and go in the same sizes all the time.
 
-Without it each buffer above 128 KiB is mapped and unmapped anew, and its pages are cleared by the kernel every time:
+Without it each buffer above 128 KiB is mapped and unmapped again, and its pages are cleared by the kernel every time:
 measured, 2.07 s instead of 1.45 s for a full backup of 561 MiB. On other C libraries nothing happens.
 """
 

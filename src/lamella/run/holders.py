@@ -1,4 +1,4 @@
-"""Who holds a lock: for a person who has to decide whether to wait. Nothing else depends on the answer.
+"""The holder of a lock: for a person who has to decide whether to wait. Nothing else depends on the answer.
 
 The far side of a pipe uses this module as well: it runs on Python 3.8.
 """

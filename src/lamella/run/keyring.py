@@ -46,7 +46,7 @@ def require_own() -> None:
 
 
 def kept(name: bytes) -> bytes | None:
-    """What is kept under a name; None without it, also where the kernel keeps nothing at all."""
+    """The key under a name; None without one, also where the kernel keeps nothing at all."""
     content = ctypes.create_string_buffer(_MOST_BYTES)
     try:
         length = _keyctl(_READ, _keyctl(_SEARCH, _SESSION, _TYPE, name, 0), content, len(content))

@@ -165,9 +165,13 @@ def _popen(
 
 def _refuse_failure(name: str, status: int, text: bytes, error: type[LamellaError]) -> None:
     if status:
-        how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
         said = printable(text.decode("utf-8", "replace"))
-        raise error(f"{name} {how}" + (f": {said}" if said else ""), obj=name)
+        raise error(f"{name} {exit_words(status)}" + (f": {said}" if said else ""), obj=name)
+
+
+def exit_words(status: int) -> str:
+    """The end of a program that did not succeed, in words."""
+    return f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
 
 
 class Child:
@@ -181,8 +185,8 @@ class Child:
         self, argv: Sequence[str], *, terminal: bool = False, error: type[LamellaError] = LamellaError
     ) -> None:
         self.name = printable(argv[0])
-        self._stderr = bytearray()
         self._program = _popen(argv, error, subprocess.PIPE, subprocess.PIPE, subprocess.PIPE, terminal=terminal)
+        self.pid, self._stderr = self._program.pid, bytearray()
         stdin, stdout, stderr = self._pipes()
         self.stdin, self.stdout, self.stderr = stdin.fileno(), stdout.fileno(), stderr.fileno()
         os.set_blocking(self.stderr, False)

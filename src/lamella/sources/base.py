@@ -1,4 +1,4 @@
-"""The Source contract: one local volume, frozen, read, and asked what changed since a kept moment.
+"""The Source contract: one local volume, frozen, read, and asked what changed since a checkpoint.
 
 A source knows byte ranges only: no repository, no keys. Drivers translate operating system errors into SourceError.
 `lamella_kit.source_contract` is the contract as a test suite.
@@ -22,7 +22,7 @@ _OWNER = re.compile(r"[0-9a-f]{8}")
 
 
 class Consistency(IntEnum):
-    """What kind of moment a frozen volume shows (FORMAT 6)."""
+    """The kind of moment that a frozen volume shows (FORMAT 6)."""
 
     UNKNOWN = 0
     """No moment at all: read while it could change."""
@@ -50,7 +50,7 @@ class FrozenVolume(Protocol):
         """This moment as text that its driver understands later; empty if the driver cannot keep moments."""
 
     def consistency(self) -> Consistency:
-        """What was seen, asked after the last read.
+        """The consistency that was seen, asked after the last read.
 
         Raises SourceError if the volume changed its size or vanished while it was read.
         """
@@ -59,7 +59,7 @@ class FrozenVolume(Protocol):
         """Yield ascending ranges that may hold data; everything else reads as zero and is known unallocated."""
 
     def delta_since(self, base: str, grain: int) -> Delta:
-        """What may differ from the kept moment `base`, on a grid of `grain` bytes (a power of two, 64 KiB to 4 MiB).
+        """Possible changes since the checkpoint `base`, on a grid of `grain` bytes (a power of two, 64 KiB to 4 MiB).
 
         May say too much, never too little; reads metadata only. Raises CheckpointLost if `base` is gone, foreign,
         reused, edited or not to be compared for any other reason: a driver never guesses.
@@ -82,7 +82,7 @@ class Source(Protocol):
 
     @property
     def identity(self) -> bytes:
-        """What makes this the same volume next time (design: volume identity); at most 8192 bytes."""
+        """The identity that makes this the same volume next time (design: volume identity); at most 8192 bytes."""
 
     @property
     def default_name(self) -> str:
@@ -91,22 +91,26 @@ class Source(Protocol):
     def freeze(self) -> AbstractContextManager[FrozenVolume]:
         """One read-only moment, undone on every exit path unless `keep` was called for it.
 
-        Raises SourceError; SourceAtRisk before anything was changed if freezing would endanger the source.
+        Raises SourceError; SourceAtRisk before anything was changed if freezing would endanger the source, of the kind
+        SpacePinned if moments that were kept take some of the space that is short.
         """
 
     def keep(self, checkpoint: str) -> None:
         """Let a frozen moment of this source outlive its context, so that the next delta can be taken from it."""
 
     def drop(self, checkpoint: str) -> None:
-        """Remove a kept moment; no error if it is gone, nothing happens if it is not ours. Raises SourceError."""
+        """Remove a checkpoint; no error if it is gone, nothing happens if it is not ours. Raises SourceError."""
 
     def kept(self) -> list[str]:
-        """Every moment of this source that this host kept and that is still there, leftovers of a kill included."""
+        """Every moment of this source that this host kept and that is still there, leftovers of a kill included.
+
+        Oldest first where moments take space (SpacePinned).
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """How full a thin pool may be, in percent, for a snapshot to be made in it."""
+    """Limits of a thin pool in percent: no snapshot is made in a fuller pool."""
 
     data_percent: float = 90.0
     metadata_percent: float = 75.0
@@ -114,7 +118,7 @@ class PoolLimits:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Who owns the checkpoints, and where they go if not to their default place."""
+    """The owner of the checkpoints, and their place if it is not the default."""
 
     owner: str
     """8 hexadecimal digits; empty means that nothing is kept."""
@@ -124,6 +128,8 @@ class Keeping:
     records: Path | None = None
     """A directory of this owner alone for what must be known again after a kill; None: nothing is written down."""
     limits: PoolLimits = field(default_factory=PoolLimits)
+    backing_dirs: tuple[Path, ...] = ()
+    """Where files may lie that a disk image needs, beside the image's own directory."""
 
     def __post_init__(self) -> None:
         if self.owner and not _OWNER.fullmatch(self.owner):

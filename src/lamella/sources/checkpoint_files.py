@@ -1,9 +1,9 @@
-"""Checkpoint files: where they lie, what they are called, whose they are, and how one is known again.
+"""Checkpoint files: their place, name and owner, and how a file is recognised.
 
 A checkpoint file is a read-only clone of an image, `<source 16 hex>-<owner 8 hex>-<n>`, in the directory `.lamella` at
 the top of the image's subvolume or mount: never beside the image, where it would go with the machine it belongs to. The
-text that names one tells everything that changes when a file is edited, copied or made anew, so that only the very file
-that was kept is ever compared with. One process at a time may work with the checkpoints of a source and owner.
+text that names a checkpoint holds everything that changes when a file is edited, copied or made again, so that only the
+very file that was kept is used. One process at a time may work with the checkpoints of a source and owner.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})-([1-9][0-9]{0,15})")
 
 @dataclass(frozen=True, slots=True)
 class Token(MomentToken):
-    """What a checkpoint file was when it was made."""
+    """The facts of a checkpoint file when it was made."""
 
     driver: str
     system: str

@@ -1,4 +1,4 @@
-"""What Linux file systems are asked about clones: which one it is, whether it can share blocks, and to do so.
+"""Questions to Linux file systems about clones: which one it is, whether it can share blocks, and to do so.
 
 Numbers are those of the common ioctl encoding; where an architecture has another one, the kernel answers ENOTTY and the
 file counts as lying on a file system that can do nothing.
@@ -169,7 +169,7 @@ def _shares(directory: Path) -> bool:
 
 
 def _answer(fd: int, request: int, size: int) -> bytes | None:
-    """What an ioctl writes into a buffer of `size` bytes; None if the file system does not know it."""
+    """The result of an ioctl in a buffer of `size` bytes; None if the file system does not know it."""
     buffer = bytearray(size)
     try:
         fcntl.ioctl(fd, request, buffer)

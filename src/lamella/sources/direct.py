@@ -38,7 +38,7 @@ def _device_block(fd: int) -> int:
 
 
 def _file_alignment(fd: int) -> int:
-    """What direct access to a file must be aligned to; 0 where the kernel goes through the cache, or does not say."""
+    """The alignment of direct access to a file; 0 where the kernel goes through the cache, or does not say."""
     import ctypes  # devices do without
 
     answer = ctypes.create_string_buffer(_ALIGNMENTS.size)

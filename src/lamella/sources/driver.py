@@ -1,4 +1,4 @@
-"""What drivers share: reading an open volume, naming a kept moment, and the sources that keep none."""
+"""The common part of drivers: reading an open volume, naming a checkpoint, and sources that keep none."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class OpenVolume:
         Raises SourceError if the volume ends before, or cannot be read there.
         """
         if offset < 0 or offset + len(buffer) > self._size:
-            raise SourceError(f"{self.path}: nothing to read beyond its {self._size} bytes", obj=str(self.path))
+            raise SourceError(f"{self.path}: nothing to read beyond its end", obj=str(self.path))
         cache = self._page_cache()
         before = cache.resident(offset, len(buffer)) if cache is not None else b""
         self._fill(offset, buffer)
@@ -120,7 +120,7 @@ class UntrackedMoment:
 
 @dataclass(frozen=True, slots=True)
 class MomentToken:
-    """Identifies a kept moment by numbers and texts. Any difference means another moment."""
+    """Identifies a checkpoint by numbers and texts. Any difference means another moment."""
 
     @property
     def text(self) -> str:

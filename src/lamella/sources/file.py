@@ -104,6 +104,15 @@ def path_of(identity: bytes, machine: str) -> Path | None:
     return Path(os.fsdecode(identity.removeprefix(start))) if identity.startswith(start) else None
 
 
+def holds_image(path: Path) -> bool:
+    """Whether a file begins like a qcow2 image."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"QFI\xfb"
+    except OSError:
+        return False
+
+
 def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lamella.base.errors import SourceError
+from lamella.base.errors import SourceError, shown_bytes
 from lamella.base.extents import Extent
 from lamella.sources.base import Consistency
 from lamella.sources.driver import OpenVolume, UntrackedMoment, read_failed
@@ -46,7 +46,7 @@ class FrozenFile(OpenVolume, UntrackedMoment):
         self._twice.saw(offset, buffer)
 
     def in_use(self) -> str:
-        """Who has the volume open for writing, as far as that shows: QEMU by its lock; else nothing."""
+        """The programs that have the volume open for writing, as far as that shows: QEMU by its lock; else none."""
         from lamella.sources.qemu_lock import qemu_may_write  # asked only about what changed
 
         return "QEMU" if qemu_may_write(self._fd) else ""
@@ -78,7 +78,7 @@ class FrozenFile(OpenVolume, UntrackedMoment):
         if size != self._size:
             change = "shorter" if size < self._size else "longer"
             raise SourceError(
-                f"{self.path} became {change} while it was read: {self._size} bytes before, {size} now",
+                f"{self.path} became {shown_bytes(abs(size - self._size))} {change} while it was read",
                 obj=str(self.path),
             )
         before = self._before
@@ -143,7 +143,7 @@ class FrozenFile(OpenVolume, UntrackedMoment):
             raise SourceError(f"{self.path} vanished while it was read", obj=str(self.path)) from reason
         except OSError as reason:
             raise read_failed(self.path, reason) from reason
-        # A device's node may be made anew while the device stays the same.
+        # A device's node may be made again while the device stays the same.
         same = here.st_rdev == there.st_rdev if self._is_block else os.path.samestat(here, there)
         if not same:
             raise SourceError(f"{self.path} was replaced by another one while it was read", obj=str(self.path))

@@ -1,4 +1,4 @@
-"""What can be known of a volume that is read where it may change: who may write to it, and whether somebody did."""
+"""Facts about a volume that is read where it may change: who may write to it, and whether somebody did."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECTORS_WRITTEN, _SECTORS_DISCARDED = 6, 13
 
 @runtime_checkable
 class ReadInPlace(Protocol):
-    """What a frozen volume also says if nothing holds it still."""
+    """Facts that a frozen volume also states if nothing holds it still."""
 
     def in_use(self) -> str:
         """The program that has it open for writing, where that shows; else nothing."""

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from lamella.base.durable import sync_directory
-from lamella.base.errors import Locked, SourceError, UsageError
+from lamella.base.errors import Locked, SourceError, UsageError, shown_bytes
 from lamella.sources.target import OldState, OpenTarget
 
 PARTIAL_SUFFIX: Final = ".lamella-partial"
 """Ends the name of a file whose restore is not complete."""
-_LOOKED_AT: Final = 1 << 20
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.EIO}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -25,6 +24,7 @@ class NewFile(OpenTarget):
     """A file written beside its final name, and renamed when it is complete. What an earlier attempt left is kept."""
 
     starts_zeroed = True
+    suffix = PARTIAL_SUFFIX
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
         super().__init__(path)
@@ -35,7 +35,7 @@ class NewFile(OpenTarget):
     def prepare(self, size: int, needed_bytes: int) -> None:
         with self._opening():
             self.path = resolved(self._given)
-            self.working_path = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
+            self.working_path = self.path.with_name(self.path.name + self.suffix)
             replaced = existing_file(self.path) is not None
             if replaced and not self._overwrite:
                 raise _exists(self.path)
@@ -63,17 +63,17 @@ class NewFile(OpenTarget):
 
     def punch(self, start: int, end: int) -> None:
         self._check_range(start, end)
-        # Looked at first: a file system that cannot punch gets the zeros written, and most are there already.
-        buffer = bytearray(_LOOKED_AT)
-        for low, high in self.stored(start, end):
-            for offset in range(low, high, _LOOKED_AT):
-                stop = min(offset + _LOOKED_AT, high)
-                view = memoryview(buffer)[: stop - offset]
-                self.read_into(offset, view)
-                if view.tobytes() != bytes(len(view)):
-                    super().punch(offset, stop)
+        from lamella.sources.held_zeros import not_zero  # a new file is all zeros
+
+        for offset, stop in not_zero(self.read_into, self.stored(start, end)):
+            super().punch(offset, stop)
 
     def finish(self) -> None:
+        self.take_name()
+        self._close()
+
+    def take_name(self) -> None:
+        """Make everything durable and give the file, which stays open, its final name. Raises as `finish`."""
         with self._translated("finish"):
             if self._overwrite and existing_file(self.path):
                 from lamella.sources.replacement import hand_on
@@ -87,7 +87,6 @@ class NewFile(OpenTarget):
                 rename_to_free_name(self.working_path, self.path)
             self.working_path = self.path
             sync_directory(self.path.parent)
-        self._close()
 
 
 def resolved(path: Path) -> Path:
@@ -170,7 +169,7 @@ def check_space(fd: int, path: Path, needed_bytes: int) -> None:
     free = there.f_bavail * there.f_frsize
     if needed_bytes > free:
         raise SourceError(
-            f"not enough space for {path}: {needed_bytes} bytes needed, {free} free",
+            f"not enough space for {path}: {shown_bytes(needed_bytes - free)} too few",
             obj=str(path),
             hint="free some space, or choose another place",
         )

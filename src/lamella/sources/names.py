@@ -14,15 +14,16 @@ MAX_NAME_BYTES: Final = 128
 _NOT_INSIDE: Final = frozenset("@=/")
 _NOT_FIRST: Final = ".-^"
 _UNNAMED: Final = "volume"
+_SOURCES: Final = ("/", "libvirt:", "lvm:", "nbd", "qmp:", "rbd:", "zfs:", "qcow2:", "!")
 
 
 def split_name(text: str) -> tuple[str | None, str]:
     """Split `NAME=SOURCE`; without a valid NAME before the first `=`, everything is the source."""
-    if text.startswith(("nbd://", "nbd+unix://")):
+    if text.startswith(("nbd://", "nbd+unix://", "libvirt:", "qmp:", "rbd:")):
         return None, text
     name, equals, source = text.partition("=")
     fault = _fault_in(name) if equals else ""
-    if fault and (source.startswith(("/", "lvm:", "nbd")) or Path(source).exists()) and not Path(text).exists():
+    if fault and (source.startswith(_SOURCES) or Path(source).exists()) and not Path(text).exists():
         raise UsageError(f"not a volume name: {fault}", obj=name, hint="write NAME=SOURCE, or ./ before a path with =")
     return (name, source) if equals and not fault else (None, text)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 def page_cache(fd: int, size: int) -> PageCache | None:
-    """What is kept of an open file of `size` bytes in memory; None where that cannot be asked."""
+    """The ranges of an open file of `size` bytes that are in memory; None where that cannot be asked."""
     with suppress(OSError, ValueError, OverflowError):
         cache = PageCache(fd, size)
         # What the kernel reads ahead cannot be told from what others have in memory.

@@ -13,13 +13,18 @@ from lamella.sources.base import Keeping, Source
 DRIVERS: Final = {
     "btrfs": "lamella.sources.reflink.btrfs:open_btrfs",
     "file": "lamella.sources.file:open_file",
+    "libvirt": "lamella.sources.virt.source:open_libvirt",
     "lvm_thin": "lamella.sources.lvm.thin:open_lvm_thin",
     "nbd": "lamella.sources.nbd.source:open_nbd",
+    "qcow2": "lamella.sources.qcow2.source:open_qcow2",
+    "qmp": "lamella.sources.qmp.source:open_qmp",
+    "rbd": "lamella.sources.rbd.source:open_rbd",
     "reflink": "lamella.sources.reflink.reflink:open_reflink",
+    "zfs": "lamella.sources.zfs.source:open_zfs",
 }
 """Driver name -> `module:factory`, imported on use; a factory takes the text, the machine's hash, a Keeping."""
 
-_PREFIXES: Final = {"lvm": "lvm_thin", "zfs": "zfs", "nbd": "nbd", "nbd+unix": "nbd"}
+_PREFIXES = {"lvm": "lvm_thin", "nbd+unix": "nbd"} | {k: k for k in ("libvirt", "nbd", "qcow2", "qmp", "rbd", "zfs")}
 _Factory = Callable[[str, str, Keeping], Source]
 
 
@@ -44,17 +49,13 @@ def open_source(
 
 
 def open_kept_source(text: str, machine: str, keeping: Keeping, driver: str | None = None) -> Source:
-    """Like `open_source`, with everything there is to say about kept moments."""
+    """Like `open_source`, with everything there is to say about checkpoints."""
     if not text or "\0" in text:
         raise UsageError("a source is a path, and not an empty one", obj=text)
     name = driver if driver is not None else _driver_of(text, keeping)
-    place = DRIVERS.get(name)
-    if place is None:
-        raise UsageError(
-            f"this version has no source driver {name!r}",
-            obj=text,
-            hint=f"drivers: {', '.join(sorted(DRIVERS))}; write ./{text} for a file of that name",
-        )
+    if (place := DRIVERS.get(name)) is None:
+        hint = f"drivers: {', '.join(sorted(DRIVERS))}; write ./{text} for a file of that name"
+        raise UsageError(f"this version has no source driver {name!r}", obj=text, hint=hint)
     module, _, factory = place.partition(":")
     return cast(_Factory, getattr(import_module(module), factory))(text, machine, keeping)
 
@@ -65,8 +66,7 @@ def _driver_of(text: str, keeping: Keeping) -> str:
         return _PREFIXES[prefix]
     if not keeping.owner:
         return "file"
-    path = Path(text)
-    if path.is_block_device():
+    if (path := Path(text)).is_block_device():
         from lamella.sources.lvm.commands import may_be_thin  # most volumes are no devices
 
         return "lvm_thin" if may_be_thin(path) else "file"

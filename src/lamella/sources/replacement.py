@@ -1,4 +1,4 @@
-"""What a file that is replaced hands on to the file that takes its place: owner, rights, attributes, layout.
+"""The inheritance of a file that replaces another one: owner, rights, attributes, layout.
 
 Narrower rather than wider: a right that cannot be given to the same people is given to nobody but the owner.
 """

@@ -1,4 +1,4 @@
-"""What a volume is restored to: the Target contract, and what all targets share.
+"""The Target contract for everything that a volume is restored to, and the common part of all targets.
 
 Order of calls: `prepare`, any number of `write`, `zero` and `punch` from any threads, `settle`, then `finish`;
 `abandon` instead at any point. Before `settle`, `read_into` proves something only for what is direct, and for what was
@@ -22,7 +22,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class OldState(Enum):
-    """What becomes of what is at the target."""
+    """The fate of what is at the target."""
 
     NONE = 0
     """Nothing is there."""
@@ -45,7 +45,7 @@ class Target(Protocol):
 
     @property
     def old_state(self) -> OldState:
-        """What becomes of what is there."""
+        """The fate of what is there."""
 
     @property
     def starts_zeroed(self) -> bool:
@@ -61,7 +61,7 @@ class Target(Protocol):
 
     @property
     def notes(self) -> list[str]:
-        """What the target could not do as it should, in whole sentences."""
+        """The things that the target could not do as it should, in whole sentences."""
 
     def prepare(self, size: int, needed_bytes: int) -> None:
         """Open for a volume of `size` bytes of which `needed_bytes` will be written.
@@ -102,7 +102,7 @@ class Target(Protocol):
 
 
 class OpenTarget:
-    """What all targets share: a descriptor used by offset only, and where possible another past the page cache."""
+    """The common part of targets: a descriptor used by offset only, and where possible another past the page cache."""
 
     starts_zeroed = False
     holds = False
@@ -198,7 +198,7 @@ class OpenTarget:
         if self._fd < 0:
             raise ValueError("the target is not open")
         if not 0 <= start <= end <= self._size:
-            raise ValueError(f"[{start}, {end}) is not inside a volume of {self._size} bytes")
+            raise ValueError(f"[{start}, {end}) is not inside a volume that ends at {self._size}")
 
     def _close(self) -> None:
         for fd in (self._direct_fd, self._fd):

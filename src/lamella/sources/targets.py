@@ -12,15 +12,16 @@ from lamella.sources.target import Target
 def choose_target(
     path: Path, *, overwrite: bool, in_place: bool, pool: str | None = None, limits: PoolLimits | None = None
 ) -> Target:
-    """Return the target that fits what is at `path`, or `lvm:VG/LV`, which may be a new volume in the thin pool `pool`.
+    """Return the target that fits what is at `path`, or `lvm:VG/LV`, which may be a new volume in the thin pool `pool`,
+    or `rbd:POOL/IMAGE`.
 
-    Raises UsageError for a device without `overwrite`, and for a pool where none is needed; SourceError if LVM cannot
-    be asked.
+    Raises UsageError for a device without `overwrite`, and for a pool where none is needed; SourceError if LVM or Ceph
+    cannot be asked.
     """
-    if str(path).startswith("lvm:"):
-        from lamella.sources.lvm.target import choose_thin
+    if str(path).startswith(("lvm:", "rbd:")):
+        from lamella.sources.named_targets import choose_named
 
-        return choose_thin(str(path), overwrite=overwrite, in_place=in_place, pool=pool, limits=limits)
+        return choose_named(str(path), overwrite=overwrite, in_place=in_place, pool=pool, limits=limits)
     if pool is not None:
         raise UsageError("a pool is for a new thin volume only", obj=pool, hint="write --to lvm:VG/LV")
     is_device = path.is_block_device()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from lamella.base.errors import SourceError, UsageError
+from lamella.base.errors import SourceError, UsageError, shown_bytes
 from lamella.sources.local_target import check_space, existing_file, lock, own_bytes, resolved
 from lamella.sources.target import OpenTarget
 
@@ -64,7 +64,7 @@ class BlockDevice(OpenTarget):
             device_size = os.lseek(self._fd, 0, os.SEEK_END)
             if device_size < size:
                 raise SourceError(
-                    f"{self.path} has {device_size} bytes, the volume {size}: too small", obj=str(self.path)
+                    f"{self.path} is {shown_bytes(size - device_size)} too small for the volume", obj=str(self.path)
                 )
             self.tail_bytes = device_size - size
             self._begin(size)

@@ -21,7 +21,7 @@ _ZEROS = memoryview(bytes(1 << 20))
 
 
 class Zeroing(IntEnum):
-    """What becomes of the space behind a zeroed range."""
+    """The fate of the space behind a zeroed range."""
 
     KEEP_SPACE = _FALLOC_FL_ZERO_RANGE | _FALLOC_FL_KEEP_SIZE
     """It stays allotted."""

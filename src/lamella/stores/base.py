@@ -13,10 +13,13 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lamella.base.errors import StoreError, StoreRefused
 from lamella.base.trust import Clear, Sealed
+
+if TYPE_CHECKING:
+    from lamella.stores.held import Held
 
 MAX_NAME = 255
 MOST_PACKS, MOST_OTHERS = 1 << 24, 1 << 20
@@ -26,7 +29,7 @@ _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]*(?:/[a-z0-9_-][a-z0-9._-]*)*")
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a store promises beyond the contract; callers choose their procedure by it (FORMAT 8, 13.11)."""
+    """Promises of a store beyond the contract; callers choose their procedure by them (FORMAT 8, 13.11)."""
 
     exclusive_lock: bool
     """`lock` is released by the kernel when its holder dies, on a file system known to do it right."""
@@ -38,6 +41,8 @@ class Abilities:
     """The far side enforces that this client can neither replace nor remove an existing object."""
     distant: bool = False
     """A round trip costs more than the data in it: callers ask several things at once, and nothing twice."""
+    weaker: tuple[str, ...] = ()
+    """Where the contract is not kept, in words: what this far side cannot be asked to do."""
 
 
 class Entry(NamedTuple):
@@ -45,36 +50,6 @@ class Entry(NamedTuple):
 
     name: str
     size: int
-
-
-class Held:
-    """A lock that a holder behind a connection can lose together with the connection.
-
-    Another client may have held the exclusive lock meanwhile. The holder then reads again everything it relies on:
-    `seen = held.losses`, read, `held.renew(seen)`; after a further loss in between, the lock still counts as lost.
-    """
-
-    def __init__(self) -> None:
-        self._losses = 0
-        self._renewed = 0
-
-    @property
-    def losses(self) -> int:
-        """How often the lock was lost so far."""
-        return self._losses
-
-    @property
-    def lost(self) -> bool:
-        """Whether the lock was lost and the holder has not renewed it since."""
-        return self._losses != self._renewed
-
-    def lose(self) -> None:
-        """Record a loss; the store calls this."""
-        self._losses += 1
-
-    def renew(self, losses: int) -> None:
-        """Record that the holder read everything again after `losses` had this value."""
-        self._renewed = losses
 
 
 def checked_name(name: str) -> str:
@@ -107,7 +82,7 @@ def checked_prefix(prefix: str) -> str:
 
 
 def most_names(prefix: str) -> int:
-    """How many names a listing below a prefix may have (FORMAT 1): packs are many, everything else is few."""
+    """The number of names that a listing below a prefix may have (FORMAT 1): packs are many, everything else is few."""
     return MOST_PACKS if prefix.startswith("p/") else MOST_PACKS + 2 * MOST_OTHERS if not prefix else MOST_OTHERS
 
 
@@ -145,7 +120,7 @@ class Store(Protocol):
 
     @property
     def abilities(self) -> Abilities:
-        """What this store promises beyond the contract."""
+        """Promises of this store beyond the contract."""
 
     def put(self, name: str, content: Sealed | Clear) -> None:
         """Store an object, all or nothing.

@@ -43,6 +43,29 @@ class ReadersWriterLock:
                 self._changed.notify_all()
 
 
+class NameLocks:
+    """One lock for each name in use, so that two threads do not both find a name free."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Hold the lock of a name while the context lasts."""
+        with self._mutex:
+            lock, users = self._locks.get(name, (threading.Lock(), 0))
+            self._locks[name] = lock, users + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._mutex:
+                lock, users = self._locks.pop(name)
+                if users > 1:
+                    self._locks[name] = lock, users - 1
+
+
 class MemoryStore:
     """Objects in a dictionary. `connect` gives other handles to the same objects and the same lock."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol, cast
@@ -14,11 +14,13 @@ SCHEMES: dict[str, str] = {
     "file": "lamella.stores.local.store:LocalStore.open",
     "s3": "lamella.stores.s3.store:S3Store.open",
     "ssh": "lamella.stores.pipe.ssh:open_ssh",
+    "sftp": "lamella.stores.sftp.opening:open_sftp",
+    "rclone": "lamella.stores.rclone.store:open_rclone",
     "qubes": "lamella.stores.pipe.qubes:open_qubes",
     "qubes-ssh": "lamella.stores.pipe.qubes:open_qubes_ssh",
 }
 """Scheme -> "module:factory". What follows the scheme's colon is the factory's first argument."""
-WITH_ENVIRONMENT = frozenset({"s3", "ssh"})
+WITH_ENVIRONMENT = frozenset({"s3", "ssh", "sftp"})
 """Schemes whose factory also takes `environment`, the variables of the caller."""
 
 _WITH_OPTIONS = frozenset({"s3"})
@@ -81,8 +83,4 @@ def _factory(scheme: str, repo: str) -> StoreFactory:
             obj=repo,
             hint=f"known: {', '.join(f'{name}:' for name in sorted(SCHEMES))}; write ./ before a path with a colon",
         )
-    module, _, attribute = target.partition(":")
-    found: object = importlib.import_module(module)
-    for part in attribute.split("."):
-        found = getattr(found, part)
-    return cast("StoreFactory", found)
+    return cast("StoreFactory", pkgutil.resolve_name(target))

@@ -26,7 +26,9 @@ from lamella.crypto.recovery import recovery_key, recovery_text
 from lamella.crypto.slots import key_file, passphrase
 from lamella.format.deletion import Remove
 from lamella.format.keyslot import SlotType
-from lamella.format.records import Pin, RawRecord, Rename, Session, Signed, Tag, raw
+from lamella.format.labels import Pin, Tag
+from lamella.format.records import RawRecord, Rename, Signed, raw
+from lamella.format.sessions import Session
 from lamella.history import publish
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions

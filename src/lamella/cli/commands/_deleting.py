@@ -1,4 +1,4 @@
-"""What `prune` and `delete` share: opening for deletion, carrying it out, and saying what came of it."""
+"""The common part of `prune` and `delete`: opening for deletion, carrying it out, and the report."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
         "--remove-delay",
         type=age,
         metavar="AGE",
-        help="what was removed is kept so long after this host first saw that, e.g. 14d (default: 72h for snapshots of "
-        "other hosts, none for this host's own)",
+        help="keep removed data for AGE after this host first saw the removal, e.g. 14d (default: 72h for snapshots "
+        "of other hosts, none for this host's own)",
     )
     parser.add_argument(
         "--grace",
         type=age,
         metavar="AGE",
-        help="where the destination has no lock: how long condemned packs stay at least (default 1d)",
+        help="at a destination without locks keep condemned packs for at least AGE (default 1d)",
     )
     parser.add_argument(
         "--retire",
@@ -54,7 +54,7 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
 
 
 def options(args: argparse.Namespace) -> PruneOptions:
-    """How far to go, from the options."""
+    """The limits of a prune, from the options."""
     unused = PruneOptions().max_unused if args.max_unused is None else args.max_unused
     grace = PruneOptions().grace_ms if args.grace is None else args.grace
     return PruneOptions(

@@ -1,4 +1,4 @@
-"""What a backup to several destinations came to."""
+"""The result of a backup to several destinations."""
 
 from __future__ import annotations
 

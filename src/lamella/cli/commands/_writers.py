@@ -1,4 +1,4 @@
-"""What an admin says about writers, for `lamella check`: who acts for whom, and who may write."""
+"""Decisions of an admin about writers, for `lamella check`: who acts for whom, and who may write."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def expel(context: Context) -> int:
             require_admin(repository)
             if writer == repository.own_writer:
                 raise UsageError("this host cannot expel itself", obj=args.expel)
-            context.confirm("Let nothing that it said after that commit count any more?")
+            context.confirm("Ignore everything that this writer published after that commit?")
             append(repository.log, [made], {problem.key for problem in repository.problems})
             repository.reload(whole=True)
             out.line(f"undo it with: lamella check --readmit {made.expel_id.hex()}")
         late = [one for one in repository.catalogue.snapshots if one.expelled]
         if late:
-            out.line(f"{len(late)} snapshots count no more, and stay until: lamella delete --expelled")
+            out.line(f"{len(late)} snapshots no longer count; remove them with: lamella delete --expelled")
     out.document({"dry_run": args.dry_run, "expelled": writer.hex(), "after": head.seq, "id": made.expel_id.hex()})
     return 0
 
@@ -104,7 +104,7 @@ def close_enrolment(context: Context) -> int:
             hint = f"if it is a host of yours, run: lamella check --admit {writer.hex()[:8]}"
             out.warn(f"{described(repository, writer)}: began meanwhile, and is not admitted; {hint}")
     word = "was closed before" if closed else "would be closed" if args.dry_run else "is closed"
-    out.line(f"enrolment {word}; an admin admits another host with: lamella check --admit KEY, which the host is told")
+    out.line(f"enrolment {word}; an admin admits another host with: lamella check --admit KEY, which that host prints")
     out.document({"dry_run": args.dry_run, "closed": True, "admitted": [writer.hex() for writer in writers]})
     return 0
 
@@ -157,12 +157,12 @@ def join(context: Context) -> int:
     with context.sound_repository(read_only=args.dry_run) as repository:
         new, old = find_writer(repository, new_text), find_writer(repository, old_text)
         if new == old:
-            raise UsageError("a writer owns what it owns", obj=args.join)
+            raise UsageError("OLD and NEW are the same writer", obj=args.join)
         for word, writer in (("new", new), ("old", old)):
             out.line(f"{word}: {described(repository, writer)}")
         if not args.dry_run:
             require_admin(repository)
-            context.confirm("Let the new one own what the old one owns?")
+            context.confirm("Let the new writer own everything that the old writer owns?")
             repository.publish([Join(new, old)])
     out.line(f"{new.hex()[:8]} {'would own' if args.dry_run else 'owns'} what {old.hex()[:8]} owns")
     out.document({"dry_run": args.dry_run, "new": new.hex(), "old": old.hex()})
@@ -172,7 +172,7 @@ def join(context: Context) -> int:
 def require_admin(repository: Repository) -> None:
     """Raises RepositoryError unless the secret has the prune key."""
     if repository.keys.prune_seed is None:
-        text = "this secret may add backups but not say who owns them: nothing was done"
+        text = "this secret may add backups but not change their owner: nothing was done"
         hint = "use an admin's passphrase, key file or recovery key"
         raise RepositoryError(text, obj=repository.store.url, hint=hint)
 

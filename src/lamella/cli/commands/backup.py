@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import Absent, LamellaError, NothingMatched, SourceError
-from lamella.cli.arguments import SECRETS, add_dry_run
+from lamella.cli.arguments import SECRETS, add_dry_run, lazy
 from lamella.cli.backup_details import say_plan
 from lamella.cli.backup_report import reporting, result_shown
 from lamella.cli.context import Context
 from lamella.cli.destination import DestinationContext, named_destinations
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.sources import may_be_several, named_source
-from lamella.cli.values import compression, rate, seconds, size, workers
+from lamella.cli.sources import keeping, may_be_several, named_source
 from lamella.operations.backup.story import (
     BackupOptions,
     BackupPlan,
@@ -32,7 +31,9 @@ from lamella.operations.backup.story import (
 from lamella.run.allocator import keep_freed_memory
 from lamella.sources.names import name_from, split_name
 
-_CHUNK_LOG2S = range(16, 23)
+_chunk_log2, _compression, _rate, _seconds, _size, _workers = map(
+    lazy, ("chunk_log2", "compression", "rate", "seconds", "size", "workers")
+)
 
 _Named = tuple[str, tuple[str, ...]]
 
@@ -47,15 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="+",
         metavar="[NAME=]SOURCE",
-        help="an image file, a block device, a directory or pattern of such files, lvm:VG/LV, or an NBD address "
-        "(nbd+unix:///EXPORT?socket=PATH, nbd://HOST:PORT/EXPORT); NAME is what the volume is called in the repository",
+        help="an image file, device, directory or pattern, lvm:VG/LV, zfs:POOL/VOL, rbd:POOL/IMAGE, qmp:SOCKET, "
+        "libvirt:DOMAIN, qcow2:FILE (the disk in an image), nbd+unix:///EXPORT?socket=PATH or nbd://HOST:PORT/EXPORT, "
+        "- for standard input, or '!COMMAND' for its output; NAME is what the volume is called in the repository",
     )
     parser.add_argument(
         "--exclude",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="leave such files out of directories and patterns; without a slash PATTERN is about the file's name",
+        help="leave out files that match PATTERN; without a slash PATTERN matches the name of the file alone",
     )
     parser.add_argument(
         "--document",
@@ -72,55 +74,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--chunk-size",
-        type=chunk_log2,
+        type=_chunk_log2,
         metavar="SIZE",
         help="64K to 4M, a power of two (first backup of a volume only)",
     )
     parser.add_argument(
-        "--compression", metavar="HOW", type=compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
+        "--compression", metavar="HOW", type=_compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
     )
     parser.add_argument(
-        "--adopt", action="store_true", help="go on with a volume of that name although it came from another source"
+        "--adopt", action="store_true", help="continue a volume of that name although it came from another source"
     )
     parser.add_argument("--source-driver", metavar="DRIVER", help="read all sources with this driver")
     parser.add_argument(
         "--check-compression",
         choices=("all", "sample"),
-        default="sample",
-        help="decode what was compressed and compare, before it is stored (default: sample)",
+        help="decompress chunks and compare them before they are stored (default: sample)",
     )
     parser.add_argument(
         "--reread",
-        type=size,
-        default=0,
+        type=_size,
         metavar="SIZE",
-        help="also re-read this much of what the change map calls unchanged, the longest unseen first",
+        help="also re-read this much of what the change map calls unchanged, the longest unread first",
     )
     parser.add_argument(
-        "--before", metavar="COMMAND", help="run before the sources are frozen; if it fails, nothing is"
+        "--before", metavar="COMMAND", help="run before the sources are frozen; a failure ends the backup"
     )
-    parser.add_argument("--after", metavar="COMMAND", help="run after the sources are frozen, whatever happened")
+    parser.add_argument("--after", metavar="COMMAND", help="run after the sources are frozen, also after a failure")
     parser.add_argument(
-        "--hook-timeout", type=seconds, metavar="SECONDS", help="let each of these commands run so long (default 60)"
+        "--hook-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="end each of these commands after SECONDS (default 60)",
     )
-    parser.add_argument("--changes-from", metavar="FILE", help="read only what this change map of another tool names")
+    parser.add_argument(
+        "--changes-from", metavar="FILE", help="read only the ranges in FILE, a change map of another tool"
+    )
     parser.add_argument("--changes-base", metavar="SNAPSHOT", help="the snapshot that the change map starts from")
+    parser.add_argument("--size", type=_size, metavar="SIZE", help="fail unless the stream has exactly SIZE bytes")
+    parser.add_argument("--time", metavar="TIME", help="the streams show the state of TIME, such as 2026-11-28T18:30")
     parser.add_argument(
         "--read-rate",
-        type=rate,
+        type=_rate,
         metavar="RATE",
-        help="read at most so many bytes a second, such as 50M, of the sources",
+        help="read at most RATE bytes a second from the sources, for example 50M",
     )
-    # For those who try out what a broken link costs: how much is read between two points to go on from.
-    parser.add_argument("--point-every", type=size, help=argparse.SUPPRESS)
-    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    # For those who try out what a broken link costs: how much is read between two points to continue from.
+    parser.add_argument("--point-every", type=_size, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--workers", type=_workers, metavar="N", help="number of threads (default: suited to this machine)"
+    )
     parser.add_argument(
         "--prune",
         action="store_true",
         help="afterwards remove the snapshots of these volumes that no rule of the configuration keeps",
     )
     parser.add_argument(
-        "--require-consistent", action="store_true", help="save no volume that shows no single moment (exit code 3)"
+        "--require-consistent",
+        action=argparse.BooleanOptionalAction,
+        help="save only volumes that did not change while they were read (else exit code 3)",
     )
     add_dry_run(parser)
 
@@ -150,22 +161,21 @@ class BackupDestination:
         return self.result is not None and bool(self.result.snapshot)
 
 
-def chunk_log2(text: str) -> int:
-    """The binary logarithm of a chunk size from 64K to 4M. Raises ArgumentTypeError."""
-    found = size(text)
-    if found.bit_count() != 1 or found.bit_length() - 1 not in _CHUNK_LOG2S:
-        raise argparse.ArgumentTypeError(f"not a chunk size: {text!r}; it is a power of two from 64K to 4M")
-    return found.bit_length() - 1
-
-
 def run(context: Context) -> int:
+    """Back up the sources that the command names."""
+    return back_up(context, _options(context), _requests(context))
+
+
+def back_up(context: Context, options: BackupOptions, requests: list[Request | FailedRequest]) -> int:
     """Back up to every destination from one frozen moment; a destination that fails stops no other."""
     keep_freed_memory()
-    options, requests = _options(context), _requests(context)
     secrets: dict[str, Secret] = {}
-    destinations = [
-        BackupDestination(text, DestinationContext(context, text, secrets)) for text in named_destinations(context)
-    ]
+    names = named_destinations(context)
+    if context.config.media:
+        from lamella.cli.media import all_here  # few have media that take turns
+
+        names = all_here(context, names)
+    destinations = [BackupDestination(text, DestinationContext(context, text, secrets)) for text in names]
     several, dry_run = len(destinations) > 1, context.args.dry_run
     with ExitStack() as held:
         for one in destinations:
@@ -198,8 +208,7 @@ def _failing(one: BackupDestination, several: bool) -> Iterator[None]:
     except LamellaError as error:
         one.error = error
         if several:
-            hint = f"; {error.hint}" if error.hint else ""
-            one.context.out.warn(f"{one.text}: {_word(error)}: {error.message}{hint}")
+            one.context.out.warn("; ".join(filter(None, (f"{one.text}: {_word(error)}: {error.message}", error.hint))))
 
 
 def _word(error: LamellaError) -> str:
@@ -235,7 +244,9 @@ def _execute(context: Context, destinations: Sequence[BackupDestination], severa
         one.result = outcome.result
         with _failing(one, several):
             if outcome.error is not None:
-                raise outcome.error
+                from lamella.cli.room import explained
+
+                raise explained(outcome.error, outcome.plan.repo)
 
 
 def _shown(one: BackupDestination, several: bool) -> dict[str, object]:
@@ -246,6 +257,10 @@ def _shown(one: BackupDestination, several: bool) -> dict[str, object]:
     with _failing(one, several):
         if one.result is not None:
             said = result_shown(out, one.result)
+            if one.code == 0 and one.committed and one.context.settings is not None:
+                from lamella.cli.media import note_saved  # where a medium may be one of several
+
+                note_saved(one.context, one.text)
             said.update(_pruned(one, one.result))
         elif one.plan is not None and one.error is None:
             from lamella.cli.dry_run import plan_shown
@@ -279,16 +294,18 @@ def _options(context: Context) -> BackupOptions:
         domain=args.domain,
         adopt=args.adopt,
         workers=args.workers or configured.workers,
-        check_all=args.check_compression == "all",
+        check_all=(args.check_compression or configured.check_compression) == "all",
         lock_wait=args.lock_wait,
-        reread_bytes=args.reread,
+        reread_bytes=configured.reread if args.reread is None else args.reread,
         hook_seconds=args.hook_timeout or configured.hook_seconds,
         read_rate=args.read_rate or configured.read_rate,
-        require_consistent=args.require_consistent,
+        require_consistent=configured.require_consistent
+        if args.require_consistent is None
+        else args.require_consistent,
         pace=Pace() if args.point_every is None else Pace(bytes=args.point_every, least_bytes=1),
     )
-    words = (args.document, args.changes_from, args.changes_base, args.before, args.after)
-    if any(words) or configured.before or configured.after:
+    words = (args.document, args.changes_from, args.changes_base, args.before, args.after, args.time)
+    if args.size is not None or any(words) or configured.before or configured.after:
         from lamella.cli.backup_extras import with_extras  # loaded by few backups
 
         return with_extras(options, args, configured)
@@ -296,21 +313,24 @@ def _options(context: Context) -> BackupOptions:
 
 
 def _requests(context: Context) -> list[Request | FailedRequest]:
-    """What is to be backed up. Raises NothingMatched or LamellaError when not one source can be opened."""
+    """The requests of the command line. Raises NothingMatched or LamellaError when not one source can be opened."""
     requests: list[Request | FailedRequest] = []
     errors: list[LamellaError] = []
-    missing = True
-    for text, names in _sources(context, requests, errors):
+    found, configured = _sources(context, requests, errors), context.config.backup
+    domain, log2 = configured.domain, configured.chunk_size
+    missing = not any(isinstance(error, SourceError) for error in errors)
+    for text, names in found:
         name, place = (None, text) if names else split_name(text)
         try:
-            source = named_source(context, place, context.args.source_driver)
+            source = named_source(context, place, context.args.source_driver, name)
         except SourceError as error:
             errors.append(error)
             missing = missing and not Path(place).exists()
             requests.append(FailedRequest(name or (*names, name_from(Path(place).stem))[0], error.message))
         else:
-            domain = None if context.args.domain else context.config.backup.domain
-            requests.append(Request(name, source, domain, names=names))
+            requests.append(
+                Request(name, source, None if context.args.domain else domain, names=names, chunk_log2=log2)
+            )
     if len(errors) == len(requests):
         kind = NothingMatched if missing else LamellaError
         more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
@@ -324,4 +344,5 @@ def _sources(context: Context, requests: list[Request | FailedRequest], errors: 
         return [(text, ()) for text in context.args.source]
     from lamella.cli.found_sources import all_files  # most backups name their sources
 
-    return all_files(context.args.source, context.args.exclude, requests, errors, context.out.say)
+    args, exclude = context.args, context.config.backup.exclude
+    return all_files(args.source, [*args.exclude, *exclude], requests, errors, context.out.say, keeping(context))

@@ -50,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expel",
         metavar="WRITER[@N]",
-        help="nothing that WRITER said after its commit N (default: its newest) counts any more; its data stays until "
+        help="ignore everything that WRITER published after its commit N (default: its newest); the data stays until "
         "delete --expelled; needs an admin's secret",
     )
     parser.add_argument(
-        "--stay", action="append", default=[], metavar="WRITER", help="with --expel: this successor of it stays"
+        "--stay", action="append", default=[], metavar="WRITER", help="with --expel: keep this successor of WRITER"
     )
     parser.add_argument(
         "--readmit", metavar="ID", help="undo an expulsion; check shows its ID; needs an admin's secret"
@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--admit",
         metavar="KEY",
-        help="let a host write whose secret is no admin's; the host is told its KEY (or: its writer's first digits); "
-        "needs an admin's secret",
+        help="let a host write that has no admin's secret; a refused host prints its KEY (the first digits of its "
+        "writer do, too); needs an admin's secret",
     )
     add_moved(parser, "--repair", "lamella repair")
     add_yes(parser)
@@ -109,7 +109,7 @@ def _look(context: Context) -> int:
     for note in notes:
         out.say(f"note: {note}")
     if accepts:
-        out.line("this history is accepted; the repository does not contain what it lacks")
+        out.line("this history is accepted; what it lacks stays missing")
     elif mirror and not problems:
         out.line("this place is a mirror; to use it as a repository of its own: lamella check --accept-rollback")
     elif not problems:
@@ -159,7 +159,9 @@ def _tell_of_trees(context: Context, repository: Repository) -> None:
     count = len(find_trees(repository))
     if count:
         states = "one state of a volume" if count == 1 else f"{count} states of volumes"
-        context.out.say(f"{states} that no snapshot names can be had back, before a prune deletes it, with: {_REBUILD}")
+        context.out.say(
+            f"{states} without a snapshot can be recovered until a prune deletes the data, with: {_REBUILD}"
+        )
 
 
 def _lacking(repository: Repository, text: str) -> Head:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella.base.errors import LamellaError, UsageError
 from lamella.cli import configuration
@@ -12,6 +16,9 @@ from lamella.cli.arguments import add_dry_run
 from lamella.cli.configuration import Configuration, PruneSettings
 from lamella.cli.context import Context
 from lamella.cli.places import cache_place, config_place, state_place
+
+if TYPE_CHECKING:
+    from lamella.cli.everyday.profiles import Profile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +48,7 @@ def _path(context: Context, found: Configuration) -> int:
 
 def _init(context: Context, found: Configuration) -> int:
     from lamella.cli.everyday.example import EXAMPLE
-    from lamella.cli.files import write_file
+    from lamella.cli.new_files import write_file
 
     place, dry_run = found.place, context.args.dry_run
     path = place if place.suffix == ".toml" else place / "lamella.toml"
@@ -60,14 +67,27 @@ def _init(context: Context, found: Configuration) -> int:
 
 
 def _validate(context: Context, found: Configuration) -> int:
-    out = context.out
-    for problem in found.problems:
+    out, problems = context.out, [*found.problems, *_impossible_times(found)]
+    for problem in problems:
         out.line(problem)
-    if not found.problems:
+    if not problems:
         files = len(found.files)
         out.line(f"{files} file{'' if files == 1 else 's'} in {found.place}: nothing wrong")
-    out.document({"files": [str(path) for path in found.files], "problems": list(found.problems)})
-    return UsageError.exit_code if found.problems else 0
+    out.document({"files": [str(path) for path in found.files], "problems": problems})
+    return UsageError.exit_code if problems else 0
+
+
+def _impossible_times(found: Configuration) -> Iterator[str]:
+    """The times of profiles that systemd would refuse, where it can be asked: reading them costs a process each."""
+    from lamella.cli.everyday.units import require_time
+
+    for name, profile in found.profiles.items():
+        where = f"profiles.{name}.schedule.when"
+        if where in found.origins:
+            try:
+                require_time(profile.schedule.when, f"{found.origins[where]}: {where}")
+            except UsageError as error:
+                yield error.message
 
 
 def _show(context: Context, found: Configuration) -> int:
@@ -76,15 +96,13 @@ def _show(context: Context, found: Configuration) -> int:
     for name, path in places.items():
         out.line(f"# {name}: {path}")
     for key, value in _values(found):
-        origin = found.origins.get(key)
-        shown = f'"{value}"' if isinstance(value, str) else str(value)
-        out.line(f"{key} = {shown}  # {origin or 'default'}")
+        out.line(f"{key} = {_literal(value)}  # {_origin(found, key) or 'default'}")
     out.document(
         {
             "places": {name: str(path) for name, path in places.items()},
             "files": [str(path) for path in found.files],
             "values": [
-                {"key": key, "value": value, "origin": str(found.origins[key]) if key in found.origins else None}
+                {"key": key, "value": value, "origin": str(origin) if (origin := _origin(found, key)) else None}
                 for key, value in _values(found)
             ],
         }
@@ -92,25 +110,66 @@ def _show(context: Context, found: Configuration) -> int:
     return 0
 
 
+def _origin(found: Configuration, key: str) -> Path | None:
+    """The file that a value comes from; a rule of a profile comes from where its whole table does."""
+    return found.origins.get(key) or found.origins.get(re.sub(r"(\.prune)\..*", r"\1", key))
+
+
+def _literal(value: str | float) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
 def _values(found: Configuration) -> list[tuple[str, str | int | float]]:
     rows: list[tuple[str, str | int | float | None]] = [
         ("default_repository", found.default_repository),
-        ("backup.compression", found.backup.compression),
-        ("backup.workers", found.backup.workers),
-        ("backup.repositories", ", ".join(found.backup.repositories) or None),
-        ("backup.domain", found.backup.domain),
-        ("backup.read_rate", found.backup.read_rate),
-        ("lvm.data_percent", found.lvm.data_percent),
-        ("lvm.metadata_percent", found.lvm.metadata_percent),
+        *((f"backup.{one.name}", _shown(one.name, getattr(found.backup, one.name))) for one in fields(found.backup)),
+        *((f"lvm.{one.name}", getattr(found.lvm, one.name)) for one in fields(found.lvm)),
     ]
     for name, one in sorted(found.repositories.items()):
         rows += [
-            (f"repositories.{name}.{key}", getattr(one, key))
-            for key in ("url", "keyfile", "passphrase_file", "passphrase_command", "limit_rate", "ssh_command")
+            (f"repositories.{name}.{key}", value if isinstance(value := getattr(one, key), int | None) else str(value))
+            for key in ("url", "id", "keyfile", "passphrase_file", "passphrase_command", "limit_rate", "ssh_command")
+        ]
+    for name, media in sorted(found.media.items()):
+        rows += [
+            (f"media.{name}.repositories", ", ".join(media.repositories)),
+            (f"media.{name}.stale_after", _length(media.stale_after)),
         ]
     rows += [("prune.zone", found.prune.zone)]
     rows += sorted(_rules(found.prune))
+    for name, profile in sorted(found.profiles.items()):
+        rows += _profile(f"profiles.{name}", profile)
     return [(key, value) for key, value in rows if value is not None]
+
+
+def _shown(key: str, value: object) -> str | int | float | None:
+    """A setting of `[backup]` as it would be written."""
+    if isinstance(value, tuple):
+        return ", ".join(value) or None
+    if key == "chunk_size" and isinstance(value, int):
+        return f"{1 << value >> 10}K"
+    return value if isinstance(value, str | int | float) else None
+
+
+def _profile(where: str, profile: Profile) -> Iterator[tuple[str, str | int | float | None]]:
+    """A profile by its full keys, as it would be written; what `[backup]` or `[prune]` says instead is left out."""
+    values = asdict(profile)
+    values["verify"] = False if profile.verify is None else profile.verify
+    values["prune"] = profile.prune or profile.prune is not None
+    values["stale_after"] = _length(profile.stale_after)
+    del values["name"]
+    for key, value in values.items():
+        for inner, one in value.items() if isinstance(value, dict) else [("", value)]:
+            shown = (", ".join(map(str, one)) or None) if isinstance(one, list | tuple) else one
+            yield f"{where}.{key}.{inner}" if inner else f"{where}.{key}", shown
+
+
+def _length(ms: int) -> str:
+    hours = ms // 3_600_000
+    return f"{hours}h" if hours % 24 else f"{hours // 24}d"
 
 
 def _rules(prune: PruneSettings) -> Iterator[tuple[str, str | int]]:

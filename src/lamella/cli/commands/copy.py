@@ -39,9 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compression", metavar="HOW", type=compression, help="auto, 1 to 19 (zstd), off, or portable (zlib)"
     )
-    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--workers", type=workers, metavar="N", help="number of threads (default: suited to this machine)"
+    )
+    parser.add_argument(
+        "--transfer-last",
+        type=_count,
+        metavar="N",
+        help="of each volume only the newest N snapshots, unless a snapshot is named",
+    )
     add_moved(parser, "--mirror", "lamella mirror")
     add_dry_run(parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"not a number of snapshots: {text!r}")
+    return int(text)
 
 
 def run(context: Context) -> int:
@@ -53,7 +67,11 @@ def run(context: Context) -> int:
     other = SecondContext(context)
     other.given_secret()
     configured = context.config.backup
-    options = CopyOptions(args.compression or configured.compression, args.workers or configured.workers)
+    options = CopyOptions(
+        args.compression or configured.compression,
+        args.workers or configured.workers,
+        transfer_last=args.transfer_last,
+    )
     with context.sound_repository() as source, other.sound_repository(read_only=args.dry_run) as target:
         plan = plan_copy(source, target, args.volume, options)
         if args.dry_run:

@@ -112,7 +112,7 @@ def _removals(chosen: Sequence[Selected]) -> dict[Ref, str]:
 
 
 def _chosen(health: Health, args: argparse.Namespace) -> list[Selected]:
-    """What is named and may go. Raises NothingMatched, UsageError."""
+    """The named snapshots that may be removed. Raises NothingMatched, UsageError."""
     if args.expelled:
         return [one for one in select(health.repo, []) if one.snapshot.expelled]
     chosen = _named(health.repo, args.volume, every=args.all_snapshots)
@@ -123,7 +123,7 @@ def _chosen(health: Health, args: argparse.Namespace) -> list[Selected]:
 
 
 def _named(repository: Repository, texts: list[str], *, every: bool) -> list[Selected]:
-    """What is named, each once. Raises NothingMatched."""
+    """The named snapshots, each once. Raises NothingMatched."""
     if not every:
         return list({one.snapshot.ref: one for one in select(repository, texts)}.values())
     shown = repository.catalogue.shown_names()

@@ -8,12 +8,13 @@ from pathlib import Path
 from lamella.base.errors import NothingMatched, UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.files import write_file
+from lamella.cli.new_files import write_file
 from lamella.cli.shown import shown_bytes
 from lamella.cli.sources import named_source
 from lamella.cli.values import workers
-from lamella.operations.look.diff import DiffResult, compare, write_map
+from lamella.operations.look.diff import DiffResult, compare, write_lines, write_map
 from lamella.operations.look.diff_source import SourceDiff, compare_source
+from lamella.operations.shared.kinds import is_tree
 from lamella.operations.shared.selection import Selected, select, split_selector
 from lamella.repository.repository import Repository
 from lamella.sources.places import place_of
@@ -24,13 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = SECRETS
     parser.add_argument("first", metavar="VOLUME@A", help="the older state")
     parser.add_argument("--map", metavar="FILE", help="also write the changed ranges as a change map (lamella-map/1)")
+    parser.add_argument(
+        "--map-format",
+        choices=("json", "lines"),
+        default="json",
+        help="write the map as JSON (lamella-map/1, the default), or as lines START LENGTH data|zero|same, like borg's",
+    )
     parser.add_argument("second", nargs="?", metavar="VOLUME@B", help="the newer state (default: the volume's latest)")
     parser.add_argument(
         "--live", action="store_true", help="compare with the source of the volume in its present state"
     )
     parser.add_argument("--source", metavar="SOURCE", help="compare with the present state of this source")
     parser.add_argument("--summary", action="store_true", help="print the totals without the ranges")
-    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--workers", type=workers, metavar="N", help="number of threads (default: suited to this machine)"
+    )
 
 
 def run(context: Context) -> int:
@@ -56,7 +65,9 @@ def run(context: Context) -> int:
             a, b = select(repository, [args.first, args.second or volume])
             result, other = compare(repository, a, b), b.text
             fields = {"b": b.snapshot.name}
-    _write_map(args.map, result, a)
+    if args.map is not None:
+        content = write_map(result, a.snapshot.name) if args.map_format == "json" else write_lines(result)
+        write_file(Path(args.map), content, overwrite=False)
     _print(context, a, other, result)
     context.out.document({"volume": a.volume_name, "a": a.snapshot.name, **fields, **_figures(result)})
     return 0
@@ -64,6 +75,9 @@ def run(context: Context) -> int:
 
 def _with_source(context: Context, repository: Repository, one: Selected) -> SourceDiff:
     args = context.args
+    if args.source is None and is_tree(one.snapshot):
+        hint = f"save it again, then: lamella files diff {one.text} {one.volume_name}"
+        raise UsageError(f"{one.volume_name} holds files, which are not compared with those of today", hint=hint)
     place = args.source or place_of(one.volume.identity, context.host.machine)
     if place is None:
         hint = "name it: lamella diff VOLUME@SNAPSHOT --source SOURCE"
@@ -79,16 +93,12 @@ def _with_source(context: Context, repository: Repository, one: Selected) -> Sou
     )
 
 
-def _write_map(place: str | None, result: DiffResult, a: Selected) -> None:
-    if place is not None:
-        write_file(Path(place), write_map(result, a.snapshot.name), overwrite=False)
-
-
 def _print(context: Context, a: Selected, other: str, result: DiffResult) -> None:
     out = context.out
     out.line(f"{a.text} -> {other}")
     if result.size_a != result.size_b:
-        out.line(f"size {result.size_a} -> {result.size_b} bytes")
+        a_size, b_size, by = map(shown_bytes, (result.size_a, result.size_b, abs(result.size_b - result.size_a)))
+        out.line(f"size {a_size} -> {b_size}, {by} {'more' if result.size_b > result.size_a else 'less'}")
     for offset, length, kind in () if context.args.summary else result.ranges:
         out.line(f"{kind:<4}  offset {offset}  length {length}")
     changed, zeroed = shown_bytes(result.changed_bytes), shown_bytes(result.zeroed_bytes)

@@ -45,16 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--socket", type=Path, metavar="PATH", help="serve at this socket file, to which only its owner can connect"
     )
-    where.add_argument("--listen", metavar="ADDR:PORT", help="serve at this address of this machine; port 0 is any")
+    where.add_argument(
+        "--listen", metavar="ADDR:PORT", help="serve at this address of this machine; port 0 takes any free port"
+    )
     where.add_argument("--to", metavar="FILE|-", help="write an image to this new file, or to standard output")
     where.add_argument(
-        "--all", type=Path, metavar="DIR", help="write an image of the latest snapshot of every volume into DIR"
+        "--all",
+        type=Path,
+        metavar="DIR",
+        help="write every snapshot of every volume into DIR, with documents and checksums, unless it is there already",
     )
     parser.add_argument(
         "--format",
         choices=("raw", "qcow2", "tar"),
-        help="of the image: raw, qcow2, or a tar that holds the documents of the snapshot, too (default: as the suffix "
-        "of FILE says, else raw)",
+        help="the format of the image: raw, qcow2, or a tar with the documents of the snapshot (default: by the "
+        "suffix of FILE, else raw)",
     )
     parser.add_argument(
         "--allow-network", action="store_true", help="let --listen take an address that other machines can reach"
@@ -115,7 +120,8 @@ def _listener(context: Context) -> AbstractContextManager[tuple[socket, str]]:
         return listening.at_address(args.listen, from_anywhere=args.allow_network)
     if context.env.get("LISTEN_PID") == str(os.getpid()) and context.env.get("LISTEN_FDS") == "1":
         return listening.handed_over(_FIRST_HANDED_OVER)
-    raise UsageError("it is not said where to serve", hint="add --socket PATH or --listen ADDR:PORT")
+    hint = "add --socket PATH or --listen ADDR:PORT; or write an image with --to FILE"
+    raise UsageError("an export needs a place to serve the volume at", hint=hint)
 
 
 def _serve(context: Context, repository: Repository, selected: Selected, place: tuple[socket, str]) -> None:
@@ -143,7 +149,8 @@ def _disk(context: Context, repository: Repository, selected: Selected, view: Sn
     if not (args.overlay or args.throw_away):
         yield view
         return
-    from lamella.operations.access.overlay import Owner, kept_overlay, thrown_away  # most exports are only read
+    from lamella.operations.access.kept_file import Owner  # most exports are only read
+    from lamella.operations.access.overlay import kept_overlay, thrown_away
 
     snapshot = selected.snapshot
     owner = Owner(repository.repo_id, snapshot.added.volume_id, snapshot.ref.snap_id, selected.text)

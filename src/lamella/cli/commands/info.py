@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from lamella.base.errors import UsageError
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
+from lamella.cli.local_time import shown_time
 from lamella.cli.shown import shown_bytes
 from lamella.operations.look import listing
 from lamella.operations.look.description import describe
@@ -58,13 +59,17 @@ def run(context: Context) -> int:
 
 _SIZES: Mapping[str, str] = {
     "apparent_bytes": "size of the volumes",
-    "allocated_bytes": "of it without holes",
+    "allocated_bytes": "without holes",
     "stored_bytes": "space they need",
     "unique_bytes": "needed by nothing else",
-    "shared_bytes": "needed by others, too",
+    "shared_bytes": "shared with others",
     "freed_bytes": "free at once without them",
 }
-"""What sizes are called, beside the figures of the run that made the snapshot."""
+"""Names of sizes, beside the figures of the run that made the snapshot."""
+
+
+_BYTES = frozenset({"size", "data_bytes", "chunk_size", "read_bytes", "stored_bytes", "sampled_bytes"})
+_MOMENTS = frozenset({"time", "claimed_time"})
 
 
 def _selected(repository: Repository, texts: list[str], everything: bool) -> list[Selected]:
@@ -82,17 +87,29 @@ def _named(key: str, value: object) -> list[tuple[str, str]]:
             (_SIZES.get(str(name), str(name)), shown_bytes(one) if name.endswith("_bytes") else str(one))
             for name, one in value.items()
         ]
+    if key in _MOMENTS and value:
+        return [(key, shown_time(str(value)))]
+    if key in _BYTES and isinstance(value, int):
+        return [(key, shown_bytes(value))]
     return [(key, line) for line in _lines(value)]
 
 
 def _lines(value: object) -> list[str]:
-    """How a value is shown: a list line by line, a row as its fields."""
+    """The lines that show a value: a list line by line, a row as its fields."""
     if isinstance(value, list):
         return [line for one in value for line in _lines(one)]
     if isinstance(value, dict):
-        return ["  ".join(f"{key}={one}" for key, one in value.items() if one is not False and one != "")]
+        return ["  ".join(f"{key}={_field(one)}" for key, one in value.items() if one is not False and one != "")]
+    if value == "":
+        return []
     if value is None:
         return ["no"]
     if isinstance(value, bool):
         return ["yes" if value else "no"]
     return [str(value)]
+
+
+def _field(value: object) -> str:
+    if value is True:
+        return "yes"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,13 @@ from lamella.base.clock import now_ms
 from lamella.base.errors import LamellaError, NoRepository, RepositoryError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
-from lamella.cli.new_secret import first_secret_source
+from lamella.cli.new_secret import SHORTEST, first_secret_source
 from lamella.cli.output import Output
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.crypto.new_slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N
 from lamella.crypto.recovery import new_recovery_key, recovery_text
 from lamella.crypto.slots import Secret
-from lamella.format.keyslot import MAX_LOG_N
+from lamella.format.keyslot import MAX_LOG_N, SlotType
 from lamella.operations.shared.heads import fingerprint
 from lamella.repository.create import Created, SlotWanted, create_repository
 from lamella.repository.repository import Repository
@@ -86,12 +87,17 @@ def run(context: Context) -> int:
         out.line(f"would make a repository at {context.place}, opened by: {source.label}")
         out.document({"dry_run": True, "repository": context.place})
         return 0
-    made = make_repository(context, source.read(), sheet, admin=not args.append_only)
+    secret = source.read()
+    if secret.type == SlotType.PASSPHRASE and len(secret.value) < SHORTEST:
+        out.warn(f"a passphrase of fewer than {SHORTEST} characters is soon guessed: lamella key change")
+    made = make_repository(context, secret, sheet, admin=not args.append_only)
     _report(context, made)
     made.finish_sheet(out)
     if saved is not None:
         saved.write(made.place)
         out.say(f"named {args.save_as} in {saved.path}")
+    named = "" if saved is not None or not args.repo else f" -r {shlex.quote(args.repo)}"
+    out.say(f"next: lamella backup{named} SOURCE..., or lamella setup for one that runs by itself")
     return 0
 
 

@@ -12,7 +12,7 @@ from lamella.cli.actions import add_actions
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.commands.init import add_kdf_cost
 from lamella.cli.context import Context
-from lamella.cli.files import exists, write_file
+from lamella.cli.new_files import exists, write_file
 from lamella.cli.new_secret import new_secret_source
 from lamella.cli.secret import SecretSource
 from lamella.cli.sheet import Sheet, SheetFacts
@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--minutes", type=_minutes, metavar="N", help="ask for the passphrase, and keep its key so long")
+    how.add_argument(
+        "--minutes", type=_minutes, metavar="N", help="ask for the passphrase, and keep its key for N minutes"
+    )
     how.add_argument("--forget", action="store_true", help="forget the key now")
 
 
@@ -101,7 +103,9 @@ def _add_rekey(parser: argparse.ArgumentParser) -> None:
         help="write the new repository's recovery key to FILE (mode 0600, must not exist); "
         "default: show the key if standard output is a terminal",
     )
-    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--workers", type=workers, metavar="N", help="number of threads (default: suited to this machine)"
+    )
     add_kdf_cost(parser)
     add_dry_run(parser)
 
@@ -163,7 +167,9 @@ def _row(row: SlotRow) -> dict[str, object]:
 
 def _remark(row: SlotRow) -> str:
     remarks = ["opened it now"] if row.current else []
-    return ", ".join(remarks if row.recorded else [*remarks, "NOT RECORDED: removed, or its adding was broken off"])
+    return ", ".join(
+        remarks if row.recorded else [*remarks, "NOT RECORDED: removed, or lamella key add was interrupted"]
+    )
 
 
 def _add(context: Context) -> int:
@@ -296,7 +302,7 @@ class _NewSlot:
 
     @property
     def type(self) -> SlotType:
-        """What kind of secret it will be."""
+        """The type of the new secret."""
         types = {"--recovery": SlotType.RECOVERY, "--new-keyfile": SlotType.KEYFILE}
         return types.get(self.source.label, SlotType.PASSPHRASE)
 

@@ -49,9 +49,7 @@ def run(context: Context) -> int:
             out.line(f"{done.source} ({done.driver}): nothing to free; {UNTRACKED}")
             continue
         changed = f"{shown_bytes(done.changed_bytes)} may have changed"
-        out.line(
-            f"{done.source} ({done.driver}): {done.intervals} intervals, {changed}, {done.dropped} checkpoints removed"
-        )
+        out.line(f"{done.source} ({done.driver}): {changed}; checkpoints removed: {done.dropped}")
         for note in done.notes:
             out.say(f"{done.source}: {note}")
     rows = [{name: getattr(row, name) for name in MonitorResult.__slots__} for row in results]

@@ -12,6 +12,7 @@ from lamella.base.errors import IntegrityError, LamellaError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.commands import _deleting as deleting
 from lamella.cli.context import Context
+from lamella.cli.local_time import shown_time
 from lamella.cli.policy import add_rules, given_rules, policy_of
 from lamella.format.records import Ref
 from lamella.operations.prune.plan import PruneOptions, PruneResult
@@ -64,7 +65,7 @@ def run(context: Context) -> int:
 
 
 class Pruned(NamedTuple):
-    """What became of a prune after a backup: its document, and the exit code."""
+    """The result of a prune after a backup: its document, and the exit code."""
 
     document: dict[str, Any]
     exit_code: int
@@ -112,10 +113,10 @@ def _reported(context: Context, plan: RetentionPlan, result: PruneResult) -> dic
 def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
     """Each snapshot with the reason why it stays or goes; without `everything` only those that go."""
     out = context.out
-    rows = [("", "SNAPSHOT", "TIME", "WHY")]
+    rows = [("", "SNAPSHOT", "LOCAL TIME", "WHY")]
     for row in plan.rows if everything else plan.removed:
         word = "keep" if row.verdict.keep else "remove"
-        rows.append((word, row.selected.text, _time(row), ", ".join(row.verdict.reasons)))
+        rows.append((word, row.selected.text, _local(row), ", ".join(row.verdict.reasons)))
     if len(rows) > 1 and (everything or not out.quiet):
         out.table(rows)
     for row in plan.damaged if everything else ():
@@ -125,10 +126,15 @@ def show(context: Context, plan: RetentionPlan, *, everything: bool) -> None:
 
 
 def _say_unproven(context: Context, plan: RetentionPlan) -> None:
-    """What no rule protects from: damage that nobody has read yet."""
+    """Warn of unread damage, from which no rule protects."""
     if plan.unproven:
         names = ", ".join(plan.unproven[:10]) + (" and more" if len(plan.unproven) > 10 else "")
         context.out.say(f"unread damage may be in every snapshot of {names}: none passed verify --level full here")
+
+
+def _local(row: JudgedSnapshot) -> str:
+    """As `lamella list` shows it."""
+    return shown_time(text) if (text := _time(row))[0].isdigit() else text
 
 
 def _time(row: JudgedSnapshot) -> str:

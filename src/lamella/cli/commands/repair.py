@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept the present history as correct, and rebuild volumes that it lacks from their trees",
     )
-    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--workers", type=workers, metavar="N", help="number of threads (default: suited to this machine)"
+    )
     add_yes(parser)
     add_dry_run(parser)
 
@@ -194,7 +196,7 @@ def _summary(result: RepairResult) -> str:
     steps = sum(one.did != LEFT for one in result.actions)
     if not steps and not result.damaged:
         return f"nothing is damaged, nothing to repair ({shown_seconds(result.seconds)})"
-    stored = f"{result.stored_blobs} parts stored anew ({shown_bytes(result.stored_bytes)} of data)"
+    stored = f"{result.stored_blobs} parts stored again ({shown_bytes(result.stored_bytes)} of data)"
     if result.dry:
         return f"would do {steps} steps; {stored}"
     left = f"; {len(result.gone)} snapshots stay incomplete" if result.gone else ""

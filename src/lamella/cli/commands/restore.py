@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from lamella.base.errors import Interrupted, LamellaError, SourceAtRisk, SourceError, UsageError
 from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
 from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
 from lamella.cli.context import Context
-from lamella.cli.files import exists, write_file
 from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import keeping
 from lamella.cli.values import workers
 from lamella.operations.restore.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore
+from lamella.operations.shared.kinds import is_tree
 from lamella.operations.shared.selection import Selected, split_selector
-from lamella.operations.shared.streaming import read_document
 from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
+
+_NAMED = ("lvm:", "rbd:")  # targets that are no paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,101 +27,153 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = SECRETS
     parser.add_argument(
         "volume",
+        nargs="*",
+        default=[],
         metavar="VOLUME[@SNAPSHOT]",
         help="SNAPSHOT is any unique beginning of its name, ^TAG, or latest (default)",
     )
+    parser.add_argument("--all", action="store_true", help="restore the latest whole snapshot of every volume")
     parser.add_argument(
         "--to",
         required=True,
         type=_target,
         metavar="TARGET",
-        help="file, block device or lvm:VG/LV to write; a new file or volume gets its name only after the comparison",
+        help="file, block device, lvm:VG/LV or rbd:POOL/IMAGE to write, named once compared; in DIR/ each"
+        " volume becomes VOLUME.img (or .qcow2) unless that is right already; libvirt:NAME gets all disks of a domain",
     )
-    parser.add_argument("--pool", metavar="POOL", help="thin pool for a new lvm:VG/LV, if the group has several")
+    parser.add_argument("--pool", metavar="POOL", help="thin pool of a new lvm:VG/LV; place of libvirt:NAME's disks")
     parser.add_argument("--document", metavar="NAME", help="restore this document instead of the volume")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at TARGET")
     parser.add_argument(
-        "--in-place",
-        action="store_true",
-        help="write into the existing file; this needs no further space, and the old content is lost",
+        "--in-place", action="store_true", help="write into the file: no further space, old content lost"
     )
-    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--trust-local",
+        action="store_true",
+        help="trust this host's checkpoint of the volume: compare only what differs from it, and a sample",
+    )
+    parser.add_argument("--instant", action="store_true", help="serve it at once, writable, and restore meanwhile")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="with --instant: the socket file to serve at")
+    parser.add_argument(
+        "--journal", type=Path, metavar="FILE", help="with --instant: the journal (default: beside TARGET)"
+    )
+    parser.add_argument(
+        "--in", dest="inside", default="", metavar="QUBE", help="in dom0: open the backup in a disposable of QUBE"
+    )
+    parser.add_argument("--devices", action="store_true", help="of a tree of files: make its devices, too (root)")
+    parser.add_argument("--numeric-ids", action="store_true", help="of a tree: owners by number, not by their names")
+    parser.add_argument(
+        "--workers", type=workers, metavar="N", help="number of threads (default: suited to this machine)"
+    )
     add_yes(parser)
     add_dry_run(parser)
 
 
-def _target(text: str) -> Path:
-    path = Path(text)
+def _target(text: str) -> str:
     if text == "-":
         raise UsageError("restore writes to no pipe", hint="use: lamella export VOLUME --to - (./- is a file)")
-    # `./lvm:x` is a file, and loses its first part by becoming a path.
-    return path.absolute() if str(path).startswith("lvm:") and not text.startswith("lvm:") else path
+    return text
 
 
 def run(context: Context) -> int:
     """Restore."""
     keep_freed_memory()
-    args, out = context.args, context.out
-    _require_place(args)
-    replaces = args.overwrite or (args.in_place and args.document is None)
-    if args.to.exists() and not args.to.is_block_device() and not replaces:
-        error = exists(args.to)
-        error.hint = "add --overwrite to replace it"
-        raise error
+    args, text = context.args, context.args.to
+    # `./lvm:x` is a file, and loses its first part by becoming a path.
+    args.to = Path(text).absolute() if str(Path(text)).startswith(_NAMED) > text.startswith(_NAMED) else Path(text)
     try:
-        with context.repository() as repository:
-            selected = chosen(repository, args.volume)
-            code = context.warn_of_problems(repository)
-            out.say(f"restoring {shown_snapshot(repository, selected)}")
-            return (_volume if args.document is None else _document)(context, repository, selected) or code
+        if args.instant or args.socket or args.journal:
+            from lamella.cli.commands import _instant  # most restores are not used before their end
+
+            return _instant.run(context)
+        if len(args.volume) != 1 or args.all or text[:8] == "libvirt:" or text.endswith("/") > text.startswith(_NAMED):
+            from lamella.cli.commands import _volumes  # most restores are of one volume
+
+            return _volumes.run(context)
+        return _one(context)
     except SourceAtRisk:
         raise
     except SourceError as error:  # here it is the target, and nothing else was saved
         raise LamellaError(error.message, obj=error.obj, hint=error.hint) from error
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted", hint="nothing was written") from None
+
+
+def _one(context: Context) -> int:
+    args, out = context.args, context.out
+    _require_place(args)
+    with context.repository() as repository, decoding(context, repository):
+        selected = chosen(repository, args.volume[0])
+        code = context.warn_of_problems(repository)
+        out.say(f"restoring {shown_snapshot(repository, selected)}")
+        if args.document is not None:
+            from lamella.cli.commands._document import run as restore_document  # most restores are of volumes
+
+            return restore_document(context, repository, selected) or code
+        return _volume(context, repository, selected) or code
+
+
+def decoding(context: Context, repository: Repository) -> AbstractContextManager[None]:
+    """Where the backup is opened and decoded."""
+    if not context.args.inside:
+        return nullcontext()
+    from lamella.cli.disposables import decoding as in_disposables  # in dom0 of Qubes OS
+
+    return in_disposables(context, repository)
 
 
 def _require_place(args: argparse.Namespace) -> None:
-    """Raises LamellaError where no file can be made: what would fail after the plan fails before the command asks."""
-    if str(args.to).startswith("lvm:"):
+    """Raises LamellaError where nothing can be written, before the command asks for anything."""
+    to, name = args.to, args.document or f"{split_selector(args.volume[0])[0]}.img"
+    if str(to).startswith(_NAMED):
         return
-    name = args.document or f"{split_selector(args.volume)[0]}.img"
-    if args.to.is_dir():
-        raise UsageError(f"{args.to} is a directory", obj=str(args.to), hint=f"name a file in it: {args.to / name}")
-    above = args.to.resolve().parent
-    if not above.is_dir():
-        raise LamellaError(f"there is no directory {above}", obj=str(args.to), hint="make it first")
+    if to.is_dir():
+        hint = f"name a file in it: {to / name}" + (
+            "" if args.document else f"; {to}/ takes several volumes, and files"
+        )
+        raise UsageError(f"{to} is a directory", obj=str(to), hint=hint)
+    if not (above := to.resolve().parent).is_dir():
+        raise LamellaError(f"there is no directory {above}", obj=str(to), hint="make it first")
+    in_place = args.in_place and args.document is None
+    if in_place and not to.exists():
+        raise UsageError(f"{to} does not exist", obj=str(to), hint="leave out --in-place")
+    if to.exists() and not to.is_block_device() and not (args.overwrite or in_place):
+        raise UsageError(f"{to} exists already", obj=str(to), hint="add --overwrite to replace it")
 
 
 def _volume(context: Context, repository: Repository, selected: Selected) -> int:
     args, out = context.args, context.out
     warn_of_no_moment(context, selected)
+    if is_tree(selected.snapshot):
+        out.warn(f"{selected.volume_name} holds files: {args.to} becomes their image; for the files write --to DIR/")
     options = RestoreOptions(
         args.workers or context.config.backup.workers,
         overwrite=args.overwrite,
         in_place=args.in_place,
         pool=args.pool,
-        pool_limits=keeping(context).limits,
+        pool_limits=(kept := keeping(context)).limits,
+        trust_local=args.trust_local,
+        checkpoint_dir=kept.directory,
     )
     plan = plan_restore(repository, selected, args.to, options)
-    for line in plan.lines(shown_bytes):
-        if args.dry_run:
-            out.line(line)
-        else:
-            out.say(line)
+    for line in plan.lines():
+        (out.line if args.dry_run else out.say)(line)
     if args.dry_run:
-        out.document({"dry_run": True, **_facts(plan)})
+        out.document({"dry_run": True, **facts(plan)})
         return 0
     if plan.replaces:
         context.confirm(f"Will replace the content of {args.to} by {selected.text}, {shown_bytes(plan.size)}.")
     try:
         result = plan.execute(out.report)
     except KeyboardInterrupt:
-        state = "now a mixture of old and new: restore it again" if plan.in_place else "as it was before"
-        raise Interrupted("interrupted", hint=f"{args.to} is {state}") from None
+        from lamella.cli.commands._restore_words import state_left  # hardly ever
+
+        raise Interrupted("interrupted", hint=f"{state_left(plan)}; the same command goes on from there") from None
     return _report(context, plan, result)
 
 
-def _facts(plan: RestorePlan) -> dict[str, object]:
+def facts(plan: RestorePlan) -> dict[str, object]:
+    """The fields that every restore reports."""
     return {
         "volume": plan.volume,
         "snapshot": plan.snapshot,
@@ -130,43 +184,33 @@ def _facts(plan: RestorePlan) -> dict[str, object]:
     }
 
 
-def _report(context: Context, plan: RestorePlan, result: RestoreResult) -> int:
-    out = context.out
-    out.line(
+def restored(context: Context, plan: RestorePlan, result: RestoreResult) -> str:
+    """The line that tells of a volume that was restored."""
+    text = (
         f"restored {plan.volume}@{plan.snapshot} to {result.path}: wrote {shown_bytes(result.bytes_written)},"
         f" compared {shown_bytes(result.compared_bytes)} in {shown_seconds(result.seconds)}"
     )
-    out.document(
+    if use := plan.use_of_kept():
+        from lamella.cli.commands._restore_words import use_in_words  # where this host keeps a checkpoint
+
+        text += use_in_words(use, asked=context.args.trust_local)
+    return text
+
+
+def _report(context: Context, plan: RestorePlan, result: RestoreResult) -> int:
+    context.out.line(restored(context, plan, result))
+    if any(record.type == 0x8012 for record in plan.selected.snapshot.added.inner):  # IMAGE of format.image
+        from lamella.cli.commands._restore_words import warn_of_missing_files  # few volumes are such files
+
+        warn_of_missing_files(context, plan.selected, result.path)
+    context.out.document(
         {
-            **_facts(plan),
+            **facts(plan),
             "target": str(result.path),
             "bytes_written": result.bytes_written,
             "compared_bytes": result.compared_bytes,
             "seconds": result.seconds,
-        }
-    )
-    return 0
-
-
-def _document(context: Context, repository: Repository, selected: Selected) -> int:
-    args, out = context.args, context.out
-    content = read_document(repository, selected, args.document)
-    if not args.dry_run:
-        if args.to.exists():
-            context.confirm(f"Will replace the content of {args.to} by document {args.document}.")
-        write_file(args.to, content, overwrite=args.overwrite)
-    out.line(
-        f"{'would write' if args.dry_run else 'wrote'} document {args.document} of {selected.text} to {args.to}:"
-        f" {shown_bytes(len(content))}"
-    )
-    out.document(
-        {
-            **({"dry_run": True} if args.dry_run else {}),
-            "volume": selected.volume_name,
-            "snapshot": selected.snapshot.name,
-            "document": args.document,
-            "target": str(args.to),
-            "bytes_written": 0 if args.dry_run else len(content),
+            **plan.use_of_kept(),
         }
     )
     return 0

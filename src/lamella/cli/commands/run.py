@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.context import Context
 from lamella.cli.everyday.conditions import unmet
 from lamella.cli.everyday.profiles import Profile, require_profile
-from lamella.cli.everyday.steps import ABSENT, StepResult, Steps
+from lamella.cli.everyday.steps import ABSENT, SAVING, StepResult, Steps, well_saved
 from lamella.cli.everyday.troubles import Reporting
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.shown import shown_seconds
@@ -90,11 +90,12 @@ def _run(context: Context, profile: Profile, steps: Steps, reporting: Reporting)
         _say(context, rows[-1])
     finally:
         _after(reporting, rows)
-    record = reporting.profiles.change(profile.name, lambda one: _remembered(one, rows))
+    sets = {name: one.repositories for name, one in context.config.media.items()}
+    record = reporting.profiles.change(profile.name, lambda one: _remembered(one, rows, sets))
     reporting.ended(rows, record)
     result = _result(rows)
     failed = sum(row.failed for row in rows)
-    absent = [row.repository for row in rows if row.step == "backup" and row.code == ABSENT]
+    absent = dict.fromkeys(row.repository for row in rows if row.step in SAVING and row.code == ABSENT)
     done = "every step was done" + (f" but for {', '.join(absent)}, which is absent" if absent else "")
     words = {0: done, ABSENT: "no destination is there"}
     summary = words.get(result, f"{failed} of {len(rows)} steps FAILED")
@@ -121,13 +122,14 @@ def _after(reporting: Reporting, rows: list[StepResult]) -> None:
 def _result(rows: list[StepResult]) -> int:
     if any(row.failed for row in rows):
         return INCOMPLETE
-    saved = [row for row in rows if row.step == "backup"]
+    saved = [row for row in rows if row.step in SAVING]
     return ABSENT if all(row.code == ABSENT for row in saved) else 0
 
 
-def _remembered(one: ProfileRecord, rows: list[StepResult]) -> ProfileRecord:
+def _remembered(one: ProfileRecord, rows: list[StepResult], sets: Mapping[str, Sequence[str]]) -> ProfileRecord:
     now = now_ms()
-    good = {row.repository: now for row in rows if row.step == "backup" and row.code == 0}
+    good = dict.fromkeys(well_saved(rows), now)
+    good |= {name: now for name, members in sets.items() if not good.keys().isdisjoint(members)}
     volumes = sorted({name for row in rows for name in row.volumes}) if good else one.volumes
     return replace(
         one,

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     install = add("install", "write the timers of a profile and start them")
     _add_profile(install)
     install.add_argument("--print", action="store_true", help="print the units, or the lines for cron; write nothing")
+    install.add_argument(
+        "--on-mount", action="store_true", help="also run the profile when a disk of its repositories is mounted"
+    )
     _add_profile(add("remove", "stop the timers of a profile and remove them"))
     _add_profile(add("show", "show the timers of a profile and when they run next"), dry_run=False)
 
@@ -69,8 +72,21 @@ def _install(context: Context, place: _Systemd | _Cron) -> int:
     return 0
 
 
+def _mounts(context: Context, profile: Profile) -> list[str]:
+    """The units of the mount points where repositories of a profile may come. Raises UsageError if none is a path."""
+    from lamella.cli.destination import named_destinations
+    from lamella.cli.media import members
+
+    names = members(context.config, profile.repositories or named_destinations(context))
+    places = [context.named_place(name)[0].removeprefix("file:") for name in names]
+    found = units.mount_units(place for place in places if place.startswith("/"))
+    if not found:
+        raise UsageError("--on-mount: no repository of the profile is a path of this machine", obj=profile.name)
+    return found
+
+
 def _program() -> list[str]:
-    """How to start this Lamella again, wherever it is installed."""
+    """The command that starts this Lamella again, wherever it is installed."""
     script = Path(sys.argv[0]).absolute()
     if script.name == "lamella" and os.access(script, os.X_OK):
         return [str(script)]
@@ -90,26 +106,26 @@ class _Systemd:
 
     def texts(self, profile: Profile) -> dict[str, str]:
         """Path -> text of each unit."""
-        made = units.units(profile, _program(), self._context.env, user=self._user)
+        mounts = _mounts(self._context, profile) if self._context.args.on_mount else []
+        made = units.units(profile, _program(), self._context.env, user=self._user, mounts=mounts)
         return {str(self._folder / name): text for name, text in made.items()}
 
     def install(self, profile: Profile) -> None:
         """Write, load, enable and start."""
-        if shutil.which("systemd-analyze"):
-            try:
-                run_program(["systemd-analyze", "calendar", profile.schedule.when], timeout_seconds=_SECONDS)
-            except LamellaError as error:
-                where = f"profiles.{profile.name}.schedule.when"
-                raise UsageError(
-                    f"{where}: {profile.schedule.when!r} is no time for systemd: {error.message}"
-                ) from None
+        units.require_time(profile.schedule.when, f"profiles.{profile.name}.schedule.when")
         self._systemctl("daemon-reload")  # where no manager answers nothing is written
-        for path, text in self.texts(profile).items():
+        texts = self.texts(profile)
+        for path, text in texts.items():
             _write(Path(path), text)
         sync_directory(self._folder)
         timers = [name for name in units.names(profile.name) if name.endswith(".timer")]
         self._systemctl("daemon-reload")
         self._systemctl("enable", "--now", *timers)
+        services = [
+            Path(path).name for path, text in texts.items() if "[Install]" in text and path.endswith(".service")
+        ]
+        if services:
+            self._systemctl("enable", *services)
         out = self._context.out
         out.line(f"{profile.name} runs {profile.schedule.when}; next: {self._next(timers[0])}")
         if self._user:
@@ -122,7 +138,9 @@ class _Systemd:
         if not found:
             raise NothingMatched(f"no timer of {self._context.args.profile} is installed", obj=str(self._folder))
         if not self._context.args.dry_run:
-            self._systemctl("disable", "--now", *(name for name in found if name.endswith(".timer")))
+            on_mount = units.names(self._context.args.profile)[-1]
+            begun = [name for name in found if name.endswith(".timer") or name == on_mount]
+            self._systemctl("disable", "--now", *begun)
             for name in found:
                 (self._folder / name).unlink(missing_ok=True)
             self._systemctl("daemon-reload")
@@ -132,7 +150,7 @@ class _Systemd:
         return 0
 
     def show(self) -> int:
-        """What is installed, and when it runs next."""
+        """The installed timers, and their next runs."""
         name = self._context.args.profile
         found = [unit for unit in units.names(name) if (self._folder / unit).exists()]
         if not found:
@@ -163,19 +181,28 @@ class _Cron:
         self._context = context
 
     def texts(self, profile: Profile) -> dict[str, str]:
-        """The lines, as one text."""
-        return {"crontab": "\n".join(units.crontab_lines(profile, _program(), self._context.env))}
+        """The lines, as one text. Raises UsageError for what only systemd can do."""
+        if self._context.args.on_mount:
+            raise UsageError("cron notices no mount: --on-mount needs systemd")
+        return {"crontab": "\n".join(self._new_lines(profile))}
 
     def install(self, profile: Profile) -> None:
         """Put the lines into the crontab, in place of older ones."""
+        self.texts(profile)
         if shutil.which("crontab") is None:
             hint = f"lamella schedule install --print {profile.name} shows what should run"
             raise LamellaError("neither systemd nor cron runs here", hint=hint)
-        lines = units.crontab_lines(profile, _program(), self._context.env)
+        lines = self._new_lines(profile)
         self._write([*units.without(self._lines(), profile.name), *lines])
         for line in lines:
             self._context.out.line(line)
         self._context.out.document({"profile": profile.name, "crontab": lines})
+
+    def _new_lines(self, profile: Profile) -> list[str]:
+        if profile.schedule.when not in units.CRON:
+            known = ", ".join(units.CRON)
+            self._context.out.warn(f"cron knows {known}: {profile.name} will run daily, not '{profile.schedule.when}'")
+        return units.crontab_lines(profile, _program(), self._context.env)
 
     def remove(self) -> int:
         """Take the lines out."""

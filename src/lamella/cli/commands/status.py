@@ -5,26 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from lamella.base.clock import now_ms
-from lamella.base.errors import Absent, LamellaError, NoRepository, StoreUnavailable, UsageError
+from lamella.base.errors import UsageError
+from lamella.cli.amounts import shown_age
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
-from lamella.cli.destination import OtherContext, named_destinations
-from lamella.cli.everyday.health import BAD, GROWTH_DAYS, OK, WARN, profile_rows, space, volume_rows, worst
+from lamella.cli.destination import named_destinations
+from lamella.cli.everyday.health import BAD, GROWTH_DAYS, OK, WARN
 from lamella.cli.everyday.profiles import require_profile
+from lamella.cli.everyday.standing import Row, standing
 from lamella.cli.everyday.troubles import Reporting
-from lamella.cli.files import write_file
-from lamella.cli.known_names import remember
 from lamella.cli.local_time import shown_time
+from lamella.cli.new_files import write_file
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.secret import FIRST
 from lamella.cli.shown import shown_bytes
 from lamella.memory.runs import Profiles
-from lamella.operations.look.listing import snapshots
-
-Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,19 +44,17 @@ def run(context: Context) -> int:
     profiles = Profiles(context.host)
     if context.args.notify is not None:
         return _watch(context, profiles, context.args.notify)
-    now, records = now_ms(), profiles.all()
-    configured = context.config.profiles
-    repositories = [_repository_row(context, name, now) for name in _named(context)]
-    volumes = [row for one in repositories for row in one.pop("volumes")]
-    spare = _spare(context)
-    runs = profile_rows(configured, records, spare, now)
-    state = worst(row["state"] for row in [*repositories, *volumes, *runs])
+    found = standing(context)
+    volumes, repositories, runs = found.volumes, found.repositories, found.profiles
     _print(context, repositories, volumes, runs)
+    for row in found.media:
+        why = [reason for reason in row["reasons"] if reason not in row["text"].split("; ")]
+        context.out.line(f"{_mark(row)} media {row['media']}: {'; '.join([*why, row['text']])}")
     if context.args.prometheus is not None:
         write_file(context.args.prometheus, prometheus(volumes, repositories, runs).encode(), overwrite=True)
         context.args.prometheus.chmod(0o644)
-    context.out.document({"state": state, "volumes": volumes, "repositories": repositories, "profiles": runs})
-    return 0 if state == OK else INCOMPLETE
+    context.out.document(found.row())
+    return 0 if found.state == OK else INCOMPLETE
 
 
 def _watch(context: Context, profiles: Profiles, name: str) -> int:
@@ -80,49 +74,10 @@ def _watch(context: Context, profiles: Profiles, name: str) -> int:
     return INCOMPLETE if stale else 0
 
 
-def _named(context: Context) -> list[str]:
-    """The repositories of the command line, or else all that are configured."""
-    if context.args.repos:
-        return list(context.args.repos)
-    profiles = [name for one in context.config.profiles.values() for name in (*one.repositories, *one.copy_to)]
-    found = [*_spare(context), *profiles, *context.config.repositories]
-    if not found:
-        raise UsageError("no repository is named", hint="give -r REPO, or set LAMELLA_REPO")
-    return list(dict.fromkeys(found))
-
-
-def _spare(context: Context) -> list[str]:
-    try:
-        return named_destinations(context)
-    except UsageError:
-        return []
-
-
-def _repository_row(context: Context, name: str, now: int) -> Row:
-    """A repository with its volumes; one that cannot be opened says why."""
-    row: Row = {"repository": name, "state": OK, "reasons": [], "volumes": [], "stored_bytes": 0, "grown_bytes": 0}
-    try:
-        other = OtherContext(context, name, FIRST)
-        with other.repository() as repository:
-            row |= space(repository, now)
-            remember(context.host.cache_dir, other.place, snapshots(repository))
-            records = Profiles(context.host).all()
-            row["volumes"] = volume_rows(repository, name, context.config.profiles, records, now)
-            row["reasons"] = [f"{problem.message}; {problem.remedy}" for problem in repository.problems]
-            row["state"] = BAD if repository.problems else OK
-            if not row["volumes"]:
-                row["reasons"].append("it has no snapshot yet")
-                row["state"] = worst((row["state"], WARN))
-    except LamellaError as error:
-        away = isinstance(error, Absent | NoRepository | StoreUnavailable)
-        row |= {"state": WARN if away else BAD, "reasons": [error.message]}
-    return row
-
-
 def _print(context: Context, repositories: Iterable[Row], volumes: list[Row], profiles: list[Row]) -> None:
     out = context.out
     if volumes:
-        heads = ("", "VOLUME", "REPOSITORY", "NEWEST", "AGE", "SIZE", "CONSISTENT", "VERIFIED", "WHY")
+        heads = ("", "VOLUME", "REPOSITORY", "NEWEST", "AGE", "SIZE", "CONSISTENT", "VERIFIED", "DRILLED", "WHY")
         rows = [heads, *((_mark(row), *_cells(row)) for row in volumes)]
         if len({row["repository"] for row in volumes}) == 1:
             rows = [(*row[:2], *row[3:]) for row in rows]
@@ -130,44 +85,53 @@ def _print(context: Context, repositories: Iterable[Row], volumes: list[Row], pr
         out.line()
     for row in repositories:
         why = f": {'; '.join(row['reasons'])}" if row["reasons"] else ""
-        out.line(f"{_mark(row)} repository {row['repository']}{_space(row)}{why}")
+        also = f" (also {', '.join(row['also'])})" if row["also"] else ""
+        out.line(f"{_mark(row)} repository {row['repository']}{also}{_space(row)}{why}")
     for row in profiles:
         why = f": {'; '.join(row['reasons'])}" if row["reasons"] else ""
         last = shown_time(row["last"]) if row["last"] else "never"
-        out.line(f"{_mark(row)} profile {row['profile']}, last run {last}{why}")
+        coming = f", next {shown_time(row['next'])}" if row["next"] else ""
+        out.line(f"{_mark(row)} profile {row['profile']}, last run {last}{coming}{why}")
 
 
 def _space(row: Row) -> str:
     if not row["stored_bytes"]:
         return ""
     stored, grown = shown_bytes(row["stored_bytes"]), shown_bytes(row["grown_bytes"])
-    return f", {stored}, {grown} of it from the last {GROWTH_DAYS} days"
+    return f", {stored}, {grown} of it from finished backups of the last {GROWTH_DAYS} days"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     """Without the state: volume, repository, and what is known of the newest good snapshot."""
-    verified = row["verified"]
+    drilled = row["drilled"]
     return (
         row["volume"],
         row["repository"],
         shown_time(row["newest_time"]) if row["newest"] else "none",
-        _age(row["age_seconds"]) if row["newest"] else "",
+        shown_age(row["age_seconds"]) if row["newest"] else "",
         shown_bytes(row["size"]),
         row["consistency"],
-        "never" if verified is None else f"{shown_time(verified['time'])[:10]} {verified['level']}",
+        _verified(row),
+        "never" if drilled is None else f"{shown_time(drilled['time'])[:10]} {drilled['verdict']}",
         "; ".join(row["reasons"]),
     )
 
 
+def _verified(row: Row) -> str:
+    """The deepest look, and how far the budgets of several runs have come."""
+    verified, read = row["verified"], row["read"]
+    if verified is None:
+        return "never"
+    day, level = shown_time(verified["time"])[:10], verified["level"]
+    if read is not None and level == "full" and read["runs"] > 1 and read["oldest"] == verified["time"]:
+        return f"full over {read['runs']} nights, oldest part {day}"
+    if read is not None and level == "sample" and read["total_bytes"]:
+        return f"{day} sample, {100 * read['read_bytes'] // read['total_bytes']} % read"
+    return f"{day} {level}"
+
+
 def _mark(row: Row) -> str:
     return {OK: "ok", WARN: "WARN", BAD: "BAD"}[row["state"]]
-
-
-def _age(seconds: int) -> str:
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return "now"
 
 
 # -- Prometheus -------------------------------------------------------------------------------------------------------
@@ -179,7 +143,11 @@ _METRICS = (
 )
 _SPACE = (
     ("lamella_repository_stored_bytes", "Bytes in the packs that this host knows of.", "stored_bytes"),
-    ("lamella_repository_grown_bytes", f"Of these from runs of the last {GROWTH_DAYS} days.", "grown_bytes"),
+    (
+        "lamella_repository_grown_bytes",
+        f"Of these from finished backups of the last {GROWTH_DAYS} days.",
+        "grown_bytes",
+    ),
 )
 _STATES = {OK: 0, WARN: 1, BAD: 2}
 

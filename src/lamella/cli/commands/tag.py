@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "every prune. What another writer gave is taken away only with an admin's secret.\n\n"
     ) + SECRETS
     parser.add_argument("snapshot", metavar="VOLUME@SNAPSHOT", help="which snapshot")
-    parser.add_argument("tag", nargs="*", default=[], metavar="TAG", help="tags to give it")
-    parser.add_argument("--remove", action="append", default=[], metavar="TAG", help="take this tag away")
+    parser.add_argument("tag", nargs="*", default=[], metavar="TAG", help="tags to add")
+    parser.add_argument("--remove", action="append", default=[], metavar="TAG", help="remove this tag")
     pins = parser.add_mutually_exclusive_group()
-    pins.add_argument("--pin", nargs="?", const="", metavar="REASON", help="no rule removes it")
-    pins.add_argument("--unpin", action="store_true", help="rules may remove it again")
+    pins.add_argument("--pin", nargs="?", const="", metavar="REASON", help="keep the snapshot, whatever the rules say")
+    pins.add_argument("--unpin", action="store_true", help="let rules remove the snapshot again")
     parser.add_argument(
         "--all-volumes", action="store_true", help="the same for all volumes that were saved in this snapshot"
     )
@@ -40,7 +40,7 @@ def run(context: Context) -> int:
     if not (tags or remove or args.unpin) and args.pin is None:
         raise UsageError("nothing to change", hint="give a TAG, --remove TAG, --pin or --unpin")
     if set(tags) & set(remove):
-        raise UsageError("the same tag cannot be given and taken away")
+        raise UsageError("the same tag cannot be added and removed")
     with context.sound_repository(read_only=args.dry_run) as repository:
         chosen = select(repository, [args.snapshot])
         if args.all_volumes:
@@ -55,7 +55,7 @@ def run(context: Context) -> int:
         left = [] if args.dry_run else still_labelled(repository, chosen, remove, args.unpin)
     if left:
         hint = "another writer gave it: use an admin's passphrase, key file or recovery key"
-        raise RepositoryError(f"not taken away: {', '.join(left)}", obj=left[0], hint=hint)
+        raise RepositoryError(f"not removed: {', '.join(left)}", obj=left[0], hint=hint)
     return 0
 
 

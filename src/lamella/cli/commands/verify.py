@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from lamella.base.clock import iso
 from lamella.base.errors import IntegrityError, NothingMatched, SourceError, UsageError
 from lamella.cli.amounts import budget, percent
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
+from lamella.cli.local_time import shown_time
 from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import named_source
 from lamella.cli.values import workers
@@ -64,7 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="compare with this source at level source (default: where the volume came from)",
     )
-    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        help="compare every byte with FILE, such as what another tool restored; any difference ends with 20",
+    )
+    parser.add_argument(
+        "--workers", type=workers, metavar="N", help="number of threads (default: suited to this machine)"
+    )
 
 
 def run(context: Context) -> int:
@@ -79,6 +88,7 @@ def run(context: Context) -> int:
         problems = [problem.message for problem in repository.problems]
     # Of a volume without data every level but a sample looks at everything.
     _print(context, selected, result, checked=options.level != "sample" or result.checked_chunks > 0)
+    _say_coverage(context, result)
     out.document(
         {
             "level": options.level,
@@ -91,8 +101,11 @@ def run(context: Context) -> int:
             "recorded": result.recorded,
             "problems": problems,
             "seconds": result.seconds,
+            **_coverage(result),
         }
     )
+    if args.against is not None and result.findings:
+        return code or IntegrityError.exit_code
     if code or not result.damaged:
         return code or (SourceError.exit_code if result.incomplete else 0)
     return IntegrityError.exit_code
@@ -100,13 +113,17 @@ def run(context: Context) -> int:
 
 def _options(context: Context) -> VerifyOptions:
     args = context.args
+    if args.against is not None:
+        if args.source is not None or args.level not in ("sample", "source"):
+            raise UsageError("--against goes with no level and no --source")
+        args.level, args.source = "source", args.against
     if args.level != "sample" and (args.percent is not None or args.budget is not None):
         raise UsageError("--percent and --budget belong to --level sample")
     if args.level != "source" and args.source is not None:
         raise UsageError("--source belongs to --level source")
     source: Source | None = None
     if args.source is not None:
-        is_file = not args.source.startswith("lvm:")
+        is_file = not args.source.startswith(("lvm:", "rbd:", "zfs:", "nbd", "qcow2:"))
         source = named_source(context, args.source, "file" if is_file else None)
     threads = args.workers or context.config.backup.workers
     return VerifyOptions(args.level, args.percent, args.budget, source, threads, new_packs=args.new_packs)
@@ -120,7 +137,7 @@ def _selected(repository: Repository, texts: list[str], source: Source | None) -
         )
     if source is not None and len(selected) != 1:
         raise UsageError(
-            "--source compares one volume", hint="name it: lamella verify VOLUME --level source --source PATH"
+            "--source and --against compare one volume", hint="name it: lamella verify VOLUME --against FILE"
         )
     return selected
 
@@ -137,17 +154,47 @@ def _print(context: Context, selected: list[Selected], result: VerifyResult, *, 
         out.line(f"recorded for other hosts: {result.recorded} places that do not open")
     if result.damaged:
         out.say("repair what can be repaired with: lamella repair")
-    count = len(selected)
-    tell = out.answer if result.damaged or result.incomplete else out.line
+    count, volumes = len(selected), len({one.volume.volume_id for one in selected})
+    of = f" of {volumes} volumes" if volumes > 1 else ""  # a snapshot of three volumes counts three times here
+    against = context.args.against is not None
+    differs = against and bool(result.findings)
+    tell = out.answer if result.damaged or result.incomplete or differs else out.line
     tell(
-        f"verified {count} snapshot{'' if count == 1 else 's'}: {result.checked_chunks} chunks checked, "
-        f"{shown_bytes(result.checked_bytes)} read, in {shown_seconds(result.seconds)}: " + _verdict(result, checked)
+        f"verified {count} snapshot{'' if count == 1 else 's'}{of}: {result.checked_chunks} chunks checked, "
+        f"{shown_bytes(result.checked_bytes)} read, in {shown_seconds(result.seconds)}: "
+        + _verdict(result, checked, against=against)
     )
 
 
-def _verdict(result: VerifyResult, checked: bool) -> str:
+def _coverage(result: VerifyResult) -> dict[str, object]:
+    found = result.coverage
+    if found is None:
+        return {}
+    oldest = iso(found.oldest_ms) if found.oldest_ms else ""
+    return {"coverage": {**found._asdict(), "oldest": oldest}}
+
+
+def _say_coverage(context: Context, result: VerifyResult) -> None:
+    """How far the budgets of many runs have come."""
+    found = result.coverage
+    if found is None or context.args.budget is None or not found.total_bytes:
+        return
+    since = shown_time(iso(found.oldest_ms))[:10] if found.oldest_ms else "never"
+    if found.whole:
+        runs = "one run" if found.runs == 1 else f"{found.runs} runs"
+        context.out.say(f"everything was read in {runs}, the oldest part on {since}")
+    else:
+        share = 100 * found.read_bytes // found.total_bytes
+        left = -(-(found.total_bytes - found.read_bytes) // context.args.budget)
+        runs = "one more run" if left == 1 else f"{left} more runs"
+        context.out.say(f"{share} % of the packs were read so far, since {since}; the rest takes about {runs}")
+
+
+def _verdict(result: VerifyResult, checked: bool, *, against: bool) -> str:
     if result.damaged:
         return "DAMAGED"
+    if against:
+        return "DIFFERENT" if result.findings else "no difference found"
     found = "no damage found" if checked else "nothing was checked"
     return f"{found}, but INCOMPLETE: a volume was not saved" if result.incomplete else found
 

@@ -1,1 +1,1 @@
-"""What runs by itself: profiles, their steps, conditions and messages, and the units that start them."""
+"""Backups that run by themselves: profiles, steps, conditions, messages, and the units that start them."""

@@ -65,7 +65,7 @@ def _line(path: Path) -> str:
 
 
 def _asked(arguments: list[str], start: str = "") -> set[str]:
-    """What NetworkManager says, the part after the last colon or after `start`; nothing where there is none."""
+    """The answer of NetworkManager, the part after the last colon or after `start`; empty without NetworkManager."""
     if shutil.which("nmcli") is None:
         return set()
     try:

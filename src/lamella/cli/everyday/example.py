@@ -9,7 +9,7 @@ EXAMPLE = """\
 # default_repository = "usb"
 
 # [repositories.usb]
-# url = "/mnt/usb/lamella"                    # a path, ssh://, s3:// or qubes://
+# url = "/mnt/usb/lamella"                    # a path, ssh://, sftp://, s3://, rclone: or qubes://
 # passphrase_file = "/etc/lamella/usb.pass"   # or keyfile, or passphrase_command
 
 # [prune]
@@ -21,7 +21,7 @@ EXAMPLE = """\
 
 # [profiles.nightly]                          # lamella run nightly; lamella schedule install nightly
 # sources = ["/var/lib/libvirt/images/*.qcow2"]
-# repositories = ["usb"]
+# repositories = ["usb"]                      # instead of sources, or beside them: the tables qubes and files
 # prune = true                                # by the rules of [prune]
 # verify = "10GiB"                            # read so much back after each run, the longest unread first
 # stale_after = "3d"                          # so long without a good backup, and somebody is told

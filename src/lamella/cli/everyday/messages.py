@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from lamella.base.clock import iso
@@ -16,7 +20,7 @@ from lamella.run.spawn import run, shell_words
 
 _SECONDS = 60.0
 _PING_SECONDS = 20.0
-_SENDMAIL = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
+SENDMAIL = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +77,54 @@ def _ways(notices: Notify, message: Message) -> Iterable[Callable[[], object]]:
         yield lambda: _mail(address, message)
     if notices.desktop:
         yield lambda: _desktop(message)
+    for place in notices.apprise:
+        yield partial(_apprise, place, message)
+
+
+def _apprise(place: str, message: Message) -> None:
+    """Tell one of apprise's many services. Raises LamellaError without the address, which may hold a secret."""
+    kind = place.partition("://")[0]
+    if find_spec("apprise") is None:
+        raise LamellaError("apprise is not installed: pip install apprise")
+    try:
+        apprise = import_module("apprise")  # half a second, and only where a message is to be sent by it
+    except Exception as reason:  # half installed: whatever that raises, the run has a result to tell
+        raise LamellaError(f"apprise cannot be loaded: {reason}; pip install --force-reinstall apprise") from reason
+    receivers = apprise.Apprise()
+    if not receivers.add(place):
+        raise LamellaError(f"apprise does not understand an address that begins with {kind}://")
+    with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
+        sent = receivers.notify(title=message.title, body=message.text)
+        lines = said.getvalue().splitlines()
+    if not sent:
+        raise LamellaError(f"apprise did not deliver to {kind}://: {lines[-1] if lines else 'it gave no reason'}")
+
+
+def sendmail() -> str | None:
+    """The program that takes letters here; None if there is none."""
+    return next((path for path in SENDMAIL if shutil.which(path)), None) or shutil.which("sendmail")
+
+
+def unheard(hooks: Hooks, notices: Notify) -> str:
+    """Why nobody would hear of trouble; empty if somebody would, or nobody wants to."""
+    lacks = []
+    if notices.mail is not None and sendmail() is None:
+        lacks.append(f"no mail reaches {notices.mail}: there is no sendmail on this machine")
+    if notices.desktop and shutil.which("notify-send") is None:
+        lacks.append("nothing is shown on the desktop: there is no notify-send on this machine")
+    if notices.apprise and find_spec("apprise") is None:
+        lacks.append("apprise is not installed: pip install apprise")
+    some = [notices.desktop or None, notices.apprise or None]
+    ways = [notices.command, notices.ping, hooks.failure, notices.mail, *some]
+    if notices.nobody or sum(way is not None for way in ways) > len(lacks):
+        return ""
+    return "; ".join(["nobody is told of trouble", *lacks])
 
 
 def _mail(address: str, message: Message) -> None:
     from email.message import EmailMessage  # a quarter of the time a command takes to start
 
-    program = next((path for path in _SENDMAIL if shutil.which(path)), None) or shutil.which("sendmail")
+    program = sendmail()
     if program is None:
         raise LamellaError("no mail can be sent: there is no sendmail on this machine")
     letter = EmailMessage()

@@ -29,12 +29,16 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Who hears of troubles: `command` gets JSON, `ping` a request, `mail` a letter, the desktop a notification."""
+    """The receivers of messages: `command` gets JSON, `ping` a request, `mail` a letter, the desktop a notification."""
 
     command: str | None = None
     ping: str | None = None
     mail: str | None = None
     desktop: bool = False
+    apprise: tuple[str, ...] = ()
+    """Addresses as apprise reads them."""
+    nobody: bool = False
+    """That nobody is told is meant: somebody looks by other means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,58 @@ class Conditions:
     unmetered: bool = False
     ssid: tuple[str, ...] = ()
     window: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QubesStep:
+    """The qubes that are saved, as `lamella qubes backup` chooses them; by default those marked for backups."""
+
+    names: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    everything: bool = False
+    exclude: tuple[str, ...] = ()
+    committed: bool = False
+    """Running qubes as they were at their last shutdown."""
+    pause: bool = False
+    template_roots: bool = True
+
+    @property
+    def arguments(self) -> list[str]:
+        """As options of `lamella qubes backup`."""
+        switches = (("--all", self.everything), ("--committed", self.committed), ("--pause", self.pause))
+        found = [option for option, wanted in (*switches, ("--no-template-roots", not self.template_roots)) if wanted]
+        for option, values in (("--tag", self.tags), ("--label", self.labels), ("--exclude", self.exclude)):
+            found += [word for value in values for word in (option, value)]
+        return [*found, "--", *self.names]
+
+
+@dataclass(frozen=True, slots=True)
+class FilesStep:
+    """The directories that are saved file by file, as `lamella files backup` takes them."""
+
+    directories: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+    exclude_caches: bool = False
+    one_file_system: bool = False
+
+    @property
+    def arguments(self) -> list[str]:
+        """As options of `lamella files backup`."""
+        switches = (("--exclude-caches", self.exclude_caches), ("--one-file-system", self.one_file_system))
+        found = [option for option, wanted in switches if wanted]
+        return [*found, *(word for value in self.exclude for word in ("--exclude", value)), "--", *self.directories]
+
+
+@dataclass(frozen=True, slots=True)
+class DrillStep:
+    """Which volumes are drilled how often, as `lamella drill` takes it; without `volumes` those that were saved."""
+
+    volumes: tuple[str, ...] = ()
+    every: str = "30d"
+    budget: str = "15m"
+    """No further drill of a run begins after this time."""
+    kernel: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +116,13 @@ class Profile:
     """One `[profiles.NAME]`. `repositories` empty: the configured destinations of a backup."""
 
     name: str
-    sources: tuple[str, ...]
+    sources: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()
     copy_to: tuple[str, ...] = ()
     domain: str | None = None
+    require_consistent: bool | None = None
+    """Instead of that of `[backup]`; None: that one."""
     prune: Mapping[str, object] | None = None
     """Rules as they are written, instead of those of `[prune]`; empty: those of `[prune]`; None: nothing is pruned."""
     verify: str | None = "1GiB"
@@ -75,6 +133,9 @@ class Profile:
     notify: Notify = field(default_factory=Notify)
     conditions: Conditions = field(default_factory=Conditions)
     schedule: Schedule = field(default_factory=Schedule)
+    drill: DrillStep | None = None
+    qubes: QubesStep | None = None
+    files: FilesStep | None = None
 
     @property
     def rules(self) -> list[str]:
@@ -98,11 +159,12 @@ def is_profile_name(name: str) -> bool:
 
 
 def messages_from(saved: str) -> tuple[Hooks, Notify]:
-    """What `Profile.messages` said; nothing where it says something else."""
+    """The notifications in a text that `Profile.messages` made; none for any other text."""
     try:
         content = json.loads(saved)
-        return Hooks(**content["hooks"]), Notify(**content["notify"])
-    except (ValueError, TypeError, KeyError):
+        notify = content["notify"]
+        return Hooks(**content["hooks"]), Notify(**{**notify, "apprise": tuple(notify.get("apprise", ()))})
+    except (ValueError, TypeError, KeyError, AttributeError):
         return Hooks(), Notify()
 
 
@@ -161,8 +223,28 @@ def _ping(value: object) -> str:
     return found
 
 
+def _addresses(value: object) -> tuple[str, ...]:
+    found = listed(value)
+    for one in found:
+        if not re.match(r"[a-z0-9]+://[^\s]", one):
+            raise ValueError(f"{one.partition('://')[0]!r} is no address such as ntfys://ntfy.sh/topic")
+    return found
+
+
 def _age(value: object) -> int:
     return age(text(value))
+
+
+def _every(value: object) -> str:
+    age(text(value))
+    return text(value)
+
+
+def _minutes(value: object) -> str:
+    found = text(value)
+    if not re.fullmatch(r"[0-9]{1,6}[smh]", found):
+        raise ValueError("must be a time such as 90s, 15m or 1h")
+    return found
 
 
 def _sources(value: object) -> tuple[str, ...]:
@@ -170,16 +252,39 @@ def _sources(value: object) -> tuple[str, ...]:
     for one in found:
         place = one.partition("=")[2] if re.match(r"[^/=:]+=", one) else one
         # A service has no directory that a relative path could mean.
-        if not place.startswith("/") and ":" not in place:
+        if not place.startswith(("/", "!")) and ":" not in place:
             raise ValueError(f"{one!r} must be an absolute path or pattern, or begin with a driver such as lvm:")
+    return found
+
+
+def _directories(value: object) -> tuple[str, ...]:
+    found = listed(value)
+    for one in found:
+        if not one.startswith("/"):
+            raise ValueError(f"{one!r} must be an absolute path")
     return found
 
 
 _TABLES: Final[Mapping[str, tuple[type[Any], Mapping[str, Check]]]] = {
     "hooks": (Hooks, dict.fromkeys(("before", "after", "success", "failure", "stale"), text)),
-    "notify": (Notify, {"command": text, "ping": _ping, "mail": text, "desktop": boolean}),
+    "notify": (
+        Notify,
+        {"command": text, "ping": _ping, "mail": text, "desktop": boolean, "apprise": _addresses, "nobody": boolean},
+    ),
     "conditions": (Conditions, {"ac_power": boolean, "unmetered": boolean, "ssid": listed, "window": _window}),
     "schedule": (Schedule, {"when": text, "random_delay": text}),
+    "qubes": (
+        QubesStep,
+        {
+            **dict.fromkeys(("names", "tags", "labels", "exclude"), listed),
+            **dict.fromkeys(("everything", "committed", "pause", "template_roots"), boolean),
+        },
+    ),
+    "files": (
+        FilesStep,
+        {"directories": _directories, "exclude": listed, "exclude_caches": boolean, "one_file_system": boolean},
+    ),
+    "drill": (DrillStep, {"volumes": listed, "every": _every, "budget": _minutes, "kernel": text}),
 }
 _VALUES: Final[Mapping[str, Check]] = {
     "sources": _sources,
@@ -187,6 +292,7 @@ _VALUES: Final[Mapping[str, Check]] = {
     "repositories": listed,
     "copy_to": listed,
     "domain": text,
+    "require_consistent": boolean,
     "prune": _prune,
     "verify": _verify,
     "stale_after": _age,
@@ -200,11 +306,14 @@ def read_profile(name: str, values: Any, table: object) -> Profile | None:  # no
         values(where, table, {})
         return None
     inner = {key: one for key, one in table.items() if key in _TABLES}
+    if isinstance(files := inner.get("files"), dict):
+        inner["files"] = {"directories": [], **files}
     outer = {key: one for key, one in table.items() if key not in inner}
     found = values(where, outer, {**_VALUES, **dict.fromkeys(_TABLES, text)})
     for key, one in inner.items():
         kind, checks = _TABLES[key]
-        found[key] = kind(**values(f"{where}.{key}", one, checks))
+        read = values(f"{where}.{key}", one, checks)
+        found[key] = kind(**({"directories": ()} | read if kind is FilesStep else read))
     if outer.get("verify") is False:
         found["verify"] = None
-    return Profile(name, **found) if "sources" in found else None
+    return Profile(name, **found) if found.keys() & {"sources", "qubes", "files"} else None

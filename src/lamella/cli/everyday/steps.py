@@ -23,13 +23,15 @@ _HANDED_ON = (
     *("lock_wait", "limit_rate", "keyfile", "recovery_key_file"),
 )
 """Options of every command that a run hands on to its steps."""
+SAVING = ("backup", "qubes backup", "files backup")
+"""The steps that save something, in their order."""
 SKIPPED = -1
 """The code of a step that had nothing to work on, because an earlier one failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """How a step ended in one repository: `code` as the command would have ended, `text` why, if it is not 0."""
+    """The result of a step in one repository: `code` as the exit code of the command, `text` why, if it is not 0."""
 
     step: str
     repository: str
@@ -51,33 +53,39 @@ class StepResult:
 
     @property
     def volumes(self) -> list[str]:
-        """The volumes that a backup saved."""
+        """The volumes that the step saved."""
+        if self.step not in SAVING:
+            return []
         return [str(row["volume"]) for row in self.document.get("volumes", ()) if row.get("result") != "failed"]
 
 
-class _StepOutput(Output):
-    """Shows what a step says to people, and keeps its document for the run's own."""
+class StepOutput(Output):
+    """Shows what a command inside of another one says to people, and keeps its document for the outer one's own."""
 
     def __init__(self, outer: Output, command: str) -> None:
         super().__init__(command, as_json=outer.as_json, as_events=outer.as_events, quiet=outer.quiet)
         self.fields: dict[str, Any] = {}
 
     def document(self, fields: Mapping[str, Any]) -> None:
+        """Keep the document."""
         self.fields = dict(fields)
 
 
 class _StepContext(Context):
-    """A step's context: the domain of the profile is that of its new volumes."""
+    """A step's context: what the profile says of its backups counts instead of `[backup]`."""
 
     def __init__(self, args: Namespace, env: Mapping[str, str], out: Output, profile: Profile) -> None:
         super().__init__(args, env, out)
-        self._domain = profile.domain
+        self._profile = profile
 
     @cached_property
     def config(self) -> Configuration:
-        """The configuration, with the domain of the profile."""
-        found = super().config
-        return replace(found, backup=replace(found.backup, domain=self._domain or found.backup.domain))
+        """The configuration, with what the profile says otherwise."""
+        found, profile = super().config, self._profile
+        backup = replace(found.backup, domain=profile.domain or found.backup.domain)
+        if profile.require_consistent is not None:
+            backup = replace(backup, require_consistent=profile.require_consistent)
+        return replace(found, backup=backup)
 
 
 class Steps:
@@ -87,38 +95,56 @@ class Steps:
         self._context = context
         self._profile = profile
         self.repositories = profile.repositories or tuple(named_destinations(context))
+        self.copy_to = profile.copy_to
+        if context.config.media:
+            from lamella.cli.media import all_here
+
+            self.repositories = tuple(all_here(context, self.repositories))
+            self.copy_to = tuple(all_here(context, self.copy_to))
 
     def __iter__(self) -> Iterator[StepResult]:
-        """Backup to all repositories from one moment, then prune, verify and copy; a failure stops no other."""
-        saved = {}
-        for row in self._backup():
-            saved[row.repository] = row
+        """Backup to all repositories from one moment, then prune, verify, drill and copy; a failure stops no other."""
+        saved: dict[str, list[StepResult]] = {name: [] for name in self.repositories}
+        for row in self._saves():
+            saved[row.repository].append(row)
             yield row
-        for name, row in saved.items():
-            if row.code in (0, INCOMPLETE):
-                yield from self._after(name, row.volumes)
+        # A prune that names no volume is one of everything: rules of a profile are for what it saved.
+        done = (0, INCOMPLETE)
+        there = {name: [row for row in rows if row.code in done and row.volumes] for name, rows in saved.items()}
+        for name, rows in there.items():
+            if rows:
+                yield from self._after(name, rows)
             else:
-                yield from self._not_done(name, row)
-        yield from self._copies([name for name, row in saved.items() if row.code in (0, INCOMPLETE)])
+                yield from self._not_done(name, saved[name])
+        yield from self._copies([name for name, rows in there.items() if rows])
 
     def commands(self) -> Iterator[list[str]]:
-        """What would be run, as command lines; `VOLUME...` stands for what the backup will have saved."""
-        yield ["lamella", *self._backup_arguments()]
+        """The planned steps as command lines; `VOLUME...` stands for the volumes that the backup will have saved."""
+        for arguments in self._saving():
+            yield ["lamella", *arguments]
+        images = ["VOLUME..."] if self._profile.sources else []
         for name in self.repositories:
-            yield from (["lamella", *arguments] for arguments in self._care(name, ["VOLUME..."]))
-        for to in self._profile.copy_to:
+            yield from (["lamella", *arguments] for arguments in self._care(name, ["VOLUME..."], images))
+        for to in self.copy_to:
             yield ["lamella", *self._copy_arguments(self.repositories[0], to)]
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
-    def _backup_arguments(self) -> list[str]:
+    def _saving(self) -> Iterator[list[str]]:
+        """The steps that save something: sources and directories to all repositories at once, qubes to each."""
         profile = self._profile
         destinations = [word for name in self.repositories for word in ("-r", name)]
-        exclude = [word for pattern in profile.exclude for word in ("--exclude", pattern)]
-        return ["backup", "--if-available", *destinations, *exclude, "--", *profile.sources]
+        if profile.sources:
+            exclude = [word for pattern in profile.exclude for word in ("--exclude", pattern)]
+            yield ["backup", "--if-available", *destinations, *exclude, "--", *profile.sources]
+        if profile.qubes is not None:
+            for name in self.repositories:
+                yield ["qubes", "backup", "--if-available", "-r", name, *profile.qubes.arguments]
+        if profile.files is not None:
+            yield ["files", "backup", "--if-available", *destinations, *profile.files.arguments]
 
-    def _care(self, name: str, volumes: Sequence[str]) -> Iterator[list[str]]:
-        """What follows a backup in the same repository."""
+    def _care(self, name: str, volumes: Sequence[str], images: Sequence[str]) -> Iterator[list[str]]:
+        """The steps after a backup in the same repository; `images` are the volumes that could boot."""
         profile = self._profile
         if profile.prune is not None:
             yield ["prune", "-y", "-r", name, *profile.rules, "--", *volumes]
@@ -126,36 +152,52 @@ class Steps:
             yield ["verify", "-r", name, "--level", profile.verify]
         elif profile.verify is not None:
             yield ["verify", "-r", name, "--budget", profile.verify]
+        if profile.drill is not None and (wanted := profile.drill.volumes or images):
+            kernel = ["--kernel", profile.drill.kernel] if profile.drill.kernel else []
+            often = ["--every", profile.drill.every, "--budget", profile.drill.budget]
+            yield ["drill", "-r", name, *often, *kernel, "--", *wanted]
 
     def _copy_arguments(self, name: str, to: str) -> list[str]:
         return ["copy", "-r", name, "--to", to]
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def _backup(self) -> list[StepResult]:
-        started = time.monotonic()
-        whole = self._run(self._backup_arguments(), self.repositories[0])
-        rows = whole.document.get("repositories")
-        if rows is None:
-            return [
-                StepResult("backup", name, whole.code, whole.text, whole.seconds, whole.document)
-                for name in self.repositories
+    def _saves(self) -> Iterator[StepResult]:
+        """A result for each repository and step that saves something."""
+        for arguments in self._saving():
+            step = _step_of(arguments)
+            if step == "qubes backup":
+                yield self._run(arguments, arguments[arguments.index("-r") + 1])
+                continue
+            whole = self._run(arguments, self.repositories[0])
+            rows = whole.document.get("repositories")
+            if rows is None:
+                yield from (replace(whole, repository=name) for name in self.repositories)
+                continue
+            found = [
+                _of_destination(step, name, row, whole.seconds)
+                for name, row in zip(self.repositories, rows, strict=True)
             ]
-        seconds = round(time.monotonic() - started, 3)
-        return [_of_destination(name, row, seconds) for name, row in zip(self.repositories, rows, strict=True)]
+            # What was wrong with the source itself, such as files that cannot be read, is in no destination's row.
+            everywhere = whole.code if not any(row.code for row in found) else 0
+            yield from (replace(row, code=everywhere, text=whole.text) if everywhere else row for row in found)
 
-    def _after(self, name: str, volumes: Sequence[str]) -> Iterator[StepResult]:
-        for arguments in self._care(name, volumes):
+    def _after(self, name: str, saved: Sequence[StepResult]) -> Iterator[StepResult]:
+        volumes = [volume for row in saved for volume in row.volumes]
+        for arguments in self._care(
+            name, volumes, [one for row in saved if row.step == "backup" for one in row.volumes]
+        ):
             yield self._run(arguments, name)
 
-    def _not_done(self, name: str, backup: StepResult) -> Iterator[StepResult]:
+    def _not_done(self, name: str, saved: Sequence[StepResult]) -> Iterator[StepResult]:
         """A step that is left out is said: nobody should believe that it was done."""
-        code, why = (ABSENT, "") if backup.code == ABSENT else (SKIPPED, "the backup there failed")
-        for arguments in self._care(name, []):
+        away = all(row.code == ABSENT for row in saved)
+        code, why = (ABSENT, "") if away else (SKIPPED, "the backup there failed")
+        for arguments in self._care(name, [], []):
             yield StepResult(arguments[0], name, code, why)
 
     def _copies(self, sources: Sequence[str]) -> Iterator[StepResult]:
-        for to in self._profile.copy_to:
+        for to in self.copy_to:
             if sources:
                 yield self._run(self._copy_arguments(sources[0], to), to)
             else:
@@ -163,7 +205,8 @@ class Steps:
 
     def _run(self, arguments: Sequence[str], repository: str) -> StepResult:
         """One command, in this process. What it raises is its result; only an interruption ends the run."""
-        out, started, text = _StepOutput(self._context.out, arguments[0]), time.monotonic(), ""
+        step = _step_of(arguments)
+        out, started, text = StepOutput(self._context.out, step), time.monotonic(), ""
         try:
             args = parse(arguments)
             for option in _HANDED_ON:
@@ -182,28 +225,48 @@ class Steps:
         finally:
             out.clear()
         if code and not text:
-            text = _reason(arguments[0], code, out.fields)
-        return StepResult(arguments[0], repository, code, text, round(time.monotonic() - started, 3), out.fields)
+            text = _reason(step, code, out.fields)
+        return StepResult(step, repository, code, text, round(time.monotonic() - started, 3), out.fields)
 
 
-def _of_destination(name: str, row: Mapping[str, Any], seconds: float) -> StepResult:
+def well_saved(rows: Sequence[StepResult]) -> list[str]:
+    """The repositories in which every step of a run that saves something is done."""
+    saves = [row for row in rows if row.step in SAVING]
+    return [name for name in dict.fromkeys(row.repository for row in saves) if _is_well(saves, name)]
+
+
+def _is_well(saves: Sequence[StepResult], name: str) -> bool:
+    return all(row.code == 0 for row in saves if row.repository == name)
+
+
+def _step_of(arguments: Sequence[str]) -> str:
+    """The name of a step: of its command, with the action of one that has any."""
+    return " ".join(arguments[:2]) if arguments[0] in ("qubes", "files") else arguments[0]
+
+
+def _of_destination(step: str, name: str, row: Mapping[str, Any], seconds: float) -> StepResult:
     error = row.get("error")
     if error is not None:
-        return StepResult("backup", name, int(error["exit"]), str(error["message"]), seconds, row)
+        return StepResult(step, name, int(error["exit"]), str(error["message"]), seconds, row)
     code = 0 if row.get("result") in ("complete", "changed") else INCOMPLETE
-    return StepResult("backup", name, code, _reason("backup", code, row) if code else "", seconds, row)
+    return StepResult(step, name, code, _reason(step, code, row) if code else "", seconds, row)
 
 
 def _reason(step: str, code: int, document: Mapping[str, Any]) -> str:
     """Why a step that raised nothing did not end with 0."""
-    if step == "backup":
+    if step in SAVING:
         failed = [
-            f"{row['volume']} ({row['reason']})" for row in document.get("volumes", ()) if row.get("result") == "failed"
+            f"{row['volume']} ({row['error'] or row['reason']})"
+            for row in document.get("volumes", ())
+            if row.get("result") == "failed"
         ]
-        return f"not saved: {', '.join(failed)}" if failed else f"ended with {code}"
+        other = "some files could not be read" if step == "files backup" else f"ended with {code}"
+        return f"not saved: {', '.join(failed)}" if failed else other
     if step == "verify":
         count = len(document.get("findings", ()))
         return f"{count} finding{'' if count == 1 else 's'}; see: lamella verify"
+    if step == "drill":
+        return "; ".join(map(str, document.get("failed", ())))
     if step == "copy":
         return f"{document.get('failed', 0)} snapshots could not be copied"
     return f"ended with {code}"

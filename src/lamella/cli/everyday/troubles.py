@@ -12,7 +12,7 @@ from lamella.base.errors import LamellaError, RepositoryError
 from lamella.cli.context import Context
 from lamella.cli.everyday.messages import Message, notify, ping, run_hook
 from lamella.cli.everyday.profiles import Profile, messages_from
-from lamella.cli.everyday.steps import SKIPPED, StepResult
+from lamella.cli.everyday.steps import SKIPPED, StepResult, well_saved
 from lamella.memory.runs import ProfileRecord, Profiles
 
 CONFIGURATION = "configuration"
@@ -44,7 +44,7 @@ class Reporting:
         # What was skipped follows from another failure, which is told.
         now = {_key(row): row.text or row.word for row in rows if row.failed and row.code != SKIPPED}
         seen = {_key(row) for row in rows if row.code == 0} | {CONFIGURATION}
-        seen |= {f"stale {row.repository}" for row in rows if row.step == "backup" and row.code == 0}
+        seen |= {f"stale {name}" for name in well_saved(rows)}
         details = {"steps": [_step(row) for row in rows]}
         event = "failure" if now else "success"
         text = _joined(now) or "every step was done"
@@ -67,7 +67,8 @@ class Reporting:
         record, now = self.profiles.of(self._name), now_ms()
         stale = {}
         for name in repositories:
-            why = staleness(record, name, after_ms, now)
+            media = self._context.config.media.get(name)
+            why = staleness(record, name, after_ms if media is None else media.stale_after, now)
             if why:
                 stale[f"stale {name}"] = why
         fine = {f"stale {name}" for name in repositories} - stale.keys()
@@ -105,7 +106,7 @@ class Reporting:
 
     def _send(self, message: Message) -> bool:
         """Whether the message needs not to be sent again."""
-        ways = (self._notify.command, self._notify.mail, self._notify.desktop or None)
+        ways = (self._notify.command, self._notify.mail, self._notify.desktop, self._notify.apprise)
         return notify(self._notify, message, self._warn) or not any(ways)
 
     def _message(

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import PurePath
 
+from lamella.base.errors import LamellaError, UsageError
 from lamella.cli.everyday.profiles import Profile
+from lamella.run.spawn import run
 
 RETRY_SECONDS = 900
 """After which a run that had to wait, for a disk or a condition, is tried again."""
+_SECONDS = 60.0
+_MOUNT_WAIT_SECONDS = 86_400
+_ANSWER_SECONDS = 10.0
 _HANDED_ON = ("LAMELLA_CONFIG", "LAMELLA_STATE_DIR", "LAMELLA_CACHE_DIR")
 
 _SERVICE = """\
@@ -57,6 +67,17 @@ RestartForceExitStatus=75
 RestartSec={RETRY_SECONDS}
 """
 
+_MOUNT = """\
+# A disk that was removed again, or a condition: the timer of the profile comes back to that.
+SuccessExitStatus=75
+"""
+
+_ON_MOUNT = """\
+
+[Install]
+WantedBy={mounts}
+"""
+
 _TIMER = """\
 # Written by: lamella schedule install {profile}
 [Unit]
@@ -69,14 +90,45 @@ WantedBy=timers.target
 """
 
 
-def names(profile: str) -> tuple[str, str, str, str]:
-    """The units of a profile: the run's service and timer, the watch's service and timer."""
+def names(profile: str) -> tuple[str, str, str, str, str]:
+    """The units of a profile: the run's service and timer, the watch's service and timer, the service on a mount."""
     run, watch = f"lamella-run-{profile}", f"lamella-watch-{profile}"
-    return f"{run}.service", f"{run}.timer", f"{watch}.service", f"{watch}.timer"
+    return f"{run}.service", f"{run}.timer", f"{watch}.service", f"{watch}.timer", f"lamella-mount-{profile}.service"
 
 
-def units(profile: Profile, program: Sequence[str], env: Mapping[str, str], *, user: bool) -> dict[str, str]:
-    """File name -> text. `program` is how Lamella is started; variables that say where its files lie go along."""
+def mount_units(places: Iterable[str]) -> list[str]:
+    """The units of all mount points that these absolute paths may lie behind (systemd.unit(5), escaping of paths).
+
+    A disk that is away has no mount point yet that could be asked for: units that never come cost nothing.
+    """
+    points = {str(point) for place in places for point in (PurePath(place), *PurePath(place).parents)}
+    return sorted(f"{_escaped(point)}.mount" for point in points - {"/"})
+
+
+def _escaped(path: str) -> str:
+    def one(place: int, byte: int) -> str:
+        plain = (chr(byte).isalnum() and byte < 128) or byte in b":_" or (byte == ord(".") and place > 0)
+        return chr(byte) if plain else "-" if byte == ord("/") else f"\\x{byte:02x}"
+
+    return "".join(one(place, byte) for place, byte in enumerate(os.fsencode(path.strip("/"))))
+
+
+def require_time(when: str, where: str) -> None:
+    """Raises UsageError that names `where` if systemd does not understand a time; nothing where it is not installed."""
+    if shutil.which("systemd-analyze"):
+        try:
+            run(["systemd-analyze", "calendar", when], timeout_seconds=_SECONDS)
+        except LamellaError as error:
+            raise UsageError(f"{where}: {when!r} is no time for systemd: {error.message}") from None
+
+
+def units(
+    profile: Profile, program: Sequence[str], env: Mapping[str, str], *, user: bool, mounts: Sequence[str] = ()
+) -> dict[str, str]:
+    """File name -> text. `program` is how Lamella is started; variables that say where its files lie go along.
+
+    With `mounts`, units of mount points, another service runs the profile as soon as one of these is mounted.
+    """
     environment = "".join(f"Environment={_quoted(f'{name}={env[name]}')}\n" for name in _HANDED_ON if env.get(name))
     privileged = "" if user else _PRIVILEGED
 
@@ -94,17 +146,42 @@ def units(profile: Profile, program: Sequence[str], env: Mapping[str, str], *, u
     def timer(what: str, times: str) -> str:
         return _TIMER.format(profile=profile.name, what=what, times=times)
 
-    run_service, run_timer, watch_service, watch_timer = names(profile.name)
+    run_service, run_timer, watch_service, watch_timer, mount_service = names(profile.name)
     schedule = profile.schedule
     when = f"OnCalendar={schedule.when}\nPersistent=true\nRandomizedDelaySec={schedule.random_delay}\n"
     # Counted from the start of the machine as well: a clock that is set back stops no such timer.
     hourly = "OnCalendar=hourly\nOnBootSec=15min\nOnUnitActiveSec=1h\nRandomizedDelaySec=5min\n"
+    # A run that goes on already may be one that began before the disk was there.
+    words = ["run", profile.name, "--lock-wait", str(_MOUNT_WAIT_SECONDS)]
+    on_mount = {mount_service: service("run", "a disk was mounted: run the profile", words, _MOUNT)} if mounts else {}
+    for name in on_mount:
+        after = "After=network-online.target"
+        text = on_mount[name].replace(after, f"{after} {' '.join(mounts)}", 1)
+        on_mount[name] = text + _ON_MOUNT.format(mounts=" ".join(mounts))
     return {
         run_service: service("run", "run the profile", ["run", profile.name], _RUN),
         run_timer: timer("run the profile", when),
         watch_service: service("status", "watch the profile", ["status", "--notify", profile.name], ""),
         watch_timer: timer("watch the profile", hourly),
+        **on_mount,
     }
+
+
+def next_run(profile: str) -> int:
+    """When systemd starts the profile's run next, in ms since 1970; 0: it does not, or there is no systemd here."""
+    if shutil.which("systemctl") is None:
+        return 0
+    whose = ["--user"] if os.geteuid() else []
+    asked = ["show", "--value", "--property=NextElapseUSecRealtime", names(profile)[1]]
+    try:
+        raw = run(["env", "TZ=UTC", "systemctl", *whose, *asked], timeout_seconds=_ANSWER_SECONDS)
+    except LamellaError:
+        return 0
+    found = re.fullmatch(r"[A-Z][a-z]{2} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC", raw.decode("ascii", "replace").strip())
+    try:
+        return int(datetime.fromisoformat(f"{found[1]}+00:00").timestamp()) * 1000 if found else 0
+    except ValueError:
+        return 0
 
 
 def _quoted(word: str) -> str:
@@ -116,14 +193,14 @@ def _quoted(word: str) -> str:
 # -- cron -------------------------------------------------------------------------------------------------------------
 
 _BEGIN, _END = "# begin lamella schedule {}", "# end lamella schedule {}"
-_CRON = {"hourly": "17 * * * *", "daily": "17 3 * * *", "weekly": "17 3 * * 1", "monthly": "17 3 1 * *"}
+CRON = {"hourly": "17 * * * *", "daily": "17 3 * * *", "weekly": "17 3 * * 1", "monthly": "17 3 1 * *"}
 
 
 def crontab_lines(profile: Profile, program: Sequence[str], env: Mapping[str, str]) -> list[str]:
     """The lines of a crontab. A time that only systemd understands runs daily; cron has no random delay."""
     places = [f"{name}={shlex.quote(env[name])}" for name in _HANDED_ON if env.get(name)]
     start = " ".join([*places, *map(shlex.quote, program)]).replace("%", "\\%")
-    when = _CRON.get(profile.schedule.when, _CRON["daily"])
+    when = CRON.get(profile.schedule.when, CRON["daily"])
     return [
         _BEGIN.format(profile.name),
         f"{when} {start} run -q {profile.name}",

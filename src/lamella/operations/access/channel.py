@@ -68,7 +68,7 @@ class Channel:
                 raise ClientStalled
 
     def at_hand(self) -> memoryview:
-        """What has been received and not taken yet, without waiting."""
+        """The bytes that were received and not taken yet, without waiting."""
         return memoryview(self._buffer)[self._start : self._end]
 
     def send(self, parts: Sequence[bytes | memoryview]) -> None:

@@ -33,7 +33,7 @@ Wanted = Sequence[tuple[ChunkId, int]]
 
 
 class Recent(Generic[Key, Value]):
-    """What was used last, up to a sum of weights. Thread-safe."""
+    """The most recently used values, up to a sum of weights. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -1,4 +1,4 @@
-"""What a server of block devices serves: a disk to read, and what is written to it."""
+"""The disk behind a server of block devices: reading, and writing where clients may write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Disk(Protocol):
         """The range will soon be read."""
 
     def extents(self, offset: int, length: int, most: int | None = None) -> list[Stretch]:
-        """What the range consists of; at most so many of the first stretches."""
+        """The stretches of the range; at most so many of the first ones."""
 
 
 @runtime_checkable

@@ -6,27 +6,22 @@ import gzip
 import hashlib
 import lzma
 import os
+import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from lamella.base.durable import make_private, write_durably
 from lamella.base.errors import LamellaError, UsageError
 
+BOOT, MODULES = Path("/boot"), Path("/lib/modules")
+"""Where distributions keep kernels, and modules with or without their kernel."""
 BASE = ("crc32c_generic", "virtio_pci", "virtio_blk", "virtio_console")
-"""What every guest needs. A module that a kernel does not have is taken to be built into it."""
-FILE_SYSTEMS = {
-    "ext4": ("ext4",),
-    "xfs": ("xfs",),
-    "btrfs": ("btrfs",),
-    "vfat": ("vfat", "nls_cp437", "nls_iso8859-1", "nls_ascii"),
-    "exfat": ("exfat",),
-    "ntfs3": ("ntfs3",),
-}
-"""The kernel's name of a file system -> the modules that read it."""
-
+"""Modules that every guest needs. A module that a kernel lacks is taken to be built in."""
+_DEVICES = BASE[1:]
+"""Without these a guest finds neither its disk nor its port; how checksums are built in has changed over the years."""
 _BOOT_MAGIC = b"HdrS"
 _PVH_NOTES = tuple(struct.pack("<III4s", 4, width, 18, b"Xen") for width in (4, 8))
 """The ELF note of a kernel that starts uncompressed (XEN_ELFNOTE_PHYS32_ENTRY of xen/interface/elfnote.h)."""
@@ -46,6 +41,20 @@ class GuestKernel:
                 raise LamellaError(f"cannot read {modules}/modules.dep: {error.strerror}", obj=str(modules)) from error
             self._needs = {path: rest.split() for path, _, rest in (line.partition(":") for line in lines)}
         self._places = {_module_name(path): path for path in self._needs}
+
+    def absent_devices(self) -> list[str]:
+        """What a guest needs of this kernel that is neither a module nor built in, as far as that can be told."""
+        built_in = ""
+        if self.modules is not None:
+            with suppress(OSError):
+                built_in = (self.modules / "modules.builtin").read_text("utf-8", "replace")
+        known = {*self._places, *map(_module_name, built_in.splitlines())}
+        absent = [name for name in _DEVICES if name not in known]
+        if not absent:
+            return []
+        # The names of drivers stand in the kernel that they are built into.
+        plain = _unpacked(self.image.read_bytes())
+        return [name for name in absent if plain and not re.search(name.replace("_", "[_-]").encode(), plain)]
 
     def uncompressed(self, cache: Path) -> Path:
         """The kernel as QEMU starts it fastest: a guest without KVM takes seconds to decompress itself.
@@ -87,23 +96,47 @@ class GuestKernel:
 
 
 def find_kernel(named: Path | None) -> GuestKernel:
-    """The kernel that the user names, or the one that runs here. Raises UsageError, LamellaError."""
-    release = os.uname().release
-    candidates = [named] if named else [Path(f"/boot/vmlinuz-{release}"), Path(f"/lib/modules/{release}/vmlinuz")]
-    image = next((path for path in candidates if path.is_file()), None)
+    """The kernel that the user names, the one that runs here, or the newest that is installed.
+
+    A container runs the kernel of its host, which it does not have. Raises UsageError, LamellaError.
+    """
+    image = named or next(_installed(os.uname().release), None)
     if image is None:
-        if named is not None:
-            raise UsageError(f"there is no kernel {named}", obj=str(named))
-        hint = "name a kernel with --kernel FILE; its modules are looked for in lib/modules beside it or above it"
-        raise LamellaError(f"the kernel that runs here, {release}, is not in /boot", hint=hint)
+        hint = "install linux-image-amd64 (Debian) or kernel-core (Fedora), or name a kernel with --kernel FILE"
+        raise LamellaError(f"there is no kernel in {BOOT}, as in most containers", obj=str(BOOT), hint=hint)
+    if not image.is_file():
+        raise UsageError(f"there is no kernel {image}", obj=str(image))
     version = _version(image)
     places = (image.parent, image.parent.parent, Path("/"))
     modules = next((p for top in places for p in _places(top, version) if (p / "modules.dep").is_file()), None)
-    return GuestKernel(image, modules)
+    kernel = GuestKernel(image, modules)
+    if absent := kernel.absent_devices():
+        where = modules or image.parent / "lib/modules" / version
+        hint = f"put the modules of this kernel in {where}, or name another kernel with --kernel FILE"
+        raise UsageError(f"{image} has no modules {', '.join(absent)} for a guest", obj=str(image), hint=hint)
+    return kernel
+
+
+def _installed(release: str) -> Iterator[Path]:
+    """The kernels of this host, best first."""
+    found = [*BOOT.glob("vmlinuz-*"), *MODULES.glob("*/vmlinuz")]
+    names = {path: path.name.removeprefix("vmlinuz-") if path.parent == BOOT else path.parent.name for path in found}
+    kernels = [path for path in found if path.is_file() and "rescue" not in names[path]]
+    yield from sorted(kernels, key=lambda path: (names[path] == release, _numbers(names[path])), reverse=True)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"[0-9]{1,9}", version)]
 
 
 def _payload(image: bytes) -> bytes | None:
-    """The kernel inside an image (boot.rst: setup_sects, payload_offset, payload_length) if it starts by itself."""
+    """The kernel inside an image if it starts by itself."""
+    plain = _unpacked(image)
+    return plain if any(note in plain for note in _PVH_NOTES) else None
+
+
+def _unpacked(image: bytes) -> bytes:
+    """The kernel inside an image (boot.rst: setup_sects, payload_offset, payload_length); empty if nobody can tell."""
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = ((image[0x1F1] or 4) + 1) * 512 + offset
     packed = image[start : start + length]
@@ -115,7 +148,7 @@ def _payload(image: bytes) -> bytes | None:
             plain = zlib.decompressobj(31).decompress(packed)
         elif packed.startswith(b"\x28\xb5\x2f\xfd"):
             plain = _unzstd(packed[:-4])
-    return plain if plain.startswith(b"\x7fELF") and any(note in plain for note in _PVH_NOTES) else None
+    return plain if plain.startswith(b"\x7fELF") else b""
 
 
 def _places(top: Path, version: str) -> tuple[Path, ...]:

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Protocol
 
-from lamella.base.errors import LamellaError, printable
+from lamella.base.errors import LamellaError, printable, shown_bytes
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
@@ -31,8 +31,12 @@ Take = Callable[[int], bytes]
 """So many bytes of the stream, exactly. Raises LamellaError where it ends before."""
 
 
+class ArchiveCut(LamellaError):
+    """The archive ends in the middle: the program that wrote it met a file that cannot be read."""
+
+
 class MemberKind(Enum):
-    """What an entry is."""
+    """The type of an entry."""
 
     FILE = b"0"
     HARD_LINK = b"1"
@@ -112,7 +116,7 @@ def _number(raw: bytes) -> int:
         return int.from_bytes(bytes([raw[0] & 0x7F]) + raw[1:], "big")
     digits = _text(raw).strip(b" ") or b"0"
     if digits.strip(b"01234567"):  # int() would also take signs, prefixes and underscores
-        raise _broken("a number that is none")
+        raise _broken("a malformed number")
     return int(digits, 8)
 
 
@@ -143,6 +147,9 @@ def stays_inside(name: str, target: str) -> bool:
 class Sink(Protocol):
     """Where cleaned entries go. Names are clean. Raises OSError for an entry that cannot be made."""
 
+    takes_back: bool
+    """Whether an entry whose content ends too soon leaves nothing."""
+
     def folder(self, name: str, member: Member) -> None:
         """Make a directory."""
 
@@ -161,7 +168,7 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class Taken:
-    """What became of an archive."""
+    """The result of reading an archive."""
 
     files: int = 0
     bytes: int = 0
@@ -173,27 +180,42 @@ class Taken:
         """Count an entry that is not taken."""
         self.left_out_count += 1
         if len(self.left_out) < _TOLD_MOST:
-            self.left_out.append(f"{printable(name)}: {why}")
+            self.left_out.append(f"{printable(name.removeprefix('./'))}: {why}")
 
 
 def take_archive(take: Take, sink: Sink, most_bytes: int) -> Taken:
     """Read an archive to its end into a sink. Raises LamellaError if it is none, or has more than `most_bytes`."""
     taken = Taken()
     known: dict[str, MemberKind] = {}
-    for member in members(take):
-        if taken.bytes + member.size > most_bytes:
-            hint = "allow more with --max-size, or name fewer paths"
-            raise LamellaError(f"the files have more than {most_bytes} bytes together", hint=hint)
-        content = _content(take, member.size)
-        name = clean_name(member.name)
-        try:
-            _take(member, name, content, sink, taken, known)
-        except OSError as error:
-            taken.leave_out(member.name, error.strerror or str(error))
-        for _ in content:  # what nobody wanted
-            pass
+    begun = ""
+    try:
+        for member in members(take):
+            begun = member.name
+            _take_next(member, take, sink, most_bytes, taken, known)
+            begun = ""
+    except ArchiveCut:
+        name = printable(begun.removeprefix("./")) or "the next file"
+        if not sink.takes_back:
+            raise LamellaError(f"{name} cannot be read; the archive ends there", obj=name) from None
+        taken.leave_out(name, "it cannot be read, and nothing that comes after it was copied: name other paths")
     sink.close()
     return taken
+
+
+def _take_next(
+    member: Member, take: Take, sink: Sink, most_bytes: int, taken: Taken, known: dict[str, MemberKind]
+) -> None:
+    if taken.bytes + member.size > most_bytes:
+        hint = "allow more with --max-size, or name fewer paths"
+        raise LamellaError(f"the files have more than {shown_bytes(most_bytes)} together", hint=hint)
+    content = _content(take, member.size)
+    name = clean_name(member.name)
+    try:
+        _take(member, name, content, sink, taken, known)
+    except OSError as error:
+        taken.leave_out(member.name, error.strerror or str(error))
+    for _ in content:  # what nobody wanted
+        pass
 
 
 def _take(
@@ -243,6 +265,8 @@ def _content(take: Take, size: int) -> Iterator[bytes]:
 
 class TreeSink:
     """A new directory. No link exists before everything else is written, so nothing is written through one."""
+
+    takes_back = True
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -294,6 +318,8 @@ class TreeSink:
 
 class TarSink:
     """Another archive, of cleaned entries, on an open stream."""
+
+    takes_back = False
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._archive = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - `close`

@@ -100,9 +100,9 @@ def pour(image: Image, target: RawIOBase, volume: str, reporter: Reporter, *, sp
         else:
             done += len(part)
             _write(target, memoryview(part))
-        reporter(Progress("export", volume, done, image.length))
+        reporter(Progress("export", volume, min(done, image.length), image.length))
     if sparse:
-        target.truncate(image.length)
+        target.truncate(done)
 
 
 def _write(target: RawIOBase, content: memoryview) -> None:
@@ -112,7 +112,7 @@ def _write(target: RawIOBase, content: memoryview) -> None:
 
 
 def _stretches(view: SnapshotView, start: int, end: int) -> Iterator[tuple[int, Stretch]]:
-    """What `[start, end)` consists of, with the offset of each stretch."""
+    """The stretches of `[start, end)`, each with its offset."""
     for low in range(start, end, _WINDOW):
         for stretch in view.extents(low, min(_WINDOW, end - low)):
             yield low, stretch
@@ -142,7 +142,7 @@ def _volume(view: SnapshotView, stretches: Iterator[tuple[int, Stretch]], worker
 
 
 class _Table(NamedTuple):
-    """What an L2 table will map: where in the volume it begins, how many data clusters, and whether it is needed."""
+    """The plan of an L2 table: its beginning in the volume, the number of data clusters, and whether it is needed."""
 
     start: int
     data: int

@@ -109,7 +109,9 @@ def _remove_stale(path: Path) -> None:
             return
         except OSError:
             pass
-    raise UsageError(f"somebody listens at {path}", obj=str(path), hint="end that server first, or name another path")
+    raise UsageError(
+        f"another server listens at {path}", obj=str(path), hint="end that server first, or name another path"
+    )
 
 
 @contextmanager

@@ -179,7 +179,7 @@ class MountedSystem:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
 
     def _guarded(self, path: str, work: Callable[[], T]) -> T:
-        """What `work` returns; an error of ours becomes EIO, and is told once."""
+        """The result of `work`; an error of ours becomes EIO, and is reported once."""
         try:
             return work()
         except LamellaError as error:

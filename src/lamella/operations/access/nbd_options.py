@@ -15,7 +15,7 @@ PREFERRED_BLOCK = 4096
 
 
 class ExportInfo(NamedTuple):
-    """What a server says of its export. The empty name means the same export."""
+    """The description of an export. The empty name means the same export."""
 
     name: str
     description: str
@@ -44,7 +44,7 @@ class Haggling:
         self.aborted = False
 
     def answer(self, option: int, data: bytes) -> bytes:
-        """What to send for an option. Raises Malformed where the connection must end."""
+        """The reply to an option. Raises Malformed where the connection must end."""
         self._asked += 1
         if self._asked > MAX_OPTIONS:
             raise Malformed("endless options")
@@ -75,7 +75,7 @@ class Haggling:
 
     @property
     def flags(self) -> Transmission:
-        """What the export can do for this client."""
+        """The abilities of the export for this client."""
         flags = Transmission.HAS_FLAGS | Transmission.CAN_MULTI_CONN | Transmission.SEND_CACHE
         if self.structured:
             flags |= Transmission.SEND_DF

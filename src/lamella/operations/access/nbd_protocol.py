@@ -49,7 +49,7 @@ _CHUNK_MAGIC = nbd.CHUNK_MAGIC
 
 
 class RequestFlag(IntFlag):
-    """How a command is to be done."""
+    """Flags of a command."""
 
     FUA = 1 << 0
     NO_HOLE = 1 << 1
@@ -113,7 +113,7 @@ def decode_option(head: bytes | memoryview) -> tuple[int, int]:
 
 
 def greeting() -> bytes:
-    """What a server says first."""
+    """The greeting of a server."""
     return GREETING + OPTION_MAGIC + _U16.pack(Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES)
 
 
@@ -123,7 +123,7 @@ def option_reply(option: int, answer: Answer, content: bytes = b"") -> bytes:
 
 
 def export_info(size: int, flags: Transmission) -> bytes:
-    """What every client must know of the export it chose."""
+    """The facts that every client must know of the export it chose."""
     return _U64.pack(size) + _U16.pack(flags)
 
 

@@ -21,7 +21,7 @@ from lamella.run.beside import Beside
 MAX_CLIENTS = 64
 """Connections at a time; a further one is closed at once."""
 END_SECONDS = 10.0
-"""How long the end waits for requests that are being served."""
+"""Seconds that the end waits for requests that are being served."""
 _TOLD_MOST = 1000
 _BACKLOG = 64
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
@@ -29,7 +29,7 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served: a disk, the export's name, and a line about it for people."""
+    """The served disk, the export's name, and a line about it for people."""
 
     disk: Disk
     name: str
@@ -51,7 +51,7 @@ class NbdServer:
         self._clients: dict[Channel, Beside] = {}
         self._told: set[str] = set()
         self._wake, self._waker = socket.socketpair()
-        self._stopping = False
+        self._stopping = self._ending = False
 
     def run(self) -> None:
         """Accept clients. Raises KeyboardInterrupt as it comes; call `close` in any case."""
@@ -68,12 +68,18 @@ class NbdServer:
                         self._wake.recv(4096)
                 with self._lock:
                     empty = not self._clients
-                if self._once and had_clients and empty:
+                if empty and (self._ending or (self._once and had_clients)):
                     return
 
     def stop(self) -> None:
         """Have `run` return; from any thread."""
         self._stopping = True
+        with suppress(OSError):
+            self._waker.send(b"x")
+
+    def end_with_clients(self) -> None:
+        """Have `run` return as soon as no client is connected; from any thread."""
+        self._ending = True
         with suppress(OSError):
             self._waker.send(b"x")
 

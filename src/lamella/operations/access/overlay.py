@@ -1,4 +1,4 @@
-"""What a client writes to a snapshot: kept beside the snapshot, which never changes.
+"""Writes of a client to a snapshot: kept beside the snapshot, which never changes.
 
 A kept overlay is one sparse file: a head that says whose writes these are, two bitmaps, then the blocks that were
 written, each at its own place. The first bitmap is written when a client flushes, after the blocks were made durable;
@@ -7,21 +7,21 @@ the second bitmap with every write. After a power cut only the first is believed
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import hashlib
 import os
 import stat
 import struct
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 from lamella.base.durable import PRIVATE, sync_directory
 from lamella.base.errors import IntegrityError, Locked, UsageError
 from lamella.operations.access.bitmap import Bitmap
+from lamella.operations.access.blocks import Blocks
+from lamella.operations.access.kept_file import NO_ROOM, Owner, is_sealed, read_all, sealed, write_all
 from lamella.operations.access.view import PIECE, Part, SnapshotView, Stretch
 from lamella.sources.zeroing import Zeroing, zero_range
 
@@ -32,17 +32,6 @@ _HEAD_SPACE = 4096
 _BOOT_BYTES = 36
 _MOST_BITMAP = 8 * 1024 * 1024
 _LEAST_BLOCK = 4096
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose writes an overlay holds: three ids of 16 bytes, and how people call the snapshot."""
-
-    repo_id: bytes
-    volume_id: bytes
-    snap_id: bytes
-    text: str
 
 
 def block_size(size: int) -> int:
@@ -66,10 +55,11 @@ class _NoBitmaps:
 
 
 class _KeptBitmaps:
-    """The bitmaps of a kept overlay, in its file."""
+    """The bitmaps of a kept overlay, in its file; with the head `distrusted` only the first of them is believed."""
 
-    def __init__(self, fd: int, bitmap: Bitmap) -> None:
+    def __init__(self, fd: int, bitmap: Bitmap, distrusted: bytes) -> None:
         self._fd = fd
+        self._distrusted = distrusted
         self._length = len(bitmap.octets)
         space = -(-self._length // _HEAD_SPACE) * _HEAD_SPACE
         self._flushed = _HEAD_SPACE
@@ -82,34 +72,45 @@ class _KeptBitmaps:
     def load(self, bitmap: Bitmap, same_boot: bool) -> None:
         """Fill the bitmap with what may be believed, and make both bitmaps agree. Raises OSError."""
         place = self._written if same_boot else self._flushed
-        content = _read_all(self._fd, place, self._length)
+        content = read_all(self._fd, place, self._length)
         bitmap.octets[: len(content)] = content
-        os.fdatasync(self._fd)  # of a killed process: its blocks may still be on their way
+        self._sync()  # of a killed process: its blocks may still be on their way
         for start in (self._flushed, self._written):
-            _write_all(self._fd, start, memoryview(bitmap.octets))
-        os.fdatasync(self._fd)
+            write_all(self._fd, start, memoryview(bitmap.octets))
+        self._sync()
 
     def written(self, bitmap: Bitmap, first: int, end: int) -> None:
         """Blocks `[first, end)` were written. Raises OSError; the next flush then tries again."""
         low, high = first // 8, (end + 7) // 8
         self._low, self._high = min(self._low, low), max(self._high, high)
-        _write_all(self._fd, self._written + low, memoryview(bitmap.octets)[low:high])
+        write_all(self._fd, self._written + low, memoryview(bitmap.octets)[low:high])
 
     def flush(self, bitmap: Bitmap) -> None:
         """Make the blocks durable, then the bitmap that says so. Raises OSError, and from then on always."""
         if self._lost is not None:
             raise OSError(self._lost.errno, self._lost.strerror)
         try:
-            os.fdatasync(self._fd)
+            self._sync()
             if self._low < self._high:
                 part = memoryview(bitmap.octets)[self._low : self._high]
                 for start in (self._written, self._flushed):
-                    _write_all(self._fd, start + self._low, part)
-                os.fdatasync(self._fd)
+                    write_all(self._fd, start + self._low, part)
+                self._sync()
                 self._low, self._high = self._length, 0
         except OSError as error:
-            if error.errno not in _NO_ROOM:  # the kernel tells of a lost page once: what is lost stays lost
+            if error.errno not in NO_ROOM:
                 self._lost = error
+            raise
+
+    def _sync(self) -> None:
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            # The kernel tells of lost pages once, also where the disk had no room for them: what is lost stays lost,
+            # and whoever opens the file next must not believe that it is there.
+            self._lost = error
+            with suppress(OSError):
+                write_all(self._fd, 0, memoryview(self._distrusted))
             raise
 
 
@@ -123,19 +124,19 @@ class Overlay:
         self._view = view
         self._fd = fd
         self._bitmap = bitmap
-        self._block = block
+        self._blocks = Blocks(view.size, block)
         self._record = record
         self._lock = threading.Lock()
 
     def parts(self, offset: int, length: int) -> Iterator[Part]:
         """The bytes of a range in parts. Raises IntegrityError, StoreError, OSError."""
-        for start, end, written in self._runs(offset, offset + length):
+        for start, end, written in self._blocks.clipped(self._bitmap.runs, offset, offset + length):
             if not written:
                 yield from self._view.parts(start, end - start)
                 continue
             while start < end:
                 step = min(PIECE, end - start)
-                yield _read_all(self._fd, self._record.data_start + start, step, step)
+                yield read_all(self._fd, self._record.data_start + start, step, step)
                 start += step
 
     def read(self, offset: int, length: int) -> bytes:
@@ -144,14 +145,14 @@ class Overlay:
 
     def expect(self, offset: int, length: int) -> None:
         """The range will soon be read."""
-        for start, end, written in self._runs(offset, min(offset + length, self.size)):
+        for start, end, written in self._blocks.clipped(self._bitmap.runs, offset, min(offset + length, self.size)):
             if not written:
                 self._view.expect(start, end - start)
 
     def extents(self, offset: int, length: int, most: int | None = None) -> list[Stretch]:
-        """What the range consists of; what was written counts as data."""
+        """The stretches of the range; written parts count as data."""
         found: list[Stretch] = []
-        for start, end, written in self._runs(offset, min(offset + length, self.size)):
+        for start, end, written in self._blocks.clipped(self._bitmap.runs, offset, min(offset + length, self.size)):
             if most is not None and len(found) >= most:
                 break
             if written:
@@ -163,36 +164,34 @@ class Overlay:
     def write(self, offset: int, content: memoryview) -> None:
         """Put bytes there. Raises OSError; IntegrityError, StoreError if the rest of a block cannot be had."""
         end = offset + len(content)
-        edges = self._edges(offset, end)
+        rests = self._blocks.rests(offset, end, self._bitmap.has, self._view)
         with self._lock:
-            first, stop = offset // self._block, -(-end // self._block)
             # A block counts from the moment it is whole: first the rest of it, then the new bytes.
-            for block, rest in edges.items():
+            for block, rest in rests.items():
                 if not self._bitmap.has(block):
-                    self._put(block * self._block, memoryview(rest))
+                    self._put(block * self._blocks.block, memoryview(rest))
             self._put(offset, content)
-            self._mark(first, stop)
+            self._mark(*self._blocks.touched(offset, end))
 
     def zero(self, offset: int, length: int, *, allocate: bool) -> None:
         """Make a range read as zeros; with `allocate` the space is taken. Raises as `write`."""
         end = offset + length
-        for start, stop in self._partial(offset, end):
+        for start, stop in self._blocks.edges(offset, end):
             self.write(start, memoryview(bytes(stop - start)))
-        first, last = -(-offset // self._block), end // self._block
-        if end == self.size:
-            last = -(-end // self._block)
+        first, last = self._blocks.covered(offset, end)
         if first >= last:
             return
         with self._lock:
             # Also where nothing counts as written: a write that failed may have left something.
-            low, high = first * self._block, min(last * self._block, self.size)
+            block = self._blocks.block
+            low, high = first * block, min(last * block, self.size)
             base = self._record.data_start
             zero_range(self._fd, base + low, base + high, Zeroing.KEEP_SPACE if allocate else Zeroing.GIVE_BACK)
             self._mark(first, last)
 
     def trim(self, offset: int, length: int) -> None:
         """Whole blocks of the range become zeros without space. Raises OSError."""
-        start, end = -(-offset // self._block) * self._block, (offset + length) // self._block * self._block
+        start, end = self._blocks.whole(offset, offset + length)
         if start < end:
             self.zero(start, end - start, allocate=False)
 
@@ -210,31 +209,8 @@ class Overlay:
                 fd, self._fd = self._fd, -1  # a thread that comes late must not meet another file
                 os.close(fd)
 
-    def _runs(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-        for first, stop, written in self._bitmap.runs(start // self._block, -(-end // self._block)):
-            yield max(start, first * self._block), min(end, stop * self._block), written
-
-    def _partial(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
-        """The parts of a range that do not cover their block."""
-        block = self._block
-        if offset % block:
-            stop = min(end, (offset // block + 1) * block)
-            yield offset, stop
-            offset = stop
-        if offset < end and end % block and end != self.size:
-            yield max(offset, end // block * block), end
-
-    def _edges(self, offset: int, end: int) -> dict[int, bytes]:
-        """The blocks that a write touches in part and that are not here yet, as the snapshot has them."""
-        blocks = {start // self._block for start, _ in self._partial(offset, end)}
-        return {
-            block: self._view.read(block * self._block, self._block)
-            for block in sorted(blocks)
-            if not self._bitmap.has(block)
-        }
-
     def _put(self, offset: int, content: memoryview) -> None:
-        _write_all(self._fd, self._record.data_start + offset, content)
+        write_all(self._fd, self._record.data_start + offset, content)
 
     def _mark(self, first: int, end: int) -> None:
         if not self._bitmap.covers(first, end):
@@ -261,18 +237,18 @@ def kept_overlay(view: SnapshotView, path: Path, owner: Owner, boot: str) -> Ove
         _lock(fd, path)
         block = block_size(view.size)
         head = _HEAD.pack(_MAGIC, owner.repo_id, owner.volume_id, owner.snap_id, view.size, block)
-        found = _read_all(fd, 0, _HEAD_SPACE)
+        found = read_all(fd, 0, _HEAD_SPACE)
         if found:
             _require_own(found, head, path, owner)
-        sealed = _sealed_head(head, boot)
+        whole = sealed(head + _boot(boot))
         bitmap = Bitmap(-(-view.size // block))
-        record = _KeptBitmaps(fd, bitmap)
+        record = _KeptBitmaps(fd, bitmap, sealed(head + _boot("")))
         if not found:
-            _write_all(fd, 0, memoryview(sealed))
+            write_all(fd, 0, memoryview(whole))
         if os.fstat(fd).st_size < record.data_start + view.size:  # new, or made by a process that was killed
             os.ftruncate(fd, record.data_start + view.size)
-        record.load(bitmap, same_boot=not found or found[: len(sealed)] == sealed)
-        _write_all(fd, 0, memoryview(sealed))
+        record.load(bitmap, same_boot=not found or found[: len(whole)] == whole)
+        write_all(fd, 0, memoryview(whole))
         os.fsync(fd)
         sync_directory(path.absolute().parent)
     except BaseException:
@@ -297,39 +273,17 @@ def _lock(fd: int, path: Path) -> None:
         raise Locked(f"{path} is in use by another export", obj=str(path), hint="end that export first") from None
 
 
-def _sealed_head(head: bytes, boot: str) -> bytes:
-    content = head + boot.encode("ascii")[:_BOOT_BYTES].ljust(_BOOT_BYTES)
-    return content + hashlib.sha256(content).digest()
+def _boot(text: str) -> bytes:
+    return text.encode("ascii")[:_BOOT_BYTES].ljust(_BOOT_BYTES)
 
 
 def _require_own(found: bytes, head: bytes, path: Path, owner: Owner) -> None:
     """Raises UsageError, IntegrityError."""
     if found[:8] != _MAGIC:
         raise UsageError(f"{path} is not an overlay", obj=str(path), hint="name a file that does not exist yet")
-    content = found[: _HEAD.size + _BOOT_BYTES]
-    if found[len(content) : len(content) + 32] != hashlib.sha256(content).digest():
+    if not is_sealed(found, _HEAD.size + _BOOT_BYTES):
         raise IntegrityError(f"the head of the overlay {path} is damaged", obj=str(path))
     if found[: _HEAD.size] != head:
         volume, snap = found[24:40].hex(), found[40:56].hex()
         hint = f"it belongs to snapshot {snap} of volume {volume}; name another file for {owner.text}"
         raise UsageError(f"{path} holds what was written to another snapshot", obj=str(path), hint=hint)
-
-
-def _read_all(fd: int, offset: int, length: int, least: int = 0) -> bytes:
-    """Up to `length` bytes, fewer at the end of the file. Raises OSError if it ends before `least`."""
-    content = os.pread(fd, length, offset)
-    while len(content) < length:
-        more = os.pread(fd, length - len(content), offset + len(content))
-        if not more:
-            break
-        content += more
-    if len(content) < least:
-        raise OSError(errno.EIO, "the overlay is shorter than it was")
-    return content
-
-
-def _write_all(fd: int, offset: int, content: memoryview) -> None:
-    while content:
-        written = os.pwrite(fd, content, offset)
-        offset += written
-        content = content[written:]

@@ -1,4 +1,4 @@
-"""What a mounted repository shows: volumes, their snapshots, and in each snapshot the volume and its documents.
+"""The content of a mounted repository: volumes, their snapshots, and in each the volume and its documents.
 
 `VOLUME/SNAPSHOT/disk.img`; `VOLUME/latest` and `VOLUME/^TAG` are links to snapshots. Everything below a folder is found
 when the folder is first looked into, in the history alone: thousands of snapshots cost nothing that is stored.
@@ -92,11 +92,11 @@ class Shown:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many volumes and snapshots there are."""
+        """The numbers of volumes and snapshots."""
         return len(self._volumes), sum(len(volume.snapshots) for volume in self._volumes)
 
     def entry(self, path: str) -> Entry | None:
-        """What is at an absolute path; None if nothing is. Links are not followed."""
+        """The entry at an absolute path; None without one. Links are not followed."""
         found: Entry | None = self._root
         for name in path.split("/"):
             if name:
@@ -104,7 +104,7 @@ class Shown:
         return found
 
     def entries(self, folder: ShownFolder) -> Mapping[str, Entry]:
-        """What is in a folder."""
+        """The entries of a folder."""
         with self._lock:  # to find the latest snapshot, the history may have to be read again
             return folder.entries
 

@@ -37,7 +37,7 @@ class Stretch(NamedTuple):
 
 
 class Reading:
-    """What the views of one repository share: decoded chunks, and leaves of trees. Thread-safe.
+    """The common memory of the views of one repository: decoded chunks, and leaves of trees. Thread-safe.
 
     The repository must stay open, with its lock held, until `close`: a prune could remove what is read.
     """
@@ -81,7 +81,7 @@ class SnapshotView:
         return b"".join(bytes(part) if isinstance(part, int) else part for part in self.parts(offset, length))
 
     def parts(self, offset: int, length: int) -> Iterator[Part]:
-        """What `read` returns, in parts, at most a piece each; not copied where that holds hardly more memory."""
+        """The bytes of `read` in parts, at most a piece each; not copied where that holds hardly more memory."""
         end = min(offset + length, self.size)
         if offset >= end:
             return
@@ -96,7 +96,7 @@ class SnapshotView:
             self._decode_beside(max(start, offset), min(start + PIECE, end))
 
     def extents(self, offset: int, length: int, most: int | None = None) -> list[Stretch]:
-        """What the range consists of, in order, neighbours that are alike merged; at most so many of the first.
+        """The stretches of the range, in order, equal neighbours merged; at most so many of the first ones.
 
         From the tree alone: no chunk is read. Raises IntegrityError, StoreError.
         """
@@ -170,13 +170,13 @@ class SnapshotView:
 
 
 class _ReadAhead:
-    """Recognises readers that go on where they ended, and how far ahead of each to decode. Thread-safe."""
+    """Recognises readers that continue where they ended, and how far ahead of each to decode. Thread-safe."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
         self._readers: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        """Where a reader will go on -> how far ahead of it to look, and what has been asked for already."""
+        """Where a reader will continue -> how far ahead of it to look, and what has been asked for already."""
 
     def after(self, start: int, end: int) -> tuple[int, int] | None:
         """The bytes to decode in advance now that `[start, end)` is read."""

@@ -1,4 +1,4 @@
-"""What to read where change maps say what changed: since the base, or since a broken-off run's moment."""
+"""The ranges to read by change maps: changed since the base, or since an interrupted run's moment."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def map_mismatch(repo: Repository, options: BackupOptions, volume: VolumeState, 
 
 
 def going_on(host: Host, frozen: Frozen, way: Way, point: ResumePoint) -> Way:
-    """The way that reads only what a broken-off run did not reach, and what changed since its moment.
+    """The way that reads only what an interrupted run did not reach, and what changed since its moment.
 
     If nothing of that run can be used, the way stays and its reason says so (docs/decisions/0016).
     """
@@ -56,15 +56,15 @@ def going_on(host: Host, frozen: Frozen, way: Way, point: ResumePoint) -> Way:
             raise CheckpointLost("it used another chunk size")
         since = _since(host, frozen, point.checkpoint, point.size)
     except CheckpointLost as error:
-        why = f"the run that was broken off cannot be continued: {error.message}"
+        why = f"the interrupted run cannot be continued: {error.message}"
         return replace(way, reason=f"{way.reason}; {why}" if way.reason else why)
     if point.compared and way.mode == INCREMENTAL:
-        way = replace(way, mode=COMPARE, reason="the run that was broken off compared everything")
+        way = replace(way, mode=COMPARE, reason="the interrupted run compared everything")
     return replace(way, begun=Begun(point, since))
 
 
 def tasks(repo: Repository, options: BackupOptions, frozen: Frozen, way: Way) -> Todo:
-    """What an incremental or continued attempt reads. Raises CheckpointLost if the base's change map cannot be used."""
+    """The ranges that an incremental or continued attempt reads. Raises CheckpointLost if no change map can be used."""
     volume, shape = frozen.volume, frozen.shape
     changed = _since_base(repo.host, options, frozen, way) if way.mode == INCREMENTAL else None
     if way.begun is None:
@@ -84,12 +84,12 @@ def tasks(repo: Repository, options: BackupOptions, frozen: Frozen, way: Way) ->
 
 
 def _since_base(host: Host, options: BackupOptions, frozen: Frozen, way: Way) -> Delta:
-    """What may have changed since the base. Raises CheckpointLost."""
+    """The ranges that may have changed since the base. Raises CheckpointLost."""
     entry, base = frozen.plan.entry, way.base
     if base is not None and options.changes is not None:
         return options.changes.delta(frozen.shape.chunk_size, base.added.size, frozen.shape.size)
     if entry is None or base is None:
-        raise CheckpointLost("there is no kept moment")
+        raise CheckpointLost("there is no checkpoint")
     return _since(host, frozen, entry.checkpoint, base.added.size)
 
 
@@ -97,7 +97,7 @@ def _since(host: Host, frozen: Frozen, checkpoint: str, size: int) -> Delta:
     grain = frozen.shape.chunk_size
     delta = delta_from(host, frozen.source, frozen.volume, checkpoint, grain)
     if (delta.base_size, delta.size, delta.grain) != (size, frozen.shape.size, grain):
-        raise CheckpointLost("the kept moment has another size than what was stored of it")
+        raise CheckpointLost("the checkpoint has another size than what was stored of it")
     return delta
 
 

@@ -25,12 +25,12 @@ _LOOK_SECONDS: Final = 0.05
 
 
 class NotConsistent(SourceError):
-    """Only one moment of the volume was wanted, and it shows none."""
+    """A consistent state was required, and the volume changed while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settling:
-    """What to do about volumes that show no moment. `again` reads one whole, compared with what was read before."""
+    """Handles volumes that mix several moments. `again` reads one whole, compared with the bytes read before."""
 
     required: bool
     again: Callable[[Frozen, Read], Read]
@@ -61,13 +61,14 @@ class Settling:
     def _say(self, read: Read, user: str) -> None:
         """Warn of a volume that changed. Raises NotConsistent if that is not enough."""
         changed = read.consistency == Consistency.CHANGED
-        what = "it changed while it was read" if changed else "nobody can say whether it changed while it was read"
+        what = "it changed while it was read" if changed else "it may have changed while it was read"
         if self.required:
-            raise NotConsistent(f"{what}{user}, and one moment is required", obj=read.frozen.plan.volume)
+            raise NotConsistent(f"{what}{user}, and a consistent state is required", obj=read.frozen.plan.volume)
         if changed:
+            by = "back it up as qmp:SOCKET or libvirt:DOMAIN" if user else "stop or pause what writes to it"
             self.warn(
-                f"{read.frozen.plan.volume}: {what}{user}: what is saved is no single moment and may not start; "
-                "stop or pause what writes to it, or keep it on Btrfs, XFS or an LVM thin pool"
+                f"{read.frozen.plan.volume}: {what}{user}: the saved state may mix several moments and may not "
+                f"start; {by}, or keep it on Btrfs, XFS or an LVM thin pool"
             )
 
 

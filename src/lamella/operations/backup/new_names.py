@@ -15,5 +15,5 @@ def free_name(names: Sequence[str], volumes: Iterable[VolumeState], notes: list[
     best, taken = names[0], {volume.name for volume in volumes}
     name = best if adopt else next((name for name in names if name not in taken), best)
     if name != best:
-        notes.append(f"{best} is the name of another source; to go on with that volume, name this one with --adopt")
+        notes.append(f"{best} is the name of another source; to continue that volume, back this source up with --adopt")
     return name

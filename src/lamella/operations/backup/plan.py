@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import UsageError
-from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId, WriterId
+from lamella.base.ids import NO_CHUNK, ChunkId, DomainId, VolumeId
 from lamella.format.node import Shape
-from lamella.format.owners import Give, Join
-from lamella.format.records import UNSIGNED, PartialRoot, Signed, Volume
+from lamella.format.records import UNSIGNED, RawRecord, Signed, Volume
+from lamella.format.sessions import PartialRoot
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.history.latest import latest
 from lamella.memory.confirmations import Confirmations
-from lamella.memory.ledger import Ledger, LedgerEntry, ResumeMemory, ResumePoint, new_volume
-from lamella.operations.shared.completeness import is_complete, tree_is_complete
+from lamella.memory.ledger import Ledger, LedgerEntry, ResumePoint, new_volume
+from lamella.operations.shared.completeness import is_complete
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 from lamella.sources.base import Source
@@ -37,7 +37,8 @@ class Request:
 
     `domain` and `documents` replace those of the run. With `follows` the volume takes the given name, whatever its name
     was before and whoever else has that name. A new volume without `name` takes the first of `names` that no other
-    volume has.
+    volume has, and the chunk size of the run or else `chunk_log2`. `notes` go into the record of the snapshot; its time
+    is `time_ms` instead of the moment of the run.
     """
 
     name: str | None
@@ -46,6 +47,9 @@ class Request:
     documents: Mapping[str, bytes] | None = None
     follows: bool = False
     names: tuple[str, ...] = ()
+    chunk_log2: int | None = None
+    notes: tuple[RawRecord, ...] = ()
+    time_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class FailedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often a long run records how far it is: after so many bytes read or so many seconds, whichever comes first.
+    """The pace at which a long run records its progress: after so many bytes or seconds, whichever comes first.
 
     A run that is stopped records this once more if it has read at least `least_bytes` since the last time.
     """
@@ -71,7 +75,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
-    """How to back up. `chunk_log2` and `domain` count at a volume's first backup only.
+    """Options of a backup. `chunk_log2` and `domain` count at a volume's first backup only.
 
     `reread_bytes` of what a change map calls unchanged are read again, the least recently read first. `before` and
     `after` are commands run around the freeze, each for at most `hook_seconds`; `around` is entered between them.
@@ -102,7 +106,7 @@ class BackupOptions:
 
 @dataclass(frozen=True, slots=True)
 class VolumePlan:
-    """What a run will do with one source."""
+    """The plan for one source."""
 
     volume: str
     """The volume's name as it is shown."""
@@ -115,13 +119,13 @@ class VolumePlan:
     """None: chosen by the size when the size is known."""
     base: Snapshot | None = None
     entry: LedgerEntry | None = None
-    """The kept moment of the base, if the run can be incremental."""
+    """The checkpoint of the base, if the run can be incremental."""
     record: Volume | None = None
     """A VOLUME record to publish; its chunk size is filled in when the size is known."""
     handover: Signed | None = None
     """The record by which this host becomes an owner of the volume."""
     resume: ResumePoint | None = None
-    """How far a broken-off run came, if this run can go on from there."""
+    """The progress of an interrupted run, if this run can continue from there."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -171,7 +175,7 @@ def plan_volumes(
     return plans
 
 
-_CLAIMS = "what is saved counts as a claim until an admin lets this host act for that writer"
+_CLAIMS = "its snapshots count as claims until an admin lets this host act for that writer"
 
 
 class _Planning:
@@ -207,18 +211,24 @@ class _Planning:
             holders = [volume for volume in self._volumes if volume.name == name]
             others = others or [volume for volume in self._others if volume.name == name]
             if holders and not request.follows:
-                known, record = self._adopted(request, name, holders)
+                from lamella.operations.backup.adoption import adopted  # once in the life of a volume
+
+                known, record = adopted(request, name, holders, adopt=self._options.adopt)
             elif others and self._options.adopt:
-                known, record, handover = self._taken_over(request, name, others)
+                from lamella.operations.backup.adoption import taken_over
+
+                known, record, handover = taken_over(self._repo, request, name, others)
             elif others:
-                notes.append(f"another writer has a volume {name}: to go on with that one instead, add --adopt")
+                notes.append(f"another writer has a volume {name}: to continue that volume instead, add --adopt")
         plan = self._first(request, name) if known is None else self._next(request, known, record)
         if known is not None and not known.own and handover is None:
             notes.append(f"{plan.volume} is another writer's: {_CLAIMS}{'; or add --adopt' * self._may_change(known)}")
         plan = replace(plan, handover=handover, notes=(*plan.notes, *notes))
-        if self._options.changes is not None:
+        if self._options.changes is not None or not request.source.tracks:
             return plan  # another tool's change map knows nothing of resume points
-        return replace(plan, resume=self._resume_point(plan))
+        from lamella.operations.backup.resuming import resume_point  # only where moments are kept
+
+        return replace(plan, resume=resume_point(self._repo, plan))
 
     # -- which volume -------------------------------------------------------------------------------------------------
 
@@ -247,44 +257,11 @@ class _Planning:
             return None
         return replace(known.record, name=check_name(request.name), signature=UNSIGNED)
 
-    def _adopted(self, request: Request, name: str, holders: list[VolumeState]) -> tuple[VolumeState, Volume]:
-        """The volume of that name, and the record that gives it this source."""
-        if not self._options.adopt or len(holders) > 1:
-            hint = "continue its history with --adopt, or choose another name: NAME=SOURCE"
-            raise UsageError(f"the name {name} belongs to another source", obj=name, hint=hint)
-        known = holders[0]
-        if known.record is None:
-            raise UsageError(f"the volume {name} cannot be adopted: its record is lost", obj=name)
-        return known, replace(known.record, name=name, identity=request.source.identity, signature=UNSIGNED)
-
-    def _taken_over(
-        self, request: Request, name: str, others: list[VolumeState]
-    ) -> tuple[VolumeState, Volume | None, Signed | None]:
-        """Another writer's volume, the record that gives it this source, and the record that makes it this host's.
-
-        Without an admin's secret there is neither: what is saved is a claim.
-        """
-        if len(others) > 1:
-            names = ", ".join(sorted(self._shown[volume.volume_id] for volume in others))
-            raise UsageError(f"several volumes could be meant: {names}", obj=name, hint="rename all but one first")
-        known = others[0]
-        if self._repo.keys.prune_seed is None:
-            return known, None, None
-        if known.record is None:
-            raise UsageError(f"the volume {name} cannot be adopted: its record is lost", obj=name)
-        record = replace(known.record, name=name, identity=request.source.identity, signature=UNSIGNED)
-        key = self._repo.memory.writer_key()
-        own = WriterId(bytes(16)) if key is None else key.id
-        if not known.owners:
-            return known, record, Give(known.volume_id, own)
-        creator = known.record.creator
-        return known, record, Join(own, creator if creator in known.owners else min(known.owners))
-
     def _first(self, request: Request, name: str) -> VolumePlan:
         """The first backup of a volume."""
         domain = request.domain if request.domain is not None else self._options.domain
         label = "" if domain is None else check_name(domain)
-        identity, log2 = request.source.identity, self._options.chunk_log2
+        identity, log2 = request.source.identity, self._options.chunk_log2 or request.chunk_log2
         ids = new_volume(self._repo.memory, identity, label)
         domain_id = self._domain(label, ids.domain_id)
         record = Volume(ids.volume_id, domain_id, log2 or 0, name, label, identity, ids.creator, ids.nonce)
@@ -315,7 +292,7 @@ class _Planning:
             hint = "leave --domain out for volumes that were backed up before"
             raise UsageError(f"the domain of {shown} was chosen at its first backup", obj=shown, hint=hint)
         if self._options.chunk_log2 not in (None, log2):
-            raise UsageError(f"the chunk size of {shown} was fixed at its first backup: {1 << log2} bytes", obj=shown)
+            raise UsageError(f"the chunk size of {shown} is {1 << log2 - 10} KiB since its first backup", obj=shown)
         mode, reason = (COMPARE, why) if why else (INCREMENTAL, "")
         if base is None:
             mode, reason = FULL, "no earlier snapshot of this volume can be used"
@@ -325,7 +302,7 @@ class _Planning:
     def _start(
         self, source: Source, known: VolumeState, notes: list[str]
     ) -> tuple[Snapshot | None, LedgerEntry | None, str]:
-        """The base, its kept moment if it is needed, and why the run cannot be incremental; "" if it can."""
+        """The base, its checkpoint if it is needed, and why the run cannot be incremental; "" if it can."""
         if self._options.changes is not None:
             newest = self._base(known, notes)
             from lamella.operations.backup.changes import map_mismatch  # only for other tools' maps
@@ -335,14 +312,14 @@ class _Planning:
         return (self._base(known, notes) if entry is None else base), entry, why
 
     def _kept_moment(self, source: Source, volume: VolumeState) -> tuple[LedgerEntry | None, Snapshot | None, str]:
-        """What an incremental run can build on, or None and the reason in words."""
+        """The snapshot that an incremental run can build on, or None and the reason in words."""
         if not source.tracks:
             return None, None, "its storage cannot tell what changed"
         entry, why = self._ledger.entry(volume.volume_id)
         if entry is None:
             return None, None, why
         if (entry.identity, entry.driver) != (source.identity, source.driver):
-            return None, None, "the kept moment belongs to another source or driver"
+            return None, None, "the checkpoint belongs to another source or driver"
         stored = (entry.ref, entry.root, entry.size, entry.chunk_log2)
         for base in volume.snapshots:
             added = base.added
@@ -350,7 +327,7 @@ class _Planning:
             if same and added.usable and not self._ambiguous(base):
                 break
         else:
-            return None, None, "the snapshot that the kept moment belongs to is not in the repository"
+            return None, None, "the snapshot that the checkpoint belongs to is not in the repository"
         if not is_complete(self._repo, base):
             return None, None, "parts of the last snapshot are missing from the repository"
         return entry, base, ""
@@ -377,30 +354,3 @@ class _Planning:
             return snapshot.conflict
         rivals = (one.ref for one in self._repo.catalogue.snapshots if one.added.snap_id == snapshot.added.snap_id)
         return any(ref.writer == own and ref != snapshot.ref for ref in rivals)
-
-    # -- from how far -------------------------------------------------------------------------------------------------
-
-    def _resume_point(self, plan: VolumePlan) -> ResumePoint | None:
-        """How far a broken-off run came whose moment this host kept; None if no such run agrees in everything."""
-        repo, source = self._repo, plan.request.source
-        if not source.tracks:
-            return None
-        named = {
-            (session.session_id, *root[2:])
-            for session in repo.catalogue.sessions
-            for root in session.partial_roots
-            if session.writer == repo.own_writer and root[:2] == (plan.volume_id, plan.domain_id)
-            # What is condemned is not relied on, also if it was one's own.
-            if not repo.blobs.condemned.intersection(session.packs)
-        }
-        expected = (source.identity, source.driver, plan.base_root)
-        found = [
-            point
-            for point in ResumeMemory(repo.memory, repo.keys).points(plan.volume_id)
-            if (point.identity, point.driver, point.base_root) == expected
-            and (point.session_id, point.root, point.size, point.chunk_log2, point.done) in named
-        ]
-        for point in sorted(found, key=lambda point: point.done, reverse=True):
-            if tree_is_complete(repo, plan.domain_id, partial_tree(plan.volume_id, point)):
-                return point
-        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,12 +18,16 @@ from lamella.operations.writing.session import WritingSession
 from lamella.packs.packer import Packer
 from lamella.repository.repository import Repository
 
+_LETTERS = "234567abcdefghijklmnopqrstuvwxyz"
+"""In the order of their codes."""
+
 MODES = {FULL: 1, INCREMENTAL: 2, COMPARE: 3}
 
 
 def snapshot_name(now_ms: int) -> str:
-    """UTC second and a random suffix: unique without asking anybody."""
-    return f"{utc_text(now_ms)}-{base64.b32encode(os.urandom(5)).decode('ascii').lower()[:4]}"
+    """UTC second and a suffix, half millisecond and half random: unique without asking, and in the order of time."""
+    ms = now_ms % 1000
+    return f"{utc_text(now_ms)}-" + "".join(_LETTERS[n % 32] for n in (ms // 32, ms, *os.urandom(2)))
 
 
 def attach(
@@ -41,7 +44,8 @@ def _extras(packer: Packer, read: Read, documents: Mapping[str, bytes], now: int
     plan = read.frozen.plan
     put_tree_note(packer, read.way.base, read.frozen.shape, read.tree.root, now, plan.volume)
     own = documents if plan.request.documents is None else plan.request.documents
-    return tuple(put_document(packer, name, content) for name, content in own.items())
+    # A machine's disk brings what the machine is beside its disks.
+    return tuple(put_document(packer, *one) for one in {**getattr(plan.request.source, "documents", {}), **own}.items())
 
 
 def publish(
@@ -58,7 +62,7 @@ def publish(
     Without `close` the run's session stays open, for a volume that was not saved. Raises StoreError, RolledBack;
     RepositoryError for a host that is not admitted where enrolment is closed by now.
     """
-    name = snapshot_name(repo.clock())
+    name = snapshot_name(reads[0].frozen.plan.request.time_ms or repo.clock())
     handovers = dict.fromkeys(read.frozen.plan.handover for read in reads)
     records: list[RawRecord | Signed] = [record for record in handovers if record is not None]
     added: list[AddSnap] = []
@@ -88,12 +92,12 @@ def _add_snap(session: WritingSession, read: Read, name: str, documents: tuple[D
         consistency=read.consistency,
         size=frozen.shape.size,
         root=read.tree.root,
-        time_ms=frozen.time_ms,
+        time_ms=frozen.plan.request.time_ms or frozen.time_ms,
         parent=NO_REF if way.base is None else way.base.ref,
         name=name,
         documents=documents,
         packs=session.listed_packs(frozen.plan.domain_id),
-        inner=(figures.encode(), *way.notes),
+        inner=(figures.encode(), *way.notes, *frozen.plan.request.notes),
     )
 
 

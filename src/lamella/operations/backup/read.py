@@ -22,6 +22,7 @@ from lamella.run.pipeline import default_workers
 from lamella.sources.base import Consistency
 
 if TYPE_CHECKING:
+    from lamella.format.records import RawRecord
     from lamella.stores.wrap.limited import TokenBucket
 
 
@@ -36,12 +37,14 @@ class Attempts:
     reporter: Reporter
     warn: Callable[[str], None]
     bucket: TokenBucket | None = None
+    saved: frozenset[bytes] = frozenset()
+    """The identities of the sources of the run."""
 
     def volume(self, frozen: Frozen) -> Read | VolumeResult:
         """Read a volume; a source that fails gives a result. Raises StoreError, IntegrityError."""
         way = Way(frozen.plan.mode, frozen.plan.reason, frozen.plan.base)
         try:
-            way = self._going_on(frozen, way)
+            way = self._going_on(frozen, replace(way, notes=self._image(frozen)))
         except SourceError as error:
             return failed(frozen.plan, error.message, way, frozen.shape)
         while True:
@@ -57,15 +60,31 @@ class Attempts:
             except IntegrityError as error:
                 way = self._without_what_is_damaged(frozen, way, error)
 
+    def _image(self, frozen: Frozen) -> tuple[RawRecord, ...]:
+        """Notes about a volume that is a disk image of a special format, or comes out of one."""
+        from lamella.sources.file import holds_image, path_of  # the driver of most volumes has it loaded
+
+        path = path_of(frozen.source.identity, self.repo.host.machine)
+        is_disk = frozen.plan.driver == "qcow2"
+        if not is_disk and (path is None or not holds_image(path)):
+            return ()
+        from lamella.operations.backup.image_note import image_note  # most volumes are disks themselves
+
+        return image_note(self.repo, frozen, self.saved, self.warn)
+
     def _going_on(self, frozen: Frozen, way: Way) -> Way:
         if frozen.plan.resume is None:
             return way
-        # Loaded only by a run that goes on for another.
+        # Loaded only by a run that continues another.
         from lamella.operations.backup import changes
 
         return changes.going_on(self.repo.host, frozen, way, frozen.plan.resume)
 
     def _attempt(self, frozen: Frozen, way: Way) -> Read:
+        if frozen.plan.driver in ("stream", "files"):
+            from lamella.operations.backup.unfrozen import read_unfrozen  # most volumes can be read anywhere
+
+            return read_unfrozen(self, frozen, way)
         if way.begun is None and way.mode != INCREMENTAL:
             base = None if way.base is None else self.repo.tree(way.base)
             return self._read(frozen, way, base, reading.everything(frozen.volume, frozen.shape))
@@ -90,16 +109,16 @@ class Attempts:
         """Raises the error if nothing that is stored was built on."""
         volume = frozen.plan.volume
         if way.begun is not None:
-            self.warn(f"{volume}: what the broken run stored cannot be read: {error.message}")
+            self.warn(f"{volume}: the data of the interrupted run cannot be read: {error.message}")
             self.recorder.forget(frozen.shape.volume_id)
             return replace(way, begun=None)
         if way.base is None:
             raise error
-        self.warn(f"{volume}: the last snapshot cannot be read, all is stored anew: {error.message}")
+        self.warn(f"{volume}: the last snapshot cannot be read, so everything is stored again: {error.message}")
         return Way(FULL, "the last snapshot is damaged", None, notes=way.notes)
 
     def _settled(self, read: Read, started: float) -> Read:
-        """What was read, if it shows one moment or is all that can be had. Raises SourceError."""
+        """The volume that was read, if it is of one moment or cannot be had otherwise. Raises SourceError."""
         unseen = read.consistency == Consistency.UNKNOWN and not self.options.require_consistent
         if unseen or read.consistency not in NO_MOMENT:
             return read
@@ -116,7 +135,16 @@ class Attempts:
     def _read(
         self, frozen: Frozen, way: Way, base: Tree | None, tasks: Iterable[Task], watch: Watch | None = None
     ) -> Read:
-        reader = VolumeReader(
+        watch = watch or self.recorder.watch(frozen, way)
+        tree = self.reader(frozen, base).read(frozen.volume, tasks, frozen.plan.volume, self.reporter, watch)
+        consistency = frozen.volume.consistency()
+        if self.options.before and consistency == Consistency.LIVE:
+            consistency = Consistency.QUIESCED
+        return Read(frozen, way, tree, int(consistency))
+
+    def reader(self, frozen: Frozen, base: Tree | None, kind: type[VolumeReader] = VolumeReader) -> VolumeReader:
+        """The reader of a volume, which stores what `base` has not."""
+        return kind(
             self.repo,
             self.session.packer(frozen.plan.domain_id),
             frozen.shape,
@@ -127,9 +155,3 @@ class Attempts:
             workers=self.options.workers or default_workers(),
             bucket=self.bucket,
         )
-        watch = watch or self.recorder.watch(frozen, way)
-        tree = reader.read(frozen.volume, tasks, frozen.plan.volume, self.reporter, watch)
-        consistency = frozen.volume.consistency()
-        if self.options.before and consistency == Consistency.LIVE:
-            consistency = Consistency.QUIESCED
-        return Read(frozen, way, tree, int(consistency))

@@ -1,4 +1,4 @@
-"""How far a long run is, said in SESSION commits and remembered with the moment that is read (docs/decisions/0016).
+"""The progress of a long run, in SESSION commits and in this host's memory (docs/decisions/0016).
 
 Order: everything stored is durable; the moment is kept; this host remembers which moment it is; then the commit says
 how far it was read. Killed anywhere in between, the earlier resume point counts.
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from lamella.base.clock import now_ms
 from lamella.base.errors import LamellaError, SourceError
 from lamella.base.ids import VolumeId
-from lamella.format.records import NO_REF, PartialRoot, SessionVolume
+from lamella.format.records import NO_REF
+from lamella.format.sessions import PartialRoot, SessionVolume
 from lamella.memory.ledger import ResumeMemory, ResumePoint
 from lamella.operations.backup.plan import COMPARE, Pace, VolumePlan, partial_tree
 from lamella.operations.backup.stages import Frozen, Read, Way
@@ -26,7 +27,7 @@ from lamella.repository.repository import Repository
 
 @dataclass(frozen=True, slots=True)
 class _Reached:
-    """How far an attempt has read a volume."""
+    """The progress of an attempt to read a volume."""
 
     frozen: Frozen
     way: Way
@@ -60,10 +61,10 @@ class Recorder:
             )
             for plan, point in points
         }
-        """What the last commit says."""
+        """The roots that the last commit names."""
         self._remembered = {plan.volume_id: point for plan, point in points}
         self._fresh: dict[VolumeId, _Reached] = {}
-        """What was noted since."""
+        """The roots that were noted since."""
         self._read_bytes = 0
         self._last = pace.now()
         self._broken_off = False
@@ -151,10 +152,10 @@ class Recorder:
         try:
             record()
         except LamellaError as error:
-            self._warn(f"how far the run came could not be recorded: {error.message}")
+            self._warn(f"the progress of the run could not be recorded: {error.message}")
 
     def unfinished(self, published: Sequence[VolumeId]) -> bool:
-        """Whether a later run can go on with something that is not published."""
+        """Whether a later run can continue something that is not published."""
         return bool(self._said.keys() - set(published))
 
     # -- the moments --------------------------------------------------------------------------------------------------
@@ -169,7 +170,10 @@ class Recorder:
             try:
                 reached.frozen.source.keep(point.checkpoint)
             except SourceError as error:
-                self._warn(f"{plan.volume}: if this is broken off, all of it is read again: {error.message}")
+                self._warn(
+                    f"{plan.volume}: if this run is interrupted, the next run reads the whole volume again: "
+                    f"{error.message}"
+                )
                 continue
             before = self._remembered.get(volume_id)
             if self._remember(volume_id, [point] if before is None else [before, point]):
@@ -211,7 +215,7 @@ class Recorder:
         try:
             drop_unneeded(self._repo.host, reached.frozen.source, in_use=point.checkpoint)
         except SourceError as error:
-            self._warn(f"{reached.frozen.plan.volume}: an old kept moment could not be removed: {error.message}")
+            self._warn(f"{reached.frozen.plan.volume}: an old checkpoint could not be removed: {error.message}")
 
 
 @dataclass(frozen=True, slots=True)

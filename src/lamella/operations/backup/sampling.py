@@ -27,7 +27,7 @@ class Sample:
 
 
 def sample_size(chunks: int, chunk_size: int) -> int:
-    """How many chunks a run samples by default: 64 or 0.1 %, whichever is more, at most 64 MiB of them."""
+    """The number of chunks that a run samples by default: 64 or 0.1 %, whichever is more, at most 64 MiB of them."""
     return min(max(LEAST_CHUNKS, chunks // ONE_IN), max(1, MOST_BYTES // chunk_size), chunks)
 
 

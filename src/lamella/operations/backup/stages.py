@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 NO_MOMENT = (Consistency.UNKNOWN, Consistency.CHANGED)
-"""What was read need not have been there at the same time."""
+"""The parts of the volume need not have existed at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """How far a broken-off run came, and what may have changed since the moment it read."""
+    """The progress of an interrupted run, and what may have changed since the moment it read."""
 
     point: ResumePoint
     since: Delta
@@ -47,14 +47,14 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How one attempt reads a volume, and what it builds on."""
+    """The way in which one attempt reads a volume, and its base."""
 
     mode: str
     reason: str
     base: Snapshot | None
     begun: Begun | None = None
     notes: tuple[RawRecord, ...] = ()
-    """Inner records for the snapshot: maps that earlier attempts refuted, where sampling goes on."""
+    """Inner records for the snapshot: maps that earlier attempts refuted, where sampling continues."""
 
     @property
     def base_root(self) -> ChunkId:
@@ -62,7 +62,7 @@ class Way:
         return NO_CHUNK if self.base is None else self.base.added.root
 
     def resumed_bytes(self, shape: Shape) -> int:
-        """How much of the volume a broken-off run has read."""
+        """The number of bytes of the volume that an interrupted run has read."""
         return 0 if self.begun is None else min(self.begun.point.done << shape.chunk_log2, shape.size)
 
 
@@ -78,7 +78,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class VolumeResult:
-    """What became of one volume. `resumed_bytes` had been read by a run that was broken off."""
+    """The result for one volume. `resumed_bytes` had been read by a run that was interrupted."""
 
     volume: str
     driver: str
@@ -99,7 +99,7 @@ class VolumeResult:
 
 @dataclass(frozen=True, slots=True)
 class BackupResult:
-    """What became of a run. `snapshot` is empty if nothing was saved."""
+    """The result of a run. `snapshot` is empty if nothing was saved."""
 
     snapshot: str
     complete: bool

@@ -17,7 +17,7 @@ from lamella.base.errors import LamellaError, RepositoryError, SourceAtRisk, Sou
 from lamella.base.events import Finished, Progress, Reporter, Warned, silent
 from lamella.format.encoder import Encoder
 from lamella.format.node import Shape, default_chunk_log2
-from lamella.memory.host import Host
+from lamella.memory.host import Host, HostMemory
 from lamella.memory.ledger import LedgerEntry, NewVolume, forget, remember
 from lamella.operations.backup.plan import (
     BackupOptions,
@@ -62,7 +62,7 @@ Tell = Callable[["BackupPlan", Sequence[VolumePlan]], None]
 def plan_backup(
     repo: Repository, requests: Sequence[Request | FailedRequest], options: BackupOptions | None = None
 ) -> BackupPlan:
-    """What is to be backed up, and how. Raises UsageError for options that contradict each other or the requests."""
+    """The plan of a backup. Raises UsageError for options that contradict each other or the requests."""
     options = options or BackupOptions()
     check_documents(options.documents)
     for request in requests:
@@ -70,7 +70,7 @@ def plan_backup(
             check_documents(request.documents)
     Encoder(options.compression)
     if options.changes is not None and len(requests) != 1:
-        raise UsageError("a change map is of one source: name just that")
+        raise UsageError("a change map belongs to one source: name only that source")
     return BackupPlan(repo, tuple(requests), options)
 
 
@@ -84,7 +84,7 @@ class BackupPlan:
 
     @property
     def rows(self) -> list[VolumePlan]:
-        """What a run would do with each source, decided anew. Raises UsageError, RolledBack, StoreError."""
+        """The plan for each source, decided again. Raises UsageError, RolledBack, StoreError."""
         return plan_volumes(self.repo, self.options, self.requests)
 
     @property
@@ -110,7 +110,7 @@ _FEW_SOURCES = 16
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one plan: a result, or the error that ended it."""
+    """The outcome of one plan: a result, or the error that ended it."""
 
     plan: BackupPlan
     result: BackupResult | None = None
@@ -147,7 +147,7 @@ def execute_together(plans: Sequence[BackupPlan], reporter: Reporter = silent, t
             tell(planned.plan, planned.rows)
         ends: list[BackupResult | LamellaError] = []
         bucket = _bucket(options)
-        with _frozen(host, sources, options, clock, ready[0].warn) as moments:
+        with _frozen([run.plan.repo.memory for run in ready], sources, options, clock, ready[0].warn) as moments:
             for run in runs:
                 end = _caught(partial(_saved, run, moments, bucket, started)) if isinstance(run, _BackupRun) else run
                 ends.append(end)
@@ -159,7 +159,7 @@ _T = TypeVar("_T")
 
 
 def _caught(step: Callable[[], _T]) -> _T | LamellaError:
-    """What a step gives, or the error that ends it for one destination."""
+    """The value of a step, or the error that ends the run for one destination."""
     try:
         return step()
     except LamellaError as error:
@@ -199,7 +199,7 @@ class _BackupRun:
 def _planned(plan: BackupPlan, reporter: Reporter) -> _BackupRun:
     """Decide what to do with each volume, now that nobody else backs up these sources.
 
-    The ids of new volumes are remembered: if this run is broken off, the next attempt uses what this run stored.
+    The ids of new volumes are remembered: if this run is interrupted, the next attempt uses what this run stored.
     """
     plan.repo.reload()
     plan.repo.require_sound_history()
@@ -213,7 +213,7 @@ def _planned(plan: BackupPlan, reporter: Reporter) -> _BackupRun:
             ids = NewVolume(record.creator, record.nonce, row.domain_id, record.domain_label)
             trouble = remember(plan.repo.memory, record.identity, ids)
             if trouble:
-                run.warn(f"{row.volume}: what is stored now will not be found again if this is broken off: {trouble}")
+                run.warn(f"{row.volume}: if this run is interrupted, the next run stores everything again: {trouble}")
     return run
 
 
@@ -234,23 +234,31 @@ _Moments = Mapping[bytes, _FrozenSource | SourceError]
 
 @contextmanager
 def _frozen(
-    host: Host, sources: Sequence[Source], options: BackupOptions, clock: Clock, warn: Callable[[str], None]
-) -> Iterator[_Moments]:
+    served: Sequence[HostMemory], sources: Sequence[Source], options: BackupOptions, clock: Clock,
+    warn: Callable[[str], None],
+) -> Iterator[_Moments]:  # fmt: skip
     """Freeze all sources back to back, before any of them is read; the moments end with the context.
+
+    `served` are the memories of the repositories that are backed up to.
 
     Raises LamellaError if the command before fails.
     """
     for source in sources:
         try:  # what a killed run left
-            drop_unneeded(host, source)
+            drop_unneeded(served[0].host, source)
         except SourceError as error:
-            warn(f"{source.default_name}: an old kept moment could not be removed: {error.message}")
+            warn(f"{source.default_name}: an old checkpoint could not be removed: {error.message}")
     moments: dict[bytes, _FrozenSource | SourceError] = {}
     with ExitStack() as held:
         with _between_commands(options, warn):
             for source in sources:
                 try:
                     moments[source.identity] = _FrozenSource(held.enter_context(source.freeze()), clock())
+                except SourceAtRisk as error:
+                    from lamella.operations.moments.spare import frozen_with_room  # most disks have room
+
+                    one = frozen_with_room(held, source, served, error, warn)
+                    moments[source.identity] = one if isinstance(one, SourceError) else _FrozenSource(one, clock())
                 except SourceError as error:
                     moments[source.identity] = error
         yield moments
@@ -298,7 +306,8 @@ def _saved(run: _BackupRun, moments: _Moments, bucket: TokenBucket | None, start
         recorder = Recorder(repo, session, options.pace, run.rows, run.warn)
         with _recorded(recorder):
             recorder.announce()
-            attempts = Attempts(repo, options, session, recorder, run.reporter, run.warn, bucket)
+            saved_sources = frozenset(row.request.source.identity for row in run.rows)
+            attempts = Attempts(repo, options, session, recorder, run.reporter, run.warn, bucket, saved_sources)
             ends = list(_ends(run, attempts, recorder, moments))
             reads = [end for end in ends if isinstance(end, Read)]
             attached = attach(session, reads, options.documents, repo.clock()) if reads else []
@@ -355,8 +364,8 @@ def _read(attempts: Attempts, recorder: Recorder, plan: VolumePlan, moments: _Mo
         recorder.finished(read)
         base = plan.base
         if base is not None and volume.size * 2 < base.added.size:
-            sizes = f"{base.added.size} bytes in the last snapshot, {volume.size} now"
-            attempts.warn(f"{plan.volume}: the source shrank: {sizes}; is it still the right one?")
+            left = f"{100 * volume.size / base.added.size:.2g} % of its size in the last snapshot"
+            attempts.warn(f"{plan.volume}: the source shrank to {left}; is it still the right one?")
     return read
 
 

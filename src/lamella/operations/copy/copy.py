@@ -14,8 +14,8 @@ from lamella.base.errors import IntegrityError, RepositoryError, SourceError
 from lamella.base.events import Event, Progress, Reporter, Warned, silent
 from lamella.format.encoder import Encoder
 from lamella.format.inner import Origin, OriginPlace
+from lamella.format.labels import Tag
 from lamella.format.node import Shape
-from lamella.format.records import Tag
 from lamella.history.catalogue import Snapshot
 from lamella.operations.copy.plan import CopyPlanner, CopyRow, State, by_run, choose, require_two
 from lamella.operations.copy.publish import Copied, CopyPublisher, carry_moment, copy_documents
@@ -33,11 +33,13 @@ _COMMIT_AFTER = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class CopyOptions:
-    """How to copy. `check_all` decodes everything that was compressed before it is stored."""
+    """Options of a copy. `check_all` decodes everything that was compressed before it is stored."""
 
     compression: str = "auto"
     workers: int | None = None
     check_all: bool = False
+    transfer_last: int | None = None
+    """Of each volume only so many of the newest snapshots, where no snapshot is named; None: all."""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class CopyResult:
     warnings: list[str] = field(default_factory=list)
 
     def count(self, state: State) -> int:
-        """How many rows ended so."""
+        """The number of rows in this state."""
         return sum(row.state == state for row in self.rows)
 
     @property
@@ -75,7 +77,7 @@ def plan_copy(
 
 
 class CopyPlan:
-    """What a copy will do; `rows` is for people, `execute` does it."""
+    """The plan of a copy; `rows` is for people, `execute` does it."""
 
     def __init__(self, source: Repository, target: Repository, selectors: Sequence[str], options: CopyOptions) -> None:
         self._source = source
@@ -83,7 +85,7 @@ class CopyPlan:
         self._options = options
         self._selectors = selectors
         self._planner = CopyPlanner(source, target)
-        self.rows = self._planner.rows(choose(source, selectors))
+        self.rows = self._planner.rows(choose(source, selectors, options.transfer_last))
 
     def execute(self, reporter: Reporter = silent) -> CopyResult:
         """Do it. A snapshot that cannot be read is left out and reported; what was committed stays.
@@ -95,9 +97,12 @@ class CopyPlan:
             # The ids of new volumes follow from the writer that creates them.
             self._target.memory.creator()
             self._planner = CopyPlanner(self._source, self._target)
-            self.rows = self._planner.rows(choose(self._source, self._selectors))
+            self.rows = self._planner.rows(choose(self._source, self._selectors, self._options.transfer_last))
         result = CopyResult(self.rows)
         copying = _Copying(self._source, self._target, self._options, self._planner, reporter)
+        for row in self.rows:
+            if row.state == State.WANTED:
+                reporter(Progress("copy", row.selected.text, 0, row.snapshot.added.size))
         for rows in by_run(self.rows):
             copying.run(rows, result)
         copying.carry_tags(self.rows)
@@ -163,6 +168,7 @@ class _Copying:
             self._reporter(Warned(f"{row.selected.text} was not copied: {error.message}"))
             return None
         result.read_bytes += one.read.figures.read_bytes
+        self._reporter(Progress("copy", row.selected.text, one.shape.size, one.shape.size))
         return one
 
     def _copy(self, session: WritingSession, row: CopyRow) -> Copied:

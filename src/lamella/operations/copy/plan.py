@@ -64,8 +64,10 @@ class Chosen(NamedTuple):
     named: bool
 
 
-def choose(repo: Repository, selectors: Sequence[str]) -> list[Chosen]:
+def choose(repo: Repository, selectors: Sequence[str], last: int | None = None) -> list[Chosen]:
     """The selected snapshots in history order; `VOLUME` means all of its snapshots, no selector everything.
+
+    `last`: of a volume only so many of the newest, where no snapshot is named.
 
     Raises NothingMatched, UsageError.
     """
@@ -80,17 +82,17 @@ def choose(repo: Repository, selectors: Sequence[str]) -> list[Chosen]:
     for selector in selectors:
         name, text = split_selector(selector)
         volume = find_volume(repo, name)
-        add(volume, _counting(volume) if text is None else [find_snapshot(repo, volume, text)], text is not None)
+        add(volume, _counting(volume, last) if text is None else [find_snapshot(repo, volume, text)], text is not None)
     for volume in repo.catalogue.volumes.values() if not selectors else ():
-        add(volume, _counting(volume), False)
+        add(volume, _counting(volume, last), False)
     if not found:
         raise NothingMatched("there is no snapshot to copy", obj=repo.store.url, hint="see: lamella list")
     return _in_order(found.values())
 
 
-def _counting(volume: VolumeState) -> list[Snapshot]:
+def _counting(volume: VolumeState, last: int | None) -> list[Snapshot]:
     """What others added to a volume would become the copier's own: only by its name is such a one copied."""
-    return [snapshot for snapshot in volume.snapshots if snapshot.counts]
+    return [snapshot for snapshot in volume.snapshots if snapshot.counts][-last if last else None :]
 
 
 def _in_order(found: Iterable[Chosen]) -> list[Chosen]:
@@ -152,7 +154,7 @@ class CopyPlanner:
     def _chosen(self, volume: VolumeState) -> CopyDestination:
         """The volume of which this one is a copy or that is a copy of it, else one of the same source, else a new one.
 
-        Only this host's own volumes are gone on with.
+        Only this host's own volumes are continued.
         """
         origin = _origin(self._source, volume)
         own = self._target.catalogue.own_volumes()
@@ -164,7 +166,7 @@ class CopyPlanner:
         newest = volume.snapshots[-1].added
         domain_id = self._labelled(volume.domain_label) or (newest.domain_id if record is None else record.domain_id)
         key = self._target.memory.writer_key()
-        # A copy that is broken off finds what it stored again: the id follows from the original's.
+        # A copy that is interrupted finds what it stored again: the id follows from the original's.
         nonce = sha256(b"copy\0" + origin.repo_id + origin.volume_id).digest()[:16]
         creator = WriterId(bytes(16)) if key is None else key.id
         id_, log2 = volume_id(creator, nonce), newest.chunk_log2

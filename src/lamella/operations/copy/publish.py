@@ -1,6 +1,6 @@
 """The records of copied snapshots: everything the originals say, and which snapshots they are copies of (FORMAT 8).
 
-A kept moment of a source serves the copy as it serves the original: the next backup there reads only what changed.
+A checkpoint of a source serves the copy as it serves the original: the next backup there reads only what changed.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class CopyPublisher:
         )
 
     def _run(self, name: str, copies: list[CopyRow]) -> Run | None:
-        """What the run intended, as far as it is in the target: what failed then, once all it saved is there."""
+        """The run's record as far as it holds in the target, with the failed volumes once all others are there."""
         known = self._source.catalogue.runs.get(name)
         if known is None:
             return None
@@ -136,7 +136,7 @@ class CopyPublisher:
 
 
 def carry_moment(source: Repository, here: Snapshot, target: Repository, there: Snapshot) -> None:
-    """If this host keeps a moment that holds the bytes of `here`, remember that it holds those of its copy, too.
+    """If this host keeps a checkpoint that holds the bytes of `here`, remember that it holds those of its copy, too.
 
     Nothing happens if the target has a newer snapshot with a moment of its own. Raises RepositoryError.
     """

@@ -21,7 +21,7 @@ from lamella.sources.base import Consistency
 
 
 class SnapshotVolume:
-    """What differs between two snapshots, or all of one, as tasks and the bytes for them.
+    """The difference between two snapshots, or one whole snapshot, as tasks and the bytes for them.
 
     The ids wait here from the moment a task is made until it is read, so that no node is read twice.
     """
@@ -42,7 +42,7 @@ class SnapshotVolume:
 
     @property
     def checkpoint(self) -> str:
-        """None: a snapshot needs no kept moment."""
+        """None: a snapshot needs no checkpoint."""
         return ""
 
     def consistency(self) -> Consistency:
@@ -56,7 +56,7 @@ class SnapshotVolume:
 
     def delta_since(self, base: str, grain: int) -> Delta:
         """Raise CheckpointLost: the base is a snapshot, and `tasks` knows it."""
-        raise CheckpointLost("a snapshot keeps no moments", obj=base)
+        raise CheckpointLost("a snapshot keeps no checkpoints", obj=base)
 
     def tasks(self) -> Iterator[Task]:
         """Read what is data and set what is not, where it differs from the base. Raises SourceError."""

@@ -6,7 +6,7 @@ Files that are not named like checkpoints are neither listed nor touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +45,7 @@ def needed_moments(host: Host, identity: bytes, name: Callable[[str], str]) -> s
 
 
 class CleanUp(NamedTuple):
-    """What was removed, and what failed."""
+    """The removed checkpoints, and the failures."""
 
     removed: list[FoundCheckpoint]
     failed: list[Check]
@@ -110,6 +110,19 @@ class CheckpointExamination:
             with done.attempt("checkpoints", one.file.path):
                 if one.file.owner == owner and one.state != NEEDED and remove_listed(one.file):
                     done.removed.append(one)
+        return done
+
+    def remove_all_owned(self, lock_wait: float) -> CleanUp:
+        """Remove every checkpoint of this host, needed or not: the next backup of each volume compares all of it."""
+        done = CleanUp([], [])
+        identities = {source_name(identity): identity for identity in self._images}
+        for one in self.judged():
+            if one.file.owner == self._host.owner:
+                identity = identities.get(one.file.source)
+                lock = nullcontext() if identity is None else self._host.source_lock(identity, lock_wait)
+                with done.attempt("checkpoints", one.file.path), lock:
+                    if remove_listed(one.file):
+                        done.removed.append(one)
         return done
 
     def check(self) -> Check:

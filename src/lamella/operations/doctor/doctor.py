@@ -30,7 +30,7 @@ class Check:
     ok: bool
     message: str
     exit_code: int = 1
-    """What to end with if it is not ok."""
+    """The exit code if the check is not ok."""
 
 
 def examine(host: Host, store: Store | None, secret: Secret | None, expected: str | None = None) -> list[Check]:
@@ -82,6 +82,7 @@ def _destination(store: Store) -> Iterator[Check]:
         else "no reliable locks there: deletion will need a grace period"
     )
     yield Check("locks", True, text)
+    yield from (Check("far side", True, text) for text in store.abilities.weaker)
     if store.abilities.write:
         yield from (Check(*finding) for finding in probe(store))
 
@@ -107,7 +108,7 @@ def _repository(host: Host, store: Store, secret: Secret, expected: str | None) 
             for problem in repo.problems:
                 yield Check("history", False, f"{problem.message}; {problem.remedy}", RolledBack.exit_code)
             if not repo.problems:
-                yield Check("history", True, "nothing is missing, nothing went backwards")
+                yield Check("history", True, "nothing is missing, and nothing was rolled back")
             yield Check("enrolment", True, "open" if repo.history.admission is None else str(repo.history.admission))
             active = active_writers(repo.log)
             if active >= _MANY_WRITERS:

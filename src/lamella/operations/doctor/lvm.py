@@ -88,6 +88,14 @@ class PoolExamination:
                 self._remove(one, (one.state,), lock_wait, done)
         return done
 
+    def remove_all_owned(self, lock_wait: float) -> CleanUp:
+        """Remove every snapshot of this host, needed or not, and release what it reserved."""
+        done = self.mend(lock_wait)
+        for one in self.judged():
+            if one.file.owner == self._host.owner and one.state != PARTIAL:
+                self._remove(one, (one.state,), lock_wait, done)
+        return done
+
     def _remove(self, one: FoundCheckpoint, states: tuple[str, ...], lock_wait: float, done: CleanUp) -> None:
         """Remove it if it is still there and in one of these states when its source's lock is held."""
         identity = self._identities.get(one.file.source)
@@ -143,7 +151,7 @@ class PoolExamination:
         return found
 
     def _state(self, row: LogicalVolume, rows: list[LogicalVolume], needed: Mapping[str, set[str]]) -> str:
-        """How a volume is judged; empty for what is none of Lamella's."""
+        """The state of a volume in a word; empty for volumes that are not Lamella's."""
         if PARTIAL_TAG in row.tags and row.name.endswith(PARTIAL_ENDING):
             return "" if row.open else PARTIAL
         owner, source = lvm_thin.owner_in(row), lvm_thin.source_in(row)

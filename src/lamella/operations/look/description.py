@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from lamella.base.clock import iso
+from lamella.format.image import Holds, ImageNote
 from lamella.format.inner import Origin, Refuted, Sampled, was_rebuilt
 from lamella.format.lost import Lost
 from lamella.format.node import Shape
 from lamella.memory.confirmations import Confirmations
-from lamella.operations.look.listing import CONSISTENCY, Row
+from lamella.memory.drills import Drills
+from lamella.operations.look.listing import CONSISTENCY, Row, claimed_time
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.selection import Selected
 from lamella.repository.repository import Repository
@@ -56,10 +58,12 @@ def _snapshot(repo: Repository, selected: Selected) -> Row:
         "volume": selected.volume_name,
         "snapshot": added.name,
         "time": iso(added.time_ms),
+        "claimed_time": claimed_time([selected.snapshot]),
         "size": added.size,
         "data_bytes": min(root.data_below * shape.chunk_size, added.size),
         "chunk_size": shape.chunk_size,
         "consistency": CONSISTENCY[added.consistency],
+        "image": None if (image := ImageNote.of(added)) is None else _image(image),
         "confirmed": selected.snapshot.confirmed or selected.snapshot.ref in Confirmations(repo.memory).waiting(),
         "tags": list(selected.snapshot.tags),
         "pinned": selected.snapshot.pinned,
@@ -81,12 +85,20 @@ def _snapshot(repo: Repository, selected: Selected) -> Row:
     row["lost"] = None if selected.snapshot.lost is None else _lost(selected.snapshot.lost)
     sampled, refuted = Sampled.of(added), Refuted.of(added)
     row["sampled_bytes"] = 0 if sampled is None else sampled.sampled_bytes
+    drilled = Drills(repo.proofs).all().get(added.volume_id)
+    row["drilled"] = None if drilled is None else drilled.row()
     row["map_refuted"] = None if refuted is None else refuted._asdict()
     return row
 
 
+def _image(image: ImageNote) -> Row:
+    """The format of an image, and whether the volume is that file or the disk in it."""
+    holds = "disk" if image.holds == Holds.DISK else "file"
+    return {"format": image.format, "holds": holds, "size": image.size, "files": list(image.files)}
+
+
 def _lost(lost: Lost) -> Row:
-    """What a repair said is gone."""
+    """The parts that a repair recorded as lost."""
     return {
         "bytes": lost.lost_bytes,
         "ranges": [{"start": start, "end": end} for start, end in lost.ranges],

@@ -1,4 +1,4 @@
-"""What differs between two snapshots of a volume; the cost follows the difference."""
+"""The difference between two snapshots of a volume; the cost follows the difference."""
 
 from __future__ import annotations
 
@@ -75,3 +75,15 @@ def write_map(result: DiffResult, base: str) -> bytes:
     ranges = [[offset, length, kind] for offset, length, kind in result.ranges]
     content = {"schema": SCHEMA, "size": result.size_b, "base": base, "ranges": ranges}
     return json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def write_lines(result: DiffResult) -> bytes:
+    """The same as lines `START LENGTH data|zero|same`, which cover the second snapshot without a gap (borg's form)."""
+    lines, end = [], 0
+    for offset, length, kind in [*result.ranges, (result.size_b, 0, "")]:
+        if offset > end:
+            lines.append(f"{end} {offset - end} same")
+        if length:
+            lines.append(f"{offset} {length} {kind}")
+        end = offset + length
+    return "\n".join([*lines, ""]).encode("ascii")

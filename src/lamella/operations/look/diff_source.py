@@ -1,4 +1,4 @@
-"""What differs between a snapshot and a source as it is now: only what can differ is read, if a kept moment tells."""
+"""The difference between a snapshot and its live source: with a checkpoint, only ranges that can differ are read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lamella.base.events import Progress, Reporter, silent
 from lamella.base.extents import chunk_ranges
 from lamella.format.node import Shape, Slot, SlotValue
 from lamella.history.catalogue import Snapshot
-from lamella.memory.ledger import Ledger
 from lamella.operations.look.diff import DiffResult, summed
 from lamella.operations.moments.monitor import delta_from
+from lamella.operations.shared.kept import kept_moment
 from lamella.operations.shared.ranges import RANGE, ThreadBuffers, is_zero
 from lamella.operations.shared.selection import Selected
 from lamella.operations.shared.streaming import identify_chunk
@@ -41,7 +41,7 @@ class SourceDiff:
 
 
 class _Kept(NamedTuple):
-    """A snapshot whose bytes a kept moment holds, and what may have changed since."""
+    """A snapshot whose bytes a checkpoint holds, and what may have changed since."""
 
     snapshot: Snapshot
     delta: Delta
@@ -80,30 +80,18 @@ def compare_source(
 
 
 def _kept(repo: Repository, one: Selected, source: Source, frozen: FrozenVolume) -> tuple[_Kept | None, str]:
-    """The snapshot of the volume that a kept moment of the source belongs to, or None and the reason in words."""
+    """The snapshot of the volume that a checkpoint of the source belongs to, or None and the reason in words."""
     if not source.tracks:
         return None, "its storage cannot tell what changed"
-    entry, why = Ledger(repo.memory, repo.keys).entry(one.volume.volume_id)
-    if entry is None:
-        return None, why
-    if (entry.identity, entry.driver) != (source.identity, source.driver):
-        return None, "the kept moment belongs to another source or driver"
-    added = one.snapshot.added
-    same = (entry.root, entry.size, entry.chunk_log2)
-    for snapshot in one.volume.snapshots:
-        its = snapshot.added
-        if snapshot.ref == entry.ref and (its.root, its.size, its.chunk_log2) == same:
-            break
-    else:
-        return None, "the snapshot that the kept moment belongs to is not in the repository"
-    if (its.chunk_log2, its.domain_id) != (added.chunk_log2, added.domain_id):
-        return None, "the kept moment is of another chunk size or domain"
     try:
-        delta = delta_from(repo.host, source, frozen, entry.checkpoint, 1 << added.chunk_log2)
+        entry, snapshot = kept_moment(repo, one)
+        if (entry.identity, entry.driver) != (source.identity, source.driver):
+            return None, "the checkpoint belongs to another source or driver"
+        delta = delta_from(repo.host, source, frozen, entry.checkpoint, 1 << entry.chunk_log2)
     except CheckpointLost as error:
         return None, error.message
-    if (delta.base_size, delta.size, delta.grain) != (its.size, frozen.size, 1 << added.chunk_log2):
-        return None, "the kept moment has another size than the snapshot it belongs to"
+    if (delta.base_size, delta.size, delta.grain) != (entry.size, frozen.size, 1 << entry.chunk_log2):
+        return None, "the checkpoint has another size than the snapshot it belongs to"
     return _Kept(snapshot, delta), ""
 
 
@@ -133,12 +121,12 @@ class _Comparing:
         yield from self._cut([(position, self.shape.chunks)], reads=False)
 
     def since(self, kept: _Kept) -> Iterator[tuple[int, int, bool]]:
-        """What may have changed since a kept moment."""
+        """The ranges that may have changed since a checkpoint."""
         yield from self._cut(kept.delta.changed.runs(), reads=True)
         yield from self._cut(kept.delta.zeroed.runs(), reads=False)
 
     def between(self, kept: _Kept) -> Iterator[_Range]:
-        """What has not changed since the kept moment, and differs between its snapshot and the one compared with."""
+        """The ranges unchanged since the checkpoint that differ between its snapshot and the compared snapshot."""
         touched: ChunkSet = kept.delta.changed | kept.delta.zeroed
         reader = self._repo.tree_reader(self._domain_id)
         for run, old in changes(reader, self._tree, self._repo.tree(kept.snapshot)):
@@ -174,7 +162,7 @@ class _Comparing:
         return found
 
     def _slots(self, first: int, end: int) -> list[SlotValue]:
-        """What the snapshot has there; holes beyond its end."""
+        """The snapshot's slots there; holes beyond its end."""
         reader = getattr(self._local, "reader", None)
         if reader is None:
             reader = self._local.reader = self._repo.tree_reader(self._domain_id)
@@ -191,7 +179,7 @@ class _Comparing:
 
 
 def _kind(old: SlotValue, new: SlotValue) -> str:
-    """How a chunk differs: "data", "zero", or not at all. Holes and zeros read the same."""
+    """The kind of difference of a chunk: "data", "zero", or none. Holes and zeros read the same."""
     if isinstance(new, bytes):
         return "" if new == old else "data"
     return "zero" if isinstance(old, bytes) else ""

@@ -1,4 +1,4 @@
-"""How much room snapshots take: what they need, what only they need, and what would be free without them.
+"""The space of snapshots: what they need, what only they need, and what would be free without them.
 
 Everything the domain's other snapshots need is marked as a collector marks it (operations.shared.marking), so the work
 follows the number of different nodes, and memory stays flat. No data is read.
@@ -27,13 +27,13 @@ class Sizes:
     apparent_bytes: int = 0
     """Sizes of the volumes."""
     allocated_bytes: int = 0
-    """What was not a hole."""
+    """Without holes."""
     stored_bytes: int = 0
     """Everything they need: chunks, nodes, documents."""
     unique_bytes: int = 0
-    """What no other snapshot needs: what removing them gives back in the end, once packs are rewritten."""
+    """Needed by no other snapshot: the space that removing them frees in the end, once packs are rewritten."""
     shared_bytes: int = 0
-    """What others need, too."""
+    """Needed by other snapshots, too."""
     freed_bytes: int = 0
     """Whole packs that no other snapshot needs: what removing them gives back at once."""
 
@@ -57,7 +57,7 @@ class Totals:
 
 @dataclass(slots=True)
 class _Marked:
-    """What the blob map says about marked ids of one domain."""
+    """The blob map's figures for marked ids of one domain."""
 
     stored: int = 0
     unique: int = 0

@@ -1,4 +1,4 @@
-"""`monitor`: giving up old kept moments by remembering what changed since (docs/decisions/0006)."""
+"""`monitor`: giving up old checkpoints by remembering what changed since (docs/decisions/0006)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNTRACKED = "this kind of source cannot tell what changed, so each backup reads 
 
 @dataclass(slots=True)
 class MonitorResult:
-    """What was done for one source. `changed_bytes` counts what may have changed in the new intervals."""
+    """The result for one source. `changed_bytes` counts what may have changed in the new intervals."""
 
     source: str
     driver: str
@@ -25,12 +25,12 @@ class MonitorResult:
     changed_bytes: int = 0
     dropped: int = 0
     tracked: bool = True
-    """Whether the source can tell what changed: else it keeps no moments, and there is nothing to do."""
+    """Whether the source can tell what changed: else it keeps no checkpoints, and there is nothing to do."""
     notes: list[str] = field(default_factory=list)
 
 
 def delta_from(host: Host, source: Source, frozen: FrozenVolume, base: str, grain: int) -> Delta:
-    """What may have changed from a ledger's base to a frozen moment, over intervals if there are any.
+    """The ranges that may have changed from a ledger's base to a frozen moment, over intervals if there are any.
 
     Raises CheckpointLost at any doubt.
     """
@@ -56,7 +56,7 @@ def monitor(host: Host, source: Source, *, lock_wait: float = 0.0) -> MonitorRes
         bases = needed_checkpoints(host, source.identity)
         result.tracked = source.tracks
         if not source.tracks or not bases:
-            result.notes.append("no backup of this source keeps a moment" if source.tracks else UNTRACKED)
+            result.notes.append("no backup of this source keeps a checkpoint" if source.tracks else UNTRACKED)
             result.dropped = len(drop_unneeded(host, source))
             return result
         ends = intervals.keep_only(bases)

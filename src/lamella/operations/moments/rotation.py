@@ -1,4 +1,4 @@
-"""Kept moments of sources: which are needed, and how the new one takes the place of the old (docs/decisions/0005).
+"""Checkpoints of sources: which are needed, and how the new one takes the place of the old (docs/decisions/0005).
 
 Order after a durable, confirmed commit: keep the new moment, write the ledger, forget how far broken runs came, drop
 what nothing names. Killed anywhere in between, there is one moment too many, never one too few.

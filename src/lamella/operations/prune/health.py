@@ -29,9 +29,9 @@ from lamella.packs.usage import LiveIds, Usage
 from lamella.repository.repository import Repository
 
 REREAD_BYTES = 1 << 30
-"""Blobs at bad addresses that one run reads again; what is beyond counts as bad."""
+"""Blobs at bad addresses that one run reads again; further ones count as bad."""
 GONE_PERCENT = 1
-"""With more of the needed ids gone, something else is wrong than a few packs: nothing is deleted."""
+"""Where more of the needed ids are gone, more is wrong than a few packs: nothing is deleted."""
 _IDS_AT_ONCE = 256
 _WHOLE = "whole claims"
 
@@ -72,7 +72,7 @@ class Health:
         self._held.close()
 
     def begin(self) -> None:
-        """Judge anew: what was read before may have changed. Raises StoreError."""
+        """Judge again: objects that were read before may have changed. Raises StoreError."""
         self._held.close()
         self.heads = set(self.repo.history.heads)
         """The history that was judged."""
@@ -80,30 +80,30 @@ class Health:
         self.live = self._held.enter_context(LiveIds(None if cache is None else cache.parent))
         """The ids of everything that was walked."""
         self._walks: dict[tuple[DomainId, bool], LiveWalk] = {}
-        """Those of what was never whole here apart: a claim may name another's nodes where they do not belong."""
+        """Claims that were never whole here are walked apart: they may name others' nodes in wrong places."""
         self._walked: set[Ref] = set()
         self._usage: Usage | None = None
         self._counted = 0
         self._mixed = False
         self.unread: set[DomainId] = set()
-        """Domains in which a node of a judged snapshot could not be read: what lies below it was not kept."""
+        """Domains in which a node of a judged snapshot could not be read: the blobs below that node were not kept."""
         self._tracers: dict[DomainId, Tracer] = {}
         self.gone = False
-        """More of what was judged so far is gone than a few packs' worth: nothing may be deleted."""
+        """Of the judged snapshots more is gone than a few packs hold: nothing may be deleted."""
         self.repo.refresh_map(again=not self.repo.exclusive)
 
     def suspicion(self) -> RolledBack | None:
-        """Why nothing may be deleted whatever the rules say, by what was judged so far; None if it may."""
+        """Why nothing may be deleted, whatever the rules say, as far as snapshots were judged; None: it may."""
         if not self.gone:
             return None
-        text = f"more than {GONE_PERCENT} % of what is needed is gone, which no prune does"
+        text = f"more than {GONE_PERCENT} % of the needed data is gone, which no prune causes"
         hint = "look with: lamella verify; mend with: lamella repair"
         return RolledBack(text, obj=self.repo.store.url, hint=hint)
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
     def flaws(self, snapshots: Iterable[Snapshot]) -> dict[Ref, Flaw]:
-        """Those of these snapshots that are not whole, and why. All of them are walked, and needed from then on.
+        """The snapshots among these that are not whole, and why. All are walked, and needed from then on.
 
         Raises StoreError.
         """
@@ -139,7 +139,7 @@ class Health:
         return not snapshot.counts and snapshot.ref.encode().hex() not in self._first_seen.rows.get(_WHOLE, {})
 
     def _remember_whole(self, fresh: Collection[Ref]) -> None:
-        """From now on what these claims need is missed."""
+        """From now on blobs that these claims need are missed where they are gone."""
         if fresh:
             claims = [one for one in self.repo.catalogue.snapshots if not one.counts]
             names = [one.ref.encode() for one in claims if one.ref in fresh or not self._was_never_whole(one)]
@@ -153,7 +153,7 @@ class Health:
         return {one.series for one in rows if one.ref not in flaws}
 
     def trace(self, added: AddSnap) -> Flaw | None:
-        """What is wrong with a snapshot's tree and documents, without keeping what it needs. Raises StoreError."""
+        """The flaw of a snapshot's tree and documents; the blobs it needs are not kept. Raises StoreError."""
         if added.domain_id not in self._tracers:
             self._tracers[added.domain_id] = Tracer(self.repo, added.domain_id)
         return self._tracers[added.domain_id].flaw(added)
@@ -185,7 +185,7 @@ class Health:
         self.live.add(ids)
 
     def usage(self) -> Usage:
-        """Every pack counted against what is needed by now. Raises StoreError."""
+        """Count every pack against the blobs that are needed by now. Raises StoreError."""
         if self._usage is None or self._counted != self.live.added:
             self._read_again()
             self._usage = Usage(self.repo.cache, self.live)
@@ -198,7 +198,7 @@ class Health:
         return self._usage
 
     def _read_again(self) -> None:
-        """Read what was found bad before, as far as it is needed: only a successful reading clears an address.
+        """Read bad addresses again, as far as they are needed: only a successful reading clears an address.
 
         First what nobody here has read since, and of that all that the budget does not reach counts as bad.
         """
@@ -215,14 +215,14 @@ class Health:
                 self._distrust(() if cleared else found.unread)
 
     def _due(self, known: Collection[Address]) -> set[Address]:
-        """The needed ones, and heads of packs that are there."""
+        """The addresses of needed blobs, and of heads of packs that are there."""
         needed = self.live.among(one.id for one in known if one.kind != Kind.DIRECTORY)
         heads = {one for one in known if one.kind == Kind.DIRECTORY}
         there = census.known(self.repo.blobs, (one.pack for one in heads))
         return {one for one in known if one.id in needed} | {one for one in heads if one.pack in there}
 
     def _distrust(self, addresses: Collection[Address]) -> None:
-        """What was not read again counts as bad."""
+        """Addresses that were not read again count as bad."""
         for one in addresses:
             blobs: list[tuple[Kind, ChunkId]] = [(one.kind, one.id)]
             if one.kind == Kind.DIRECTORY:
@@ -232,7 +232,7 @@ class Health:
 
 
 def _said(snapshot: Snapshot) -> Flaw | None:
-    """What records alone say against a snapshot."""
+    """The flaw that records alone show."""
     if snapshot.given_up:
         return Flaw("parts of it are lost")
     if not snapshot.added.usable:
@@ -259,14 +259,14 @@ class Tracer:
         self._known: dict[tuple[ChunkId, int, int], Flaw | None] = {}
 
     def flaw(self, added: AddSnap) -> Flaw | None:
-        """What is wrong with a snapshot; an unreadable node before anything else. Raises StoreError."""
+        """The flaw of a snapshot: an unreadable node before anything else. Raises StoreError."""
         shape = Shape(added.volume_id, added.size, added.chunk_log2)
         found = next(self._below(shape, shape.depth - 1, [(added.root, 0)]))
         if found is not None and found.unreadable:
             return found
         for document in added.documents:
             if self._absent(Kind.DOCUMENT, [(part, None) for part in document.parts]):
-                return found or Flaw(f"a part of document {document.name} cannot be had")
+                return found or Flaw(f"a part of document {document.name} is unavailable")
         return found
 
     def _below(self, shape: Shape, level: int, places: Sequence[tuple[ChunkId, int]]) -> Iterator[Flaw | None]:
@@ -293,10 +293,10 @@ class Tracer:
         if not absent:
             return None
         chunk = next(chunk for id_, chunk in below if id_ in absent)
-        return Flaw(f"chunk {chunk} (from byte {chunk << shape.chunk_log2} on) cannot be had")
+        return Flaw(f"chunk {chunk} (from byte {chunk << shape.chunk_log2} on) is unavailable")
 
     def opened(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, Opened | str]:
-        """These nodes, or why they cannot be had. Raises StoreError."""
+        """The nodes, or why they cannot be read. Raises StoreError."""
         contents = self._repo.contents
         found: dict[ChunkId, Opened | str] = {}
         try:
@@ -310,7 +310,7 @@ class Tracer:
         return found
 
     def _absent(self, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]) -> set[ChunkId]:
-        """Those that lie nowhere in this domain with the length their position implies."""
+        """The ids that lie nowhere in this domain with the length that their position implies."""
         absent: set[ChunkId] = set()
         for start in range(0, len(wanted), _IDS_AT_ONCE):
             some = wanted[start : start + _IDS_AT_ONCE]

@@ -19,7 +19,8 @@ from lamella.format.commit import Head
 from lamella.format.container import Blob
 from lamella.format.deletion import Condemn, Reaped, Rescue, Retire
 from lamella.format.known import understood
-from lamella.format.records import Abandon, AddSnap, RawRecord, Session, Signed, raw
+from lamella.format.records import AddSnap, RawRecord, Signed, raw
+from lamella.format.sessions import Abandon, Session
 from lamella.history.condemned import Batch
 from lamella.history.history import Chain
 from lamella.operations.prune.needed import DAY_MS, Needed, Survey
@@ -48,7 +49,7 @@ _PACKS_AT_ONCE = 1000
 
 
 def old_enough(survey: Survey, dead: Sequence[PackUse]) -> list[PackUse]:
-    """Those of these packs that a commit named once, or that have been here long enough.
+    """The packs among these that a commit named once, or that have been here long enough.
 
     A run may be writing the others right now (FORMAT 12).
     """
@@ -70,7 +71,7 @@ def _named_packs(repo: Repository) -> set[bytes]:
 
 
 def with_condemned(plan: PrunePlan, survey: Survey, needed: Needed, options: PruneOptions) -> PrunePlan:
-    """The plan with what becomes of packs that were condemned before: deleted, rescued, or waiting."""
+    """The plan with the fates of packs that were condemned before: deleted, rescued, or waiting."""
     repo = survey.repo
     knowledge = Acknowledgements(survey, options)
     knowledge.to_retire()
@@ -98,7 +99,7 @@ def with_condemned(plan: PrunePlan, survey: Survey, needed: Needed, options: Pru
 
 
 def _needed_blobs(repo: Repository, needed: Needed, uses: Iterable[PackUse]) -> dict[bytes, list[Blob]]:
-    """What is needed of these packs, as the blob map says it."""
+    """The needed blobs of these packs, as the map says."""
     directories = [(use.pack, repo.blobs.directory(use.pack)) for use in uses if use.held]
     blobs = {pack: found.blobs for pack, found in directories if found is not None}
     live = needed.live.among(blob.id for some in blobs.values() for blob in some)
@@ -116,7 +117,7 @@ def _places(repo: Repository, batch: Batch, domain_id: DomainId, blob: Blob) -> 
 
 
 class LocklessPruning:
-    """One collection: what earlier ones condemned is deleted if it may be, and what is not needed now is condemned."""
+    """One collection: delete packs that earlier ones condemned, where allowed, and condemn packs nobody needs now."""
 
     def __init__(self, survey: Survey, options: PruneOptions, reporter: Reporter, result: PruneResult) -> None:
         self._repo = survey.repo
@@ -147,7 +148,7 @@ class LocklessPruning:
     # -- a fresh view --------------------------------------------------------------------------------------------------
 
     def _fresh(self) -> Needed | None:
-        """Read the heads again; what was marked counts on if they are the same. None if nothing may be relied on."""
+        """Read the heads again: marks stay valid if the heads are the same. None if nothing may be relied on."""
         troubles = self._survey.reread()
         if troubles:
             self._result.blocked += troubles
@@ -242,7 +243,7 @@ class LocklessPruning:
         rewriting.report_to(self._result, gone)
 
     def _figures(self) -> None:
-        """What is condemned now, and from when it can go."""
+        """The packs that are condemned now, and from when on they can go."""
         repo, first_seen = self._repo, self._survey.first_seen
         repo.reload(whole=True)
         waiting = [batch for batch in repo.log.condemned.batches.values() if batch.waiting]
@@ -255,7 +256,7 @@ class LocklessPruning:
 
 
 class Acknowledgements:
-    """What the chains, as they were last read, say of each batch."""
+    """The state of each batch, by the chains as they were read last."""
 
     def __init__(self, survey: Survey, options: PruneOptions) -> None:
         self._repo = survey.repo
@@ -272,14 +273,14 @@ class Acknowledgements:
             if chain is None or chain.head is None:
                 raise RepositoryError("there is no such writer", obj=writer.hex())
             if any(head.sha256 in young for head in chain.heads):
-                text = f"writer {self._name(writer)} was heard of within 30 days: it is not retired"
+                text = f"writer {self._name(writer)} wrote within the last 30 days: it is not retired"
                 raise RepositoryError(text, obj=writer.hex())
             if not self._retired(chain):
                 found.append(Retire(chain.head))
         return found
 
     def acknowledge(self, publish: Callable[[], None]) -> None:
-        """Say in a commit that this host, too, knows what others condemned, if it has not said so yet."""
+        """Publish that this host knows what others condemned, unless it has said so before."""
         repo = self._repo
         own = repo.own_writer
         chain = None if own is None else repo.history.chains.get(own)

@@ -37,7 +37,7 @@ def history_troubles(repo: Repository) -> Iterator[IntegrityError]:
     for problem in repo.problems:
         yield RolledBack(problem.message, obj=repo.store.url, hint=problem.remedy)
     for text in repo.catalogue.unread.values():
-        hint = "upgrade lamella: what that writer says from there on is not known to this version"
+        hint = "upgrade lamella: this version cannot read that writer's later records"
         yield IntegrityError(text, obj=repo.store.url, hint=hint)
     for text in repo.catalogue.malformed:
         yield IntegrityError(f"a record cannot be read, and nobody knows what it needs: {text}", obj="w/")
@@ -45,7 +45,7 @@ def history_troubles(repo: Repository) -> Iterator[IntegrityError]:
 
 @dataclass(slots=True)
 class Needed:
-    """What is needed, and the domains where that is known completely."""
+    """The needed blobs, and the domains for which they are known completely."""
 
     live: LiveIds
     closed: set[DomainId]
@@ -69,7 +69,7 @@ class Needed:
 
 
 class Survey:
-    """Looks at one repository for a prune. What `health` has read already is not read again.
+    """Looks at one repository for a prune. Snapshots that `health` has read are not read again.
 
     A `dry` survey writes nothing: it says which snapshots would come back, and takes them as needed.
     """
@@ -81,9 +81,9 @@ class Survey:
         self._delays_ms = delays_ms
         self.first_seen = FirstSeen(repo.memory, repo.clock, dry=dry)
         self.revived: list[AddSnap] = []
-        """Snapshots that were published anew, or would be."""
+        """Snapshots that were published again, or would be."""
         self._waiting: list[tuple[AddSnap, str]] = []
-        """Those that were not, and why; without a reason nobody tried."""
+        """Snapshots that were not revived, and why; without a reason nobody tried."""
 
     def revived_names(self) -> tuple[str, ...]:
         """`revived` as users name them."""
@@ -91,7 +91,7 @@ class Survey:
         return tuple(f"{names.get(one.volume_id, one.volume_id.hex())}@{one.name}" for one in self.revived)
 
     def begin(self) -> list[IntegrityError]:
-        """As `reread`; what was judged before counts on only if nobody has written since. Raises StoreError."""
+        """As `reread`; earlier judgements stay valid only if nobody has written since. Raises StoreError."""
         troubles = self.reread()
         if set(self.repo.history.heads) != self.health.heads:
             self.health.begin()
@@ -157,7 +157,7 @@ class Survey:
         return len(self.revived) > before
 
     def _came_back(self, ref: Ref, added: AddSnap) -> bool:
-        """Publish it anew. Where that fails nothing that it needs is deleted, and the next run tries again."""
+        """Publish it again. Where that fails nothing that it needs is deleted, and the next run tries again."""
         if self.dry:
             self._waiting.append((added, ""))
             self.revived.append(added)
@@ -176,7 +176,7 @@ class Survey:
     # -- what stands ---------------------------------------------------------------------------------------------------
 
     def _judge(self, needed: Needed, standing: Collection[Snapshot], flaws: Mapping[Ref, Flaw]) -> None:
-        """Which domains may be judged, and what is wrong with the snapshots that stay."""
+        """The domains that may be judged, and the flaws of the snapshots that stay."""
         names = self.repo.catalogue.shown_names()
         for snapshot in standing:
             added = snapshot.added
@@ -203,7 +203,7 @@ class Survey:
             needed.troubles.append(suspicion)
 
     def _hold_lost(self, needed: Needed, standing: Collection[Snapshot]) -> None:
-        """What is left of snapshots of which a part was given up; no more than that part may be out of reach."""
+        """The rest of snapshots that are given up in part; no more than that part may be out of reach."""
         for snapshot in standing:
             domain_id = snapshot.added.domain_id
             unread = self.health.hold(domain_id, roots_of(snapshot.added)) if snapshot.given_up else None
@@ -213,7 +213,7 @@ class Survey:
             ranges = lost_by(snapshot, gaps).ranges
             said = all(any(a <= start and end <= b for a, b in snapshot.lost.ranges) for start, end in ranges)
             if not said or not unread <= {gap.id for gap in gaps}:
-                text = f"more of {snapshot.name} cannot be read than was recorded as lost: nothing is deleted beside it"
+                text = f"more of {snapshot.name} cannot be read than was recorded as lost: nothing is deleted"
                 hint = "look with: lamella verify; mend with: lamella repair"
                 needed.leave(domain_id, text, snapshot.name, hint)
 
@@ -256,7 +256,7 @@ class Survey:
             needed.notes.append(f"{kept} removed snapshots are kept until their removal is old enough")
 
     def _may_return(self, unread: Collection[ChunkId]) -> bool:
-        """Whether a pack that is there may hold one of these nodes. What the host that removed them deleted is gone."""
+        """Whether a pack that is there may hold one of these nodes. Other packs were deleted after the removal."""
         if not unread:
             return False
         from lamella.packs.census import troubled  # rarely needed
@@ -266,19 +266,19 @@ class Survey:
         return bad or bool(troubled(self.repo.blobs))
 
     def _hold_expelled(self, needed: Needed, without: Collection[Ref]) -> None:
-        """What expelled writers published: all of it that can be read, and what cannot be read blocks nothing."""
+        """The blobs that expelled writers published, as far as they can be read; an unreadable part blocks nothing."""
         for snapshot in self.repo.catalogue.snapshots:
             if snapshot.expelled and snapshot.ref not in without:
                 self.health.hold(snapshot.added.domain_id, roots_of(snapshot.added))
                 needed.roots.setdefault(snapshot.added.domain_id, set()).add(snapshot.added.root)
 
     def _removed(self, without: Collection[Ref]) -> dict[Ref, AddSnap | None]:
-        """What is removed, or would be."""
+        """The removed snapshots, with those that this run would remove."""
         going = {one.ref: one.added for one in self.repo.catalogue.snapshots if one.ref in without}
         return going | {ref: removal.added for ref, removal in self.repo.catalogue.removed.items()}
 
     def _hold_sessions(self, needed: Needed) -> None:
-        """What unfinished runs share from, and what they stored."""
+        """The bases of unfinished runs, and the packs they stored."""
         known = self._removed(()) | {shot.ref: shot.added for shot in self.repo.catalogue.snapshots}
         by_domain: dict[DomainId, Roots] = {}
         for session in self.sessions():
@@ -291,7 +291,7 @@ class Survey:
                 by_domain.setdefault(partial.domain_id, Roots()).trees.append(Tree(shape, partial.root))
         for domain_id, roots in by_domain.items():
             if self.health.hold(domain_id, roots):
-                needed.notes.append("what an unfinished run stored cannot be read and is not kept for it")
+                needed.notes.append("the data of an unfinished run cannot be read, and is not kept")
 
     def sessions(self) -> list[OpenSession]:
         """Unfinished runs that still hold what they rely on."""

@@ -28,7 +28,7 @@ UNEXPLAINED_MS = 30 * DAY_MS
 
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
-    """How far to go. Percentages are of bytes; times are milliseconds."""
+    """Options of a prune. Percentages are of bytes; times are milliseconds."""
 
     repack: bool = True
     """Packs that are partly needed may be rewritten. Without it only packs that nothing needs are deleted."""
@@ -51,12 +51,12 @@ class PruneOptions:
 
     @property
     def delays_ms(self) -> tuple[int, int]:
-        """How long removed snapshots of this host, and of others, are still needed."""
+        """The times for which removed snapshots of this host, and of others, are still needed."""
         return self.remove_delay_ms, max(self.remove_delay_ms, self.others_delay_ms)
 
 
 class Method(Enum):
-    """How packs go."""
+    """The ways in which packs are deleted."""
 
     ALONE = "under the exclusive lock"
     LOCKLESS = "without a lock"
@@ -64,7 +64,7 @@ class Method(Enum):
 
 
 class Fate(Enum):
-    """What becomes of a pack."""
+    """The fate of a pack."""
 
     DELETE = "delete"
     CONDEMN = "condemn"
@@ -92,7 +92,7 @@ class PlannedPack(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """What a prune does. Whatever is not named here stays."""
+    """The plan of a prune. Packs and snapshots it does not name stay."""
 
     method: Method
     removals: tuple[PlannedRemoval, ...] = ()
@@ -100,7 +100,7 @@ class PrunePlan:
     revived: tuple[str, ...] = ()
     """Names of removed snapshots that come back, because their volume has no whole one left."""
     undecided: tuple[IntegrityError, ...] = ()
-    """What cannot be judged and therefore stays, and why."""
+    """The parts that cannot be judged and therefore stay, and why."""
     damaged: tuple[IntegrityError, ...] = ()
     """Snapshots that stay and are not whole."""
     waiting: tuple[str, ...] = ()
@@ -124,7 +124,7 @@ class PrunePlan:
 
     @property
     def deleted_packs(self) -> int:
-        """How many packs this run deletes."""
+        """The number of packs that this run deletes."""
         return len(self.gone)
 
     @property
@@ -151,7 +151,7 @@ class PrunePlan:
 
 @dataclass(slots=True)
 class PruneResult:
-    """What became of it. Sizes in bytes of whole packs."""
+    """The outcome of a prune. Sizes are bytes of whole packs."""
 
     removed: list[Ref] = field(default_factory=list)
     """Snapshots that this run removed."""
@@ -160,7 +160,7 @@ class PruneResult:
     condemned_bytes: int = 0
     """To be deleted by a later run, once nobody can need it any more."""
     condemned_until_ms: int = 0
-    """The earliest moment at which that can be; 0 if nothing is condemned."""
+    """The earliest moment at which a later run can delete them; 0 if nothing is condemned."""
     repacked_bytes: int = 0
     """Needed bytes that were rewritten."""
     deleted_packs: int = 0
@@ -202,7 +202,7 @@ def plan_prune(
     options: PruneOptions | None = None,
     health: Health | None = None,
 ) -> PrunePlan:
-    """What a prune that removes these snapshots (each with its reason) would do now; writes nothing.
+    """Plan a prune that removes these snapshots (each with its reason); writes nothing.
 
     `health` is what was judged before with the same history. Raises RepositoryError for an unknown snapshot or a writer
     that cannot be retired, StoreError.
@@ -227,7 +227,7 @@ def plan_prune(
 
 
 def method_of(abilities: Abilities, *, dry: bool = False) -> Method:
-    """How packs go at a store. A `dry` plan takes a store that was opened for reading as it would be for writing."""
+    """The way in which a store deletes packs. A `dry` plan treats a store opened for reading as one for writing."""
     may_delete = abilities.delete or (dry and not abilities.write)
     if abilities.immutable or not may_delete:
         return Method.OTHERS
@@ -235,7 +235,7 @@ def method_of(abilities: Abilities, *, dry: bool = False) -> Method:
 
 
 def known_removals(repo: Repository, removals: Iterable[Ref] | Mapping[Ref, str]) -> dict[Ref, str]:
-    """Those that stand, with their reasons. Raises RepositoryError if one never was in the repository."""
+    """The removals of snapshots that are still there. Raises RepositoryError if one never was in the repository."""
     wanted = dict(removals) if isinstance(removals, Mapping) else dict.fromkeys(removals, "named")
     known = {snapshot.ref for snapshot in repo.catalogue.snapshots}
     strange = [ref for ref in wanted if ref not in known and ref not in repo.catalogue.removed]
@@ -247,7 +247,7 @@ def known_removals(repo: Repository, removals: Iterable[Ref] | Mapping[Ref, str]
 def plan_removals(
     survey: Survey, wanted: Mapping[Ref, str], options: PruneOptions
 ) -> tuple[tuple[PlannedRemoval, ...], tuple[IntegrityError, ...]]:
-    """The snapshots that may go, and what is refused: a volume's last whole one, unless `options.last`.
+    """The snapshots that may go, and the refused ones: the last whole snapshot of a volume, unless `options.last`.
 
     REMOVE_LAST also names what was removed of the volume before, so that none of it comes back; and what an expelled
     writer published, which nobody wants back.
@@ -279,7 +279,7 @@ def plan_removals(
 
 def _last_of(name: str) -> IntegrityError:
     text = f"nothing of {name} is removed: no whole snapshot of it would be left"
-    return IntegrityError(text, obj=name, hint="look with: lamella verify; add --yes-last to remove it all the same")
+    return IntegrityError(text, obj=name, hint="look with: lamella verify; add --yes-last to remove it anyway")
 
 
 def plan_packs(survey: Survey, needed: Needed, options: PruneOptions) -> PrunePlan:
@@ -354,7 +354,7 @@ def _rewritten(partly: Iterable[PackUse], live: int, unused: int, options: Prune
 
 
 def batches(packs: Iterable[PackUse], most_bytes: int) -> Iterator[list[PackUse]]:
-    """Packs in their order, so many at once that at most `most_bytes` of them are needed."""
+    """Batches of packs, in their order, each with at most `most_bytes` of needed bytes."""
     batch: list[PackUse] = []
     size = 0
     for use in packs:

@@ -1,7 +1,7 @@
-"""Removing snapshots and giving back what nothing needs any more (docs/decisions/0019, 0036, 0038).
+"""Removing snapshots and freeing the space of data that nothing needs (docs/decisions/0019, 0036, 0038).
 
-Judge, walk, REMOVE, `sync`, mark, plan, delete. Whenever a prune is broken off, nothing that is needed is gone, and the
-next one goes on. This file also holds the executor for stores with a lock; `lockless` is the other one.
+Judge, walk, REMOVE, `sync`, mark, plan, delete. A prune can be interrupted at any point without losing needed data; the
+next run continues. This file also holds the executor for stores with a lock; `lockless` is the other executor.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run_prune(
     health: Health | None = None,
     reporter: Reporter = silent,
 ) -> PruneResult:
-    """Remove these snapshots and give back the space. `health` is what was judged under this lock.
+    """Remove these snapshots and free their space. `health` holds what was judged under this lock.
 
     What cannot be judged stays and is reported in the result. Raises RepositoryError if the secret may not delete or a
     snapshot is unknown, RolledBack, Locked at a mirror, StoreError.

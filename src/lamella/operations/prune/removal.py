@@ -46,7 +46,7 @@ def require_not_last(chosen: Sequence[Selected], health: Health) -> None:
     for one in chosen:
         if one.snapshot.series not in whole:
             text = f"no whole snapshot of {one.volume_name} would be left without {one.text}"
-            raise UsageError(text, obj=one.text, hint="add --yes-last to remove it all the same")
+            raise UsageError(text, obj=one.text, hint="add --yes-last to remove it anyway")
 
 
 def require_unpinned(chosen: Sequence[Selected]) -> None:
@@ -58,7 +58,7 @@ def require_unpinned(chosen: Sequence[Selected]) -> None:
 
 
 def revivable(catalogue: Catalogue, whole: Collection[Series]) -> Iterator[list[tuple[Ref, AddSnap]]]:
-    """What may be brought back of each series that is not among `whole`, newest first.
+    """Removed snapshots that may be brought back, of each series that is not among `whole`, newest first.
 
     Nothing that a REMOVE_LAST names: whoever published that wanted none of it to stay. Nor what a writer published
     after it was expelled.

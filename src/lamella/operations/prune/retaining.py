@@ -53,7 +53,7 @@ class JudgedSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
-    """What a policy says about the snapshots of a repository."""
+    """The verdicts of a policy on the snapshots of a repository."""
 
     rows: tuple[JudgedSnapshot, ...]
     unproven: tuple[str, ...] = ()
@@ -61,28 +61,28 @@ class RetentionPlan:
 
     @property
     def removed(self) -> tuple[JudgedSnapshot, ...]:
-        """What would go, by volume and newest first."""
+        """The snapshots that would go, by volume and newest first."""
         return tuple(row for row in self.rows if not row.verdict.keep)
 
     @property
     def kept(self) -> tuple[JudgedSnapshot, ...]:
-        """What would stay."""
+        """The snapshots that would stay."""
         return tuple(row for row in self.rows if row.verdict.keep)
 
     @property
     def damaged(self) -> tuple[JudgedSnapshot, ...]:
-        """What would stay and is not whole, unless a LOST that counts says so."""
+        """The snapshots that would stay and are not whole, unless a LOST that counts says so."""
         rows = (row for row in self.kept if row.flaw is not None and not row.flaw.never)
         return tuple(row for row in rows if not row.selected.snapshot.given_up)
 
     @property
     def strange(self) -> tuple[JudgedSnapshot, ...]:
-        """What no rule looked at, because its time makes no sense."""
+        """The snapshots that no rule looked at, because their time makes no sense."""
         return tuple(row for row in self.rows if not row.verdict.judged)
 
     @property
     def refs(self) -> tuple[Ref, ...]:
-        """What is to be removed."""
+        """The snapshots to be removed."""
         return tuple(row.selected.snapshot.ref for row in self.removed)
 
 
@@ -90,6 +90,7 @@ def require_rules(policy: Policy) -> None:
     """Raises UsageError for a policy without any rule."""
     if policy.empty:
         hint = "give a rule, for example --keep-daily 7, or write [prune] into the configuration"
+        hint += "; the rules of a profile are those of lamella run"
         raise UsageError("there is no rule for what to keep, so nothing is removed", hint=hint)
 
 
@@ -112,7 +113,7 @@ def plan_retention(
     dated: list[DatedSnapshot] = []
     rules: dict[str, Retention] = {}
     unproven: list[str] = []
-    known = ProvenSnapshots(repo.memory)
+    known = ProvenSnapshots(repo.proofs)
     for volume in [find_volume(repo, name) for name in volumes] or repo.catalogue.volumes.values():
         name = shown[volume.volume_id]
         proven = known.of(volume.volume_id)
@@ -150,7 +151,7 @@ _Place = tuple[str, int]
 
 
 def _data_of(repo: Repository, selected: Mapping[_Place, Selected]) -> dict[_Place, int]:
-    """How many chunks of each snapshot hold data, if its root can be read; no other node is. Raises StoreError."""
+    """The number of chunks with data of each snapshot whose root can be read; no other node is. Raises StoreError."""
     domains: dict[DomainId, list[_Place]] = {}
     for place, one in selected.items():
         domains.setdefault(one.snapshot.added.domain_id, []).append(place)

@@ -157,7 +157,7 @@ class DatedSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What becomes of a snapshot, and why."""
+    """The verdict on a snapshot, and the reasons."""
 
     moment: DatedSnapshot
     keep: bool
@@ -262,7 +262,7 @@ class _Look:
         self.present = [at for at in range(len(self.rows)) if at not in self.strange]
 
     def kept(self, spare_last: bool, among: str = "", ages: str = "") -> dict[int, tuple[str, ...]]:
-        """What stays, by position in `rows`, and why.
+        """The snapshots that stay, by position in `rows`, and why.
 
         `spare_last` keeps the latest one, too. `among` ends the reasons of rules that count, `ages` those of rules that
         compare with the newest one.
@@ -378,7 +378,7 @@ class _Look:
                 continue
             key = (band, band.period.of(local_time(row.time_ms, self.zone)))
             if key not in filled:
-                self._keep([at], f"one a {band.period.value} beyond {band.age.text}{ages}")
+                self._keep([at], f"one each {band.period.value} beyond {band.age.text}{ages}")
                 filled.add(key)
 
     def _spare(self) -> None:

@@ -125,7 +125,7 @@ class Rewriting:
 
     @property
     def new_packs(self) -> list[bytes]:
-        """What was written, in order."""
+        """The packs that were written, in order."""
         return [pack for packer in self._packers.values() for pack in packer.packs]
 
     def run(self, judged: Sequence[JudgedPack]) -> list[JudgedPack]:
@@ -206,7 +206,7 @@ class Rewriting:
     # -- twins ---------------------------------------------------------------------------------------------------------
 
     def _in_twins(self, one: JudgedPack) -> set[ChunkId]:
-        """What verified twins of a pack hold."""
+        """The content of verified twins of a pack."""
         held: set[ChunkId] = set()
         if not self._use_twins:
             return held

@@ -1,4 +1,4 @@
-"""Filling gaps: content with the missing id is looked for at the donors and stored anew, in packs of this run.
+"""Filling gaps: content with the missing id is looked for at the donors and stored again, in packs of this run.
 
 What a donor gives is content to be tried, never a promise: chunks and nodes are stored under the id that is computed
 from them. A missing node says nothing of the ids below it; it is found again by building that part of the manifest from
@@ -28,7 +28,7 @@ from lamella.repository.repository import Repository
 
 
 class Depot:
-    """Takes blobs to be stored anew. A context manager; `settle` makes them durable. With `dry` it only counts."""
+    """Takes blobs to be stored again. A context manager; `settle` makes them durable. With `dry` it only counts."""
 
     def __init__(self, repo: Repository, *, dry: bool) -> None:
         self._dry = dry

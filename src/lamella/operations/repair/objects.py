@@ -12,7 +12,7 @@ from functools import partial
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
-from lamella.base.names import KEYS, QUARANTINE, README, RESCUE, pack_hash, pack_name
+from lamella.base.names import KEYS, README, RESCUE, pack_hash, pack_name
 from lamella.base.trust import Clear, Sealed
 from lamella.format import commit
 from lamella.format.commit import Head
@@ -21,12 +21,12 @@ from lamella.format.records import File
 from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot
 from lamella.operations.repair.result import ASIDE, BACK, LEFT, STORED, RepairResult
+from lamella.operations.shared.aside import may_set_aside, set_aside
 from lamella.operations.shared.findings import DAMAGE, Finding
 from lamella.packs.containers import open_blob, open_commit, open_head
 from lamella.packs.reach import require_alive
 from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
-from lamella.stores.base import Store
 
 
 class ObjectRepair:
@@ -187,7 +187,7 @@ class ObjectRepair:
             self._repo.store.put(name, Sealed(content))
 
     def catalogue_segments(self, depot: Depot) -> None:
-        """What checkpoints refer to and no pack has, from a copy. Without one the next checkpoint says it all anew."""
+        """Segments that checkpoints name and no pack has, from a copy; else the next checkpoint is complete."""
         for chain in self._repo.history.chains.values():
             for place in chain.carried.segments if chain.carried is not None else ():
                 try:
@@ -236,7 +236,7 @@ class ObjectRepair:
         return True
 
     def _salvage(self, name: str, content: bytes, depot: Depot, bad: Collection[bytes | None]) -> int:
-        """What lies in other `bad` packs only is stored anew, too: all of them are moved aside."""
+        """Content that lies only in other `bad` packs is stored again, too: all of them are moved aside."""
         saved = 0
         for domain_id, kind, id_, opened in self._opened(name, content):
             others = [place for place in self._repo.blobs.find(kind, id_) if place.pack not in bad]
@@ -272,7 +272,7 @@ class ObjectRepair:
             yield known.domain_id, known.header, [*known.blobs, *self._repo.suspects.blobs(pack)]
 
     def packs_aside(self, names: Iterable[str]) -> None:
-        """Move bad packs aside; what was good in them is stored anew by now."""
+        """Move bad packs aside; what was good in them is stored again by now."""
         for name in names:
             if self._exists(name):
                 self._aside(name)
@@ -297,28 +297,3 @@ def _first(candidates: Iterable[Callable[[], bytes]], fits: Callable[[bytes], bo
         if fits(content):
             return content
     return None
-
-
-def may_set_aside(store: Store) -> bool:
-    """Whether objects can be moved aside there: only where a lock proves that nobody is reading or writing."""
-    abilities = store.abilities
-    return abilities.exclusive_lock and abilities.delete and abilities.write and not abilities.immutable
-
-
-def set_aside(store: Store, name: str) -> str:
-    """Move an object to `quarantine/<SHA-256 of its bytes>/<name>`; returns that name.
-
-    An object's name cannot be given other bytes: what is bad must leave its name before the right bytes can have it.
-
-    The store's exclusive lock is held. The copy is durable and was read back before the name goes; killed in between,
-    both are there, and doing it again ends the same way. Raises StoreError; then the object is where it was.
-    """
-    content = store.get(name)
-    aside = f"{QUARANTINE}{hashlib.sha256(content).hexdigest()}/{name}"
-    store.put(aside, Clear(content))
-    store.sync()
-    if store.get(aside) != content:
-        raise StoreError("the copy moved aside does not read back", obj=aside)
-    store.delete(name)
-    store.sync()
-    return aside

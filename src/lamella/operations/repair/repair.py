@@ -1,7 +1,7 @@
 """Mending a damaged repository: nothing is deleted, what is still somewhere is brought back (FORMAT 8, LOST).
 
 The order: history first (its commits from this host's cache or a copy, else volumes rebuilt from tree notes), then
-clear files, then contents: what still opens in bad packs and what donors have is stored anew and made durable before
+clear files, then contents: what still opens in bad packs and what donors have is stored again and made durable before
 any bad object is moved aside. What stays lost is recorded in the repository. Done twice, the second time finds nothing
 to do.
 """
@@ -26,12 +26,14 @@ from lamella.memory.verdict_changes import forget_damage
 from lamella.operations.repair import rebuild
 from lamella.operations.repair.donors import Donors
 from lamella.operations.repair.heal import Depot, Healer
-from lamella.operations.repair.objects import ObjectRepair, may_set_aside
+from lamella.operations.repair.objects import ObjectRepair
 from lamella.operations.repair.result import BACK, GIVEN_UP, LEFT, REBUILT, RECORDED, STORED, Gone, RepairResult
+from lamella.operations.shared.aside import may_set_aside
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.gaps import MissingBlob, find_gaps, lost_by
 from lamella.operations.shared.selection import Selected, select
 from lamella.repository.create import file_record
+from lamella.repository.exclusive import lock_exclusively, look_again
 from lamella.repository.publishing import give_up
 from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
@@ -44,7 +46,7 @@ _MOST_ROUNDS = 12
 
 @dataclass(frozen=True, slots=True)
 class RepairOptions:
-    """How to look, and where lost content may be had.
+    """Options of a repair, and the donors of lost content.
 
     `level` is the examination: "full" reads every pack, "structure" goes by the listing and by what this host remembers
     to be bad. `sources` by the names of volumes, where it is not the source the volume came from.
@@ -87,7 +89,7 @@ def repair(
         result.found = examine(repo, options.level, options.workers, reporter).findings
         confirm(result)
         if not options.dry and may_set_aside(repo.store):
-            repo.lock_exclusively(options.lock_wait)
+            lock_exclusively(repo, options.lock_wait)
         mending.history()
         mending.contents()
         if options.dry:
@@ -117,7 +119,7 @@ class _Mending:
         """Look at the repository as it is now; of a dry run, it has not changed."""
         if not self._options.dry:
             self._repo.store.sync()
-            self._repo.look_again()
+            look_again(self._repo)
 
     # -- history ------------------------------------------------------------------------------------------------------
 
@@ -191,7 +193,7 @@ class _Mending:
             self._result.did(LEFT, COMMITS, "what the clear files must be can only be signed with an admin's secret")
             records = []
         else:
-            self._result.did(RECORDED, COMMITS, "the marker, the key slot in use and the texts are signed anew")
+            self._result.did(RECORDED, COMMITS, "the marker, the key slot in use and the texts are signed again")
         repo.publish(records)
         repo.reload(whole=True)
 
@@ -274,7 +276,7 @@ class _Mending:
         for one in select(self._repo, []):
             whole[one.volume.volume_id] &= one.text not in last.unrestorable
         try:
-            forget_damage(self._repo.memory, (volume_id for volume_id, is_whole in whole.items() if is_whole))
+            forget_damage(self._repo.proofs, (volume_id for volume_id, is_whole in whole.items() if is_whole))
         except RepositoryError as error:
             self._result.notes.append(f"the verdicts of this host could not be kept: {error.message}")
 
@@ -282,7 +284,7 @@ class _Mending:
 def _not_taken(
     found: list[tuple[Selected, list[MissingBlob]]], depot: Depot
 ) -> list[tuple[Selected, list[MissingBlob]]]:
-    """What a dry run would leave."""
+    """The damage that a dry run would leave."""
     return [
         (one, [gap for gap in gaps if not depot.has(one.snapshot.added.domain_id, gap.kind, gap.id)])
         for one, gaps in found

@@ -1,4 +1,4 @@
-"""What a repair did, or would do: values for the report."""
+"""The result of a repair, or of its dry run: values for the report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RepairStep:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """What of a snapshot cannot be brought back: ranges of bytes, documents."""
+    """The parts of a snapshot that cannot be brought back: ranges of bytes, documents."""
 
     obj: str
     lost_bytes: int
@@ -52,9 +52,9 @@ class RepairResult:
     actions: list[RepairStep] = field(default_factory=list)
     gone: list[Gone] = field(default_factory=list)
     found: list[Finding] = field(default_factory=list)
-    """What the examination at the beginning found."""
+    """The findings of the examination at the beginning."""
     remaining: list[Finding] = field(default_factory=list)
-    """What is still found at the end; of a dry run, everything."""
+    """The findings at the end; of a dry run, everything."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stored_blobs: int = 0

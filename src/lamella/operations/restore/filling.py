@@ -9,9 +9,10 @@ from __future__ import annotations
 from array import array
 from bisect import bisect
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from lamella.base.errors import IntegrityError
+from lamella.base.errors import SourceError
 from lamella.base.ids import ChunkId
 from lamella.crypto.chunk_id import Identify
 from lamella.format.node import Slot
@@ -20,16 +21,12 @@ from lamella.operations.shared.streaming import ChunkBatch, VolumeStream
 from lamella.packs.tree import SlotRun
 from lamella.sources.target import Target
 
-_NOT_THE_REPOSITORY = (
-    "the repository was read again and is sound here: the target's disk fails, or this machine's memory"
-)
-
 Row = tuple[int, ChunkId]
 """A DATA chunk: its number and id."""
 
 
 class Filled(NamedTuple):
-    """What came of one piece of a volume. Bytes."""
+    """The figures of one piece of a volume. Bytes."""
 
     chunks: int
     """Its DATA chunks, a number."""
@@ -55,35 +52,32 @@ class Filling:
         self._left = 0
 
     def pieces(self) -> Iterator[ChunkBatch | SlotRun]:
-        """What `fill` is called with."""
+        """The arguments of `fill`."""
         return self._stream.pieces(data_only=self._target.starts_zeroed)
 
     def fill(self, piece: ChunkBatch | SlotRun) -> Filled:
         """Make a piece of the target what it must be. Raises IntegrityError, StoreError, SourceError."""
         if isinstance(piece, SlotRun):
-            clear = self._target.punch if piece.slot == Slot.HOLE else self._target.zero
-            clear(*self._stream.span(piece.first, piece.end))
+            (self._target.punch if piece.slot == Slot.HOLE else self._target.zero)(*self._stream.span(*piece[:2]))
             return Filled(0, 0, 0, [], 0)
-        held: list[Row] = []
-        if self._target.holds:
-            held = [row for run in _adjoining(piece.chunks) for row in self._right(run)]
+        held = [row for run in adjoining(piece.chunks) for row in self._right(run)] if self._target.holds else []
         known = {chunk for chunk, _ in held}
         missing = [row for row in piece.chunks if row[0] not in known] if known else piece.chunks
         written = self._write(missing)
-        proven = held + [row for run in _adjoining(missing) for row in self._proven_now(run)]
+        proven = held + [row for run in adjoining(missing) for row in self._proven_now(run)]
         return Filled(len(piece.chunks), self._bytes(piece.chunks), written, sorted(proven), self._bytes(proven))
 
     def note(self, part: Filled) -> None:
         """Take in what came of a piece, in the order of the pieces."""
         self._left += part.chunks - len(part.proven)
-        for run in _adjoining(part.proven):
+        for run in adjoining(part.proven):
             if self._proven and self._proven[-1] == run[0][0]:
                 self._proven[-1] = run[-1][0] + 1
             else:
                 self._proven.extend((run[0][0], run[-1][0] + 1))
 
     def unproven(self) -> Iterator[ChunkBatch | SlotRun]:
-        """What `prove` is called with, after the target has settled: all that no noted part has proven."""
+        """The arguments of `prove`, after the target has settled: everything that no noted part has proven."""
         if not self._left:  # the manifest need not be read again
             yield from self._between()
             return
@@ -102,9 +96,12 @@ class Filling:
         """Compare what the target reads back. Returns the bytes compared; raises IntegrityError for a difference."""
         if isinstance(piece, SlotRun):
             start, end = self._stream.span(piece.first, piece.end)
-            self._prove_zeros(start, end)
+            if (offset := self._not_zero(start, end)) is not None:
+                from lamella.operations.restore.differing import difference  # hardly ever
+
+                raise difference(self._target, offset)
             return end - start
-        for run in _adjoining(piece.chunks):
+        for run in adjoining(piece.chunks):
             self._proof(run)
         return self._bytes(piece.chunks)
 
@@ -120,7 +117,7 @@ class Filling:
             for place in places[id_]:
                 buffer[place : place + len(content)] = content
         position = written = 0
-        for run in _adjoining(rows):
+        for run in adjoining(rows):
             start, end = self._span(run)
             self._target.write(start, buffer[position : position + end - start])
             position += len(run) << self._log2
@@ -132,12 +129,11 @@ class Filling:
     def _right(self, run: Sequence[Row]) -> list[Row]:
         """The chunks of a run that the target holds already, as its disk reads back."""
         stored = [(low >> self._log2, high - 1 >> self._log2) for low, high in self._target.stored(*self._span(run))]
-        found: list[Row] = []
-        for part in _adjoining([row for row in run if any(low <= row[0] <= high for low, high in stored)]):
-            for row, content in self._contents(part):
-                if not is_zero(content) and self._identify(content) == row[1]:
-                    found.append(row)
-        return found
+        kept: list[Row] = []
+        for part in adjoining([row for row in run if any(low <= row[0] <= high for low, high in stored)]):
+            with suppress(SourceError):  # what the disk cannot read any more is written again, and proven then
+                kept += [row for row, now in self._contents(part) if not is_zero(now) and self._identify(now) == row[1]]
+        return kept
 
     def _proven_now(self, run: Sequence[Row]) -> Sequence[Row]:
         """The run if it can be proven before the target has settled, else nothing."""
@@ -148,31 +144,20 @@ class Filling:
         """The run, after its ids were recomputed from what the target reads back."""
         wrong = [(row, bytes(content)) for row, content in self._contents(run) if self._identify(content) != row[1]]
         for row, held in wrong:
-            self._look_again(row, held)
+            from lamella.operations.restore.differing import look_again  # hardly ever
+
+            look_again(self._stream, self._target, row, held)
         return run
 
-    def _look_again(self, row: Row, held: bytes) -> None:
-        """Find out whose fault a difference is. A chunk that the repository has twice, once wrong, is put right.
-
-        Raises IntegrityError that names the target, or the place in the repository.
-        """
-        start, _ = self._span([row])
-        delivered = dict(self._stream.decode([row]))[row[1]]
-        right = self._stream.fetch(ChunkBatch((row,)))[row[1]]
-        if delivered == right or delivered != held:
-            raise self._difference(start, _NOT_THE_REPOSITORY)
-        self._target.write(start, right)
-        self._target.settle()
-        if any(bytes(content) != right for _, content in self._contents([row])):
-            raise self._difference(start, _NOT_THE_REPOSITORY)
-
-    def _prove_zeros(self, start: int, end: int) -> None:
+    def _not_zero(self, start: int, end: int) -> int | None:
+        """Where about `[start, end)` is anything but zeros; None if it is nothing else."""
         for low, high in self._target.stored(start, end):
             for offset in range(low, high, RANGE):
                 view = self._read.view(min(RANGE, high - offset))
                 self._target.read_into(offset, view)
                 if not is_zero(view):
-                    raise self._difference(offset)
+                    return offset
+        return None
 
     def _contents(self, run: Sequence[Row]) -> Iterator[tuple[Row, memoryview]]:
         """Each chunk of a run with what the target reads back, until the next is asked for."""
@@ -182,11 +167,6 @@ class Filling:
         for row in run:
             low, high = self._span([row])
             yield row, view[low - start : high - start]
-
-    def _difference(self, offset: int, hint: str = "") -> IntegrityError:
-        where = self._target.working_path
-        message = f"{where} does not hold what was written at offset {offset}"
-        return IntegrityError(message, obj=str(where), hint=hint)
 
     def _bytes(self, rows: Sequence[Row]) -> int:
         return sum(self._stream.shape.chunk_length(chunk) for chunk, _ in rows)
@@ -198,7 +178,7 @@ class Filling:
         return self._stream.span(run[0][0], run[-1][0] + 1)
 
 
-def _adjoining(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+def adjoining(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """Cut ascending chunks into runs without a gap."""
     first = 0
     for place in range(1, len(rows) + 1):

@@ -1,1 +1,1 @@
-"""What several operations use: selecting, reading, streaming, marking."""
+"""The common part of several operations: selecting, reading, streaming, marking."""

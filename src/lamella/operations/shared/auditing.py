@@ -16,7 +16,8 @@ from lamella.format.commit import ChainEntry, Head
 from lamella.format.deletion import Audited
 from lamella.format.known import understood
 from lamella.format.records import Ref, Seen
-from lamella.history.chains import HistoryReader, said_clocks
+from lamella.history.carried import said_clocks
+from lamella.history.chains import HistoryReader
 from lamella.history.compaction import (
     COPIES_REMEMBERED_MS,
     Ended,
@@ -37,7 +38,7 @@ _MONTH_MS = 30 * 86_400_000
 
 @dataclass(slots=True)
 class Audit:
-    """What became of the newest checkpoints of all chains."""
+    """The audits of the newest checkpoints of all chains."""
 
     passed: list[Head] = field(default_factory=list)
     """Commits whose checkpoints say what the commits before them say, and are not named AUDITED yet."""
@@ -188,7 +189,7 @@ def _old_enough(repo: Repository, delay_ms: int) -> frozenset[Ref]:
 
 
 def _wrong(repo: Repository, chain: Chain, ended: Ended) -> str:
-    """What is wrong with the newest checkpoint; empty if nothing is. Raises IntegrityError, ObjectNotFound."""
+    """The fault of the newest checkpoint; empty without one. Raises IntegrityError, ObjectNotFound."""
     seq = chain.checkpoint[0]
     carried: list[ChainEntry] = []
     facts: list[tuple[int, Seen]] = []
@@ -206,7 +207,7 @@ def _wrong(repo: Repository, chain: Chain, ended: Ended) -> str:
         return f"has {invented} records that no commit before it has"
     seqs = sorted({entry.seq for entry in carried})
     clocks = repo.history.said_clocks
-    said = said_clocks(chain.writer, seqs, facts)
+    said = said_clocks(chain.writer, carried, facts)
     true = {one: _allowing(chain, one, clocks.get((chain.writer, one)), said.get(one)) for one in seqs}
     differ = differing_clocks(seqs, said, true)
     return f"says of {differ} commits that they had seen what they had not" if differ else ""

@@ -1,4 +1,7 @@
-"""Change maps of other tools: which ranges differ from a known state (schema `lamella-map/1`, RBD's JSON)."""
+"""Change maps of other tools: which ranges differ from a known state.
+
+Three forms are read: the schema `lamella-map/1`, the JSON of `rbd diff`, and the lines of borg (`borg create --map`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, UsageError
 
 SCHEMA = "lamella-map/1"
+STATES = ("data", "zero", "same")
+"""The states of a range: read it; it reads as zeros; it is as in the base."""
 MAX_FILE = 256 * 1024 * 1024
 
 
@@ -44,8 +49,10 @@ class ChangeMap:
 
 
 def read_map(content: bytes, name: str) -> ChangeMap:
-    """A map in Lamella's schema, or the JSON of `rbd diff`. Raises UsageError."""
+    """A map in any of its forms. Raises UsageError."""
     try:
+        if content.lstrip()[:1].isdigit() or content.lstrip()[:1] == b"#":
+            return _from_lines(content.decode("ascii"))
         found = json.loads(content)
         if isinstance(found, list):
             return ChangeMap(None, "", tuple(_rbd_range(row) for row in found))
@@ -74,3 +81,24 @@ def _rbd_range(row: dict[str, Any]) -> tuple[int, int, bool]:
     if exists not in ("true", "false", True, False):
         raise ValueError(f"not true or false: {exists!r}")
     return _number(row["offset"]), _number(row["length"]), exists in ("false", False)
+
+
+def _from_lines(text: str) -> ChangeMap:
+    """`START LENGTH STATE` on each line, decimal or 0x and hexadecimal; the lines cover the volume without a gap.
+
+    So the size of the volume follows, and a map that was cut off, or is of another volume, is noticed.
+    """
+    end, ranges = 0, []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 3 or words[2] not in STATES:
+            raise ValueError(f"line {number} is not START LENGTH {'|'.join(STATES)}")
+        start, length = (_number(int(word, 16 if word[:2].lower() == "0x" else 10)) for word in words[:2])
+        if start != end or not length:
+            raise ValueError(f"line {number} does not begin where the line before ends, or is of no bytes")
+        end = _number(start + length)
+        if words[2] != "same":
+            ranges.append((start, length, words[2] == "zero"))
+    return ChangeMap(end, "", tuple(ranges))

@@ -8,6 +8,7 @@ from datetime import date, datetime, time, timedelta
 
 from lamella.base.clock import local_now
 from lamella.base.errors import NothingMatched
+from lamella.format.inner import claimed_ms
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.repository.repository import Repository
 
@@ -20,12 +21,18 @@ def newest_until(repo: Repository, volume: VolumeState, snapshots: Sequence[Snap
     until = moment_ms(text, local_now())
     if until is None:
         raise NothingMatched(f"volume {volume.name} has no snapshot {text}", obj=text, hint="see: lamella list")
-    rows = [(repo.log.believed_ms(one), one.name, one.ref, one) for one in snapshots]
+    rows = [(_shown_ms(repo, one), one.name, one.ref, one) for one in snapshots]
     older = [row for row in rows if row[0] <= until]
     if older:
         return max(older)[-1]
     oldest = f"the oldest is {min(rows)[1]}" if rows else "it has none"
     raise NothingMatched(f"volume {volume.name} has no snapshot of {text} or before: {oldest}", obj=text)
+
+
+def _shown_ms(repo: Repository, snapshot: Snapshot) -> int:
+    """The moment that a snapshot shows: of a stream the one that its user named, which no deletion rests on."""
+    claim = claimed_ms(snapshot.added)
+    return repo.log.believed_ms(snapshot) if claim is None else claim
 
 
 def moment_ms(text: str, now: datetime) -> int | None:

@@ -1,10 +1,14 @@
-"""What a verification saw: values, never exceptions."""
+"""The findings of a verification: values, never exceptions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lamella.format.lost import Address
+
+if TYPE_CHECKING:
+    from lamella.packs.coverage import PackCoverage
 
 DAMAGE, INCOMPLETE, NOTE = "damage", "incomplete", "note"
 
@@ -42,6 +46,8 @@ class VerifyResult:
     bad: set[Address] = field(default_factory=set)
     recorded: int = 0
     seconds: float = 0.0
+    coverage: PackCoverage | None = None
+    """At level full, or with a budget: what this host has read of the packs so far, the runs before included."""
 
     @property
     def damaged(self) -> bool:

@@ -1,4 +1,4 @@
-"""What is missing below a snapshot's root: chunks, whole parts of the manifest, parts of documents."""
+"""The gaps below a snapshot's root: chunks, whole parts of the manifest, parts of documents."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def find_gaps(repo: Repository, selected: Iterable[Selected]) -> list[tuple[Sele
 
 
 def lost_by(snapshot: Snapshot, gaps: Iterable[MissingBlob]) -> Lost:
-    """What a snapshot loses by its gaps, as it is recorded."""
+    """The loss of a snapshot by its gaps, as it is recorded."""
     added = snapshot.added
     shape = Shape(added.volume_id, added.size, added.chunk_log2)
     ranges: list[Range] = []

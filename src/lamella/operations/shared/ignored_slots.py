@@ -1,4 +1,4 @@
-"""What to say of the objects in keys/ that no admin signed: nothing is ever tried on them (FORMAT 3)."""
+"""A note about the objects in keys/ that no admin signed: no secret is ever tried on them (FORMAT 3)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _NODES_AT_ONCE = 256
 
 @dataclass(slots=True)
 class Roots:
-    """What keeps blobs of one domain alive: trees, and parts of documents."""
+    """The roots that keep blobs of one domain alive: trees, and parts of documents."""
 
     trees: list[Tree] = field(default_factory=list)
     documents: list[ChunkId] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Roots:
 
 
 def roots_of(added: AddSnap) -> Roots:
-    """What one snapshot keeps alive."""
+    """The roots of one snapshot."""
     roots = Roots()
     roots.add(added)
     return roots
@@ -56,7 +56,7 @@ def roots_by_domain(catalogue: Catalogue, without: Collection[Ref] = ()) -> dict
 class LiveWalk:
     """Walks trees of one domain; what was walked once is not walked again.
 
-    With `lenient` a node that cannot be had is noted in `unreadable`, and the walk goes on beside it.
+    With `lenient` a node that cannot be had is noted in `unreadable`, and the walk continues beside it.
     """
 
     def __init__(self, contents: Contents, domain_id: DomainId, *, lenient: bool = False) -> None:

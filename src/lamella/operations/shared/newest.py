@@ -1,26 +1,11 @@
-"""The latest snapshot of a volume, as every command and table takes it (FORMAT 8, Latest)."""
+"""The latest snapshot of a volume, for commands that need one."""
 
 from __future__ import annotations
 
 from lamella.base.errors import NothingMatched
 from lamella.history.catalogue import Snapshot, VolumeState
-from lamella.history.latest import latest
+from lamella.operations.shared.latest import heads
 from lamella.repository.repository import Repository
-
-
-def heads(repo: Repository, volume: VolumeState) -> list[Snapshot]:
-    """The latest snapshot of a volume, by its owners' and this host's own; after it, those not known to be earlier.
-
-    The whole history is read where a checkpoint does not tell which is the latest.
-    """
-    found: list[Snapshot] = []
-    for _ in range(2):
-        rows = repo.catalogue.volumes[volume.volume_id].snapshots
-        found = latest([snapshot for snapshot in rows if snapshot.counts], repo.log.believed_ms)
-        if len(found) < 2 or repo.history.whole:
-            break
-        repo.reload(whole=True)
-    return found
 
 
 def newest(repo: Repository, volume: VolumeState) -> Snapshot:
@@ -28,10 +13,10 @@ def newest(repo: Repository, volume: VolumeState) -> Snapshot:
     found = heads(repo, volume)
     if not found:
         claims = ", ".join(sorted(snapshot.name for snapshot in volume.snapshots)[-10:])
-        hint = f"others added: {claims}; one is restored if it is named in full" if claims else ""
+        hint = f"other writers added: {claims}; name a snapshot in full to restore it" if claims else ""
         raise NothingMatched(f"volume {volume.name} has no snapshot", obj=volume.name, hint=hint)
     if len(found) > 1:
         names = ", ".join(snapshot.name for snapshot in found[1:])
-        text = f"{found[0].name} is taken for the latest of {volume.name}, by its time; as late may be: {names}"
+        text = f"taking {found[0].name} for the latest of {volume.name}, by its time; possibly as recent: {names}"
         repo.host.notices.tell(f"latest:{volume.volume_id.hex()}", text)
     return found[0]

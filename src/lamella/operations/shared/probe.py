@@ -1,4 +1,4 @@
-"""What the holder of a store's credential could do to objects that are there: tried on an object of our own.
+"""The powers of a store's credential over existing objects: tried on an object of our own.
 
 The probe has one fixed name, so that where nothing may be deleted one small object is left, however often it is tried.
 """

@@ -1,4 +1,4 @@
-"""What is read at once: its length, a buffer for it, and whether it is zero."""
+"""Pieces that are read at once: their length, a buffer for them, and whether they are zero."""
 
 from __future__ import annotations
 

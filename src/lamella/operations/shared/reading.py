@@ -1,4 +1,4 @@
-"""What a run reads of a volume, as tasks in ascending order: everything, or what a change map and a sample say."""
+"""The parts of a volume that a run reads, as ascending tasks: everything, or a change map's ranges and a sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lamella.sources.base import FrozenVolume
 
 
 class Act(IntEnum):
-    """What is done with the chunks of a task."""
+    """The work on the chunks of a task."""
 
     READ = 0
     """Read them: they may have changed."""

@@ -22,7 +22,7 @@ MOST_HEADS = 1 << 15
 
 @dataclass(frozen=True, slots=True)
 class Reread:
-    """What reading again showed.
+    """The result of reading again.
 
     `unread` were beyond the budget, or could not be had for the moment; `read_bytes` are sealed bytes of blobs.
     `reasons` says what is wrong with each bad one.

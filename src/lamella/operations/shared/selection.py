@@ -92,7 +92,7 @@ def _tagged(volume: VolumeState, counting: Sequence[Snapshot], text: str) -> Sna
 
 
 def select(repo: Repository, selectors: Sequence[str]) -> list[Selected]:
-    """What the selectors mean; without any, every snapshot of every volume, by volume and oldest first.
+    """The snapshots of the selectors; without any, every snapshot of every volume, by volume and oldest first.
 
     `VOLUME` alone means its latest snapshot. Raises NothingMatched, UsageError.
     """

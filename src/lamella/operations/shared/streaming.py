@@ -1,4 +1,4 @@
-"""What belongs to a snapshot of a volume: its data in order, the ids of its chunks, its documents."""
+"""The content of a snapshot of a volume: its data in order, the ids of its chunks, its documents."""
 
 from __future__ import annotations
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from lamella.base.errors import NothingMatched
 from lamella.history.catalogue import VolumeState
 from lamella.repository.repository import Repository
 
+_NAMED: Final = 10
+"""So many volumes are named to who named none of them."""
+
 
 def no_volume(repo: Repository, found: Sequence[VolumeState], text: str) -> NothingMatched:
     """The error for a text that means none of the volumes; `found` are those that share it as a name."""
+    from difflib import get_close_matches  # only for a mistake
+
     shown = repo.catalogue.shown_names()
     if found:  # a name may look like another volume's `NAME~4hex`, or like its id
         ids = ", ".join(sorted(volume.volume_id.hex() for volume in found))
@@ -19,13 +25,18 @@ def no_volume(repo: Repository, found: Sequence[VolumeState], text: str) -> Noth
     if same:
         names = ", ".join(sorted(f"{shown[one.volume_id]} (of {_writer_of(repo, one)})" for one in same))
         return NothingMatched(f"{text} does not say which volume is meant", obj=text, hint=f"write one of: {names}")
-    known = ", ".join(sorted(shown.values())[:10]) or "none"
-    hint = f"this names a snapshot; see: lamella info {text}" if "@" in text else f"volumes: {known}"
+    if "@" in text:
+        hint = f"this names a snapshot; see: lamella info {text}"
+    elif near := get_close_matches(text, shown.values(), 3, 0.6):
+        hint = f"did you mean {' or '.join(near)}?"
+    else:
+        known = sorted(shown.values())
+        hint = f"volumes: {', '.join(known[:_NAMED]) or 'none'}" + (" and more" if len(known) > _NAMED else "")
     return NothingMatched(f"no volume is called {text}", obj=text, hint=hint)
 
 
 def _writer_of(repo: Repository, volume: VolumeState) -> str:
-    """Who a volume belongs to, as a writer calls itself."""
+    """The writer that a volume belongs to, by the writer's own label."""
     if volume.record is None or volume.record.creator not in volume.owners:
         return "nobody known"
     creator = volume.record.creator

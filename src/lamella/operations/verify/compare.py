@@ -1,6 +1,6 @@
 """Comparing every byte of a snapshot: with itself, as a restore would fetch it, or with its live source.
 
-Without a target each chunk is opened and its id recomputed; from the ids the manifest is built anew, and its root must
+Without a target each chunk is opened and its id recomputed; from the ids the manifest is rebuilt, and its root must
 be the one of the snapshot. Differences from a live source are news, not damage.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lamella.base.errors import IntegrityError, LamellaError, SourceError, StoreUnavailable, UnknownFormat
+from lamella.base.errors import IntegrityError, LamellaError, SourceError, StoreUnavailable, UnknownFormat, shown_bytes
 from lamella.base.events import Progress, Reporter
 from lamella.base.extents import chunk_ranges
 from lamella.base.ids import ChunkId
@@ -88,7 +88,7 @@ class _RestoreComparison:
             yield from fetched.runs
             self._result.checked_chunks += sum(isinstance(run.slot, bytes) for run in fetched.runs)
             _, end = self._stream.span(0, fetched.runs[-1].end)
-            self._reporter(Progress("verify", self._one.volume_name, end, self._stream.shape.size))
+            self._reporter(Progress("verify", self._one.text, end, self._stream.shape.size))
 
     def _fetch(self, piece: ChunkBatch | SlotRun) -> _Fetched:
         if isinstance(piece, SlotRun):
@@ -141,16 +141,17 @@ def compare_with_source(
                         differing[-1] = (differing[-1][0], end)
                     else:
                         differing.append((start, end))
-                reporter(Progress("verify", one.volume_name, compared, frozen.size))
-            if frozen.size != one.snapshot.added.size:
-                text = f"the source has {frozen.size} bytes now, the snapshot {one.snapshot.added.size}"
-                result.note("source", one.text, text)
+                reporter(Progress("verify", one.text, compared, frozen.size))
+            if grown := frozen.size - one.snapshot.added.size:
+                how = "larger" if grown > 0 else "smaller"
+                result.note("source", one.text, f"the source is {shown_bytes(abs(grown))} {how} than the snapshot")
     except SourceError as error:
         result.note("source", one.text, f"not compared: {error.message}")
         return False
     result.checked_bytes += compared
+    what = "the source as it is now" if source is None else "the source that was named"
     for start, end in differing[:100]:
-        result.note("source", one.text, f"bytes {start} to {end} differ from the source as it is now")
+        result.note("source", one.text, f"bytes {start} to {end} differ from {what}")
     if len(differing) > 100:
         result.note("source", one.text, f"and {len(differing) - 100} more ranges")
     return True

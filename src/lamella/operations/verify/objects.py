@@ -7,7 +7,7 @@ Known bad addresses are read again, new ones are published as BAD: a place to lo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from lamella.base.errors import IntegrityError, LamellaError, ObjectNotFound, StoreError, UnknownFormat
@@ -96,18 +96,18 @@ def check_names(repo: Repository, result: VerifyResult) -> None:
     slots = read_slots(repo.store, repo.keys.marker)
     for slot in slots.signed:
         if slot.name not in expected:
-            result.damage("file", slot.name, "a key slot that was removed, or whose adding was broken off")
+            result.damage("file", slot.name, "a key slot that was removed, or whose addition was interrupted")
     if slots.ignored:
         result.note("name", keyslot.PREFIX, ignored_text(slots))
     for entry in repo.store.list(""):
         name = entry.name
         if not (name in expected or pack_hash(name) or commit.parse_name(name) or name.startswith(_APART)):
-            result.note("name", name, "an object that belongs to nothing")
+            result.note("name", name, "an object that nothing refers to")
 
 
 @dataclass(slots=True)
 class PackCheck:
-    """What reading one pack whole showed."""
+    """The result of reading one pack whole."""
 
     name: str
     size: int
@@ -142,7 +142,8 @@ class PackVerification:
 
     def longest_unread(self, domains: set[DomainId] | None, budget: int) -> None:
         """At most `budget` bytes of packs, and one pack at least: those this host has not read for the longest time."""
-        self._check(self._within(domains, budget), budget)
+        chosen = list(self._within(domains, budget))
+        self._check(iter(chosen), sum(entry.size for entry in chosen))
 
     def _within(self, domains: set[DomainId] | None, budget: int) -> Iterator[Entry]:
         left = budget
@@ -158,11 +159,12 @@ class PackVerification:
             for outcome in ordered_map(self._read, packs, workers=self._workers):
                 self._note(outcome)
                 done += outcome.size
-                self._reporter(Progress("verify", "", done, total))
+                self._reporter(Progress("packs", "", done, total))
         finally:
-            # Also when the user stops it: the next budgeted run goes on from here.
+            # Also when the user stops it: the next budgeted run continues here.
             self._keep()
         # Not before every pack was read: what is bad is known then, and another copy may be good.
+        leave_headless(self._repo, (one for outcome in self._troubled for one in outcome.addresses))
         for outcome in self._troubled:
             self._result.bad |= outcome.addresses
             spare = bool(outcome.addresses) and all(is_spare(self._repo, one) for one in outcome.addresses)
@@ -265,11 +267,17 @@ def read_known_again(repo: Repository, result: VerifyResult) -> None:
     for pack in repo.suspects.packs():
         known |= {Address(pack, blob.kind, blob.id) for blob in repo.suspects.blobs(pack)}
     found = reread(repo, known)
+    leave_headless(repo, found.bad)
     for one in sorted(found.bad):
         _report(result, one, found.reasons[one], spare=is_spare(repo, one))
     for one in sorted(found.unread):
         _report(result, one, "was found bad before, and cannot be read for the moment")
     result.bad |= found.bad
+
+
+def leave_headless(repo: Repository, bad: Iterable[Address]) -> None:
+    """From now on nothing is read from the packs among these whose heads do not open: no other host could."""
+    repo.contents.headless |= {one.pack for one in bad if one.kind == Kind.DIRECTORY}
 
 
 def publish_bad(repo: Repository, result: VerifyResult) -> None:
@@ -279,12 +287,14 @@ def publish_bad(repo: Repository, result: VerifyResult) -> None:
         return
     try:
         if not repo.store.abilities.write:
-            result.note("record", repo.store.url, "what is bad is not recorded for other hosts: this is read-only")
+            result.note(
+                "record", repo.store.url, "the damage is not recorded for other hosts: this access is read-only"
+            )
             return
         parts = [tuple(news[start : start + MAX_BAD]) for start in range(0, len(news), MAX_BAD)]
         repo.publish([raw(Bad(part)) for part in parts])
     except LamellaError as error:
-        text = f"what is bad could not be recorded for other hosts: {error.message}"
+        text = f"the damage could not be recorded for other hosts: {error.message}"
         result.note("record", repo.store.url, text)
         return
     result.recorded = len(news)

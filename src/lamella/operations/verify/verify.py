@@ -10,20 +10,22 @@ hosts look at it again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from lamella.base.errors import IntegrityError, NothingMatched, RepositoryError, SourceError, UsageError
-from lamella.base.events import Reporter, silent
+from lamella.base.events import Progress, Reporter, silent
 from lamella.base.ids import CATALOGUE, DomainId, VolumeId
 from lamella.format.records import Ref, Run, RunVolume
 from lamella.history.catalogue import Snapshot
 from lamella.memory import verdicts
 from lamella.memory.proven import Proven, ProvenSnapshots
+from lamella.memory.readings import Readings, VolumeReading
 from lamella.memory.verdict_changes import record
 from lamella.memory.verdicts import VolumeVerdict
 from lamella.operations.shared.findings import DAMAGE, INCOMPLETE, NOTE, Finding, VerifyResult
 from lamella.operations.shared.selection import Selected, select
+from lamella.operations.shared.unsaved import is_wanted, newest_runs, not_saved
 from lamella.operations.verify.compare import compare_restore, compare_with_source
 from lamella.operations.verify.objects import (
     PackVerification,
@@ -38,6 +40,7 @@ from lamella.operations.verify.objects import (
 from lamella.operations.verify.unopened import tell_unopened, unopened_packs
 from lamella.operations.verify.walk import SnapshotWalk
 from lamella.packs import census
+from lamella.packs.coverage import coverage
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import default_workers
 from lamella.sources.base import Source
@@ -49,7 +52,7 @@ LEVELS = ("structure", "sample", "full", "restore", "source")
 
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
-    """What to check.
+    """Options of a verification.
 
     At level "sample" `percent` of the chunks are opened, or whole packs worth `budget` bytes are read, the longest
     unread ones first; with both, the smaller amount of packs. With `publish` other hosts learn what does not open.
@@ -75,7 +78,15 @@ def verify(
 
     Raises UsageError, StoreError; SourceError if no source could be compared; NothingMatched if nothing was checked.
     """
-    options = options or VerifyOptions()
+    try:
+        return _verified(repo, selected, options or VerifyOptions(), reporter)
+    finally:
+        repo.contents.headless.clear()  # a restore and a repair take what this host still finds
+
+
+def _verified(
+    repo: Repository, selected: Sequence[Selected], options: VerifyOptions, reporter: Reporter
+) -> VerifyResult:
     percent = DEFAULT_PERCENT if options.percent is None else options.percent
     if options.level not in LEVELS or not 0 < percent <= 100:
         raise UsageError(f"levels are {', '.join(LEVELS)}; a percentage is above 0 and at most 100")
@@ -91,12 +102,15 @@ def verify(
     verification.snapshots()
     tell_unopened(repo, result, unopened, all_whole=_all_whole(repo, selected, result))
     if selected and not result.checked_objects:
-        raise NothingMatched("nothing was there to be checked", obj=repo.store.url)
+        raise NothingMatched("there was nothing to check", obj=repo.store.url)
     if options.publish:
         publish_bad(repo, result)
     # A sample that met no chunk and found nothing is no more than a look at the structure.
     nothing = options.level == "sample" and not result.checked_chunks and not result.damaged
     _remember(repo, selected, "structure" if nothing else options.level, result, lacking)
+    if options.level == "full" or (options.budget is not None and not nothing):
+        result.coverage = coverage(repo.cache, verification.domains(), repo.clock())
+        _remember_readings(repo, selected, result, lacking, full=options.level == "full")
     result.seconds = round(time.monotonic() - started, 3)
     return result
 
@@ -107,7 +121,7 @@ def examine_all(repo: Repository, level: str, workers: int | None, reporter: Rep
 
 
 def _objects(repo: Repository, result: VerifyResult) -> None:
-    """What every level looks at: history, clear files, names, and the listing of packs."""
+    """Check what every level checks: history, clear files, names, and the listing of packs."""
     repo.reload(whole=True, stored=True)
     check_history(repo, result)
     check_checkpoints(repo, result)
@@ -148,11 +162,11 @@ class _Verification:
         reading = PackVerification(self._repo, self._result, self._reporter, self._workers)
         if self._options.level == "full":
             check_stored_commits(self._repo, self._result)
-            reading.everything(self._domains(), new=self._options.new_packs)
+            reading.everything(self.domains(), new=self._options.new_packs)
         elif self._options.level == "sample" and self._options.budget is not None:
-            reading.longest_unread(self._domains(), self._budget(self._options.budget))
+            reading.longest_unread(self.domains(), self._budget(self._options.budget))
 
-    def _domains(self) -> set[DomainId] | None:
+    def domains(self) -> set[DomainId] | None:
         """The domains of the selected snapshots; None, for all, if that is every snapshot."""
         if len(self._selected) == len(self._repo.catalogue.snapshots):
             return None
@@ -161,20 +175,24 @@ class _Verification:
     def _budget(self, budget: int) -> int:
         if self._options.percent is None:
             return budget
-        domains = self._domains()
+        domains = self.domains()
         among = None if domains is None else {*domains, CATALOGUE}
         return min(budget, int(census.total_length(self._repo.blobs, among) * self._options.percent / 100))
 
     def snapshots(self) -> None:
         """Follow the selected snapshots."""
-        if self._options.level == "restore":
-            for one in self._selected:
-                self._result.checked_objects += 1
-                compare_restore(self._repo, one, self._result, self._reporter, self._workers)
-            return
+        for one in self._selected:
+            self._reporter(Progress("verify", one.text, 0, one.snapshot.added.size))
         walk = self._walk()
         for one in self._selected:
-            walk.snapshot(one)
+            if self._options.level == "restore":
+                self._result.checked_objects += 1
+                compare_restore(self._repo, one, self._result, self._reporter, self._workers)
+            else:
+                walk.snapshot(one)
+            if self._options.level != "source":
+                size = one.snapshot.added.size
+                self._reporter(Progress("verify", one.text, size, size))
         if self._options.level == "source":
             self._sources()
 
@@ -206,11 +224,44 @@ def _remember(
     repo: Repository, selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str]
 ) -> None:
     try:
-        record(repo.memory, _verdicts_of(selected, level, result, lacking, repo.clock()))
+        record(repo.proofs, _verdicts_of(selected, level, result, lacking, repo.clock()))
         if level == "full":
             _remember_proven(repo, selected, result)
     except RepositoryError as error:
         result.note("state", "", f"the verdict could not be kept: {error.message}")
+
+
+def _remember_readings(
+    repo: Repository, selected: Sequence[Selected], result: VerifyResult, lacking: Sequence[str], *, full: bool
+) -> None:
+    """What was read of each volume so far. Where that is everything, the volume is verified in full, as of the oldest
+    part: budgets of many nights add up. A run at level `full` may have read the new packs alone, and says no more.
+    """
+    readings: dict[VolumeId, VolumeReading] = {}
+    whole: list[Selected] = []
+    now = repo.clock()
+    for ones in _by_volume(selected).values():
+        volume = ones[0].volume
+        found = coverage(repo.cache, {one.snapshot.added.domain_id for one in ones}, now)
+        reading = VolumeReading(now, found.read_bytes, found.total_bytes, found.runs, found.oldest_ms)
+        readings[volume.volume_id] = reading
+        sound = not any(one.text in result.unrestorable for one in ones) and volume.name not in lacking
+        if found.whole and sound and (full or len(ones) == len(volume.snapshots)):
+            whole += ones
+    try:
+        Readings(repo.proofs).keep(readings)
+        made = _verdicts_of(whole, "full", result, lacking, now)
+        record(repo.proofs, [(id_, replace(one, time_ms=readings[id_].oldest_ms)) for id_, one in made])
+        _remember_proven(repo, whole, result)
+    except RepositoryError as error:
+        result.note("state", "", f"what was read could not be kept: {error.message}")
+
+
+def _by_volume(selected: Sequence[Selected]) -> dict[VolumeId, list[Selected]]:
+    found: dict[VolumeId, list[Selected]] = {}
+    for one in selected:
+        found.setdefault(one.volume.volume_id, []).append(one)
+    return found
 
 
 def _remember_proven(repo: Repository, selected: Sequence[Selected], result: VerifyResult) -> None:
@@ -224,18 +275,15 @@ def _remember_proven(repo: Repository, selected: Sequence[Selected], result: Ver
         elif not snapshot.claim and snapshot.added.usable:
             found = Proven(snapshot.ref, repo.log.believed_ms(snapshot))
             proven[volume_id] = max(found, proven.get(volume_id, found), key=lambda row: row.time_ms)
-    ProvenSnapshots(repo.memory).passed(proven, damaged)
+    ProvenSnapshots(repo.proofs).passed(proven, damaged)
 
 
 def _verdicts_of(
     selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str], now_ms: int
 ) -> list[tuple[VolumeId, VolumeVerdict]]:
-    """What a verification of these snapshots says about their volumes; `lacking` are names of volumes not saved."""
-    by_volume: dict[VolumeId, list[Selected]] = {}
-    for one in selected:
-        by_volume.setdefault(one.volume.volume_id, []).append(one)
+    """The verdicts on the volumes of these snapshots; `lacking` are names of volumes not saved."""
     made: list[tuple[VolumeId, VolumeVerdict]] = []
-    for volume_id, ones in by_volume.items():
+    for volume_id, ones in _by_volume(selected).items():
         damaged = any(one.text in result.unrestorable for one in ones)
         incomplete = ones[0].volume.name in lacking
         word = verdicts.DAMAGED if damaged else verdicts.INCOMPLETE if incomplete else verdicts.OK
@@ -254,14 +302,12 @@ def check_runs(repo: Repository, selected: Sequence[Selected], result: VerifyRes
     lacking: list[str] = []
     last = max(repo.catalogue.runs, default="")
     saved = {volume.name for volume in repo.catalogue.volumes.values() if volume.snapshots}
-    for run, row in _newest(repo.catalogue.runs.values()):
+    for run, row in newest_runs(repo.catalogue.runs.values()):
         if names is not None and row.name not in names:
             continue
         if row.failed:
-            reason = f": {row.reason}" if row.reason else ""
-            text = f"the last run that should have saved it, {run.name}, did not{reason}"
-            # A name that was never saved and that later runs left out was a mistake, or is not wanted any more.
-            if row.name in saved or run.name == last:
+            text = not_saved(run, row)
+            if is_wanted(run, row, saved, last):
                 result.not_saved(row.name, text)
                 lacking.append(row.name)
             else:
@@ -274,15 +320,6 @@ def check_runs(repo: Repository, selected: Sequence[Selected], result: VerifyRes
 def _is_audited(repo: Repository, snapshot: Snapshot) -> bool:
     chain = repo.history.chains.get(snapshot.ref.writer)
     return chain is not None and chain.begin is not None and snapshot.ref.seq < chain.begin.seq
-
-
-def _newest(runs: Iterable[Run]) -> list[tuple[Run, RunVolume]]:
-    """For each volume a run ever intended, the newest run that did. Names of runs begin with their UTC second."""
-    newest: dict[str, tuple[Run, RunVolume]] = {}
-    for run in sorted(runs, key=lambda run: run.name):
-        for row in run.volumes:
-            newest[row.name] = (run, row)
-    return [newest[name] for name in sorted(newest)]
 
 
 def _is_there(repo: Repository, run: Run, row: RunVolume) -> bool:

@@ -35,11 +35,13 @@ class _Chunk(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """What looking at some chunks showed."""
+    """The result of checking some chunks."""
 
     troubles: list[Trouble] = field(default_factory=list)
     chunks: int = 0
     read_bytes: int = 0
+    end: int = 0
+    """Bytes of the volume up to the last of them."""
 
 
 class SnapshotWalk:
@@ -111,7 +113,7 @@ class SnapshotWalk:
             troubles += seen.troubles
             self._result.checked_chunks += seen.chunks if self._counts else 0
             self._result.checked_bytes += seen.read_bytes
-            self._reporter(Progress("verify", one.volume_name, self._result.checked_bytes, 0))
+            self._reporter(Progress("verify", one.text, min(seen.end, tree.shape.size), tree.shape.size))
         return troubles
 
     def _documents(self, one: Selected) -> list[Trouble]:
@@ -169,7 +171,7 @@ class SnapshotWalk:
     def _look(self, one: Selected, batch: list[_Chunk]) -> _Seen:
         domain_id = one.snapshot.added.domain_id
         places = self._repo.blobs.find_many(Kind.CHUNK, [chunk.id for chunk in batch])
-        seen = _Seen()
+        seen = _Seen(end=batch[-1].offset + batch[-1].length)
         for chunk in batch:
             found = any(
                 place.domain_id == domain_id and place.blob.content_length == chunk.length

@@ -1,4 +1,4 @@
-"""What goes with the tree of a volume: a note that names the tree, and documents (FORMAT 6)."""
+"""Attachments of a volume's tree: a note that names the tree, and documents (FORMAT 6)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from lamella.packs.blobmap import Place
 from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
 from lamella.packs.tree import SlotRun, Tree
-from lamella.packs.tree_writer import Partial, TreeWriter
+from lamella.packs.tree_writer import Partial, PutNode, TreeWriter
 from lamella.repository.repository import Repository
 from lamella.run.pipeline import ordered_map
 from lamella.sources.base import FrozenVolume
@@ -51,7 +51,7 @@ class MapRefuted(Exception):
 
 
 class ReadFigures(NamedTuple):
-    """What reading a volume, or a part of it, came to."""
+    """The result of reading a volume, or a part of it."""
 
     read_bytes: int = 0
     sampled_bytes: int = 0
@@ -68,7 +68,7 @@ class VolumeRead(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """What became of a task: changed slots, the slot of its last chunk if known, and the figures of its work."""
+    """The result of a task: changed slots, the slot of its last chunk if known, and the figures of its work."""
 
     changes: list[SlotRun]
     end: int
@@ -107,6 +107,8 @@ class VolumeReader:
     workers: int
     bucket: TokenBucket | None = None
     """Every read waits until its bytes may go through."""
+    put_node: PutNode | None = None
+    """Takes the nodes of the tree instead of the packer."""
 
     def __post_init__(self) -> None:
         self._identify = self.packer.identify(Kind.CHUNK)
@@ -129,7 +131,7 @@ class VolumeReader:
         watch = watch or Watch()
         size, total = self.shape.size, ReadFigures()
         # Another reader for the tree: both walk the base, at different places.
-        writer = TreeWriter(self.repo.tree_reader(self.packer.domain_id), self.packer.store_node)
+        writer = TreeWriter(self.repo.tree_reader(self.packer.domain_id), self.put_node or self.packer.store_node)
 
         def changes(answers: Iterator[_Answer]) -> Iterator[SlotRun]:
             nonlocal total
@@ -185,7 +187,7 @@ class VolumeReader:
             self._compare(task, base, view)
             return _Answer([], task.end, base[-1], ReadFigures(length, length))
         changes: list[SlotRun] = []
-        new = stored = 0
+        new = stored = changed = 0
         slot: SlotValue | None = None
         for position, (part, slot) in enumerate(self._slots(task, view)):
             same = base[position] == slot
@@ -195,7 +197,9 @@ class VolumeReader:
                 stored += sealed
             if not same:
                 changes.append(SlotRun(task.first + position, task.first + position + 1, slot))
-        return _Answer(changes, task.end, slot, ReadFigures(length, 0, len(changes), new, stored))
+                # ext4 gives space that was never written as data while its zeros are in memory, else as a hole.
+                changed += not (isinstance(slot, Slot) and isinstance(base[position], Slot))
+        return _Answer(changes, task.end, slot, ReadFigures(length, 0, changed, new, stored))
 
     def _slots(self, task: Task, view: memoryview) -> Iterator[tuple[memoryview, SlotValue]]:
         """Each chunk of a task that was read, with the slot it makes."""

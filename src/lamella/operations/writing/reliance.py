@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from lamella.base.clock import both_clocks, seconds_since
 from lamella.base.errors import IntegrityError, StoreError, StoreUnavailable
 from lamella.base.names import pack_name
-from lamella.format.records import NO_REF, SessionVolume
+from lamella.format.records import NO_REF
+from lamella.format.sessions import SessionVolume
 from lamella.packs.building import raw_body
 from lamella.packs.containers import open_blob
 from lamella.repository.repository import Repository
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 WINDOW_SECONDS = 3600.0
 """W: how old a listing may be when a commit that rests on it is put."""
 _ROUNDS = 5
-_AGAIN = "run it again: what is stored already is used"
+_AGAIN = "run the command again: it uses what is stored already"
 
 
 class Reliance:
@@ -37,7 +38,7 @@ class Reliance:
         self._stored_again: set[bytes] = set()
 
     def renew(self) -> None:
-        """Look again; what was condemned meanwhile is stored anew. Raises StoreUnavailable if that is not possible."""
+        """Look again; what was condemned meanwhile is stored again. Raises StoreUnavailable if that is not possible."""
         for _ in range(_ROUNDS):
             before = both_clocks()
             self._repo.reload()
@@ -45,7 +46,7 @@ class Reliance:
             self._repo.refresh_map(again=True)
             if not self._store_again() and seconds_since(before, both_clocks()) < WINDOW_SECONDS:
                 return
-        text = "packs are condemned faster than they can be stored anew"
+        text = "packs are condemned faster than they can be stored again"
         raise StoreUnavailable(text, obj=self._repo.store.url, hint=_AGAIN)
 
     def require_standing(self, volumes: Sequence[SessionVolume]) -> None:

@@ -18,18 +18,8 @@ from typing import TYPE_CHECKING, Self
 from lamella.base.errors import StoreError
 from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.base.names import PACKS, pack_hash, pack_name
-from lamella.format.records import (
-    MAX_LISTED_PACKS,
-    Abandon,
-    Confirm,
-    PartialRoot,
-    RawRecord,
-    Ref,
-    Session,
-    SessionVolume,
-    Signed,
-    raw,
-)
+from lamella.format.records import MAX_LISTED_PACKS, Confirm, RawRecord, Ref, Signed, raw
+from lamella.format.sessions import Abandon, PartialRoot, Session, SessionVolume
 from lamella.history.open_sessions import OpenSession
 from lamella.history.publish import Published
 from lamella.memory.confirmations import Confirmations
@@ -60,7 +50,7 @@ class Unfinished:
 
 
 def unfinished(repo: Repository, volumes: Collection[VolumeId]) -> Unfinished:
-    """What to go on with, for a run over `volumes`, whose sources' locks are held."""
+    """The sessions to continue, for a run over `volumes`, whose sources' locks are held."""
     published = _last_published(repo)
     closing: list[OpenSession] = []
     earlier: list[OpenSession] = []
@@ -90,9 +80,9 @@ def _last_published(repo: Repository) -> dict[VolumeId, int]:
 
 
 class WritingSession:
-    """Packs and records of one run, which may go on for others. A context manager: leaving it stops the uploads.
+    """Packs and records of one run, which may continue others. A context manager: leaving it stops the uploads.
 
-    `name` is what the snapshot may be called, for those who look at a run that was broken off.
+    `name` is what the snapshot may be called, for those who look at a run that was interrupted.
     """
 
     def __init__(self, repo: Repository, unfinished: Unfinished | None = None, name: str = "") -> None:
@@ -112,7 +102,7 @@ class WritingSession:
         self.commit_bytes = 0
         self._reliance: Reliance | None = None
         if not repo.store.abilities.exclusive_lock:
-            # Loaded only where packs may be deleted while this run goes on.
+            # Loaded only where packs may be deleted while this run lasts.
             from lamella.operations.writing.reliance import Reliance
 
             self._reliance = Reliance(repo, self)
@@ -141,11 +131,11 @@ class WritingSession:
         return self._packers[domain_id]
 
     def _breaks(self) -> int:
-        """How often this run was broken off: the unfinished ones before it, and connections that were lost since."""
+        """How often this run was interrupted: the unfinished ones before it, and connections that were lost since."""
         return len(self._unfinished.earlier) + self._repo.losses
 
     def _earlier_packs(self, domain_id: DomainId) -> dict[bytes, int]:
-        """What unfinished runs stored in a domain and is still there, with sizes."""
+        """The packs that unfinished runs stored in a domain and that are still there, with sizes."""
         if not self._pinned:
             return {}
         there = ((pack_hash(entry.name), entry.size) for entry in self._repo.blobs.packs(domain_id))
@@ -154,7 +144,7 @@ class WritingSession:
     # -- durable before anything is said of it ------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Every pack begun is put and durable when this returns; workers may go on storing. Raises StoreError."""
+        """Every pack begun is put and durable when this returns; workers may keep storing. Raises StoreError."""
         for packer in self._packers.values():
             packer.finish()
         self._outbox.drain()

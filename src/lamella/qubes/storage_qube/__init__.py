@@ -1,4 +1,4 @@
-"""What a storage qube needs to serve a destination: files that it and dom0 get, as they are installed there.
+"""Files that a storage qube and dom0 need to serve a destination, as they are installed there.
 
 It is trusted with nothing. dom0 sends it the name of a destination; where that lies, and what may be done there, is
 written down in the storage qube.

@@ -1,6 +1,6 @@
 """LVM as its commands report it, and the commands that change it (lvm(8), lvmreport(7), dmsetup(8)).
 
-Queries may be killed at their deadline. Changes may not: an LVM command that is broken off can leave a device
+Queries may be killed at their deadline. Changes may not: an LVM command that is interrupted can leave a device
 suspended, and whoever uses it hanging. Needs root, like LVM.
 """
 
@@ -118,13 +118,13 @@ def volume_named(rows: Sequence[LogicalVolume], name: str) -> LogicalVolume | No
 
 
 def change(*words: str, error: type[SourceError] = SourceError) -> None:
-    """Run an LVM command that changes something; it is never broken off. Raises `error`."""
+    """Run an LVM command that changes something; it is never interrupted. Raises `error`."""
     command, *rest = words
     run_unbroken([command, "--quiet", *rest], timeout_seconds=CHANGE_SECONDS, error=error)
 
 
 def message(device: str, text: str) -> None:
-    """Send a message to a device-mapper device; never broken off. Raises SourceError."""
+    """Send a message to a device-mapper device; never interrupted. Raises SourceError."""
     run_unbroken(["dmsetup", "message", device, "0", text], timeout_seconds=CHANGE_SECONDS, error=SourceError)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from lamella.base.errors import SourceAtRisk, SourceError
+from lamella.base.errors import SourceAtRisk, SourceError, SpacePinned
 from lamella.run.spawn import run
 from lamella.sources.base import PoolLimits
 from lamella.sources.lvm.commands import QUERY_SECONDS, LogicalVolume, device_name
@@ -96,14 +96,14 @@ def refuse_at_risk(pool: LogicalVolume, status: PoolStatus, limits: PoolLimits) 
         raise SourceAtRisk(f"thin pool {pool.text} {trouble[0]}", obj=pool.text, hint=trouble[1])
     room = f"volume group {pool.vg} has {pool.vg_free >> 20} MiB free"
     if status.metadata_percent >= limits.metadata_percent:
-        raise SourceAtRisk(
+        raise SpacePinned(
             f"the metadata of thin pool {pool.text} is {status.metadata_percent:.1f} % full, and a snapshot needs more"
             f" (limit {limits.metadata_percent:g} %)",
             obj=pool.text,
             hint=f"lvextend --poolmetadatasize +{_HINT_BYTES >> 20}M {pool.text} ({room})",
         )
     if status.data_percent >= limits.data_percent:
-        raise SourceAtRisk(
+        raise SpacePinned(
             f"the data of thin pool {pool.text} is {status.data_percent:.1f} % full, and a snapshot makes writes"
             f" allocate (limit {limits.data_percent:g} %)",
             obj=pool.text,
@@ -112,7 +112,7 @@ def refuse_at_risk(pool: LogicalVolume, status: PoolStatus, limits: PoolLimits) 
 
 
 def state_trouble(status: PoolStatus) -> tuple[str, str] | None:
-    """What is wrong with a pool's state and what helps, each a piece of a sentence; None if nothing is."""
+    """The fault of a pool's state and the remedy, each a piece of a sentence; None without a fault."""
     if status.needs_check:
         return "needs to be checked", "deactivate it and repair it: lvconvert --repair, see lvmthin(7)"
     if status.mode == "out_of_data_space":

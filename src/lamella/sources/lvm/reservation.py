@@ -22,7 +22,7 @@ from lamella.sources.lvm.commands import LogicalVolume, message
 from lamella.sources.lvm.pools import pool_device, pool_status
 
 WAIT_SECONDS: Final = 30.0
-"""How long to wait for somebody else's reservation to go away."""
+"""Seconds to wait for the reservation of another program to end."""
 
 _LOOK_AGAIN_SECONDS: Final = 0.5
 _MOST_RECORD: Final = 4096
@@ -110,7 +110,7 @@ class Reservations:
 
 
 class _Record:
-    """What is written down: nothing, or that a reservation was to be made, and which block it got."""
+    """The written record: nothing, or that a reservation was to be made, and which block it got."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

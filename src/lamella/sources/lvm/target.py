@@ -66,7 +66,7 @@ def _chosen_pool(rows: list[LogicalVolume], vg: str, pool: str | None) -> Logica
         return pools[0]
     names = ", ".join(row.name for row in pools) or "none"
     if pool is None:
-        raise UsageError(f"which pool of volume group {vg} is meant?", obj=vg, hint=f"name it with --pool: {names}")
+        raise UsageError(f"volume group {vg} has several thin pools", obj=vg, hint=f"name it with --pool: {names}")
     found = next((row for row in pools if row.name == pool.removeprefix(f"{vg}/")), None)
     if found is None:
         raise UsageError(f"volume group {vg} has no thin pool {pool}", obj=pool, hint=f"thin pools there: {names}")
@@ -83,89 +83,93 @@ class ThinDevice(BlockDevice):
         super().prepare(size, needed_bytes)
         self._empty()
 
+    def _refuse_external_origin(self) -> None:
+        """Raise UsageError for a volume in which a discarded block would not read as zero."""
+        rdev = os.fstat(self._fd).st_rdev
+        if len(commands.table_of(commands.kernel_name(rdev))) > _WORDS_WITHOUT_ORIGIN:
+            raise UsageError(
+                f"{self._given} has an external origin, which would show where nothing is written",
+                obj=str(self._given),
+                hint="restore into a new volume",
+            )
+
     def _empty(self) -> None:
         """Give back every block of the volume, and write zeros where a block is only in part the volume's."""
         with self._opening():
-            rdev = os.fstat(self._fd).st_rdev
-            if len(commands.table_of(commands.kernel_name(rdev))) > _WORDS_WITHOUT_ORIGIN:
-                raise UsageError(
-                    f"{self._given} has an external origin, which would show where nothing is written",
-                    obj=str(self._given),
-                    hint="restore into a new volume",
-                )
-            block = _discarded_at_once(self._fd)
+            self._refuse_external_origin()
+            block = discarded_at_once(self._fd)
             # Without discards the zeros are written: the same to read, only larger.
             whole = self._size // block * block if block else 0
-            _discard(self._fd, 0, whole)
+            discard(self._fd, 0, whole)
             zero_range(self._fd, whole, self._size, Zeroing.KEEP_SPACE)
 
 
-class _Thin(ThinDevice):
+class NamedThin(ThinDevice):
     """A thin volume by name, in a pool whose room is checked before it is used."""
 
     def __init__(self, vg: str, lv: str, pool: LogicalVolume, limits: PoolLimits) -> None:
-        self._vg, self._lv, self._pool, self._limits = vg, lv, pool, limits
+        self.vg, self.lv, self.pool, self.limits = vg, lv, pool, limits
         super().__init__(commands.node_of(vg, lv))
 
     @property
     def _text(self) -> str:
-        return f"{self._vg}/{self._lv}"
+        return f"{self.vg}/{self.lv}"
 
     def _named(self, name: str) -> Path:
-        return Path("/dev") / self._vg / name
+        return Path("/dev") / self.vg / name
 
     def _refuse_without_room(self, needed_bytes: int) -> None:
         """Raise SourceAtRisk if the data would fill the pool above its limit. It counts as if it shared nothing."""
-        status = pool_status(self._pool)
-        refuse_at_risk(self._pool, status, self._limits)
-        total = self._pool.size
+        status = pool_status(self.pool)
+        refuse_at_risk(self.pool, status, self.limits)
+        total = self.pool.size
         used = total * status.data_used // max(status.data_total, 1)
-        room = int(total * self._limits.data_percent / 100) - used
+        room = int(total * self.limits.data_percent / 100) - used
         if needed_bytes > room:
             raise SourceAtRisk(
-                f"{needed_bytes >> 20} MiB would fill thin pool {self._pool.text} above"
-                f" {self._limits.data_percent:g} %: {max(room, 0) >> 20} MiB are left until there",
-                obj=self._pool.text,
-                hint=f"lvextend --size +{(needed_bytes - room >> 20) + 1}M {self._pool.text}, or another pool",
+                f"{needed_bytes >> 20} MiB would fill thin pool {self.pool.text} above"
+                f" {self.limits.data_percent:g} %: {max(room, 0) >> 20} MiB are left until there",
+                obj=self.pool.text,
+                hint=f"lvextend --size +{(needed_bytes - room >> 20) + 1}M {self.pool.text}, or another pool",
             )
 
 
-class ThinInPlace(_Thin):
+class ThinInPlace(NamedThin):
     """An existing thin volume, emptied and written where it lies: its old state is lost."""
 
     def __init__(self, volume: LogicalVolume, pool: LogicalVolume, limits: PoolLimits) -> None:
         super().__init__(volume.vg, volume.name, pool, limits)
-        self._volume = volume
+        self.volume = volume
         self._was_active = True
 
     def prepare(self, size: int, needed_bytes: int) -> None:
-        _refuse_open(self._volume)
-        if self._volume.discards == "ignore":  # then every byte of it is written
+        _refuse_open(self.volume)
+        if self.volume.discards == "ignore":  # then every byte of it is written
             needed_bytes = size
         self._was_active = self.path.exists()
         if not self._was_active:
             commands.change("lvchange", "--activate", "y", "--ignoreactivationskip", self._text)
         try:
-            self._refuse_without_room(needed_bytes - self._volume.mapped_bytes)
+            self._refuse_without_room(needed_bytes - self.volume.mapped_bytes)
             self._give_back_behind(size)
-            _resize(self._volume, size)
+            resize(self.volume, size)
             super().prepare(size, needed_bytes)
             # What was given back may be held by snapshots.
             self._refuse_without_room(needed_bytes)
         except BaseException:
             self.abandon()
             raise
-        self.path = self.working_path = self._named(self._lv)
+        self.path = self.working_path = self._named(self.lv)
 
     def _give_back_behind(self, size: int) -> None:
         """Discard what a smaller volume will not reach any more: reducing the LV alone leaves its blocks mapped.
 
         The kernel takes whole blocks: one at the old end that is only in part the volume's stays.
         """
-        with suppress(OSError), self._named(self._lv).open("rb+", buffering=0) as device:
-            block = _discarded_at_once(device.fileno())
+        with suppress(OSError), self._named(self.lv).open("rb+", buffering=0) as device:
+            block = discarded_at_once(device.fileno())
             if block:
-                _discard(device.fileno(), -(-size // block) * block, self._volume.size)
+                discard(device.fileno(), -(-size // block) * block, self.volume.size)
 
     def finish(self) -> None:
         super().finish()
@@ -182,7 +186,7 @@ class ThinInPlace(_Thin):
             commands.change("lvchange", "--activate", "n", self._text)
 
 
-class _Beside(_Thin):
+class _Beside(NamedThin):
     """A thin volume that is written under another name first."""
 
     def __init__(self, vg: str, lv: str, pool: LogicalVolume, limits: PoolLimits) -> None:
@@ -195,16 +199,16 @@ class _Beside(_Thin):
         with ExitStack() as undone:
             undone.callback(self._remove_partial)
             self._make(size)
-            self._given = commands.node_of(self._vg, self._partial)
+            self._given = commands.node_of(self.vg, self._partial)
             super().prepare(size, needed_bytes)
             undone.pop_all()
-        self.path, self.working_path = self._named(self._lv), self._named(self._partial)
+        self.path, self.working_path = self._named(self.lv), self._named(self._partial)
 
     def finish(self) -> None:
         super().finish()
         self._give_name()
         self.working_path = self.path
-        commands.change("lvchange", *(word for tag in _TAGS for word in ("--deltag", tag)), self._text)
+        commands.change("lvchange", *tag_words("--deltag"), self._text)
 
     def _make(self, size: int) -> None:
         raise NotImplementedError
@@ -213,19 +217,7 @@ class _Beside(_Thin):
         raise NotImplementedError
 
     def _remove_partial(self) -> None:
-        """Remove what is left of an attempt. Raises UsageError if it is not ours, Locked if another one goes on."""
-        row = commands.volume_named(commands.report(self._vg), self._partial)
-        if row is None:
-            return
-        if PARTIAL_TAG not in row.tags:
-            raise UsageError(f"{row.text} is in the way, and is none of ours", obj=row.text, hint="rename it")
-        if row.open:
-            raise Locked(f"another restore is writing {row.text}", obj=row.text)
-        commands.change("lvremove", "--force", "--yes", row.text)
-
-    @property
-    def _tags(self) -> list[str]:
-        return [word for tag in _TAGS for word in ("--addtag", tag)]
+        remove_partial(self.vg, self._partial)
 
 
 class NewThin(_Beside):
@@ -237,11 +229,11 @@ class NewThin(_Beside):
         """It is empty."""
 
     def _make(self, size: int) -> None:
-        options = ["--type", "thin", "--thinpool", self._pool.text, "--virtualsize", f"{max(size, 1)}b"]
-        commands.change("lvcreate", *options, *self._tags, "--name", self._partial)
+        options = ["--type", "thin", "--thinpool", self.pool.text, "--virtualsize", f"{max(size, 1)}b"]
+        commands.change("lvcreate", *options, *tag_words("--addtag"), "--name", self._partial)
 
     def _give_name(self) -> None:
-        commands.change("lvrename", self._vg, self._partial, self._lv)
+        commands.change("lvrename", self.vg, self._partial, self.lv)
 
 
 class ReplacedThin(_Beside):
@@ -251,40 +243,59 @@ class ReplacedThin(_Beside):
 
     def __init__(self, volume: LogicalVolume, pool: LogicalVolume, limits: PoolLimits) -> None:
         super().__init__(volume.vg, volume.name, pool, limits)
-        self._volume = volume
+        self.volume = volume
 
     def _make(self, size: int) -> None:
-        _refuse_open(self._volume)
-        if self._volume.discards == "ignore":
+        _refuse_open(self.volume)
+        if self.volume.discards == "ignore":
             self._refuse_without_room(size)
         options = ["--snapshot", "--permission", "rw", "--setactivationskip", "n", "--activate", "y"]
-        commands.change("lvcreate", *options, *self._tags, "--name", self._partial, self._text)
-        row = commands.volume_named(commands.report(self._vg), self._partial)
+        commands.change("lvcreate", *options, *tag_words("--addtag"), "--name", self._partial, self._text)
+        row = commands.volume_named(commands.report(self.vg), self._partial)
         if row is None:
-            raise SourceError(f"{self._vg}/{self._partial} was made and is not there", obj=self._text)
-        _resize(row, size)
+            raise SourceError(f"{self.vg}/{self._partial} vanished after it was made", obj=self._text)
+        resize(row, size)
 
     def _give_name(self) -> None:
-        row = commands.volume_named(commands.report(self._vg), self._lv)
-        if row is None or row.uuid != self._volume.uuid:
-            raise SourceError(f"{self._text} is not the volume any more that was to be replaced", obj=self._text)
+        row = commands.volume_named(commands.report(self.vg), self.lv)
+        if row is None or row.uuid != self.volume.uuid:
+            raise SourceError(f"{self._text} is no longer the volume that was to be replaced", obj=self._text)
         _refuse_open(row)
-        commands.change("lvconvert", "--yes", "--merge", f"{self._vg}/{self._partial}")
-        rows = commands.report(self._vg)
+        commands.change("lvconvert", "--yes", "--merge", f"{self.vg}/{self._partial}")
+        rows = commands.report(self.vg)
         # Had the volume been opened just now, LVM would wait with the exchange until it is activated next time.
-        if any(row.name == self._partial or (row.name == self._lv and row.attributes[:1] == "O") for row in rows):
+        if any(row.name == self._partial or (row.name == self.lv and row.attributes[:1] == "O") for row in rows):
             raise SourceError(
-                f"{self._text} was opened just now: it is exchanged when it is activated next time", obj=self._text
+                f"{self._text} was opened just now: the exchange takes effect when it is activated next time",
+                obj=self._text,
             )
 
 
-def _discarded_at_once(fd: int) -> int:
+def remove_partial(vg: str, name: str) -> None:
+    """Remove what is left of an attempt. Raises UsageError if it is not ours, Locked if another one goes on."""
+    row = commands.volume_named(commands.report(vg), name)
+    if row is None:
+        return
+    if PARTIAL_TAG not in row.tags:
+        raise UsageError(f"{row.text} is in the way, and Lamella did not make it", obj=row.text, hint="rename it")
+    if row.open:
+        raise Locked(f"another restore is writing {row.text}", obj=row.text)
+    commands.change("lvremove", "--force", "--yes", row.text)
+
+
+def tag_words(option: str) -> list[str]:
+    """The words that give its tags to an unfinished volume (`--addtag`), or take them away (`--deltag`)."""
+    return [word for tag in _TAGS for word in (option, tag)]
+
+
+def discarded_at_once(fd: int) -> int:
     """Bytes that a device discards at the least, on a grid of as many; 0 where it discards nothing."""
     rdev = os.fstat(fd).st_rdev
     return int((_SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity").read_text("ascii"))
 
 
-def _discard(fd: int, start: int, end: int) -> None:
+def discard(fd: int, start: int, end: int) -> None:
+    """Give blocks of a device back. Raises OSError."""
     if start < end:
         fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", start, end - start))
 
@@ -296,7 +307,7 @@ def _refuse_open(volume: LogicalVolume) -> None:
         raise in_use(commands.node_of(volume.vg, volume.name), "its device is open")
 
 
-def _resize(volume: LogicalVolume, size: int) -> None:
+def resize(volume: LogicalVolume, size: int) -> None:
     """Make a thin volume as large as the restored one, rounded up to extents as LVM does."""
     wanted = max(1, -(-size // volume.extent)) * volume.extent
     if volume.size != wanted:

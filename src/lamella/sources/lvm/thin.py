@@ -1,6 +1,6 @@
 """The `lvm_thin` driver: a thin volume is frozen as a snapshot in its pool; snapshots are compared by its metadata.
 
-A kept moment is a read-only snapshot `<LV>+lam<owner>x<n>` in the same pool, which says in its tags whose it is. It is
+A checkpoint is a read-only snapshot `<LV>+lam<owner>x<n>` in the same pool, which says in its tags whose it is. It is
 known again by the UUIDs of its volume group, pool and logical volume and by its number in the pool, never by its name
 alone (docs/decisions/0007).
 """
@@ -42,7 +42,7 @@ def open_lvm_thin(text: str, machine: str, keeping: Keeping) -> Source:
     Raises UsageError if it is no thin volume, SourceError if it is not there or LVM cannot be asked.
     """
     if not keeping.owner:
-        raise UsageError(f"the {DRIVER} driver makes snapshots, and nobody is named as their owner", obj=text)
+        raise UsageError(f"the {DRIVER} driver makes snapshots, and their owner is not named", obj=text)
     place = text.removeprefix("lvm:")
     vg, lv = (commands.names_at(Path(place)) if place.startswith("/") else None) or commands.parsed(place)
     volume = commands.volume_named(commands.report(vg), lv)
@@ -56,7 +56,7 @@ def open_lvm_thin(text: str, machine: str, keeping: Keeping) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class ThinToken(MomentToken):
-    """What a snapshot was when it was made."""
+    """The facts of a snapshot when it was made."""
 
     vg: str
     pool: str
@@ -76,7 +76,7 @@ class ThinToken(MomentToken):
 
 
 def identity_of(vg_uuid: str, lv: str) -> bytes:
-    """`lvm:UUID:LV`: a volume made anew under its name is the same volume."""
+    """`lvm:UUID:LV`: a volume made again under its name is the same volume."""
     return f"lvm:{vg_uuid}:{lv}".encode("ascii")
 
 
@@ -122,6 +122,31 @@ def remove(row: LogicalVolume) -> None:
     commands.change("lvremove", "--force", "--yes", row.text)
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The snapshots of one source (16 hexadecimal digits) and owner (8) in a volume group."""
+
+    source: str
+    owner: str
+
+    def has(self, row: LogicalVolume) -> bool:
+        """Whether it is one of them, by its name and tags."""
+        return owner_in(row) == self.owner and source_in(row) == self.source
+
+    def find(self, token: ThinToken, rows: list[LogicalVolume]) -> LogicalVolume:
+        """The snapshot that a token was made of. Raises CheckpointLost unless it is there, ours, and what it was."""
+        row = commands.volume_named(rows, token.name)
+        if row is None:
+            raise CheckpointLost("the checkpoint is gone")
+        if not self.has(row):
+            raise CheckpointLost(f"the checkpoint {row.name} belongs to another source or owner")
+        if ThinToken.of(row) != token:
+            raise CheckpointLost(f"the checkpoint {row.name} is another snapshot than the one that was kept")
+        if row.writable:
+            raise CheckpointLost(f"the checkpoint {row.name} has been made writable")
+        return row
+
+
 class ThinSource:
     """A thin volume that is snapshotted to be frozen. Remembers what it froze until the moment ends."""
 
@@ -131,8 +156,9 @@ class ThinSource:
     def __init__(self, volume: LogicalVolume, keeping: Keeping) -> None:
         self._vg, self._vg_uuid, self._lv = volume.vg, volume.vg_uuid, volume.name
         self._keeping = keeping
-        self._source = source_name(self.identity)
-        self._tags = (TAG, f"{TAG}:owner={keeping.owner}", f"{TAG}:source={self._source}")
+        self.checkpoints = Checkpoints(source_name(self.identity), keeping.owner)
+        """This owner's."""
+        self._tags = (TAG, f"{TAG}:owner={keeping.owner}", f"{TAG}:source={self.checkpoints.source}")
         self._frozen: dict[str, LogicalVolume | None] = {}
         """Snapshots that this object makes (None yet) or reads, by name."""
         self._unkept: set[str] = set()
@@ -178,7 +204,7 @@ class ThinSource:
         frozen = self._frozen.get(token.name)
         # What is open cannot have been removed.
         if frozen is None or ThinToken.of(frozen) != token:
-            self.find(token, self._report())
+            self.checkpoints.find(token, self._report())
         self._unkept.discard(token.name)
 
     def drop(self, checkpoint: str) -> None:
@@ -190,7 +216,7 @@ class ThinSource:
         if not _SNAPSHOT.fullmatch(name):
             return
         row = commands.volume_named(self._report(), name)
-        if row is None or not self._is_ours(row) or (token is not None and token.volume != row.uuid):
+        if row is None or not self.checkpoints.has(row) or (token is not None and token.volume != row.uuid):
             return
         if name in self._frozen:
             self._unkept.add(name)
@@ -199,27 +225,11 @@ class ThinSource:
 
     def kept(self) -> list[str]:
         """All snapshots of this source and owner, oldest first, but those that go when they have been read."""
-        rows = [row for row in self._report() if self._is_ours(row) and row.name not in self._unkept]
+        rows = [row for row in self._report() if self.checkpoints.has(row) and row.name not in self._unkept]
         return [ThinToken.of(row).text for row in sorted(rows, key=lambda row: _number(row.name))]
 
-    def find(self, token: ThinToken, rows: list[LogicalVolume]) -> LogicalVolume:
-        """The snapshot that a token was made of. Raises CheckpointLost unless it is there, ours, and what it was."""
-        row = commands.volume_named(rows, token.name)
-        if row is None:
-            raise CheckpointLost("the checkpoint is gone")
-        if not self._is_ours(row):
-            raise CheckpointLost(f"the checkpoint {row.name} belongs to another source or owner")
-        if ThinToken.of(row) != token:
-            raise CheckpointLost(f"the checkpoint {row.name} is another snapshot than the one that was kept")
-        if row.writable:
-            raise CheckpointLost(f"the checkpoint {row.name} has been made writable")
-        return row
-
-    def _is_ours(self, row: LogicalVolume) -> bool:
-        return owner_in(row) == self._keeping.owner and source_in(row) == self._source
-
     def delta(self, base: ThinToken, now: ThinToken, pool: LogicalVolume, grain: int) -> Delta:
-        """What may differ from one snapshot to another. Raises CheckpointLost."""
+        """The ranges that may differ from one snapshot to another. Raises CheckpointLost."""
         if base.pool != now.pool:
             raise CheckpointLost("the checkpoint is in another pool than the volume")
         if base.external != now.external:
@@ -229,11 +239,11 @@ class ThinSource:
             # Both exist after the reservation was made: so they did when it was, with the same numbers.
             rows = self._report(CheckpointLost)
             for token in (base, now):
-                self.find(token, rows)
+                self.checkpoints.find(token, rows)
             return thin_tools.delta(metadata_device(pool), (base.thin, base.size), (now.thin, now.size), grain)
 
     def mapped(self, now: ThinToken, pool: LogicalVolume) -> Iterator[Extent]:
-        """What a snapshot maps. Raises SourceError."""
+        """The ranges that a snapshot maps. Raises SourceError."""
         with Reservations(pool, self._keeping.records).held(wait_seconds=0):
             return thin_tools.mapped(metadata_device(pool), now.thin, now.size)
 
@@ -247,7 +257,7 @@ class ThinSource:
         """The pool of the volume. Raises SourceError; SourceAtRisk if a snapshot could endanger it."""
         volume = commands.volume_named(rows, self._lv)
         if volume is None or volume.kind != "thin":
-            raise SourceError(f"there is no thin volume {self._vg}/{self._lv} any more", obj=f"{self._vg}/{self._lv}")
+            raise SourceError(f"the thin volume {self._vg}/{self._lv} no longer exists", obj=f"{self._vg}/{self._lv}")
         pool = commands.volume_named(rows, volume.pool)
         if pool is None:
             raise SourceError(f"{volume.text} has no pool", obj=volume.text)
@@ -300,7 +310,7 @@ class ThinSource:
             return
         if row is None:
             row = commands.volume_named(self._report(), name)
-        if row is not None and self._is_ours(row):
+        if row is not None and self.checkpoints.has(row):
             remove(row)
         self._unkept.discard(name)
 
@@ -338,10 +348,10 @@ class FrozenThin(OpenVolume):
         yield Extent(0, self._size)
 
     def delta_since(self, base: str, grain: int) -> Delta:
-        """What differs from the kept moment, from the metadata of the pool. Raises CheckpointLost."""
+        """The ranges that differ from the checkpoint, from the metadata of the pool. Raises CheckpointLost."""
         token = ThinToken.parse(base)
         if token != self._token:
-            self._source.find(token, self._rows)
+            self._source.checkpoints.find(token, self._rows)
         return self._source.delta(token, self._token, self._pool, grain)
 
 

@@ -35,7 +35,7 @@ def fault_of(version: tuple[int, ...]) -> str:
     """Why a version of thin_delta is not used; empty if it is."""
     shown = ".".join(map(str, version))
     if not version:
-        return "it does not tell its version"
+        return "it does not state its version"
     if version < _OLDEST:
         return f"version {shown} is too old"
     if _BROKEN[0] <= version < _BROKEN[1]:
@@ -60,7 +60,7 @@ def require_thin_delta() -> None:
 
 
 def delta(device: str, old: tuple[int, int], new: tuple[int, int], grain: int) -> Delta:
-    """What may differ between two thin devices, each given as its id and its size in bytes.
+    """The ranges that may differ between two thin devices, each given as its id and its size in bytes.
 
     `device` is the pool's metadata, of which a snapshot is reserved. Raises CheckpointLost.
     """
@@ -75,7 +75,7 @@ def delta(device: str, old: tuple[int, int], new: tuple[int, int], grain: int) -
 
 
 def mapped(device: str, thin_id: int, size: int) -> Iterator[Extent]:
-    """What a thin device of `size` bytes maps, ascending. Conditions and errors are those of `delta`.
+    """The ranges that a thin device of `size` bytes maps, ascending. Conditions and errors are those of `delta`.
 
     All of it is read before this returns, into a bit for each 64 KiB.
     """

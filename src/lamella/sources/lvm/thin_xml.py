@@ -76,7 +76,7 @@ class _DeltaSchema:
         elif depth == 1 and name == "range":
             self._range(attributes, found)
         else:
-            raise _refused(f"it has an element {name!r} that nobody knows")
+            raise _refused(f"it has the unknown element {name!r}")
 
     def end(self, depth: int) -> None:
         if depth == 0 and not self._ranges:
@@ -107,7 +107,7 @@ class _DumpSchema:
         elif depth == 0 and name == "range_mapping":
             found(_number(attributes, "origin_begin"), _number(attributes, "length"))
         else:
-            raise _refused(f"it has an element {name!r} that nobody knows")
+            raise _refused(f"it has the unknown element {name!r}")
 
     def end(self, depth: int) -> None:
         pass
@@ -159,7 +159,7 @@ class _XmlReader:
             self._block_bytes = sectors * _SECTOR
         elif self._depth == 1:
             if name != self._schema.inner:
-                raise _refused(f"it has an element {name!r} that nobody knows")
+                raise _refused(f"it has the unknown element {name!r}")
             self._inner_seen += 1
             self._schema.enter(attributes)
         else:

@@ -24,9 +24,9 @@ class NbdAddress:
     host: str = ""
     port: int = 0
     bitmap: str = ""
-    """What records the changes since the snapshot before; empty: nothing does."""
+    """The bitmap of the changes since the snapshot before; empty without one."""
     next: str = ""
-    """What records the changes from this export's moment on; empty: nothing does."""
+    """The bitmap of the changes from this export's moment on; empty without one."""
 
     @property
     def text(self) -> str:
@@ -48,7 +48,7 @@ def parse(text: str) -> NbdAddress:
     given = dict(pairs)
     unknown = sorted(given.keys() - _PARTS.get(found.scheme, set()))
     if found.scheme not in _PARTS or found.fragment or found.username is not None:
-        raise _wrong(text, "it is no address of this kind")
+        raise _wrong(text, "it does not have the form of an NBD address")
     if unknown or len(given) != len(pairs):
         raise _wrong(text, f"{unknown[0] if unknown else 'one thing'} may not be there, or not twice")
     address = NbdAddress(

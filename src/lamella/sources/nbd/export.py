@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from lamella.base.errors import SourceError
-from lamella.base.nbd import Transmission
+from lamella.base.nbd import ALLOCATION_CONTEXT, Allocation, Transmission
 from lamella.sources.nbd.address import NbdAddress
 from lamella.sources.nbd.wire import Connection, ServerError
 
@@ -72,20 +72,33 @@ class Export:
             connection.read(first, whole, piece)
         buffer[:] = whole[offset - first : last - first]
 
-    def stretches(self, context: str) -> Iterator[Stretch]:
-        """What the server says of the whole volume in one of the contexts, in order and without a gap."""
-        number, offset, answers = self.contexts[context], 0, 0
-        while offset < self.size:
+    def allocation(self) -> Iterator[Stretch]:
+        """What the server says of data and zeros, where zeros were said twice; the whole volume in order.
+
+        QEMU looks at its scratch image first and at the guest's disk afterwards. What the guest discards between the
+        two looks passes for zeros once. It is in the scratch image then, where the second question finds it.
+        """
+        for start, end, state in self.stretches(ALLOCATION_CONTEXT):
+            if state & Allocation.ZERO:
+                yield from self.stretches(ALLOCATION_CONTEXT, start, end)
+            else:
+                yield start, end, state
+
+    def stretches(self, context: str, start: int = 0, stop: int | None = None) -> Iterator[Stretch]:
+        """What the server says of the volume, or of a part, in one of the contexts, in order and without a gap."""
+        number, offset, answers = self.contexts[context], start, 0
+        stop = self.size if stop is None else stop
+        while offset < stop:
             answers += 1
             if answers > _MOST_ANSWERS + self.size // _LEAST_ADVANCE:
                 raise self._error("it describes blocks without coming to an end")
-            length = min(self.size - offset, _STATUS)
+            length = min(stop - offset, _STATUS)
             with self._connection() as connection:
                 said = connection.status(offset, length).get(number)
             if not said:
                 raise self._error("it says nothing about some blocks")
             for stretch, state in said:
-                end = min(offset + stretch, self.size)
+                end = min(offset + stretch, stop)
                 if end > offset:
                     yield offset, end, state
                 offset = end

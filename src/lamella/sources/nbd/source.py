@@ -110,17 +110,21 @@ class FrozenExport:
         if ALLOCATION_CONTEXT not in self._export.contexts:
             yield from [Extent(0, self.size)] if self.size else []
             return
-        for start, end, state in self._export.stretches(ALLOCATION_CONTEXT):
+        for start, end, state in self._export.allocation():
             if state & _UNALLOCATED != _UNALLOCATED:
                 yield Extent(start, end)
 
     def delta_since(self, base: str, grain: int) -> Delta:
-        """What the bitmap calls dirty. Raises CheckpointLost if it need not hold all that changed since `base`."""
+        """The dirty ranges of the bitmap. Raises CheckpointLost if it need not hold all that changed since `base`."""
         token, name = BitmapToken.parse(base), self._address.bitmap
         if not name or token.bitmap != name:
             raise CheckpointLost("the bitmap is not the one that was started at the last backup")
         if token.size != self.size:
             raise CheckpointLost("the volume had another size when the bitmap was started")
+        return self._dirty(name, grain)
+
+    def _dirty(self, name: str, grain: int) -> Delta:
+        """The dirty ranges of a bitmap. Raises CheckpointLost."""
         if DIRTY_BITMAP + name not in self._export.contexts:
             raise CheckpointLost("the server has no such bitmap, or cannot use it")
         try:
@@ -128,7 +132,7 @@ class FrozenExport:
             zero = _zeros(self._export, grain)
         except SourceError as reason:
             raise CheckpointLost(f"the bitmap cannot be read: {reason.message}") from reason
-        return Delta.bounded(grain, token.size, self.size, changed - zero, changed & zero)
+        return Delta.bounded(grain, self.size, self.size, changed - zero, changed & zero)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`. Raises SourceError."""
@@ -137,7 +141,7 @@ class FrozenExport:
 
     def _read(self, offset: int, buffer: memoryview) -> None:
         if offset < 0 or offset + len(buffer) > self.size:
-            raise SourceError(f"{self._address.text}: nothing to read beyond its {self.size} bytes")
+            raise SourceError(f"{self._address.text}: nothing to read beyond its end")
         self._export.read_into(offset, buffer)
 
 
@@ -156,7 +160,7 @@ def _zeros(export: Export, grain: int) -> ChunkSet:
     if ALLOCATION_CONTEXT not in export.contexts:
         return zero
     begin = end = 0
-    for start, stop, state in chain(export.stretches(ALLOCATION_CONTEXT), [(export.size, export.size, 0)]):
+    for start, stop, state in chain(export.allocation(), [(export.size, export.size, 0)]):
         if state & Allocation.ZERO and start == end:
             end = stop
             continue

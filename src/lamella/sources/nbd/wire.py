@@ -51,7 +51,7 @@ class _Wanted:
         """Where bytes of the volume go. Raises ServerError if they were not asked for."""
         start = offset - self.offset
         if length <= 0 or start < 0 or start + length > len(self.target):
-            raise ServerError("it sent bytes nobody asked for")
+            raise ServerError("it sent bytes that were not requested")
         if len(self.came) > len(self.target) // _LEAST_PIECE + 8:
             raise ServerError("it sent too many small pieces")
         self.came.append((start, start + length))
@@ -113,11 +113,13 @@ class Connection:
         self._until = time.monotonic() + REPLY_SECONDS
         asked: dict[int, _Wanted] = {}
         requests = []
+        # QEMU looks for holes before it reads: what a guest discards between the two is one (decision 0066).
+        whole = nbd.WHOLE if self._structured and self.flags & Transmission.SEND_DF else 0
         for start in range(0, len(target), piece):
             self._cookie += 1
             part = target[start : start + piece]
             asked[self._cookie] = _Wanted(offset + start, part)
-            requests.append(self._request(Command.READ, offset + start, len(part)))
+            requests.append(self._request(Command.READ, offset + start, len(part), whole))
         self._send(b"".join(requests))
         while asked:
             self._reply(asked)
@@ -133,17 +135,17 @@ class Connection:
         found: dict[int, list[tuple[int, int]]] = {}
         for _ in range(2 * len(self.contexts) + 2):
             if self._number(_U32) != nbd.CHUNK_MAGIC:
-                raise ServerError("it answered a question about blocks in no form that is known")
+                raise ServerError("it described blocks in an unknown form")
             flags, kind, length_now = self._chunk_head(self._cookie)
             if kind >= Chunk.ERRORS:
                 raise self._refusal(length_now)
             if kind == Chunk.BLOCK_STATUS:
                 self._stretches(length_now, found)
             elif kind != Chunk.NONE or length_now:
-                raise ServerError("it answered a question about blocks with something else")
+                raise ServerError("it did not describe the blocks that were asked about")
             if flags & nbd.DONE:
                 return found
-        raise ServerError("it does not come to an end about blocks")
+        raise ServerError("its description of blocks does not end")
 
     def _stretches(self, length: int, found: dict[int, list[tuple[int, int]]]) -> None:
         if length > _MOST_STATUS or length < 12 or length % 8 != 4:
@@ -156,8 +158,8 @@ class Connection:
         if not all(stretch for stretch, _ in found[context]):
             raise ServerError("it describes blocks of no length")
 
-    def _request(self, command: Command, offset: int, length: int) -> bytes:
-        return _REQUEST.pack(nbd.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+    def _request(self, command: Command, offset: int, length: int, flags: int = 0) -> bytes:
+        return _REQUEST.pack(nbd.REQUEST_MAGIC, flags, command, self._cookie, offset, length)
 
     def _reply(self, asked: dict[int, _Wanted]) -> None:
         """One simple reply, or one chunk of a structured reply."""
@@ -167,13 +169,13 @@ class Connection:
         elif magic == nbd.CHUNK_MAGIC and self._structured:
             self._chunk(asked)
         else:
-            raise ServerError("what it sent is no reply")
+            raise ServerError("it sent no valid reply")
 
     def _simple_reply(self, asked: dict[int, _Wanted]) -> None:
         error, cookie = struct.unpack(">IQ", self._take(12))
         reading = asked.pop(cookie, None)
         if reading is None:
-            raise ServerError("it answered what nobody asked")
+            raise ServerError("it answered without a request")
         if error:
             raise ServerError(f"it cannot read there (error {error})")
         self._take_into(reading.target)
@@ -183,7 +185,7 @@ class Connection:
         cookie = self._last_cookie
         reading = asked.get(cookie)
         if reading is None:
-            raise ServerError("it answered what nobody asked")
+            raise ServerError("it answered without a request")
         if kind >= Chunk.ERRORS:
             raise self._refusal(length)
         if kind not in (Chunk.NONE, Chunk.OFFSET_DATA, Chunk.OFFSET_HOLE) or length != _FIXED.get(kind, length):
@@ -204,13 +206,13 @@ class Connection:
     def _chunk_head(self, cookie: int | None) -> tuple[int, int, int]:
         flags, kind, self._last_cookie, length = _CHUNK.unpack(self._take(_CHUNK.size))
         if cookie is not None and cookie != self._last_cookie:
-            raise ServerError("it answered what nobody asked")
+            raise ServerError("it answered without a request")
         return flags, kind, length
 
     def _refusal(self, length: int) -> ServerError:
         """The error that a chunk is about."""
         if not 6 <= length <= _LONGEST_ANSWER:
-            return ServerError("it reports an error in no form that is known")
+            return ServerError("it reports an error in an unknown form")
         content = self._take(length)
         error, said = struct.unpack_from(">IH", content)
         text = _plain(content[6 : 6 + said])
@@ -232,12 +234,12 @@ class Connection:
             self._option(Option.SET_META_CONTEXT, name + _U32.pack(len(queries)) + b"".join(queries), self._context)
             self.contexts = {text: number for text, number in self.contexts.items() if text in contexts}
             if len(set(self.contexts.values())) != len(self.contexts):
-                raise ServerError("it gives two contexts one number")
+                raise ServerError("it gives two contexts the same number")
         refused = self._option(Option.GO, name + struct.pack(">HH", 1, Info.BLOCK_SIZE), self._info)
         if refused is not None:
             raise ServerError(refused)
         if not self.flags & Transmission.HAS_FLAGS or self.size >= 1 << 63:
-            raise ServerError("it says nothing, or nothing possible, of the export")
+            raise ServerError("it does not describe the export, or impossibly")
 
     def _option(self, option: Option, content: bytes, answer: Callable[[int, bytes], None] | None = None) -> str | None:
         """Ask, and hand over the answers; returns why it was refused, None if it was not."""
@@ -245,7 +247,7 @@ class Connection:
         for _ in range(_MOST_REPLIES):
             magic, about, kind, length = _OPTION_REPLY.unpack(self._take(_OPTION_REPLY.size))
             if magic != nbd.OPTION_REPLY_MAGIC or about != option or length > _LONGEST_ANSWER:
-                raise ServerError("what it sent is no answer to what was asked")
+                raise ServerError("its answer does not fit the request")
             said = self._take(length)
             if kind == Answer.ACK:
                 return None
@@ -253,11 +255,11 @@ class Connection:
                 return _reason(kind, said)
             if answer is not None:
                 answer(kind, said)
-        raise ServerError("it does not come to an end with its answers")
+        raise ServerError("its answers do not end")
 
     def _info(self, kind: int, content: bytes) -> None:
         if kind != Answer.INFO or len(content) < 2:
-            raise ServerError("it describes the export in no form that is known")
+            raise ServerError("it describes the export in an unknown form")
         about = _U16.unpack_from(content)[0]
         if about == Info.EXPORT and len(content) == 12:
             self.size, self.flags = struct.unpack_from(">QH", content, 2)
@@ -269,7 +271,7 @@ class Connection:
 
     def _context(self, kind: int, content: bytes) -> None:
         if kind != Answer.META_CONTEXT or len(content) < 4:
-            raise ServerError("it describes a context in no form that is known")
+            raise ServerError("it describes a context in an unknown form")
         self.contexts[content[4:].decode("utf-8", "surrogateescape")] = _U32.unpack_from(content)[0]
 
     # -- bytes --------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class ReadMap(Protocol):
 
 
 def compare(old: Iterator[Piece], new: Iterator[Piece], base_size: int, size: int, grain: int) -> Delta:
-    """What may differ between a file of `base_size` bytes mapped by `old` and one of `size` bytes mapped by `new`.
+    """The possible differences of a file of `base_size` bytes mapped by `old` and one of `size` bytes mapped by `new`.
 
     Both maps ascend without overlap. Holes and preallocated ranges are both zeros. Memory does not follow the maps.
     """
@@ -62,7 +62,7 @@ def compare(old: Iterator[Piece], new: Iterator[Piece], base_size: int, size: in
 
 
 def guarded(read_map: ReadMap, old_fd: int, new_fd: int, base_size: int, size: int, grain: int) -> Delta:
-    """What may differ between two open files, although their bytes may be moved about meanwhile.
+    """The ranges that may differ between two open files, although their bytes may be moved about meanwhile.
 
     The bytes of both files must not change. The maps are read in windows: old, new, and old again. If the old file was
     at a place before and after, the new file cannot have been there with other bytes in between. Any disagreement

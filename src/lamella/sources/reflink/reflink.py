@@ -16,7 +16,7 @@ from typing import Final
 
 from lamella.base.delta import Delta
 from lamella.base.durable import sync_directory
-from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError, UsageError
+from lamella.base.errors import CheckpointLost, SourceError, SpacePinned, UsageError
 from lamella.base.extents import Extent
 from lamella.sources import cloning
 from lamella.sources.base import Consistency, FrozenVolume, Keeping, Source
@@ -55,7 +55,7 @@ class ClonedSource:
 
     def __init__(self, image: FileSource, keeping: Keeping, driver: str, compare: CompareMaps) -> None:
         if not keeping.owner:
-            raise UsageError(f"the {driver} driver keeps checkpoints, and nobody is named as their owner")
+            raise UsageError(f"the {driver} driver keeps checkpoints, and their owner is not named")
         self._image = image
         self._driver = driver
         self._compare = compare
@@ -109,7 +109,7 @@ class ClonedSource:
         self._unkept.discard(Token.parse(checkpoint).file)
 
     def drop(self, checkpoint: str) -> None:
-        """Remove the kept moment with this text, or the file with this name, if it is of this source and owner."""
+        """Remove the checkpoint with this text, or the file with this name, if it is of this source and owner."""
         self._files.drop(checkpoint)
 
     def kept(self) -> list[str]:
@@ -188,7 +188,7 @@ class FrozenClone(OpenVolume):
             yield Extent(0, self._size)
 
     def delta_since(self, base: str, grain: int) -> Delta:
-        """What differs from the kept moment, from the maps of both. Raises CheckpointLost."""
+        """The ranges that differ from the checkpoint, from the maps of both. Raises CheckpointLost."""
         if not self.checkpoint:
             raise CheckpointLost(self.why_untracked)
         return self._delta(self._fd, self._size, base, grain)
@@ -203,7 +203,7 @@ def _opened(path: Path) -> Iterator[int]:
         raise read_failed(path, reason) from reason
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise SourceError(f"{path} is not an image file any more", obj=str(path))
+            raise SourceError(f"{path} is no longer an image file", obj=str(path))
         yield fd
     finally:
         os.close(fd)
@@ -218,7 +218,7 @@ def _refuse_if_nearly_full(path: Path, fd: int) -> None:
     found = os.fstatvfs(fd)
     free = found.f_bavail * found.f_frsize
     if nearly_full(free, found.f_blocks * found.f_frsize):
-        raise SourceAtRisk(
+        raise SpacePinned(
             f"the file system of {path} is nearly full ({free >> 20} MiB free): a checkpoint would pin its blocks",
             obj=str(path),
             hint="free space there, or force the file driver",

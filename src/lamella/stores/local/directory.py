@@ -1,4 +1,4 @@
-"""Directories, files and errors of a POSIX file system, as the local store needs them.
+"""Directories and files of a POSIX file system, as the local store needs them.
 
 Every path is walked from the descriptor of the root directory, one part at a time and without following symbolic links:
 whoever can write to the destination must not be able to point us at a file elsewhere.
@@ -11,9 +11,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused, StoreUnavailable
+from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused
 from lamella.stores.base import MOST_OTHERS, Entry, checked_name
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -23,23 +22,6 @@ TEMPORARY = "tmp"
 """Directory of unfinished writes, no part of the store's names (FORMAT 13.22)."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED = {errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG}
-
-
-def store_error(error: OSError, root: Path, obj: str, *, absent: bool) -> StoreError:
-    """Return what `error` means for a caller of the store at `root`; `absent`: a missing file is a missing object."""
-    text = error.strerror or str(error)
-    if absent and error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return ObjectNotFound("no such object", obj=obj)
-    if error.errno in {errno.EACCES, errno.EPERM, *FULL}:
-        from lamella.stores.local.refusal import refusal
-
-        return refusal(error, root, obj)
-    if error.errno in _REFUSED:
-        return StoreRefused(f"the file system refuses: {text}", obj=obj)
-    failed = StoreUnavailable(f"the file system failed: {text}", obj=obj)
-    failed.brief = error.errno == errno.EIO
-    return failed
 
 
 @contextmanager
@@ -114,14 +96,6 @@ def read_range(descriptor: int, offset: int, length: int, name: str) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def write_whole(descriptor: int, content: bytes | memoryview) -> None:
-    """Write all of `content` and wait until it is on the device. Raises OSError."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-    os.fsync(descriptor)
-
-
 class DirectoryWalk:
     """One listing, streamed; a failure is never taken for emptiness.
 
@@ -148,7 +122,7 @@ class DirectoryWalk:
                 self._count_invalid()
 
     def _sorted(self, directory: int, prefix: str) -> list[os.DirEntry[str]]:
-        """What may be an object or lead to some, in the order of the names of the objects."""
+        """Entries that may be objects or lead to some, in the order of the names of the objects."""
         found: list[os.DirEntry[str]] = []
         with os.scandir(directory) as entries:
             for entry in entries:

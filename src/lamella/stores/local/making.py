@@ -31,6 +31,14 @@ def new_file(parent: int, leaf: str, root: int) -> int:
     return made
 
 
+def write_whole(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of `content` and wait until it is on the device. Raises OSError."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+    os.fsync(descriptor)
+
+
 def _share(made: int, root: int) -> None:
     above = os.fstat(root)
     with suppress(OSError):

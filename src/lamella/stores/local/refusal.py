@@ -1,4 +1,4 @@
-"""Why the file system refuses: the path that the account may not use, and the command that mends it."""
+"""What an error of the file system means for a caller: the path that the account may not use, and what mends it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,33 @@ import pwd
 import stat
 from pathlib import Path
 
-from lamella.base.errors import LamellaError, NoRepository, StoreError, StoreFull, StoreRefused
+from lamella.base.errors import (
+    LamellaError,
+    NoRepository,
+    ObjectNotFound,
+    StoreError,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+)
 from lamella.stores.local.directory import FULL, TEMPORARY
 
-_ROOM = "make room there, with lamella prune too; then run the command again"
+_REFUSED = {errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG}
+_ROOM = "make room there, then run the command again"
+
+
+def store_error(error: OSError, root: Path, obj: str, *, absent: bool) -> StoreError:
+    """Return what `error` means for a caller of the store at `root`; `absent`: a missing file is a missing object."""
+    text = error.strerror or str(error)
+    if absent and error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return ObjectNotFound("no such object", obj=obj)
+    if error.errno in {errno.EACCES, errno.EPERM, *FULL}:
+        return _refusal(error, root, obj)
+    if error.errno in _REFUSED:
+        return StoreRefused(f"the file system refuses: {text}", obj=obj)
+    failed = StoreUnavailable(f"the file system failed: {text}", obj=obj)
+    failed.brief = error.errno == errno.EIO
+    return failed
 
 
 def missing(error: OSError, place: Path, *, create: bool) -> LamellaError:
@@ -30,7 +53,7 @@ def _unmakeable(place: Path, text: str) -> StoreRefused:
     return StoreRefused(f"no directory can be made in {place.parent}: {text}", obj=str(place))
 
 
-def refusal(error: OSError, root: Path, obj: str) -> StoreError:
+def _refusal(error: OSError, root: Path, obj: str) -> StoreError:
     """The error for an object, or a prefix of names, below `root` that this account may not read or write, or that
     finds no room.
     """

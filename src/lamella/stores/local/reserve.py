@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import stat
 
-from lamella.stores.local.directory import FULL, TEMPORARY, opened_directory, write_whole
-from lamella.stores.local.making import new_file
+from lamella.stores.local.directory import FULL, TEMPORARY, opened_directory
+from lamella.stores.local.making import new_file, write_whole
 
 NAME = "reserve"
 SIZE = 1 << 20

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lamella.base.errors import StoreError, StoreRefused, StoreUnavailable
 from lamella.stores.base import checked_name
-from lamella.stores.local.directory import TEMPORARY, store_error
+from lamella.stores.local.directory import TEMPORARY
 
 if TYPE_CHECKING:
     Parts = tuple[str, ...]
@@ -70,4 +70,6 @@ class Root:
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 self.check_in_place()
+            from lamella.stores.local.refusal import store_error  # mostly nothing fails
+
             raise store_error(error, self._path, obj, absent=absent) from error

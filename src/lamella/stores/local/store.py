@@ -24,7 +24,6 @@ from lamella.stores.local.directory import (
     opened_directory,
     opened_file,
     read_range,
-    store_error,
 )
 from lamella.stores.local.flock import LOCKING_FILE_SYSTEMS, file_system_of, held
 from lamella.stores.local.root import Root
@@ -67,6 +66,8 @@ class LocalStore:
         except NotADirectoryError as error:
             raise NoRepository("not a directory", obj=str(place)) from error
         except OSError as error:
+            from lamella.stores.local.refusal import store_error
+
             raise store_error(error, place, str(place), absent=False) from error
         writable = not read_only and not os.fstatvfs(root).f_flag & os.ST_RDONLY
         locks = file_system_of(root) in LOCKING_FILE_SYSTEMS
@@ -79,7 +80,7 @@ class LocalStore:
 
     @property
     def abilities(self) -> Abilities:
-        """What was found at opening: a file system known to lock properly, and whether it may be written."""
+        """Abilities found at opening: a file system known to lock properly, and whether it may be written."""
         return self._abilities
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class LocalStore:
         return self._writer(TEMPORARY).sweep(older_than_seconds)
 
     def _writer(self, obj: str) -> DirectoryWriter:
-        """What writes below the root. Raises StoreRefused where nothing may be written."""
+        """The writer below the root. Raises StoreRefused where nothing may be written."""
         if not self._abilities.write:
             raise StoreRefused("the store can only be read", obj=obj)
         return self._writing()

@@ -1,4 +1,4 @@
-"""What a local store does to write: objects under their names, removals, and making both durable.
+"""The writing half of a local store: objects under their names, removals, and making both durable.
 
 A command that only reads does not load this. A file is written below `tmp/` and linked into place, so that no name ever
 shows half an object.
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.base.durable import sync_directory
-from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused
-from lamella.stores.local.directory import TEMPORARY, is_link, opened_directory, opened_file, read_range, write_whole
-from lamella.stores.local.making import new_file
+from lamella.base.errors import ObjectNotFound, StoreError
+from lamella.stores.local.directory import TEMPORARY, opened_directory
+from lamella.stores.local.making import new_file, write_whole
 from lamella.stores.local.reserve import give_up_reserve, keep_reserve
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT}
 """Why a link fails that would keep a renamed file from its place, too. What a file system without links answers is
 anybody's guess: EPERM, ENOSYS, and in user space EIO, EINVAL, EXDEV or EACCES."""
-_COMPARED_AT_ONCE = 1 << 20
 
 
 def make_directory(place: Path) -> None:
@@ -148,7 +147,9 @@ class DirectoryWriter:
         try:
             os.link(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0], follow_symlinks=False)
         except FileExistsError:
-            _check_equal(target, name, content)
+            from lamella.stores.local.taken import check_equal  # names are hashes, so that few are ever taken
+
+            check_equal(target, name, content)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise
@@ -156,9 +157,11 @@ class DirectoryWriter:
 
     def _rename(self, source: FileName, target: FileName, name: str, content: bytes | memoryview) -> None:
         """Do the same without hard links. Only threads of this process are kept from replacing each other's object."""
+        from lamella.stores.local.taken import check_equal
+
         with self._rename_lock:
             try:
-                _check_equal(target, name, content)
+                check_equal(target, name, content)
             except FileNotFoundError:
                 os.rename(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0])
 
@@ -174,30 +177,6 @@ class DirectoryWriter:
             with self._dirty_lock:
                 self._dirty |= dirty
             raise
-
-
-def _check_equal(target: FileName, name: str, content: bytes | memoryview) -> None:
-    directory, leaf = target
-    if is_link(directory, leaf):
-        raise StoreRefused("a symbolic link has this name", obj=name)
-    try:
-        with opened_file(directory, leaf, name) as (descriptor, size):
-            if not _holds_exactly(descriptor, size, content):
-                raise StoreRefused("the store holds other bytes under this name", obj=name)
-            os.fsync(descriptor)  # it may have been copied here by something that did not
-    except ObjectNotFound as error:
-        raise StoreRefused("a directory has this name", obj=name) from error
-
-
-def _holds_exactly(descriptor: int, size: int, content: bytes | memoryview) -> bool:
-    """Whether a file of `size` bytes holds `content`, compared a mebibyte at a time. Raises OSError."""
-    if size != len(content):
-        return False
-    for offset in range(0, size, _COMPARED_AT_ONCE):
-        expected = content[offset : offset + _COMPARED_AT_ONCE]
-        if read_range(descriptor, offset, len(expected), "") != expected:
-            return False
-    return True
 
 
 def _unlinked(directory: int, leaf: str) -> bool:

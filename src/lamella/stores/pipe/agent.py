@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lamella.stores.pipe.frames import Hello
 
 BELOW_HOME = "/~/"
-"""How a place below the home directory of the far side's account begins."""
+"""The prefix of a place below the home directory of the far side's account."""
 
 
 def main(source: int = 0, sink: int = 1) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -30,6 +31,7 @@ MODULES = (
     "stores.local.reserve",
     "stores.local.root",
     "stores.local.store",
+    "stores.local.taken",
     "stores.local.writing",
     "stores.pipe.frames",
     "stores.pipe.guarded",
@@ -46,6 +48,8 @@ _LOADER = (
 )
 ARGV = ("python3", "-X", "utf8", "-I", "-S", "-c", _LOADER)
 """The command as words, where no shell is in between. Names are UTF-8 on the disk, whatever the far locale says."""
+ARGV_WITH_LIBRARIES = tuple(word for word in ARGV if word != "-S")
+"""The same for a program that uses what is installed there, cryptography for one."""
 COMMAND = f"exec python3 -X utf8 -I -S -c '{_LOADER}'"
 """The same as one line for a login shell."""
 
@@ -53,15 +57,25 @@ COMMAND = f"exec python3 -X utf8 -I -S -c '{_LOADER}'"
 @cache
 def agent_source() -> str:
     """The whole program."""
-    sources = {f"lamella.{name}": _bare(_text(name)) for name in MODULES}
-    return f"{_bare(_text(_FIRST))}\ninstall({sources!r})\nfrom lamella.stores.pipe.agent import main\nmain()\n"
+    return program(MODULES, "stores.pipe.agent")
 
 
 @cache
 def boot() -> bytes:
-    """What is sent before anything else: the program, packed."""
-    packed = zlib.compress(agent_source().encode("utf-8"), 9)
-    return BOOT_MAGIC + b"%08x" % len(packed) + packed
+    """The first thing to send: the program, packed."""
+    return packed(agent_source())
+
+
+def program(modules: Sequence[str], entry: str) -> str:
+    """Modules below `lamella` as one text, which ends by calling `main` of the module `entry`."""
+    sources = {f"lamella.{name}": _bare(_text(name)) for name in modules}
+    return f"{_bare(_text(_FIRST))}\ninstall({sources!r})\nfrom lamella.{entry} import main\nmain()\n"
+
+
+def packed(text: str) -> bytes:
+    """A program as `ARGV` reads it."""
+    content = zlib.compress(text.encode("utf-8"), 9)
+    return BOOT_MAGIC + b"%08x" % len(content) + content
 
 
 def _text(name: str) -> str:

@@ -1,7 +1,7 @@
 """A store behind a pipe: requests to a server that runs on another computer, in another qube, or beside (docs/PIPE.md).
 
 Many threads use one connection; none waits for another's answer. A connection that breaks fails the requests on their
-way with StoreUnavailable and is made anew for the next one, so that a repeating wrapper repeats what was not
+way with StoreUnavailable and is made again for the next one, so that a repeating wrapper repeats what was not
 acknowledged and nothing else.
 """
 
@@ -16,7 +16,8 @@ from dataclasses import replace
 from lamella.base.errors import LamellaError, Locked, ObjectNotFound, StoreError, StoreRefused, StoreUnavailable
 from lamella.base.names import COMMITS, KEYS, PACKS
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, Held, checked_name, checked_prefix
+from lamella.stores.base import Abilities, Entry, checked_name, checked_prefix
+from lamella.stores.held import Held
 from lamella.stores.pipe import frames
 from lamella.stores.pipe.frames import Frame, Hello, ProtocolError
 from lamella.stores.pipe.link import Call, Link, Route, Waits
@@ -26,7 +27,7 @@ _STILL_STORING_SECONDS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2)
 _OPENING = ("", KEYS)
 """Where opening a repository finds the small objects it reads first: marker and key slots (FORMAT 1)."""
 _LISTED = (COMMITS, PACKS)
-"""What a holder of the shared lock lists next."""
+"""The listings that a holder of the shared lock wants next."""
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 GOOD_SECONDS = 10.0
@@ -34,7 +35,7 @@ _ROOM = frames.SMALL_OBJECTS * (frames.SMALL_BYTES + 256)
 
 
 class Ahead:
-    """What a client asks for before anyone wants it, in the same flight as something that is waited for anyway.
+    """Requests before anyone waits for their answers, in the same flight as a request that is waited for anyway.
 
     Opening a repository asks for its marker, then for its key slots, then for the lock, then for two listings: one
     round trip each, if nobody thinks ahead. What came is good for some seconds, and for nothing once this side has
@@ -146,7 +147,7 @@ class PipeStore:
 
     @property
     def abilities(self) -> Abilities:
-        """What the server said at opening."""
+        """The server's word at opening."""
         return self._abilities
 
     # -- objects ------------------------------------------------------------------------------------------------------
@@ -380,7 +381,7 @@ class PipeStore:
             raise StoreError(
                 "the connection broke, and with it the repository's lock was lost for a while",
                 obj=name,
-                hint="run the command again: what is stored already is used",
+                hint="run the command again: it uses what is stored already",
             )
 
     # -- the connection -----------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ lock may be gone before another client can take it."""
 
 
 class Frame:
-    """What a frame is. Below 32 the client's, above the server's."""
+    """The kinds of frames. Below 32 the client's, above the server's."""
 
     HELLO = 1
     GET = 2
@@ -139,7 +139,7 @@ class ProtocolError(Exception):
 
 
 class Hello(NamedTuple):
-    """What a client asks for at the start."""
+    """The client's request at the start."""
 
     place: str
     create: bool
@@ -179,7 +179,8 @@ def decode_welcome(payload: bytes) -> Abilities:
     version, flags = struct.unpack_from("<HB", payload)
     if version != VERSION:
         raise ProtocolError(f"the far side speaks version {version} of the protocol, this side version {VERSION}")
-    return Abilities(**{name: bool(flags & 1 << bit) for bit, name in enumerate(_ABILITIES)})
+    lock, delete, write, immutable = (bool(flags & 1 << bit) for bit in range(len(_ABILITIES)))
+    return Abilities(lock, delete, write, immutable)
 
 
 def encode_error(error: LamellaError) -> bytes:
@@ -199,12 +200,12 @@ def decode_error(payload: bytes, obj: str) -> LamellaError:
 
 
 def shown(text: bytes) -> str:
-    """What the far side says, as one bounded line."""
+    """The words of the far side, as one bounded line."""
     return printable(text.decode("utf-8", "replace")[:_MAX_MESSAGE])
 
 
 def quoted(text: bytes) -> str:
-    """What the far side says where it should say something else: a part of it, or that it is no text."""
+    """The words of the far side where something else belongs: a part of them, or that they are no text."""
     said = text.decode("utf-8", "replace")[:_MOST_QUOTED]
     strange = sum(not (character.isprintable() or character.isspace()) or character == "\ufffd" for character in said)
     return "sends bytes that are no text" if 8 * strange > len(said) else f"says {printable(said)!r}"
@@ -253,7 +254,7 @@ def decode_small(payload: bytes) -> dict[str, bytes]:
 
 
 def as_sealed(content: memoryview) -> Sealed:
-    """What was received, for a store: a server passes on what it cannot read, and has not to judge."""
+    """Received bytes, for a store: a server passes on what it cannot read, and does not judge."""
     return Sealed(bytes(content))
 
 
@@ -309,7 +310,7 @@ class FrameSource:
             target = target[taken:]
 
     def rest(self) -> bytes:
-        """What was read already and not taken yet: for messages about a side that speaks something else."""
+        """Bytes that were read and not taken yet: for messages about a side that speaks something else."""
         return bytes(self._buffer[self._start : self._end])
 
     def skip(self, length: int) -> None:

@@ -1,4 +1,4 @@
-"""What a server allows its client: adding only, a quota, and only objects whose bytes match their names."""
+"""Limits of a server for its client: adding only, a quota, and only objects whose bytes match their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from lamella.base.trust import Clear, Sealed
-    from lamella.stores.base import Entry, Held, Store
+    from lamella.stores.base import Entry, Store
+    from lamella.stores.held import Held
 
 _RECOUNT_AFTER = 512
 
@@ -92,7 +93,7 @@ class GuardedStore:
             self._puts += 1
             more = 0 if self._has(name) else size
             if more and self._quota_bytes is not None and self._used_bytes + more > self._quota_bytes:
-                hint = "make room there, with lamella prune too"
+                hint = "make room there, then run the command again"
                 raise StoreFull("no space left: the quota of this destination is used up", obj=name, hint=hint)
             self._used_bytes += more
         try:
@@ -127,7 +128,7 @@ class GuardedStore:
             raise StoreRefused("objects can only be added here, never removed", obj=checked_name(name))
         if self._quota_bytes is not None:
             with self._counting:
-                self._puts = 0  # counted anew at the next put
+                self._puts = 0  # counted again at the next put
         self._inner.delete(name)
 
     def include_in_sync(self, name: str) -> None:

@@ -24,16 +24,16 @@ IDLE_SECONDS = 120.0
 _END_SECONDS = 10.0
 _CAUSE_SECONDS = 2.0
 _POLL_SECONDS = 1.0
-_SHARED_SECONDS = 20.0
+SHARED_SECONDS = 20.0
 """A connection that another program keeps open needs nobody's password: a far side starts to answer in less."""
 _SHOWN_CHARACTERS = 300
 _NOT_THERE = {126, 127}
-"""How shells report a program that cannot be run, or is not there."""
+"""The words of shells about a program that cannot be run, or is not there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a server is reached."""
+    """The way to reach a server."""
 
     argv: tuple[str, ...]
     boot: bytes = b""
@@ -41,7 +41,7 @@ class Route:
     terminal: bool = False
     """The program may ask a person for a password."""
     refusals: tuple[str, ...] = ()
-    """What the program says where trying again makes no sense."""
+    """The program's words where trying again makes no sense."""
     connect_seconds: float = 60.0
     """Until the greeting is answered."""
     distant: bool = False
@@ -133,7 +133,7 @@ class Call:
         """Wait for the next page of a listing; None after the last one. Raises as `result` does."""
         with self._changed:
             if not self._comes(lambda: bool(self._pages) or self._answer is not None):
-                raise StoreUnavailable("the far side did not go on with a listing in time", obj=self.obj)
+                raise StoreUnavailable("the far side did not continue a listing in time", obj=self.obj)
             if self._pages:
                 self._credit += 1  # before the far side is told
                 return self._pages.popleft()
@@ -258,7 +258,7 @@ class Link:
                     self._send_piece(call, view[at : at + frames.PIECE])
             except BaseException:
                 # What was announced will never come: nothing that follows would be understood.
-                self._fail(StoreUnavailable("sending an object was broken off", obj=self._obj))
+                self._fail(StoreUnavailable("sending an object was interrupted", obj=self._obj))
                 raise
         return call
 
@@ -393,7 +393,7 @@ class Link:
         silent = now - max(self._heard, since)
         if silent > self._patience:
             raise TimeoutError(f"no answer for {self._patience:g} seconds")
-        if self._shares is not None and silent > _SHARED_SECONDS:
+        if self._shares is not None and silent > SHARED_SECONDS:
             shares, self._shares = self._shares, None
             if shares():
                 raise Stuck(f"no answer for {silent:.0f} seconds over the connection that is shared", obj=self._obj)
@@ -409,7 +409,7 @@ class Link:
         self._child.drain_stderr()
         said, script = _last_words(self._child.said())
         how = "ended" if status is None or not status else f"ended with status {status}"
-        text = f"{self._child.name} {how}" + (f": {said}" if said else " without a word")
+        text = f"{self._child.name} {how}" + (f": {said}" if said else " without a message")
         if status in _NOT_THERE and self._route.boot:
             return StoreRefused(text, obj=self._obj, hint="the far side needs python3 (3.8 or newer), or lamella")
         if any(phrase in said for phrase in self._route.refusals):

@@ -24,9 +24,9 @@ from lamella.stores.pipe.link import Route, Stuck
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+$-]*")
 _MAX_PORT = 65535
-_FORM = "write ssh://[user@]host[:port]/absolute/path, or /~/path below the home directory"
+_FORM = "write {}://[user@]host[:port]/absolute/path, or /~/path below the home directory"
 REFUSALS = ("Permission denied", "Host key verification failed", "HOST IDENTIFICATION HAS CHANGED", "Bad owner")
-"""What ssh says where trying again makes no sense."""
+"""The words of ssh where trying again makes no sense."""
 CONNECT_SECONDS = 180.0
 """A person may have to type a password meanwhile; that a host is not there ssh itself finds out earlier."""
 OPTIONS = {
@@ -64,26 +64,31 @@ def open_ssh(place: str, /, *, create: bool, read_only: bool, environment: Mappi
     Raises UsageError, NoRepository when there is no such directory, StoreRefused when ssh is not let in,
     StoreUnavailable when the host cannot be reached.
     """
-    host, path = parse(place)
+    host, path = parse(place, "ssh")
     # The last argument is what the login shell there sees: one fixed line, nothing of the user's.
-    ssh = shell_words(environment.get("LAMELLA_SSH_COMMAND") or "ssh")
-    way = (*_configuration(), *host.words())
-    options = (*ssh, "-T", "-x", "-a")
-    route = Route(
-        (*options, *way, bundle.COMMAND),
-        bundle.boot(),
-        True,
-        REFUSALS,
-        CONNECT_SECONDS,
-        distant=True,
-        again=(*options, *_ALONE, *way, bundle.COMMAND),
-        shares=lambda: _has_master((*ssh, "-O", "check", *way)),
-    )
+    route = route_to(host, environment, bundle.COMMAND, boot=bundle.boot())
     hello = Hello(path, create, read_only, True)
     try:
         return PipeStore(f"ssh:{place}", route, hello)
     except Stuck:
         return PipeStore(f"ssh:{place}", route.anew(), hello)
+
+
+def route_to(host: SshHost, environment: Mapping[str, str], far: str, *options: str, boot: bytes = b"") -> Route:
+    """The way to what `far` names at a host, by `ssh` with more options. Raises UsageError."""
+    ssh = shell_words(environment.get("LAMELLA_SSH_COMMAND") or "ssh")
+    way = (*_configuration(), *host.words())
+    begin = (*ssh, "-T", "-x", "-a", *options)
+    return Route(
+        (*begin, *way, far),
+        boot,
+        True,
+        REFUSALS,
+        CONNECT_SECONDS,
+        distant=True,
+        again=(*begin, *_ALONE, *way, far),
+        shares=lambda: _has_master((*ssh, "-O", "check", *way)),
+    )
 
 
 def _has_master(check: tuple[str, ...]) -> bool:
@@ -95,17 +100,18 @@ def _has_master(check: tuple[str, ...]) -> bool:
     return True
 
 
-def parse(place: str) -> tuple[SshHost, str]:
+def parse(place: str, scheme: str) -> tuple[SshHost, str]:
     """Host and path of `//[user@]host[:port]/path`. Raises UsageError."""
+    repo, form = f"{scheme}:{place}", _FORM.format(scheme)
     if not place.startswith("//") or any(not c.isprintable() for c in place):
-        raise UsageError("not a place behind ssh", obj=f"ssh:{place}", hint=_FORM)
+        raise UsageError("not a place behind ssh", obj=repo, hint=form)
     where, slash, rest = place[2:].partition("/")
     if not slash or not rest:
-        raise UsageError("ssh: names no path", obj=f"ssh:{place}", hint=_FORM)
-    return parse_host(where, f"ssh:{place}"), unquote("/" + rest)
+        raise UsageError(f"{scheme}: names no path", obj=repo, hint=form)
+    return parse_host(where, repo, form), unquote("/" + rest)
 
 
-def parse_host(where: str, obj: str) -> SshHost:
+def parse_host(where: str, obj: str, form: str = _FORM.format("ssh")) -> SshHost:
     """`[user@]host[:port]`. Raises UsageError."""
     user, at, rest = where.rpartition("@")
     name, colon, port = rest.rpartition(":") if not rest.endswith("]") else (rest, "", "")
@@ -113,7 +119,7 @@ def parse_host(where: str, obj: str) -> SshHost:
         name, port = rest, ""
     user = unquote(user)
     if (at and not _USER.fullmatch(user)) or not _HOST.fullmatch(name) or (colon and not _valid_port(port)):
-        raise UsageError("not a host that ssh could reach", obj=obj, hint=_FORM)
+        raise UsageError("not a host that ssh could reach", obj=obj, hint=form)
     return SshHost(name.strip("[]"), user, int(port or 0))
 
 
@@ -122,7 +128,7 @@ def _valid_port(port: str) -> bool:
 
 
 def _configuration() -> tuple[str, ...]:
-    """What to add to the user's configuration, without changing anything that it says.
+    """The lines to add to the user's configuration, without changing anything that it says.
 
     ssh takes the first value it meets, on the command line before any in a file: preferences must therefore come last,
     in a file that includes the user's and the system's first. Without a private place for it, they are left out.

@@ -1,4 +1,4 @@
-"""What an answer of an S3 service means: the cause that is really the cause, and what to do about it."""
+"""The meaning of an answer of an S3 service: the real cause, and the remedy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def answer_error(reply: Any, obj: str, bucket: str) -> LamellaError:  # noqa: AN
     error = reply.get("Error", {})
     code = shown(error.get("Code", ""))
     status = status_of(reply)
-    said = f"{code}: {shown(error.get('Message', ''))}".strip(": ") or f"status {status}"
+    said = f"{code}: {shown(error.get('Message') or '')}".strip(": ") or f"status {status}"
     if _is_foreign(reply, code, status):
         return not_s3(obj)
     if code == "NoSuchBucket":
@@ -57,7 +57,7 @@ def answer_error(reply: Any, obj: str, bucket: str) -> LamellaError:  # noqa: AN
         return ObjectNotFound("no such object", obj=obj)
     if "Quota" in code or "StorageFull" in code or status == 507:
         return StoreFull(
-            f"no space left in bucket {bucket}: {said}", obj=obj, hint="make room there, with lamella prune too"
+            f"no space left in bucket {bucket}: {said}", obj=obj, hint="make room there, then run the command again"
         )
     if code in _LATER or status in {409, 429} or status >= 500:
         return StoreUnavailable(f"the service cannot do it now: {said}", obj=obj)
@@ -96,7 +96,7 @@ def _is_foreign(reply: Any, code: str, status: int) -> bool:  # noqa: ANN401 - a
 
 
 def shown(text: object) -> str:
-    """What the service says, as one line of at most 200 characters."""
+    """The words of the service, as one line of at most 200 characters."""
     return printable(str(text)[:_LONGEST_TEXT])
 
 

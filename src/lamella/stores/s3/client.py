@@ -14,6 +14,7 @@ from functools import lru_cache
 from io import BytesIO
 from typing import Any, NamedTuple
 
+import botocore.auth
 import botocore.loaders
 import botocore.parsers
 import botocore.session
@@ -25,16 +26,16 @@ from botocore.exceptions import (
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ReadTimeoutError,
     ResponseStreamingError,
 )
 from urllib3.exceptions import HTTPError
+from urllib3.exceptions import TimeoutError as SilentTooLong
 
 from lamella.base.errors import ObjectNotFound, StoreRefused, StoreUnavailable, UsageError
 from lamella.stores.s3.causes import answer_error, is_page, not_s3, refuses_terms, require_listing, shown, status_of
 from lamella.stores.s3.place import S3Place
 
-READ_SECONDS = 120
-"""Longest silence while an answer is awaited or read."""
 SLOWEST_BYTES_PER_SECOND = 4096
 """An answer that comes slower than this on the whole is given up, so that a trickle cannot hold us for ever."""
 MAX_ANSWER = 8 << 20
@@ -50,14 +51,39 @@ _ANSWER_PIECE = 1 << 16
 _CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile: ?profile=NAME"
 
 
+class HashedBody(BytesIO):
+    """The content of a put, hashed once.
+
+    A file, not bytes: each piece then has its own deadline, so a slow line is not taken for a dead one.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.sha256 = hashlib.sha256(content)
+
+
+class OnceHashed(botocore.auth.S3SigV4Auth):  # type: ignore[misc]
+    """Signs a put together with the hash of its content, which is known already.
+
+    Every service has to compare a signed hash; some take a checksum header that is wrong (radosgw 16). botocore would
+    leave the hash of a put over TLS unsigned, and compute it once more for any other.
+    """
+
+    def payload(self, request: Any) -> str:  # noqa: ANN401 - botocore's
+        """The hash that is signed."""
+        body = request.body
+        return body.sha256.hexdigest() if isinstance(body, HashedBody) else str(super().payload(request))
+
+
 class BoundedSession:
     """Stands in for botocore's HTTP session: sends through it, and bounds what botocore would read to its end, however
     long it is: listings and errors. Objects are read piece by piece by `S3Client`.
     """
 
-    def __init__(self, inner: Any, clock: Callable[[], float]) -> None:  # noqa: ANN401 - botocore has no types
+    def __init__(self, inner: Any, clock: Callable[[], float], silence: int) -> None:  # noqa: ANN401 - botocore's
         self._inner = inner
         self._clock = clock
+        self._silence = silence
 
     def send(self, request: Any) -> Any:  # noqa: ANN401 - botocore's
         """Send a prepared request; the body of the reply is left unread only if it is a wanted object."""
@@ -69,7 +95,7 @@ class BoundedSession:
         return reply
 
     def _whole(self, raw: Any) -> bytes:  # noqa: ANN401 - urllib3's
-        deadline = self._clock() + READ_SECONDS + MAX_ANSWER / SLOWEST_BYTES_PER_SECOND
+        deadline = self._clock() + self._silence + MAX_ANSWER / SLOWEST_BYTES_PER_SECOND
         pieces: list[bytes] = []
         size = 0
         try:
@@ -112,13 +138,14 @@ class S3Client:
         self._bucket = place.bucket
         self._prefix = place.prefix
         self._clock = clock
+        self._silence = place.timeout
         self._terms = 0
         """Which of `_TERMS` the service takes."""
         self._answered = False
         try:
             self._client: Any = _client(place, environment)
             endpoint = self._client._endpoint
-            endpoint.http_session = BoundedSession(endpoint.http_session, clock)
+            endpoint.http_session = BoundedSession(endpoint.http_session, clock, place.timeout)
         except (BotoCoreError, ValueError) as error:
             raise UsageError(f"s3: cannot be used as configured: {shown(error)}") from error
 
@@ -141,17 +168,17 @@ class S3Client:
         """
         arguments = {} if storage_class is None else {"StorageClass": storage_class}
         terms, first = self._terms, self._terms
+        body = HashedBody(content)
         with self._translated(name):
             while True:
                 try:
-                    # A file, not bytes: each piece then has its own deadline, so a slow line is not taken for a dead
-                    # one.
+                    body.seek(0)
                     reply = self._client.put_object(
                         Bucket=self._bucket,
                         Key=self._prefix + name,
-                        Body=BytesIO(content),
+                        Body=body,
                         **arguments,
-                        **_TERMS[terms](content, new),
+                        **_TERMS[terms](body, new),
                     )
                 except ClientError as error:
                     if _code(error) == "PreconditionFailed" or _status(error) == 412:
@@ -231,7 +258,7 @@ class S3Client:
         return RangeRead(content[offset - start :], size)
 
     def _body(self, body: Any, length: int, name: str) -> bytes:  # noqa: ANN401 - botocore's
-        deadline = self._clock() + READ_SECONDS + length / SLOWEST_BYTES_PER_SECOND
+        deadline = self._clock() + self._silence + length / SLOWEST_BYTES_PER_SECOND
         pieces: list[bytes] = []
         missing = length
         while missing > 0:
@@ -290,7 +317,8 @@ class S3Client:
     def require_bucket(self) -> None:
         """Raises NoRepository if there is no such bucket."""
         with self._translated(""):
-            require_listing(self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1), "")
+            # Below the prefix: a credential may be bound to that.
+            require_listing(self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1), "")
 
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:
@@ -305,7 +333,9 @@ class S3Client:
         except botocore.parsers.ResponseParserError as error:
             raise not_s3(name) from error
         except (BotoCoreError, KeyError, ValueError) as error:
-            raise StoreUnavailable(f"the service does not answer properly: {shown(error)}", obj=name) from error
+            failed = StoreUnavailable(f"the service does not answer properly: {shown(error)}", obj=name)
+            failed.silent = isinstance(error, ReadTimeoutError) or isinstance(error.__cause__, SilentTooLong)
+            raise failed from error
 
 
 def _client(place: S3Place, environment: Mapping[str, str]) -> Any:  # noqa: ANN401 - botocore has no types
@@ -316,7 +346,7 @@ def _client(place: S3Place, environment: Mapping[str, str]) -> Any:  # noqa: ANN
         session.set_credentials(key, secret, environment.get("AWS_SESSION_TOKEN") or None)
     config = Config(
         connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
+        read_timeout=place.timeout,
         retries={"total_max_attempts": 1},
         max_pool_connections=CONNECTIONS,
         tcp_keepalive=True,
@@ -332,6 +362,7 @@ def _client(place: S3Place, environment: Mapping[str, str]) -> Any:  # noqa: ANN
         config=config,
     )
     client.meta.events.register("before-call.s3.HeadBucket", _never_ask)
+    botocore.auth.AUTH_TYPE_MAPS["s3v4"] = OnceHashed  # as before for bodies that are not ours
     return client
 
 
@@ -348,25 +379,25 @@ def _descriptions() -> Any:  # noqa: ANN401 - botocore's
     return botocore.loaders.create_loader()
 
 
-def _sha256(content: bytes) -> dict[str, str]:
-    return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(content).digest()).decode()}
+def _sha256(body: HashedBody) -> dict[str, str]:
+    return {"ChecksumSHA256": base64.b64encode(body.sha256.digest()).decode()}
 
 
-def _md5(content: bytes) -> dict[str, str]:
-    return {"ContentMD5": base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}
+def _md5(body: HashedBody) -> dict[str, str]:
+    return {"ContentMD5": base64.b64encode(hashlib.md5(body.getbuffer(), usedforsecurity=False).digest()).decode()}
 
 
 def _if_new(new: bool) -> dict[str, str]:
     return {"IfNoneMatch": "*"} if new else {}
 
 
-_TERMS: tuple[Callable[[bytes, bool], dict[str, str]], ...] = (
-    lambda content, new: _sha256(content) | _if_new(new),
-    lambda content, new: _md5(content) | _if_new(new),
-    lambda content, new: _sha256(content),
-    lambda content, new: _md5(content),
+_TERMS: tuple[Callable[[HashedBody, bool], dict[str, str]], ...] = (
+    lambda body, new: _sha256(body) | _if_new(new),
+    lambda body, new: _md5(body) | _if_new(new),
+    lambda body, new: _sha256(body),
+    lambda body, new: _md5(body),
 )
-"""What goes with a put, the best first."""
+"""The conditions of a put, the best first."""
 
 
 def _version(version: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from lamella.base.errors import UsageError
 
-OPTIONS = ("endpoint", "region", "addressing", "storage-class", "append-only", "profile")
-"""What may follow the question mark."""
+OPTIONS = ("endpoint", "region", "addressing", "storage-class", "append-only", "profile", "timeout")
+"""Options after the question mark."""
 _ADDRESSING = ("path", "virtual")
 _YES_NO = {"yes": True, "no": False}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
@@ -39,6 +39,10 @@ class S3Place:
     """Neither replace nor delete, whatever the credential may do."""
     profile: str | None = None
     """Section of the AWS configuration files that holds credentials."""
+    timeout: int = 120
+    """Longest silence in seconds while an answer is awaited or read. Such a silence is not waited for twice
+    (stores.wrap.patience).
+    """
 
 
 def parse_place(place: str, environment: Mapping[str, str]) -> S3Place:
@@ -68,6 +72,7 @@ def parse_place(place: str, environment: Mapping[str, str]) -> S3Place:
         options.get("storage-class"),
         _YES_NO[options.get("append-only", "no")],
         options.get("profile") or _first(environment, "AWS_PROFILE"),
+        int(options.get("timeout", "120")),
     )
 
 
@@ -104,6 +109,8 @@ def _check_option(name: str, value: str) -> None:
     if name == "storage-class" and value in _ASLEEP:
         hint = "every run reads the heads of packs; GLACIER_IR can be read at once"
         raise UsageError(f"s3: objects of class {value} cannot be read when they are needed", hint=hint)
+    if name == "timeout" and not (value.isdecimal() and value.isascii() and 1 <= int(value[:5]) <= 3600):
+        raise UsageError(f"s3: a timeout is a number of seconds from 1 to 3600, not {value!r}")
     if not _WORD.fullmatch(value):
         raise UsageError(f"s3: not a value for {name}: {value!r}")
 

@@ -7,9 +7,8 @@ Names of packs, commits and segments contain the hash of their bytes, so this ma
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +16,7 @@ from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused, StoreU
 from lamella.base.names import PACKS
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import MOST_OTHERS, Abilities, Entry, checked_name, checked_prefix, range_end
-from lamella.stores.memory import ReadersWriterLock
+from lamella.stores.memory import NameLocks, ReadersWriterLock
 from lamella.stores.s3.place import S3Place, parse_place
 from lamella.stores.versions import Judge
 
@@ -36,7 +35,7 @@ class S3Store:
         deletes = writes and not place.append_only
         self._abilities = Abilities(exclusive_lock=False, delete=deletes, write=writes, immutable=place.append_only)
         self._lock = ReadersWriterLock()
-        self._names = _NameLocks()
+        self._names = NameLocks()
         self._refuses_taken = client.is_amazon
         """The service is known to refuse a put under a taken name: no look before it is needed."""
         self._versions: dict[str, str] = {}
@@ -202,28 +201,6 @@ class S3Store:
         if self._open_client is None:
             raise StoreError("the store is closed", obj=self._url)
         return self._open_client
-
-
-class _NameLocks:
-    """One lock for each name in use, so that two threads do not both find a name free."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}
-
-    @contextmanager
-    def held(self, name: str) -> Iterator[None]:
-        with self._mutex:
-            lock, users = self._locks.get(name, (threading.Lock(), 0))
-            self._locks[name] = lock, users + 1
-        try:
-            with lock:
-                yield
-        finally:
-            with self._mutex:
-                lock, users = self._locks.pop(name)
-                if users > 1:
-                    self._locks[name] = lock, users - 1
 
 
 def _client(place: S3Place, environment: Mapping[str, str]) -> S3Client:

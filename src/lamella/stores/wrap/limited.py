@@ -14,7 +14,7 @@ BURST_SECONDS = 1.0
 PIECE = 1 << 20
 """Reads of more than this are made piece by piece, so that the limit holds within them, too."""
 LISTED_BYTES = 150
-"""What one listed object costs on the line, about."""
+"""The approximate cost of one listed object on the line."""
 
 
 class TokenBucket:
@@ -22,10 +22,14 @@ class TokenBucket:
 
     A call books its bytes at once and returns how long the caller has to wait for them: callers queue in the order of
     their bookings, and nobody who waits holds the lock. `clock` gives seconds and never goes back.
+
+    The rate may be asked for at each booking: a callable returns it, or None for no limit now.
     """
 
-    def __init__(self, bytes_per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
-        if bytes_per_second < 1:
+    def __init__(
+        self, bytes_per_second: int | Callable[[], int | None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if not callable(bytes_per_second) and bytes_per_second < 1:
             raise ValueError(f"not a rate: {bytes_per_second} bytes a second")
         self._rate = bytes_per_second
         self._clock = clock
@@ -38,7 +42,8 @@ class TokenBucket:
         with self._lock:
             now = self._clock()
             begin = max(self._free_at, now - BURST_SECONDS)
-            self._free_at = begin + count / self._rate
+            rate = self._rate() if callable(self._rate) else self._rate
+            self._free_at = begin if rate is None else begin + count / rate
             return max(0.0, self._free_at - now)
 
 

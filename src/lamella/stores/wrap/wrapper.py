@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lamella.base.trust import Clear, Sealed
-from lamella.stores.base import Abilities, Entry, Held, Store
+from lamella.stores.base import Abilities, Entry, Store
 from lamella.stores.versions import Judge, Replaceable, reinstate
+
+if TYPE_CHECKING:
+    from lamella.stores.held import Held
 
 T = TypeVar("T")
 

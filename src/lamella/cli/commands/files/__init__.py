@@ -1,4 +1,4 @@
-"""`lamella files`: files inside a volume, without restoring it."""
+"""`lamella files`: files inside a volume, without restoring it, and files as a volume."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from lamella.cli.arguments import SECRETS, add_commands, load
 from lamella.cli.context import Context
 
 _ACTIONS = {
+    "backup": "back up the files of directories, without an image or a device",
     "list": "list directories inside a snapshot of a volume",
     "get": "copy files and directories out of a snapshot of a volume",
     "find": "find files inside a snapshot of a volume by their names",
+    "diff": "show what differs between the files of two snapshots",
 }
 
 

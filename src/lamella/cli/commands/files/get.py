@@ -22,7 +22,7 @@ _STDOUT = "-"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The action's own arguments."""
     add_options(parser)
-    parser.add_argument("path", nargs="+", metavar="PATH", help="a file, or a directory with all that is in it")
+    parser.add_argument("path", nargs="+", metavar="PATH", help="a file, or a directory with everything in it")
     parser.add_argument(
         "--to", metavar="DIR|-", required=True, help="a directory that is empty or not there; - writes a tar archive"
     )
@@ -51,7 +51,7 @@ def run(context: Context) -> int:
         taken = answer.taken
         out.document({**facts(found, answer), "files": taken.files, "bytes": taken.bytes, "left_out": taken.left_out})
     if args.to != _STDOUT:
-        out.line(f"copied {taken.files} files, {shown_bytes(taken.bytes)}, to {args.to}")
+        out.line(f"copied files: {taken.files}, {shown_bytes(taken.bytes)}, to {args.to}")
     for line in taken.left_out:
         out.warn(f"left out: {line}")
     if taken.left_out_count > len(taken.left_out):

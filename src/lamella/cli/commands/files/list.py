@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from lamella.base.clock import iso
 from lamella.cli.commands.files.asking import add_options, asked, concluded, facts
 from lamella.cli.context import Context
-from lamella.operations.access.files import FoundFile, GuestAnswer, listed
+from lamella.cli.local_time import shown_time
+from lamella.operations.access.files import listed
+from lamella.operations.access.guest_answers import FoundFile, GuestAnswer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,26 +30,22 @@ def run(context: Context) -> int:
 
 
 def documents(answer: GuestAnswer) -> list[dict[str, object]]:
-    """The rows for a document. Bytes of a name that are not UTF-8 are escaped."""
-    return [
-        {
-            "path": row.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
-            "mode": stat.filemode(row.mode),
-            "size": row.size,
-            "time": _shown_time(row.time),
-        }
-        for row in answer.rows
-    ]
+    """The rows for a document."""
+    return [document(row) for row in answer.rows]
+
+
+def document(row: FoundFile) -> dict[str, object]:
+    """A row for a document. Bytes of a name that are not UTF-8 are escaped."""
+    return {
+        "path": row.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+        "mode": stat.filemode(row.mode),
+        "size": row.size,
+        "time": iso(row.time * 1000),
+    }
 
 
 def show(context: Context, rows: Sequence[FoundFile]) -> None:
     """The rows for people."""
     for row in rows:
-        context.out.answer(f"{stat.filemode(row.mode)} {row.size:>14} {_shown_time(row.time)}  {row.path}")
-
-
-def _shown_time(seconds: int) -> str:
-    try:
-        return iso(seconds * 1000)
-    except (ValueError, OverflowError, OSError):
-        return "?"
+        time = shown_time(iso(row.time * 1000))
+        context.out.answer(f"{stat.filemode(row.mode)} {row.size:>14} {time}  {row.path}")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lamella.cli.arguments import add_dry_run
+from lamella.cli.arguments import add_dry_run, lazy
 from lamella.cli.backup_report import reporting, result_shown
 from lamella.cli.commands.qubes.qubesd import admin_of
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
-from lamella.cli.values import workers
 from lamella.operations.backup.story import BackupOptions
-from lamella.qubes.backup import QubesOptions, plan_qubes
-from lamella.qubes.inventory import Inventory, QubeChoice, chosen
+from lamella.qubes.backup import QubesOptions, QubesPlan, plan_qubes
+from lamella.qubes.inventory import ADMIN_CLASS, Inventory, QubeChoice, chosen
 from lamella.qubes.storage import kept_running
 from lamella.run.allocator import keep_freed_memory
+
+_workers = lazy("workers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pause", action="store_true", help="pause running qubes while the backup makes its checkpoints"
     )
     parser.add_argument("--no-template-roots", action="store_true", help="leave out the root volumes of templates")
-    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--workers", type=lazy("workers"), metavar="N", help="number of threads (default: suited to this machine)"
+    )
     add_dry_run(parser)
 
 
@@ -48,21 +51,38 @@ def run(context: Context) -> int:
     admin = admin_of(context)
     keep_freed_memory()
     inventory = Inventory(admin)
-    choice = QubeChoice(tuple(args.qube), tuple(args.exclude), args.all, tuple(args.tag), tuple(args.label))
+    # A qube that is gone must not cost the others their backup; if all are gone it is an error.
+    there = [name for name in args.qube if name in inventory.qubes] or args.qube
+    excluded = [name for name in args.exclude if name in inventory.qubes]
+    choice = QubeChoice(tuple(there), tuple(excluded), args.all, tuple(args.tag), tuple(args.label))
     qubes = chosen(admin, inventory, choice)
     with kept_running(admin, context.place, out.report), context.sound_repository(read_only=args.dry_run) as repository:
-        plan = plan_qubes(repository, admin, inventory, qubes, _options(context))
+        gone = [name for name in args.qube if name not in there]
+        plan = plan_qubes(repository, admin, inventory, qubes, _options(context), gone)
+        for name in set(args.exclude) - set(excluded):
+            out.warn(f"there is no qube called {name} to leave out")
         for left_out in plan.excluded:
             out.say(f"{left_out}: left out, as you asked")
+        _say_what_runs(context, plan)
+        states = {qube.name: qube.state for qube in plan.qubes}
         if args.dry_run:
             from lamella.cli.dry_run import plan_shown
 
-            out.document(plan_shown(out, plan.backup))
+            out.document({**plan_shown(out, plan.backup), "states": states})
             return INCOMPLETE if plan.backup.failed else 0
         result = plan.execute(reporting(out))
     names = [qube.name for qube in plan.qubes]
-    out.document({**result_shown(out, result), "qubes": names, "excluded": plan.excluded})
+    out.document({**result_shown(out, result), "qubes": names, "states": states, "excluded": plan.excluded})
     return 0 if result.complete else INCOMPLETE
+
+
+def _say_what_runs(context: Context, plan: QubesPlan) -> None:
+    """Whoever relies on a backup of a running qube should have known that it ran."""
+    show = context.out.line if context.args.dry_run else context.out.say
+    how = "of its last shutdown" if context.args.committed else "of this moment"
+    for qube in plan.qubes:
+        if qube.running and qube.klass != ADMIN_CLASS:
+            show(f"{qube.name} is {qube.state.lower()}: its state {how} is saved")
 
 
 def _options(context: Context) -> QubesOptions:

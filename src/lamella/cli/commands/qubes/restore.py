@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from lamella.base.durable import make_private
 from lamella.base.errors import NothingMatched, UsageError
-from lamella.cli.arguments import add_dry_run, add_yes
+from lamella.cli.arguments import add_dry_run, add_yes, lazy
 from lamella.cli.commands.qubes.qubesd import admin_of
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.shown import shown_bytes
-from lamella.cli.values import workers
 from lamella.operations.restore.restore import RestoreOptions, plan_restore
 from lamella.operations.shared.selection import Selected
 from lamella.qubes.admin import Admin
@@ -28,6 +28,9 @@ from lamella.qubes.restore_plan import QubeRestore, RestorePlanner, RestoreWishe
 from lamella.qubes.storage import kept_running
 from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
+from lamella.sources.base import Consistency
+
+_workers = lazy("workers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also set tags, devices and references to qubes that a policy of this system names",
     )
+    parser.add_argument(
+        "--paranoid",
+        action="store_true",
+        help="open and decode the backup in disposables without a network, one for each qube, instead of dom0",
+    )
+    parser.add_argument(
+        "--in", dest="inside", default="", metavar="QUBE", help="make these disposables from QUBE; implies --paranoid"
+    )
+    parser.add_argument(
+        "--trust-local", action="store_true", help="trust checkpoints: compare what differs, and a sample"
+    )
     parser.add_argument("--exact", action="store_true", help="also remove settings that the backup does not contain")
     parser.add_argument(
         "--dom0-to", type=Path, metavar="FOLDER", help="write the saved files of dom0 into this new folder"
     )
-    parser.add_argument("--workers", type=workers, metavar="N", help="threads (default: as many as suit the machine)")
+    parser.add_argument(
+        "--workers", type=lazy("workers"), metavar="N", help="number of threads (default: suited to this machine)"
+    )
     add_yes(parser)
     add_dry_run(parser)
 
@@ -65,7 +81,11 @@ def run(context: Context) -> int:
     args = context.args
     admin = admin_of(context)
     inventory = Inventory(admin)
-    with kept_running(admin, context.place, context.out.report), context.sound_repository() as repository:
+    with (
+        kept_running(admin, context.place, context.out.report),
+        context.sound_repository() as repository,
+        _decoding(context, repository),
+    ):
         names = args.qube or [qube.owner for qube in saved_qubes(repository) if not qube.owner.startswith(DOM0)]
         saved = [one for one in (read_snapshot(repository, name) for name in names) if one.name not in args.exclude]
         dom0 = [one for one in saved if one.name == "dom0"]
@@ -87,12 +107,21 @@ def run(context: Context) -> int:
         if over:
             names = ", ".join(row.name for row in over)
             size = sum(one.snapshot.added.size for row in over for one in row.saved.volumes.values())
-            kept = "The old state of each volume stays as a revision."
+            kept = "Volumes that keep revisions keep their old state as a revision."
             context.confirm(f"Will overwrite {names} with {shown_bytes(size)} of volumes. {kept}")
         _grant(context, rows)
         results = _execute(context, repository, admin, rows, wishes)
         laid_out = [line for one in dom0 for line in _lay_out(context, repository, one.volumes.get("config"))]
     return _report(context, results, laid_out)
+
+
+def _decoding(context: Context, repository: Repository) -> AbstractContextManager[None]:
+    """Where the backup is opened and decoded."""
+    if not (context.args.paranoid or context.args.inside):
+        return nullcontext()
+    from lamella.cli.disposables import decoding
+
+    return decoding(context, repository)
 
 
 def _wishes(args: argparse.Namespace) -> RestoreWishes:
@@ -108,12 +137,18 @@ def _wishes(args: argparse.Namespace) -> RestoreWishes:
         settings=not args.only_data,
         exact=args.exact,
         powers=args.grant_powers,
+        trust_local=args.trust_local,
     )
 
 
 def _tell(context: Context, row: QubeRestore) -> None:
     show = context.out.line if context.args.dry_run else context.out.say
     show(row.line())
+    for one in row.saved.volumes.values() if row.action != "skip" else ():
+        if one.snapshot.added.consistency == Consistency.CHANGED:
+            from lamella.cli.chosen import warn_of_no_moment  # rare
+
+            warn_of_no_moment(context, one)
     for power in row.powers:
         show(f"    {power.line()}" + (": only with --grant-powers" if power in row.withheld else ""))
 
@@ -123,7 +158,7 @@ def _grant(context: Context, rows: Sequence[QubeRestore]) -> None:
     if context.asks and any(row.withheld for row in rows):
         from lamella.cli.terminal import confirm
 
-        if confirm("Policies of this system name some of these settings. Will set them, too?"):
+        if confirm("Policies of this system name some of these settings. Set them, too?"):
             for row in rows:
                 row.withheld = []
 

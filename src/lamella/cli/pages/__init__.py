@@ -1,0 +1,1 @@
+"""Pages for a browser: markup that escapes, charts, the report. Only `report` and `ui` load them."""

@@ -1,0 +1,1 @@
+"""Histories of other tools, which become snapshots (docs/decisions/0092)."""

@@ -1,0 +1,1 @@
+"""Datastores of Proxmox Backup Server (proxmox-backup: file-formats.rst, technical-overview.rst)."""

@@ -1,0 +1,218 @@
+"""A directory that holds every snapshot of a repository as files, for people who go to another program.
+
+`VOLUME/SNAPSHOT.img` (or `.qcow2`, `.tar`), `VOLUME/SNAPSHOT.documents/NAME`; SHA256SUMS names every file with its
+checksum, for sha256sum -c, and snapshots.json says what each file is. A file's checksum is durable before the file has
+its name: whatever has a name and a checksum is whole, and a run that was killed leaves nothing else behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from lamella.base.durable import sync_directory, write_durably
+from lamella.base.errors import LamellaError, Locked, UsageError
+from lamella.base.events import Progress, Reporter
+from lamella.operations.access.image_file import CannotWrite, write_image
+from lamella.operations.access.images import Image
+from lamella.operations.access.shown import safe_name
+from lamella.operations.access.view import PIECE, Part
+
+SUMS, INDEX = "SHA256SUMS", "snapshots.json"
+_SUM = re.compile(r"([0-9a-f]{64})  ([^\\\n]+)")
+_UNPORTABLE = re.compile(r'[\\:*?"<>|\x7f]|[. ]+$')
+"""What Windows, FAT and exFAT refuse in a name."""
+_LONGEST_NAME = 180
+"""Bytes of a cleaned name, so that a suffix fits into NAME_MAX."""
+_ZEROS = memoryview(bytes(PIECE))
+
+
+class RunningSum(Protocol):
+    """A running SHA-256."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Add bytes."""
+
+    def digest(self) -> bytes:
+        """Of all that was added."""
+
+    def hexdigest(self) -> str:
+        """The same in hexadecimal."""
+
+
+class ImageFolder:
+    """The directory. Everything may raise CannotWrite."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._sums = _read_sums(folder / SUMS)
+        self._index = _read_index(folder / INDEX)
+
+    def name_volumes(self, volumes: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Id -> directory, for the ids and names of volumes: the one that an earlier run chose, else a new one."""
+        known = self._index["folders"]
+        taken = {folder.casefold() for folder in known.values()}
+        for id_, name in volumes:
+            if id_ not in known:
+                known[id_] = _free(name, id_, taken)
+                taken.add(known[id_].casefold())
+        self.write_index()
+        return known
+
+    def is_there(self, name: str) -> bool:
+        """Whether this file is listed, and exists."""
+        return name in self._sums and (self.path / name).is_file()
+
+    def add(self, name: str, image: Image, volume: str, reporter: Reporter) -> bool:
+        """Write a file, `name` relative to the directory; False where it was there before, with these very bytes.
+
+        Raises UsageError where something else is there, and what reading the image raises.
+        """
+        path, digest = self.path / name, hashlib.sha256()
+        hashed = Image(image.length, _hashed(image.parts, digest))
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.path.lexists(path):
+                write_image(path, hashed, volume, reporter, lambda: self._list(name, digest.hexdigest()))
+                return True
+            self._compare(path, hashed, volume, reporter, digest)
+            self._list(name, digest.hexdigest())
+        except OSError as error:
+            raise CannotWrite(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
+        return False
+
+    def sum_of(self, name: str) -> str:
+        """The SHA-256 of a listed file in hexadecimal."""
+        return self._sums[name]
+
+    def describe(self, key: str, row: Mapping[str, Any]) -> None:
+        """Say in snapshots.json what a file is."""
+        self._index["files"][key] = dict(row)
+
+    def write_index(self) -> None:
+        """Write snapshots.json."""
+        try:
+            write_durably(self.path / INDEX, json.dumps(self._index, indent=1).encode("ascii") + b"\n")
+        except OSError as error:
+            raise CannotWrite(f"cannot write {self.path / INDEX}: {error.strerror}", obj=str(self.path)) from error
+
+    def _compare(self, path: Path, image: Image, volume: str, reporter: Reporter, digest: RunningSum) -> None:
+        """Compare a file that no checksum speaks for. Raises UsageError, OSError."""
+        done = 0
+        for part in image.parts:
+            done += part if isinstance(part, int) else len(part)
+            reporter(Progress("export", volume, min(done, image.length), image.length))
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256")
+        if path.is_symlink() or found.digest() != digest.digest():
+            hint = f"move it away; nothing of {SUMS} names it"
+            raise UsageError(f"{path} exists already, and is something else", obj=str(path), hint=hint)
+
+    def _list(self, name: str, digest: str) -> None:
+        """Add a line to SHA256SUMS, durably. Raises OSError."""
+        before = self._sums.get(name)
+        self._sums[name] = digest
+        if before == digest:
+            return
+        place = self.path / SUMS
+        if before is not None or not place.exists():
+            lines = [f"{one}  {path}\n" for path, one in self._sums.items()]
+            write_durably(place, "".join(lines).encode("utf-8"))
+            return
+        descriptor = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(f"{digest}  {name}\n".encode())
+            file.flush()
+            os.fsync(descriptor)
+
+
+@contextmanager
+def image_folder(path: Path) -> Iterator[ImageFolder]:
+    """The directory, held by one export at a time. Raises UsageError, Locked, CannotWrite."""
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a directory", obj=str(path), hint="make it first")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CannotWrite(f"cannot open {path}: {error.strerror}", obj=str(path)) from error
+    try:
+        _lock(descriptor, path)
+        yield ImageFolder(path)
+        sync_directory(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Locked(f"another export is writing into {path}", obj=str(path)) from None
+    except OSError:  # some network file systems lock no directories: each file is locked while it is written
+        pass
+
+
+def portable(text: str) -> str:
+    """A name for any file system: no `/`, nothing that Windows refuses, and short enough for a suffix."""
+    clean = _UNPORTABLE.sub("_", safe_name(text)).encode()[:_LONGEST_NAME].decode("utf-8", "ignore")
+    return f"_{clean[1:]}" if clean.startswith((".", "-")) else clean
+
+
+def _free(name: str, id_: str, taken: set[str]) -> str:
+    clean = portable(name)
+    # Two names that were cleaned, or differ in case alone, must not meet on any file system.
+    if clean == name and clean.casefold() not in {*taken, SUMS.casefold(), INDEX}:
+        return clean
+    return next(one for digits in (4, 32) if (one := f"{clean}~{id_[:digits]}").casefold() not in taken)
+
+
+def _hashed(parts: Iterator[Part], digest: RunningSum) -> Iterator[Part]:
+    for part in parts:
+        if isinstance(part, int):
+            for start in range(0, part, PIECE):
+                digest.update(_ZEROS[: min(PIECE, part - start)])
+        else:
+            digest.update(part)
+        yield part
+
+
+def _read_sums(place: Path) -> dict[str, str]:
+    """The lines of an earlier run; a line that a power cut tore is taken out. Raises CannotWrite."""
+    try:
+        text = place.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CannotWrite(f"cannot read {place}: {error.strerror}", obj=str(place)) from error
+    found = {match[2]: match[1] for line in text.split("\n")[:-1] if (match := _SUM.fullmatch(line))}
+    whole = "".join(f"{digest}  {name}\n" for name, digest in found.items())
+    if whole != text:
+        try:
+            write_durably(place, whole.encode("utf-8"))
+        except OSError as error:
+            raise CannotWrite(f"cannot write {place}: {error.strerror}", obj=str(place)) from error
+    return found
+
+
+def _read_index(place: Path) -> dict[str, dict[str, Any]]:
+    """What an earlier run wrote; nothing of a file that cannot be understood."""
+    empty: dict[str, dict[str, Any]] = {"folders": {}, "files": {}}
+    try:
+        found = json.loads(place.read_bytes())
+        folders = {id_: name for id_, name in found["folders"].items() if _is_folder(name)}
+        return {"folders": folders, "files": dict(found["files"])}
+    except FileNotFoundError:
+        return empty
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise LamellaError(f"{place} cannot be understood", obj=str(place), hint="move it away") from None
+
+
+def _is_folder(name: object) -> bool:
+    return isinstance(name, str) and portable(name) == name

@@ -1,0 +1,1 @@
+"""Instant restore: a volume that is used while it is restored (decision 0051)."""

@@ -1,0 +1,1 @@
+"""The disks of a libvirt domain, running or halted: all of them at one moment."""

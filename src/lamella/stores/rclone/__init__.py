@@ -1,0 +1,1 @@
+"""A store on any remote that the user's rclone knows."""
