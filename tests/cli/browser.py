@@ -71,10 +71,16 @@ class Browser:
         self.until("document.readyState == 'complete' && location.href != 'about:blank'")
 
     def say(self, script: str) -> Any:  # noqa: ANN401  (what the script returns)
-        """What an expression is in the page."""
-        found = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        """What an expression is in the page. Between two pages there is nothing to ask: the question is asked again."""
+        until = time.monotonic() + _SECONDS
+        while True:
+            found = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+            if "exceptionDetails" not in found:
+                return found["result"].get("value")
+            shown = self._call("Runtime.evaluate", expression="!!document.body", returnByValue=True)
+            between = "of null" in str(found) or shown["result"].get("value") is not True
+            assert between and time.monotonic() < until, found
+            time.sleep(0.05)
 
     def until(self, script: str) -> None:
         """Wait until an expression is true; pages may change meanwhile."""

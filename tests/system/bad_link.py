@@ -25,6 +25,15 @@ class _Way:
         self.late: deque[tuple[float, bytes]] = deque()
         self.waiting = 0
 
+    def close(self, *, reset: bool) -> None:
+        """End the connection, as a router that forgot it where `reset`."""
+        if reset:
+            with suppress(OSError):
+                self.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        for end in (self.source, self.target):
+            with suppress(OSError):
+                end.close()
+
 
 class BadLink:
     """Forwards connections from a port to another one. `delay` is seconds one way."""
@@ -70,13 +79,16 @@ class BadLink:
             if self._stop:
                 ways += self._stuck
         for way in ways:
-            with suppress(OSError):
-                way.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            with suppress(OSError):
-                way.source.close()
-            with suppress(OSError):
-                way.target.close()
+            way.close(reset=True)
         return bool(ways)
+
+    def _ended(self, way: _Way) -> None:
+        """One side has ended a connection: it alone ends, whatever else passes here."""
+        with self._mutex:
+            both = [one for one in self._ways if one is way or one.source is way.target]
+            self._ways = [one for one in self._ways if one not in both]
+        for one in both:
+            one.close(reset=True)
 
     def close(self) -> None:
         """Stop."""
@@ -112,10 +124,7 @@ class BadLink:
             if self.frozen or not ways:
                 time.sleep(0.005)
                 continue
-            try:
-                self._round(ways)
-            except (OSError, ValueError):  # one side has ended it
-                self._hang_up()
+            self._round(ways)
 
     def _round(self, ways: list[_Way]) -> None:
         now = time.monotonic()
@@ -123,13 +132,23 @@ class BadLink:
         with selectors.DefaultSelector() as ready:
             for way in ways:
                 if way.waiting < _BACKLOG:
-                    ready.register(way.source, selectors.EVENT_READ, way)
+                    with self._judged(way):
+                        ready.register(way.source, selectors.EVENT_READ, way)
             for key, _ in ready.select(max(0.0, due - now)):
-                self._read(key.data)
+                with self._judged(key.data):
+                    self._read(key.data)
         now = time.monotonic()
         for way in ways:
-            while way.late and way.late[0][0] <= now and self._sent(way):
-                pass
+            with self._judged(way):
+                while way.late and way.late[0][0] <= now and self._sent(way):
+                    pass
+
+    @contextmanager
+    def _judged(self, way: _Way) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):
+            self._ended(way)
 
     def _read(self, way: _Way) -> None:
         piece = way.source.recv(_PIECE)
