@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lamella.base.durable import sync_directory, write_durably
-from lamella.base.errors import LamellaError, Locked, UsageError
+from lamella.base.errors import LamellaError, Locked, UsageError, shown_bytes
 from lamella.base.events import Progress, Reporter
 from lamella.operations.access.image_file import CannotWrite, write_image
 from lamella.operations.access.images import Image
@@ -90,9 +90,9 @@ class ImageFolder:
 
     def _require(self, path: Path, digest: str, size: int) -> None:
         """Raises UsageError for a file of another size, or with another checksum; OSError."""
-        there = path.stat().st_size
-        if there != size:
-            said = f"it has {there} bytes, and had {size} when it was written"
+        grown = path.stat().st_size - size
+        if grown:
+            said = f"it is {shown_bytes(abs(grown))} {'longer' if grown > 0 else 'shorter'} than it was written"
         elif _sum(path).hexdigest() != digest:
             said = f"its checksum is not the one in {SUMS}"
         else:
