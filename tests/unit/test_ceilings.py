@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "lamella"
 
 MODULE_LINES = 600
-STAND_ALONE = {"rescue.py": 2250, "unpack.py": 260}
+STAND_ALONE = {"rescue.py": 2285, "unpack.py": 260}
 """Programs that work without the rest of Lamella, and their ceilings."""
 
 EMPTY_WORDS = {"helper", "util", "manager", "common", "misc", "handler"}
