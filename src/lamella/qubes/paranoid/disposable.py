@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from lamella.base.errors import UsageError
+from lamella.base.errors import SourceError, UsageError
 from lamella.base.ids import ChunkId, DomainId
 from lamella.base.names import PACKS, Part, part_of
 from lamella.base.trust import Opened
