@@ -17,10 +17,10 @@ from tools.load import Load, Weight, closure, listed, total, weigh
 CEILINGS = {
     "list": (Weight(5_000, 4_440), 4_560),
     "restore": (Weight(6_695, 5_980), 5_510),
-    "backup": (Weight(9_545, 8_465), 8_045),
-    "qubes backup": (Weight(10_080, 9_005), 8_555),
+    "backup": (Weight(9_545, 8_465), 8_050),
+    "qubes backup": (Weight(10_080, 9_005), 8_565),
     "qubes restore": (Weight(8_145, 7_310), 6_600),
-    "qubes restore --paranoid": (Weight(8_725, 7_765), 7_650),
+    "qubes restore --paranoid": (Weight(8_725, 7_765), 7_660),
 }
 
 
