@@ -126,15 +126,17 @@ def files_of(folder: Path, private: Path, size: int = 8 << 20) -> dict[str, byte
     }
 
 
-def dated_backups(folder: Path) -> dict[str, tuple[Path, bytes]]:
+def dated_backups(folder: Path, size: int = 8 << 20) -> dict[str, tuple[Path, bytes]]:
     """Two backups of a qube, the newer one first: session -> file and content of the private volume."""
     private, found = folder / "private.img", {}
-    private.write_bytes(os.urandom(1 << 20) + bytes(7 << 20))
+    private.write_bytes(os.urandom(size // 8) + bytes(size - size // 8))
     for number in range(2):
         with private.open("r+b") as file:
             file.seek(number * 5000)
             file.write(os.urandom(3000))
         id_ = f"2026010{number}T000000-1234"
-        path = write_backup(folder / f"backup{number}", files_of(folder, private), id_=id_, time=1_700_000_000 + number)
+        path = write_backup(
+            folder / f"backup{number}", files_of(folder, private, size), id_=id_, time=1_700_000_000 + number
+        )
         found[id_] = path, private.read_bytes()
     return dict(reversed(found.items()))
