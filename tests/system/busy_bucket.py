@@ -143,7 +143,7 @@ class Busy:
         try:
             while time.monotonic() < end and not self.wrong:
                 work(one)
-        except Exception as error:  # told by the main thread
+        except Exception as error:  # noqa: BLE001 - told by the main thread
             self.wrong.append(f"{one}: {error}")
 
     def _counted(self, what: str) -> None:
