@@ -242,7 +242,7 @@ def bucket_at(service: S3Service, work: Path, seed: int) -> Bucket:
     keyfile.chmod(0o600)
     name = service.new_bucket()
     bucket = Bucket(f"s3://{name}/busy", keyfile, {**CREDENTIALS, "AWS_ENDPOINT_URL": service.endpoint}, work, seed)
-    code, _, said = bucket.run("judge", "init", "-q")
+    code, _, said = bucket.run("pruner0", "init", "-q")  # who goes on writing: deletion waits for every writer
     assert code == 0, said
     return bucket
 

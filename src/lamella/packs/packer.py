@@ -61,11 +61,11 @@ class Packer:
         outbox: Outbox,
         *,
         breaks: Callable[[], int] = lambda: 0,
-        most: int = BULK_TARGET,
+        most: int | None = None,
     ) -> None:
         """`breaks` says how often this work was interrupted so far; a pack is full with `most` bytes at the latest."""
         self.domain_id = domain_id
-        self._most = most
+        self._most = most or BULK_TARGET
         self._hot = store.abilities.cold_from // 2
         """Where larger packs become cold: nodes lie in packs of no more than this. 0: anywhere."""
         self._breaks = breaks

@@ -27,7 +27,7 @@ from lamella.packs import census
 from lamella.packs.blobmap import Place
 from lamella.packs.containers import PackHead, open_blob, open_head
 from lamella.packs.heads import read_head
-from lamella.packs.packer import BULK_TARGET, Packer
+from lamella.packs.packer import Packer
 from lamella.packs.reach import require_alive
 from lamella.packs.usage import PackUse
 from lamella.repository.repository import Repository
@@ -86,9 +86,7 @@ def delete_packs(repo: Repository, judged: Sequence[JudgedPack], result: PruneRe
 Judged = list[tuple[PackUse, PackHead | ObjectCold | None]]
 
 
-def _with_cold(
-    repo: Repository, needed: Needed, found: Judged
-) -> list[tuple[PackUse, PackHead | None]]:
+def _with_cold(repo: Repository, needed: Needed, found: Judged) -> list[tuple[PackUse, PackHead | None]]:
     """The same; for packs whose heads must be thawed first, what this host and an index segment both say."""
     cold = [use.pack for use, head in found if isinstance(head, ObjectCold)]
     if not cold:
@@ -222,7 +220,7 @@ class Rewriting:
         repo = self._repo
         hot = bool(repo.store.abilities.cold_from) and kind != Kind.CHUNK
         if (domain_id, hot) not in self._packers:
-            most = repo.store.abilities.cold_from // 2 if hot else BULK_TARGET
+            most = repo.store.abilities.cold_from // 2 if hot else None
             self._packers[domain_id, hot] = Packer(
                 repo.keys, domain_id, repo.store, repo.blobs, self._outbox, most=most
             )
