@@ -36,7 +36,10 @@ BLOCKS = 48
 POOL = 96
 KEPT = 3
 KILLED_SHARE = 0.3
-_SECONDS = 300
+_SECONDS = 1500
+"""Patience with one command, on a machine that has other work."""
+PAUSE = 5.0
+"""Seconds between two runs of a writer, on the average."""
 _TELL_SECONDS = 60.0
 Counts = Counter[str]
 
@@ -109,6 +112,7 @@ class Busy:
         self.bucket = bucket
         self.counts: Counts = Counter()
         self.wrong: list[str] = []
+        self.pause = PAUSE
         self._mutex = threading.Lock()
         chance = random.Random(bucket.seed)
         pool = [chance.randbytes(BLOCK) for _ in range(POOL)]
@@ -156,6 +160,7 @@ class Busy:
 
     def write(self, volume: Volume) -> None:
         """One backup, which may be killed."""
+        time.sleep(volume.chance.uniform(0, 2 * self.pause))
         self.save(volume, self._end(volume.chance))
 
     def save(self, volume: Volume, kill_after: float | None) -> None:

@@ -6,9 +6,9 @@ else remembers it, so an interrupted restore finds out again what was asked for 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 LEAST_COLD = 4 << 20
 """Packs of fewer bytes stay in a class that is read at once: small objects cost more there than they save."""
@@ -41,9 +41,29 @@ class Thawable(Protocol):
         """
 
 
+class _Wrapped:
+    """What a store inside wrappers can do, tried again as the outermost of them does."""
+
+    def __init__(self, outer: Any, inner: Thawable) -> None:  # noqa: ANN401 - lamella.stores.wrap
+        self._tried: Callable[[Callable[[], Any]], Any] = outer._through
+        self._below = inner
+
+    def cold_names(self) -> Collection[str]:
+        return self._below.cold_names()
+
+    def warmth(self, name: str) -> Warmth:
+        found: Warmth = self._tried(lambda: self._below.warmth(name))
+        return found
+
+    def thaw(self, name: str, days: int, tier: str) -> None:
+        self._tried(lambda: self._below.thaw(name, days, tier))
+
+
 def thawable(store: object) -> Thawable | None:
     """The store where the one inside all wrappers can thaw, else None."""
     inner = store
     while (below := getattr(inner, "_inner", None)) is not None:
         inner = below
-    return store if isinstance(inner, Thawable) and isinstance(store, Thawable) else None
+    if not isinstance(inner, Thawable):
+        return None
+    return inner if inner is store else _Wrapped(store, inner)

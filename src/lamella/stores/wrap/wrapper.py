@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Abilities, Entry, Store
 from lamella.stores.versions import Judge, Replaceable, reinstate
 
 if TYPE_CHECKING:
-    from lamella.stores.cold import Thawable, Warmth
     from lamella.stores.held import Held
 
 T = TypeVar("T")
@@ -77,21 +76,6 @@ class Wrapper:
     def reinstate(self, name: str, is_genuine: Judge) -> bool:
         """Have the store inside look for a genuine version; False if it keeps none (lamella.stores.versions)."""
         return self._through(lambda: reinstate(self._inner, name, is_genuine))
-
-    def cold_names(self) -> Collection[str]:
-        """What may have to be thawed, by the store inside (lamella.stores.cold)."""
-        return self._thawable().cold_names()
-
-    def warmth(self, name: str) -> Warmth:
-        """What the service of the store inside says of an object."""
-        return self._through(lambda: self._thawable().warmth(name))
-
-    def thaw(self, name: str, days: int, tier: str) -> None:
-        """Ask the service of the store inside for a copy that can be read."""
-        self._through(lambda: self._thawable().thaw(name, days, tier))
-
-    def _thawable(self) -> Thawable:
-        return cast("Thawable", self._inner)  # `stores.cold.thawable` has looked
 
     @property
     def replaceable(self) -> Replaceable | None:
