@@ -152,7 +152,8 @@ def _imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
 
 def measure() -> list[Load]:
     """Run every command, and say what it loaded."""
-    with tempfile.TemporaryDirectory(prefix="lamella-load-") as folder:
+    # On a disk: a restore into memory (tmpfs has no direct access before Linux 6.6) loads the other way as well.
+    with tempfile.TemporaryDirectory(prefix="lamella-load-", dir="/var/tmp") as folder:
         return list(_measured(Path(folder)))
 
 

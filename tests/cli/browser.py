@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,10 @@ from typing import Any, Self
 from tests.features import require
 
 _SECONDS = 60.0
+
+
+class Between(Exception):
+    """The page that was asked is gone, and the next one is on its way."""
 
 
 class Browser:
@@ -74,21 +79,23 @@ class Browser:
         """What an expression is in the page. Between two pages there is nothing to ask: the question is asked again."""
         until = time.monotonic() + _SECONDS
         while True:
-            found = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+            try:
+                found = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+            except Between:
+                found = {"exceptionDetails": "of null"}
             if "exceptionDetails" not in found:
                 return found["result"].get("value")
-            shown = self._call("Runtime.evaluate", expression="!!document.body", returnByValue=True)
-            between = "of null" in str(found) or shown["result"].get("value") is not True
-            assert between and time.monotonic() < until, found
+            assert "of null" in str(found) and time.monotonic() < until, found
             time.sleep(0.05)
 
     def until(self, script: str) -> None:
         """Wait until an expression is true; pages may change meanwhile."""
         until = time.monotonic() + _SECONDS
         while time.monotonic() < until:
-            found = self._call("Runtime.evaluate", expression=f"!!({script})", returnByValue=True)
-            if found.get("result", {}).get("value") is True:
-                return
+            with suppress(Between):
+                found = self._call("Runtime.evaluate", expression=f"!!({script})", returnByValue=True)
+                if found.get("result", {}).get("value") is True:
+                    return
             time.sleep(0.05)
         raise AssertionError(f"{script} did not become true: {self.text()}")
 
@@ -101,7 +108,8 @@ class Browser:
         found = f"[...document.querySelectorAll('a,button')].find(one => one.innerText.trim() == {json.dumps(text)})"
         assert self.say(f"!!{found}"), f"there is no {text!r} in {self.text()}"
         self.say("window.before = true")
-        self.say(f"{found}.click()")
+        with suppress(Between):  # a second click would be one too many
+            self._call("Runtime.evaluate", expression=f"{found}.click()")
         self.until("!window.before && document.readyState == 'complete'")
 
     def type(self, name: str, text: str) -> None:
@@ -128,6 +136,8 @@ class Browser:
         while True:
             answer = self._next()
             if answer.get("id") == number:
+                if "navigated" in str(answer.get("error", "")):
+                    raise Between
                 assert "error" not in answer, answer
                 result = answer["result"]
                 assert isinstance(result, dict)
