@@ -39,6 +39,8 @@ from tests.unit.small_repository import Small
 HISTORIES = int(os.environ.get("LAMELLA_DELTA_HISTORIES", "60"))
 CHUNK, CHUNKS = 1 << 16, 4
 DOMAIN = DomainId(b"d" * 16)
+OUTBOX = Outbox(1)
+"""One thread for all histories."""
 SHAPE = Shape(VolumeId(b"v" * 16), CHUNKS * CHUNK, 16)
 
 
@@ -54,8 +56,7 @@ class History:
         self.bases = 0
 
     def packer(self) -> tuple[Packer, Outbox]:
-        outbox = Outbox(1)
-        return Packer(self.keys, DOMAIN, self.store, self.map, outbox), outbox
+        return Packer(self.keys, DOMAIN, self.store, self.map, OUTBOX), OUTBOX
 
     def reader(self) -> TreeReader:
         return TreeReader(lambda kind, id_: self.contents.get(DOMAIN, kind, id_))
@@ -170,6 +171,7 @@ def keys() -> Iterator[Keys]:
         yield repo.keys
 
 
+@pytest.mark.timeout(0 if HISTORIES > 1000 else 300)
 def test_no_base_that_is_needed_goes(keys: Keys) -> None:
     bases = 0
     for seed in range(HISTORIES):
