@@ -88,7 +88,7 @@ def test_deltas_through_the_command(empty: Lamella, tracked: Path, tmp_path: Pat
     assert restored(empty, "vm", tmp_path) == tracked.read_bytes()
     assert empty.json("diff", f"vm@{names[0]}", f"vm@{names[1]}")["changed_bytes"] == CHUNK
     empty.ok("delete", f"vm@{names[0]}", "-y")
-    empty.ok("prune", "--max-unused", "1")
+    empty.ok("prune", "--keep-last", "9", "--max-unused", "1")
     for level in ("full", "restore"):
         assert empty.json("verify", "--level", level)["findings"] == []
     assert restored(empty, f"vm@{names[1]}", tmp_path) == second != first
