@@ -96,6 +96,7 @@ KEYS: dict[str, dict[str, str]] = {
         "exclude": "Patterns of files that are left out.",
         "repositories": "Where the backup goes; without it as for lamella backup.",
         "copy_to": "Repositories that snapshots are copied to afterwards.",
+        "compression": "As in [backup], for this profile.",
         "domain": "As in [backup].",
         "require_consistent": "As in [backup], for this profile.",
         "prune": "true: by the rules of [prune]; or a table of rules; without it nothing is removed.",

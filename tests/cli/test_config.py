@@ -18,10 +18,10 @@ from tests.features import require
 
 
 def problems(tmp_path: Path, text: str) -> list[str]:
-    """What is wrong with one file that holds `text`, without the file's name."""
+    """What is wrong with one file that holds `text`, as `LINE: what`."""
     path = tmp_path / "lamella.toml"
     path.write_text(text)
-    return [problem.removeprefix(f"{path}: ") for problem in load(path).problems]
+    return [problem.removeprefix(f"{path}:") for problem in load(path).problems]
 
 
 def test_everything_that_can_be_set(tmp_path: Path) -> None:
@@ -79,11 +79,75 @@ def test_everything_that_can_be_set(tmp_path: Path) -> None:
         ('[repositories.nas]\nurl = "/n"\n[backup]\nrepositories = ["nsa"]', "did you mean nas?"),
         ('[profiles.a]\nsources = ["/a"]\ncopy_to = ["/b", "usb"]', "profiles.a.copy_to names 'usb', which is not"),
         ("default_repository = ", "not valid TOML"),
+        ("a = " + "[" * 3000, "not valid TOML"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, said: str, tmp_path: Path) -> None:
     (found,) = problems(tmp_path, text)
     assert said in found
+
+
+_PROFILE = "[profiles.p]\nsources = ['/a']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[bakcup]\nworkers = 2", "1: unknown key bakcup; did you mean backup?"),
+        ("[backup]\n# one\n  levl = 3", "3: unknown key backup.levl"),
+        ("\n\nbackup.compresion = 3", "3: unknown key backup.compresion; did you mean compression?"),
+        ("[backup]\ncompression = 'atuo'", "2: backup.compression: unknown compression 'atuo': use auto, 1 to 19, off"),
+        ("[backup]\ncheck_compression = 'al'", "2: backup.check_compression: must be all or sample; did you mean all?"),
+        ("repositories = { a = { url = '/a', keyfil = '/k' } }", "1: unknown key repositories.a.keyfil; did you mean"),
+        ('[repositories."a b"]\nurl = "/a"\n\n"url\\u0020" = 1', "4: unknown key repositories.a b.url ; did you"),
+        ("[repositories.a]\n\nkeyfile = '/k'", "1: repositories.a: url is missing"),
+        ("[repositories]\na.url = 5", "2: repositories.a.url: must be a text"),
+        ("[[backup]]\nworkers = 1", "1: backup: must be a table"),
+        ("[prune]\nzone = 'UTC'\nkeep_dayly = 3", "3: unknown key prune.keep_dayly; did you mean keep_daily?"),
+        ("[prune.volumes.'w.img']\nkeep_daily = 'x'", "2: prune.volumes.w.img.keep_daily: not a number of snapshots"),
+        ("[profiles.p]\nsources = [\n '/a',\n]\nverfy = '1G'", "5: unknown key profiles.p.verfy; did you mean verify?"),
+        (f"{_PROFILE}verify = 'ful'", "3: profiles.p.verify: must be a size such as 10GiB, structure, sample"),
+        (f"{_PROFILE}verify = true", "3: profiles.p.verify: must be a text"),
+        (f"{_PROFILE}compression = 'of'", "3: profiles.p.compression: unknown compression 'of'"),
+        (f"{_PROFILE}compression = 20", "3: profiles.p.compression: unknown compression '20'"),
+        (f"{_PROFILE}domain = 'a/b'", "3: profiles.p.domain: "),
+        (f"{_PROFILE}prune = 3", "3: profiles.p.prune: must be true, false, or a table of rules"),
+        (f"{_PROFILE}prune = {{ keep_day = 3 }}", "3: unknown key profiles.p.prune.keep_day; did you mean keep_daily"),
+        (f"{_PROFILE}[profiles.p.prune]\nkeep_last = 'x'", "4: profiles.p.prune.keep_last: not a number"),
+        (f"{_PROFILE}notify.mial = 'root'", "3: unknown key profiles.p.notify.mial; did you mean mail?"),
+        (f"{_PROFILE}hooks = 5", "3: profiles.p.hooks: must be a table"),
+        (f"{_PROFILE}copy_to = ['usb']", "3: profiles.p.copy_to names 'usb', which is not configured"),
+        ("# none\n[profiles.p]\nverify = false", "2: profiles.p: sources is missing"),
+        ("[profiles]\n'a b' = 1", "2: profiles.a b: a profile's name has letters"),
+        ("[media.m]\nstale_after = '1d'\nrepositories = ['x']", "3: media.m: repositories names 'x', which is not"),
+        ("[lvm]\nfull = \n\n", "2: not valid TOML: Invalid value (at line 2"),
+        ("[lvm]\nnote = '''\nfull = 1\n'''\nfull = 1", "2: unknown key lvm.note"),
+    ],
+)
+def test_a_mistake_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    found = problems(tmp_path, text)
+    assert found and found[0].startswith(said), found
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[backup]\ncompression = 'atuo'", "auto"),
+        (f"{_PROFILE}compression = 'portabel'", "portable"),
+        (f"{_PROFILE}verify = 'structur'", "structure"),
+        ("[repositories.usb]\nurl = '/a'\nid = '" + "0" * 32 + "'\n[media.m]\nrepositories = ['ubs']", "usb"),
+    ],
+)
+def test_for_a_wrong_value_the_nearest_word_is_offered(text: str, word: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, text)
+    assert found.endswith(f"; did you mean {word}?")
+
+
+def test_a_key_that_is_set_twice_is_said_with_both_lines(tmp_path: Path) -> None:
+    (tmp_path / "1.toml").write_text("[backup]\n\nworkers = 2\n")
+    (tmp_path / "2.toml").write_text("# more\nbackup = { workers = 3 }\n")
+    (found,) = load(tmp_path).problems
+    assert found == f"{tmp_path}/2.toml:2: backup.workers: is set already, in {tmp_path}/1.toml:3"
 
 
 def test_all_problems_are_reported(tmp_path: Path) -> None:
@@ -248,12 +312,14 @@ def test_the_keys_of_a_profile_are_shown(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(
         '[profiles.nightly]\nsources = ["/vms", "db=!dump"]\nprune = {keep_daily = 14}\nstale_after = "36h"\n'
+        "compression = 7\n"
         '[profiles.nightly.notify]\nmail = "root"\n[profiles.plain]\nsources = ["/vms"]\nverify = false\n'
     )
     rows = {row["key"]: row for row in told_by(config).json("config", "show")["values"]}
     found = {key.removeprefix("profiles."): row["value"] for key, row in rows.items() if key.startswith("profiles.")}
     assert (found["nightly.sources"], found["nightly.prune.keep_daily"]) == ("/vms, db=!dump", 14)
     assert (found["nightly.stale_after"], found["nightly.notify.mail"]) == ("36h", "root")
+    assert found["nightly.compression"] == "7" and "plain.compression" not in found
     assert (found["plain.prune"], found["plain.verify"], found["plain.stale_after"]) == (False, False, "3d")
     assert rows["profiles.nightly.sources"]["origin"] == str(config)
     assert rows["profiles.nightly.verify"] == {"key": "profiles.nightly.verify", "value": "1GiB", "origin": None}
@@ -321,4 +387,4 @@ def test_a_time_that_systemd_refuses_is_no_valid_configuration(tmp_path: Path) -
     config = tmp_path / "one.toml"
     config.write_text("[profiles.vms]\nsources = ['/srv/vm.img']\nschedule = { when = 'every night' }\n")
     done = told_by(config).run("config", "validate")
-    assert done.code == 2 and f"{config}: profiles.vms.schedule.when: 'every night' is no time" in done.out
+    assert done.code == 2 and f"{config}:3: profiles.vms.schedule.when: 'every night' is no time" in done.out

@@ -418,6 +418,22 @@ def test_the_domain_of_the_profile_is_for_new_volumes(desk: Desk) -> None:
     assert {row["volume"]: row["domain"] for row in rows} == {"a": "", "b": "vms"}
 
 
+def test_the_compression_of_the_profile_counts_more_than_that_of_the_configuration(desk: Desk) -> None:
+    (desk.folder / "docs").mkdir()
+    tree = f'[profiles.nightly.files]\ndirectories = ["{desk.folder}/docs"]\n'
+    for word, configured in (("off", "auto"), ("portable", "off")):
+        content = f"{word} can be compressed. ".encode() * 50_000
+        for path in (desk.images() / "a.img", desk.folder / "docs" / "text"):
+            path.write_bytes(content)
+        desk.configure(
+            f'repositories = ["main"]\nverify = false\nexclude = ["b.*"]\ncompression = "{word}"',
+            f'{tree}[backup]\ncompression = "{configured}"',
+        )
+        saved = [row["document"]["volumes"][0]["stored_bytes"] for row in desk.run()["steps"]]
+        assert len(saved) == 2, saved
+        assert all(size >= len(content) if word == "off" else size < len(content) / 5 for size in saved), saved
+
+
 def test_rules_of_the_profile_instead_of_those_of_the_configuration(desk: Desk) -> None:
     desk.configure('repositories = ["main"]\nverify = false\nprune = { keep_last = 1, keep_tags = ["x"] }')
     for _ in range(3):

@@ -153,6 +153,10 @@ def test_a_dry_run_shows_the_files_and_writes_nothing(newcomer: Newcomer) -> Non
     shown = newcomer.lamella.json(*newcomer.words, "-n", "--domain", "vms")
     assert newcomer.files() == before
     assert ["lamella", "run", "main"] in shown["commands"]
+    # Nobody chose that nobody is told: it is offered where no mail can be sent, and status warns of it.
+    words = [word for word in newcomer.words if word not in ("--tell", "nobody")]
+    for shown_files, chosen in ((shown, True), (newcomer.lamella.json(*words, "-n"), False)):
+        assert ("nobody = true" in "".join(shown_files["files"].values())) == chosen
     newcomer.lamella.ok(*newcomer.words, "--domain", "vms")
     assert shown["files"] == {str(newcomer.config): newcomer.config.read_text()}
     assert {row["domain"] for row in newcomer.lamella.json("list")["volumes"]} == {"vms"}
@@ -204,7 +208,10 @@ def test_a_setup_that_was_broken_off_goes_on(newcomer: Newcomer, mark: str, numb
 
 
 def test_what_is_there_is_never_replaced(newcomer: Newcomer) -> None:
-    newcomer.lamella.ok(*newcomer.words)
+    done = newcomer.lamella.ok(*newcomer.words)
+    # Who wants nobody to be told hears of that once, and no later command comes back to it.
+    assert done.err.count("nobody is told") == 1 and "warning: nobody" not in done.err
+    assert newcomer.lamella.json("status")["profiles"][0]["reasons"] == []
     before = {path: content for path, content in newcomer.files().items() if "/disk/" not in path}
     done = newcomer.lamella.ok("setup", "-y")
     assert done.out.count("(is there already)") == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +35,10 @@ def read(place: Path, files: Sequence[Path]) -> Configuration:
     for path in files:
         reader.read(path)
     reader.problems.extend(_unknown_names(reader))
-    reader.problems.extend(_wrong_media(reader.media, reader.repositories))
+    reader.problems.extend(
+        f"{reader.place(f'media.{name}.repositories')}: media.{name}: {what}"
+        for name, what in _wrong_media(reader.media, reader.repositories)
+    )
     return Configuration(
         place,
         tuple(files),
@@ -50,20 +54,22 @@ def read(place: Path, files: Sequence[Path]) -> Configuration:
     )
 
 
-def _wrong_media(media: Mapping[str, MediaSet], repositories: Mapping[str, RepositorySettings]) -> Iterator[str]:
-    """What is wrong with sets of media beside the repositories that they name."""
+def _wrong_media(
+    media: Mapping[str, MediaSet], repositories: Mapping[str, RepositorySettings]
+) -> Iterator[tuple[str, str]]:
+    """The names of sets of media, and what is wrong with each beside the repositories that it names."""
     for name, one in media.items():
-        where, ids = f"media.{name}", set[str]()
+        ids = set[str]()
         if name in repositories:
-            yield f"{where}: a repository has the same name"
+            yield name, "a repository has the same name"
         for member in one.repositories:
             found = repositories.get(member)
             if found is None:
-                yield f"{where}: repositories names {member!r}, which is not configured"
+                yield name, f"repositories names {member!r}, which is not configured{near(member, repositories)}"
             elif found.id is None:
-                yield f"{where}: repositories.{member} has no id: `lamella init` and its recovery sheet say it"
+                yield name, f"repositories.{member} has no id: `lamella init` and its recovery sheet say it"
             elif found.id in ids:
-                yield f"{where}: two repositories have the id {found.id}"
+                yield name, f"two repositories have the id {found.id}"
             else:
                 ids.add(found.id)
 
@@ -82,15 +88,15 @@ def _unknown_names(reader: _ConfigurationReader) -> Iterator[str]:
         for name in names:
             if "/" in name or ":" in name or name in known:
                 continue
-            near = _near(name, known)
-            yield f"{reader.origins[where]}: {where} names {name!r}, which is not configured{near}"
+            yield f"{reader.place(where)}: {where} names {name!r}, which is not configured{near(name, known)}"
 
 
-def _near(word: str, known: Iterable[str]) -> str:
+def near(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that nobody knows: the nearest one, if there is any."""
     from difflib import get_close_matches  # only for a mistake
 
-    near = get_close_matches(word, list(known), 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    found = get_close_matches(word, list(known), 1, 0.5)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -163,13 +169,19 @@ def _workers(value: object) -> int:
     return value
 
 
-def _compression(value: object) -> str:
+def compression(value: object) -> str:
+    """A setting of the compression, as a text or a number. Raises ValueError with the nearest word."""
     from lamella.format.encoder import check_setting
 
-    return check_setting(text(str(value) if isinstance(value, int) else value))
+    word = text(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    try:
+        return check_setting(word)
+    except LamellaError as error:
+        raise ValueError(f"{error.message}: {error.hint}{near(word, ('auto', 'off', 'portable'))}") from error
 
 
-def _domain(value: object) -> str:
+def domain(value: object) -> str:
+    """The name of a domain. Raises ValueError, UsageError."""
     from lamella.sources.names import check_name
 
     return check_name(text(value))
@@ -177,7 +189,7 @@ def _domain(value: object) -> str:
 
 def _check_compression(value: object) -> str:
     if value not in ("all", "sample"):
-        raise ValueError("must be all or sample")
+        raise ValueError(f"must be all or sample{near(str(value), ('all', 'sample'))}")
     return text(value)
 
 
@@ -193,13 +205,13 @@ REPOSITORY: Mapping[str, Check] = {
 }
 _MEDIA: Mapping[str, Check] = {"repositories": listed, "stale_after": _age}
 _BACKUP: Mapping[str, Check] = {
-    "compression": _compression,
+    "compression": compression,
     "workers": _workers,
     "before": text,
     "after": text,
     "hook_seconds": _number(86400, "seconds up to 86400"),
     "checkpoint_dir": _path,
-    "domain": _domain,
+    "domain": domain,
     "repositories": listed,
     "read_rate": _rate,
     "require_consistent": boolean,
@@ -231,17 +243,20 @@ class _ConfigurationReader:
         self.origins: dict[str, Path] = {}
         self.problems: list[str] = []
         self._path = Path()
+        self._texts: dict[Path, str] = {}
 
     def read(self, path: Path) -> None:
         """Take in one file."""
         self._path = path
         try:
-            content = tomllib.loads(path.read_text("utf-8"))
+            self._texts[path] = path.read_text("utf-8")
+            content = tomllib.loads(self._texts[path])
         except OSError as error:
             self.problems.append(f"{path}: cannot be read: {error.strerror}")
             return
-        except ValueError as error:
-            self.problems.append(f"{path}: not valid TOML: {error}")
+        except (ValueError, RecursionError) as error:
+            line = re.search(r"\(at line (\d+), column \d+\)", str(error))
+            self.problems.append(f"{path}{f':{line[1]}' if line else ''}: not valid TOML: {error}")
             return
         tables = {
             "prune": self._prune,
@@ -265,14 +280,14 @@ class _ConfigurationReader:
         for name, table in self._table("repositories", value):
             where = f"repositories.{name}"
             if not is_name(name):
-                self._problem(f"{where}: a repository's name has no slash and no colon")
+                self._problem(where, "a repository's name has no slash and no colon")
                 continue
             found = self._values(where, table, REPOSITORY)
             if isinstance(table, dict) and "url" not in table:
-                self._problem(f"{where}: url is missing")
+                self._problem(where, "url is missing")
             secrets = sorted(found.keys() - {"url", "limit_rate", "ssh_command", "id"})
             if len(secrets) > 1:
-                self._problem(f"{where}: more than one secret: {', '.join(secrets)}")
+                self._problem(where, f"more than one secret: {', '.join(secrets)}")
             if "url" in found:
                 self.repositories[name] = RepositorySettings(**found)
 
@@ -280,13 +295,13 @@ class _ConfigurationReader:
         for name, table in self._table("media", value):
             where = f"media.{name}"
             if not is_name(name):
-                self._problem(f"{where}: a set's name has no slash and no colon")
+                self._problem(where, "a set's name has no slash and no colon")
                 continue
             found = self._values(where, table, _MEDIA)
             if "repositories" in found:
                 self.media[name] = MediaSet(**found)
             elif isinstance(table, dict) and "repositories" not in table:
-                self._problem(f"{where}: repositories is missing")
+                self._problem(where, "repositories is missing")
 
     def _profiles(self, value: object) -> None:
         from lamella.cli.everyday.profiles import (  # most configurations that a command reads have none
@@ -295,15 +310,16 @@ class _ConfigurationReader:
         )
 
         for name, table in self._table("profiles", value):
+            where = f"profiles.{name}"
             if not is_profile_name(name):
-                self._problem(f"profiles.{name}: a profile's name has letters, digits, dot, dash and underscore only")
+                self._problem(where, "a profile's name has letters, digits, dot, dash and underscore only")
                 continue
             count = len(self.problems)
             found = read_profile(name, self._values, table)
             if found is not None:
                 self.profiles[name] = found
             elif len(self.problems) == count:
-                self._problem(f"profiles.{name}: sources is missing, or a table qubes or files")
+                self._problem(where, "sources is missing, or a table qubes or files")
 
     def _prune(self, value: object) -> None:
         """Rules are checked and collected per volume, "" standing for all."""
@@ -320,17 +336,11 @@ class _ConfigurationReader:
                 self._rule(f"prune.{key}", "", key, one)
 
     def _rule(self, where: str, volume: str, key: str, value: object) -> None:
-        from lamella.cli.policy import KEYS, read_rules
-
-        def check(setting: object) -> object:
-            try:
-                return read_rules({key: setting})
-            except ValueError as error:
-                raise ValueError(str(error).removeprefix(f"{key}: ")) from error
+        from lamella.cli.policy import KEYS, rule
 
         if key not in KEYS:
             self._unknown(where.removesuffix(key), key, (*KEYS, *(() if volume else ("zone", "volumes"))))
-        elif self._value(where, check, value) is not None:
+        elif self._value(where, lambda setting: rule(key, setting), value) is not None:
             self.rules.setdefault(volume, {})[key] = value
 
     def _values(self, where: str, table: object, checks: Mapping[str, Check]) -> dict[str, Any]:
@@ -350,24 +360,32 @@ class _ConfigurationReader:
         try:
             kept = check(value)
         except LamellaError as error:
-            self._problem(f"{where}: {error.message}: {error.hint}")
+            self._problem(where, f"{error.message}: {error.hint}")
         except (ValueError, ArgumentTypeError) as error:
-            self._problem(f"{where}: {error}")
+            self._problem(where, str(error))
         else:
             first = self.origins.setdefault(where, self._path)
             if first is self._path:
                 return kept
-            self._problem(f"{where} is set in {first} already")
+            self._problem(where, f"is set already, in {self.place(where, first)}")
         return None
 
     def _table(self, where: str, value: object) -> Iterator[tuple[str, object]]:
         if isinstance(value, dict):
             yield from value.items()
         else:
-            self._problem(f"{where}: must be a table")
+            self._problem(where, "must be a table")
 
     def _unknown(self, above: str, key: str, known: Iterable[str]) -> None:
-        self._problem(f"unknown key {above}{key}{_near(key, known)}")
+        found = self.place(above + key, self._path)
+        self.problems.append(f"{found}: unknown key {above}{key}{near(key, known)}")
 
-    def _problem(self, text: str) -> None:
-        self.problems.append(f"{self._path}: {text}")
+    def _problem(self, where: str, text: str) -> None:
+        self.problems.append(f"{self.place(where, self._path)}: {where}: {text}")
+
+    def place(self, where: str, path: Path | None = None) -> str:
+        """The file and the line of a key; without `path` of one that was found to be good."""
+        from lamella.cli import toml_lines  # only for a mistake
+
+        path = path or self.origins[where]
+        return toml_lines.place(path, self._texts[path], where)

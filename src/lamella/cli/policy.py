@@ -126,6 +126,15 @@ def read_rules(table: Mapping[str, object]) -> Retention:
     return Retention(**found)  # type: ignore[arg-type]
 
 
+def rule(key: str, value: object) -> object:
+    """The value of one rule as it is written, if it is right. Raises ValueError."""
+    try:
+        read_rules({key: value})
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix(f"{key}: ")) from error
+    return value
+
+
 _FIELDS = {
     **{f"keep_{name}": name for name in _COUNTS},
     "keep_within": "within",

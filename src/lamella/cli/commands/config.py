@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.base.errors import LamellaError, UsageError
@@ -80,14 +78,15 @@ def _validate(context: Context, found: Configuration) -> int:
 def _impossible_times(found: Configuration) -> Iterator[str]:
     """The times of profiles that systemd would refuse, where it can be asked: reading them costs a process each."""
     from lamella.cli.everyday.units import require_time
+    from lamella.cli.toml_lines import place
 
     for name, profile in found.profiles.items():
         where = f"profiles.{name}.schedule.when"
-        if where in found.origins:
+        if (path := found.origins.get(where)) is not None:
             try:
-                require_time(profile.schedule.when, f"{found.origins[where]}: {where}")
+                require_time(profile.schedule.when, where)
             except UsageError as error:
-                yield error.message
+                yield f"{place(path, path.read_text('utf-8'), where)}: {error.message}"
 
 
 def _show(context: Context, found: Configuration) -> int:
@@ -96,23 +95,18 @@ def _show(context: Context, found: Configuration) -> int:
     for name, path in places.items():
         out.line(f"# {name}: {path}")
     for key, value in _values(found):
-        out.line(f"{key} = {_literal(value)}  # {_origin(found, key) or 'default'}")
+        out.line(f"{key} = {_literal(value)}  # {found.origins.get(key, 'default')}")
     out.document(
         {
             "places": {name: str(path) for name, path in places.items()},
             "files": [str(path) for path in found.files],
             "values": [
-                {"key": key, "value": value, "origin": str(origin) if (origin := _origin(found, key)) else None}
+                {"key": key, "value": value, "origin": str(origin) if (origin := found.origins.get(key)) else None}
                 for key, value in _values(found)
             ],
         }
     )
     return 0
-
-
-def _origin(found: Configuration, key: str) -> Path | None:
-    """The file that a value comes from; a rule of a profile comes from where its whole table does."""
-    return found.origins.get(key) or found.origins.get(re.sub(r"(\.prune)\..*", r"\1", key))
 
 
 def _literal(value: str | float) -> str:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remove", action="append", default=[], metavar="TAG", help="remove this tag")
     pins = parser.add_mutually_exclusive_group()
     pins.add_argument("--pin", nargs="?", const="", metavar="REASON", help="keep the snapshot, whatever the rules say")
-    pins.add_argument("--unpin", action="store_true", help="let rules remove the snapshot again")
+    pins.add_argument("--unpin", action="store_true", help="take the pin away: prune may remove the snapshot again")
     parser.add_argument(
         "--all-volumes", action="store_true", help="the same for all volumes that were saved in this snapshot"
     )
@@ -67,7 +67,9 @@ def _report(context: Context, repository: Repository, chosen: list[Selected], co
         snapshot = now.get(one.snapshot.ref, one.snapshot)
         marks = [f"^{tag}" for tag in snapshot.tags]
         marks += [f"pinned: {snapshot.pinned}".rstrip(": ")] if snapshot.pinned is not None else []
-        out.line(f"{one.text}: {', '.join(marks) or 'no tags'}")
+        free = context.args.unpin and snapshot.pinned is None
+        state = [*(marks or ["no tags"]), *(["not pinned: prune may remove the snapshot"] if free else [])]
+        out.line(f"{one.text}: {', '.join(state)}")
         row = {"snapshot": snapshot.name, "volume": one.volume_name, "tags": list(snapshot.tags)}
         rows.append({**row, "pinned": snapshot.pinned})
     if context.args.dry_run:

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from lamella.base.errors import UsageError
 from lamella.cli.amounts import age, budget
-from lamella.cli.configuration_files import Check, boolean, listed, text
+from lamella.cli.configuration_files import Check, boolean, compression, domain, listed, near, text
 
 LEVELS: Final = ("structure", "sample", "full")
 _WINDOW: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
@@ -122,6 +123,8 @@ class Profile:
     """Patterns of files to leave out of the volumes."""
     repositories: tuple[str, ...] = ()
     copy_to: tuple[str, ...] = ()
+    compression: str | None = None
+    """Instead of that of `[backup]`; None: that one."""
     domain: str | None = None
     require_consistent: bool | None = None
     """Instead of that of `[backup]`; None: that one."""
@@ -190,24 +193,26 @@ def require_profile(profiles: Mapping[str, Profile], name: str) -> Profile:
 def _verify(value: object) -> str | None:
     if value is False:
         return None
-    if isinstance(value, str) and value not in LEVELS:
-        budget(value)
-    return text(value)
+    word = text(value)
+    if not word[0].isdecimal() and word not in LEVELS:
+        raise ValueError(f"must be a size such as 10GiB, {', '.join(LEVELS)} or false{near(word, LEVELS)}")
+    if word not in LEVELS:
+        budget(word)
+    return word
 
 
 def _prune(value: object) -> Mapping[str, object] | None:
-    """`true`, or a table of rules as in `[prune]`."""
-    from lamella.cli.policy import KEYS, read_rules
-
-    if isinstance(value, bool):
-        return {} if value else None
-    if not isinstance(value, dict) or not value:
+    """`true` or `false`; a table of rules is read key by key."""
+    if not isinstance(value, bool):
         raise ValueError("must be true, false, or a table of rules such as keep_daily")
-    unknown = sorted(value.keys() - set(KEYS))
-    if unknown:
-        raise ValueError(f"has no rule {unknown[0]!r}; rules are {', '.join(KEYS)}")
-    read_rules(value)
-    return value
+    return {} if value else None
+
+
+def _rules() -> Mapping[str, Check]:
+    """What checks each rule, as in `[prune]`."""
+    from lamella.cli.policy import KEYS, rule
+
+    return {key: partial(rule, key) for key in KEYS}
 
 
 def _window(value: object) -> str:
@@ -294,7 +299,8 @@ _VALUES: Final[Mapping[str, Check]] = {
     "scrub": listed,
     "repositories": listed,
     "copy_to": listed,
-    "domain": text,
+    "compression": compression,
+    "domain": domain,
     "require_consistent": boolean,
     "prune": _prune,
     "verify": _verify,
@@ -311,12 +317,15 @@ def read_profile(name: str, values: Any, table: object) -> Profile | None:  # no
     inner = {key: one for key, one in table.items() if key in _TABLES}
     if isinstance(files := inner.get("files"), dict):
         inner["files"] = {"directories": [], **files}
-    outer = {key: one for key, one in table.items() if key not in inner}
+    rules = one if isinstance(one := table.get("prune"), dict) and one else None
+    outer = {key: one for key, one in table.items() if key not in inner and (key != "prune" or rules is None)}
     found = values(where, outer, {**_VALUES, **dict.fromkeys(_TABLES, text)})
     for key, one in inner.items():
         kind, checks = _TABLES[key]
         read = values(f"{where}.{key}", one, checks)
         found[key] = kind(**({"directories": ()} | read if kind is FilesStep else read))
+    if rules is not None:
+        found["prune"] = values(f"{where}.prune", rules, _rules())
     if outer.get("verify") is False:
         found["verify"] = None
     return Profile(name, **found) if found.keys() & {"sources", "qubes", "files"} else None

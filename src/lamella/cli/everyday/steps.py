@@ -82,9 +82,8 @@ class _StepContext(Context):
     def config(self) -> Configuration:
         """The configuration, with what the profile says otherwise."""
         found, profile = super().config, self._profile
-        backup = replace(found.backup, domain=profile.domain or found.backup.domain)
-        if profile.require_consistent is not None:
-            backup = replace(backup, require_consistent=profile.require_consistent)
+        instead = {key: getattr(profile, key) for key in ("compression", "domain", "require_consistent")}
+        backup = replace(found.backup, **{key: value for key, value in instead.items() if value is not None})
         return replace(found, backup=backup)
 
 

@@ -141,7 +141,9 @@ def _warn(context: Context, plan: SetupPlan, profile: Profile) -> None:
     if missing:
         context.out.warn(f"there is no directory {missing}, it will be made: is the disk mounted that belongs there?")
     deaf = unheard(profile.hooks, profile.notify)
-    if deaf:
+    if profile.notify.nobody:
+        context.out.say("nobody is told of trouble, as you chose: look at lamella status now and then")
+    elif deaf:
         context.out.warn(f"{deaf}: see notify in {plan.config}")
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,18 +39,19 @@ class Questions:
         """All answers. Raises UsageError for one that is wrong, or that only a person could give."""
         folder = config_place(self._env)
         folder = folder.parent if folder.suffix == ".toml" else folder
-        args = self._args
-        return Answers(
+        args, teller = self._args, self._teller()
+        found = Answers(
             name,
             self._sources(),
             self._place(),
             self._ask(args.when, "When does it run? A time such as daily or 'Mon 03:00', or never", "daily", _when),
             self._ask(args.keep, "How many snapshots are kept? days,weeks,months, or all", _KEEP, checked_keep),
-            self._ask(args.tell, "Who hears of trouble? A mail address, desktop, or nobody", self._teller(), _teller),
+            self._ask(args.tell, "Who hears of trouble? A mail address, desktop, or nobody", teller, _teller),
             self._sheet(name),
             Path(args.keyfile).absolute() if args.keyfile else folder.absolute() / f"{name}.key",
             args.domain,
         )
+        return replace(found, is_silence_meant=found.tell == NOBODY != teller or args.tell == NOBODY)
 
     # -- what ---------------------------------------------------------------------------------------------------------
 

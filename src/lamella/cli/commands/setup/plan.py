@@ -41,6 +41,8 @@ class Answers:
     sheet: Path
     keyfile: Path
     domain: str | None = None
+    is_silence_meant: bool = False
+    """Whether somebody chose NOBODY, instead of taking what was offered where nobody can be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class SetupPlan:
         yield from ("", f"[profiles.{name}.notify]")
         if answers.tell == NOBODY:
             yield '# Nobody is told of trouble. One of: mail = "root", desktop = true, command = "...", ping = "https://..."'
+            yield from ["nobody = true"] if answers.is_silence_meant else []
         else:
             yield "desktop = true" if answers.tell == DESKTOP else f"mail = {quoted(answers.tell)}"
         yield from ("", f"[profiles.{name}.schedule]")
