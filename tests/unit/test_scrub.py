@@ -80,10 +80,10 @@ def test_any_writes_come_out_as_changes(disk: FrozenDisk, tmp_path: Path) -> Non
     clone.write_bytes(disk.read(0, SIZE))
     before = clone.read_bytes()
     changes = list(_changes(disk, overlay))
-    for offset, content in changes:
-        if isinstance(content, bytes):
-            for at in range(0, len(content), 4096):
-                assert content[at : at + 4096] != before[offset + at : offset + at + 4096]
+    for offset, change in changes:
+        if isinstance(change, bytes):
+            for at in range(0, len(change), 4096):
+                assert change[at : at + 4096] != before[offset + at : offset + at + 4096]
     with clone.open("r+b") as file:
         write_changes(file.fileno(), changes)
     assert clone.read_bytes() == bytes(expected) == overlay.read(0, SIZE)
