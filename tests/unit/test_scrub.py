@@ -13,7 +13,7 @@ import pytest
 
 from lamella.base.errors import SourceAtRisk, SourceError, UsageError
 from lamella.base.extents import Extent
-from lamella.operations.access.frozen_disk import FrozenDisk
+from lamella.operations.access.moment_disk import MomentDisk
 from lamella.operations.access.overlay import thrown_away
 from lamella.operations.access.scrub import CACHE_PATTERNS, _changes, scrub_patterns
 from lamella.sources.driver import OpenVolume
@@ -41,7 +41,7 @@ class Volume(OpenVolume):
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[FrozenDisk]:
+def disk(tmp_path: Path) -> Iterator[MomentDisk]:
     """Data in the first and the last quarter, nothing between."""
     content = random.Random(1).randbytes(SIZE)
     with (tmp_path / "disk").open("w+b") as file:
@@ -50,10 +50,10 @@ def disk(tmp_path: Path) -> Iterator[FrozenDisk]:
         file.write(content[768 * KIB :])
         file.flush()
         os.fsync(file.fileno())
-        yield FrozenDisk(Volume(tmp_path / "disk", file.fileno(), SIZE))  # type: ignore[arg-type]
+        yield MomentDisk(Volume(tmp_path / "disk", file.fileno(), SIZE))  # type: ignore[arg-type]
 
 
-def test_any_writes_come_out_as_changes(disk: FrozenDisk, tmp_path: Path) -> None:
+def test_any_writes_come_out_as_changes(disk: MomentDisk, tmp_path: Path) -> None:
     """What a clone holds after the changes is what the guest saw, and blocks that are as before are not among them."""
     moves = random.Random(2)
     overlay = thrown_away(disk, tmp_path)
@@ -90,7 +90,7 @@ def test_any_writes_come_out_as_changes(disk: FrozenDisk, tmp_path: Path) -> Non
     overlay.close()
 
 
-def test_no_more_is_written_than_there_is_room_for(disk: FrozenDisk, tmp_path: Path) -> None:
+def test_no_more_is_written_than_there_is_room_for(disk: MomentDisk, tmp_path: Path) -> None:
     overlay = thrown_away(disk, tmp_path)
     overlay.room = 10 * KIB
     overlay.write(0, memoryview(bytes(8 * KIB)))
@@ -103,7 +103,7 @@ def test_no_more_is_written_than_there_is_room_for(disk: FrozenDisk, tmp_path: P
     overlay.close()
 
 
-def test_a_frozen_disk_tells_its_holes(disk: FrozenDisk) -> None:
+def test_a_frozen_disk_tells_its_holes(disk: MomentDisk) -> None:
     assert [(one.length, one.hole) for one in disk.extents(0, SIZE)] == [
         (256 * KIB, False),
         (512 * KIB, True),
@@ -114,7 +114,7 @@ def test_a_frozen_disk_tells_its_holes(disk: FrozenDisk) -> None:
     assert disk.read(SIZE - 1, 100) == disk.read(SIZE - 1, 1) and disk.read(SIZE, 1) == b""
 
 
-def test_what_cannot_be_cloned_is_refused(disk: FrozenDisk, tmp_path: Path) -> None:
+def test_what_cannot_be_cloned_is_refused(disk: MomentDisk, tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"x")
     source = open_source(str(tmp_path / "plain"), machine="0" * 16, driver="file")
     with source.freeze() as frozen, ExitStack() as held:

@@ -19,7 +19,7 @@ from lamella.format.records import RawRecord
 from lamella.format.scrubbed import MOST_PATTERNS, ScrubbedNote
 from lamella.operations.access.exported import at_an_address
 from lamella.operations.access.files import How, aid, with_memory
-from lamella.operations.access.frozen_disk import FrozenDisk
+from lamella.operations.access.moment_disk import MomentDisk
 from lamella.operations.access.guest import Guest
 from lamella.operations.access.guest_answers import GuestAnswer, GuestConversation
 from lamella.operations.access.guest_start import GuestRequest, What
@@ -104,9 +104,9 @@ class Scrubber:
         return clone, (ScrubbedNote(*removed, clipped(answer.file_system), left_out).encode(),)
 
     @contextmanager
-    def _cleaned(self, frozen: FrozenVolume, name: str) -> Iterator[tuple[GuestAnswer, FrozenDisk, Overlay]]:
+    def _cleaned(self, frozen: FrozenVolume, name: str) -> Iterator[tuple[GuestAnswer, MomentDisk, Overlay]]:
         """The answer of a guest that removed what fits, the disk, and what the guest wrote. Raises LamellaError."""
-        disk = FrozenDisk(frozen)
+        disk = MomentDisk(frozen)
         overlay = thrown_away(disk, self.how.folder)
         overlay.room = MOST_WRITTEN
         try:
@@ -126,7 +126,7 @@ def _nothing(answer: GuestAnswer, guest: Guest, request: GuestRequest) -> None:
     raise LamellaError("the guest sent an invalid answer")
 
 
-def _changes(disk: FrozenDisk, overlay: Overlay) -> Iterator[Change]:
+def _changes(disk: MomentDisk, overlay: Overlay) -> Iterator[Change]:
     """The blocks in which the disk with the guest's writes differs from the disk without."""
     for start, end, zeros in overlay.changes():
         if zeros:

@@ -10,7 +10,7 @@ from lamella.operations.access.view import PIECE, Part, Stretch
 from lamella.sources.base import FrozenVolume
 
 
-class FrozenDisk:
+class MomentDisk:
     """The bytes of a frozen volume. Thread-safe as far as its driver's reading is, which the contract demands."""
 
     def __init__(self, volume: FrozenVolume) -> None:
