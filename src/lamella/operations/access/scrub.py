@@ -19,10 +19,10 @@ from lamella.format.records import RawRecord
 from lamella.format.scrubbed import MOST_PATTERNS, ScrubbedNote
 from lamella.operations.access.exported import at_an_address
 from lamella.operations.access.files import How, aid, with_memory
-from lamella.operations.access.moment_disk import MomentDisk
 from lamella.operations.access.guest import Guest
 from lamella.operations.access.guest_answers import GuestAnswer, GuestConversation
 from lamella.operations.access.guest_start import GuestRequest, What
+from lamella.operations.access.moment_disk import MomentDisk
 from lamella.operations.access.overlay import Overlay, thrown_away
 from lamella.operations.access.view import PIECE
 from lamella.sources.base import FrozenVolume, Source
