@@ -91,18 +91,18 @@ class CommandParser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **options)
-        self._fill = fill
+        self._fills = [fill] if fill else []
 
     def fill(self) -> None:
         """Add the arguments, at first use."""
-        fill, self._fill = self._fill, None
-        if fill is not None:
-            fill(self)
+        while self._fills:
+            self._fills.pop()(self)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
-        """As in argparse, with the arguments added first."""
+        """As in argparse, with the arguments added first, and with options between the words."""
         self.fill()
-        return super().parse_known_args(args, namespace)
+        got = super().parse_known_args(args, namespace)
+        return got if self._subparsers or not got[1] else import_module("lamella.cli.word_order").again(self, args, got)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""

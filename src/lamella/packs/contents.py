@@ -12,8 +12,10 @@ from lamella.base.ids import ChunkId, DomainId
 from lamella.base.names import pack_name
 from lamella.base.trust import Opened
 from lamella.crypto.buffers import opens_views
+from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import Keys
 from lamella.format.container import NODES, Kind
+from lamella.format.node import DeltaChunk
 from lamella.packs.blobmap import BlobMap, Place
 from lamella.packs.containers import BlobOpener
 from lamella.packs.reach import reinstated, require_alive
@@ -58,13 +60,42 @@ class Contents:
 
         Raises IntegrityError if no place has it, StoreError if the store fails.
         """
+        places = self._blobs.find(kind, id_)
+        if isinstance(id_, DeltaChunk) and not places:
+            return self._from_difference(domain_id, id_, length)
         try:
-            return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
+            return self._first_good(domain_id, kind, id_, places, length)
         except IntegrityError:
+            if isinstance(id_, DeltaChunk):
+                return self._from_difference(domain_id, id_, length)
             # An index segment may have left something out: the heads of the packs it spared us know.
             if not self._blobs.open_hinted():
                 raise
             return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
+
+    def _from_difference(self, domain_id: DomainId, id_: DeltaChunk, length: int | None) -> Opened:
+        """A chunk that has no copy of its own; last of all one that did not open before."""
+        from lamella.packs import deltas  # most volumes have none
+
+        try:
+            return deltas.opened(self, domain_id, id_, length)
+        except IntegrityError as error:
+            with suppress(IntegrityError):
+                return self._first_good(domain_id, Kind.CHUNK, ChunkId(bytes(id_)), [], length)
+            text = f"chunk {id_.hex()[:16]} cannot be read: it is a difference, and {error.message}"
+            raise IntegrityError(text, obj=id_.hex()) from error
+
+    def chunk_id(self, domain_id: DomainId, content: Opened) -> ChunkId:
+        """The id of a chunk of this domain."""
+        return identifier(self._keys.domain(domain_id), Kind.CHUNK)(content)
+
+    def blobs_of(self, domain_id: DomainId, ids: Sequence[ChunkId]) -> Sequence[ChunkId]:
+        """The chunks that these are read from: themselves, but for those that are stored as differences."""
+        if not any(isinstance(id_, DeltaChunk) for id_ in ids):
+            return ids
+        from lamella.packs import deltas  # most volumes have none
+
+        return deltas.blobs_of(self._blobs, domain_id, ids)
 
     def get_many(
         self, domain_id: DomainId, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]
@@ -89,8 +120,21 @@ class Contents:
         for id_, content in self._read_runs([found[0] for found in places.values()], domain_id, lengths, identified):
             del careful[id_]
             yield id_, content
+        if any(isinstance(id_, DeltaChunk) for id_ in careful):
+            from lamella.packs import deltas  # most volumes have none
+
+            for id_, content in deltas.each(self, domain_id, dict(careful), identified=identified):
+                del careful[id_]
+                yield id_, content
         for id_, length in careful.items():
             yield id_, self.get(domain_id, kind, id_, length)
+
+    def at_first_places(
+        self, domain_id: DomainId, kind: Kind, lengths: dict[ChunkId, int | None], *, identified: bool
+    ) -> dict[ChunkId, Opened]:
+        """Those of these contents that open at the first place of each, fetched with few reads."""
+        places = self._blobs.find_many(kind, list(lengths))
+        return dict(self._read_runs([found[0] for found in places.values()], domain_id, lengths, identified))
 
     def _read_runs(
         self, places: list[Place], domain_id: DomainId, lengths: dict[ChunkId, int | None], identified: bool

@@ -83,7 +83,8 @@ class BackupOptions:
     how often a long run leaves a point from which another run can go on. The sources are read with at most `read_rate`
     bytes a second. With `require_consistent` a volume that shows no single moment fails. `scrub` takes files out
     of each frozen volume: called with the stack that holds the moments, source, moment, and who is told of trouble, it
-    gives the moment to read instead, and notes for the snapshot.
+    gives the moment to read instead, and notes for the snapshot. With `deltas` a chunk may be stored as its difference
+    from what it was in the last snapshot (docs/decisions/0077).
     """
 
     compression: str = "auto"
@@ -105,6 +106,7 @@ class BackupOptions:
     read_rate: int | None = None
     require_consistent: bool = False
     scrub: Callable[..., tuple[FrozenVolume, tuple[RawRecord, ...]]] | None = None
+    deltas: bool = False
 
 
 @dataclass(frozen=True, slots=True)

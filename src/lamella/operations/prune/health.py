@@ -265,7 +265,7 @@ class Tracer:
         if found is not None and found.unreadable:
             return found
         for document in added.documents:
-            if self._absent(Kind.DOCUMENT, [(part, None) for part in document.parts]):
+            if self._absent(document.parts):
                 return found or Flaw(f"a part of document {document.name} is unavailable")
         return found
 
@@ -289,10 +289,13 @@ class Tracer:
         if level:
             flaws = [flaw for flaw in self._below(shape, level - 1, below) if flaw is not None]
             return next((flaw for flaw in flaws if flaw.unreadable), flaws[0] if flaws else None)
-        absent = self._absent(Kind.CHUNK, [(id_, shape.chunk_length(chunk)) for id_, chunk in below])
-        if not absent:
+        from lamella.packs.deltas import present  # where something is amiss
+
+        wanted = [(id_, shape.chunk_length(chunk)) for id_, chunk in below]
+        there = present(self._repo.blobs, self._domain_id, wanted)
+        chunk = next((chunk for (_, chunk), had in zip(below, there, strict=True) if not had), None)
+        if chunk is None:
             return None
-        chunk = next(chunk for id_, chunk in below if id_ in absent)
         return Flaw(f"chunk {chunk} (from byte {chunk << shape.chunk_log2} on) is unavailable")
 
     def opened(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, Opened | str]:
@@ -309,16 +312,13 @@ class Tracer:
                     found[id_] = error.message
         return found
 
-    def _absent(self, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]) -> set[ChunkId]:
-        """The ids that lie nowhere in this domain with the length that their position implies."""
+    def _absent(self, parts: Sequence[ChunkId]) -> set[ChunkId]:
+        """The parts of documents that lie nowhere in this domain."""
         absent: set[ChunkId] = set()
-        for start in range(0, len(wanted), _IDS_AT_ONCE):
-            some = wanted[start : start + _IDS_AT_ONCE]
-            places = self._repo.blobs.find_many(kind, [id_ for id_, _ in some])
-            for id_, length in some:
-                if not any(
-                    place.domain_id == self._domain_id and length in (None, place.blob.content_length)
-                    for place in places.get(id_, [])
-                ):
+        for start in range(0, len(parts), _IDS_AT_ONCE):
+            some = parts[start : start + _IDS_AT_ONCE]
+            places = self._repo.blobs.find_many(Kind.DOCUMENT, some)
+            for id_ in some:
+                if not any(place.domain_id == self._domain_id for place in places.get(id_, [])):
                     absent.add(id_)
         return absent

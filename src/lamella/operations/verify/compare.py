@@ -103,7 +103,9 @@ class _RestoreComparison:
             fetched.troubles = self._one_by_one(piece, contents)
         # Not the id that was asked for but the one of what came: the comparison is with the root.
         known = {id_: self._identify(content) for id_, content in contents.items()}
-        fetched.runs = [SlotRun(chunk, chunk + 1, known.get(id_, id_)) for chunk, id_ in piece.chunks]
+        # Where a chunk is stored as a difference, its slot says so beside its id.
+        came = ((chunk, id_, known.get(id_, id_)) for chunk, id_ in piece.chunks)
+        fetched.runs = [SlotRun(chunk, chunk + 1, id_ if same == id_ else same) for chunk, id_, same in came]
         fetched.read_bytes = sum(map(len, contents.values()))
         return fetched
 

@@ -281,14 +281,19 @@ def _remember_proven(repo: Repository, selected: Sequence[Selected], result: Ver
 def _verdicts_of(
     selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str], now_ms: int
 ) -> list[tuple[VolumeId, VolumeVerdict]]:
-    """The verdicts on the volumes of these snapshots; `lacking` are names of volumes not saved."""
+    """The verdicts on the volumes of these snapshots; `lacking` are names of volumes not saved.
+
+    A source that differs, or cannot be read, proves nothing of a snapshot: only its structure was looked at.
+    """
     made: list[tuple[VolumeId, VolumeVerdict]] = []
+    unlike = {one.obj for one in result.findings if one.kind == "source"}
     for volume_id, ones in _by_volume(selected).items():
         damaged = any(one.text in result.unrestorable for one in ones)
         incomplete = ones[0].volume.name in lacking
         word = verdicts.DAMAGED if damaged else verdicts.INCOMPLETE if incomplete else verdicts.OK
         newest = max(ones, key=lambda one: (one.snapshot.added.time_ms, one.snapshot.name)).snapshot.name
-        made.append((volume_id, VolumeVerdict(now_ms, level, word, len(ones), newest, result.checked_bytes)))
+        seen = "structure" if level == "source" and unlike.intersection(one.text for one in ones) else level
+        made.append((volume_id, VolumeVerdict(now_ms, seen, word, len(ones), newest, result.checked_bytes)))
     return made
 
 

@@ -11,9 +11,10 @@ from lamella.base.errors import IntegrityError, LamellaError, StoreError, StoreU
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId
 from lamella.format.container import Kind
-from lamella.format.node import Shape
+from lamella.format.node import DeltaChunk, Shape
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import Selected
+from lamella.packs.deltas import present
 from lamella.packs.tree import SlotRun, Tree
 from lamella.packs.tree_changes import changes
 from lamella.repository.repository import Repository
@@ -49,7 +50,8 @@ class SnapshotWalk:
 
     `percent` of the chunks are read, at least one of each snapshot that brings any; 0 reads none. With `trust_map` a
     tree that this host knows to be complete is not followed: the listing has shown that no pack was lost since. Without
-    `counts` the chunks are not counted: reading the packs counted them.
+    `counts` the chunks are not counted: reading the packs counted them. What a difference makes, no pack tells: then
+    every chunk that is stored as one is read.
     """
 
     def __init__(  # noqa: PLR0913 - one switch for each difference between the levels
@@ -158,6 +160,7 @@ class SnapshotWalk:
         for run in runs:
             if isinstance(run.slot, bytes):
                 read = bool(self._percent) and self._random.random() * 100 < self._percent
+                read |= not self._counts and not self._trust_map and isinstance(run.slot, DeltaChunk)
                 yield _Chunk(run.first << shape.chunk_log2, shape.chunk_length(run.first), run.slot, read)
 
     def _runs(self, one: Selected, tree: Tree) -> Iterator[SlotRun]:
@@ -170,13 +173,9 @@ class SnapshotWalk:
 
     def _look(self, one: Selected, batch: list[_Chunk]) -> _Seen:
         domain_id = one.snapshot.added.domain_id
-        places = self._repo.blobs.find_many(Kind.CHUNK, [chunk.id for chunk in batch])
+        there = present(self._repo.blobs, domain_id, [(chunk.id, chunk.length) for chunk in batch])
         seen = _Seen(end=batch[-1].offset + batch[-1].length)
-        for chunk in batch:
-            found = any(
-                place.domain_id == domain_id and place.blob.content_length == chunk.length
-                for place in places.get(chunk.id, [])
-            )
+        for chunk, found in zip(batch, there, strict=True):
             if found:
                 seen.chunks += 1
             if not found or chunk.read:
