@@ -37,7 +37,7 @@ from lamella.operations.verify.objects import (
     publish_bad,
     read_known_again,
 )
-from lamella.operations.verify.unopened import tell_unopened, unopened_packs
+from lamella.operations.verify.unopened import tell_cold, tell_unopened, unopened_packs
 from lamella.operations.verify.walk import SnapshotWalk
 from lamella.packs import census
 from lamella.packs.coverage import coverage
@@ -100,6 +100,7 @@ def _verified(
     verification = _Verification(repo, selected, options, result, reporter)
     verification.packs()
     verification.snapshots()
+    tell_cold(repo, result)
     tell_unopened(repo, result, unopened, all_whole=_all_whole(repo, selected, result))
     if selected and not result.checked_objects:
         raise NothingMatched("there was nothing to check", obj=repo.store.url)
@@ -107,7 +108,9 @@ def _verified(
         publish_bad(repo, result)
     # A sample that met no chunk and found nothing is no more than a look at the structure.
     nothing = options.level == "sample" and not result.checked_chunks and not result.damaged
-    _remember(repo, selected, "structure" if nothing else options.level, result, lacking)
+    # Nor is a look at packs of which some could not be read, unless this host read them before: readings tell.
+    shallow = nothing or bool(result.cold)
+    _remember(repo, selected, "structure" if shallow else options.level, result, lacking)
     if options.level == "full" or (options.budget is not None and not nothing):
         result.coverage = coverage(repo.cache, verification.domains(), repo.clock())
         _remember_readings(repo, selected, result, lacking, full=options.level == "full")
