@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
+from lamella.base.errors import IntegrityError, ObjectCold, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.base.ids import ChunkId, DomainId
 from lamella.base.names import pack_name
 from lamella.base.trust import Opened
@@ -117,7 +117,8 @@ class Contents:
         lengths = dict(wanted)
         places = self._blobs.find_many(kind, list(lengths))
         careful = dict(lengths)
-        for id_, content in self._read_runs([found[0] for found in places.values()], domain_id, lengths, identified):
+        first = [found[0] for found in places.values() if found[0].header is not None]
+        for id_, content in self._read_runs(first, domain_id, lengths, identified):
             del careful[id_]
             yield id_, content
         if any(isinstance(id_, DeltaChunk) for id_ in careful):
@@ -171,30 +172,38 @@ class Contents:
     def _opener(self, place: Place, *, identified: bool = True) -> BlobOpener:
         """Opens the blobs of the pack of `place`, for its domain."""
         keys = self._keys.domain(place.domain_id)
+        if place.header is None:
+            raise ObjectCold("the pack must be thawed first", obj=pack_name(place.pack))
         return BlobOpener(keys, place.header, pack_name(place.pack), checks=identified)
 
     def _first_good(
         self, domain_id: DomainId, kind: Kind, id_: ChunkId, places: Sequence[Place], length: int | None
     ) -> Opened:
         trouble = "no pack holds it"
-        for place in places:
-            try:
-                return self._at(domain_id, place, length)
-            except (IntegrityError, StoreError) as error:
-                trouble = self._failed(place, error)
-        # What did not open before may open now: replaced, or readable again.
-        for place in self._suspects().places(kind, id_) if self._suspects is not None else ():
-            if place.pack in self.headless.union(one.pack for one in places):
-                continue
+        cold: ObjectCold | None = None
+        for place, was_bad in self._where(kind, id_, places):
             try:
                 content = self._at(domain_id, place, length)
+            except ObjectCold as error:
+                cold = error
             except (IntegrityError, StoreError) as error:
                 trouble = self._failed(place, error)
-                continue
-            if self._suspects is not None:
-                self._suspects().clear(place.pack, [(kind, id_)])
-            return content
+            else:
+                if was_bad and self._suspects is not None:
+                    self._suspects().clear(place.pack, [(kind, id_)])
+                return content
+        if cold is None and not places and (unknown := self._blobs.unknown_cold()):
+            cold = ObjectCold("nobody knows what this pack holds before it is thawed", obj=pack_name(unknown[0]))
+        if cold is not None:
+            raise cold
         raise IntegrityError(f"{kind.name.lower()} {id_.hex()[:16]} cannot be read: {trouble}", obj=id_.hex())
+
+    def _where(self, kind: Kind, id_: ChunkId, places: Sequence[Place]) -> Iterator[tuple[Place, bool]]:
+        """These places, and those where it did not open before: replaced, or readable again, it may open now."""
+        yield from ((place, False) for place in places)
+        for place in self._suspects().places(kind, id_) if self._suspects is not None else ():
+            if place.pack not in self.headless.union(one.pack for one in places):
+                yield place, True
 
     def _at(self, domain_id: DomainId, place: Place, length: int | None) -> Opened:
         if not (self.keeps_nodes and place.blob.kind in NODES):
@@ -213,7 +222,7 @@ class Contents:
         try:
             sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
             return self._open(domain_id, place, sealed, length), sealed
-        except (_Misplaced, StoreUnavailable):
+        except (_Misplaced, StoreUnavailable, ObjectCold):
             raise
         except (IntegrityError, StoreError):
             if not self._reinstated(name):

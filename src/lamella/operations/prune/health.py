@@ -11,11 +11,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from lamella.base.errors import IntegrityError, RolledBack, UnknownFormat
+from lamella.base.errors import IntegrityError, ObjectCold, RolledBack, UnknownFormat
 from lamella.base.events import Progress, Reporter, silent
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import pack_name
 from lamella.base.trust import Opened
 from lamella.format import node
+from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.lost import Address
 from lamella.format.node import FAN_OUT, Shape
@@ -91,6 +93,27 @@ class Health:
         self.gone = False
         """Of the judged snapshots more is gone than a few packs hold: nothing may be deleted."""
         self.repo.refresh_map(again=not self.repo.exclusive)
+        if unknown := self.repo.blobs.unknown_cold():
+            text = f"nobody knows what {len(unknown)} packs hold before they are thawed: nothing is deleted"
+            hint = "prune on the host that wrote them, or have them thawed"
+            raise ObjectCold(text, obj=pack_name(unknown[0]), hint=hint)
+        self._mapped = self._others()
+        """The heads of other writers when packs were listed."""
+
+    def _others(self) -> set[Head]:
+        own = self.repo.own_writer
+        return {head for head in self.repo.history.heads if head.writer != own}
+
+    def _catch_up(self) -> None:
+        """Where no lock keeps others out: packs of commits that were read since the map was made. Raises StoreError.
+
+        Without them a snapshot that another host has just published would pass for damaged.
+        """
+        others = self._others()
+        if others != self._mapped and not self.repo.exclusive:
+            self.repo.refresh_map(again=True)
+            self._mapped, self._usage = others, None
+            self._tracers.clear()
 
     def suspicion(self) -> RolledBack | None:
         """Why nothing may be deleted, whatever the rules say, as far as snapshots were judged; None: it may."""
@@ -107,6 +130,7 @@ class Health:
 
         Raises StoreError.
         """
+        self._catch_up()
         # The oldest first: what several share lies together in the packs of the first, so fewer reads fetch it.
         rows = sorted(snapshots, key=lambda one: (one.added.domain_id, one.added.time_ms, one.ref))
         never = {snapshot.ref for snapshot in rows if self._was_never_whole(snapshot)}

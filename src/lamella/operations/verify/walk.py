@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lamella.base.errors import IntegrityError, LamellaError, StoreError, StoreUnavailable, UnknownFormat
+from lamella.base.errors import (
+    IntegrityError,
+    LamellaError,
+    ObjectCold,
+    StoreError,
+    StoreUnavailable,
+    UnknownFormat,
+)
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId
 from lamella.format.container import Kind
@@ -41,6 +48,8 @@ class _Seen:
     troubles: list[Trouble] = field(default_factory=list)
     chunks: int = 0
     read_bytes: int = 0
+    cold: list[str] = field(default_factory=list)
+    """Packs that must be thawed before their chunks can be read."""
     end: int = 0
     """Bytes of the volume up to the last of them."""
 
@@ -86,6 +95,10 @@ class SnapshotWalk:
             troubles += self._known(one, tree) if self._is_known(tree) else self._followed(one, tree)
         except StoreUnavailable:
             raise
+        except ObjectCold as error:  # a part of the manifest
+            self._result.must_thaw(error.obj)
+            self._before = None
+            return
         except (IntegrityError, UnknownFormat) as error:
             troubles.append(("tree", error.message))
         self._result.checked_objects += 1
@@ -115,6 +128,8 @@ class SnapshotWalk:
             troubles += seen.troubles
             self._result.checked_chunks += seen.chunks if self._counts else 0
             self._result.checked_bytes += seen.read_bytes
+            for name in seen.cold:
+                self._result.must_thaw(name)
             self._reporter(Progress("verify", one.text, min(seen.end, tree.shape.size), tree.shape.size))
         return troubles
 
@@ -129,6 +144,8 @@ class SnapshotWalk:
                     self._repo.contents.get(added.domain_id, Kind.DOCUMENT, part)
                 except StoreUnavailable:
                     raise
+                except ObjectCold as error:
+                    self._result.must_thaw(error.obj)
                 except (IntegrityError, StoreError) as error:
                     troubles.append(("document", f"document {document.name} cannot be read: {error.message}"))
         return troubles
@@ -188,6 +205,9 @@ class SnapshotWalk:
             self._repo.contents.get(one.snapshot.added.domain_id, Kind.CHUNK, chunk.id, chunk.length)
         except StoreUnavailable:
             raise
+        except ObjectCold as error:
+            seen.cold.append(error.obj)
+            return
         except LamellaError as error:
             text = f"bytes {chunk.offset} to {chunk.offset + chunk.length}: {error.message}"
             seen.troubles.append(("chunk", text))
