@@ -25,6 +25,8 @@ class ProfileRecord:
     first_ms: int = 0
     """When this host first ran the profile or looked at it: a profile that never succeeded grows stale from then on."""
     ended_ms: int = 0
+    began_ms: int = 0
+    """When the run began that did not end yet: it goes on, or it was broken off. 0: the last one ended."""
     steps: tuple[StepRecord, ...] = ()
     """Of the last run that was not postponed."""
     good: dict[str, int] = field(default_factory=dict)
