@@ -69,6 +69,7 @@ KEYS: dict[str, dict[str, str]] = {
         "repositories": "Where backups go if no repository is named: all of these.",
         "read_rate": "Bytes a second that are read of sources.",
         "require_consistent": "true: a volume that changed while it was read is not published.",
+        "deltas": "true: of a chunk only the blocks that changed are stored, where a checkpoint is kept.",
         "reread": "Bytes of unchanged data that every incremental backup reads and compares.",
         "check_compression": "sample or all: how many compressed chunks are decoded again before they are stored.",
         "chunk_size": 'Of volumes that are backed up for the first time, as "64K".',

@@ -173,6 +173,14 @@ class TrackedSource:
         with self._disk.counted("drop"):
             self._disk.moments.pop(checkpoint, None)
 
+    @contextmanager
+    def kept_bytes(self, checkpoint: str) -> Iterator[FrozenVolume]:
+        """The bytes of a moment. Raises CheckpointLost if it does not exist."""
+        with self._disk.counted("kept_bytes"):
+            if checkpoint not in self._disk.moments:
+                raise CheckpointLost("the moment is gone", obj=self._disk.name)
+        yield _Moment(self._disk, checkpoint)
+
     def kept(self) -> list[str]:
         """All moments but those this process has frozen and not kept."""
         with self._disk.counted("kept"):

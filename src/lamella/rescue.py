@@ -644,8 +644,8 @@ HEADER = 72  # bytes of a container before its directory
 HEAD_READ = 32 * KIB  # of a pack: enough for the directories of most
 ALIGN = 16
 CHUNK, LEAF, INNER, DOCUMENT, COMMIT, SEGMENT = 1, 2, 3, 5, 6, 7  # kinds of blobs
-NODE_MAX = 1592
-CONTENT_MAX = {CHUNK: 4 * MIB, LEAF: NODE_MAX, INNER: NODE_MAX, DOCUMENT: PART_MAX, COMMIT: PART_MAX, SEGMENT: PART_MAX}
+INNER_MAX, LEAF_MAX = 1592, 4664
+CONTENT_MAX = {CHUNK: 4 * MIB, LEAF: LEAF_MAX, INNER: INNER_MAX} | dict.fromkeys((DOCUMENT, COMMIT, SEGMENT), PART_MAX)
 CODECS: tuple[Callable[[bytes, int], bytes], ...] = (lambda payload, _: payload, inflate, unzstd)
 
 
@@ -749,6 +749,22 @@ class Repository(NamedTuple):
     report: Reporter
 
 
+def merged(old: bytes, difference: bytes) -> bytes:
+    """A chunk made of another one and of its blocks of 4 KiB that differ; the caller checks the id."""
+    end, size = (int.from_bytes(difference[at : at + 4], "little") for at in (0, 5))
+    head, end = -(-len(old) // 32768), end + 4
+    fits = 9 <= end <= len(difference) and head <= size <= head + len(old) and not any(difference[end:])
+    require(fits and difference[4] < len(CODECS), "a malformed difference")
+    listed, made, at = CODECS[difference[4]](difference[9:end], size), bytearray(old), head
+    require(len(listed) == size, "a difference of another length")
+    for start in range(0, len(old), 4096):
+        if listed[start >> 15] >> (start >> 12 & 7) & 1:
+            step = min(4096, len(old) - start)
+            made[start : start + step], at = listed[at : at + step], at + step
+    require(at == size and len(made) == len(old), "a difference of another chunk")
+    return bytes(made)
+
+
 class Blobs:
     """The blobs of one domain, found by the directories at the front of the packs."""
 
@@ -812,6 +828,23 @@ class Blobs:
     def located(self, kind: int, ident: bytes) -> bool:
         return bool(self._map.places(kind, ident))
 
+    def held(self, ident: bytes) -> bool:
+        """Whether a chunk, or what the chunk is made of, is in some pack that is here."""
+        parts = ident[ID : 2 * ID], ident[2 * ID :]
+        return self.located(CHUNK, ident[:ID]) or (len(ident) > ID and all(self.located(CHUNK, one) for one in parts))
+
+    def chunk(self, ident: bytes, size: int) -> bytes:
+        """The content of a chunk. A difference has three ids: of the chunk, its base, and of what differs."""
+        if len(ident) == ID:
+            return self.read(CHUNK, ident, size, size)
+        if self.located(CHUNK, ident[:ID]):
+            with contextlib.suppress(Bad):
+                return self.read(CHUNK, ident[:ID], size, size)
+        base = self.read(CHUNK, ident[ID : 2 * ID], size, size)
+        content = merged(base, self.read(CHUNK, ident[2 * ID :], 9, 4 * MIB))
+        require(self.domain.content_id(CHUNK, content) == ident[:ID], "the difference makes another chunk")
+        return content
+
     def read(self, kind: int, ident: bytes, low: int, high: int) -> bytes:
         """The content of a blob of low to high bytes, from the first of its places that verifies."""
         errors = []
@@ -847,7 +880,7 @@ JOIN, GIVE, EXPEL, READMIT, ADMIT = 0x19, 0x1A, 0x1B, 0x1C, 0x1D
 RUN, LOST, SEEN = 0x8001, 0x8002, 0x8003
 KNOWN = frozenset((*range(0x01, 0x0E), *range(0x10, 0x1E)))  # of the required ones
 SIGNED = frozenset((VOLUME, *range(0x05, 0x0A), *range(0x10, 0x1E), LOST))  # they end in a signature, or in zeros
-ORIGIN, REBUILT = 0x8010, 0x8020  # records inside an ADD_SNAP
+DELTAS, ORIGIN, REBUILT = 0x0002, 0x8010, 0x8020  # records inside an ADD_SNAP
 
 
 class Head(NamedTuple):
@@ -1140,9 +1173,8 @@ class Snapshot(NamedTuple):
 
     def unusable(self) -> str:
         """Why this program cannot restore the snapshot; empty if it can."""
-        if not self.inner or self.inner[0] >= 0x8000:
-            return ""
-        return f"needs feature {self.inner[0]:#06x}, which this reader does not know"
+        unknown = [kind for kind in self.inner if kind < 0x8000 and kind != DELTAS]
+        return f"needs feature {unknown[0]:#06x}, which this reader does not know" if unknown else ""
 
 
 def fields(c: Cursor, layout: tuple[Any, ...]) -> None:
@@ -1755,7 +1787,7 @@ def moment(s: Snapshot) -> tuple[int, str, bytes]:
 # ---- restoring [FORMAT 6] --------------------------------------------------------------------------------------------
 
 FANOUT, DEPTH_MAX, NODE_HEADER = 64, 10, 56
-HOLE, ZERO, DATA = 0, 1, 2  # types of a node's slots
+HOLE, ZERO, DATA, DELTA = 0, 1, 2, 3  # types of a node's slots
 
 Extent = tuple[int, int, bytes]
 
@@ -1791,7 +1823,7 @@ class Walk:
         children = iter(ids)
         for slot in range(self._slots_inside(level, first)):
             start = first + slot * span
-            if types[slot] != DATA:
+            if types[slot] in (HOLE, ZERO):
                 yield start, min(span, self._chunks - start), b""
             elif level == 0:
                 yield start, 1, next(children)
@@ -1799,16 +1831,18 @@ class Walk:
                 yield from self._below(level - 1, start, next(children))
 
     def _node(self, level: int, first: int, ident: bytes) -> tuple[list[int], list[bytes]]:
-        """The types of a node's slots, and the ids of its DATA slots."""
-        c = Cursor(self._blobs.read(INNER if level else LEAF, ident, NODE_HEADER, NODE_MAX))
+        """The types of a node's slots, and the ids of its DATA and DELTA slots: three in one of a DELTA slot."""
+        kind, longest = (INNER, INNER_MAX) if level else (LEAF, LEAF_MAX)
+        c = Cursor(self._blobs.read(kind, ident, NODE_HEADER, longest))
         c.expect(b"LMLN\x01" + bytes([level]), "not a node of this level")
         held = c.number(1)
         c.expect(bytes([self._tree.log2]) + self._tree.volume_id + u64(first), "a node of another position or volume")
-        count, bits, ids = c.number(8), c.number(16), c.many(held, ID)
-        c.end()
+        count, bits = c.number(8), c.number(16)
         types = [bits >> 2 * slot & 3 for slot in range(FANOUT)]
+        ids = [c.take(3 * ID if kind == DELTA else ID) for kind in types if kind in (DATA, DELTA)]
+        c.end()
         inside = self._slots_inside(level, first)
-        possible = 3 not in types and types.count(DATA) == held and not any(types[inside:])
+        possible = len(ids) == held and not any(types[inside:]) and not (level and DELTA in types)
         require(possible, "a node with impossible slots")
         canonical = level + 1 == self._depth or set(types[:inside]) not in ({HOLE}, {ZERO})
         fits = count <= held * FANOUT**level and (level > 0 or count == held)
@@ -1850,14 +1884,14 @@ class VolumeContent:
         for start, end, ident in self._extents("restoring"):
             try:
                 if ident:
-                    write_at(held, self._blobs.read(CHUNK, ident, end - start, end - start), start)
+                    write_at(held, self._blobs.chunk(ident, end - start), start)
             except Bad as error:
                 self._lose(start >> self._tree.log2, 1, str(error))
 
     def compare(self, held: int) -> None:
         for start, end, ident in self._extents("comparing"):
             if ident:
-                same = self._blobs.domain.content_id(CHUNK, read_at(held, start, end - start)) == ident
+                same = self._blobs.domain.content_id(CHUNK, read_at(held, start, end - start)) == ident[:ID]
             else:
                 same = reads_zero(held, start, end)
             if not same:
@@ -2172,7 +2206,7 @@ def anything_lost(session: Session, blobs: Blobs, tree: Tree, snapshot: "Snapsho
     """Whether a node does not open, or a blob of a tree or of its documents is in no pack that is here."""
     lost: list[int] = []
     walk = Walk(blobs, tree, lambda first, chunks, why: lost.append(first))
-    lost += [first for first, _, ident in walk.extents() if ident and not blobs.located(CHUNK, ident)]
+    lost += [first for first, _, ident in walk.extents() if ident and not blobs.held(ident)]
     parts = [part for _, _, parts in (snapshot.documents if snapshot else []) for part in parts]
     return bool(lost) or not all(blobs.located(DOCUMENT, part) for part in parts)
 

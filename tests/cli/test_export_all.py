@@ -89,6 +89,32 @@ def test_a_second_run_writes_what_is_missing_and_nothing_else(empty: Lamella, im
     assert not any(row["new"] for row in done["exports"]) and is_right(folder), "compared, and listed again"
 
 
+def test_what_is_there_is_compared_by_size_and_checksum(empty: Lamella, image: Path, folder: Path) -> None:
+    """A disk full of files that a broken copy cut short must not pass for a whole history."""
+    names = list(history(empty, image, 3))
+    empty.ok("export", "--all", folder)
+    cut, other, touched = paths = [folder / f"disk/{name}.img" for name in names]
+    right = [path.read_bytes() for path in paths]
+    for remembered in (True, False):
+        if not remembered:  # as after a kill, or in a directory that an older version wrote
+            (folder / "snapshots.json").unlink()
+        os.truncate(cut, 8 * MIB - 1)
+        other.write_bytes(right[1][:-1] + b"!")
+        os.utime(touched, (1, 1))
+        done = empty.json("export", "--all", folder, code=3)
+        said = [row.get("error", "") for row in done["exports"]]
+        assert ["was changed" in text for text in said] == [True, True, False]
+        assert ("1 B shorter" in said[0]) == remembered and "its checksum" in said[1] and "\n" not in said[1]
+        assert (cut.stat().st_size, other.read_bytes()[-1:]) == (8 * MIB - 1, b"!"), "nothing is replaced"
+    (folder / f"disk/{names[2]}.documents/settings.xml").write_text("another")
+    cut.unlink()
+    other.unlink()
+    done = empty.json("export", "--all", folder, code=3)
+    assert ["error" in row or row["new"] for row in done["exports"]] == [True, True, True]
+    assert "settings.xml was changed" in done["exports"][2]["error"]
+    assert [path.read_bytes() for path in paths] == right
+
+
 def test_what_is_there_and_is_something_else_is_never_replaced(empty: Lamella, image: Path, folder: Path) -> None:
     one, two = history(empty, image, 2)
     (folder / "disk").mkdir()

@@ -8,12 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lamella.base import errors
-from lamella.cli.arguments import COMMANDS, DEFAULTS, EXIT_CODES, build, load, parse
+from lamella.cli.arguments import COMMANDS, DEFAULTS, EXIT_CODES, CommandParser, build, load, parse
 from tests.cli.program import ROOT, Lamella, environment
 from tests.features import require
 from tools import man
@@ -93,6 +94,51 @@ def test_later_option_wins() -> None:
 def test_repositories_are_collected() -> None:
     assert parse(["-r", "one", "-r", "two", "backup", "x", "-r", "three", "-r", "one"]).repos == ["one", "two", "three"]
     assert parse(["backup", "x"]).repos == []
+
+
+def _leaves(parser: CommandParser, *names: str) -> Iterator[tuple[tuple[str, ...], CommandParser]]:
+    """Every command that has no commands below it."""
+    parser.fill()
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield names, parser
+    for action in below:
+        for name, child in action.choices.items():
+            yield from _leaves(child, *names, name)
+
+
+def _words(action: argparse.Action) -> list[str]:
+    """Words for a positional argument: two where it takes several."""
+    if action.choices is not None:
+        return [str(next(iter(action.choices)))]
+    return [f"{action.dest}-{number}" for number in range(2 if action.nargs in ("*", "+") else 1)]
+
+
+SEVERAL = {
+    names: [word for action in parser._get_positional_actions() for word in _words(action)]
+    for names, parser in _leaves(build())
+    if sum(len(_words(action)) for action in parser._get_positional_actions()) > 1
+}
+"""Every command that takes several words, with words for it."""
+NEEDED = {
+    names: [word for action in parser._actions if action.option_strings and action.required for word in ("--to", "x")]
+    for names, parser in _leaves(build())
+}
+"""Of each command the options that it must have: there is none but --to."""
+
+
+@pytest.mark.parametrize("names", SEVERAL, ids=" ".join)
+def test_options_may_stand_between_any_words(names: tuple[str, ...]) -> None:
+    words = SEVERAL[names]
+    needed = NEEDED[names]
+    right = vars(parse([*names, *words, *needed, "-v", "-r", "y", "--lock-wait", "3"]))
+    for at in range(len(words) + 1):
+        between = [*words[:at], "-v", *words[at : at + 1], "-vr", "y", *words[at + 1 :], "--lock-wait=3", *needed]
+        assert vars(parse([*names, *between])) == right, between
+        dashed = [*words[:at], "--lock-wait", "3", "-r", "y", *needed, "-v", "--", *words[at:]]
+        assert vars(parse([*names, *dashed])) == right, dashed
+    with pytest.raises(errors.UsageError, match="unrecognized arguments: --nothing"):
+        parse([*names, words[0], "--nothing", *words[1:], *needed])
 
 
 WRITING: dict[str, list[list[str]]] = {

@@ -180,6 +180,18 @@ def test_killed_again_and_again_no_session_is_read_twice(empty: Lamella, archive
     assert len(empty.json("list")["snapshots"]) == 2
 
 
+@pytest.mark.parametrize("archive", [Borg, Restic], indirect=True)
+def test_no_archive_and_a_wrong_secret_are_told_apart(empty: Lamella, archive: Foreign, tmp_path: Path) -> None:
+    """Scripts must see without reading whether a path is wrong (10), or a passphrase (12)."""
+    empty.env.update(archive.env)
+    for nowhere in (tmp_path / "none", archive.top):
+        done = empty.run("import", archive.kind, *archive.options, nowhere, "*.img")
+        assert (done.code, done.err.count("\n")) == (10, 1), done.err
+    wrong = {"BORG_PASSPHRASE": "y", "RESTIC_PASSWORD": "y"}
+    done = empty.run("import", archive.kind, *archive.options, archive.place, "*.img", env=wrong)
+    assert (done.code, done.err.count("\n")) == (12, 1), done.err
+
+
 def stand_in(tmp_path: Path, answers: dict[str, bytes]) -> Path:
     """A program that says of each command what is in a file; for answers that the real one would never give."""
     folder = tmp_path / "said"
@@ -213,8 +225,9 @@ def test_other_versions_are_refused_by_name(
 
 
 def test_a_program_that_fails_stores_nothing(empty: Lamella, tmp_path: Path) -> None:
-    done = empty.run("import", "borg", tmp_path / "none", "*.img", env={"BORG_BASE_DIR": str(tmp_path)})
-    assert (done.code, done.err.count("\n"), "borg ended with status 2" in done.err) == (3, 1, True), done.err
+    program = stand_in(tmp_path, {"--version": b"borg 1.4.5\n"})
+    done = empty.run("import", "borg", "--program", program, tmp_path, "*.img")
+    assert (done.code, done.err.count("\n"), "ended with status 3" in done.err) == (3, 1, True), done.err
     missing = empty.run("import", "restic", "--program", tmp_path / "no-such-program", tmp_path)
     assert (missing.code, "cannot run" in missing.err) == (2, True), missing.err
     assert empty.json("list")["snapshots"] == []

@@ -71,6 +71,8 @@ def test_files_that_lie_elsewhere_are_not_opened(empty: Lamella, chain: Path, tm
     ran("qemu-img", "rebase", "-u", "-b", "/etc/passwd", "-F", "raw", chain)
     refused = empty.run("import", "qcow2", chain)
     assert (refused.code, "not opened" in refused.err, refused.err.count("\n")) == (3, True, 1), refused.err
+    missing = empty.run("import", "qcow2", tmp_path / "none")
+    assert (missing.code, "there is no image" in missing.err, missing.err.count("\n")) == (10, True, 1), missing.err
 
 
 def test_mutated_images_end_in_a_list_or_one_line(chain: Path) -> None:

@@ -95,6 +95,9 @@ def test_what_was_changed_or_cut_is_refused_and_nothing_is_stored(
     (tmp_path / "changed").write_bytes(whole)
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 3])
     empty.env.update(SECRET)
+    for words in ((tmp_path / "none",), ("none",), (path, tmp_path / "none")):
+        missing = empty.run("import", "qvm", *words)
+        assert (missing.code, "there is no file" in missing.err, missing.err.count("\n")) == (10, True, 1), missing.err
     cut = empty.run("import", "qvm", tmp_path / "cut")
     assert (cut.code, "ends too soon" in cut.err) == (3, True), cut.err
     changed = empty.json("import", "qvm", tmp_path / "changed", "work:private", code=3)

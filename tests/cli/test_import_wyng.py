@@ -69,11 +69,15 @@ def test_an_encrypted_archive(empty: Lamella, tmp_path: Path) -> None:
 
 
 def test_listing_needs_no_repository(lamella: Lamella, tmp_path: Path) -> None:
-    listed = lamella.json("import", "wyng", unpacked("plain", tmp_path), "disk*", "--list")
-    assert {one["volume"] for row in listed["sessions"] for one in row["volumes"]} == {"disk.img"}
+    archive = unpacked("plain", tmp_path)
+    for words in ((archive, "disk*", "--list"), (archive, "--list", "disk*"), ("--list", archive, "-v", "disk*")):
+        listed = lamella.json("import", "wyng", *words)
+        assert {one["volume"] for row in listed["sessions"] for one in row["volumes"]} == {"disk.img"}
     assert listed["sessions"][0]["tags"] == ["first"]
     assert lamella.run("import", "wyng", tmp_path / "plain", "none", "--list").code == 4
-    assert lamella.run("import", "wyng", tmp_path, "--list").code == 2
+    for nowhere in (tmp_path, tmp_path / "none"):
+        done = lamella.run("import", "wyng", nowhere, "--list")
+        assert (done.code, done.err.count("\n"), "there is no wyng archive" in done.err) == (10, 1, True), done
 
 
 def test_prune_keeps_an_imported_history(empty: Lamella, tmp_path: Path) -> None:

@@ -161,6 +161,24 @@ def test_verify_against_the_source(saved: Lamella, image: Path, tmp_path: Path) 
     assert len(found) == 2
 
 
+@pytest.mark.parametrize("how", ["bytes", "shorter", "longer"])
+def test_what_differs_from_a_file_is_not_recorded_as_compared(
+    saved: Lamella, image: Path, tmp_path: Path, how: str
+) -> None:
+    """Who reads `source: ok` in a list believes that the volume is what the file was."""
+    other = tmp_path / "other"
+    content = bytearray(image.read_bytes())
+    content[5 * MIB] ^= how == "bytes"
+    other.write_bytes({"bytes": content, "shorter": content[:-1], "longer": content + b"1"}[how])
+    done = saved.run("verify", "disk", "--against", other)
+    assert (done.code, "DIFFERENT" in done.out) == (20, True)
+    assert "source: ok" not in saved.ok("list").out
+    (row,) = saved.json("list")["volumes"]
+    assert (row["verified"]["level"], row["verified"]["result"]) == ("structure", "ok"), "the repository is not damaged"
+    saved.ok("verify", "disk", "--against", image)
+    assert "source: ok" in saved.ok("list").out
+
+
 def test_info(saved: Lamella) -> None:
     facts = saved.json("info")
     assert (facts["role"], facts["volumes"], facts["snapshots"]) == ("admin", 1, 1)

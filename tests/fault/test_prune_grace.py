@@ -11,6 +11,7 @@ import pytest
 
 from lamella.base.errors import RepositoryError
 from lamella.base.names import pack_name
+from lamella.base.trust import Clear, Sealed
 from lamella.format.container import Kind
 from lamella.format.owners import Join
 from lamella.format.records import Ref
@@ -203,6 +204,32 @@ def test_a_running_backup_holds_everything_up(fleet: Fleet) -> None:
     fleet.backup("b", content, during=days_pass)
     fleet.check()
     fleet.prune("a")
+    fleet.check()
+
+
+@pytest.mark.parametrize("commit", [1, 2, 3])
+def test_a_backup_that_ends_within_a_prune_is_no_damage(fleet: Fleet, commit: int) -> None:
+    """It ends just before one of the prune's commits: its packs are newer than the prune's listing of packs."""
+    old = fleet.backup("a", noise(61, 20))
+    fleet.backup("b", noise(62, 3))
+    fleet.backup("a", noise(63, 20))
+    store, puts = fleet.store, 0
+    put = store.put
+
+    def put_later(name: str, content: Sealed | Clear) -> None:
+        nonlocal puts
+        puts += name.startswith("w/")
+        if puts == commit:
+            puts = 99
+            fleet.backup("b", noise(64 + commit, 5))
+        put(name, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "put", put_later)
+        result = fleet.prune("a", old)
+    assert (result.damaged, result.blocked, result.revived) == ([], [], [])
+    fleet.clock.days(1.1)
+    assert fleet.prune("a").damaged == []
     fleet.check()
 
 

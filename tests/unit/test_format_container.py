@@ -24,7 +24,7 @@ def test_lengths_of_the_specification() -> None:
     assert container.directory_length(3) == 24 + 5 + 4 + 32 * 3 + 16
     assert len(HEADER.encode()) == 72
     assert HEADER.bound_part == HEADER.encode()[:12]
-    assert [container.max_content(kind) for kind in sorted(Kind)[1:4]] == [4 << 20, 1592, 1592]
+    assert [container.max_content(kind) for kind in sorted(Kind)[1:4]] == [4 << 20, 4664, 1592]
     assert {container.max_content(kind) for kind in sorted(Kind)[4:]} == {8 << 20}
 
 

@@ -325,7 +325,7 @@ def test_blobs_open_only_where_they_were_sealed(bench: Bench, keys: Keys) -> Non
     bench.finish()
     (place,) = bench.map.find(Kind.CHUNK, id_)
     name = pack_name(place.pack)
-    assert pack_hash(name) == place.pack
+    assert pack_hash(name) == place.pack and place.header is not None
     sealed = bench.memory.get(name, place.blob.offset, place.blob.sealed_length)
     assert open_blob(keys.domain(DOMAIN), place.header, place.blob, sealed, name) == b"content"
     for wrong in (place.blob._replace(kind=Kind.LEAF), place.blob._replace(id=ChunkId(bytes(24)))):

@@ -133,7 +133,7 @@ def test_a_pack_is_opened_once_before_a_place_in_it_is_given_out(keys: Keys) -> 
     for id_, (pack, _) in world.chunks.items():
         (place,) = fresh.map.find(Kind.CHUNK, id_)
         assert place.pack == pack
-        assert place.header.encode() == world.memory.objects()[pack_name(pack)][:72]
+        assert place.header is not None and place.header.encode() == world.memory.objects()[pack_name(pack)][:72]
         assert fresh.map.has(Kind.CHUNK, id_)
     assert fresh.heads_read() == MANY
 

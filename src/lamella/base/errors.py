@@ -9,6 +9,7 @@ LamellaError
 ├── StoreError            the destination failed                                exit 1
 │   ├── ObjectNotFound    no object of that name
 │   ├── StoreUnavailable  may work when tried again (retryable)
+│   ├── ObjectCold        there, and to be thawed before anybody can read it
 │   ├── StoreRefused      the destination says no, and will say so again
 │   └── StoreFull         no space left at the destination
 ├── RepositoryError       the repository as a whole cannot be used
@@ -124,6 +125,12 @@ class StoreRefused(StoreError):
     """The store refuses the call: permission, read-only, or an existing name with other bytes."""
 
     kind = "store-refused"
+
+
+class ObjectCold(StoreError):
+    """The object lies in a class from which the service must thaw it first: it is there, and cannot be read now."""
+
+    kind = "cold"
 
 
 class StoreFull(StoreError):

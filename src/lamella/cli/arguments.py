@@ -91,18 +91,18 @@ class CommandParser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **options)
-        self._fill = fill
+        self._fills = [fill] if fill else []
 
     def fill(self) -> None:
         """Add the arguments, at first use."""
-        fill, self._fill = self._fill, None
-        if fill is not None:
-            fill(self)
+        while self._fills:
+            self._fills.pop()(self)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
-        """As in argparse, with the arguments added first."""
+        """As in argparse, with the arguments added first, and with options between the words."""
         self.fill()
-        return super().parse_known_args(args, namespace)
+        got = super().parse_known_args(args, namespace)
+        return got if self._subparsers or not got[1] else import_module("lamella.cli.word_order").again(self, args, got)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
@@ -194,6 +194,19 @@ def add_global(parser: argparse.ArgumentParser, *, repos: str = "repos") -> None
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     """-n, for every command that writes."""
     parser.add_argument("-n", "--dry-run", action="store_true", help="show what would be done, and change nothing")
+
+
+def add_thaw(parser: argparse.ArgumentParser) -> None:
+    """Consent to thawing, for commands that read what a service may keep cold."""
+    group = parser.add_argument_group("packs in a class from which the service must thaw them (s3: cold-after=)")
+    parser.set_defaults(yes=False)
+    group.add_argument("--thaw", action="store_true", help="have them thawed, at a charge, and wait")
+    group.add_argument(
+        "--thaw-tier", choices=("standard", "bulk", "expedited"), default="standard", help="how fast (default standard)"
+    )
+    group.add_argument(
+        "--thaw-days", type=lazy("days"), default=7, metavar="N", help="keep the thawed copies for N days (default 7)"
+    )
 
 
 def add_yes(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lamella.base.clock import iso
 from lamella.base.errors import NothingMatched, RolledBack
 from lamella.cli.context import Context
@@ -42,3 +44,12 @@ def warn_of_no_moment(context: Context, selected: Selected) -> None:
     """Warn of a snapshot that mixes several moments, before anybody relies on the disk."""
     if selected.snapshot.added.consistency == Consistency.CHANGED:
         context.out.warn(f"{selected.text} changed while it was read, and may not start")
+
+
+def thaw_first(context: Context, repository: Repository, selected: Sequence[Selected]) -> dict[str, object]:
+    """Have what must be thawed before it can be read thawed first; for the document, what that was."""
+    if not repository.store.url.startswith("s3:"):
+        return {}
+    from lamella.cli.thawing import thaw_first as ask_and_wait  # only services have such classes
+
+    return ask_and_wait(context, repository, selected)

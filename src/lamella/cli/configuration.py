@@ -48,6 +48,8 @@ class BackupSettings:
     read_rate: int | None = None
     """Bytes a second that are read of sources; None: as many as go."""
     require_consistent: bool = False
+    deltas: bool = False
+    """Changed chunks are stored as differences from what they were, where that was kept."""
     reread: int = 0
     check_compression: str = "sample"
     chunk_size: int | None = None

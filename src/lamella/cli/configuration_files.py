@@ -215,6 +215,7 @@ _BACKUP: Mapping[str, Check] = {
     "repositories": listed,
     "read_rate": _rate,
     "require_consistent": boolean,
+    "deltas": boolean,
     "reread": lambda value: size(text(value)),
     "check_compression": _check_compression,
     "chunk_size": lambda value: chunk_log2(text(value)),

@@ -21,7 +21,10 @@ from lamella.run.allocator import keep_freed_memory
 NOTE = """\
 Every session of the archive becomes a snapshot, the oldest first, and only what is new is stored. The times that the
 archive claims are shown, and select snapshots (VOLUME@DATE). The rules of prune do not believe them: what is imported
-is pinned, unless --trust-times makes these times the snapshots' own. A second run imports what is new."""
+is pinned, unless --trust-times makes these times the snapshots' own. A second run imports what is new.
+
+The command ends with 3 if a session or a volume could not be read or was left out (the others are imported), with 4 if
+the archive has nothing of that name, with 10 if there is no archive, and with 12 if its passphrase or key is wrong."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -52,6 +52,13 @@ def fingerprint(text: str) -> str:
     return "-".join(digits[start : start + 4] for start in range(0, 16, 4))
 
 
+def days(text: str) -> int:
+    """A number of days from 1 to 36500. Raises ArgumentTypeError."""
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= 36500:
+        raise argparse.ArgumentTypeError(f"not a number of days: {text!r}")
+    return int(text)
+
+
 def workers(text: str) -> int:
     """A number of threads from 1 to 64. Raises ArgumentTypeError."""
     if not text.isdecimal() or not 1 <= int(text) <= 64:

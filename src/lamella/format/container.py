@@ -23,6 +23,7 @@ TAG = 16
 ENTRY_SIZE = 32
 MAX_CHUNK = 4 * 1024 * 1024
 MAX_NODE = 56 + 24 * 64
+MAX_LEAF = 56 + 72 * 64
 MAX_CONTENT = 8 * 1024 * 1024
 
 
@@ -42,7 +43,7 @@ class Kind(IntEnum):
 _IN_DIRECTORIES = frozenset(int(kind) for kind in Kind if kind != Kind.DIRECTORY)
 NODES = frozenset({Kind.LEAF, Kind.INNER})
 """Kinds of which manifest trees are made."""
-_MAX_CONTENT_OF = {Kind.CHUNK: MAX_CHUNK, Kind.LEAF: MAX_NODE, Kind.INNER: MAX_NODE}
+_MAX_CONTENT_OF = {Kind.CHUNK: MAX_CHUNK, Kind.LEAF: MAX_LEAF, Kind.INNER: MAX_NODE}
 
 
 def max_content(kind: Kind) -> int:

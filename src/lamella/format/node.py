@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from lamella.base.errors import IntegrityError, UnknownFormat
 from lamella.base.ids import ChunkId, VolumeId
@@ -26,7 +27,7 @@ class Slot(IntEnum):
     ZERO = 1
     DATA = 2
     DELTA = 3
-    """Reserved: refused in version 1."""
+    """In leaves: a chunk that is stored as a difference from another one."""
 
 
 _SLOTS = [tuple(Slot(byte >> 2 * place & 3) for place in range(4)) for byte in range(256)]
@@ -34,6 +35,29 @@ _SLOTS = [tuple(Slot(byte >> 2 * place & 3) for place in range(4)) for byte in r
 
 SlotValue = Slot | ChunkId
 """HOLE, ZERO, or the id of a chunk (leaf) or child (inner node)."""
+
+
+class DeltaChunk(bytes):
+    """The id of a chunk that is stored as a difference from a base; equal to that id, wherever the chunk may lie.
+
+    The chunk is read from two other chunks, or from a copy of its own where there is one (FORMAT 6).
+    """
+
+    base: ChunkId
+    """The chunk that the difference is from, as long as this one."""
+    difference: ChunkId
+    """The chunk that holds the difference (lamella.format.difference)."""
+
+    @classmethod
+    def slot(cls, own: bytes, base: bytes, difference: bytes) -> ChunkId:
+        """A DELTA slot of these three ids."""
+        made = cls(own)
+        made.base, made.difference = ChunkId(base), ChunkId(difference)
+        return cast("ChunkId", made)
+
+    def encoded(self) -> bytes:
+        """The three ids, 72 bytes."""
+        return b"".join((self, self.base, self.difference))
 
 
 class Shape(NamedTuple):
@@ -97,7 +121,10 @@ def encode(node: Node, shape: Shape) -> bytes:
     types = bytearray(16)
     ids: list[bytes] = []
     for position, slot in enumerate(node.slots):
-        if isinstance(slot, bytes):
+        if isinstance(slot, DeltaChunk):
+            ids.append(slot.encoded())
+            types[position >> 2] |= Slot.DELTA << 2 * (position & 3)
+        elif isinstance(slot, bytes):
             ids.append(slot)
             types[position >> 2] |= Slot.DATA << 2 * (position & 3)
         elif slot == Slot.ZERO:
@@ -120,15 +147,26 @@ def decode(content: Opened, shape: Shape, level: int, first_chunk: int) -> Node:
         cursor.fail("belongs to another place, volume or chunk size")
     data_below = cursor.uint(8)
     types = [slot for byte in cursor.take(16) for slot in _SLOTS[byte]]
-    if Slot.DELTA in types:
-        raise UnknownFormat(f"{where} uses a slot type of a later version")
-    ids = cursor.take(24 * types.count(Slot.DATA))
+    if level and Slot.DELTA in types:
+        cursor.fail("has a difference where a node belongs")
+    ids = cursor.take(24 * types.count(Slot.DATA) + 72 * types.count(Slot.DELTA))
     cursor.end()
-    starts = iter(range(0, len(ids), 24))
-    slots = [ChunkId(ids[(at := next(starts)) : at + 24]) if slot is Slot.DATA else slot for slot in types]
-    node = Node(level, first_chunk, data_below, tuple(slots))
+    node = Node(level, first_chunk, data_below, tuple(_slots(types, ids)))
     _check(cursor, node, shape, count)
     return node
+
+
+def _slots(types: list[Slot], ids: bytes) -> Iterator[SlotValue]:
+    at = 0
+    for slot in types:
+        if slot is Slot.DATA:
+            yield ChunkId(ids[at : at + 24])
+            at += 24
+        elif slot is Slot.DELTA:
+            yield DeltaChunk.slot(ids[at : at + 24], ids[at + 24 : at + 48], ids[at + 48 : at + 72])
+            at += 72
+        else:
+            yield slot
 
 
 def full_leaf(content: Opened, shape: Shape, first_chunk: int) -> list[ChunkId] | None:

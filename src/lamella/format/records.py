@@ -38,6 +38,8 @@ from lamella.format.layout import (
 OPTIONAL = 0x8000
 UNSIGNED = bytes(64)
 FIGURES = 0x8001
+DELTAS = 0x0002
+"""Inner record, required: chunks of the snapshot may be stored as differences. Who cannot read these refuses it."""
 MAX_RECORDS = 65536
 MAX_LISTED_PACKS = 65536
 """Packs that an ADD_SNAP lists, at most: a run that made more lists none."""
@@ -276,7 +278,12 @@ class AddSnap(Record):
     @property
     def usable(self) -> bool:
         """False if an inner record of a later version is required to understand this snapshot."""
-        return all(record.type >= OPTIONAL for record in self.inner)
+        return all(record.type >= OPTIONAL or record.type == DELTAS for record in self.inner)
+
+    @property
+    def has_deltas(self) -> bool:
+        """Whether chunks may be stored as differences (FORMAT 6)."""
+        return any(record.type == DELTAS for record in self.inner)
 
     def without_packs(self) -> Self:
         """As checkpoints keep it once it is confirmed."""

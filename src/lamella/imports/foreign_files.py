@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from lamella.base.errors import SourceError
+from lamella.base.errors import NoRepository, SourceError
 from lamella.format import zstd_provider
 from lamella.imports.history import shown_name
 
@@ -34,6 +34,16 @@ def read_foreign(path: Path, limit: int) -> bytes:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SourceError(f"cannot read {shown_name(str(path))}: {why}", obj=str(path)) from error
+
+
+def require_there(path: Path, what: str, hint: str = "") -> None:
+    """Raises NoRepository where nothing is at `path`, which ought to be `what`; why it cannot be read is not asked."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoRepository(f"there is no {what} at {shown_name(str(path))}", obj=str(path), hint=hint) from error
+    except (OSError, ValueError):
+        return
 
 
 class NotThere(SourceError):

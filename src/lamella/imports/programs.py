@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lamella.base.errors import SourceError, UsageError, printable
+from lamella.base.errors import KeyRefused, LamellaError, NoRepository, SourceError, UsageError, printable
 from lamella.imports.history import ForeignVolume, shown_name
 from lamella.run.spawn import run, stream
 from lamella.sources.stream import FrozenStream, StreamSource
@@ -29,6 +29,12 @@ _LIST_SECONDS: Final = 24 * 3600.0
 _VERSION_SECONDS: Final = 60.0
 _LOCALE: Final = "C.UTF-8"
 _VERSION: Final = re.compile(r"(\d{1,9})\.(\d{1,9})")
+_SAID: Final[Sequence[tuple[re.Pattern[str], type[LamellaError]]]] = (
+    (re.compile(r"[Rr]epository .{0,4096}does not exist|is not a valid repository"), NoRepository),
+    (re.compile(r"[Ii]s there a repository at the following location"), NoRepository),
+    (re.compile(r"passphrase supplied in .{0,4096} is incorrect|wrong password or no key found"), KeyRefused),
+)
+"""What borg 1.2 to 1.4 and restic 0.14 to 0.19 say where an archive cannot be opened, and which error that is here."""
 
 Wanted = Callable[[str], bool]
 """Whether a path is wanted: an archive may hold millions."""
@@ -69,7 +75,7 @@ class Program:
     """The prefix of the identity of every volume: the kind, and the id of the repository."""
 
     def document(self, *words: str) -> object:
-        """The JSON document that it prints. Raises SourceError."""
+        """The JSON document that it prints. Raises SourceError, NoRepository, KeyRefused."""
         command = _quiet(self.words + words)
         with self._named():
             printed = run(command, timeout_seconds=_LIST_SECONDS, max_output=_LIST_MOST, error=SourceError)
@@ -93,15 +99,20 @@ class Program:
         try:
             yield
         except SourceError as error:
-            if error.message.startswith("env "):
-                error = SourceError(self.words[0] + error.message.removeprefix("env"), obj=self.words[0])
-            raise error from None
+            message = error.message
+            if message.startswith("env "):
+                message = self.words[0] + message.removeprefix("env")
+            raise _sorted(message)(message, obj=self.words[0]) from None
 
     def volume(self, name: str, size: int, words: Sequence[str], machine: str = "") -> ForeignVolume:
         """A volume that it writes to its standard output when it is called so."""
         command = shlex.join(_quiet((*self.words, *words)))
         source = ForeignStream(name, f"{self.archive}{machine}", command, _LOCALE, size)
         return ForeignVolume(f"{machine}:{name}" if machine else name, source, size)
+
+
+def _sorted(message: str) -> type[LamellaError]:
+    return next((kind for pattern, kind in _SAID if pattern.search(message)), SourceError)
 
 
 def _quiet(words: Sequence[str]) -> list[str]:

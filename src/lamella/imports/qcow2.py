@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from lamella.base.clock import iso
 from lamella.base.errors import SourceError
+from lamella.imports.foreign_files import require_there
 from lamella.imports.history import ForeignHistory, ForeignSession, ForeignVolume, claimed
 from lamella.imports.programs import MOST_BYTES, decoded, text_of
 from lamella.run.spawn import run
@@ -30,7 +31,8 @@ _ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def qcow2_history(path: Path, machine: str, backing_dirs: Sequence[Path] = ()) -> ForeignHistory:
-    """The states of the disk in an image, the oldest first. Raises SourceError."""
+    """The states of the disk in an image, the oldest first. Raises SourceError, NoRepository where no image is."""
+    require_there(path, "image")
     links = read_chain(path, backing_dirs)
     place = path.resolve()
     identity = b"qcow2-history:" + machine.encode() + b":" + os.fsencode(place)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from lamella.base.errors import ObjectCold
 from lamella.base.ids import ChunkId, DomainId
 from lamella.base.names import PACKS, pack_hash, pack_name
 from lamella.crypto.derive import Keys
@@ -31,7 +32,9 @@ WORTH_WRITING = 256
 """More packs of a domain than this without a segment make a run write one."""
 WORTH_READING = 64
 """With fewer new packs than this their heads are read at once, without index segments."""
-Row = tuple[bytes, int, int, int, bytes, bytes, bytes, int]
+_FOR_COLD = 1 << 16
+"""As if so many packs were new: where heads cannot be read, all segments are worth reading."""
+Row = tuple[bytes, int, int, int, bytes, bytes | None, bytes, int]
 _HINTED = "header IS NULL AND trouble IS NULL"
 _LOOKUP = (
     "SELECT b.id, b.place, b.sealed, b.content, p.name, p.header, p.domain, p.own"
@@ -44,7 +47,10 @@ class Place:
     """One copy of a blob: its pack, and what is needed to open it there."""
 
     pack: bytes
-    header: Header
+    header: Header | None
+    """None: an index segment names the pack, and its head cannot be read before the pack is thawed. The blob is
+    probably there, and nothing new may rely on that.
+    """
     domain_id: DomainId
     blob: Blob
     own: bool
@@ -74,6 +80,8 @@ class BlobMap:
         """Packs that nothing new may rely on (lamella.history.condemned)."""
         self.relied: set[bytes] = set()
         """Packs in which something to be stored was found and therefore not stored again."""
+        self.cold: dict[bytes, int] = {}
+        """Packs whose heads could not be read because they must be thawed first, with their lengths."""
         cache.row("CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
 
     # -- agreeing with the store --------------------------------------------------------------------------------------
@@ -85,6 +93,7 @@ class BlobMap:
         deleted: trees stay complete without them. Raises StoreError.
         """
         listed = 0
+        self.cold.clear()
         with self.cache.change() as connection:
             connection.execute("DELETE FROM listed")
             for rows in _batches(self._listing()):
@@ -97,6 +106,8 @@ class BlobMap:
         if new >= WORTH_READING:
             self._segments().enter_hints(new)
         self._read_new_heads()
+        if self.unknown_cold():
+            self._segments().enter_hints(_FOR_COLD)  # what no head says for now
         self.mark_own(own_packs)
         return listed
 
@@ -139,6 +150,9 @@ class BlobMap:
         from lamella.packs.heads import read_heads  # what this host wrote it knows
 
         for sha256, size, head in read_heads(self._store, self._keys, rows):
+            if isinstance(head, ObjectCold):
+                self.cold[sha256] = size
+                continue
             own = self._drop_hint(sha256)
             if isinstance(head, PackHead):
                 self._insert(sha256, head.domain_id, head.header, head.blobs, own=own)
@@ -170,6 +184,8 @@ class BlobMap:
             rows = self.cache.rows(f"{query} ORDER BY name")
         else:
             rows = [row for name in packs for row in self.cache.rows(f"{query} AND name = ?", (name,))]
+        if self.cold:
+            rows = [row for row in rows if row[0] not in self.cold]
         if rows:
             self._read_heads(rows)
         return len(rows)
@@ -180,7 +196,10 @@ class BlobMap:
         return Segments(self.cache, self._keys, self._store)
 
     def write_segments(self) -> int:
-        """Write index segments if many packs have none; returns the bytes put. Raises StoreError."""
+        """Write index segments if many packs have none, or where packs become cold; returns the bytes put.
+
+        Raises StoreError.
+        """
         return self._segments().write(self._lacking) if self._lacking() else 0
 
     def _lacking(self) -> list[DomainId]:
@@ -188,12 +207,19 @@ class BlobMap:
             "SELECT p.domain FROM packs p LEFT JOIN covered c ON c.pack = p.name"
             " WHERE p.header IS NOT NULL AND c.pack IS NULL GROUP BY p.domain HAVING COUNT(*) > ? ORDER BY p.domain"
         )
-        rows = self.cache.rows(query, (WORTH_WRITING,))
+        # A machine without a cache cannot ask a cold pack what it holds.
+        fewest = 0 if self._store.abilities.cold_from else WORTH_WRITING
+        rows = self.cache.rows(query, (fewest,))
         return [DomainId(row[0]) for row in rows]
 
     def drop_stale_segments(self) -> int:
         """Delete index segments most of whose packs are gone; returns how many. Raises StoreError."""
         return self._segments().drop_stale()
+
+    def unknown_cold(self) -> list[bytes]:
+        """Packs of which nothing is known before they are thawed: neither a head nor an index segment says it."""
+        query = "SELECT 1 FROM packs WHERE name = ?"
+        return [pack for pack in self.cold if self.cache.row(query, (pack,)) is None]
 
     def mark_own(self, packs: Iterable[bytes]) -> None:
         """Remember that these packs were written by this host's writer."""
@@ -236,15 +262,17 @@ class BlobMap:
         return self.find_many(kind, [id_]).get(id_, [])
 
     def find_many(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, list[Place]]:
-        """The places of several blobs at once (up to some hundreds), own packs first."""
+        """The places of several blobs at once (up to some hundreds): own packs first, cold ones without a head last."""
         rows = self._look_up(kind, ids)
         hinted = {row[4] for row in rows if row[5] is None}
         if hinted:
             self.open_hinted(sorted(hinted))
-            rows = [row for row in self._look_up(kind, ids) if row[5] is not None]
+            rows = [row for row in self._look_up(kind, ids) if row[5] is not None or row[4] in self.cold]
         found: dict[ChunkId, list[Place]] = {}
         for row in rows:
             found.setdefault(ChunkId(row[0]), []).append(place_of(kind, row))
+        if self.cold:
+            found = {id_: sorted(ones, key=lambda one: one.header is None) for id_, ones in found.items()}
         return found
 
     def _look_up(self, kind: Kind, ids: Sequence[ChunkId]) -> list[Row]:
@@ -253,7 +281,8 @@ class BlobMap:
 
     def reusable(self, kind: Kind, id_: ChunkId) -> list[Place]:
         """The places of a blob that something new may rely on, own packs first."""
-        return [place for place in self.find(kind, id_) if place.pack not in self.condemned]
+        found = self.find(kind, id_)
+        return [place for place in found if place.header is not None and place.pack not in self.condemned]
 
     def has(self, kind: Kind, id_: ChunkId) -> bool:
         """Whether any place of a blob is known."""
@@ -265,7 +294,7 @@ class BlobMap:
         """Packs whose head opened, with their size; of one domain or all. Opens those known from segments only."""
         self.open_hinted()
         query = (
-            "SELECT number, name, length FROM packs WHERE number > ? AND trouble IS NULL"
+            "SELECT number, name, length FROM packs WHERE number > ? AND header IS NOT NULL"
             " AND (? IS NULL OR domain = ?) ORDER BY number LIMIT 5000"
         )
         for _, name, length in self.cache.pages(query, -1, domain_id, domain_id):
@@ -276,7 +305,7 @@ class BlobMap:
         self.open_hinted([sha256])
         with self.cache.lock:
             connection = self.cache.connection
-            query = "SELECT number, domain, header, length FROM packs WHERE name = ? AND trouble IS NULL"
+            query = "SELECT number, domain, header, length FROM packs WHERE name = ? AND header IS NOT NULL"
             row = connection.execute(query, (sha256,)).fetchone()
             if row is None:
                 return None
@@ -300,7 +329,9 @@ class BlobMap:
         return self.cache.row(query, (root,)) is not None
 
     def set_complete(self, roots: Iterable[ChunkId]) -> None:
-        """Remember that every blob below these roots has a place."""
+        """Remember that every blob below these roots has a place: not where a cold pack's head could not be read."""
+        if self.cold:
+            return
         with self.cache.change() as connection:
             connection.executemany("INSERT OR IGNORE INTO complete VALUES (?)", ((root,) for root in roots))
 
@@ -309,7 +340,7 @@ def place_of(kind: Kind, row: Row) -> Place:
     """A place from its columns: id, offset, sealed and content length, pack, header, domain, own."""
     id_, offset, sealed, content, name, header, domain_id, own = row
     blob = Blob(kind, ChunkId(id_), offset, sealed, content)
-    return Place(name, _header(header), DomainId(domain_id), blob, bool(own))
+    return Place(name, None if header is None else _header(header), DomainId(domain_id), blob, bool(own))
 
 
 @lru_cache(maxsize=256)

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
+from lamella.base.errors import IntegrityError, ObjectCold, ObjectNotFound, StoreError, StoreUnavailable
 from lamella.base.ids import ChunkId, DomainId
 from lamella.base.names import pack_name
 from lamella.base.trust import Opened
 from lamella.crypto.buffers import opens_views
+from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import Keys
 from lamella.format.container import NODES, Kind
+from lamella.format.node import DeltaChunk
 from lamella.packs.blobmap import BlobMap, Place
 from lamella.packs.containers import BlobOpener
 from lamella.packs.reach import reinstated, require_alive
@@ -58,13 +60,42 @@ class Contents:
 
         Raises IntegrityError if no place has it, StoreError if the store fails.
         """
+        places = self._blobs.find(kind, id_)
+        if isinstance(id_, DeltaChunk) and not places:
+            return self._from_difference(domain_id, id_, length)
         try:
-            return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
+            return self._first_good(domain_id, kind, id_, places, length)
         except IntegrityError:
+            if isinstance(id_, DeltaChunk):
+                return self._from_difference(domain_id, id_, length)
             # An index segment may have left something out: the heads of the packs it spared us know.
             if not self._blobs.open_hinted():
                 raise
             return self._first_good(domain_id, kind, id_, self._blobs.find(kind, id_), length)
+
+    def _from_difference(self, domain_id: DomainId, id_: DeltaChunk, length: int | None) -> Opened:
+        """A chunk that has no copy of its own; last of all one that did not open before."""
+        from lamella.packs import deltas  # most volumes have none
+
+        try:
+            return deltas.opened(self, domain_id, id_, length)
+        except IntegrityError as error:
+            with suppress(IntegrityError):
+                return self._first_good(domain_id, Kind.CHUNK, ChunkId(bytes(id_)), [], length)
+            text = f"chunk {id_.hex()[:16]} cannot be read: it is a difference, and {error.message}"
+            raise IntegrityError(text, obj=id_.hex()) from error
+
+    def chunk_id(self, domain_id: DomainId, content: Opened) -> ChunkId:
+        """The id of a chunk of this domain."""
+        return identifier(self._keys.domain(domain_id), Kind.CHUNK)(content)
+
+    def blobs_of(self, domain_id: DomainId, ids: Sequence[ChunkId]) -> Sequence[ChunkId]:
+        """The chunks that these are read from: themselves, but for those that are stored as differences."""
+        if not any(isinstance(id_, DeltaChunk) for id_ in ids):
+            return ids
+        from lamella.packs import deltas  # most volumes have none
+
+        return deltas.blobs_of(self._blobs, domain_id, ids)
 
     def get_many(
         self, domain_id: DomainId, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]
@@ -86,11 +117,25 @@ class Contents:
         lengths = dict(wanted)
         places = self._blobs.find_many(kind, list(lengths))
         careful = dict(lengths)
-        for id_, content in self._read_runs([found[0] for found in places.values()], domain_id, lengths, identified):
+        first = [found[0] for found in places.values() if found[0].header is not None]
+        for id_, content in self._read_runs(first, domain_id, lengths, identified):
             del careful[id_]
             yield id_, content
+        if any(isinstance(id_, DeltaChunk) for id_ in careful):
+            from lamella.packs import deltas  # most volumes have none
+
+            for id_, content in deltas.each(self, domain_id, dict(careful), identified=identified):
+                del careful[id_]
+                yield id_, content
         for id_, length in careful.items():
             yield id_, self.get(domain_id, kind, id_, length)
+
+    def at_first_places(
+        self, domain_id: DomainId, kind: Kind, lengths: dict[ChunkId, int | None], *, identified: bool
+    ) -> dict[ChunkId, Opened]:
+        """Those of these contents that open at the first place of each, fetched with few reads."""
+        places = self._blobs.find_many(kind, list(lengths))
+        return dict(self._read_runs([found[0] for found in places.values()], domain_id, lengths, identified))
 
     def _read_runs(
         self, places: list[Place], domain_id: DomainId, lengths: dict[ChunkId, int | None], identified: bool
@@ -127,30 +172,38 @@ class Contents:
     def _opener(self, place: Place, *, identified: bool = True) -> BlobOpener:
         """Opens the blobs of the pack of `place`, for its domain."""
         keys = self._keys.domain(place.domain_id)
+        if place.header is None:
+            raise ObjectCold("the pack must be thawed first", obj=pack_name(place.pack))
         return BlobOpener(keys, place.header, pack_name(place.pack), checks=identified)
 
     def _first_good(
         self, domain_id: DomainId, kind: Kind, id_: ChunkId, places: Sequence[Place], length: int | None
     ) -> Opened:
         trouble = "no pack holds it"
-        for place in places:
-            try:
-                return self._at(domain_id, place, length)
-            except (IntegrityError, StoreError) as error:
-                trouble = self._failed(place, error)
-        # What did not open before may open now: replaced, or readable again.
-        for place in self._suspects().places(kind, id_) if self._suspects is not None else ():
-            if place.pack in self.headless.union(one.pack for one in places):
-                continue
+        cold: ObjectCold | None = None
+        for place, was_bad in self._where(kind, id_, places):
             try:
                 content = self._at(domain_id, place, length)
+            except ObjectCold as error:
+                cold = error
             except (IntegrityError, StoreError) as error:
                 trouble = self._failed(place, error)
-                continue
-            if self._suspects is not None:
-                self._suspects().clear(place.pack, [(kind, id_)])
-            return content
+            else:
+                if was_bad and self._suspects is not None:
+                    self._suspects().clear(place.pack, [(kind, id_)])
+                return content
+        if cold is None and not places and (unknown := self._blobs.unknown_cold()):
+            cold = ObjectCold("nobody knows what this pack holds before it is thawed", obj=pack_name(unknown[0]))
+        if cold is not None:
+            raise cold
         raise IntegrityError(f"{kind.name.lower()} {id_.hex()[:16]} cannot be read: {trouble}", obj=id_.hex())
+
+    def _where(self, kind: Kind, id_: ChunkId, places: Sequence[Place]) -> Iterator[tuple[Place, bool]]:
+        """These places, and those where it did not open before: replaced, or readable again, it may open now."""
+        yield from ((place, False) for place in places)
+        for place in self._suspects().places(kind, id_) if self._suspects is not None else ():
+            if place.pack not in self.headless.union(one.pack for one in places):
+                yield place, True
 
     def _at(self, domain_id: DomainId, place: Place, length: int | None) -> Opened:
         if not (self.keeps_nodes and place.blob.kind in NODES):
@@ -169,7 +222,7 @@ class Contents:
         try:
             sealed = self._store.get(name, place.blob.offset, place.blob.sealed_length)
             return self._open(domain_id, place, sealed, length), sealed
-        except (_Misplaced, StoreUnavailable):
+        except (_Misplaced, StoreUnavailable, ObjectCold):
             raise
         except (IntegrityError, StoreError):
             if not self._reinstated(name):

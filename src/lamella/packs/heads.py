@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.base.errors import IntegrityError, ObjectCold, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.ids import CATALOGUE
 from lamella.base.names import pack_name
 from lamella.crypto.derive import Keys
@@ -54,18 +54,21 @@ def genuine_head(store: Store, keys: Keys, name: str, size: int | None = None) -
 
 def read_heads(
     store: Store, keys: Keys, packs: Iterable[tuple[bytes, int]]
-) -> Iterator[tuple[bytes, int, PackHead | str | None]]:
+) -> Iterator[tuple[bytes, int, PackHead | ObjectCold | str | None]]:
     """Read heads of packs, given as hash and listed size. With each come its head, or why that does not open, or None.
 
-    None: the pack is gone. Raises StoreUnavailable when the store as a whole is out of reach.
+    None: the pack is gone. ObjectCold: it must be thawed first. Raises StoreUnavailable when the store as a whole is
+    out of reach.
     """
 
-    def read(row: tuple[bytes, int]) -> tuple[bytes, int, PackHead | str | None]:
+    def read(row: tuple[bytes, int]) -> tuple[bytes, int, PackHead | ObjectCold | str | None]:
         name = pack_name(row[0])
         try:
             return row[0], row[1], genuine_head(store, keys, name, row[1])
         except ObjectNotFound:
             return row[0], row[1], None
+        except ObjectCold as error:
+            return row[0], row[1], error
         except (IntegrityError, UnknownFormat, StoreError) as error:
             require_alive(store, error)
             return row[0], row[1], error.message

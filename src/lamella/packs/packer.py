@@ -52,7 +52,7 @@ class _OpenPack:
 class Packer:
     """The packs that one run writes into one domain. `store_blob` may be called from several threads."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the first five by name
         self,
         keys: Keys,
         domain_id: DomainId,
@@ -61,9 +61,13 @@ class Packer:
         outbox: Outbox,
         *,
         breaks: Callable[[], int] = lambda: 0,
+        most: int | None = None,
     ) -> None:
-        """`breaks` says how often this work was interrupted so far."""
+        """`breaks` says how often this work was interrupted so far; a pack is full with `most` bytes at the latest."""
         self.domain_id = domain_id
+        self._most = most or BULK_TARGET
+        self._hot = store.abilities.cold_from // 2
+        """Where larger packs become cold: nodes lie in packs of no more than this. 0: anywhere."""
         self._breaks = breaks
         self._broken = 0
         self._calm_since = 0
@@ -163,8 +167,8 @@ class Packer:
         if broken != self._broken:
             self._broken, self._calm_since = broken, len(self.packs)
         if broken:
-            return min(RESUMED_TARGET << (len(self.packs) - self._calm_since) // _RESUMED_STEP, BULK_TARGET)
-        return BULK_TARGET if self._first and len(self.packs) >= _BULK_AFTER else INCREMENTAL_TARGET
+            return min(RESUMED_TARGET << (len(self.packs) - self._calm_since) // _RESUMED_STEP, self._most)
+        return min(BULK_TARGET if self._first and len(self.packs) >= _BULK_AFTER else INCREMENTAL_TARGET, self._most)
 
     def _put(self, pack: _OpenPack) -> None:
         """Seal the directory of a pack that nobody else touches any more, and hand it to the outbox.
@@ -223,7 +227,7 @@ class Packer:
             self._pending.add(id_)
         self._nodes.append((kind, id_, content))
         self._nodes_size += len(content)
-        if self._nodes_size >= _NODES_AT_ONCE or len(self._nodes) >= MAX_BLOBS:
+        if self._nodes_size >= (self._hot or _NODES_AT_ONCE) or len(self._nodes) >= MAX_BLOBS:
             self._put_nodes(_OpenPack(PackSealer(self._domain, new_salt())))
         return id_
 
@@ -259,7 +263,8 @@ class Packer:
                 while pack in self._held:
                     self._handed_over.wait()
                 pack = None
-        if pack is not None and pack.full_of + len(self._nodes) > MAX_BLOBS:
+        apart = bool(self._hot) and pack is not None and pack.size + self._nodes_size > self._hot
+        if pack is not None and (apart or pack.full_of + len(self._nodes) > MAX_BLOBS):
             self._put(pack)
             pack = None
         self._put_nodes(pack or _OpenPack(PackSealer(self._domain, new_salt())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lamella.base.ids import ChunkId
-from lamella.format.node import FAN_OUT, Shape, Slot, SlotValue
+from lamella.format.node import FAN_OUT, DeltaChunk, Shape, Slot, SlotValue
 from lamella.packs.tree import SlotRun, Tree, TreeReader
 
 
@@ -13,7 +13,8 @@ def changes(reader: TreeReader, old: Tree, new: Tree) -> Iterator[tuple[SlotRun,
     """Runs of `new` that differ from `old`, each with the old slot; the cost follows the difference.
 
     Both trees must have the same chunk size. Chunks past the old end count as HOLE before. Where a chunk's length
-    changed with the size, its ids differ.
+    changed with the size, its ids differ. A chunk that is stored in another way differs, too, although its slots are
+    equal.
     """
     top = max(old.shape.depth, new.shape.depth) - 1
     pair = (_lifted(old, top), _lifted(new, top))
@@ -46,8 +47,15 @@ def _differ(
             return
         if level:
             yield from _differ(reader, shapes, (one, other), level - 1, begin)
-        elif one != other and not isinstance(one, tuple) and not isinstance(other, tuple):
+        elif not _same(one, other) and not isinstance(one, tuple) and not isinstance(other, tuple):
             yield SlotRun(begin, begin + 1, other), one
+
+
+def _same(one: SlotValue | tuple[ChunkId, int], other: SlotValue | tuple[ChunkId, int]) -> bool:
+    """Whether two slots are equal to the last bit: equal chunks may be read from different blobs."""
+    if isinstance(one, DeltaChunk) and isinstance(other, DeltaChunk):
+        return one.encoded() == other.encoded()
+    return one == other and not (isinstance(one, DeltaChunk) or isinstance(other, DeltaChunk))
 
 
 def _uniform(

@@ -7,13 +7,13 @@ is never remembered (layouts as qubesd's storage drivers make them, Qubes OS 4.2
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lamella.base.delta import Delta
-from lamella.base.errors import SourceError
+from lamella.base.errors import CheckpointLost, SourceError
 from lamella.base.extents import Extent
 from lamella.memory.host import Host
 from lamella.qubes.admin import Admin
@@ -21,6 +21,9 @@ from lamella.qubes.inventory import HALTED, PAUSED, Pool, Qube, QubeVolume, powe
 from lamella.sources.base import Consistency, FrozenVolume, Keeping, Source
 from lamella.sources.driver import Untracked, UntrackedMoment
 from lamella.sources.registry import open_kept_source
+
+if TYPE_CHECKING:
+    from lamella.sources.kept_bytes import KeptBytes
 
 _TRIES = 5
 
@@ -102,6 +105,14 @@ class QubeSource:
     def kept(self) -> list[str]:
         """As the driver says."""
         return self._inner.kept()
+
+    def kept_bytes(self, checkpoint: str) -> AbstractContextManager[KeptBytes]:
+        """As the driver does. Raises CheckpointLost where it cannot read what it kept."""
+        from lamella.sources.kept_bytes import Remembering  # for differences alone
+
+        if not isinstance(self._inner, Remembering):
+            raise CheckpointLost(f"the {self.driver} driver cannot read what it kept")
+        return self._inner.kept_bytes(checkpoint)
 
 
 class _QubeMoment:

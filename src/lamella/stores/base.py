@@ -41,6 +41,10 @@ class Abilities:
     """The far side enforces that this client can neither replace nor remove an existing object."""
     distant: bool = False
     """A round trip costs more than the data in it: callers ask several things at once, and nothing twice."""
+    cold_from: int = 0
+    """Packs of so many bytes and more may have to be thawed one day: nothing that a listing, a prune or the next backup
+    reads lies in them. 0: nothing has to be (docs/decisions/0100).
+    """
     weaker: tuple[str, ...] = ()
     """Where the contract is not kept, in words: what this far side cannot be asked to do."""
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lamella.base.clock import iso
 from lamella.base.errors import Interrupted, LamellaError, printable
+from lamella.cli.chosen import thaw_first
 from lamella.cli.commands._images import image_of
 from lamella.cli.context import Context
 from lamella.cli.output import INCOMPLETE
@@ -40,6 +41,7 @@ def run(context: Context, reading: Reading) -> int:
     out, place = context.out, context.args.all
     with image_folder(place) as folder:
         wanted = list(_wanted(reading.repo, folder))
+        thaw_first(context, reading.repo, [one.selected for one in wanted])
         try:
             for number, one in enumerate(wanted, 1):
                 out.say(f"{number} of {len(wanted)}: {one.selected.text}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lamella.base.errors import LamellaError, UsageError
 from lamella.base.events import Reporter
-from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
+from lamella.cli.chosen import chosen, shown_snapshot, thaw_first, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.shown import shown_bytes
 from lamella.operations.access import images
@@ -46,6 +46,7 @@ def run(context: Context) -> int:
 
 def _one(context: Context, reading: Reading, selected: Selected) -> None:
     context.out.say(f"exporting {shown_snapshot(reading.repo, selected)}")
+    thaw_first(context, reading.repo, [selected])
     image = image_of(context, reading, selected)
     if context.args.to == "-":
         _stream(image, selected.volume_name, context.out.report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lamella.base.errors import IntegrityError, Interrupted, LamellaError, NothingMatched, UsageError
-from lamella.cli.chosen import chosen, warn_of_no_moment
+from lamella.cli.chosen import chosen, thaw_first, warn_of_no_moment
 from lamella.cli.commands._restore_words import image_suffix, state_left, warn_of_missing_files
 from lamella.cli.commands.restore import facts, restored
 from lamella.cli.context import Context
@@ -45,6 +45,7 @@ def run(context: Context) -> int:
     with context.repository() as repository:
         wanted, unknown = _all(context, repository) if args.all else _named(repository, args.volume)
         code = context.warn_of_problems(repository)
+        thaw_first(context, repository, wanted)
         rows: list[dict[str, object]] = []
         if trees := [one for one in wanted if is_tree(one.snapshot)]:
             from lamella.cli.commands._trees import restore_trees  # most volumes are disks

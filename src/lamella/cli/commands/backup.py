@@ -133,6 +133,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="save only volumes that did not change while they were read (else exit code 3)",
     )
+    parser.add_argument(
+        "--deltas",
+        action=argparse.BooleanOptionalAction,
+        help="store of a changed chunk only the blocks that changed, where the last state was kept",
+    )
     add_dry_run(parser)
 
 
@@ -302,6 +307,7 @@ def _options(context: Context) -> BackupOptions:
         require_consistent=configured.require_consistent
         if args.require_consistent is None
         else args.require_consistent,
+        deltas=configured.deltas if args.deltas is None else args.deltas,
         pace=Pace() if args.point_every is None else Pace(bytes=args.point_every, least_bytes=1),
     )
     words = (args.document, args.changes_from, args.changes_base, args.before, args.after, args.time)

@@ -11,8 +11,8 @@ from pathlib import Path
 from socket import socket
 
 from lamella.base.errors import LamellaError, UsageError
-from lamella.cli.arguments import SECRETS
-from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
+from lamella.cli.arguments import SECRETS, add_thaw
+from lamella.cli.chosen import chosen, shown_snapshot, thaw_first, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.shown import shown_bytes
 from lamella.operations.access import listening
@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     written.add_argument(
         "--throw-away", action="store_true", help="let clients write, and forget what they wrote at the end"
     )
+    add_thaw(parser)
 
 
 def run(context: Context) -> int:
@@ -92,6 +93,7 @@ def run(context: Context) -> int:
             context.out.warn("whoever can reach this address can read the volume", context.args.listen or "")
         context.out.say(f"exporting {shown_snapshot(repository, selected)}")
         warn_of_no_moment(context, selected)
+        thaw_first(context, repository, [selected])
         _serve(context, repository, selected, place)
     return code
 

@@ -93,6 +93,9 @@ def run(context: Context) -> int:
     made = make_repository(context, secret, sheet, admin=not args.append_only)
     _report(context, made)
     made.finish_sheet(out)
+    if made.lifecycle:
+        out.line("the rule for the bucket's lifecycle, beside any other rules of the bucket:")
+        out.line(made.lifecycle.rstrip("\n"))
     if saved is not None:
         saved.write(made.place)
         out.say(f"named {args.save_as} in {saved.path}")
@@ -125,6 +128,15 @@ class Made:
     fingerprint: str
     sheet: Sheet
     recovery: Secret | None
+
+    @property
+    def lifecycle(self) -> str:
+        """The rule that the bucket has to be given (s3: cold-after=); empty elsewhere."""
+        if "cold-after=" not in self.place:
+            return ""
+        from lamella.cli.fleet.policies import s3_lifecycle  # few repositories become cold
+
+        return s3_lifecycle(self.place)
 
     def finish_sheet(self, out: Output) -> None:
         """Complete the recovery sheet, or warn that there is no recovery key."""
@@ -185,5 +197,6 @@ def _report(context: Context, made: Made) -> None:
             "append_only": context.args.append_only,
             "recovery_sheet": None if sheet.path is None else str(sheet.path),
             "recovery_key": sheet.possible,
+            **({"lifecycle": made.lifecycle} if made.lifecycle else {}),
         }
     )

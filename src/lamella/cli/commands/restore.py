@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from lamella.base.errors import Interrupted, LamellaError, SourceAtRisk, SourceError, UsageError
-from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
-from lamella.cli.chosen import chosen, shown_snapshot, warn_of_no_moment
+from lamella.cli.arguments import SECRETS, add_dry_run, add_thaw, add_yes
+from lamella.cli.chosen import chosen, shown_snapshot, thaw_first, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import keeping
@@ -19,6 +19,7 @@ from lamella.operations.shared.selection import Selected, split_selector
 from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
 
+Facts = dict[str, object]
 _NAMED = ("lvm:", "rbd:")  # targets that are no paths
 
 
@@ -65,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=workers, metavar="N", help="number of threads (default: suited to this machine)"
     )
+    add_thaw(parser)
     add_yes(parser)
     add_dry_run(parser)
 
@@ -106,11 +108,12 @@ def _one(context: Context) -> int:
         selected = chosen(repository, args.volume[0])
         code = context.warn_of_problems(repository)
         out.say(f"restoring {shown_snapshot(repository, selected)}")
+        thawed = thaw_first(context, repository, [selected])
         if args.document is not None:
             from lamella.cli.commands._document import run as restore_document  # most restores are of volumes
 
             return restore_document(context, repository, selected) or code
-        return _volume(context, repository, selected) or code
+        return _volume(context, repository, selected, thawed) or code
 
 
 def decoding(context: Context, repository: Repository) -> AbstractContextManager[None]:
@@ -141,7 +144,7 @@ def _require_place(args: argparse.Namespace) -> None:
         raise UsageError(f"{to} exists already", obj=str(to), hint="add --overwrite to replace it")
 
 
-def _volume(context: Context, repository: Repository, selected: Selected) -> int:
+def _volume(context: Context, repository: Repository, selected: Selected, thawed: Facts) -> int:
     args, out = context.args, context.out
     warn_of_no_moment(context, selected)
     if is_tree(selected.snapshot):
@@ -159,7 +162,7 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
     for line in plan.lines():
         (out.line if args.dry_run else out.say)(line)
     if args.dry_run:
-        out.document({"dry_run": True, **facts(plan)})
+        out.document({"dry_run": True, **facts(plan), **thawed})
         return 0
     if plan.replaces:
         context.confirm(f"Will replace the content of {args.to} by {selected.text}, {shown_bytes(plan.size)}.")
@@ -169,7 +172,7 @@ def _volume(context: Context, repository: Repository, selected: Selected) -> int
         from lamella.cli.commands._restore_words import state_left  # hardly ever
 
         raise Interrupted("interrupted", hint=f"{state_left(plan)}; the same command goes on from there") from None
-    return _report(context, plan, result)
+    return _report(context, plan, result, thawed)
 
 
 def facts(plan: RestorePlan) -> dict[str, object]:
@@ -197,7 +200,7 @@ def restored(context: Context, plan: RestorePlan, result: RestoreResult) -> str:
     return text
 
 
-def _report(context: Context, plan: RestorePlan, result: RestoreResult) -> int:
+def _report(context: Context, plan: RestorePlan, result: RestoreResult, thawed: Facts) -> int:
     context.out.line(restored(context, plan, result))
     if any(record.type == 0x8012 for record in plan.selected.snapshot.added.inner):  # IMAGE of format.image
         from lamella.cli.commands._restore_words import warn_of_missing_files  # few volumes are such files
@@ -211,6 +214,7 @@ def _report(context: Context, plan: RestorePlan, result: RestoreResult) -> int:
             "compared_bytes": result.compared_bytes,
             "seconds": result.seconds,
             **plan.use_of_kept(),
+            **thawed,
         }
     )
     return 0

@@ -99,6 +99,8 @@ def run(context: Context) -> int:
             "findings": [_row(finding) for finding in result.findings],
             "unrestorable": result.unrestorable,
             "recorded": result.recorded,
+            "cold_packs": len(result.cold),
+            "cold_bytes": sum(result.cold.values()),
             "problems": problems,
             "seconds": result.seconds,
             **_coverage(result),
@@ -162,6 +164,7 @@ def _print(context: Context, selected: list[Selected], result: VerifyResult, *, 
     tell(
         f"verified {count} snapshot{'' if count == 1 else 's'}{of}: {result.checked_chunks} chunks checked, "
         f"{shown_bytes(result.checked_bytes)} read, in {shown_seconds(result.seconds)}: "
+        + (f"{len(result.cold)} packs are cold, not read; " if result.cold else "")
         + _verdict(result, checked, against=against)
     )
 

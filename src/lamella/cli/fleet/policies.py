@@ -7,6 +7,7 @@ import shlex
 from urllib.parse import unquote
 
 from lamella.base.errors import UsageError
+from lamella.stores.cold import LEAST_COLD
 from lamella.stores.s3.place import parse_place
 
 
@@ -43,6 +44,22 @@ def s3_policy(url: str) -> str:
         {"Sid": "NoKeySlots", "Effect": "Deny", "Action": ["s3:PutObject"], "Resource": f"{below}keys/*"},
     ]
     return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2) + "\n"
+
+
+def s3_lifecycle(url: str) -> str:
+    """The rule by which the bucket moves packs of data into a class from which they must be thawed; empty if it is to
+    move nothing. Everything else, and what is small, stays where every run can read it (docs/decisions/0100).
+    """
+    place = parse_place(url.partition(":")[2], {})
+    if not place.cold_after:
+        return ""
+    rule = {
+        "ID": f"lamella {place.prefix}"[:255].strip(),
+        "Status": "Enabled",
+        "Filter": {"And": {"Prefix": f"{place.prefix}p/", "ObjectSizeGreaterThan": LEAST_COLD - 1}},
+        "Transitions": [{"Days": place.cold_after, "StorageClass": place.cold_class}],
+    }
+    return json.dumps({"Rules": [rule]}, indent=2) + "\n"
 
 
 def can_be_told(url: str) -> str:

@@ -15,7 +15,7 @@ from typing import Final
 
 from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
-from lamella.base.errors import CheckpointLost, SourceError, UsageError
+from lamella.base.errors import CheckpointLost, NoRepository, SourceError, UsageError
 from lamella.base.extents import Extent
 from lamella.imports.foreign_files import read_foreign
 from lamella.imports.history import (
@@ -82,16 +82,17 @@ class Datastore:
 
 
 def pbs_history(store: Datastore) -> ForeignHistory:
-    """The history of a group. Raises UsageError where there is none, SourceError."""
+    """The history of a group. Raises UsageError for what is no name of a group, NoRepository, SourceError."""
     if not _GROUP.fullmatch(store.group):
         hint = "as its directory is called: vm/100, or ns/NAMESPACE/vm/100"
         raise UsageError(f"not a group: {store.group!r}", obj=store.group, hint=hint)
     if not (store.place / ".chunks").is_dir():
-        raise UsageError(f"{store.place} is no datastore: it has no directory .chunks", obj=str(store.place))
+        where = shown_name(str(store.place))
+        raise NoRepository(f"there is no datastore at {where}: it has no directory .chunks", obj=str(store.place))
     try:
         names = sorted(one.name for one in store.folder.iterdir() if _SNAPSHOT.fullmatch(one.name))
     except OSError as error:
-        raise UsageError(f"the datastore has no group {store.group}", obj=store.group) from error
+        raise NoRepository(f"the datastore has no group {store.group}", obj=store.group) from error
     sessions: list[ForeignSession] = []
     warnings: list[str] = []
     lacks: list[str] = []

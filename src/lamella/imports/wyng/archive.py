@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from lamella.base.errors import KeyRefused, SourceError, UsageError
+from lamella.base.errors import KeyRefused, NoRepository, SourceError, UsageError
 from lamella.imports.foreign_files import NotThere, read_foreign, unpacked
 from lamella.imports.history import shown_name
 from lamella.imports.wyng.keys import CIPHERS, SALT_FILE, WyngKeys
@@ -188,7 +188,8 @@ def raw_hash(text: str) -> bytes:
 def open_archive(place: Path, passphrase: Callable[[], bytes]) -> WyngArchive:
     """The archive in a directory; `passphrase` is asked if it is encrypted.
 
-    Raises UsageError for another format, KeyRefused for a wrong passphrase, SourceError for a damaged archive.
+    Raises NoRepository where there is none, UsageError for another format, KeyRefused for a wrong passphrase,
+    SourceError for a damaged archive.
     """
     content = _root(place)
     cipher = CIPHERS.get(content[14:16])
@@ -212,7 +213,8 @@ def _root(place: Path) -> bytes:
         return read_foreign(place / "archive.ini", _MAX_INI)
     except NotThere as error:
         hint = "name the directory that holds archive.ini"
-        raise UsageError(f"{place} holds no wyng archive", obj=str(place), hint=hint) from error
+        where = shown_name(str(place))
+        raise NoRepository(f"there is no wyng archive at {where}", obj=str(place), hint=hint) from error
 
 
 def _parsed(place: Path, text: str, keys: WyngKeys | None) -> WyngArchive:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lamella.base.durable import sync_directory, write_durably
-from lamella.base.errors import LamellaError, Locked, UsageError
+from lamella.base.errors import LamellaError, Locked, UsageError, shown_bytes
 from lamella.base.events import Progress, Reporter
 from lamella.operations.access.image_file import CannotWrite, write_image
 from lamella.operations.access.images import Image
@@ -32,6 +32,8 @@ _UNPORTABLE = re.compile(r'[\\:*?"<>|\x7f]|[. ]+$')
 _LONGEST_NAME = 180
 """Bytes of a cleaned name, so that a suffix fits into NAME_MAX."""
 _ZEROS = memoryview(bytes(PIECE))
+_SIZE, _WRITTEN = "file_bytes", "file_mtime_ns"
+"""Keys of a file in snapshots.json."""
 
 
 class RunningSum(Protocol):
@@ -54,6 +56,8 @@ class ImageFolder:
         self.path = folder
         self._sums = _read_sums(folder / SUMS)
         self._index = _read_index(folder / INDEX)
+        self._unsaved = 0
+        """Rows that snapshots.json does not have yet."""
 
     def name_volumes(self, volumes: Iterable[tuple[str, str]]) -> dict[str, str]:
         """Id -> directory, for the ids and names of volumes: the one that an earlier run chose, else a new one."""
@@ -67,8 +71,34 @@ class ImageFolder:
         return known
 
     def is_there(self, name: str) -> bool:
-        """Whether this file is listed, and exists."""
-        return name in self._sums and (self.path / name).is_file()
+        """Whether this file is listed, and exists with the listed content.
+
+        A file that has the size and the time that snapshots.json recorded is not read; of any other file the checksum
+        is. Raises UsageError for a file that is something else.
+        """
+        digest, path = self._sums.get(name), self.path / name
+        if digest is None or not path.is_file():
+            return False
+        try:
+            found, known = path.stat(), self._index["files"].get(name, {})
+            size = known.get(_SIZE, found.st_size)
+            if (size, known.get(_WRITTEN)) != (found.st_size, found.st_mtime_ns):
+                self._require(path, digest, size)
+        except OSError as error:
+            raise CannotWrite(f"cannot read {path}: {error.strerror}", obj=str(path)) from error
+        return True
+
+    def _require(self, path: Path, digest: str, size: int) -> None:
+        """Raises UsageError for a file of another size, or with another checksum; OSError."""
+        grown = path.stat().st_size - size
+        if grown:
+            said = f"it is {shown_bytes(abs(grown))} {'longer' if grown > 0 else 'shorter'} than it was written"
+        elif _sum(path).hexdigest() != digest:
+            said = f"its checksum is not the one in {SUMS}"
+        else:
+            return
+        hint = "move it away, and run the command again"
+        raise UsageError(f"{path} was changed: {said}", obj=str(path), hint=hint)
 
     def add(self, name: str, image: Image, volume: str, reporter: Reporter) -> bool:
         """Write a file, `name` relative to the directory; False where it was there before, with these very bytes.
@@ -93,11 +123,21 @@ class ImageFolder:
         return self._sums[name]
 
     def describe(self, key: str, row: Mapping[str, Any]) -> None:
-        """Say in snapshots.json what a file is."""
-        self._index["files"][key] = dict(row)
+        """Say in snapshots.json what a file is, with the size and the time by which it is known. Raises CannotWrite."""
+        path, files = self.path / key, self._index["files"]
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise CannotWrite(f"cannot read {path}: {error.strerror}", obj=str(path)) from error
+        files[key] = {**row, _SIZE: found.st_size, _WRITTEN: found.st_mtime_ns}
+        # Now and then, so that a run that is killed leaves few files of which the next one has to read the checksum.
+        self._unsaved += 1
+        if self._unsaved > len(files) // 16:
+            self.write_index()
 
     def write_index(self) -> None:
         """Write snapshots.json."""
+        self._unsaved = 0
         try:
             write_durably(self.path / INDEX, json.dumps(self._index, indent=1).encode("ascii") + b"\n")
         except OSError as error:
@@ -109,9 +149,7 @@ class ImageFolder:
         for part in image.parts:
             done += part if isinstance(part, int) else len(part)
             reporter(Progress("export", volume, min(done, image.length), image.length))
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256")
-        if path.is_symlink() or found.digest() != digest.digest():
+        if path.is_symlink() or _sum(path).digest() != digest.digest():
             hint = f"move it away; nothing of {SUMS} names it"
             raise UsageError(f"{path} exists already, and is something else", obj=str(path), hint=hint)
 
@@ -165,6 +203,11 @@ def portable(text: str) -> str:
     return f"_{clean[1:]}" if clean.startswith((".", "-")) else clean
 
 
+def _sum(path: Path) -> RunningSum:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
 def _free(name: str, id_: str, taken: set[str]) -> str:
     clean = portable(name)
     # Two names that were cleaned, or differ in case alone, must not meet on any file system.
@@ -207,7 +250,8 @@ def _read_index(place: Path) -> dict[str, dict[str, Any]]:
     try:
         found = json.loads(place.read_bytes())
         folders = {id_: name for id_, name in found["folders"].items() if _is_folder(name)}
-        return {"folders": folders, "files": dict(found["files"])}
+        files = {name: row for name, row in found["files"].items() if isinstance(row, dict)}
+        return {"folders": folders, "files": files}
     except FileNotFoundError:
         return empty
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

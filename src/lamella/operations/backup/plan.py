@@ -81,7 +81,8 @@ class BackupOptions:
     `after` are commands run around the freeze, each for at most `hook_seconds`; `around` is entered between them.
     `changes` is another tool's map of what changed since the snapshot `changes_base`, for a single source. `pace` says
     how often a long run leaves a point from which another run can go on. The sources are read with at most `read_rate`
-    bytes a second. With `require_consistent` a volume that shows no single moment fails.
+    bytes a second. With `require_consistent` a volume that shows no single moment fails. With `deltas` a chunk may be
+    stored as its difference from what it was in the last snapshot (docs/decisions/0077).
     """
 
     compression: str = "auto"
@@ -102,6 +103,7 @@ class BackupOptions:
     pace: Pace = field(default_factory=Pace)
     read_rate: int | None = None
     require_consistent: bool = False
+    deltas: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,26 @@ from dataclasses import replace
 from lamella.base.clock import utc_text
 from lamella.base.ids import SnapId, VolumeId
 from lamella.format.cursor import clipped
-from lamella.format.records import NO_REF, AddSnap, Document, Figures, RawRecord, Ref, Run, RunVolume, Signed, raw
+from lamella.format.records import (
+    DELTAS,
+    NO_REF,
+    AddSnap,
+    Document,
+    Figures,
+    RawRecord,
+    Ref,
+    Run,
+    RunVolume,
+    Signed,
+    raw,
+)
 from lamella.memory.ledger import LedgerEntry
 from lamella.operations.backup.plan import COMPARE, FULL, INCREMENTAL
 from lamella.operations.backup.stages import Read, VolumeResult
 from lamella.operations.writing.attachments import put_document, put_tree_note
 from lamella.operations.writing.session import WritingSession
 from lamella.packs.packer import Packer
+from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 
 _LETTERS = "234567abcdefghijklmnopqrstuvwxyz"
@@ -70,7 +83,7 @@ def publish(
         record = read.frozen.plan.record
         if record is not None:
             records.append(replace(record, chunk_log2=read.frozen.shape.chunk_log2))
-        added.append(_add_snap(session, read, name, documents))
+        added.append(_add_snap(repo, session, read, name, documents))
         records.append(raw(added[-1]))
     records.append(raw(_run_record(name, reads, results)))
     head = session.publish(records, [one.snap_id for one in added], close=close).head
@@ -81,7 +94,9 @@ def publish(
     return name, [_entry(read, ref) for read, ref in zip(reads, refs, strict=True)]
 
 
-def _add_snap(session: WritingSession, read: Read, name: str, documents: tuple[Document, ...]) -> AddSnap:
+def _add_snap(
+    repo: Repository, session: WritingSession, read: Read, name: str, documents: tuple[Document, ...]
+) -> AddSnap:
     frozen, way, done = read.frozen, read.way, read.tree.figures
     figures = Figures(MODES[way.mode], done.read_bytes, done.stored_bytes, done.changed_chunks, done.new_chunks)
     return AddSnap(
@@ -97,8 +112,19 @@ def _add_snap(session: WritingSession, read: Read, name: str, documents: tuple[D
         name=name,
         documents=documents,
         packs=session.listed_packs(frozen.plan.domain_id),
-        inner=(figures.encode(), *way.notes, *frozen.plan.request.notes),
+        inner=(*_required(repo, read), figures.encode(), *way.notes, *frozen.plan.request.notes),
     )
+
+
+def _required(repo: Repository, read: Read) -> tuple[RawRecord, ...]:
+    """The record that programs refuse which cannot read differences, if the tree has any or its base may have."""
+    base, begun = read.way.base, read.way.begun
+    has = read.tree.figures.delta_chunks > 0 or (base is not None and base.added.has_deltas)
+    if not has and begun is not None:
+        from lamella.operations.shared.differing_chunks import has_deltas  # a run that goes on from another one
+
+        has = has_deltas(repo, read.frozen.plan.domain_id, Tree(read.frozen.shape, read.tree.root))
+    return (RawRecord(DELTAS, b""),) if has else ()
 
 
 def _run_record(name: str, reads: Sequence[Read], results: Sequence[VolumeResult]) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from lamella.sources.base import Consistency
 
 if TYPE_CHECKING:
     from lamella.format.records import RawRecord
+    from lamella.operations.writing.differences import Differences
     from lamella.stores.wrap.limited import TokenBucket
 
 
@@ -136,11 +138,22 @@ class Attempts:
         self, frozen: Frozen, way: Way, base: Tree | None, tasks: Iterable[Task], watch: Watch | None = None
     ) -> Read:
         watch = watch or self.recorder.watch(frozen, way)
-        tree = self.reader(frozen, base).read(frozen.volume, tasks, frozen.plan.volume, self.reporter, watch)
+        with self._differences(frozen, way) as differences:
+            reader = replace(self.reader(frozen, base), differences=differences)
+            tree = reader.read(frozen.volume, tasks, frozen.plan.volume, self.reporter, watch)
         consistency = frozen.volume.consistency()
         if self.options.before and consistency == Consistency.LIVE:
             consistency = Consistency.QUIESCED
         return Read(frozen, way, tree, int(consistency))
+
+    def _differences(self, frozen: Frozen, way: Way) -> AbstractContextManager[Differences | None]:
+        """What this host kept of the base, if chunks may be stored as differences from that."""
+        entry = frozen.plan.entry
+        if not self.options.deltas or entry is None or way.mode != INCREMENTAL:
+            return nullcontext()
+        from lamella.operations.writing.differences import differences  # where the user asks for them
+
+        return differences(frozen.source, entry.checkpoint, frozen.shape.chunk_size, self.options.compression)
 
     def reader(self, frozen: Frozen, base: Tree | None, kind: type[VolumeReader] = VolumeReader) -> VolumeReader:
         """The reader of a volume, which stores what `base` has not."""

@@ -92,6 +92,7 @@ class VolumeResult:
     new_chunks: int = 0
     stored_bytes: int = 0
     changed_bytes: int = 0
+    delta_chunks: int = 0
     result: str = "failed"
     consistency: int = 0
     error: str = ""

@@ -13,7 +13,7 @@ from lamella.base.ids import DomainId, SnapId, VolumeId
 from lamella.format.cursor import clipped
 from lamella.format.inner import ORIGIN, Origin, OriginPlace, first_place
 from lamella.format.node import Shape
-from lamella.format.records import NO_REF, AddSnap, Document, RawRecord, Ref, Run, RunVolume, Volume, raw
+from lamella.format.records import NO_REF, OPTIONAL, AddSnap, Document, RawRecord, Ref, Run, RunVolume, Volume, raw
 from lamella.history.catalogue import Snapshot
 from lamella.memory.ledger import Ledger
 from lamella.operations.copy.plan import CopyRow, State
@@ -108,7 +108,7 @@ class CopyPublisher:
             parent=one.base.ref if one.base is not None and before else NO_REF,
             documents=one.documents,
             packs=session.listed_packs(one.domain_id),
-            inner=(*(record for record in added.inner if record.type != ORIGIN), origin.encode()),
+            inner=(*(one for one in added.inner if one.type >= OPTIONAL and one.type != ORIGIN), origin.encode()),
         )
 
     def _run(self, name: str, copies: list[CopyRow]) -> Run | None:

@@ -51,6 +51,8 @@ def _changes(repo: Repository, a: Selected, b: Selected) -> Iterator[tuple[int, 
     log2 = new.shape.chunk_log2
     for run, old in changes(reader, repo.tree(a.snapshot), new):
         start, end = run.first << log2, min(run.end << log2, new.shape.size)
+        if run.slot == old:
+            continue  # the same chunk, stored in another way
         if isinstance(run.slot, bytes):
             yield start, end - start, "data"
         elif isinstance(old, bytes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.base.errors import IntegrityError, ObjectCold, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.names import SLOT_SIZE, Part, hash_in, part_of
 from lamella.base.signed import TRAILER_SIZE, trailer_fault
 from lamella.crypto.sign import verified
@@ -28,14 +28,14 @@ _MAX_BYTES = {
 def check(store: Store, entry: Entry, mark: marker.Marker) -> bytes | Finding:
     """The bytes of an object if they are what its name says, else what is wrong with them.
 
-    Raises ObjectNotFound if it is gone, StoreError if the store is out of reach.
+    Raises ObjectNotFound if it is gone, ObjectCold if it must be thawed first, StoreError if the store is out of reach.
     """
     name, part = entry.name, part_of(entry.name)
     if entry.size > (_MAX_TEXT if part is None else _MAX_BYTES.get(part, _MAX_TEXT)):
         return Finding("mirror", DAMAGE, name, "an object of a size that its name does not allow")
     try:
         content = store.get(name)
-    except ObjectNotFound:
+    except (ObjectNotFound, ObjectCold):
         raise
     except StoreError as error:
         require_alive(store, error)

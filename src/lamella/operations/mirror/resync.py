@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from lamella.base.errors import ObjectNotFound, StoreError
+from lamella.base.errors import ObjectCold, ObjectNotFound, StoreError
 from lamella.base.events import Progress, Reporter, silent
 from lamella.base.names import hash_in
 from lamella.base.trust import Clear
@@ -80,10 +80,10 @@ def _examined(
     done, pairs = 0, _at_both_places(source, target)
 
     def look(pair: Pair) -> tuple[Pair, bytes | Finding | None]:
-        with suppress(ObjectNotFound):
+        with suppress(ObjectNotFound, ObjectCold):
             found = check(target, pair[1], mark)
             return pair, found if isinstance(found, Finding) else None
-        return pair, None  # the copying that follows brings it
+        return pair, None  # the copying that follows brings it; what must be thawed first is no damage
 
     while batch := list(islice(pairs, _BATCH)):
         for pair, found in ordered_map(look, batch, workers=workers):
@@ -100,7 +100,7 @@ def _mend_all(source: Store, target: Store, mark: marker.Marker, pairs: Sequence
             if not isinstance(check(target, there, mark), Finding):
                 continue  # somebody else mended it meanwhile
             right = check(source, here, mark)
-        except ObjectNotFound:
+        except (ObjectNotFound, ObjectCold):
             continue
         if isinstance(right, Finding):
             findings.append(Finding("mirror", DAMAGE, here.name, f"bad at both places: {_fault(right)}"))

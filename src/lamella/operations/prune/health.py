@@ -11,11 +11,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from lamella.base.errors import IntegrityError, RolledBack, UnknownFormat
+from lamella.base.errors import IntegrityError, ObjectCold, RolledBack, UnknownFormat
 from lamella.base.events import Progress, Reporter, silent
 from lamella.base.ids import ChunkId, DomainId
+from lamella.base.names import pack_name
 from lamella.base.trust import Opened
 from lamella.format import node
+from lamella.format.commit import Head
 from lamella.format.container import Kind
 from lamella.format.lost import Address
 from lamella.format.node import FAN_OUT, Shape
@@ -91,6 +93,27 @@ class Health:
         self.gone = False
         """Of the judged snapshots more is gone than a few packs hold: nothing may be deleted."""
         self.repo.refresh_map(again=not self.repo.exclusive)
+        if unknown := self.repo.blobs.unknown_cold():
+            text = f"nobody knows what {len(unknown)} packs hold before they are thawed: nothing is deleted"
+            hint = "prune on the host that wrote them, or have them thawed"
+            raise ObjectCold(text, obj=pack_name(unknown[0]), hint=hint)
+        self._mapped = self._others()
+        """The heads of other writers when packs were listed."""
+
+    def _others(self) -> set[Head]:
+        own = self.repo.own_writer
+        return {head for head in self.repo.history.heads if head.writer != own}
+
+    def _catch_up(self) -> None:
+        """Where no lock keeps others out: packs of commits that were read since the map was made. Raises StoreError.
+
+        Without them a snapshot that another host has just published would pass for damaged.
+        """
+        others = self._others()
+        if others != self._mapped and not self.repo.exclusive:
+            self.repo.refresh_map(again=True)
+            self._mapped, self._usage = others, None
+            self._tracers.clear()
 
     def suspicion(self) -> RolledBack | None:
         """Why nothing may be deleted, whatever the rules say, as far as snapshots were judged; None: it may."""
@@ -107,6 +130,7 @@ class Health:
 
         Raises StoreError.
         """
+        self._catch_up()
         # The oldest first: what several share lies together in the packs of the first, so fewer reads fetch it.
         rows = sorted(snapshots, key=lambda one: (one.added.domain_id, one.added.time_ms, one.ref))
         never = {snapshot.ref for snapshot in rows if self._was_never_whole(snapshot)}
@@ -265,7 +289,7 @@ class Tracer:
         if found is not None and found.unreadable:
             return found
         for document in added.documents:
-            if self._absent(Kind.DOCUMENT, [(part, None) for part in document.parts]):
+            if self._absent(document.parts):
                 return found or Flaw(f"a part of document {document.name} is unavailable")
         return found
 
@@ -289,10 +313,13 @@ class Tracer:
         if level:
             flaws = [flaw for flaw in self._below(shape, level - 1, below) if flaw is not None]
             return next((flaw for flaw in flaws if flaw.unreadable), flaws[0] if flaws else None)
-        absent = self._absent(Kind.CHUNK, [(id_, shape.chunk_length(chunk)) for id_, chunk in below])
-        if not absent:
+        from lamella.packs.deltas import present  # where something is amiss
+
+        wanted = [(id_, shape.chunk_length(chunk)) for id_, chunk in below]
+        there = present(self._repo.blobs, self._domain_id, wanted)
+        chunk = next((chunk for (_, chunk), had in zip(below, there, strict=True) if not had), None)
+        if chunk is None:
             return None
-        chunk = next(chunk for id_, chunk in below if id_ in absent)
         return Flaw(f"chunk {chunk} (from byte {chunk << shape.chunk_log2} on) is unavailable")
 
     def opened(self, kind: Kind, ids: Sequence[ChunkId]) -> dict[ChunkId, Opened | str]:
@@ -309,16 +336,13 @@ class Tracer:
                     found[id_] = error.message
         return found
 
-    def _absent(self, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]) -> set[ChunkId]:
-        """The ids that lie nowhere in this domain with the length that their position implies."""
+    def _absent(self, parts: Sequence[ChunkId]) -> set[ChunkId]:
+        """The parts of documents that lie nowhere in this domain."""
         absent: set[ChunkId] = set()
-        for start in range(0, len(wanted), _IDS_AT_ONCE):
-            some = wanted[start : start + _IDS_AT_ONCE]
-            places = self._repo.blobs.find_many(kind, [id_ for id_, _ in some])
-            for id_, length in some:
-                if not any(
-                    place.domain_id == self._domain_id and length in (None, place.blob.content_length)
-                    for place in places.get(id_, [])
-                ):
+        for start in range(0, len(parts), _IDS_AT_ONCE):
+            some = parts[start : start + _IDS_AT_ONCE]
+            places = self._repo.blobs.find_many(Kind.DOCUMENT, some)
+            for id_ in some:
+                if not any(place.domain_id == self._domain_id for place in places.get(id_, [])):
                     absent.add(id_)
         return absent

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from lamella.base.clock import iso
-from lamella.base.errors import IntegrityError, ObjectNotFound, RepositoryError
+from lamella.base.errors import IntegrityError, ObjectCold, ObjectNotFound, RepositoryError
 from lamella.base.events import Reporter
 from lamella.base.ids import DomainId, WriterId
 from lamella.base.names import pack_name
@@ -209,7 +209,7 @@ class LocklessPruning:
     def _opens(self, place: Place) -> bool:
         try:
             self._repo.contents.open_at(place)
-        except IntegrityError:
+        except (IntegrityError, ObjectCold):
             return False
         return True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lamella.base.errors import IntegrityError, ObjectNotFound, RolledBack, StoreError
+from lamella.base.errors import IntegrityError, ObjectNotFound, RolledBack, StoreError, shown_bytes
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
 from lamella.format.node import Shape
 from lamella.format.records import NO_REF, AddSnap, Checkpoint, Ref
@@ -61,6 +61,16 @@ class Needed:
     claims: list[IntegrityError] = field(default_factory=list)
     """Claims of other hosts that were never whole here: what lies below their nodes may be needed, or nothing."""
     notes: list[str] = field(default_factory=list)
+    cold: dict[bytes, int] = field(default_factory=dict)
+    """Packs that would be deleted or rewritten, and must be thawed first, with their bytes."""
+
+    @property
+    def cold_notes(self) -> list[str]:
+        """What stays for that reason, in words."""
+        if not self.cold:
+            return []
+        size = shown_bytes(sum(self.cold.values()))
+        return [f"packs that stay because they must be thawed first: {len(self.cold)}, {size}"]
 
     def leave(self, domain_id: DomainId, text: str, obj: str, hint: str = "") -> None:
         """Delete nothing in this domain, and say why."""

@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, RepositoryError
 from lamella.base.ids import WriterId
+from lamella.base.names import pack_name
 from lamella.format.records import Ref
 from lamella.operations.prune.health import Health
 from lamella.operations.prune.needed import DAY_MS, Needed, Survey, history_troubles
 from lamella.packs.usage import PackUse
 from lamella.repository.repository import Repository
-from lamella.stores.base import Abilities
+from lamella.stores.base import Abilities, Store
+from lamella.stores.cold import Warmth, thawable
 
 HOUR_MS = 3600 * 1000
 UNEXPLAINED_MS = 30 * DAY_MS
@@ -185,7 +187,7 @@ class PruneResult:
         """Take over what the survey reports, each line once."""
         self.blocked += _new(needed.troubles, self.blocked)
         self.damaged += _new(needed.damaged, self.damaged)
-        self.notes += [one for one in needed.notes if one not in self.notes]
+        self.notes += [one for one in (*needed.notes, *needed.cold_notes) if one not in self.notes]
 
 
 def _new(errors: Iterable[IntegrityError], known: Collection[IntegrityError]) -> list[IntegrityError]:
@@ -314,13 +316,13 @@ def plan_packs(survey: Survey, needed: Needed, options: PruneOptions) -> PrunePl
         dead = lockless.old_enough(survey, dead)
     packs += [PlannedPack(use, fate, "nothing in it is needed") for use in dead]
     if options.repack and method is not Method.OTHERS:
-        packs += _rewritten(partly, live, unused, options)
+        packs += _rewritten(partly, live, unused, options, _WarmPacks(survey.repo.store, needed))
     return PrunePlan(
         method,
         packs=tuple(packs),
         undecided=tuple(needed.troubles),
         damaged=tuple(needed.damaged),
-        notes=tuple(needed.notes),
+        notes=(*needed.notes, *needed.cold_notes),
         live_bytes=live,
         unused_bytes=unused,
     )
@@ -341,12 +343,32 @@ def _unexplained(survey: Survey, needed: Needed, packs: Collection[bytes]) -> Co
     return young
 
 
-def _rewritten(partly: Iterable[PackUse], live: int, unused: int, options: PruneOptions) -> Iterator[PlannedPack]:
+class _WarmPacks:
+    """Tells the packs that can be read: thawing a pack to rewrite it costs more than it saves."""
+
+    def __init__(self, store: Store, needed: Needed) -> None:
+        self._asked = thawable(store)
+        self._names = self._asked.cold_names() if self._asked is not None else ()
+        self._needed = needed
+
+    def __contains__(self, use: PackUse) -> bool:
+        name = pack_name(use.pack) if self._names else ""
+        if self._asked is None or name not in self._names or self._asked.warmth(name) is Warmth.READABLE:
+            return True
+        self._needed.cold[use.pack] = use.length
+        return False
+
+
+def _rewritten(
+    partly: Iterable[PackUse], live: int, unused: int, options: PruneOptions, warm: _WarmPacks
+) -> Iterator[PlannedPack]:
     """Packs worth rewriting, the most wasteful first: those below the threshold, then until few bytes are unused."""
     for use in sorted(partly, key=lambda use: (use.needed / use.blobs, use.pack)):
         share = 100 * use.needed / use.blobs
         if share >= options.repack_below and unused * 100 <= options.max_unused * live:
             return
+        if use not in warm:
+            continue
         unused -= use.blobs - use.needed
         # Bodies are sealed again unchanged; of head and directory the same share is taken.
         written = round(use.length * use.needed / use.blobs)

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lamella.base.errors import IntegrityError, LamellaError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.base.errors import IntegrityError, LamellaError, ObjectCold, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import CATALOGUE, ChunkId, DomainId
 from lamella.base.names import pack_name
@@ -56,7 +56,8 @@ def judge(repo: Repository, needed: Needed, packs: Sequence[PackUse]) -> list[Ju
     """
     workers = default_workers()
     chosen = [use for use in packs if use.pack not in needed.pinned and use.domain_id in needed.closed]
-    found = [(use, head) for use, head in ordered_map(lambda use: (use, _head(repo, use)), chosen, workers=workers)]
+    heads = ordered_map(lambda use: (use, _head(repo, use)), chosen, workers=workers)
+    found = _with_cold(repo, needed, list(heads))
     opened = [(use, head) for use, head in found if head is not None and head.domain_id == use.domain_id]
     live = needed.live.among(blob.id for _, head in opened for blob in head.blobs)
     judged: list[JudgedPack] = []
@@ -64,7 +65,10 @@ def judge(repo: Repository, needed: Needed, packs: Sequence[PackUse]) -> list[Ju
         wanted = [blob for blob in head.blobs if blob.id in live]
         notes = [blob for blob in head.blobs if blob.id not in live and _may_be_note(blob)]
         wanted += [blob for blob in notes if head.domain_id != CATALOGUE and _is_note(repo, needed, use, head, blob)]
+        if wanted and use.pack in needed.cold:
+            continue  # what it holds cannot be copied
         judged.append(JudgedPack(use, head, wanted))
+        needed.cold.pop(use.pack, None)
     return judged
 
 
@@ -79,9 +83,26 @@ def delete_packs(repo: Repository, judged: Sequence[JudgedPack], result: PruneRe
     result.deleted_packs += len(judged)
 
 
-def _head(repo: Repository, use: PackUse) -> PackHead | None:
+Judged = list[tuple[PackUse, PackHead | ObjectCold | None]]
+
+
+def _with_cold(repo: Repository, needed: Needed, found: Judged) -> list[tuple[PackUse, PackHead | None]]:
+    """The same; for packs whose heads must be thawed first, what this host and an index segment both say."""
+    cold = [use.pack for use, head in found if isinstance(head, ObjectCold)]
+    if not cold:
+        return [(use, head) for use, head in found if not isinstance(head, ObjectCold)]
+    from lamella.packs.cold_heads import said_twice  # few repositories have any
+
+    needed.cold |= {use.pack: use.length for use, head in found if isinstance(head, ObjectCold)}
+    known = said_twice(repo.blobs, repo.store, repo.keys, cold)
+    return [(use, known.get(use.pack) if isinstance(head, ObjectCold) else head) for use, head in found]
+
+
+def _head(repo: Repository, use: PackUse) -> PackHead | ObjectCold | None:
     try:
         return read_head(repo.store, repo.keys, pack_name(use.pack), use.length)
+    except ObjectCold as error:
+        return error
     except (IntegrityError, UnknownFormat, ObjectNotFound):
         return None
     except StoreError as error:
@@ -99,6 +120,8 @@ def _is_note(repo: Repository, needed: Needed, use: PackUse, head: PackHead, blo
         content = repo.contents.open_at(Place(use.pack, head.header, head.domain_id, blob, own=False))
     except IntegrityError:
         return False
+    except ObjectCold:
+        return True
     return document.note_root(content) in needed.roots.get(head.domain_id, set())
 
 
@@ -110,7 +133,8 @@ class Rewriting:
         self._use_twins = twins
         self._reporter = reporter
         self._outbox = Outbox()
-        self._packers: dict[DomainId, Packer] = {}
+        self._packers: dict[tuple[DomainId, bool], Packer] = {}
+        """By domain, and where packs of data may become cold, by whether they hold data."""
         self._copied: set[tuple[DomainId, ChunkId]] = set()
         self._twins: dict[bytes, set[ChunkId]] = {}
         self._going: set[bytes] = set()
@@ -186,17 +210,21 @@ class Rewriting:
             self.bad.append(f"{name}: {error.message}")
             self._repo.suspects.mark(one.use.pack, [(blob.kind, blob.id)])
             return False
-        self._packer(domain_id).store_blob(blob.kind, blob.id, blob.content_length, lambda: body)
+        self._packer(domain_id, blob.kind).store_blob(blob.kind, blob.id, blob.content_length, lambda: body)
         self._copied.add((domain_id, blob.id))
         self.copied_bytes += blob.sealed_length
         self._reporter(Progress("rewrite", "", self.copied_bytes, 0, self.put_bytes))
         return True
 
-    def _packer(self, domain_id: DomainId) -> Packer:
-        if domain_id not in self._packers:
-            repo = self._repo
-            self._packers[domain_id] = Packer(repo.keys, domain_id, repo.store, repo.blobs, self._outbox)
-        return self._packers[domain_id]
+    def _packer(self, domain_id: DomainId, kind: Kind = Kind.CHUNK) -> Packer:
+        repo = self._repo
+        hot = bool(repo.store.abilities.cold_from) and kind != Kind.CHUNK
+        if (domain_id, hot) not in self._packers:
+            most = repo.store.abilities.cold_from // 2 if hot else None
+            self._packers[domain_id, hot] = Packer(
+                repo.keys, domain_id, repo.store, repo.blobs, self._outbox, most=most
+            )
+        return self._packers[domain_id, hot]
 
     def _read_back(self, packer: Packer) -> None:
         for pack in packer.packs:

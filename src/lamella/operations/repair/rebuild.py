@@ -19,8 +19,10 @@ from lamella.format.document import MAX_NOTE, TreeNote
 from lamella.format.inner import rebuilt_mark
 from lamella.format.node import Shape
 from lamella.format.owners import Give
-from lamella.format.records import NO_REF, AddSnap, RawRecord, Signed, Volume, raw
+from lamella.format.records import DELTAS, NO_REF, AddSnap, RawRecord, Signed, Volume, raw
+from lamella.operations.shared.differing_chunks import has_deltas
 from lamella.packs import census
+from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
 
 
@@ -105,10 +107,19 @@ def records(repo: Repository, run: list[FoundTree]) -> list[RawRecord | Signed]:
             time_ms=note.time_ms,
             parent=NO_REF,
             name=snapshot_name(repo, note.time_ms),
-            inner=(rebuilt_mark(),),
+            inner=(*_required(repo, tree), rebuilt_mark()),
         )
         made.append(raw(added))
     return made
+
+
+def _required(repo: Repository, tree: FoundTree) -> tuple[RawRecord, ...]:
+    """What the note does not say: differences in the tree, as far as that can be read, must be announced."""
+    try:
+        has = has_deltas(repo, tree.domain_id, Tree(tree.shape, tree.note.root))
+    except (IntegrityError, UnknownFormat):
+        has = True
+    return (RawRecord(DELTAS, b""),) if has else ()
 
 
 def snapshot_name(repo: Repository, time_ms: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lamella.base.errors import IntegrityError
 from lamella.format.container import Kind
 from lamella.history.catalogue import Snapshot
+from lamella.packs.deltas import present
 from lamella.repository.repository import Repository
 
 
@@ -16,7 +17,7 @@ def opens_after_all(repo: Repository, snapshot: Snapshot) -> bool:
     domain_id, tree = snapshot.added.domain_id, repo.tree(snapshot)
     try:
         for run in repo.tree_reader(domain_id).runs(tree):
-            if isinstance(run.slot, bytes) and not repo.blobs.find(Kind.CHUNK, run.slot):
+            if isinstance(run.slot, bytes) and not all(present(repo.blobs, domain_id, [(run.slot, None)])):
                 repo.contents.get(domain_id, Kind.CHUNK, run.slot)
     except IntegrityError:
         return False

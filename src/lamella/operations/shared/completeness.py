@@ -30,7 +30,8 @@ def tree_is_complete(repo: Repository, domain_id: DomainId, tree: Tree) -> bool:
     runs = repo.tree_reader(domain_id).runs(tree)
     chunks = (run.slot for run in runs if isinstance(run.slot, bytes))
     try:
-        while batch := set(islice(chunks, _BATCH)):
+        while ids := list(islice(chunks, _BATCH)):
+            batch = set(repo.contents.blobs_of(domain_id, ids))
             if len(repo.blobs.find_many(Kind.CHUNK, list(batch))) < len(batch):
                 return False
     except IntegrityError:

@@ -46,6 +46,8 @@ class VerifyResult:
     bad: set[Address] = field(default_factory=set)
     recorded: int = 0
     seconds: float = 0.0
+    cold: dict[str, int] = field(default_factory=dict)
+    """Packs that must be thawed before anybody can read them, with their bytes: neither damaged nor proven."""
     coverage: PackCoverage | None = None
     """At level full, or with a budget: what this host has read of the packs so far, the runs before included."""
 
@@ -70,6 +72,10 @@ class VerifyResult:
     def note(self, kind: str, obj: str, message: str) -> None:
         """Add something worth knowing that endangers no restore."""
         self.findings.append(Finding(kind, NOTE, obj, message))
+
+    def must_thaw(self, pack: str, size: int = 0) -> None:
+        """Remember a pack that nobody can read before it is thawed, and its bytes where they are known."""
+        self.cold[pack] = max(size, self.cold.get(pack, 0))
 
     def cannot_restore(self, text: str) -> None:
         """Remember a snapshot that cannot be restored completely."""

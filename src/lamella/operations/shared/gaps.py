@@ -12,6 +12,7 @@ from lamella.format.lost import Lost, Range
 from lamella.format.node import FAN_OUT, Shape, SlotValue
 from lamella.history.catalogue import Snapshot
 from lamella.operations.shared.selection import Selected
+from lamella.packs.deltas import present
 from lamella.repository.repository import Repository
 
 
@@ -68,14 +69,10 @@ class GapFinder:
             for begin, id_ in below:
                 yield from self._below(shape, id_, level - 1, begin)
             return
-        places = self._repo.blobs.find_many(Kind.CHUNK, [id_ for _, id_ in below])
-        for chunk, id_ in below:
-            length = shape.chunk_length(chunk)
-            found = any(
-                place.domain_id == self._domain_id and place.blob.content_length == length
-                for place in places.get(id_, [])
-            )
-            if not found and not self._is_had(Kind.CHUNK, id_, length):
+        wanted = [(id_, shape.chunk_length(chunk)) for chunk, id_ in below]
+        there = present(self._repo.blobs, self._domain_id, wanted)
+        for (chunk, id_), found in zip(below, there, strict=True):
+            if not found and not self._is_had(Kind.CHUNK, id_, shape.chunk_length(chunk)):
                 yield MissingBlob(Kind.CHUNK, id_, -1, chunk, chunk + 1)
 
     def _is_had(self, kind: Kind, id_: ChunkId, length: int | None) -> bool:

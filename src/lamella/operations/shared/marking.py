@@ -93,7 +93,8 @@ class LiveWalk:
                 starts = range(0, len(below), _NODES_AT_ONCE)
                 pending += [(level - 1, below[start : start + _NODES_AT_ONCE]) for start in starts]
             else:
-                yield Kind.CHUNK, [slot for _, slots in nodes for slot in slots if isinstance(slot, bytes)]
+                chunks = [slot for _, slots in nodes for slot in slots if isinstance(slot, bytes)]
+                yield Kind.CHUNK, list(self._contents.blobs_of(self._domain_id, chunks))
             self._visited.update((id_, (level, first)) for id_, first in fresh.items())
 
     def _is_fresh(self, id_: ChunkId, place: tuple[int, int]) -> bool:

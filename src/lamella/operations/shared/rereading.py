@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from lamella.base.errors import IntegrityError, StoreError, UnknownFormat
+from lamella.base.errors import IntegrityError, ObjectCold, StoreError, UnknownFormat
 from lamella.base.names import pack_name
 from lamella.format.container import Blob
 from lamella.format.lost import Address
@@ -124,7 +124,7 @@ class _Rereading:
 
     def _failed(self, row: _Pack, addresses: set[Address], error: IntegrityError | UnknownFormat | StoreError) -> None:
         require_alive(self._repo.store, error)
-        if error.retryable:
+        if error.retryable or isinstance(error, ObjectCold):
             row.unread |= addresses
         else:
             row.reasons |= dict.fromkeys(addresses, error.message)

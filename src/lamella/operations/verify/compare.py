@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lamella.base.errors import IntegrityError, LamellaError, SourceError, StoreUnavailable, UnknownFormat, shown_bytes
+from lamella.base.errors import (
+    IntegrityError,
+    LamellaError,
+    ObjectCold,
+    SourceError,
+    StoreUnavailable,
+    UnknownFormat,
+    shown_bytes,
+)
 from lamella.base.events import Progress, Reporter
 from lamella.base.extents import chunk_ranges
 from lamella.base.ids import ChunkId
@@ -45,6 +53,8 @@ def compare_restore(repo: Repository, one: Selected, result: VerifyResult, repor
         comparing.volume(workers)
     except StoreUnavailable:
         raise
+    except ObjectCold as error:  # a part of the manifest
+        result.must_thaw(error.obj)
     except (IntegrityError, UnknownFormat) as error:
         troubles.append(("tree", error.message))
     troubles += [("chunk", text) for text in comparing.troubles]
@@ -53,6 +63,8 @@ def compare_restore(repo: Repository, one: Selected, result: VerifyResult, repor
             result.checked_bytes += len(read_document(repo, one, document.name))
         except StoreUnavailable:
             raise
+        except ObjectCold as error:
+            result.must_thaw(error.obj)
         except LamellaError as error:
             troubles.append(("document", f"document {document.name} cannot be read: {error.message}"))
     for kind, message in troubles:
@@ -103,7 +115,9 @@ class _RestoreComparison:
             fetched.troubles = self._one_by_one(piece, contents)
         # Not the id that was asked for but the one of what came: the comparison is with the root.
         known = {id_: self._identify(content) for id_, content in contents.items()}
-        fetched.runs = [SlotRun(chunk, chunk + 1, known.get(id_, id_)) for chunk, id_ in piece.chunks]
+        # Where a chunk is stored as a difference, its slot says so beside its id.
+        came = ((chunk, id_, known.get(id_, id_)) for chunk, id_ in piece.chunks)
+        fetched.runs = [SlotRun(chunk, chunk + 1, id_ if same == id_ else same) for chunk, id_, same in came]
         fetched.read_bytes = sum(map(len, contents.values()))
         return fetched
 
@@ -116,6 +130,8 @@ class _RestoreComparison:
                 contents |= self._stream.fetch(ChunkBatch(((chunk, id_),)))
             except StoreUnavailable:
                 raise
+            except ObjectCold as error:
+                self._result.must_thaw(error.obj)
             except LamellaError as error:
                 troubles.append(f"bytes {start} to {end}: {error.message}")
         return troubles

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from lamella.base.errors import IntegrityError, LamellaError, ObjectNotFound, StoreError, UnknownFormat
+from lamella.base.errors import IntegrityError, LamellaError, ObjectCold, ObjectNotFound, StoreError, UnknownFormat
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId, DomainId
 from lamella.base.names import COMMITS, PROBE, QUARANTINE, README, RESCUE, SEGMENTS, pack_hash, pack_name
@@ -116,6 +116,8 @@ class PackCheck:
     trouble: str = ""
     bad: list[tuple[Kind, ChunkId]] = field(default_factory=list)
     """Blobs in it that could not be had."""
+    cold: bool = False
+    """It must be thawed before anybody can read it."""
     addresses: set[Address] = field(default_factory=set)
     """Where it does not open for good: blobs, or its head."""
 
@@ -172,6 +174,9 @@ class PackVerification:
         self._troubled.clear()
 
     def _note(self, outcome: PackCheck) -> None:
+        if outcome.cold:
+            self._result.must_thaw(outcome.name, outcome.size)
+            return
         self._result.checked_chunks += outcome.chunks
         self._result.checked_bytes += outcome.chunk_bytes
         self._result.checked_objects += 1
@@ -196,6 +201,9 @@ class PackVerification:
         pack = pack_hash(entry.name) or b""
         try:
             content = self._repo.store.get(entry.name)
+        except ObjectCold:
+            outcome.cold = True
+            return outcome
         except StoreError as error:
             require_alive(self._repo.store, error)
             outcome.trouble = error.message

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lamella.base.errors import IntegrityError, LamellaError, StoreError, UnknownFormat
+from lamella.base.errors import IntegrityError, LamellaError, StoreError, UnknownFormat, shown_bytes
 from lamella.base.names import pack_hash, pack_name
 from lamella.format.container import MAX_OBJECT
 from lamella.format.lost import Address
@@ -44,6 +44,17 @@ def unopened_packs(repo: Repository) -> list[Unopened]:
         return Unopened(pack, reason)
 
     return list(ordered_map(look, census.troubled(repo.blobs), workers=default_workers()))
+
+
+def tell_cold(repo: Repository, result: VerifyResult) -> None:
+    """Say how many packs must be thawed before anybody can read them: neither damaged nor proven."""
+    for pack, size in repo.blobs.cold.items():
+        result.must_thaw(pack_name(pack), size)
+    for name in result.cold:
+        result.must_thaw(name, repo.blobs.length(pack_hash(name) or b"") or 0)
+    if result.cold:
+        text = f"packs that must be thawed before anybody can read them: {len(result.cold)}"
+        result.note("cold", "p/", f"{text}, {shown_bytes(sum(result.cold.values()))}; they were not read")
 
 
 def tell_unopened(repo: Repository, result: VerifyResult, packs: Sequence[Unopened], *, all_whole: bool) -> None:

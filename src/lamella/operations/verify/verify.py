@@ -37,7 +37,7 @@ from lamella.operations.verify.objects import (
     publish_bad,
     read_known_again,
 )
-from lamella.operations.verify.unopened import tell_unopened, unopened_packs
+from lamella.operations.verify.unopened import tell_cold, tell_unopened, unopened_packs
 from lamella.operations.verify.walk import SnapshotWalk
 from lamella.packs import census
 from lamella.packs.coverage import coverage
@@ -100,6 +100,7 @@ def _verified(
     verification = _Verification(repo, selected, options, result, reporter)
     verification.packs()
     verification.snapshots()
+    tell_cold(repo, result)
     tell_unopened(repo, result, unopened, all_whole=_all_whole(repo, selected, result))
     if selected and not result.checked_objects:
         raise NothingMatched("there was nothing to check", obj=repo.store.url)
@@ -107,7 +108,9 @@ def _verified(
         publish_bad(repo, result)
     # A sample that met no chunk and found nothing is no more than a look at the structure.
     nothing = options.level == "sample" and not result.checked_chunks and not result.damaged
-    _remember(repo, selected, "structure" if nothing else options.level, result, lacking)
+    # Nor is a look at packs of which some could not be read, unless this host read them before: readings tell.
+    shallow = nothing or bool(result.cold)
+    _remember(repo, selected, "structure" if shallow else options.level, result, lacking)
     if options.level == "full" or (options.budget is not None and not nothing):
         result.coverage = coverage(repo.cache, verification.domains(), repo.clock())
         _remember_readings(repo, selected, result, lacking, full=options.level == "full")
@@ -281,14 +284,19 @@ def _remember_proven(repo: Repository, selected: Sequence[Selected], result: Ver
 def _verdicts_of(
     selected: Sequence[Selected], level: str, result: VerifyResult, lacking: Sequence[str], now_ms: int
 ) -> list[tuple[VolumeId, VolumeVerdict]]:
-    """The verdicts on the volumes of these snapshots; `lacking` are names of volumes not saved."""
+    """The verdicts on the volumes of these snapshots; `lacking` are names of volumes not saved.
+
+    A source that differs, or cannot be read, proves nothing of a snapshot: only its structure was looked at.
+    """
     made: list[tuple[VolumeId, VolumeVerdict]] = []
+    unlike = {one.obj for one in result.findings if one.kind == "source"}
     for volume_id, ones in _by_volume(selected).items():
         damaged = any(one.text in result.unrestorable for one in ones)
         incomplete = ones[0].volume.name in lacking
         word = verdicts.DAMAGED if damaged else verdicts.INCOMPLETE if incomplete else verdicts.OK
         newest = max(ones, key=lambda one: (one.snapshot.added.time_ms, one.snapshot.name)).snapshot.name
-        made.append((volume_id, VolumeVerdict(now_ms, level, word, len(ones), newest, result.checked_bytes)))
+        seen = "structure" if level == "source" and unlike.intersection(one.text for one in ones) else level
+        made.append((volume_id, VolumeVerdict(now_ms, seen, word, len(ones), newest, result.checked_bytes)))
     return made
 
 

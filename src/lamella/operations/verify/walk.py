@@ -7,13 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lamella.base.errors import IntegrityError, LamellaError, StoreError, StoreUnavailable, UnknownFormat
+from lamella.base.errors import (
+    IntegrityError,
+    LamellaError,
+    ObjectCold,
+    StoreError,
+    StoreUnavailable,
+    UnknownFormat,
+)
 from lamella.base.events import Progress, Reporter
 from lamella.base.ids import ChunkId
 from lamella.format.container import Kind
-from lamella.format.node import Shape
+from lamella.format.node import DeltaChunk, Shape
 from lamella.operations.shared.findings import VerifyResult
 from lamella.operations.shared.selection import Selected
+from lamella.packs.deltas import present
 from lamella.packs.tree import SlotRun, Tree
 from lamella.packs.tree_changes import changes
 from lamella.repository.repository import Repository
@@ -40,6 +48,8 @@ class _Seen:
     troubles: list[Trouble] = field(default_factory=list)
     chunks: int = 0
     read_bytes: int = 0
+    cold: list[str] = field(default_factory=list)
+    """Packs that must be thawed before their chunks can be read."""
     end: int = 0
     """Bytes of the volume up to the last of them."""
 
@@ -49,7 +59,8 @@ class SnapshotWalk:
 
     `percent` of the chunks are read, at least one of each snapshot that brings any; 0 reads none. With `trust_map` a
     tree that this host knows to be complete is not followed: the listing has shown that no pack was lost since. Without
-    `counts` the chunks are not counted: reading the packs counted them.
+    `counts` the chunks are not counted: reading the packs counted them. What a difference makes, no pack tells: then
+    every chunk that is stored as one is read.
     """
 
     def __init__(  # noqa: PLR0913 - one switch for each difference between the levels
@@ -84,6 +95,10 @@ class SnapshotWalk:
             troubles += self._known(one, tree) if self._is_known(tree) else self._followed(one, tree)
         except StoreUnavailable:
             raise
+        except ObjectCold as error:  # a part of the manifest
+            self._result.must_thaw(error.obj)
+            self._before = None
+            return
         except (IntegrityError, UnknownFormat) as error:
             troubles.append(("tree", error.message))
         self._result.checked_objects += 1
@@ -113,6 +128,8 @@ class SnapshotWalk:
             troubles += seen.troubles
             self._result.checked_chunks += seen.chunks if self._counts else 0
             self._result.checked_bytes += seen.read_bytes
+            for name in seen.cold:
+                self._result.must_thaw(name)
             self._reporter(Progress("verify", one.text, min(seen.end, tree.shape.size), tree.shape.size))
         return troubles
 
@@ -127,6 +144,8 @@ class SnapshotWalk:
                     self._repo.contents.get(added.domain_id, Kind.DOCUMENT, part)
                 except StoreUnavailable:
                     raise
+                except ObjectCold as error:
+                    self._result.must_thaw(error.obj)
                 except (IntegrityError, StoreError) as error:
                     troubles.append(("document", f"document {document.name} cannot be read: {error.message}"))
         return troubles
@@ -158,6 +177,7 @@ class SnapshotWalk:
         for run in runs:
             if isinstance(run.slot, bytes):
                 read = bool(self._percent) and self._random.random() * 100 < self._percent
+                read |= not self._counts and not self._trust_map and isinstance(run.slot, DeltaChunk)
                 yield _Chunk(run.first << shape.chunk_log2, shape.chunk_length(run.first), run.slot, read)
 
     def _runs(self, one: Selected, tree: Tree) -> Iterator[SlotRun]:
@@ -170,13 +190,9 @@ class SnapshotWalk:
 
     def _look(self, one: Selected, batch: list[_Chunk]) -> _Seen:
         domain_id = one.snapshot.added.domain_id
-        places = self._repo.blobs.find_many(Kind.CHUNK, [chunk.id for chunk in batch])
+        there = present(self._repo.blobs, domain_id, [(chunk.id, chunk.length) for chunk in batch])
         seen = _Seen(end=batch[-1].offset + batch[-1].length)
-        for chunk in batch:
-            found = any(
-                place.domain_id == domain_id and place.blob.content_length == chunk.length
-                for place in places.get(chunk.id, [])
-            )
+        for chunk, found in zip(batch, there, strict=True):
             if found:
                 seen.chunks += 1
             if not found or chunk.read:
@@ -189,6 +205,9 @@ class SnapshotWalk:
             self._repo.contents.get(one.snapshot.added.domain_id, Kind.CHUNK, chunk.id, chunk.length)
         except StoreUnavailable:
             raise
+        except ObjectCold as error:
+            seen.cold.append(error.obj)
+            return
         except LamellaError as error:
             text = f"bytes {chunk.offset} to {chunk.offset + chunk.length}: {error.message}"
             seen.troubles.append(("chunk", text))

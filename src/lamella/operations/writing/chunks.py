@@ -21,7 +21,7 @@ from lamella.base.trust import Opened
 from lamella.format.compression import decode
 from lamella.format.container import Kind
 from lamella.format.encoder import Encoder
-from lamella.format.node import Shape, Slot, SlotValue
+from lamella.format.node import DeltaChunk, Shape, Slot, SlotValue
 from lamella.operations.shared.ranges import ThreadBuffers, is_zero
 from lamella.operations.shared.reading import Act, Task
 from lamella.packs.blobmap import Place
@@ -34,6 +34,7 @@ from lamella.run.pipeline import ordered_map
 from lamella.sources.base import FrozenVolume
 
 if TYPE_CHECKING:
+    from lamella.operations.writing.differences import Differences
     from lamella.stores.wrap.limited import TokenBucket
 
 CHECK_ONE_IN = 16
@@ -58,6 +59,7 @@ class ReadFigures(NamedTuple):
     changed_chunks: int = 0
     new_chunks: int = 0
     stored_bytes: int = 0
+    delta_chunks: int = 0
 
 
 class VolumeRead(NamedTuple):
@@ -109,6 +111,8 @@ class VolumeReader:
     """Every read waits until its bytes may go through."""
     put_node: PutNode | None = None
     """Takes the nodes of the tree instead of the packer."""
+    differences: Differences | None = None
+    """Stores chunks as differences from what the base has there, where that is worth it."""
 
     def __post_init__(self) -> None:
         self._identify = self.packer.identify(Kind.CHUNK)
@@ -187,19 +191,20 @@ class VolumeReader:
             self._compare(task, base, view)
             return _Answer([], task.end, base[-1], ReadFigures(length, length))
         changes: list[SlotRun] = []
-        new = stored = changed = 0
+        new = stored = changed = deltas = 0
         slot: SlotValue | None = None
         for position, (part, slot) in enumerate(self._slots(task, view)):
             same = base[position] == slot
-            if isinstance(slot, bytes) and not (same and self._kept(slot)):
-                sealed = self._store(slot, part)
+            if isinstance(slot, bytes) and not (same and self._kept(base[position])):
+                slot, sealed = self._store(slot, part, task.first + position, base[position])
+                deltas += isinstance(slot, DeltaChunk)
                 new += sealed > 0
                 stored += sealed
             if not same:
                 changes.append(SlotRun(task.first + position, task.first + position + 1, slot))
                 # ext4 gives space that was never written as data while its zeros are in memory, else as a hole.
                 changed += not (isinstance(slot, Slot) and isinstance(base[position], Slot))
-        return _Answer(changes, task.end, slot, ReadFigures(length, 0, changed, new, stored))
+        return _Answer(changes, task.end, slot, ReadFigures(length, 0, changed, new, stored, deltas))
 
     def _slots(self, task: Task, view: memoryview) -> Iterator[tuple[memoryview, SlotValue]]:
         """Each chunk of a task that was read, with the slot it makes."""
@@ -215,17 +220,26 @@ class VolumeReader:
             if slot != expected and not (slot == Slot.ZERO and expected == Slot.HOLE):
                 raise MapRefuted((task.first + position) << self.shape.chunk_log2, len(part))
 
-    def _kept(self, id_: ChunkId) -> bool:
+    def _kept(self, slot: SlotValue | None) -> bool:
         """Whether a chunk the base already has may be left alone: always, unless packs were lost."""
-        return not self.check_base or self.packer.pending(id_) or self.repo.blobs.has(Kind.CHUNK, id_)
+        if not self.check_base or not isinstance(slot, bytes) or self.packer.pending(slot):
+            return True
+        needed = self.repo.contents.blobs_of(self.packer.domain_id, [slot])
+        return all(self.repo.blobs.has(Kind.CHUNK, id_) for id_ in needed)
 
-    def _store(self, id_: ChunkId, part: memoryview) -> int:
-        """Store a chunk unless it is stored already; returns its sealed length, 0 if nothing was put."""
-        if self.packer.pending(id_):
-            return 0
-        if self.packer.may_be_stored(id_) and self._trusted(id_, part):
-            return 0
-        return self.packer.store_blob(Kind.CHUNK, id_, len(part), lambda: self._encode(part))
+    def _store(self, id_: ChunkId, part: memoryview, chunk: int, old: SlotValue | None) -> tuple[ChunkId, int]:
+        """Store a chunk unless it is stored already; returns its slot and the sealed length, 0 if nothing was put."""
+        if self.stored(id_, part):
+            return id_, 0
+        if self.differences is not None and isinstance(old, bytes):
+            made = self.differences.stored(self, id_, part, chunk, old)
+            if made is not None:
+                return made
+        return id_, self.packer.store_blob(Kind.CHUNK, id_, len(part), lambda: self._encode(part))
+
+    def stored(self, id_: ChunkId, part: memoryview) -> bool:
+        """Whether a chunk with this content is stored already, and may be relied on."""
+        return self.packer.pending(id_) or (self.packer.may_be_stored(id_) and self._trusted(id_, part))
 
     def _trusted(self, id_: ChunkId, part: memoryview) -> bool:
         """Whether a stored copy may be relied on: own packs are; in others the blob is opened and compared first."""

@@ -228,6 +228,18 @@ class ThinSource:
         rows = [row for row in self._report() if self.checkpoints.has(row) and row.name not in self._unkept]
         return [ThinToken.of(row).text for row in sorted(rows, key=lambda row: _number(row.name))]
 
+    @contextmanager
+    def kept_bytes(self, checkpoint: str) -> Iterator[OpenVolume]:
+        """The bytes of a kept moment, whose device is there meanwhile. Raises CheckpointLost, SourceError."""
+        row = self.checkpoints.find(ThinToken.parse(checkpoint), self._report(CheckpointLost))
+        with ExitStack() as undone:
+            commands.change("lvchange", "--activate", "y", "--ignoreactivationskip", row.text)
+            undone.callback(commands.change, "lvchange", "--activate", "n", row.text)
+            fd = self._opened(row.name, undone)
+            if not commands.is_device_of(row, os.fstat(fd).st_rdev):
+                raise SourceError(f"{commands.node_of(self._vg, row.name)} is not the checkpoint", obj=row.name)
+            yield OpenVolume(commands.node_of(self._vg, row.name), fd, os.lseek(fd, 0, os.SEEK_END))
+
     def delta(self, base: ThinToken, now: ThinToken, pool: LogicalVolume, grain: int) -> Delta:
         """The ranges that may differ from one snapshot to another. Raises CheckpointLost."""
         if base.pool != now.pool:

@@ -116,6 +116,12 @@ class ClonedSource:
         """All checkpoints of this source and owner, oldest first, but those of moments this object still holds."""
         return [token.text for token in self._files.kept() if token.file not in self._unkept]
 
+    @contextmanager
+    def kept_bytes(self, checkpoint: str) -> Iterator[OpenVolume]:
+        """The bytes of a kept moment. Raises CheckpointLost."""
+        with self._files.opened(checkpoint) as (fd, _):
+            yield OpenVolume(self._image.path, fd, os.fstat(fd).st_size)
+
     def _cloned(self, stack: ExitStack) -> FrozenClone | str:
         """The frozen clone, undone when `stack` ends; or why there can be none. Raises SourceError."""
         with _opened(self._image.path) as image, ExitStack() as undone:

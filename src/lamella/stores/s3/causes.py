@@ -7,6 +7,7 @@ from typing import Any
 from lamella.base.errors import (
     LamellaError,
     NoRepository,
+    ObjectCold,
     ObjectNotFound,
     StoreFull,
     StoreRefused,
@@ -33,7 +34,6 @@ _HINTS = {
     "IllegalLocationConstraintException": _REGION,
     "PermanentRedirect": "name the bucket's region and endpoint: ?region=NAME&endpoint=URL",
     "TemporaryRedirect": "name the bucket's region and endpoint: ?region=NAME&endpoint=URL",
-    "InvalidObjectState": "the object lies in an archive class: have the service restore it first",
     "InvalidStorageClass": "the service does not have it: leave out ?storage-class=",
 }
 _SAYS_NOTHING = {"InvalidRequest", "InvalidArgument", "NotImplemented", "BadRequest", "MalformedHeaderValue"}
@@ -61,6 +61,9 @@ def answer_error(reply: Any, obj: str, bucket: str) -> LamellaError:  # noqa: AN
         )
     if code in _LATER or status in {409, 429} or status >= 500:
         return StoreUnavailable(f"the service cannot do it now: {said}", obj=obj)
+    if code == "InvalidObjectState":
+        text = "the object lies in a class from which the service must thaw it first"
+        return ObjectCold(text, obj=obj, hint="lamella restore --thaw has it thawed, or the service's own tools")
     hint = _HINTS.get(code, "may this credential do that here?" if status in {401, 403} else "")
     return StoreRefused(f"the service refuses: {said}", obj=obj, hint=hint)
 

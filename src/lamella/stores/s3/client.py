@@ -32,7 +32,8 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 from urllib3.exceptions import TimeoutError as SilentTooLong
 
-from lamella.base.errors import ObjectNotFound, StoreRefused, StoreUnavailable, UsageError
+from lamella.base.errors import ObjectCold, ObjectNotFound, StoreRefused, StoreUnavailable, UsageError
+from lamella.stores.cold import Warmth
 from lamella.stores.s3.causes import answer_error, is_page, not_s3, refuses_terms, require_listing, shown, status_of
 from lamella.stores.s3.place import S3Place
 
@@ -48,6 +49,11 @@ MAX_EMPTY = 100
 """Pages of a listing in a row that have no name, at most."""
 _PIECE = 1 << 20
 _ANSWER_PIECE = 1 << 16
+_READ_AT_ONCE = frozenset(
+    ("", "STANDARD", "STANDARD_IA", "ONEZONE_IA", "REDUCED_REDUNDANCY", "GLACIER_IR", "EXPRESS_ONEZONE")
+)
+_ARCHIVES = frozenset(("GLACIER", "DEEP_ARCHIVE"))
+"""Storage classes of Amazon's; of others the service's answer to a GET is the only sign."""
 _CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile: ?profile=NAME"
 
 
@@ -127,6 +133,8 @@ class Listed(NamedTuple):
     name: str
     size: int
     version: str = ""
+    may_be_cold: bool = False
+    """Its storage class is none of those that are read at once, as far as these are known."""
 
 
 class S3Client:
@@ -283,14 +291,14 @@ class S3Client:
             with self._translated(prefix):
                 reply = self._client.list_objects_v2(Bucket=self._bucket, Prefix=whole, MaxKeys=PAGE, **token)
                 require_listing(reply, prefix)
-                rows = [Listed(str(row["Key"]), int(row["Size"])) for row in reply.get("Contents", ())]
+                rows = [_listed(row) for row in reply.get("Contents", ())]
             for row in rows:
                 if not row.name.startswith(whole):
                     raise StoreUnavailable("the service lists what was not asked for", obj=prefix)
                 if row.name <= before:
                     raise StoreUnavailable("the service's listing goes round in circles", obj=prefix)
                 before = row.name
-                yield Listed(row.name[len(self._prefix) :], row.size)
+                yield row._replace(name=row.name[len(self._prefix) :])
             if not reply.get("IsTruncated"):
                 return
             following = {"ContinuationToken": str(reply.get("NextContinuationToken", ""))}
@@ -313,6 +321,32 @@ class S3Client:
                 self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name, **_version(version))
         except ObjectNotFound:
             return
+
+    def warmth(self, name: str) -> Warmth:
+        """Whether an object can be read, by HEAD; where that does not say, by reading a byte."""
+        with self._translated(name):
+            reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
+            self._require_object(reply, name)
+        said = str(reply.get("Restore", ""))
+        if said:
+            return Warmth.THAWING if 'ongoing-request="true"' in said else Warmth.READABLE
+        if reply.get("StorageClass") in _ARCHIVES or reply.get("ArchiveStatus"):
+            return Warmth.COLD
+        try:
+            self.read(name, 0, 1)
+        except ObjectCold:
+            return Warmth.COLD
+        return Warmth.READABLE
+
+    def thaw(self, name: str, days: int, tier: str) -> None:
+        """Ask for a copy that can be read for so many days."""
+        wanted = {"Days": days, "GlacierJobParameters": {"Tier": tier.capitalize()}}
+        with self._translated(name):
+            try:
+                self._client.restore_object(Bucket=self._bucket, Key=self._prefix + name, RestoreRequest=wanted)
+            except ClientError as error:
+                if _code(error) != "RestoreAlreadyInProgress":
+                    raise
 
     def require_bucket(self) -> None:
         """Raises NoRepository if there is no such bucket."""
@@ -398,6 +432,10 @@ _TERMS: tuple[Callable[[HashedBody, bool], dict[str, str]], ...] = (
     lambda body, new: _md5(body),
 )
 """The conditions of a put, the best first."""
+
+
+def _listed(row: Any) -> Listed:  # noqa: ANN401 - botocore's
+    return Listed(str(row["Key"]), int(row["Size"]), may_be_cold=row.get("StorageClass", "") not in _READ_AT_ONCE)
 
 
 def _version(version: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from lamella.base.errors import UsageError
 
-OPTIONS = ("endpoint", "region", "addressing", "storage-class", "append-only", "profile", "timeout")
+OPTIONS = ("endpoint", "region", "addressing", "storage-class", "cold-after", "append-only", "profile", "timeout")
 """Options after the question mark."""
 _ADDRESSING = ("path", "virtual")
 _YES_NO = {"yes": True, "no": False}
@@ -19,6 +19,7 @@ _MAX_PREFIX = 512
 _STORAGE_CLASS = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _ASLEEP = {"GLACIER", "DEEP_ARCHIVE"}
 """Classes whose objects must be asked for hours before they can be read."""
+_COLDEST = "DEEP_ARCHIVE"
 _WORD = re.compile(r"[A-Za-z0-9._+@:/ -]{1,128}")
 
 
@@ -35,6 +36,11 @@ class S3Place:
     """The bucket is named in the path of an address, not in its host."""
     storage_class: str | None = None
     """Storage class of packs; everything else stays in the bucket's default class, from which it is read at once."""
+    cold_after: int = 0
+    """Days after which a rule of the bucket moves packs of data into a class from which they must be thawed; 0: never.
+    The rule's class is `cold_class`; a put names neither.
+    """
+    cold_class: str = ""
     append_only: bool = False
     """Neither replace nor delete, whatever the credential may do."""
     profile: str | None = None
@@ -62,6 +68,10 @@ def parse_place(place: str, environment: Mapping[str, str]) -> S3Place:
     endpoint = _endpoint(
         place, options.get("endpoint") or _first(environment, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     )
+    cold_after, storage_class = int(options.get("cold-after", "0")), options.get("storage-class")
+    if storage_class in _ASLEEP and not cold_after:
+        hint = "add cold-after=DAYS: a rule of the bucket moves packs there later; GLACIER_IR can be read at once"
+        raise UsageError(f"s3: objects of class {storage_class} cannot be read when they are needed", hint=hint)
     addressing = options.get("addressing") or ("path" if endpoint else "virtual")
     return S3Place(
         bucket,
@@ -69,7 +79,9 @@ def parse_place(place: str, environment: Mapping[str, str]) -> S3Place:
         endpoint,
         options.get("region") or _first(environment, "AWS_REGION", "AWS_DEFAULT_REGION"),
         addressing == "path",
-        options.get("storage-class"),
+        None if cold_after else storage_class,
+        cold_after,
+        (storage_class or _COLDEST) if cold_after else "",
         _YES_NO[options.get("append-only", "no")],
         options.get("profile") or _first(environment, "AWS_PROFILE"),
         int(options.get("timeout", "120")),
@@ -106,9 +118,8 @@ def _check_option(name: str, value: str) -> None:
         raise UsageError(f"s3: append-only is yes or no, not {value!r}")
     if name == "storage-class" and not _STORAGE_CLASS.fullmatch(value):
         raise UsageError(f"s3: not a storage class: {value!r}")
-    if name == "storage-class" and value in _ASLEEP:
-        hint = "every run reads the heads of packs; GLACIER_IR can be read at once"
-        raise UsageError(f"s3: objects of class {value} cannot be read when they are needed", hint=hint)
+    if name == "cold-after" and not (value.isdecimal() and value.isascii() and 1 <= int(value[:6]) <= 36500):
+        raise UsageError(f"s3: cold-after is a number of days, not {value!r}")
     if name == "timeout" and not (value.isdecimal() and value.isascii() and 1 <= int(value[:5]) <= 3600):
         raise UsageError(f"s3: a timeout is a number of seconds from 1 to 3600, not {value!r}")
     if not _WORD.fullmatch(value):

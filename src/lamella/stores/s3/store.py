@@ -7,7 +7,7 @@ Names of packs, commits and segments contain the hash of their bytes, so this ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
@@ -16,11 +16,13 @@ from lamella.base.errors import ObjectNotFound, StoreError, StoreRefused, StoreU
 from lamella.base.names import PACKS
 from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import MOST_OTHERS, Abilities, Entry, checked_name, checked_prefix, range_end
+from lamella.stores.cold import LEAST_COLD
 from lamella.stores.memory import NameLocks, ReadersWriterLock
 from lamella.stores.s3.place import S3Place, parse_place
 from lamella.stores.versions import Judge
 
 if TYPE_CHECKING:
+    from lamella.stores.cold import Warmth
     from lamella.stores.s3.client import S3Client
 
 
@@ -33,12 +35,19 @@ class S3Store:
         self._open_client: S3Client | None = client
         writes = not read_only
         deletes = writes and not place.append_only
-        self._abilities = Abilities(exclusive_lock=False, delete=deletes, write=writes, immutable=place.append_only)
+        self._abilities = Abilities(
+            exclusive_lock=False,
+            delete=deletes,
+            write=writes,
+            immutable=place.append_only,
+            cold_from=LEAST_COLD if place.cold_after else 0,
+        )
         self._lock = ReadersWriterLock()
         self._names = NameLocks()
         self._refuses_taken = client.is_amazon
         """The service is known to refuse a put under a taken name: no look before it is needed."""
         self._versions: dict[str, str] = {}
+        self._cold: set[str] = set()
 
     @classmethod
     def open(
@@ -125,6 +134,8 @@ class S3Store:
         invalid = 0
         for row in client.listing(prefix):
             try:
+                if row.may_be_cold:
+                    self._cold.add(checked_name(row.name))
                 yield Entry(checked_name(row.name), row.size)
             except StoreRefused:
                 invalid += 1
@@ -191,6 +202,20 @@ class S3Store:
         except ObjectNotFound:
             return False
         return True
+
+    # -- what must be thawed (lamella.stores.cold) ---------------------------------------------------------------------
+
+    def cold_names(self) -> Collection[str]:
+        """Names in a class that may not be read at once, by the listings made so far."""
+        return self._cold
+
+    def warmth(self, name: str) -> Warmth:
+        """Whether an object can be read now. Raises ObjectNotFound."""
+        return self._client.warmth(checked_name(name))
+
+    def thaw(self, name: str, days: int, tier: str) -> None:
+        """Ask the service for a copy that can be read for so many days. Raises StoreRefused, ObjectNotFound."""
+        self._client.thaw(checked_name(name), days, tier)
 
     def _check_writable(self, name: str) -> None:
         if not self._abilities.write:

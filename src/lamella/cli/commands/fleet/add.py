@@ -15,7 +15,7 @@ from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.commands.init import add_kdf_cost, make_repository
 from lamella.cli.context import Context
 from lamella.cli.fleet.hosts import check_name, fleet_place, host_file
-from lamella.cli.fleet.policies import can_be_told, require_below, s3_policy, ssh_line
+from lamella.cli.fleet.policies import can_be_told, require_below, s3_lifecycle, s3_policy, ssh_line
 from lamella.cli.new_files import exists, write_file
 from lamella.cli.sheet import Sheet
 from lamella.crypto.slots import MIN_KEY_FILE, key_file
@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mirror", metavar="REPO", help="the second place, for fleet mirror")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="write the policy for S3 to FILE")
+    parser.add_argument(
+        "--lifecycle", type=Path, metavar="FILE", help="write the rule that makes packs cold to FILE (s3: cold-after=)"
+    )
     add_kdf_cost(parser)
     add_dry_run(parser)
 
@@ -214,6 +217,21 @@ def _tell_policy(context: Context, url: str, name: str) -> dict[str, str]:
                 out.line(line)
         if context.args.quota:
             out.say("S3 knows no quota: fleet status tells when it is full")
-        return {"policy": policy}
+        return {"policy": policy, **_tell_lifecycle(context, url)}
     out.warn("this kind of destination cannot be told that the host may only add: see the guide to destinations")
     return {}
+
+
+def _tell_lifecycle(context: Context, url: str) -> dict[str, str]:
+    """Say by which rule the bucket makes packs cold; for the document, too."""
+    out, rule, file = context.out, s3_lifecycle(url), context.args.lifecycle
+    if not rule:
+        return {}
+    if file is None:
+        out.line("the rule for the bucket's lifecycle, beside any other rules of the bucket:")
+        out.line(rule.rstrip("\n"))
+    else:
+        if not context.args.dry_run:
+            write_file(file, rule.encode("ascii"), overwrite=False)
+        out.line(f"the rule for the bucket's lifecycle is in {file}; put it beside any other rules of the bucket")
+    return {"lifecycle": rule}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from lamella.base.errors import UsageError
+from lamella.base.errors import NoRepository
 from lamella.cli import imports
 from lamella.cli.arguments import SECRETS
 from lamella.cli.context import Context
 from lamella.cli.foreign_secret import FOREIGN_SECRETS, foreign_passphrase
+from lamella.imports.history import shown_name
 from lamella.imports.qvm.history import qvm_history
 
 _NOTE = """\
@@ -27,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context) -> int:
-    """Do it. Raises UsageError where no file is named."""
+    """Do it. Raises NoRepository for a file that is not there."""
     args = context.args
     words = [*args.file, *args.volume]
     files = [Path(word) for word in words if Path(word).is_file()]
     args.volume = [word for word in words if not Path(word).is_file()]
-    if not files:
-        raise UsageError(f"{words[0]} is no file", obj=words[0], hint="name the files of qvm-backup")
+    missing = words if not files else [word for word in args.volume if os.sep in word]  # no name of a qube has that
+    if missing:
+        hint = "name the files of qvm-backup"
+        raise NoRepository(f"there is no file {shown_name(missing[0])}", obj=missing[0], hint=hint)
     return imports.run_import(context, qvm_history(files, foreign_passphrase(context)))

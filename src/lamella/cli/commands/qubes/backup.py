@@ -88,7 +88,10 @@ def _say_what_runs(context: Context, plan: QubesPlan) -> None:
 def _options(context: Context) -> QubesOptions:
     args, configured = context.args, context.config.backup
     backup = BackupOptions(
-        compression=configured.compression, workers=args.workers or configured.workers, lock_wait=args.lock_wait
+        compression=configured.compression,
+        workers=args.workers or configured.workers,
+        lock_wait=args.lock_wait,
+        deltas=configured.deltas,
     )
     root = Path(context.env.get("LAMELLA_DOM0_ROOT") or "/")
     return QubesOptions(not args.committed, args.pause, not args.no_template_roots, root, backup)

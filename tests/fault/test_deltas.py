@@ -1,0 +1,284 @@
+"""Chunks stored as differences, through the real operations: what they save, what they need, and what damage costs.
+
+Feared: a base goes that a difference needs; a difference makes another chunk than the one that was saved; damage hits
+more or fewer chunks than verify names; a reader that knows no differences takes one for data.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lamella import rescue
+from lamella.base.ids import ChunkId
+from lamella.format.container import Kind
+from lamella.format.node import DeltaChunk
+from lamella.memory.host import Host
+from lamella.operations.backup.story import BackupOptions
+from lamella.operations.prune.plan import PruneOptions
+from lamella.operations.prune.prune import run_prune
+from lamella.operations.repair.repair import RepairOptions, repair
+from lamella.operations.shared.selection import select
+from lamella.operations.verify.verify import examine_all
+from lamella.repository.repository import Repository
+from lamella.stores.memory import MemoryStore
+from lamella_kit.tracked_source import TrackedDisk
+from tests.fault.world import (
+    CHUNK,
+    SECRET,
+    Truth,
+    backup,
+    check_rescue,
+    check_sound,
+    fresh_host,
+    host_at,
+    init,
+    short_rescue,
+    verified,
+)
+
+DELTAS = BackupOptions(chunk_log2=16, workers=1, deltas=True)
+CHUNKS = 12
+
+
+@dataclass
+class World:
+    """A repository, a tracked volume that is saved with differences, and what must come back."""
+
+    place: Path
+    store: MemoryStore = field(default_factory=MemoryStore)
+    truth: Truth = field(default_factory=Truth)
+    disk: TrackedDisk = field(
+        default_factory=lambda: TrackedDisk("disk", bytearray(random.Random(1).randbytes(CHUNKS * CHUNK - 5000)))
+    )
+
+    @property
+    def host(self) -> Host:
+        return host_at(self.place / "host")
+
+    def save(self, options: BackupOptions = DELTAS) -> int:
+        """One run; returns how many chunks became differences."""
+        result = backup(self.store, self.host, self.disk.source(), options=options)
+        assert result.complete, result
+        self.truth.learn(result, {"disk": bytes(self.disk.content)})
+        return result.volumes[0].delta_chunks
+
+    def write(self, chunk: int, at: int = 9000, length: int = 600) -> None:
+        """Change a few bytes of a chunk."""
+        start = chunk * CHUNK + at
+        self.disk.content[start : start + length] = random.Random(f"{chunk} {at} {len(self.truth.volumes)}").randbytes(
+            length
+        )
+
+    def slots(self, number: int = -1) -> dict[int, DeltaChunk]:
+        """The chunks of a snapshot that are differences."""
+        with Repository.open(self.store, SECRET, self.host) as repo:
+            one = select(repo, [])[number]
+            runs = repo.tree_reader(one.snapshot.added.domain_id).runs(repo.tree(one.snapshot))
+            return {run.first: run.slot for run in runs if isinstance(run.slot, DeltaChunk)}
+
+    def places(self, ids: Sequence[ChunkId]) -> dict[ChunkId, tuple[str, int]]:
+        """Pack and offset of some chunks."""
+        with Repository.open(self.store, SECRET, self.host) as repo:
+            repo.refresh_map()
+            found = repo.blobs.find_many(Kind.CHUNK, list(ids))
+            return {
+                id_: (f"p/{one[0].pack.hex()[:2]}/{one[0].pack.hex()}", one[0].blob.offset)
+                for id_, one in found.items()
+            }
+
+    def damaged(self, id_: ChunkId) -> MemoryStore:
+        """A copy of the repository in which a chunk does not open."""
+        name, offset = self.places([id_])[id_]
+        objects = self.store.objects()
+        content = bytearray(objects[name])
+        content[offset + 3] ^= 1
+        return MemoryStore({**objects, name: bytes(content)})
+
+    def prune(self, *keep: int) -> None:
+        """Remove all snapshots but those of these numbers."""
+        with Repository.open(self.store, SECRET, self.host, exclusive=True) as repo:
+            rows = select(repo, [])
+            kept = {rows[number].text for number in keep}
+            self.truth.volumes = {text: one for text, one in self.truth.volumes.items() if text in kept}
+            run_prune(repo, [one.snapshot.ref for one in rows if one.text not in kept], PruneOptions(max_unused=0))
+
+    def check(self) -> None:
+        """Sound for a host that knows nothing, and for the emergency reader."""
+        check_sound(self.store, fresh_host(self.place / "fresh"), self.truth, self.place)
+        check_rescue(self.store.objects(), self.truth, self.place / "rescue")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path)
+    with short_rescue(monkeypatch):
+        init(made.store, made.host)
+    yield made
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def stored_bytes(store: MemoryStore) -> int:
+    return sum(len(content) for name, content in store.objects().items() if name.startswith("p/"))
+
+
+def test_a_small_change_is_stored_small_and_comes_back(world: World) -> None:
+    assert world.save() == 0, "there is nothing to differ from"
+    before = stored_bytes(world.store)
+    for chunk in (2, 7, CHUNKS - 1):
+        world.write(chunk)
+    assert world.save() == 3
+    assert stored_bytes(world.store) - before < CHUNK, "three chunks were written again"
+    assert set(world.slots()) == {2, 7, CHUNKS - 1}
+    world.check()
+
+
+def test_without_being_asked_for_nothing_is_stored_as_a_difference(world: World) -> None:
+    plain = BackupOptions(chunk_log2=16, workers=1)
+    world.save(plain)
+    world.write(3)
+    assert world.save(plain) == 0
+    with Repository.open(world.store, SECRET, world.host) as repo:
+        assert not any(one.snapshot.added.has_deltas for one in select(repo, []))
+
+
+def test_differences_are_from_full_chunks_alone(world: World) -> None:
+    """What is a difference already is stored in full when it changes again, and is a base from then on."""
+    world.save()
+    kinds = []
+    for _ in range(4):
+        world.write(4)
+        kinds.append(world.save())
+    assert kinds == [1, 0, 1, 0]
+    world.check()
+
+
+def test_a_chunk_that_changed_as_a_whole_is_stored_in_full(world: World) -> None:
+    world.save()
+    world.write(5, at=0, length=CHUNK * 6 // 10)
+    assert world.save() == 0
+    world.check()
+
+
+def test_a_resized_volume_has_no_difference_where_the_length_is_another(world: World) -> None:
+    world.save()
+    world.disk.content += bytes(100)
+    world.write(CHUNKS - 1)
+    world.write(1)
+    assert world.save() == 1
+    world.check()
+
+
+def test_a_kept_moment_that_is_not_what_the_base_says_is_no_base(world: World) -> None:
+    world.save()
+    (checkpoint,) = world.disk.moments
+    moment = bytearray(world.disk.moments[checkpoint])
+    moment[6 * CHUNK + 20000] ^= 1
+    world.disk.moments[checkpoint] = bytes(moment)
+    world.write(6)
+    world.write(8)
+    assert world.save() == 1, "chunk 6 was another one in the moment than in the snapshot"
+    world.check()
+
+
+def test_old_programs_refuse_the_snapshot_by_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that does not know the feature: the snapshots without it are there, the one with it is refused."""
+    world.save()
+    world.write(2)
+    world.save()
+    monkeypatch.setattr(rescue, "DELTAS", 0xFFFF)
+    monkeypatch.setattr("lamella.format.records.DELTAS", 0xFFFF)
+    with Repository.open(world.store, SECRET, world.host) as repo:
+        assert [one.snapshot.added.usable for one in select(repo, [])] == [True, False]
+    old, new = world.truth.volumes
+    check_rescue(world.store.objects(), Truth({old: world.truth.volumes[old]}), world.place / "rescue")
+    with pytest.raises(AssertionError, match="needs feature 0x0002"):
+        check_rescue(world.store.objects(), Truth({new: world.truth.volumes[new]}), world.place / "rescue")
+
+
+# -- bases stay as long as they are needed ----------------------------------------------------------------------------
+
+
+def test_a_base_stays_when_its_own_snapshot_goes(world: World) -> None:
+    world.save()
+    world.write(2)
+    world.write(9)
+    world.save()
+    for chunk in range(CHUNKS - 1):
+        if chunk not in (2, 9):
+            world.disk.content[chunk * CHUNK : (chunk + 1) * CHUNK] = random.Random(chunk + 50).randbytes(CHUNK)
+    world.save()
+    world.prune(-1)
+    assert set(world.slots()) == {2, 9}, "only what they differ from is left of the first snapshot"
+    assert stored_bytes(world.store) < (CHUNKS + 3) * CHUNK
+    world.check()
+
+
+def test_many_histories_keep_every_base_that_is_needed(world: World) -> None:
+    """Random changes, runs with and without differences, and prunes that keep any of the snapshots."""
+    chance = random.Random(7)
+    for _ in range(25):
+        for _ in range(chance.randrange(4)):
+            world.write(chance.randrange(CHUNKS - 1), at=chance.randrange(60000), length=chance.choice((10, 5000)))
+        world.save(BackupOptions(chunk_log2=16, workers=1, deltas=chance.random() < 0.8))
+        if chance.random() < 0.3 and len(world.truth.volumes) > 1:
+            numbers = range(len(world.truth.volumes))
+            world.prune(*chance.sample(numbers, chance.randrange(1, len(numbers))))
+            check_sound(world.store, fresh_host(world.place / "fresh"), world.truth, world.place)
+    world.check()
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def troubles(store: MemoryStore, place: Path, level: str = "restore") -> dict[str, list[str]]:
+    """By snapshot, the findings of verify about chunks."""
+    with Repository.open(store, SECRET, fresh_host(place / "verifier")) as repo:
+        found: dict[str, list[str]] = {}
+        for finding in verified(repo, level).findings:
+            if finding.kind == "chunk":
+                found.setdefault(finding.obj, []).append(finding.message.partition(":")[0])
+        return found
+
+
+@pytest.mark.parametrize("level", ["full", "restore"])
+@pytest.mark.parametrize("part", ["base", "difference"])
+def test_damage_names_exactly_the_chunks_that_need_it(world: World, part: str, level: str) -> None:
+    world.save()
+    for chunk in (2, 7):
+        world.write(chunk)
+    world.save()
+    world.write(1)
+    world.save()
+    first, second, third = world.truth.volumes
+    slot = world.slots()[7]
+    left = world.damaged(slot.base if part == "base" else slot.difference)
+    here = [f"bytes {7 * CHUNK} to {8 * CHUNK}"]
+    # What a snapshot shares with the one before is told there, but that one is no comparison once it is damaged.
+    expected = {second: here, third: here} | ({first: here} if part == "base" else {})
+    assert troubles(left, world.place, level) == expected
+
+
+@pytest.mark.parametrize("part", ["base", "difference"])
+def test_repair_finds_what_depends_on_a_lost_blob(world: World, part: str) -> None:
+    """From the live source: the chunk is stored in full again, and its slot leads there."""
+    world.save()
+    for chunk in (2, 7):
+        world.write(chunk)
+    world.save()
+    world.prune(-1)
+    slot = world.slots()[7]
+    world.store = world.damaged(slot.base if part == "base" else slot.difference)
+    with Repository.open(world.store, SECRET, world.host, whole=True, may_be_lost=True) as repo:
+        result = repair(repo, examine_all, RepairOptions(sources={"disk": world.disk.source()}, workers=1))
+    assert "stored anew" in {one.did for one in result.actions}, result
+    world.check()
+    world.write(3)
+    world.save()
+    world.prune(-1)
+    world.check()
