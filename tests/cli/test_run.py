@@ -226,6 +226,22 @@ def test_a_profile_that_never_worked_grows_stale(desk: Desk) -> None:
     assert desk.events() == [("stale", ["stale main", "stale usb"])]
 
 
+def test_an_unreachable_destination_is_told_when_it_is_stale(desk: Desk) -> None:
+    """Not at each try: a laptop is away from its server most of the time. The hook for that fires, too."""
+    far = f'[repositories.far]\nurl = "ssh://nobody@127.0.0.1:1/x"\nkeyfile = "{desk.folder}/key"'
+    hook = f'[profiles.nightly.hooks]\nstale = "{sys.executable} {desk.folder}/tell.py {desk.folder}/hook"'
+    desk.configure('repositories = ["far"]\nprune = true', hook, repositories=far)
+    assert desk.steps(75) == [("backup", "far", "absent"), ("prune", "far", "absent"), ("verify", "far", "absent")]
+    assert desk.lamella.ok("status", "--notify", "nightly").out == "" and desk.messages() == []
+    path = desk.folder / "state" / "profiles.json"
+    content = json.loads(path.read_text())
+    content["profiles"]["nightly"]["first_ms"] -= 4 * DAY_MS
+    path.write_text(json.dumps(content))
+    for _ in range(2):
+        assert desk.lamella.run("status", "--notify", "nightly").code == 3
+    assert desk.events() == [("stale", ["stale far"])] and (desk.folder / "hook").read_text().count("\n") == 1
+
+
 def test_a_clock_that_was_set_back_is_told(desk: Desk) -> None:
     desk.run()
     grow_old(desk, "main", -400)

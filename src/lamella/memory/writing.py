@@ -39,18 +39,6 @@ def held_file(path: Path, wait_seconds: float, busy: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_held(path: Path) -> bool:
-    """Whether somebody holds the flock on `path`, which is then taken for an instant; True if that cannot be told."""
-    try:
-        with path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
 def _flock(descriptor: int, path: Path, wait_seconds: float, busy: str) -> None:
     deadline = time.monotonic() + wait_seconds
     while True:

@@ -16,10 +16,10 @@ from lamella.cli.context import Context
 from lamella.cli.everyday.conditions import unmet
 from lamella.cli.everyday.profiles import Profile, require_profile
 from lamella.cli.everyday.steps import ABSENT, SAVING, StepResult, Steps, well_saved
-from lamella.cli.everyday.troubles import Reporting, lock_of
+from lamella.cli.everyday.troubles import Reporting
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.shown import shown_seconds
-from lamella.memory.runs import ProfileRecord, Profiles, StepRecord
+from lamella.memory.runs import ProfileRecord, Profiles, StepRecord, lock_of
 from lamella.memory.writing import held_file
 
 POSTPONED = Absent.exit_code

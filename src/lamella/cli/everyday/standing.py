@@ -24,12 +24,12 @@ from lamella.cli.everyday.health import (
     volume_rows,
     worst,
 )
-from lamella.cli.everyday.troubles import broken_off, goes_on
+from lamella.cli.everyday.troubles import broken_off
 from lamella.cli.known_names import remember
 from lamella.cli.media import members, rows
 from lamella.cli.secret import FIRST
 from lamella.memory.pins import Problem
-from lamella.memory.runs import ProfileRecord, Profiles
+from lamella.memory.runs import ProfileRecord, Profiles, goes_on
 from lamella.operations.look.listing import snapshots
 from lamella.repository.repository import Repository
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lamella.base.clock import iso, now_ms
@@ -15,9 +14,7 @@ from lamella.cli.everyday.messages import Message, notify, ping, run_hook
 from lamella.cli.everyday.profiles import Profile, messages_from
 from lamella.cli.everyday.steps import SKIPPED, StepResult, well_saved
 from lamella.cli.local_time import shown_time
-from lamella.memory.host import Host
-from lamella.memory.runs import ProfileRecord, Profiles
-from lamella.memory.writing import is_held
+from lamella.memory.runs import ProfileRecord, Profiles, goes_on
 
 CONFIGURATION = "configuration"
 RUN = "run"
@@ -144,16 +141,6 @@ class Reporting:
 
     def _warn(self, text: str) -> None:
         self._context.out.warn(text)
-
-
-def lock_of(host: Host, name: str) -> Path:
-    """The file that a run of the profile holds a lock on."""
-    return host.state_dir / "profiles" / f"{name}.lock"
-
-
-def goes_on(host: Host, name: str) -> bool:
-    """Whether the profile runs at this moment."""
-    return is_held(lock_of(host, name))
 
 
 def broken_off(record: ProfileRecord) -> str:
