@@ -122,6 +122,8 @@ class Profile:
     name: str
     sources: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    scrub: tuple[str, ...] = ()
+    """Patterns of files to leave out of the volumes."""
     repositories: tuple[str, ...] = ()
     copy_to: tuple[str, ...] = ()
     compression: str | None = None
@@ -303,6 +305,7 @@ _TABLES: Final[Mapping[str, tuple[type[Any], Mapping[str, Check]]]] = {
 _VALUES: Final[Mapping[str, Check]] = {
     "sources": _sources,
     "exclude": listed,
+    "scrub": listed,
     "repositories": listed,
     "copy_to": listed,
     "compression": compression,
