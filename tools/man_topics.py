@@ -152,6 +152,7 @@ KEYS: dict[str, dict[str, str]] = {
     "[profiles.NAME.schedule]": {
         "when": "A time as systemd.time(7) has it, such as daily.",
         "random_delay": "At most so much later, by chance.",
+        "memory_max": 'The memory of a run with its drills, as "2G"; systemd alone keeps it.',
     },
 }
 """Every key, by its table."""
