@@ -94,7 +94,8 @@ def _needed(repo: Repository, one: Selected, may_be_cold: Callable[[bytes], bool
     parts = [part for document in added.documents for part in document.parts]
     found: set[bytes] = set()
     for kind, ids in ((Kind.CHUNK, chunks), (Kind.DOCUMENT, iter(parts))):
-        for batch in _batches(ids):
+        for some in _batches(ids):
+            batch = repo.contents.blobs_of(added.domain_id, some) if kind is Kind.CHUNK else some
             places = repo.blobs.find_many(kind, batch)
             for id_ in batch:
                 packs = [place.pack for place in places.get(id_, ()) if place.domain_id == added.domain_id]
