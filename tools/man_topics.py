@@ -75,6 +75,7 @@ KEYS: dict[str, dict[str, str]] = {
         "chunk_size": 'Of volumes that are backed up for the first time, as "64K".',
         "backing_dirs": "Directories whose files a disk image may need, beside its own.",
         "exclude": "What is left out of directories and patterns.",
+        "scrub": "Patterns of files that are left out of the volumes themselves, as for backup --scrub.",
     },
     "[lvm]": {
         "data_percent": "How full the data of a thin pool may be for a snapshot to be made in it.",
@@ -95,6 +96,7 @@ KEYS: dict[str, dict[str, str]] = {
     "[profiles.NAME]": {
         "sources": "Absolute paths, directories, patterns, or sources with a driver such as lvm:.",
         "exclude": "Patterns of files that are left out.",
+        "scrub": "Patterns of files that are left out of the volumes themselves, as for backup --scrub.",
         "repositories": "Where the backup goes; without it as for lamella backup.",
         "copy_to": "Repositories that snapshots are copied to afterwards.",
         "compression": "As in [backup], for this profile.",
@@ -150,6 +152,7 @@ KEYS: dict[str, dict[str, str]] = {
     "[profiles.NAME.schedule]": {
         "when": "A time as systemd.time(7) has it, such as daily.",
         "random_delay": "At most so much later, by chance.",
+        "memory_max": 'The memory of a run with its drills, as "2G"; systemd alone keeps it.',
     },
 }
 """Every key, by its table."""

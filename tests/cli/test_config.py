@@ -115,6 +115,7 @@ _PROFILE = "[profiles.p]\nsources = ['/a']\n"
         (f"{_PROFILE}prune = {{ keep_day = 3 }}", "3: unknown key profiles.p.prune.keep_day; did you mean keep_daily"),
         (f"{_PROFILE}[profiles.p.prune]\nkeep_last = 'x'", "4: profiles.p.prune.keep_last: not a number"),
         (f"{_PROFILE}notify.mial = 'root'", "3: unknown key profiles.p.notify.mial; did you mean mail?"),
+        (f"{_PROFILE}schedule.memory_max = '8M'", "3: profiles.p.schedule.memory_max: must be a size of 64M or more"),
         (f"{_PROFILE}hooks = 5", "3: profiles.p.hooks: must be a table"),
         (f"{_PROFILE}copy_to = ['usb']", "3: profiles.p.copy_to names 'usb', which is not configured"),
         ("# none\n[profiles.p]\nverify = false", "2: profiles.p: sources is missing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -25,7 +26,7 @@ CASES = int(os.environ.get("LAMELLA_MUTATIONS", "40"))
 KILLS = int(os.environ.get("LAMELLA_KILLS", "2"))
 """By hand 10, and with both tools."""
 BORG = os.environ.get("LAMELLA_TEST_BORG", "borg")
-"""The borg to try; that of the system is 1.2."""
+"""The borg to try, 1.2 to 2.0.0b21; that of the system is 1.2."""
 
 
 class Archive:
@@ -48,7 +49,7 @@ class Archive:
     @property
     def env(self) -> dict[str, str]:
         """What both tools read; none of their caches stays on the machine."""
-        secrets = {"BORG_PASSPHRASE": "x", "RESTIC_PASSWORD": "x"}
+        secrets = {"BORG_PASSPHRASE": "x", "RESTIC_PASSWORD": "x", "BORG_TESTONLY_WEAKEN_KDF": "1"}
         return {**secrets, "BORG_BASE_DIR": str(self.home), "XDG_CACHE_HOME": str(self.home)}
 
     def ran(self, *words: str | Path, into: Path | None = None) -> bytes:
@@ -71,21 +72,40 @@ class Borg(Archive):
     """borg: the archives `one` and `t{w}o`."""
 
     kind = "borg"
-    sessions = ("one", "t{w}o")
+    names_of_archives = ("one", "t{w}o")
 
     def __init__(self, tmp_path: Path) -> None:
         super().__init__(tmp_path)
         require("borg", shutil.which(BORG) is not None, "there is no borg")
-        self.ran(BORG, "init", "-e", "repokey", self.place)
-        for number, name in enumerate(self.sessions):
+        self.is_second = b"borg 2" in self.ran(BORG, "--version")
+        if self.is_second:  # where several archives may have one name
+            self.ran(BORG, "-r", self.place, "repo-create", "-e", "repokey-aes-ocb")
+        else:
+            self.ran(BORG, "init", "-e", "repokey", self.place)
+        for number, name in enumerate(self.names_of_archives):
             self.change(number)
-            self.ran(BORG, "create", f"{self.place}::{name.replace('{', '{{').replace('}', '}}')}", ".")
+            self.ran(BORG, *self.archive("create", name.replace("{", "{{").replace("}", "}}")), ".")
+        self.sessions = list(self.names_of_archives)
+        if self.is_second:
+            listed = json.loads(self.ran(BORG, "-r", self.place, "repo-list", "--json"))["archives"]
+            self.ids = {f"{one['name']}~{one['id'][:8]}": f"aid:{one['id']}" for one in listed}
+            self.sessions = list(self.ids)
+
+    def archive(self, command: str, name: str) -> list[str]:
+        """A command for an archive."""
+        return ["-r", str(self.place), command, name] if self.is_second else [command, f"{self.place}::{name}"]
 
     def restored(self, session: str, into: Path) -> Path:
         """Where the tool itself restores a session."""
         into.mkdir()
-        self.ran(BORG, "extract", f"{self.place}::{session.replace('{', '{{').replace('}', '}}')}", into=into)
+        name = self.ids[session] if self.is_second else session.replace("{", "{{").replace("}", "}}")
+        self.ran(BORG, *self.archive("extract", name), into=into)
         return into
+
+    def unlock(self) -> None:
+        """Take away the lock that a killed borg left."""
+        words = ["-r", str(self.place), "break-lock"] if self.is_second else ["break-lock", str(self.place)]
+        self.ran(BORG, *words)
 
     @property
     def options(self) -> list[str]:
@@ -131,7 +151,7 @@ def test_every_session_is_what_the_tool_itself_restores(empty: Lamella, archive:
     sessions = [row["session"] for row in listed["sessions"]]
     assert len(sessions) == 2 and all(row["claimed_time"] for row in listed["sessions"])
     if isinstance(archive, Borg):
-        assert sessions == list(archive.sessions)
+        assert sessions == archive.sessions
     else:
         assert [row["tags"] for row in listed["sessions"]] == [["t0"], ["t1"]]
     names = {volume["volume"] for row in listed["sessions"] for volume in row["volumes"]}
@@ -172,7 +192,8 @@ def test_killed_again_and_again_no_session_is_read_twice(empty: Lamella, archive
             time.sleep(0.01)
         process.send_signal(signal.SIGINT if turn % 3 == 2 else signal.SIGKILL)
         assert "Traceback" not in process.communicate(timeout=120)[1]
-        subprocess.run([BORG, "break-lock", archive.place], env={**os.environ, **archive.env}, capture_output=True)
+        if isinstance(archive, Borg):
+            archive.unlock()
         before = {row["snapshot"] for row in empty.json("list")["snapshots"]}
     done = empty.json(*words)
     assert [row["result"] for row in done["sessions"]].count("present") == len(before)
@@ -210,7 +231,8 @@ exit 3
 @pytest.mark.parametrize(
     ("kind", "said", "words"),
     [
-        ("borg", b"borg 2.0.0b21\n", "borg 2.0.0b21 is not supported"),
+        ("borg", b"borg 2.0.0b20\n", "borg 2.0.0b20 is not supported"),
+        ("borg", b"borg 3.0.0\n", "borg 3.0.0 is not supported"),
         ("borg", b"borg 1.1.18\n", "borg 1.1.18 is not supported"),
         ("borg", b"hello\n", "does not say its version"),
         ("restic", b"restic 0.9.6 compiled with go\n", "restic 0.9.6 compiled with go is not supported"),
@@ -246,13 +268,30 @@ RESTIC_ANSWERS = {
     "snapshots": b'[{"id": "%s", "time": "2026-01-02T03:04:05.123Z", "hostname": "h", "tags": ["t"]}]' % (b"cd" * 32),
     "ls": b'{"struct_type": "snapshot"}\n{"type": "file", "path": "/a.img", "size": 5}\n',
 }
+BORG2_ANSWERS = {
+    "--version": b"borg 2.0.0b21\n",
+    "repo-list": b'{"repository": {"id": "0123abcd"}, "archives": [{"name": "one", "id": "%s", "hostname": "h",'
+    b' "time": "2026-01-02T03:04:05.000000+00:00"}, {"name": "one", "id": "%s", "hostname": "h",'
+    b' "time": "2026-01-03T03:04:05+00:00"}]}' % (b"ab" * 32, b"cd" * 32),
+    "--json-lines": b'{"type": "-", "mode": "-rw", "path": "a.img", "size": 5, "hlid": "", "target": ""}\n'
+    b'{"type": "-", "mode": "-rw", "path": "b.img", "size": 5, "hlid": "ef", "target": ""}\n',
+}
 ODD = [b'"\\ud800"', b'"\\u0000"', b"1e999", b"-1", b"null", b"[]", b"{}", b"9" * 5000, b"[" * 5000, b"NaN", b"true"]
 
 
-@pytest.mark.parametrize("kind", ["borg", "restic"])
+def test_a_newer_borg_2_is_tried_with_a_warning(lamella: Lamella, tmp_path: Path) -> None:
+    for said, warned in ((b"borg 2.0.0b21\n", False), (b"borg 2.0.0b22\n", True), (b"borg 2.0.1\n", True)):
+        program = stand_in(tmp_path, {**BORG2_ANSWERS, "--version": said})
+        done = lamella.run("import", "borg", "--program", program, "--list", tmp_path, "--json")
+        assert [row["session"] for row in done.json["sessions"]] == ["one~abababab", "one~cdcdcdcd"]
+        assert [row["claimed_time"][:10] for row in done.json["sessions"]] == ["2026-01-02", "2026-01-03"]
+        assert (done.code, "was never tried" in done.err) == (0, warned), done.err
+
+
+@pytest.mark.parametrize("kind", ["borg", "borg 2", "restic"])
 def test_whatever_a_program_says_ends_in_a_list_or_one_line(tmp_path: Path, kind: str) -> None:
-    answers = BORG_ANSWERS if kind == "borg" else RESTIC_ANSWERS
-    history = borg_history if kind == "borg" else restic_history
+    answers = {"borg": BORG_ANSWERS, "borg 2": BORG2_ANSWERS, "restic": RESTIC_ANSWERS}[kind]
+    history = restic_history if kind == "restic" else borg_history
     chance, whole = random.Random(11), 0
     for _ in range(CASES):
         said = dict(answers)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,36 +12,17 @@ from lamella.base.errors import LamellaError
 from lamella.imports.history import volume_sources
 from lamella.imports.qcow2 import qcow2_history
 from tests.cli.program import Lamella
-from tests.features import require
+from tests.imports.qcow2_chain import chain, ran
 
 MIB = 1 << 20
 CASES = int(os.environ.get("LAMELLA_MUTATIONS", "30"))
 """By hand 2,000."""
 
 
-def ran(*words: str | Path) -> None:
-    done = subprocess.run([str(one) for one in words], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, (words, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def chain(tmp_path: Path) -> Path:
+@pytest.fixture(name="chain")
+def _chain(tmp_path: Path) -> Path:
     """An image over another one; both have snapshots, two of one name."""
-    require("qemu-img", shutil.which("qemu-img") is not None, "there is no qemu-img")
-    require("qemu-nbd", shutil.which("qemu-nbd") is not None, "there is no qemu-nbd")
-    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
-    ran("qemu-img", "create", "-q", "-f", "qcow2", base, "8M")
-    ran("qemu-io", "-c", "write -P 1 0 1M", base)
-    ran("qemu-img", "snapshot", "-c", "old", base)
-    ran("qemu-io", "-c", "write -P 2 1M 1M", base)
-    ran("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", top)
-    ran("qemu-io", "-c", "write -P 3 2M 1M", top)
-    ran("qemu-img", "snapshot", "-c", "same", top)
-    ran("qemu-io", "-c", "write -P 4 2M 64k", "-c", "write -z 0 512k", top)
-    ran("qemu-img", "snapshot", "-c", "same", top)
-    ran("qemu-img", "resize", "-q", top, "10M")
-    ran("qemu-io", "-c", "write -P 5 9M 64k", top)
-    return top
+    return chain(tmp_path)
 
 
 def test_every_state_is_what_qemu_makes_of_it(empty: Lamella, chain: Path, tmp_path: Path) -> None:

@@ -18,29 +18,12 @@ from lamella.imports.qvm.history import qvm_history
 from lamella.imports.qvm.qubes_xml import qubes_of
 from tests.cli.program import Lamella
 from tests.features import require
-from tests.imports.qvm_backups import PASSPHRASE, inner_tar, qubes_xml, sealed, write_backup
+from tests.imports.qvm_backups import PASSPHRASE, UUID, files_of, inner_tar, qubes_xml, sealed, write_backup
 
 MIB = 1 << 20
 CASES = int(os.environ.get("LAMELLA_MUTATIONS", "150"))
 """By hand 2,000."""
-UUID = "9204481c-7e37-42a6-8a66-b4cc63d65f11"
-RULE = '<property name="action">accept</property><property name="proto">tcp</property>'
 SECRET = {"LAMELLA_FROM_PASSPHRASE": PASSPHRASE.decode()}
-
-
-def files_of(folder: Path, private: Path, size: int = 8 * MIB) -> dict[str, bytes]:
-    """The files of a backup of the qube `work`."""
-    (folder / "qubes.xml").write_bytes(qubes_xml({"work": (UUID, 20, {"private": size})}))
-    rules = f"<rule><properties>{RULE}</properties></rule>"
-    (folder / "firewall.xml").write_text(f'<firewall version="2"><rules>{rules}</rules></firewall>')
-    (folder / "notes.txt").write_text("a note")
-    return {
-        "qubes.xml": inner_tar(folder / "qubes.xml", "qubes.xml"),
-        "vm20/private.img": inner_tar(private, "vm20/private.img"),
-        "vm20/firewall.xml": inner_tar(folder / "firewall.xml", "vm20/firewall.xml"),
-        "vm20/notes.txt": inner_tar(folder / "notes.txt", "vm20/notes.txt"),
-        "dom0-home/user": b"",
-    }
 
 
 @pytest.fixture

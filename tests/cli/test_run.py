@@ -226,6 +226,22 @@ def test_a_profile_that_never_worked_grows_stale(desk: Desk) -> None:
     assert desk.events() == [("stale", ["stale main", "stale usb"])]
 
 
+def test_an_unreachable_destination_is_told_when_it_is_stale(desk: Desk) -> None:
+    """Not at each try: a laptop is away from its server most of the time. The hook for that fires, too."""
+    far = f'[repositories.far]\nurl = "ssh://nobody@127.0.0.1:1/x"\nkeyfile = "{desk.folder}/key"'
+    hook = f'[profiles.nightly.hooks]\nstale = "{sys.executable} {desk.folder}/tell.py {desk.folder}/hook"'
+    desk.configure('repositories = ["far"]\nprune = true', hook, repositories=far)
+    assert desk.steps(75) == [("backup", "far", "absent"), ("prune", "far", "absent"), ("verify", "far", "absent")]
+    assert desk.lamella.ok("status", "--notify", "nightly").out == "" and desk.messages() == []
+    path = desk.folder / "state" / "profiles.json"
+    content = json.loads(path.read_text())
+    content["profiles"]["nightly"]["first_ms"] -= 4 * DAY_MS
+    path.write_text(json.dumps(content))
+    for _ in range(2):
+        assert desk.lamella.run("status", "--notify", "nightly").code == 3
+    assert desk.events() == [("stale", ["stale far"])] and (desk.folder / "hook").read_text().count("\n") == 1
+
+
 def test_a_clock_that_was_set_back_is_told(desk: Desk) -> None:
     desk.run()
     grow_old(desk, "main", -400)
@@ -401,6 +417,33 @@ def test_an_interrupted_run_ends_with_130_and_the_hook_after_runs(desk: Desk) ->
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert (desk.folder / "after").exists()
+    assert desk.lamella.ok("status", "--notify", "nightly").out == ""  # who stopped it knows
+
+
+def test_a_run_that_was_killed_is_told_once(desk: Desk) -> None:
+    """By the kernel for want of memory, or by a power cut: the run itself can tell nobody."""
+    slow = f"[profiles.nightly.hooks]\nbefore = \"{sys.executable} -c 'import time; time.sleep(9)'\""
+    desk.configure('repositories = ["main"]\nverify = false', slow)
+    process = subprocess.Popen([*COMMAND, "run", "nightly"], env=environment(desk.lamella.env))
+    record = desk.folder / "state" / "profiles.json"
+    until = time.monotonic() + 60
+    while not record.exists() or not json.loads(record.read_text())["profiles"]["nightly"].get("began_ms"):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    assert desk.lamella.run("status", "--notify", "nightly").code == 0 and process.poll() is None  # it goes on
+    process.kill()
+    process.wait()
+    assert desk.messages() == []
+    for _ in range(2):
+        assert "was broken off" in desk.lamella.run("status", "--notify", "nightly").out
+    (message,) = desk.messages()
+    assert (message["event"], message["about"]) == ("failure", ["run"]) and "broken off" in str(message["text"])
+    (row,) = desk.lamella.json("status", code=3)["profiles"]
+    assert row["state"] == "bad" and "broken off" in row["reasons"][0]
+    desk.configure('repositories = ["main"]\nverify = false')
+    desk.run()
+    assert desk.events() == [("over", ["run"])]
+    assert desk.lamella.json("status", code=3)["profiles"][0]["reasons"] == []  # what is left is an empty usb
 
 
 def test_a_copy_is_a_step(desk: Desk) -> None:
@@ -585,7 +628,8 @@ def test_the_status_says_what_verify_says_of_volumes_that_were_not_saved(desk: D
     assert lamella.run("backup", a, b).code == 3
     states, _, code = judged()
     assert (states, code) == ({"a": "ok", "b": "bad"}, 3)
-    assert "did not" in lamella.run("status").out
+    said = lamella.run("status", env={"COLUMNS": "80"}).out
+    assert "BAD volume b: " in said and "did not" in said
     b.write_bytes(content)
     lamella.ok("backup", b)
     assert judged() == ({"a": "ok", "b": "ok"}, "[]", 0)

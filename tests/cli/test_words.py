@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -88,11 +89,26 @@ def test_shown_seconds(count: float, text: str) -> None:
 @given(st.lists(st.lists(st.text("abc \u00e4", max_size=60), min_size=3, max_size=3), min_size=1), st.integers(1, 200))
 def test_a_folded_table_fits_and_loses_nothing(rows: list[list[str]], columns: int) -> None:
     made = folded(rows, columns)
-    others = sum(max(len(row[number]) for row in rows) + 2 for number in (0, 1))
-    assert all(len(row[2]) <= max(12, columns - others) for row in made)
-    starts = [row[:2] for row in made if row[0] or row[1] or not row[2].strip()]
-    assert [row[:2] for row in rows if row[0] or row[1]] == [row for row in starts if row[0] or row[1]]
-    assert "".join(row[2] for row in made).replace(" ", "") == "".join(row[2] for row in rows).replace(" ", "")
+    widths = [max(len(row[number]) for row in made) for number in range(3)]
+    words = [max(len(word) for row in rows for word in row[number].split(" ")) for number in (0, 1)]
+    before = [max(len(row[number]) for row in rows) for number in range(3)]
+    # Words of the first cells stay whole, the last cell has 12 columns at least, and so much alone can be too wide.
+    least = [min(wide, max(12, word)) for wide, word in zip(before, [*words, 0], strict=True)]
+    assert sum(widths) + 4 <= max(columns, sum(least) + 4)
+    for number in range(3):
+        assert "".join(row[number] for row in made).replace(" ", "") == "".join(row[number] for row in rows).replace(
+            " ", ""
+        )
+    if sum(before) + 4 <= columns:
+        assert made == rows
+
+
+def test_the_picture_of_a_terminal_is_one_of_80_columns() -> None:
+    """`python -m tools.screenshots docs/guide/images terminal` made it out of what the commands wrote."""
+    drawn = ElementTree.parse(ROOT / "docs/guide/images/terminal.svg").getroot()
+    lines = [one.text or "" for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"$ lamella run nightly", "$ lamella status", "$ lamella list"} <= set(lines)
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(

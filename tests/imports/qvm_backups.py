@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 PASSPHRASE = b"a passphrase"
+UUID = "9204481c-7e37-42a6-8a66-b4cc63d65f11"
+RULE = '<property name="action">accept</property><property name="proto">tcp</property>'
 PART = 1 << 20
 """The real one cuts after 100 MiB."""
 
@@ -107,3 +109,34 @@ def write_backup(
                 info.pax_headers = {"atime": f"{time}.5"}  # as `tar --posix` does
                 outer.addfile(info, io.BytesIO(content))
     return place
+
+
+def files_of(folder: Path, private: Path, size: int = 8 << 20) -> dict[str, bytes]:
+    """The files of a backup of the qube `work`."""
+    (folder / "qubes.xml").write_bytes(qubes_xml({"work": (UUID, 20, {"private": size})}))
+    rules = f"<rule><properties>{RULE}</properties></rule>"
+    (folder / "firewall.xml").write_text(f'<firewall version="2"><rules>{rules}</rules></firewall>')
+    (folder / "notes.txt").write_text("a note")
+    return {
+        "qubes.xml": inner_tar(folder / "qubes.xml", "qubes.xml"),
+        "vm20/private.img": inner_tar(private, "vm20/private.img"),
+        "vm20/firewall.xml": inner_tar(folder / "firewall.xml", "vm20/firewall.xml"),
+        "vm20/notes.txt": inner_tar(folder / "notes.txt", "vm20/notes.txt"),
+        "dom0-home/user": b"",
+    }
+
+
+def dated_backups(folder: Path, size: int = 8 << 20) -> dict[str, tuple[Path, bytes]]:
+    """Two backups of a qube, the newer one first: session -> file and content of the private volume."""
+    private, found = folder / "private.img", {}
+    private.write_bytes(os.urandom(size // 8) + bytes(size - size // 8))
+    for number in range(2):
+        with private.open("r+b") as file:
+            file.seek(number * 5000)
+            file.write(os.urandom(3000))
+        id_ = f"2026010{number}T000000-1234"
+        path = write_backup(
+            folder / f"backup{number}", files_of(folder, private, size), id_=id_, time=1_700_000_000 + number
+        )
+        found[id_] = path, private.read_bytes()
+    return dict(reversed(found.items()))

@@ -1,6 +1,7 @@
 """systemd as the first process of a machine made of namespaces: this machine's files below a layer that is thrown away.
 
-Timers, sandboxing, and the managers of users run as on a machine of their own. Credentials do not.
+Timers, sandboxing, credentials, and the managers of users work as on a machine of their own. Limits of memory work
+where the kernel has that controller in the one hierarchy: tests/guest/test_schedule.py starts the same in a guest.
 """
 
 from __future__ import annotations
@@ -63,16 +64,19 @@ for place in "$@"; do  # the project and its interpreter, wherever they are moun
     while [ "$place" != / ]; do place=$(dirname "$place"); chmod a+x "$root$place"; done
 done
 cd "$root"; mkdir -p old; pivot_root . old; umount -l /old
+# As systemd does where it is alone: what it mounts for a unit, credentials above all, has to reach its own view.
+mount --make-rshared /
 exec /usr/bin/env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --system --log-target=console --unit=basic.target < /dev/null
 """
 
 
 class SystemdMachine:
-    """A running machine; `pid` is its first process as this machine counts."""
+    """A running machine; `pid` is its first process as this machine counts. A script may take so many seconds."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, seconds: float) -> None:
         self.pid = pid
+        self._seconds = seconds
 
     @property
     def command(self) -> list[str]:
@@ -92,7 +96,7 @@ class SystemdMachine:
             words += ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "sh", "-c", login]
         else:
             words += ["sh", "-c", script]
-        return subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        return subprocess.run(words, capture_output=True, text=True, timeout=self._seconds, check=False)
 
     def ok(self, script: str, user: str = "") -> str:
         """Run a script that must succeed; returns what it printed."""
@@ -113,8 +117,13 @@ _LAMELLA = f"{shlex.quote(sys.executable)} -m lamella"
 
 
 @contextmanager
-def systemd_machine(place: Path) -> Iterator[SystemdMachine]:
-    """Start one below the empty directory `place`; it is gone afterwards. Needs root, systemd, and an overlay of /."""
+def systemd_machine(
+    place: Path, start_seconds: float = _START_SECONDS, seconds: float = _SECONDS
+) -> Iterator[SystemdMachine]:
+    """Start one below the empty directory `place`; it is gone afterwards. Needs root, systemd, and an overlay of /.
+
+    Starting and each script may take so many seconds: in a guest the processor is a program.
+    """
     require("root", os.geteuid() == 0, "only root can make such namespaces")
     require("systemd", Path(SYSTEMD).exists(), "systemd is not installed")
     places = dict.fromkeys((str(ROOT), sys.prefix, sys.base_prefix))
@@ -136,9 +145,9 @@ def systemd_machine(place: Path) -> Iterator[SystemdMachine]:
     with log.open("wb") as output:
         outer = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
     try:
-        pid = _first_process(outer)
+        pid = _first_process(outer, start_seconds)
         require("systemd", pid != 0, f"it does not start here: {log.read_text('utf-8', 'replace')[-2000:]}")
-        yield SystemdMachine(pid)
+        yield SystemdMachine(pid, seconds)
     finally:
         for child in _children(outer.pid):
             os.kill(child, signal.SIGKILL)
@@ -146,9 +155,9 @@ def systemd_machine(place: Path) -> Iterator[SystemdMachine]:
         outer.wait()
 
 
-def _first_process(outer: subprocess.Popen[bytes]) -> int:
+def _first_process(outer: subprocess.Popen[bytes], seconds: float) -> int:
     """The first process of the namespace once it answers; 0 if it never does."""
-    end = time.monotonic() + _START_SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end and outer.poll() is None:
         for pid in _children(outer.pid):
             state = subprocess.run(

@@ -84,7 +84,7 @@ def test_how_people_are_told_survives_a_broken_configuration() -> None:
         assert messages_from(broken) == (Hooks(), Notify())
 
 
-PROFILE = Profile("nightly", ("/a",), schedule=Schedule("Mon..Fri 02:00", "5min"))
+PROFILE = Profile("nightly", ("/a",), schedule=Schedule("Mon..Fri 02:00", "5min", "1G"))
 PROGRAM = ["/opt/a b/50%/lamella"]
 
 
@@ -96,6 +96,7 @@ def test_systemd_understands_the_units(tmp_path: Path, user: bool) -> None:
     assert tuple(units(PROFILE, ["/bin/true"], {}, user=user)) == names("nightly")[:-1]
     for name, text in made.items():
         (tmp_path / name).write_text(text)
+    assert ["MemoryMax=1073741824" in text for text in made.values()] == [True, False, False, False, True]
     require("systemd-analyze", shutil.which("systemd-analyze") is not None, "systemd is not installed")
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in made)],

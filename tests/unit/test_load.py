@@ -17,8 +17,8 @@ from tools.load import Load, Weight, closure, listed, total, weigh
 CEILINGS = {
     "list": (Weight(5_005, 4_445), 4_565),
     "restore": (Weight(6_750, 6_030), 5_540),
-    "backup": (Weight(9_590, 8_505), 8_085),
-    "qubes backup": (Weight(10_125, 9_040), 8_605),
+    "backup": (Weight(9_610, 8_516), 8_107),
+    "qubes backup": (Weight(10_130, 9_048), 8_609),
     "qubes restore": (Weight(8_190, 7_350), 6_610),
     "qubes restore --paranoid": (Weight(8_740, 7_775), 7_675),
 }

@@ -58,6 +58,8 @@ class BackupSettings:
     """Directories whose files a disk image may need, beside its own."""
     exclude: tuple[str, ...] = ()
     """Patterns to leave out of directories and patterns, beside those of the command line."""
+    scrub: tuple[str, ...] = ()
+    """Patterns of files to leave out of the volumes themselves, likewise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,6 +221,7 @@ _BACKUP: Mapping[str, Check] = {
     "chunk_size": lambda value: chunk_log2(text(value)),
     "backing_dirs": lambda value: tuple(map(_path, listed(value))),
     "exclude": listed,
+    "scrub": listed,
 }
 _LVM: Mapping[str, Check] = {"data_percent": _PERCENT, "metadata_percent": _PERCENT}
 

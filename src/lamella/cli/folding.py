@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 
 _LEAST = 12
-"""Columns that the last cell gets, however narrow the terminal is."""
+"""Columns that a folded cell gets, however narrow the terminal is."""
+_WANTED = 16
+"""Columns that the last cell keeps while another one can be folded."""
 
 
 def terminal_columns() -> int:
@@ -22,17 +25,37 @@ def terminal_columns() -> int:
 
 
 def folded(rows: Sequence[Sequence[str]], columns: int | None = None) -> list[list[str]]:
-    """The rows of a table, the last cell of each spread over as many rows as it needs to fit `columns`."""
+    """The rows of a table, cells spread over as many rows as they need to fit `columns`.
+
+    The last cell is folded first, and cut where it has no blanks; then the widest of the others, at blanks alone.
+    """
     if not rows or len(rows[0]) < 2:
         return [list(row) for row in rows]
-    others = [max(len(row[number]) for row in rows) for number in range(len(rows[0]) - 1)]
-    room = max(_LEAST, (columns or terminal_columns()) - sum(others) - 2 * len(others))
+    widths = _widths(rows, columns or terminal_columns())
     found: list[list[str]] = []
-    for *cells, last in rows:
-        first, *more = _pieces(last, room)
-        found.append([*cells, first])
-        found += [[*[""] * len(cells), piece] for piece in more]
+    for row in rows:
+        pieces = [_pieces(cell, width) for cell, width in zip(row, widths, strict=True)]
+        found += [list(line) for line in zip_longest(*pieces, fillvalue="")]
     return found
+
+
+def _widths(rows: Sequence[Sequence[str]], columns: int) -> list[int]:
+    cells = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in cells]
+    words = [max(len(word) for cell in column for word in cell.split(" ")) for column in cells]
+    least = [max(_LEAST, word) for word in words]
+    last, excess = len(widths) - 1, sum(widths) + 2 * (len(widths) - 1) - columns
+    while excess > 0:
+        others = [number for number in range(last) if widths[number] > least[number]]
+        if widths[last] > (_WANTED if others else _LEAST):
+            number = last
+        elif others:
+            number = max(others, key=widths.__getitem__)
+        else:
+            break
+        widths[number] -= 1
+        excess -= 1
+    return widths
 
 
 def _pieces(text: str, room: int) -> list[str]:

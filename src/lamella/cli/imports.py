@@ -180,4 +180,5 @@ def _row(row: ImportRow, dry_run: bool) -> dict[str, object]:
         "error": row.error,
         "read_bytes": row.read_bytes,
         "stored_bytes": row.stored_bytes,
+        "sampled_bytes": row.sampled_bytes,
     }

@@ -70,6 +70,8 @@ class ImportRow:
     error: str = ""
     read_bytes: int = 0
     stored_bytes: int = 0
+    sampled_bytes: int = 0
+    """Of the bytes that were read those that the archive says are as before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +288,7 @@ def _outcome(session: ForeignSession, wanted: Sequence[ImportRow], result: Backu
     for row, volume in zip(wanted, result.volumes, strict=True):
         failed = volume.result == "failed"
         standing = ImportState.FAILED if failed else ImportState.WANTED
-        figures = volume.error, volume.read_bytes, volume.stored_bytes
+        figures = volume.error, volume.read_bytes, volume.stored_bytes, volume.sampled_bytes
         snapshot = "" if failed else result.snapshot
         made.append(ImportRow(session, row.foreign, volume.volume, standing, snapshot, *figures))
     return made

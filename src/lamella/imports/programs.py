@@ -32,9 +32,9 @@ _VERSION: Final = re.compile(r"(\d{1,9})\.(\d{1,9})")
 _SAID: Final[Sequence[tuple[re.Pattern[str], type[LamellaError]]]] = (
     (re.compile(r"[Rr]epository .{0,4096}does not exist|is not a valid repository"), NoRepository),
     (re.compile(r"[Ii]s there a repository at the following location"), NoRepository),
-    (re.compile(r"passphrase supplied in .{0,4096} is incorrect|wrong password or no key found"), KeyRefused),
+    (re.compile(r"[Pp]assphrase supplied in .{0,4096} is incorrect|wrong password or no key found"), KeyRefused),
 )
-"""What borg 1.2 to 1.4 and restic 0.14 to 0.19 say where an archive cannot be opened, and which error that is here."""
+"""What borg 1.2 to 2.0.0b21 and restic 0.14 to 0.19 say of an archive that does not open, and which error that is."""
 
 Wanted = Callable[[str], bool]
 """Whether a path is wanted: an archive may hold millions."""

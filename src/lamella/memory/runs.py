@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from lamella.memory.host import Host, HostMemory, Table
 
@@ -25,6 +27,8 @@ class ProfileRecord:
     first_ms: int = 0
     """When this host first ran the profile or looked at it: a profile that never succeeded grows stale from then on."""
     ended_ms: int = 0
+    began_ms: int = 0
+    """When the run began that did not end yet: it goes on, or it was broken off. 0: the last one ended."""
     steps: tuple[StepRecord, ...] = ()
     """Of the last run that was not postponed."""
     good: dict[str, int] = field(default_factory=dict)
@@ -35,6 +39,23 @@ class ProfileRecord:
     """Troubles that were told and are not over, with the time since when."""
     messages: str = ""
     """The profile's hooks and notifications as JSON, for the day when its configuration cannot be read any more."""
+
+
+def lock_of(host: Host, name: str) -> Path:
+    """The file that a run of the profile holds a lock on."""
+    return host.state_dir / "profiles" / f"{name}.lock"
+
+
+def goes_on(host: Host, name: str) -> bool:
+    """Whether the profile runs at this moment; its lock is taken for an instant. True if that cannot be told."""
+    try:
+        with lock_of(host, name).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 class Profiles:

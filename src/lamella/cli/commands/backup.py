@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_rate,
         metavar="RATE",
         help="read at most RATE bytes a second from the sources, for example 50M",
+    )
+    parser.add_argument(
+        "--scrub",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave files out that match PATTERN inside the volumes, or what @caches stands for: a small guest removes "
+        "them from a clone of each image (Btrfs, XFS), never from the image",
+    )
+    parser.add_argument(
+        "--kernel", metavar="FILE", type=Path, help="the kernel of that guest (default: the running one)"
     )
     # For those who try out what a broken link costs: how much is read between two points to continue from.
     parser.add_argument("--point-every", type=_size, help=argparse.SUPPRESS)
@@ -310,6 +321,10 @@ def _options(context: Context) -> BackupOptions:
         deltas=configured.deltas if args.deltas is None else args.deltas,
         pace=Pace() if args.point_every is None else Pace(bytes=args.point_every, least_bytes=1),
     )
+    if scrub := (*args.scrub, *configured.scrub):
+        from lamella.cli.scrubbing import scrubber  # loaded by few backups
+
+        options = replace(options, scrub=scrubber(context, scrub, args.kernel))
     words = (args.document, args.changes_from, args.changes_base, args.before, args.after, args.time)
     if args.size is not None or any(words) or configured.before or configured.after:
         from lamella.cli.backup_extras import with_extras  # loaded by few backups

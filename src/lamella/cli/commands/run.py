@@ -19,10 +19,11 @@ from lamella.cli.everyday.steps import ABSENT, SAVING, StepResult, Steps, well_s
 from lamella.cli.everyday.troubles import Reporting
 from lamella.cli.output import INCOMPLETE
 from lamella.cli.shown import shown_seconds
-from lamella.memory.runs import ProfileRecord, Profiles, StepRecord
+from lamella.memory.runs import ProfileRecord, Profiles, StepRecord, lock_of
 from lamella.memory.writing import held_file
 
 POSTPONED = Absent.exit_code
+_INSTANT_SECONDS = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,20 +71,24 @@ def _show(context: Context, steps: Steps) -> int:
 @contextmanager
 def _alone(context: Context, profile: Profile) -> Iterator[None]:
     """No two runs of one profile: the later one waits as long as --lock-wait says, or ends with 11."""
-    path = context.host.state_dir / "profiles" / f"{profile.name}.lock"
-    with held_file(path, context.args.lock_wait, f"the profile {profile.name} is running already"):
+    # Who only asks whether a run goes on holds the lock for an instant, which is no run.
+    wait = max(context.args.lock_wait, _INSTANT_SECONDS)
+    with held_file(lock_of(context.host, profile.name), wait, f"the profile {profile.name} is running already"):
         yield
 
 
 def _run(context: Context, profile: Profile, steps: Steps, reporting: Reporting) -> int:
     started, rows = time.monotonic(), []
+    reporting.check_broken_off(alone=True)
+    reporting.profiles.change(profile.name, lambda one: replace(one, began_ms=now_ms()))
     reporting.began()
     try:
         reporting.hook("before")
         for row in steps:
             rows.append(row)
             _say(context, row)
-    except Interrupted:
+    except (KeyboardInterrupt, Interrupted):  # by somebody who knows of that
+        reporting.profiles.change(profile.name, lambda one: replace(one, began_ms=0))
         raise
     except LamellaError as error:  # the hook: nothing was done
         rows.append(StepResult("before", "", error.exit_code, error.message))
@@ -134,6 +139,7 @@ def _remembered(one: ProfileRecord, rows: list[StepResult], sets: Mapping[str, S
     return replace(
         one,
         ended_ms=now,
+        began_ms=0,
         steps=tuple(StepRecord(row.step, row.repository, max(row.code, 0), f"{row.word}: {row.text}") for row in rows),
         good={**one.good, **good},
         volumes=tuple(volumes),

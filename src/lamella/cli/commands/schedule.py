@@ -202,6 +202,8 @@ class _Cron:
         if profile.schedule.when not in units.CRON:
             known = ", ".join(units.CRON)
             self._context.out.warn(f"cron knows {known}: {profile.name} will run daily, not '{profile.schedule.when}'")
+        if profile.schedule.memory_max is not None:
+            self._context.out.warn(f"cron limits no memory: memory_max of {profile.name} counts with systemd alone")
         return units.crontab_lines(profile, _program(), self._context.env)
 
     def remove(self) -> int:

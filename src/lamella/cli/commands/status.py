@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--notify",
         metavar="PROFILE",
-        help="send the messages of PROFILE if it is without a good snapshot for too long; opens no repository",
+        help="send the messages of PROFILE if its last run was broken off or its good snapshots are too old; opens no "
+        "repository",
     )
     parser.add_argument(
         "--prometheus",
@@ -67,22 +68,25 @@ def _watch(context: Context, profiles: Profiles, name: str) -> int:
         reporting.unreadable(error)
         raise
     profiles.see(name, now_ms(), profile.messages)
-    stale = Reporting(context, name, profiles, profile).check_stale(named, profile.stale_after)
-    for why in stale.values():
+    reporting = Reporting(context, name, profiles, profile)
+    broken, stale = reporting.check_broken_off(), reporting.check_stale(named, profile.stale_after)
+    for why in [*filter(None, [broken]), *stale.values()]:
         context.out.line(f"{name}: {why}")
-    context.out.document({"profile": name, "stale": list(stale.values())})
-    return INCOMPLETE if stale else 0
+    context.out.document({"profile": name, "stale": list(stale.values()), "broken_off": broken})
+    return INCOMPLETE if stale or broken else 0
 
 
 def _print(context: Context, repositories: Iterable[Row], volumes: list[Row], profiles: list[Row]) -> None:
     out = context.out
     if volumes:
-        heads = ("", "VOLUME", "REPOSITORY", "NEWEST", "AGE", "SIZE", "CONSISTENT", "VERIFIED", "DRILLED", "WHY")
+        heads = ("", "VOLUME", "REPOSITORY", "NEWEST", "AGE", "SIZE", "CONSISTENT", "VERIFIED", "DRILLED")
         rows = [heads, *((_mark(row), *_cells(row)) for row in volumes)]
         if len({row["repository"] for row in volumes}) == 1:
             rows = [(*row[:2], *row[3:]) for row in rows]
         out.table(rows)
         out.line()
+    for (mark, where, why), names in _together(volumes).items():
+        out.line(f"{mark} volume{'s' if len(names) > 1 else ''} {', '.join(names)}{where}: {why}")
     for row in repositories:
         why = f": {'; '.join(row['reasons'])}" if row["reasons"] else ""
         also = f" (also {', '.join(row['also'])})" if row["also"] else ""
@@ -92,6 +96,17 @@ def _print(context: Context, repositories: Iterable[Row], volumes: list[Row], pr
         last = shown_time(row["last"]) if row["last"] else "never"
         coming = f", next {shown_time(row['next'])}" if row["next"] else ""
         out.line(f"{_mark(row)} profile {row['profile']}, last run {last}{coming}{why}")
+
+
+def _together(volumes: list[Row]) -> dict[tuple[str, str, str], list[str]]:
+    """The names of the volumes that are not in order, by their mark, their repository and the reasons."""
+    several = len({row["repository"] for row in volumes}) > 1
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in volumes:
+        if row["reasons"]:
+            where = f" in {row['repository']}" if several else ""
+            found.setdefault((_mark(row), where, "; ".join(row["reasons"])), []).append(row["volume"])
+    return found
 
 
 def _space(row: Row) -> str:
@@ -113,7 +128,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         row["consistency"],
         _verified(row),
         "never" if drilled is None else f"{shown_time(drilled['time'])[:10]} {drilled['verdict']}",
-        "; ".join(row["reasons"]),
     )
 
 

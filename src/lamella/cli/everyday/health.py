@@ -205,7 +205,7 @@ def _profile_row(
     profile: Profile, record: ProfileRecord | None, spare: tuple[str, ...], now: int, media: Mapping[str, MediaSet]
 ) -> dict[str, Any]:
     health, coming = Grade(), next_run(profile.name)
-    if record is None or not record.ended_ms:
+    if record is None or not (record.ended_ms or record.began_ms):
         health.add(WARN, "it has never run")
     for repository in profile.repositories or spare:
         limit = profile.stale_after if repository not in media else media[repository].stale_after

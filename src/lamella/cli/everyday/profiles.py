@@ -14,6 +14,7 @@ from lamella.cli.amounts import age, budget
 from lamella.cli.configuration_files import Check, boolean, compression, domain, listed, near, text
 
 LEVELS: Final = ("structure", "sample", "full")
+_LEAST_MEMORY: Final = 64 << 20
 _WINDOW: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 
@@ -110,6 +111,8 @@ class Schedule:
 
     when: str = "daily"
     random_delay: str = "30min"
+    memory_max: str | None = None
+    """The memory that a run may use, drills included, as a size; systemd's MemoryMax= (systemd.resource-control(5))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class Profile:
     name: str
     sources: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    scrub: tuple[str, ...] = ()
+    """Patterns of files to leave out of the volumes."""
     repositories: tuple[str, ...] = ()
     copy_to: tuple[str, ...] = ()
     compression: str | None = None
@@ -245,6 +250,12 @@ def _every(value: object) -> str:
     return text(value)
 
 
+def _memory(value: object) -> str:
+    if budget(text(value)) < _LEAST_MEMORY:
+        raise ValueError("must be a size of 64M or more: a run with less is killed by the kernel")
+    return text(value)
+
+
 def _minutes(value: object) -> str:
     found = text(value)
     if not re.fullmatch(r"[0-9]{1,6}[smh]", found):
@@ -277,7 +288,7 @@ _TABLES: Final[Mapping[str, tuple[type[Any], Mapping[str, Check]]]] = {
         {"command": text, "ping": _ping, "mail": text, "desktop": boolean, "apprise": _addresses, "nobody": boolean},
     ),
     "conditions": (Conditions, {"ac_power": boolean, "unmetered": boolean, "ssid": listed, "window": _window}),
-    "schedule": (Schedule, {"when": text, "random_delay": text}),
+    "schedule": (Schedule, {"when": text, "random_delay": text, "memory_max": _memory}),
     "qubes": (
         QubesStep,
         {
@@ -294,6 +305,7 @@ _TABLES: Final[Mapping[str, tuple[type[Any], Mapping[str, Check]]]] = {
 _VALUES: Final[Mapping[str, Check]] = {
     "sources": _sources,
     "exclude": listed,
+    "scrub": listed,
     "repositories": listed,
     "copy_to": listed,
     "compression": compression,

@@ -24,11 +24,12 @@ from lamella.cli.everyday.health import (
     volume_rows,
     worst,
 )
+from lamella.cli.everyday.troubles import broken_off
 from lamella.cli.known_names import remember
 from lamella.cli.media import members, rows
 from lamella.cli.secret import FIRST
 from lamella.memory.pins import Problem
-from lamella.memory.runs import Profiles
+from lamella.memory.runs import ProfileRecord, Profiles, goes_on
 from lamella.operations.look.listing import snapshots
 from lamella.repository.repository import Repository
 
@@ -70,6 +71,11 @@ def standing(context: Context, question: str = "status", look: Look = facts) -> 
     volumes = [row for one in repositories for row in one.pop("volumes")]
     config = context.config
     profiles = profile_rows(config.profiles, records, _spare(context), now, config.media)
+    for row in profiles:
+        why = broken_off(records.get(row["profile"], ProfileRecord()))
+        if why and not goes_on(context.host, row["profile"]):
+            row["reasons"].insert(0, why)
+            row["state"] = BAD
     return Overview(now, volumes, repositories, profiles, rows(context) if config.media else [])
 
 

@@ -135,7 +135,8 @@ class Steps:
         destinations = [word for name in self.repositories for word in ("-r", name)]
         if profile.sources:
             exclude = [word for pattern in profile.exclude for word in ("--exclude", pattern)]
-            yield ["backup", "--if-available", *destinations, *exclude, "--", *profile.sources]
+            scrub = [word for pattern in profile.scrub for word in ("--scrub", pattern)]
+            yield ["backup", "--if-available", *destinations, *exclude, *scrub, "--", *profile.sources]
         if profile.qubes is not None:
             for name in self.repositories:
                 yield ["qubes", "backup", "--if-available", "-r", name, *profile.qubes.arguments]

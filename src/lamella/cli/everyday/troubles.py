@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from lamella.base.clock import now_ms
+from lamella.base.clock import iso, now_ms
 from lamella.base.errors import LamellaError, RepositoryError
 from lamella.cli.context import Context
 from lamella.cli.everyday.messages import Message, notify, ping, run_hook
 from lamella.cli.everyday.profiles import Profile, messages_from
 from lamella.cli.everyday.steps import SKIPPED, StepResult, well_saved
-from lamella.memory.runs import ProfileRecord, Profiles
+from lamella.cli.local_time import shown_time
+from lamella.memory.runs import ProfileRecord, Profiles, goes_on
 
 CONFIGURATION = "configuration"
+RUN = "run"
+"""The trouble of a run that was broken off, by the kernel or the power."""
 _AHEAD_MS = 3_600_000
 """A last run so far in the future was not the last one: the clock was set back since."""
 
@@ -43,7 +46,7 @@ class Reporting:
         """Tell of new troubles and of those that are over, and run the hook for the outcome."""
         # What was skipped follows from another failure, which is told.
         now = {_key(row): row.text or row.word for row in rows if row.failed and row.code != SKIPPED}
-        seen = {_key(row) for row in rows if row.code == 0} | {CONFIGURATION}
+        seen = {_key(row) for row in rows if row.code == 0} | {CONFIGURATION, RUN}
         seen |= {f"stale {name}" for name in well_saved(rows)}
         details = {"steps": [_step(row) for row in rows]}
         event = "failure" if now else "success"
@@ -61,6 +64,20 @@ class Reporting:
         ping(self._notify, "fail", self._warn, text.encode("utf-8", "replace"))
         if self._name in self.profiles.all():
             self._tell("failure", {CONFIGURATION: text}, set(), {})
+
+    def check_broken_off(self, *, alone: bool = False) -> str:
+        """Tell of a run that was broken off. Returns what happened; empty if the last one ended, or goes on.
+
+        `alone`: whoever asks holds the lock of runs, so none goes on.
+        """
+        record = self.profiles.of(self._name)
+        why = broken_off(record) if alone or not goes_on(self._context.host, self._name) else ""
+        if why and RUN not in record.troubles:
+            with self._surviving():
+                run_hook(self._hooks, self._message("failure", why))
+            ping(self._notify, "fail", self._warn, why.encode())
+            self._tell("failure", {RUN: why}, set(), {})
+        return why
 
     def check_stale(self, repositories: Sequence[str], after_ms: int) -> dict[str, str]:
         """Tell of repositories without a good snapshot for too long. Returns them with the reason."""
@@ -124,6 +141,16 @@ class Reporting:
 
     def _warn(self, text: str) -> None:
         self._context.out.warn(text)
+
+
+def broken_off(record: ProfileRecord) -> str:
+    """What became of a run that did not end, if none goes on; empty if it ended."""
+    if not record.began_ms:
+        return ""
+    when = f"the run of {shown_time(iso(record.began_ms))} was broken off"
+    return (
+        f"{when}: it was killed, perhaps for want of memory, or the machine stopped; its log and the kernel's say more"
+    )
 
 
 def staleness(record: ProfileRecord, repository: str, after_ms: int, now: int) -> str:

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import PurePath
 
 from lamella.base.errors import LamellaError, UsageError
+from lamella.cli.amounts import budget
 from lamella.cli.everyday.profiles import Profile
 from lamella.run.spawn import run
 
@@ -146,6 +147,7 @@ def units(
     def timer(what: str, times: str) -> str:
         return _TIMER.format(profile=profile.name, what=what, times=times)
 
+    limit = "" if profile.schedule.memory_max is None else f"MemoryMax={budget(profile.schedule.memory_max)}\n"
     run_service, run_timer, watch_service, watch_timer, mount_service = names(profile.name)
     schedule = profile.schedule
     when = f"OnCalendar={schedule.when}\nPersistent=true\nRandomizedDelaySec={schedule.random_delay}\n"
@@ -153,13 +155,15 @@ def units(
     hourly = "OnCalendar=hourly\nOnBootSec=15min\nOnUnitActiveSec=1h\nRandomizedDelaySec=5min\n"
     # A run that goes on already may be one that began before the disk was there.
     words = ["run", profile.name, "--lock-wait", str(_MOUNT_WAIT_SECONDS)]
-    on_mount = {mount_service: service("run", "a disk was mounted: run the profile", words, _MOUNT)} if mounts else {}
+    on_mount = (
+        {mount_service: service("run", "a disk was mounted: run the profile", words, limit + _MOUNT)} if mounts else {}
+    )
     for name in on_mount:
         after = "After=network-online.target"
         text = on_mount[name].replace(after, f"{after} {' '.join(mounts)}", 1)
         on_mount[name] = text + _ON_MOUNT.format(mounts=" ".join(mounts))
     return {
-        run_service: service("run", "run the profile", ["run", profile.name], _RUN),
+        run_service: service("run", "run the profile", ["run", profile.name], limit + _RUN),
         run_timer: timer("run the profile", when),
         watch_service: service("status", "watch the profile", ["status", "--notify", profile.name], ""),
         watch_timer: timer("watch the profile", hourly),

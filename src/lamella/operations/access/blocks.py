@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from lamella.operations.access.view import SnapshotView
+from lamella.operations.access.disk import ReadableDisk
 
 Run = tuple[int, int, bool]
 """The first block of a run, the block after the run, and whether its blocks are kept; or the same in bytes."""
@@ -43,7 +43,7 @@ class Blocks(NamedTuple):
         if start < end and end % self.block and end != self.size:
             yield max(start, end // self.block * self.block), end
 
-    def rests(self, start: int, end: int, has: Callable[[int], bool], view: SnapshotView) -> dict[int, bytes]:
+    def rests(self, start: int, end: int, has: Callable[[int], bool], view: ReadableDisk) -> dict[int, bytes]:
         """The blocks that a write touches in part and that are not kept yet, as the snapshot has them."""
         blocks = sorted({start // self.block for start, _ in self.edges(start, end)})
         return {block: view.read(block * self.block, self.block) for block in blocks if not has(block)}

@@ -27,6 +27,13 @@ class Disk(Protocol):
         """The stretches of the range; at most so many of the first ones."""
 
 
+class ReadableDisk(Disk, Protocol):
+    """A disk that others are laid over."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range at once."""
+
+
 @runtime_checkable
 class WritableDisk(Disk, Protocol):
     """A disk that can be written to. What a call returned from, all later reads see; `flush` makes it durable."""

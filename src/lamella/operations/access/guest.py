@@ -18,7 +18,7 @@ from pathlib import Path
 from lamella.base.errors import LamellaError, shown_bytes
 from lamella.operations.access.guest_kernel import GuestKernel
 from lamella.operations.access.guest_script import PORT
-from lamella.operations.access.guest_start import GuestRequest, initramfs
+from lamella.operations.access.guest_start import GuestRequest, What, initramfs
 from lamella.operations.access.guest_tar import ArchiveCut
 from lamella.run.spawn import Child
 
@@ -234,6 +234,7 @@ def _start(image: Path, archive: Path, uris: Sequence[str], request: GuestReques
     words += ["-chardev", "stdio,id=port,signal=off", "-device", "virtio-serial-pci"]
     words += ["-device", f"virtserialport,chardev=port,name={PORT}"]
     for number, uri in enumerate(uris):
-        words += ["-drive", f"file={uri},if=none,id=disk{number},format=raw,cache=unsafe"]
+        given_back = ",discard=unmap" if request.what == What.SCRUB else ""
+        words += ["-drive", f"file={uri},if=none,id=disk{number},format=raw,cache=unsafe{given_back}"]
         words += ["-device", f"virtio-blk-pci,drive=disk{number}"]
     return Child(words)

@@ -8,10 +8,11 @@ import stat
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from lamella.base.errors import KeyRefused, LamellaError, NothingMatched, UsageError, printable
 from lamella.operations.access.guest import Guest
-from lamella.operations.access.guest_start import GuestRequest
+from lamella.operations.access.guest_start import GuestRequest, What
 from lamella.operations.access.guest_tar import Taken
 
 LISTING_MOST = 1 << 30
@@ -37,6 +38,7 @@ NAMES = {"ntfs": "NTFS", "vfat": "FAT", "exfat": "exFAT", "ext4": "ext4", "xfs":
 _INSIDE = {"RAID": "Linux RAID", "LVM": "LVM", "LUKS": "LUKS"}
 _UNIT = re.compile(r"disk|[0-9]{1,3}|[A-Za-z0-9+_.-]{1,60}/[A-Za-z0-9+_.-]{1,60}")
 """A partition, or VG/LV."""
+_REMOVED = re.compile(r"([0-9]{1,15}) (-?[0-9]{1,18})", re.ASCII)
 _ROW = re.compile(rb"([0-9a-f]{1,8}) ([0-9]{1,20}) (-?[0-9]{1,20}) (.*)", re.DOTALL)
 
 
@@ -48,6 +50,13 @@ class FoundFile:
     mode: int
     size: int
     time: int
+
+
+class Removed(NamedTuple):
+    """Files and directories that fitted, and bytes that became free."""
+
+    names: int
+    freed: int
 
 
 @dataclass(slots=True)
@@ -62,6 +71,8 @@ class GuestAnswer:
     """The paths that are not there."""
     rows: list[FoundFile] = field(default_factory=list)
     taken: Taken = field(default_factory=Taken)
+    scrubbed: Removed | None = None
+    """What was removed on request."""
     trouble: str = ""
     """Complaints of the guest's programs; empty if everything was read."""
 
@@ -121,6 +132,7 @@ class GuestConversation:
             "tar": self._take,
             "need": self._need,
             "key": self._key,
+            "scrubbed": self._scrubbed,
             "why": self._why,
         }
 
@@ -150,6 +162,14 @@ class GuestConversation:
         if not self._received:
             self._received = True
             self._receive(self._answer, self._guest, self._request)
+
+    def _scrubbed(self, rest: str) -> None:
+        match = _REMOVED.fullmatch(rest)
+        if self._request.what != What.SCRUB or match is None:
+            raise LamellaError("the guest sent an invalid answer")
+        self._received = True
+        # What else was written meanwhile can be more than what was freed.
+        self._answer.scrubbed = Removed(int(match[1]), max(0, int(match[2])))
 
     def _need(self, name: str) -> None:
         if f"need {name}" in self._asked:
@@ -204,6 +224,9 @@ def _refusal(word: str, rest: str, parts: list[str]) -> LamellaError | None:
         "cannot": GuestLacks(f"this version does not read {name} inside a volume", hint="see: lamella export"),
         "newer": GuestLacks(f"this {name} has features that the guest's kernel does not know{said}", hint=other),
         "unmountable": LamellaError(f"the guest does not mount this {name}{said}"),
+        "readonly": LamellaError("the guest can mount it for reading only"),
+        "untrimmed": LamellaError(f"the guest cannot give back space of this {name}{said}"),
+        "mounted": LamellaError(f"the guest cannot unmount this {name}{said}"),
         "unopened": LamellaError(f"the encrypted partition {name} cannot be opened{said}"),
     }.get(word)
 

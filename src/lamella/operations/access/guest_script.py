@@ -185,11 +185,37 @@ sums() {
     [ -s /tmp/links ] && $B xargs -0 -n 1 $B sh -c "$B readlink \"\$1\" | $B sha256sum" x </tmp/links >&3 2>>/tmp/why
 }
 
+# Of a directory that fits only what is in it goes: programs expect their directories, with their owner and mode.
+SCRUB='if [ -d "$1" ] && [ ! -L "$1" ]; then find "$1" -mindepth 1 -maxdepth 1 -exec rm -rf -- {} +
+    else rm -f -- "$1"; fi'
+scrub() {
+    n=$#
+    while [ $n -gt 0 ]; do
+        p=$1; shift; n=$((n - 1))
+        case $p in */*) set -- "$@" -o -path "./${p#/}" ;; *) set -- "$@" -o -name "$p" ;; esac
+    done
+    shift
+    [ "$state" = not-replayed ] && finish readonly
+    free() { $B sync; set -- $($B stat -f -c '%f %S' /mnt); freed=$(($1 * $2 - freed)); }
+    freed=0; free
+    $B find . -xdev ! -path . \( "$@" \) -print0 -prune >/tmp/matched 2>>/tmp/why
+    count=$($B tr -cd '\0' </tmp/matched | $B wc -c)
+    [ "$count" = 0 ] || $B xargs -0 -n 1 $B sh -c "$SCRUB" x </tmp/matched 2>>/tmp/why
+    free
+    cd /
+    $B fstrim /mnt 2>/tmp/trim || finish "untrimmed $k $($B head -n 1 /tmp/trim)"
+    $B umount /mnt 2>/tmp/trim || finish "mounted $k $($B head -n 1 /tmp/trim)"
+    [ -s /tmp/why ] && say "why $($B head -n 3 /tmp/why | $B tr '\n' ' ')"
+    say "scrubbed $count $freed"
+    finish "done 0"
+}
+
 serve() {
     find_file_system "$1"
     mount_it
     cd /mnt || finish unmountable
     . "$PATHS"
+    [ "$WHAT" = scrub ] && scrub "$@"
     for p; do
         shift
         if [ -e "$p" ] || [ -L "$p" ]; then set -- "$@" "$p"; else say "absent $p"; fi

@@ -33,11 +33,13 @@ class What(Enum):
     """Files and directories with all that is in them."""
     COMPARE = "compare"
     """Everything below directories, with all times; then checksums of the content of files that the host names."""
+    SCRUB = "scrub"
+    """Nothing: what fits the patterns in place of paths is removed, and the space is given back to the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuestRequest:
-    """A request to a guest. `paths` are relative to the root of the file system, and begin with `./`."""
+    """A request to a guest. `paths` are relative to the root of the file system, and begin with `./`, or patterns."""
 
     what: What
     paths: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Writes of a client to a snapshot: kept beside the snapshot, which never changes.
+"""Writes of a client to a snapshot or another disk: kept beside what they are written to, which never changes.
 
 A kept overlay is one sparse file: a head that says whose writes these are, two bitmaps, then the blocks that were
 written, each at its own place. The first bitmap is written when a client flushes, after the blocks were made durable;
@@ -7,6 +7,7 @@ the second bitmap with every write. After a power cut only the first is believed
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -21,6 +22,7 @@ from lamella.base.durable import PRIVATE, sync_directory
 from lamella.base.errors import IntegrityError, Locked, UsageError
 from lamella.operations.access.bitmap import Bitmap
 from lamella.operations.access.blocks import Blocks
+from lamella.operations.access.disk import ReadableDisk
 from lamella.operations.access.kept_file import NO_ROOM, Owner, is_sealed, read_all, sealed, write_all
 from lamella.operations.access.view import PIECE, Part, SnapshotView, Stretch
 from lamella.sources.zeroing import Zeroing, zero_range
@@ -118,7 +120,7 @@ class Overlay:
     """A snapshot with what was written to it since. Thread-safe; made by `kept_overlay` or `thrown_away`."""
 
     def __init__(
-        self, view: SnapshotView, fd: int, bitmap: Bitmap, block: int, record: _KeptBitmaps | _NoBitmaps
+        self, view: ReadableDisk, fd: int, bitmap: Bitmap, block: int, record: _KeptBitmaps | _NoBitmaps
     ) -> None:
         self.size = view.size
         self._view = view
@@ -127,6 +129,8 @@ class Overlay:
         self._blocks = Blocks(view.size, block)
         self._record = record
         self._lock = threading.Lock()
+        self.room: int | None = None
+        """So many bytes may still be written; None: as many as there is space for."""
 
     def parts(self, offset: int, length: int) -> Iterator[Part]:
         """The bytes of a range in parts. Raises IntegrityError, StoreError, OSError."""
@@ -166,6 +170,7 @@ class Overlay:
         end = offset + len(content)
         rests = self._blocks.rests(offset, end, self._bitmap.has, self._view)
         with self._lock:
+            self._spend(len(content))
             # A block counts from the moment it is whole: first the rest of it, then the new bytes.
             for block, rest in rests.items():
                 if not self._bitmap.has(block):
@@ -186,7 +191,8 @@ class Overlay:
             block = self._blocks.block
             low, high = first * block, min(last * block, self.size)
             base = self._record.data_start
-            zero_range(self._fd, base + low, base + high, Zeroing.KEEP_SPACE if allocate else Zeroing.GIVE_BACK)
+            keep = allocate and self.room is None
+            zero_range(self._fd, base + low, base + high, Zeroing.KEEP_SPACE if keep else Zeroing.GIVE_BACK)
             self._mark(first, last)
 
     def trim(self, offset: int, length: int) -> None:
@@ -200,6 +206,14 @@ class Overlay:
         with self._lock:
             self._record.flush(self._bitmap)
 
+    def changes(self) -> Iterator[tuple[int, int, bool]]:
+        """The ranges that were written, ascending: start, end, and whether nothing but zeros takes no space there."""
+        base = self._record.data_start
+        for start, end, written in self._blocks.clipped(self._bitmap.runs, 0, self.size):
+            if written:
+                for low, high, hole in _stretches(self._fd, base + start, base + end):
+                    yield low - base, high - base, hole
+
     def close(self) -> None:
         """Flush and close. Raises OSError."""
         with self._lock:
@@ -208,6 +222,12 @@ class Overlay:
             finally:
                 fd, self._fd = self._fd, -1  # a thread that comes late must not meet another file
                 os.close(fd)
+
+    def _spend(self, count: int) -> None:
+        if self.room is not None:
+            if count > self.room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.room -= count
 
     def _put(self, offset: int, content: memoryview) -> None:
         write_all(self._fd, self._record.data_start + offset, content)
@@ -218,7 +238,25 @@ class Overlay:
             self._record.written(self._bitmap, first, end)
 
 
-def thrown_away(view: SnapshotView, folder: Path) -> Overlay:
+def _stretches(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """A range of a file cut into data and holes (lseek(2), SEEK_DATA)."""
+    while start < end:
+        try:
+            data = min(os.lseek(fd, start, os.SEEK_DATA), end)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            data = end
+        if start < data:
+            yield start, data, True
+        if data < end:
+            start = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+            yield data, start, False
+        else:
+            start = end
+
+
+def thrown_away(view: ReadableDisk, folder: Path) -> Overlay:
     """An overlay without a name in `folder`; nothing of it is left when its process ends. Raises OSError."""
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         file.truncate(view.size)

@@ -20,7 +20,7 @@ from lamella.memory.ledger import Ledger, LedgerEntry, ResumePoint, new_volume
 from lamella.operations.shared.completeness import is_complete
 from lamella.packs.tree import Tree
 from lamella.repository.repository import Repository
-from lamella.sources.base import Source
+from lamella.sources.base import FrozenVolume, Source
 from lamella.sources.names import check_name, name_from
 
 if TYPE_CHECKING:
@@ -81,8 +81,10 @@ class BackupOptions:
     `after` are commands run around the freeze, each for at most `hook_seconds`; `around` is entered between them.
     `changes` is another tool's map of what changed since the snapshot `changes_base`, for a single source. `pace` says
     how often a long run leaves a point from which another run can go on. The sources are read with at most `read_rate`
-    bytes a second. With `require_consistent` a volume that shows no single moment fails. With `deltas` a chunk may be
-    stored as its difference from what it was in the last snapshot (docs/decisions/0077).
+    bytes a second. With `require_consistent` a volume that shows no single moment fails. `scrub` takes files out
+    of each frozen volume: called with the stack that holds the moments, source, moment, and who is told of trouble, it
+    gives the moment to read instead, and notes for the snapshot. With `deltas` a chunk may be stored as its difference
+    from what it was in the last snapshot (docs/decisions/0077).
     """
 
     compression: str = "auto"
@@ -103,6 +105,7 @@ class BackupOptions:
     pace: Pace = field(default_factory=Pace)
     read_rate: int | None = None
     require_consistent: bool = False
+    scrub: Callable[..., tuple[FrozenVolume, tuple[RawRecord, ...]]] | None = None
     deltas: bool = False
 
 

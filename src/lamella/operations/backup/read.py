@@ -46,7 +46,7 @@ class Attempts:
         """Read a volume; a source that fails gives a result. Raises StoreError, IntegrityError."""
         way = Way(frozen.plan.mode, frozen.plan.reason, frozen.plan.base)
         try:
-            way = self._going_on(frozen, replace(way, notes=self._image(frozen)))
+            way = self._going_on(frozen, replace(way, notes=(*frozen.notes, *self._image(frozen))))
         except SourceError as error:
             return failed(frozen.plan, error.message, way, frozen.shape)
         while True:

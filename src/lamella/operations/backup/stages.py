@@ -30,6 +30,7 @@ class Frozen:
     volume: FrozenVolume
     time_ms: int
     shape: Shape
+    notes: tuple[RawRecord, ...] = ()
 
     @property
     def source(self) -> Source:

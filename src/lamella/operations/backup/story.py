@@ -17,6 +17,7 @@ from lamella.base.errors import LamellaError, RepositoryError, SourceAtRisk, Sou
 from lamella.base.events import Finished, Progress, Reporter, Warned, silent
 from lamella.format.encoder import Encoder
 from lamella.format.node import Shape, default_chunk_log2
+from lamella.format.records import RawRecord
 from lamella.memory.host import Host, HostMemory
 from lamella.memory.ledger import LedgerEntry, NewVolume, forget, remember
 from lamella.operations.backup.plan import (
@@ -226,6 +227,7 @@ class _FrozenSource:
 
     volume: FrozenVolume
     time_ms: int
+    notes: tuple[RawRecord, ...] = ()
 
 
 _Moments = Mapping[bytes, _FrozenSource | SourceError]
@@ -261,6 +263,10 @@ def _frozen(
                     moments[source.identity] = one if isinstance(one, SourceError) else _FrozenSource(one, clock())
                 except SourceError as error:
                     moments[source.identity] = error
+        for source in sources if options.scrub is not None else ():  # when all moments are there: this takes time
+            if isinstance(moment := moments[source.identity], _FrozenSource) and options.scrub is not None:
+                volume, notes = options.scrub(held, source, moment.volume, warn)
+                moments[source.identity] = _FrozenSource(volume, moment.time_ms, notes)
         yield moments
 
 
@@ -359,7 +365,7 @@ def _read(attempts: Attempts, recorder: Recorder, plan: VolumePlan, moments: _Mo
         return failed(plan, moment.message)
     volume = moment.volume
     shape = Shape(plan.volume_id, volume.size, plan.chunk_log2 or default_chunk_log2(volume.size))
-    read = attempts.volume(Frozen(plan, volume, moment.time_ms, shape))
+    read = attempts.volume(Frozen(plan, volume, moment.time_ms, shape, moment.notes))
     if isinstance(read, Read):
         recorder.finished(read)
         base = plan.base

@@ -7,6 +7,7 @@ from lamella.format.image import Holds, ImageNote
 from lamella.format.inner import Origin, Refuted, Sampled, was_rebuilt
 from lamella.format.lost import Lost
 from lamella.format.node import Shape
+from lamella.format.scrubbed import ScrubbedNote
 from lamella.memory.confirmations import Confirmations
 from lamella.memory.drills import Drills
 from lamella.operations.look.listing import CONSISTENCY, Row, claimed_time
@@ -64,6 +65,9 @@ def _snapshot(repo: Repository, selected: Selected) -> Row:
         "chunk_size": shape.chunk_size,
         "consistency": CONSISTENCY[added.consistency],
         "image": None if (image := ImageNote.of(added)) is None else _image(image),
+        "scrubbed": None
+        if (note := ScrubbedNote.of(added)) is None
+        else note._asdict() | {"patterns": [*note.patterns]},
         "confirmed": selected.snapshot.confirmed or selected.snapshot.ref in Confirmations(repo.memory).waiting(),
         "tags": list(selected.snapshot.tags),
         "pinned": selected.snapshot.pinned,

@@ -128,22 +128,31 @@ class ClonedSource:
             if os.fstatvfs(image).f_flag & os.ST_RDONLY:
                 return "the file system is read-only"
             _refuse_if_nearly_full(self._image.path, image)
-            directory = undone.enter_context(self._files.directory())
-            if directory is None:
-                return "there is no directory to keep it in"
-            fd = cloning.nameless_file(directory)
-            if isinstance(fd, str):
-                return fd
-            undone.callback(os.close, fd)
-            why = cloning.clone(image, fd)
-            if why:
-                return why
-            frozen = FrozenClone(self._image.path, fd, self._delta)
-            undone.callback(frozen.closed)
-            if cloning.file_system(fd).tracks:
-                self._name(frozen, fd, directory, undone)
+            frozen = self.clone(image, undone, lambda fd: None)
             stack.push(undone.pop_all())
             return frozen
+
+    def clone(self, image: int, undone: ExitStack, edit: Callable[[int], None]) -> FrozenClone | str:
+        """A clone of an open file, held by `undone`, changed by `edit` before it has a name; or why there can be none.
+
+        Raises SourceError.
+        """
+        directory = undone.enter_context(self._files.directory())
+        if directory is None:
+            return "there is no directory to keep it in"
+        fd = cloning.nameless_file(directory)
+        if isinstance(fd, str):
+            return fd
+        undone.callback(os.close, fd)
+        why = cloning.clone(image, fd)
+        if why:
+            return why
+        edit(fd)
+        frozen = FrozenClone(self._image.path, fd, self._delta)
+        undone.callback(frozen.closed)
+        if cloning.file_system(fd).tracks:
+            self._name(frozen, fd, directory, undone)
+        return frozen
 
     def _name(self, frozen: FrozenClone, fd: int, directory: int, undone: ExitStack) -> None:
         """Give the complete clone a name, to be taken away again unless `keep` is called."""
@@ -181,6 +190,11 @@ class FrozenClone(OpenVolume):
         self.checkpoint = ""
         self.why_untracked = "the maps of this file system do not tell what changed"
         self._delta = delta
+
+    @property
+    def descriptor(self) -> int:
+        """The open clone."""
+        return self._fd
 
     def consistency(self) -> Consistency:
         """LIVE: one moment, of a file that somebody may have been writing."""
