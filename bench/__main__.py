@@ -1,4 +1,4 @@
-"""`python -m bench [image|scale|tracking|s3|copies|health|pipe|look|exporting|sources|waiting]`: see docs/bench.md."""
+"""`python -m bench MODE`, MODE being one of the words that `--help` lists: see docs/bench.md."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import (
     copies,
+    deltas,
     exporting,
     health,
     images,
@@ -53,9 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
-    modes = ("image", "scale", "tracking", "s3", "copies", "health", "pipe", "look", "exporting", "sources", "waiting")
+    modes = ("image", "scale", "tracking", "deltas", "s3", "copies", "health", "pipe", "look", "exporting", "sources",
+             "waiting")  # fmt: skip
     parser.add_argument("mode", nargs="?", choices=modes, default="image",
-                        help="image: beside others; scale: simulated; tracking: --dir on Btrfs or XFS;"
+                        help="image: beside others; scale: simulated; tracking, deltas: --dir on Btrfs or XFS;"
                         " s3: the S3 store; pipe: ssh and local pipes; copies: second copies;"
                         " look: list and status of many snapshots; exporting: reading over NBD; sources;"
                         " waiting: a guest's writes during a backup")  # fmt: skip
@@ -111,6 +113,13 @@ def _tracking(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], 
     return series, list(tracking.targets(series, load.data_bytes))
 
 
+def _deltas(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    load = images.make(work, args.size * MIB)
+    print(f"image: {load.size / MIB:.0f} MiB, {load.data_bytes / MIB:.0f} MiB allocated, {load.made_by}")
+    series = deltas.measure(work, load, args.repeats)
+    return series, list(deltas.targets(series))
+
+
 def _copies(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
     load = images.make(work, args.size * MIB)
     print(f"image: {load.size / MIB:.0f} MiB, {load.data_bytes / MIB:.0f} MiB allocated, {load.made_by}")
@@ -159,6 +168,7 @@ _MODES = {
     "image": _image,
     "scale": _scale,
     "tracking": _tracking,
+    "deltas": _deltas,
     "s3": _s3,
     "copies": _copies,
     "health": _health,

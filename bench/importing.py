@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,6 +25,7 @@ from bench.measure import MIB
 from bench.programs import Lamella
 from lamella.format import zstd_provider
 from tests.imports import pbs_store, qvm_backups
+from tests.imports.make_wyng_archives import PASSPHRASE, Wyng, file_system
 
 _BORG = os.environ.get("LAMELLA_TEST_BORG", "borg")
 _PASSPHRASE = qvm_backups.PASSPHRASE.decode()
@@ -163,7 +165,28 @@ def _unpacked(blob: bytes) -> bytes:
     return bytes(zstd_provider.load()[1].ZstdDecompressor().decompress(blob[12:]))
 
 
+@contextmanager
+def _wyng(place: Path, size: int, cipher: str = "off") -> Iterator[_Archive]:
+    """As root, with the real wyng in LAMELLA_TEST_WYNG."""
+    with file_system(4 * size) as folder:
+        wyng = Wyng(Path(os.environ["LAMELLA_TEST_WYNG"]), folder, "archive")
+        wyng.run("arch-init", f"--encrypt={cipher}")
+        for image in _states(place, size):
+            (wyng.volumes / "disk.img").write_bytes(image.read_bytes())
+            wyng.run("send", "disk.img")
+        listed = wyng.run("list", "--json")
+        sessions = list(json.loads(listed[listed.index("{") :])["volumes"]["disk.img"]["sessions"])
+
+        def restore(out: Path) -> None:
+            for session in sessions:
+                out.unlink(missing_ok=True)
+                wyng.run("receive", "disk.img", f"--session={session[2:]}", f"--save-to={out}")
+
+        yield _Archive(f"wyng, {cipher}", ["wyng", wyng.archive], "wyng receive", restore)
+
+
 _KINDS = {"borg": _borg, "restic": _restic, "qcow2": _qcow2, "qvm": _qvm, "pbs": _pbs}
+_WYNG = {"wyng": "off", "wyng-encrypted": "xchacha20-dgr"}
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -175,7 +198,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def main() -> None:
     """Measure every kind; the better of each pair of runs counts."""
     parser = argparse.ArgumentParser(prog="python -m bench.importing", description=__doc__)
-    parser.add_argument("kind", nargs="*", metavar="KIND", help=f"{', '.join(_KINDS)} (default: all)")
+    parser.add_argument("kind", nargs="*", metavar="KIND", help=", ".join((*_KINDS, *_WYNG)))
     parser.add_argument("--mib", type=int, default=256, help="size of the image")
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
@@ -183,7 +206,11 @@ def main() -> None:
     for kind in args.kind or _KINDS:
         with tempfile.TemporaryDirectory(prefix="lamella-importing-") as folder:
             _ENV.update(BORG_BASE_DIR=folder, XDG_CACHE_HOME=folder)
-            _measure(_KINDS[kind](Path(folder), args.mib * MIB), Path(folder), args)
+            place, size = Path(folder), args.mib * MIB
+            made: AbstractContextManager[_Archive]
+            made = _wyng(place, size, _WYNG[kind]) if kind in _WYNG else nullcontext(_KINDS[kind](place, size))
+            with made as archive:
+                _measure(archive, place, args)
 
 
 def _measure(archive: _Archive, place: Path, args: argparse.Namespace) -> None:
@@ -192,7 +219,10 @@ def _measure(archive: _Archive, place: Path, args: argparse.Namespace) -> None:
     for _ in range(args.repeats):
         lamella = Lamella(place, folder="lamella")
         lamella.init()
+        (place / "lamella/key").chmod(0o600)
         words, env = lamella.words("import", "-q", *archive.words), lamella.env | _ENV
+        if archive.name.startswith("wyng"):
+            env["LAMELLA_FROM_PASSPHRASE"] = PASSPHRASE
         ours.append(_seconds(partial(subprocess.run, words, env=env, check=True)))
         theirs.append(_seconds(partial(archive.restore, place / "restored")))
     right = (place / "disk.img").read_bytes()

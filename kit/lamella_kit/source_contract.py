@@ -19,6 +19,7 @@ import pytest
 
 from lamella.base.errors import CheckpointLost, SourceError
 from lamella.sources.base import Consistency, Source
+from lamella.sources.kept_bytes import Remembering
 from lamella_kit.image_changes import ImageChanges
 from lamella_kit.source_changes import CHANGES, SIZE, overwrite
 from lamella_kit.source_reading import GRAIN, KIB, MIB, SourceReading, check_delta, pattern, whole
@@ -146,6 +147,24 @@ class SourceContract(SourceReading):
         assert source.kept() == [second]
         source.drop(second)
         assert source.kept() == []
+
+    def test_what_was_kept_can_be_read_where_the_driver_says_so(self) -> None:
+        volume = self.filled(pattern(SIZE, 2))
+        content, checkpoint = volume.content(), self.base(self.source_of(volume))
+        volume.write(0, b"changed since")
+        source = self.source_of(volume)
+        if not isinstance(source, Remembering):
+            return
+        with source.kept_bytes(checkpoint) as kept:
+            found = bytearray(kept.size)
+            kept.read_into(0, memoryview(found))
+            assert found == content
+        with source.freeze() as frozen, source.kept_bytes(checkpoint) as kept:
+            kept.read_into(0, memoryview(found))
+            assert found == content and whole(frozen) == volume.content(), "both at once, as a backup reads them"
+        source.drop(checkpoint)
+        with pytest.raises(CheckpointLost), source.kept_bytes(checkpoint):
+            pass
 
     def test_a_moment_is_kept_when_an_error_follows(self) -> None:
         source = self.source_of(self.filled(b"x"))

@@ -21,6 +21,7 @@ import pytest
 from tests.cli.program import COMMAND, Lamella, environment
 from tests.s3_proxy import Proxy, proxied
 from tests.s3_services import CREDENTIALS, S3Service, moto
+from tests.system import loop_fs
 
 MIB = 1 << 20
 PREFIX = "hosts/one/"
@@ -150,6 +151,30 @@ def test_an_export_has_cold_packs_thawed(glacier: Glacier, proxy: Proxy, big: Pa
     assert "--thaw" in lamella.run("export", "big", "--to", out).err
     lamella.ok("export", "big", "--to", out, "--thaw", "--thaw-tier", "bulk", "--thaw-days", "2")
     assert asked(proxy) == len(cold) and out.read_bytes() == big.read_bytes()
+
+
+def test_packs_that_hold_nothing_but_bases_are_thawed_too(
+    glacier: Glacier, proxy: Proxy, big: Path, tmp_path: Path
+) -> None:
+    """Every chunk is stored as its difference from one in a cold pack."""
+    lamella, out = glacier.lamella, tmp_path / "out.img"
+    with loop_fs.make("btrfs") as folder:
+        image = folder / "big.img"
+        image.write_bytes(big.read_bytes())
+        lamella.ok("backup", image, "--deltas")
+        with image.open("r+b") as file:
+            for at in range(0, 20 * MIB, 64 * 1024):
+                file.seek(at)
+                file.write(os.urandom(100))
+        second = lamella.json("backup", image, "--deltas")
+        assert second["stored_bytes"] < 4 * MIB, "differences, in packs that stay warm"
+        expected = image.read_bytes()
+    cold = glacier.moved()
+    glacier.thaws_after(1)
+    refused = lamella.run("restore", "big", "--to", out)
+    assert refused.code == 1 and f"{len(cold)} packs" in refused.err, refused
+    lamella.ok("restore", "big", "--to", out, "--thaw")
+    assert asked(proxy) == len(cold) and out.read_bytes() == expected
 
 
 def test_what_is_cold_is_neither_damaged_nor_proven_nor_lost(glacier: Glacier, big: Path, tmp_path: Path) -> None:

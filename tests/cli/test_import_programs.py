@@ -35,6 +35,7 @@ class Archive:
     names = ("web disk.img", "sub/{now}'s data.img")
 
     def __init__(self, tmp_path: Path) -> None:
+        self.states: list[bytes] = []
         self.top, self.place, self.home = tmp_path / "tree", tmp_path / "archive", tmp_path / "home"
         (self.top / "sub").mkdir(parents=True)
         self.home.mkdir()
@@ -60,12 +61,13 @@ class Archive:
         return done.stdout
 
     def change(self, seed: int) -> None:
-        """Write a little into each image."""
+        """Write a little into each image, and keep what is to be saved."""
         chance = random.Random(seed)
         for name in self.names:
             with (self.top / name).open("r+b") as file:
                 file.seek(chance.randrange(6 * MIB - 5000))
                 file.write(chance.randbytes(5000))
+            self.states.append((self.top / name).read_bytes())
 
 
 class Borg(Archive):
@@ -213,6 +215,19 @@ def test_no_archive_and_a_wrong_secret_are_told_apart(empty: Lamella, archive: F
     assert (done.code, done.err.count("\n")) == (12, 1), done.err
 
 
+@pytest.mark.parametrize("archive", [Borg], indirect=True)
+def test_a_lost_chunk_is_no_zeros(empty: Lamella, archive: Foreign, tmp_path: Path) -> None:
+    """borg 2 restores zeros in the place of what is lost, and ends with 0."""
+    empty.env.update(archive.env)
+    data = [path for path in (archive.place / "data").rglob("*") if path.is_file()]
+    max(data, key=lambda path: path.stat().st_size).unlink()
+    done = empty.run("import", archive.kind, *archive.options, archive.place, archive.names[0])
+    assert (done.code, len(done.err) < 2000) == (3, True), done
+    for row in empty.json("list")["snapshots"]:
+        empty.ok("restore", f"{row['volumes'][0]}@{row['snapshot']}", "--to", tmp_path / "out", "--overwrite")
+        assert (tmp_path / "out").read_bytes() in archive.states, "what needs the chunk is not stored"
+
+
 def stand_in(tmp_path: Path, answers: dict[str, bytes]) -> Path:
     """A program that says of each command what is in a file; for answers that the real one would never give."""
     folder = tmp_path / "said"
@@ -277,6 +292,19 @@ BORG2_ANSWERS = {
     b'{"type": "-", "mode": "-rw", "path": "b.img", "size": 5, "hlid": "ef", "target": ""}\n',
 }
 ODD = [b'"\\ud800"', b'"\\u0000"', b"1e999", b"-1", b"null", b"[]", b"{}", b"9" * 5000, b"[" * 5000, b"NaN", b"true"]
+
+
+def test_a_program_that_ends_well_and_speaks_of_damage_has_failed(empty: Lamella, tmp_path: Path) -> None:
+    program = stand_in(tmp_path, {**BORG2_ANSWERS, "extract": b"12345"})
+    words: list[str | Path] = ["import", "borg", "--program", program, tmp_path, "a.img"]
+    text, says = program.read_text(), '{ echo "object ab missing, returning 5 zero bytes." >&2; }'
+    program.write_text(text.replace("&& exec cat", f"&& {says} && exec cat"))
+    done = empty.json(*words, code=3)
+    assert {row["result"] for row in done["sessions"]} == {"failed"}
+    assert "the archive is damaged: object ab missing" in done["sessions"][0]["error"]
+    assert empty.json("list")["snapshots"] == []
+    program.write_text(text)
+    assert {row["result"] for row in empty.json(*words)["sessions"]} == {"imported"}
 
 
 def test_a_newer_borg_2_is_tried_with_a_warning(lamella: Lamella, tmp_path: Path) -> None:

@@ -68,6 +68,32 @@ def test_backup_says_what_it_read(empty: Lamella, tracked: Path, tmp_path: Path)
     assert empty.run("backup", tracked, "--reread", "much").code == 2
 
 
+def test_deltas_through_the_command(empty: Lamella, tracked: Path, tmp_path: Path) -> None:
+    """By the option, by the configuration, and read by everything that reads."""
+    empty.json("backup", tracked, "--chunk-size", "64K", "--deltas")
+    first = tracked.read_bytes()
+    write(tracked, 3)
+    (row,) = empty.json("backup", tracked, "--deltas")["volumes"]
+    assert (row["delta_chunks"], row["stored_bytes"] < 8192) == (1, True)
+    second = tracked.read_bytes()
+    write(tracked, 5)
+    config = tmp_path / "deltas.toml"
+    config.write_text("[backup]\ndeltas = true\n")
+    empty.env["LAMELLA_CONFIG"] = str(config)
+    assert empty.json("backup", tracked, "--no-deltas")["volumes"][0]["delta_chunks"] == 0
+    write(tracked, 7)
+    (row,) = empty.json("backup", tracked)["volumes"]
+    assert row["delta_chunks"] == 1
+    names = [one["snapshot"] for one in empty.json("list")["snapshots"]]
+    assert restored(empty, "vm", tmp_path) == tracked.read_bytes()
+    assert empty.json("diff", f"vm@{names[0]}", f"vm@{names[1]}")["changed_bytes"] == CHUNK
+    empty.ok("delete", f"vm@{names[0]}", "-y")
+    empty.ok("prune", "--keep-last", "9", "--max-unused", "1")
+    for level in ("full", "restore"):
+        assert empty.json("verify", "--level", level)["findings"] == []
+    assert restored(empty, f"vm@{names[1]}", tmp_path) == second != first
+
+
 def test_monitor(empty: Lamella, tracked: Path) -> None:
     for arguments in (["monitor", tracked], ["monitor"]):
         done = empty.run(*arguments)

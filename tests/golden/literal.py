@@ -234,7 +234,9 @@ def node(level: int, first_chunk: int, data_below: int, slots: list[int | bytes]
     ids = [value for value in slots if isinstance(value, bytes)]
     types = bytearray(16)
     for i, value in enumerate(slots):
-        types[i // 4] |= (2 if isinstance(value, bytes) else value) << 2 * (i % 4)
+        # A difference has three ids: its own, the base's, that of what differs.
+        kind = value if isinstance(value, int) else 3 if len(value) == 72 else 2
+        types[i // 4] |= kind << 2 * (i % 4)
     head = b"LMLN" + bytes([1, level, len(ids), chunk_log2]) + VOLUME + u64(first_chunk) + u64(data_below)
     return head + bytes(types) + b"".join(ids)
 

@@ -142,7 +142,8 @@ def node_vectors() -> list[Json]:
     leaf: list[int | bytes] = [ids[0], 1, ids[1], 0, 1, ids[2], *[0] * 58]
     inner: list[int | bytes] = [1, ids[0], *[0] * 62]
     rows = []
-    for level, first, below, slots in ((0, 64, 3, leaf), (1, 0, 3, inner)):
+    differing: list[int | bytes] = [ids[0] + ids[1] + ids[2], ids[1], 1, ids[2] + ids[0] + ids[1], *[0] * 60]
+    for level, first, below, slots in ((0, 64, 3, leaf), (1, 0, 3, inner), (0, 64, 3, differing)):
         place = {"volume_id": VOLUME.hex(), "size": size, "chunk_log2": 16, "level": level, "first_chunk": first}
         shown = [value.hex() if isinstance(value, bytes) else value for value in slots]
         made = node(level, first, below, slots, 16)

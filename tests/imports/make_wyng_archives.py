@@ -51,7 +51,8 @@ class Wyng:
     def run(self, action: str, *words: str, zone: str = "UTC0", may_fail: bool = False) -> str:
         """Run an action; the empty text if it `may_fail` and does."""
         time.sleep(1.1)
-        command = [sys.executable, str(self._program), action, *words, f"--dest=file:{self.archive}", "-u"]
+        program = [self._program] if os.access(self._program, os.X_OK) else [sys.executable, self._program]
+        command = [*map(str, program), action, *words, f"--dest=file:{self.archive}", "-u"]
         options = [f"--local={self.volumes}", f"--meta-dir={self._place}/meta", f"--passcmd=printf '%s' '{PASSPHRASE}'"]
         env = {**os.environ, "TZ": zone, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run([*command, *options, "--authmin=0"], env=env, capture_output=True, text=True, check=False)
@@ -84,14 +85,14 @@ class Wyng:
 
 
 @contextmanager
-def file_system() -> Iterator[Path]:
-    """A directory with a Btrfs below `mnt`."""
+def file_system(size: int = 512 << 20) -> Iterator[Path]:
+    """A directory with a Btrfs of `size` bytes below `mnt`."""
     with tempfile.TemporaryDirectory(prefix="wyng-") as folder:
         place = Path(folder)
         (place / "mnt").mkdir()
         (place / "meta").mkdir()
         with (place / "fs.img").open("wb") as image:
-            image.truncate(512 << 20)
+            image.truncate(max(size, 512 << 20))
         subprocess.run(["mkfs.btrfs", "-q", place / "fs.img"], check=True, capture_output=True)
         subprocess.run(["mount", "-o", "loop", place / "fs.img", place / "mnt"], check=True)
         try:

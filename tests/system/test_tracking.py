@@ -70,12 +70,12 @@ class World:
     def opened(self, number: int = 0) -> Repository:
         return Repository.open(open_store(str(self.work / f"repo{number}")), SECRET, self.host)
 
-    def backup(self, number: int = 0, reread_bytes: int = 0) -> VolumeResult:
+    def backup(self, number: int = 0, reread_bytes: int = 0, *, deltas: bool = False) -> VolumeResult:
         """Back up; what was saved must be what is there."""
         expected = self.image.read_bytes()
         with self.opened(number) as repo:
             # A host that lost its state is another writer, which an admin lets act for the one of before.
-            options = BackupOptions(chunk_log2=16, reread_bytes=reread_bytes, adopt=True)
+            options = BackupOptions(chunk_log2=16, reread_bytes=reread_bytes, adopt=True, deltas=deltas)
             result = plan_backup(repo, [Request("vm", self.source())], options).execute()
         told = [text for text in result.warnings if "the source shrank" not in text]
         assert (result.complete, told) == (True, [])
@@ -140,6 +140,29 @@ def test_only_what_changed_and_the_sample_is_read(any_top: tuple[str, Path], tmp
         assert 0 < row.sampled_bytes <= 64 * CHUNK
         assert row.stored_bytes <= len(chunks) * (CHUNK + 100)
         assert len(world.kept()) == 1
+
+
+def test_blocks_that_changed_are_stored_alone(any_top: tuple[str, Path], tmp_path: Path) -> None:
+    """What the chunks held before comes from the checkpoint file, and from nowhere else."""
+    world = World(any_top[1], tmp_path)
+    noise = Random(8).randbytes(6 * CHUNK)
+    with world.image.open("r+b") as file:
+        file.write(noise)
+    world.backup(deltas=True)
+    for chunk in (1, 3):
+        with world.image.open("r+b") as file:
+            file.seek(chunk * CHUNK + 30_000)
+            file.write(b"x" * 500)
+    os.sync()
+    row = world.backup(deltas=True)
+    assert (row.mode, row.changed_chunks, row.delta_chunks) == ("incremental", 2, 2)
+    assert row.stored_bytes < CHUNK // 2
+    world.kept()[0].unlink()
+    with world.image.open("r+b") as file:
+        file.seek(5 * CHUNK)
+        file.write(b"y")
+    row = world.backup(deltas=True)
+    assert (row.mode, row.changed_chunks, row.delta_chunks) == ("compare", 1, 0), "nothing else is a base"
 
 
 def test_zeros_are_not_read(any_top: tuple[str, Path], tmp_path: Path) -> None:

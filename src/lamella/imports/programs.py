@@ -17,6 +17,7 @@ from typing import Any, Final
 from lamella.base.errors import KeyRefused, LamellaError, NoRepository, SourceError, UsageError, printable
 from lamella.imports.history import ForeignVolume, shown_name
 from lamella.run.spawn import run, stream
+from lamella.run.user_command import UserCommand
 from lamella.sources.stream import FrozenStream, StreamSource
 
 MOST_BYTES: Final = 1 << 47
@@ -27,6 +28,8 @@ _LINE_MOST, _LIST_MOST = 1 << 16, 64 << 20
 """Bytes of a line, and of a list that is one document."""
 _LIST_SECONDS: Final = 24 * 3600.0
 _VERSION_SECONDS: Final = 60.0
+_SAID_MOST: Final = 500
+"""Characters of what a program says when it fails."""
 _LOCALE: Final = "C.UTF-8"
 _VERSION: Final = re.compile(r"(\d{1,9})\.(\d{1,9})")
 _SAID: Final[Sequence[tuple[re.Pattern[str], type[LamellaError]]]] = (
@@ -58,8 +61,36 @@ class ForeignStream(StreamSource):
             frozen.close()
 
 
+_LOST: Final = re.compile(r"missing|zero bytes|damaged|corrupt|integrity", re.IGNORECASE)
+"""borg 2.0.0b21 writes zeros for a chunk that is gone, says so on its standard error, and ends as if all were well."""
+
+
+class _ForeignCommand(UserCommand):
+    """A program that may end well though it wrote something else than was saved."""
+
+    def finish(self) -> None:
+        """As for every command; also raises if the program speaks of damage."""
+        try:
+            super().finish()
+        except SourceError as error:
+            raise SourceError(_brief(error.message), obj=error.obj) from None
+        said = self._child.said()
+        if _LOST.search(said):
+            raise SourceError(_brief(f"the archive is damaged: {said}"))
+
+
+def _brief(message: str) -> str:
+    """A message that a person reads: borg 1 prints its own traceback where its repository is damaged."""
+    said = message.partition("; Traceback (most recent call last)")[0]
+    return said if len(said) <= _SAID_MOST else f"{said[:_SAID_MOST]} ..."
+
+
 class _Told(FrozenStream):
     """Its size is the one in the archive's list."""
+
+    def _started(self, again: bool) -> UserCommand | None:
+        source = self._source
+        return self._open.enter_context(_ForeignCommand(source.command, source.locale, SourceError))
 
     def _failed(self, how: str) -> SourceError:
         error = super()._failed(how)
@@ -102,7 +133,7 @@ class Program:
             message = error.message
             if message.startswith("env "):
                 message = self.words[0] + message.removeprefix("env")
-            raise _sorted(message)(message, obj=self.words[0]) from None
+            raise _sorted(message)(_brief(message), obj=self.words[0]) from None
 
     def volume(self, name: str, size: int, words: Sequence[str], machine: str = "") -> ForeignVolume:
         """A volume that it writes to its standard output when it is called so."""

@@ -32,11 +32,14 @@ from lamella.format.sessions import Session
 from lamella.history import publish
 from lamella.memory.host import Host
 from lamella.operations.backup.story import BackupOptions
+from lamella.operations.prune.prune import run_prune
 from lamella.operations.shared.auditing import audit, publish_audits, reapable_commits
+from lamella.operations.shared.selection import select
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.repository import Repository
 from lamella.stores.memory import MemoryStore
 from lamella_kit.scripted_source import ScriptedSource
+from lamella_kit.tracked_source import TrackedDisk
 from tests.fault.damage import sparse
 from tests.fault.world import CHUNK, KEY, SECRET, backup, host_at, short_rescue
 
@@ -124,6 +127,28 @@ def blake_ids(golden: Golden) -> None:
     golden.save("one", BackupOptions(workers=1), ScriptedSource("empty", b""))
 
 
+def deltas(golden: Golden) -> None:
+    """Chunks as differences, by two codecs; one that is whole again; a base that no other snapshot needs."""
+    golden.init(1)
+    chance = random.Random(5)
+    chunks = [chance.randbytes(1200) + b"%d line\n" % number * 10000 for number in range(3)]
+    disk = TrackedDisk("disk", bytearray(b"".join(chunk[:CHUNK] for chunk in chunks)))
+    for compression, places in (("auto", ()), ("auto", (0, 2)), ("portable", (0, 1))):
+        for place in places:
+            disk.content[place * CHUNK + 20000 : place * CHUNK + 20040] = chance.randbytes(40)
+        options = BackupOptions(chunk_log2=16, workers=1, compression=compression, deltas=True)
+        result = backup(golden.store, golden.host("one"), disk.source(), options=options)
+        assert result.volumes[0].delta_chunks == (2, 1)[compression == "portable"] * bool(places)
+        digest = hashlib.sha256(disk.content).hexdigest()
+        golden.snapshots[f"disk@{result.snapshot}"] = {"size": len(disk.content), "sha256": digest}
+        golden.documents[f"disk@{result.snapshot}"] = {}
+    first = next(iter(golden.snapshots))
+    with Repository.open(golden.store, SECRET, golden.host("one"), exclusive=True) as repo:
+        run_prune(repo, [select(repo, [first])[0].snapshot.ref])
+    del golden.snapshots[first], golden.documents[first]
+    golden.save("one", BackupOptions(chunk_log2=16, workers=1), ScriptedSource("small", b"s" * 99))
+
+
 def compacted(golden: Golden) -> None:
     """Tags, a pin, a name, removals, an open session; audited checkpoints, and a log that begins with them."""
     golden.init(1)
@@ -166,7 +191,12 @@ def compacted(golden: Golden) -> None:
     golden.tags = {f"disk@{names[0]}": ["vor dem Umzug"]}
 
 
-RECIPES: dict[str, Callable[[Golden], None]] = {"hmac-ids": hmac_ids, "blake-ids": blake_ids, "compacted": compacted}
+RECIPES: dict[str, Callable[[Golden], None]] = {
+    "hmac-ids": hmac_ids,
+    "blake-ids": blake_ids,
+    "compacted": compacted,
+    "deltas": deltas,
+}
 
 
 def main(names: list[str]) -> None:

@@ -92,7 +92,7 @@ def digest(path: Path) -> str:
 
 
 def test_they_are_there_and_small() -> None:
-    assert NAMES == ["blake-ids", "compacted", "hmac-ids"]
+    assert NAMES == ["blake-ids", "compacted", "deltas", "hmac-ids"]
     assert sum(path.stat().st_size for path in HERE.iterdir() if path.is_file()) < 256 * 1024
 
 

@@ -94,7 +94,9 @@ def _needed(repo: Repository, one: Selected, may_be_cold: Callable[[bytes], bool
     parts = [part for document in added.documents for part in document.parts]
     found: set[bytes] = set()
     for kind, ids in ((Kind.CHUNK, chunks), (Kind.DOCUMENT, iter(parts))):
-        for batch in _batches(ids):
+        for some in _batches(ids):
+            # A chunk that is stored as a difference needs the packs of its base and of the difference.
+            batch = repo.contents.blobs_of(added.domain_id, some)
             places = repo.blobs.find_many(kind, batch)
             for id_ in batch:
                 packs = [place.pack for place in places.get(id_, ()) if place.domain_id == added.domain_id]

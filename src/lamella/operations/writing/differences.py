@@ -114,4 +114,9 @@ def differences(source: Source, checkpoint: str, chunk_size: int, compression: s
             with suppress(SourceError):
                 kept = held.enter_context(source.kept_bytes(checkpoint))
                 found = Differences(kept, chunk_size, compression)
-        yield found
+        try:
+            yield found
+        finally:
+            # What was read is sound, whatever becomes of the moment that was read beside it.
+            with suppress(SourceError):
+                held.close()
