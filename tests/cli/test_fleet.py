@@ -416,16 +416,21 @@ def test_the_policy_for_s3_names_one_prefix(fleet: Fleet) -> None:
 
 
 def test_what_cannot_be_added_leaves_nothing(fleet: Fleet) -> None:
+    repos, key, known = fleet.top / "repos", fleet.top / "new.key", fleet.top / "known"
+    shutil.copytree(fleet.repo("one"), known)
+    (fleet.top / "link").symlink_to(fleet.repo("one"))
     before = sorted(fleet.top.rglob("*"))
-    repos, key = fleet.top / "repos", fleet.top / "new.key"
     for code, words in (
         (2, ["one", "--below", repos, "--host-keyfile", key]),  # there already
         (2, ["new"]),  # nowhere
         (2, ["..new", "--below", repos, "--host-keyfile", key]),
         (2, ["new", "--below", repos]),  # nobody takes the host's key
         (2, ["new", "--below", repos, "--host-keyfile", fleet.top / "one.key"]),
-        (2, ["new", "-r", fleet.repo("one")]),  # nothing opens it
-        (12, ["new", "-r", fleet.repo("one"), "--keyfile", fleet.top / "two.key"]),
+        (2, ["new", "-r", known]),  # nothing opens it
+        (12, ["new", "-r", known, "--keyfile", fleet.top / "two.key"]),
+        (2, ["new", "-r", known, "--keyfile", fleet.top / "one.key", "--no-key"]),  # a key, or none
+        (2, ["new", "-r", fleet.repo("one"), "--keyfile", fleet.top / "one.key"]),  # as another host
+        (2, ["new", "-r", f"file:{fleet.top / 'link'}", "--no-key"]),
         (10, ["new", "-r", fleet.top / "no" / "such", "--no-key"]),
         (10, ["new", "--below", fleet.top / "no" / "such", "--host-keyfile", key]),
         (2, ["new", "--below", repos, "--host-keyfile", key, "--quota", "much"]),
@@ -434,7 +439,7 @@ def test_what_cannot_be_added_leaves_nothing(fleet: Fleet) -> None:
         assert done.code == code and len(done.err.splitlines()) == 1, (words, done)
     fleet.central.ok("fleet", "add", "new", "--below", repos, "--host-keyfile", key, "-n")
     assert sorted(fleet.top.rglob("*")) == before
-    fleet.central.ok("fleet", "add", "new", "-r", fleet.repo("one"), "--keyfile", fleet.top / "one.key")
+    fleet.central.ok("fleet", "add", "new", "-r", known, "--keyfile", fleet.top / "one.key")
     fleet.central.ok("fleet", "refresh", "new")
 
 

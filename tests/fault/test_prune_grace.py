@@ -233,6 +233,29 @@ def test_a_backup_that_ends_within_a_prune_is_no_damage(fleet: Fleet, commit: in
     fleet.check()
 
 
+def test_what_another_collector_deletes_at_the_same_moment_is_no_failure(fleet: Fleet) -> None:
+    """Both may delete what was condemned: one deletes a pack after the other has read its head."""
+    old = fleet.backup("a", noise(71, 3))
+    condemned = fleet.packs()
+    fleet.backup("a", noise(72, 20))
+    assert fleet.prune("a", old).condemned_bytes
+    fleet.clock.days(1.1)
+    store, get, gone = fleet.store, fleet.store.get, set[str]()
+
+    def get_later(name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if name in condemned and offset and not gone:
+            gone.add(name)
+            store.memory.delete(name)
+        return get(name, offset, length)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "get", get_later)
+        result = fleet.prune("a")
+    assert gone and not result.blocked and not result.damaged
+    assert not gone & fleet.packs()
+    fleet.check()
+
+
 def test_a_second_collector_and_a_lagging_listing(fleet: Fleet) -> None:
     content = noise(20, 20)
     old = fleet.backup("a", content)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +14,7 @@ import pytest
 from lamella.base.errors import (
     LamellaError,
     NoRepository,
+    ObjectCold,
     ObjectNotFound,
     StoreError,
     StoreFull,
@@ -19,6 +23,8 @@ from lamella.base.errors import (
 )
 from lamella.base.trust import Sealed
 from lamella.stores.base import Store
+from lamella.stores.s3.client import S3Client
+from lamella.stores.s3.place import parse_place
 from lamella.stores.s3.store import S3Store
 from lamella.stores.wrap.patience import Backoff
 from lamella.stores.wrap.retrying import RetryingStore
@@ -93,7 +99,15 @@ def test_what_may_pass_is_tried_again_and_only_then(proxy: Proxy, method: str, f
     store.close()
 
 
-REFUSED = {"AccessDenied": 403, "InvalidAccessKeyId": 403, "MethodNotAllowed": 405, "InvalidObjectState": 403}
+REFUSED = {"AccessDenied": 403, "InvalidAccessKeyId": 403, "MethodNotAllowed": 405}
+
+
+def test_what_must_be_thawed_is_neither_refused_nor_tried_again(proxy: Proxy) -> None:
+    with closing(store_at(proxy)) as store:
+        proxy.faults = [("GET", status(403, "InvalidObjectState"))]
+        with pytest.raises(ObjectCold, match="thaw"):
+            patient(store).get("p/a")
+        assert proxy.count()["GET"] == 1
 
 
 @pytest.mark.parametrize(("name", "code"), REFUSED.items())
@@ -501,3 +515,24 @@ def test_a_login_page_is_neither_damage_nor_an_empty_bucket(
     assert "no S3 service" in caught.value.message
     assert "login page" in caught.value.hint
     store.close()
+
+
+def test_a_trickle_ends_at_its_deadline() -> None:
+    """An answer that comes a little at a time is given up when it is late, not when it is whole."""
+    moments = iter([0.0, 0.0])  # the deadline is set, some bytes come; then the night is over
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as threads:
+
+        def trickle() -> None:
+            with listening.accept()[0] as line:
+                line.recv(1 << 16)
+                line.sendall(b"HTTP/1.1 200 OK\r\nETag: x\r\nContent-Length: 1048576\r\n\r\n" + bytes(65536))
+                while line.recv(1):  # until the other side hangs up
+                    continue
+
+        told = threads.submit(trickle)
+        place = parse_place(f"//bucket/x?endpoint=http://127.0.0.1:{listening.getsockname()[1]}", {})
+        client = S3Client(place, CREDENTIALS, lambda: next(moments, 1e9))
+        with pytest.raises(StoreUnavailable, match="too slowly"):
+            client.read("p/ab/x", 0, None)
+        client.close()
+        told.result(60)

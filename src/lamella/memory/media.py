@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lamella.memory.host import Host, HostMemory, Table
@@ -29,12 +30,13 @@ class MediaMemory:
 
     def saved(self, repo_id: str, now: int) -> None:
         """A backup to this medium is whole. What cannot be remembered is reported: no work depends on it."""
-        self._change(repo_id, MediumRecord(now, now))
+        self._change(repo_id, lambda _: MediumRecord(now, now))
 
     def seen(self, repo_id: str, now: int) -> None:
         """The medium is here."""
-        self._change(repo_id, replace(self.of(repo_id), seen_ms=now))
+        self._change(repo_id, lambda before: replace(before, seen_ms=now))
 
-    def _change(self, repo_id: str, record: MediumRecord) -> None:
+    def _change(self, repo_id: str, changed: Callable[[MediumRecord], MediumRecord]) -> None:
+        """What was there is read under the same lock: a backup may just have ended."""
         with self._memory.may_fail():
-            self._table.change(lambda stored: {**stored, repo_id: record})
+            self._table.change(lambda stored: {**stored, repo_id: changed(stored.get(repo_id, MediumRecord()))})

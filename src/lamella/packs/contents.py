@@ -117,8 +117,7 @@ class Contents:
         lengths = dict(wanted)
         places = self._blobs.find_many(kind, list(lengths))
         careful = dict(lengths)
-        first = [found[0] for found in places.values() if found[0].header is not None]
-        for id_, content in self._read_runs(first, domain_id, lengths, identified):
+        for id_, content in self._read_runs([found[0] for found in places.values()], domain_id, lengths, identified):
             del careful[id_]
             yield id_, content
         if any(isinstance(id_, DeltaChunk) for id_ in careful):
@@ -141,7 +140,8 @@ class Contents:
         self, places: list[Place], domain_id: DomainId, lengths: dict[ChunkId, int | None], identified: bool
     ) -> Iterator[tuple[ChunkId, Opened]]:
         """The contents that open at their first place; the careful way reads the others."""
-        for run in _runs(sorted(places, key=lambda place: (place.pack, place.blob.offset))):
+        warm = (place for place in places if place.header is not None)
+        for run in _runs(sorted(warm, key=lambda place: (place.pack, place.blob.offset))):
             start = run[0].blob.offset
             end = run[-1].blob.offset + run[-1].blob.sealed_length
             try:

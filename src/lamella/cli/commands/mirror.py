@@ -104,6 +104,8 @@ def _report(context: Context, result: MirrorResult, resynced: Resynced) -> int:
     copied = f"{result.copied_objects} objects copied ({shown_bytes(result.copied_bytes)})"
     extra += f", {resynced.mended} mended" if resynced.mended else ""
     state = "; DAMAGED OBJECTS WERE LEFT OUT" if result.damaged else ""
+    if result.damaged and not context.args.resync_corrupt:
+        out.say("mend the mirror with --resync-corrupt; mend the source by mirroring the other way")
     out.line(f"{copied}, {result.present_objects} there already{extra} in {shown_seconds(result.seconds)}{state}")
     rows = [{"object": one.obj, "severity": one.severity, "message": one.message} for one in result.findings]
     out.document(

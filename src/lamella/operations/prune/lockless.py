@@ -209,7 +209,7 @@ class LocklessPruning:
     def _opens(self, place: Place) -> bool:
         try:
             self._repo.contents.open_at(place)
-        except (IntegrityError, ObjectCold):
+        except (IntegrityError, ObjectCold, ObjectNotFound):
             return False
         return True
 

@@ -118,7 +118,7 @@ def _is_note(repo: Repository, needed: Needed, use: PackUse, head: PackHead, blo
     """Whether it is the tree note of a snapshot that stays; what cannot be read is no help to anybody."""
     try:
         content = repo.contents.open_at(Place(use.pack, head.header, head.domain_id, blob, own=False))
-    except IntegrityError:
+    except (IntegrityError, ObjectNotFound):  # where no lock keeps others out, another prune may have deleted it
         return False
     except ObjectCold:
         return True

@@ -21,6 +21,7 @@ from lamella.base.clock import now_ms
 from lamella.base.errors import (
     LamellaError,
     NoRepository,
+    ObjectCold,
     ObjectNotFound,
     StoreError,
     StoreFull,
@@ -51,9 +52,10 @@ _NOT_FOUND = re.compile(
 _FULL = re.compile(r"quota|no space|insufficient.*(storage|space)|storage.*full|disk full|507", re.IGNORECASE)
 _REFUSED = re.compile(
     r"access ?denied|forbidden|unauthori[sz]ed|permission|invalid_grant|InvalidAccessKey|SignatureDoesNotMatch"
-    r"|InvalidObjectState|read.?only|\b40[13]\b",
+    r"|read.?only|\b40[13]\b",
     re.IGNORECASE,
 )
+_COLD = re.compile(r"InvalidObjectState|restore first", re.IGNORECASE)
 _SILENT = re.compile(r"time(d )?out|deadline exceeded", re.IGNORECASE)
 """rclone has tried that some times itself."""
 _NO_REMOTE = re.compile(r"didn't find section|is a file not a directory|didn't find backend|config", re.IGNORECASE)
@@ -345,6 +347,8 @@ def _meaning(error: Failed, obj: str) -> LamellaError:
         return ObjectNotFound("no such object", obj=obj)
     if _FULL.search(said):
         return StoreFull(f"no space left there: rclone says {said}", obj=obj, hint=_ROOM)
+    if _COLD.search(said):
+        return ObjectCold(f"it must be thawed first: rclone says {said}", obj=obj, hint="by the service's own tools")
     if _REFUSED.search(said):
         return StoreRefused(f"the remote refuses: rclone says {said}", obj=obj)
     failed = StoreUnavailable(f"rclone says: {said}", obj=obj)

@@ -34,6 +34,7 @@ from urllib3.exceptions import TimeoutError as SilentTooLong
 
 from lamella.base.errors import ObjectCold, ObjectNotFound, StoreRefused, StoreUnavailable, UsageError
 from lamella.stores.cold import Warmth
+from lamella.stores.s3.body import read_body
 from lamella.stores.s3.causes import answer_error, is_page, not_s3, refuses_terms, require_listing, shown, status_of
 from lamella.stores.s3.place import S3Place
 
@@ -47,7 +48,6 @@ CONNECTIONS = 32
 PAGE = 1000
 MAX_EMPTY = 100
 """Pages of a listing in a row that have no name, at most."""
-_PIECE = 1 << 20
 _ANSWER_PIECE = 1 << 16
 _READ_AT_ONCE = frozenset(
     ("", "STANDARD", "STANDARD_IA", "ONEZONE_IA", "REDUCED_REDUNDANCY", "GLACIER_IR", "EXPRESS_ONEZONE")
@@ -267,17 +267,12 @@ class S3Client:
 
     def _body(self, body: Any, length: int, name: str) -> bytes:  # noqa: ANN401 - botocore's
         deadline = self._clock() + self._silence + length / SLOWEST_BYTES_PER_SECOND
-        pieces: list[bytes] = []
-        missing = length
-        while missing > 0:
-            piece = body.read(min(missing, _PIECE))
-            if not piece:
-                raise StoreUnavailable(f"the answer ended {missing} bytes too early", obj=name)
-            pieces.append(piece)
-            missing -= len(piece)
+
+        def late() -> None:
             if self._clock() > deadline:
                 raise StoreUnavailable("the answer comes too slowly", obj=name)
-        return b"".join(pieces)
+
+        return read_body(body, length, late, name)
 
     def listing(self, prefix: str) -> Iterator[Listed]:
         """All objects whose name starts with `prefix`, page by page, ascending as S3 gives them.

@@ -14,7 +14,7 @@ from lamella.cli.amounts import age, budget
 from lamella.cli.arguments import SECRETS, add_dry_run
 from lamella.cli.commands.init import add_kdf_cost, make_repository
 from lamella.cli.context import Context
-from lamella.cli.fleet.hosts import check_name, fleet_place, host_file
+from lamella.cli.fleet.hosts import all_hosts, check_name, fleet_place, host_file
 from lamella.cli.fleet.policies import can_be_told, require_below, s3_lifecycle, s3_policy, ssh_line
 from lamella.cli.new_files import exists, write_file
 from lamella.cli.sheet import Sheet
@@ -79,6 +79,7 @@ def run(context: Context) -> int:
         raise UsageError(f"the fleet has a host {name} already", obj=str(path))
     _name_place(context, name)
     require_below(context.place)
+    _require_new(context)
     key = path.parent / f"{name}.key"
     made = not args.no_key and not _is_there(context)
     values = {"url": context.place, **_expected(args)}
@@ -104,6 +105,23 @@ def _name_place(context: Context, name: str) -> None:
     if args.below:
         args.repo = below(args.below, name)
     args.repo = _from_anywhere(args.repo)
+
+
+def _require_new(context: Context) -> None:
+    """Raises UsageError for a repository that the fleet has already, and for a key that is not to be had."""
+    args = context.args
+    if args.no_key and (args.keyfile or args.recovery_key_file):
+        raise UsageError("--no-key and a key contradict each other", hint="leave out one of them")
+    for host in all_hosts(context.env):
+        if host.settings.url and _same(host.settings.url) == _same(context.place):
+            text = f"the fleet has this repository already, as {host.name}"
+            raise UsageError(text, obj=context.place, hint="each host gets a repository of its own")
+
+
+def _same(place: str) -> str:
+    """A place in one form: of the paths that lead to a directory, the real one."""
+    path = place.removeprefix("file:")
+    return os.path.realpath(path) if path.startswith("/") else place.rstrip("/")
 
 
 def _from_anywhere(repo: str) -> str:
