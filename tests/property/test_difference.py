@@ -65,7 +65,10 @@ def spoilt(chance: random.Random, content: bytes) -> bytes:
     for _ in range(chance.randrange(1, 3)):
         how = chance.randrange(6)
         if how == 0:
-            found[chance.randrange(len(found))] ^= 1 << chance.randrange(8)
+            # Mostly in the head and the map, which few of the bytes are.
+            found[chance.choice((9, 10, chance.randrange(16), chance.randrange(len(found))))] ^= 1 << chance.randrange(
+                8
+            )
         elif how == 1:
             found[:4] = u32(chance.choice((0, 4, 5, 6, len(found) - 4, len(found), 1 << 31)))
         elif how == 2:

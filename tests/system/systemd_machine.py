@@ -169,7 +169,7 @@ def _first_process(outer: subprocess.Popen[bytes], seconds: float) -> int:
             )
             if state.stdout.strip() in ("running", "degraded"):
                 return pid
-        time.sleep(0.1)
+        time.sleep(seconds / 300)
     return 0
 
 

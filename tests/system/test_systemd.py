@@ -161,6 +161,9 @@ def test_the_watch_tells_although_the_timer_of_the_backup_is_broken(machine: Sys
     )
     told = machine.until("cat /srv/told", lambda text: '"stale"' in text)
     assert "no good backup to broken" in told and told.count('"stale"') == 1
+    # The message is out before the watch has ended.
+    ended = "systemctl show -p SubState --value lamella-watch-broken.service"
+    machine.until(ended, lambda text: text.strip() in ("failed", "dead"))
     assert status(machine, "lamella-watch-broken.service")["ExecMainStatus"] == "3"
 
 
