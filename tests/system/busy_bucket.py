@@ -124,8 +124,8 @@ class Busy:
         path.write_bytes(b"".join(chance.choice(pool) for _ in range(BLOCKS)))
         return Volume(name, path, chance, pool)
 
-    def go(self, seconds: float) -> None:
-        """Everybody works for that long, then once more in peace. Raises AssertionError."""
+    def go(self, seconds: float, rounds: int = 2) -> None:
+        """Everybody works for that long, then some rounds in peace. Raises AssertionError."""
         end = time.monotonic() + seconds
         threads = [threading.Thread(target=self._guarded, args=(self.write, one, end)) for one in self.volumes]
         threads += [threading.Thread(target=self._guarded, args=(self.prune, one, end)) for one in self.pruners]
@@ -136,7 +136,7 @@ class Busy:
                 thread.join(_TELL_SECONDS)
                 print(dict(self.counts), file=sys.stderr, flush=True)
         assert not self.wrong, self.wrong
-        for _ in range(2):  # what is condemned in the first round goes in the second
+        for _ in range(rounds):  # what is condemned in the first round goes in the second
             for volume in self.volumes:
                 self.save(volume, None)
             for pruner in self.pruners:

@@ -29,6 +29,7 @@ from tests.cli.test_s3_thief import BUCKET, POLICY, Guarded, _client
 from tests.fault import test_s3_faults
 from tests.s3_proxy import Answer, Fault, Proxy, Seen
 from tests.s3_services import CREDENTIALS, S3Service
+from tests.system.busy_bucket import Busy, bucket_at
 from tests.system.ceph_cluster import Ceph, need_ceph
 
 __all__ = ["image", "keyfile"]
@@ -166,6 +167,15 @@ def test_a_gateway_that_is_killed_in_the_middle_is_waited_for(ceph: Ceph, lamell
     _, said = running.communicate(timeout=120)
     assert running.returncode == 0 and "trying again" in said, said
     assert lamella.json("verify", "--level", "full")["findings"] == []
+
+
+def test_writers_and_pruners_of_one_bucket_killed_at_random(service: S3Service, tmp_path: Path) -> None:
+    """The short form of `python -m tests.system.busy_bucket`."""
+    busy = Busy(bucket_at(service, tmp_path, 1), writers=2, pruners=2)
+    busy.pause = 0.0
+    busy.go(4, rounds=1)
+    busy.judge()
+    assert busy.counts["restored"] >= 2
 
 
 def crash(ceph: Ceph) -> Fault:
