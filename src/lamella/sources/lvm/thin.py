@@ -238,7 +238,9 @@ class ThinSource:
             fd = self._opened(row.name, undone)
             if not commands.is_device_of(row, os.fstat(fd).st_rdev):
                 raise SourceError(f"{commands.node_of(self._vg, row.name)} is not the checkpoint", obj=row.name)
-            yield OpenVolume(commands.node_of(self._vg, row.name), fd, os.lseek(fd, 0, os.SEEK_END))
+            kept = OpenVolume(commands.node_of(self._vg, row.name), fd, os.lseek(fd, 0, os.SEEK_END))
+            undone.callback(kept.closed)  # a mapping would keep the device in use
+            yield kept
 
     def delta(self, base: ThinToken, now: ThinToken, pool: LogicalVolume, grain: int) -> Delta:
         """The ranges that may differ from one snapshot to another. Raises CheckpointLost."""

@@ -120,7 +120,11 @@ class ClonedSource:
     def kept_bytes(self, checkpoint: str) -> Iterator[OpenVolume]:
         """The bytes of a kept moment. Raises CheckpointLost."""
         with self._files.opened(checkpoint) as (fd, _):
-            yield OpenVolume(self._image.path, fd, os.fstat(fd).st_size)
+            kept = OpenVolume(self._image.path, fd, os.fstat(fd).st_size)
+            try:
+                yield kept
+            finally:
+                kept.closed()
 
     def _cloned(self, stack: ExitStack) -> FrozenClone | str:
         """The frozen clone, undone when `stack` ends; or why there can be none. Raises SourceError."""
