@@ -173,7 +173,7 @@ def test_writers_and_pruners_of_one_bucket_killed_at_random(service: S3Service, 
     """The short form of `python -m tests.system.busy_bucket`."""
     busy = Busy(bucket_at(service, tmp_path, 1), writers=2, pruners=2)
     busy.pause = 0.0
-    busy.go(4, rounds=1)
+    busy.go(1.5, rounds=1)
     busy.judge()
     assert busy.counts["restored"] >= 2
 
