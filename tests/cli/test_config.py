@@ -285,6 +285,7 @@ OTHERWISE = {
     "changes_from": "for one run only",
     "document": "for one run only",
     "dry_run": "for one run only",
+    "kernel": "the running one, but on rare hosts",
     "point_every": "hidden",
     "prune": "in profiles",
     "size": "for one stream only",
