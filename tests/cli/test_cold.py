@@ -147,7 +147,7 @@ def test_an_export_has_cold_packs_thawed(glacier: Glacier, proxy: Proxy, big: Pa
     lamella, out = glacier.lamella, tmp_path / "out.img"
     lamella.ok("backup", big)
     cold = glacier.moved()
-    glacier.thaws_after(2)
+    glacier.thaws_after(1)
     assert "--thaw" in lamella.run("export", "big", "--to", out).err
     lamella.ok("export", "big", "--to", out, "--thaw", "--thaw-tier", "bulk", "--thaw-days", "2")
     assert asked(proxy) == len(cold) and out.read_bytes() == big.read_bytes()

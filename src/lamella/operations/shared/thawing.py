@@ -124,9 +124,10 @@ def wait(repo: Repository, plan: ThawPlan, pause: Callable[[float], None], repor
 
     Only the first pack that is not ready is asked for: the others were asked for with it. Raises StoreError.
     """
-    store, seconds, done = _store(repo), FIRST_PAUSE, 0
+    store, done = _store(repo), 0
     reporter(Progress("thaw", "", 0, plan.total_bytes))
     for name, size in plan.packs.items():
+        seconds = FIRST_PAUSE  # where one is ready, the others soon are
         while not _is_ready(store, name):
             pause(seconds)
             seconds = min(2 * seconds, LONGEST_PAUSE)
