@@ -16,7 +16,7 @@ import pytest
 from lamella.base.errors import LamellaError
 from lamella.imports.borg import borg_history
 from lamella.imports.history import volume_sources
-from lamella.imports.restic import restic_history
+from lamella.imports.restic import _checked, restic_history
 from tests.cli.program import Lamella, environment
 from tests.features import require
 
@@ -174,6 +174,14 @@ def test_every_session_is_what_the_tool_itself_restores(empty: Lamella, archive:
             assert target.stat().st_blocks * 512 < 3 * MIB, "holes stay holes"
     again = empty.json(*words, "web=web disk.img", "data=sub/*", "hard.img")
     assert {row["result"] for row in again["sessions"]} == {"present"} and again["stored_bytes"] == 0
+
+
+def test_snapshots_of_one_second_keep_their_order() -> None:
+    rows = [
+        {"id": letter * 64, "time": f"2026-11-30T06:05:37.{part}+01:00"}
+        for letter, part in (("a", "779"), ("c", "07012"), ("b", "070987654"))
+    ]
+    assert [one["id"][0] for one in _checked(rows)] == ["c", "b", "a"]
 
 
 @pytest.mark.parametrize("archive", [Borg, Restic] if KILLS > 2 else [Restic], indirect=True)

@@ -19,7 +19,6 @@ _KNOWN: Final = ((0, 14), (0, 19))
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 _SHORT: Final = 8
 """Digits by which restic names a snapshot."""
-_FRACTION: Final = re.compile(r"\.\d+")
 
 
 def restic_history(repository: str, wanted: Wanted, program: str = KIND) -> ForeignHistory:
@@ -56,7 +55,7 @@ def _checked(snapshots: object) -> list[dict[str, Any]]:
         raise SourceError("restic lists no snapshots")
     if len({one["id"] for one in snapshots}) != len(snapshots):
         raise SourceError("restic lists a snapshot twice")
-    return sorted(snapshots, key=lambda one: (_time(one) or 0, str(one["id"])))
+    return sorted(snapshots, key=lambda one: (_seconds(one) or 0, str(one["id"])))
 
 
 def _session(
@@ -88,8 +87,14 @@ def _files(program: Program, id_: str, wanted: Wanted, rows: Rows) -> Iterator[t
 
 
 def _time(snapshot: dict[str, Any]) -> int | None:
+    seconds = _seconds(snapshot)
+    return None if seconds is None else claimed(seconds)
+
+
+def _seconds(snapshot: dict[str, Any]) -> float | None:
+    """UTC seconds, to the microsecond: several snapshots may be of one second."""
     try:
-        moment = datetime.fromisoformat(_FRACTION.sub("", text_of(snapshot, "time")))
-        return claimed(moment.timestamp()) if moment.tzinfo is not None else None
+        moment = datetime.fromisoformat(text_of(snapshot, "time"))
+        return moment.timestamp() if moment.tzinfo is not None else None
     except (ValueError, OverflowError):
         return None
