@@ -12,10 +12,7 @@ from lamella.format.container import HEADER_SIZE, Blob, Header, Kind
 from lamella.format.cursor import u8, u32
 
 AES_256_GCM, CHACHA20_POLY1305 = 1, 2
-_CIPHERS: dict[int, type[AESGCM] | type[ChaCha20Poly1305]] = {
-    AES_256_GCM: AESGCM,
-    CHACHA20_POLY1305: ChaCha20Poly1305,
-}
+_CIPHERS: dict[int, type[AESGCM] | type[ChaCha20Poly1305]] = {AES_256_GCM: AESGCM, CHACHA20_POLY1305: ChaCha20Poly1305}
 _NONCE = bytes(12)
 
 

@@ -14,18 +14,7 @@ from lamella.base.ids import SnapId, VolumeId, WriterId
 from lamella.crypto.derive import Keys
 from lamella.format.inner import Origin
 from lamella.format.known import LABELS, RARE, SESSIONS, is_known, understood
-from lamella.format.records import (
-    OPTIONAL,
-    AddSnap,
-    Confirm,
-    File,
-    FileGone,
-    Ref,
-    Rename,
-    Run,
-    Volume,
-    Writer,
-)
+from lamella.format.records import OPTIONAL, AddSnap, Confirm, File, FileGone, Ref, Rename, Run, Volume, Writer
 from lamella.history.catalogue import HERE, Catalogue, Series, Snapshot, VolumeState
 from lamella.history.history import Chain, History
 from lamella.history.order import Order, RecordPlace, Row
