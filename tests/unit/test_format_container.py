@@ -87,7 +87,7 @@ def test_empty_or_repeating_directories(entries: list[tuple[Kind, bytes, int, in
         (Kind.CHUNK, 0, 100),
         (Kind.CHUNK, 122, 100),
         (Kind.CHUNK, 100, (4 << 20) + 1),
-        (Kind.LEAF, 100, 1593),
+        (Kind.LEAF, 100, 4665),
         (Kind.INNER, 100, 1593),
         (Kind.DOCUMENT, 100, (8 << 20) + 1),
         (Kind.COMMIT, 100, 2**32 - 1),

@@ -114,9 +114,15 @@ def test_nodes_of_another_place_or_count(at: int, value: bytes) -> None:
         node.decode(changed(LEAF, at, value), SHAPE, 0, 0)
 
 
-@pytest.mark.parametrize(("at", "value"), [(4, b"\x00"), (4, b"\x02"), (40, b"\x03"), (55, b"\xc0")])
-def test_later_versions_and_delta(at: int, value: bytes) -> None:
+@pytest.mark.parametrize("value", [b"\x00", b"\x02"])
+def test_later_versions(value: bytes) -> None:
     with pytest.raises(UnknownFormat):
+        node.decode(changed(LEAF, 4, value), SHAPE, 0, 0)
+
+
+@pytest.mark.parametrize(("at", "value"), [(40, b"\x03"), (55, b"\xc0")])
+def test_a_difference_without_its_ids(at: int, value: bytes) -> None:
+    with pytest.raises(IntegrityError, match="ends too early"):
         node.decode(changed(LEAF, at, value), SHAPE, 0, 0)
 
 

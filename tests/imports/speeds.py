@@ -1,4 +1,6 @@
-"""Importing a history of two states beside what the original tool needs to restore both: `python -m bench.importing`.
+"""Importing a history of two states beside what the original tool needs to restore them.
+
+`python -m tests.imports.speeds`.
 
 The other tool writes each state into a file; Lamella compresses, encrypts and syncs it into a new repository. Where
 that tool cannot be had here, something that does the same work stands in, and its name says what it is.
@@ -197,7 +199,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure every kind; the better of each pair of runs counts."""
-    parser = argparse.ArgumentParser(prog="python -m bench.importing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.imports.speeds", description=__doc__)
     parser.add_argument("kind", nargs="*", metavar="KIND", help=", ".join((*_KINDS, *_WYNG)))
     parser.add_argument("--mib", type=int, default=256, help="size of the image")
     parser.add_argument("--repeats", type=int, default=2)
