@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lamella.base.errors import IntegrityError, UnknownFormat
+from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId, VolumeId
 from lamella.format import node
 from lamella.format.container import Kind
@@ -142,13 +142,14 @@ def test_a_node_at_another_place_is_refused() -> None:
         reader.node(Shape(VolumeId(b"w" * 16), 128 * SIZE, LOG2), left, 0, 0)
 
 
-def test_a_delta_slot_belongs_to_a_later_version() -> None:
-    nodes = Nodes()
-    content = bytearray(node.encode(Node(0, 0, 0, (Slot.HOLE,) * FAN_OUT), shape(64)))
+@pytest.mark.parametrize(("level", "why"), [(0, "ends too early"), (1, "a difference where a node belongs")])
+def test_a_delta_slot_names_three_ids_and_lies_in_leaves_alone(level: int, why: str) -> None:
+    nodes, of = Nodes(), shape(64 ** (1 + level))
+    content = bytearray(node.encode(Node(level, 0, 0, (Slot.HOLE,) * FAN_OUT), of))
     content[40] = 3
-    root = nodes.put(Kind.LEAF, bytes(content))
-    with pytest.raises(UnknownFormat):
-        list(TreeReader(nodes.fetch).runs(Tree(shape(64), root)))
+    root = nodes.put(Kind.INNER if level else Kind.LEAF, bytes(content))
+    with pytest.raises(IntegrityError, match=why):
+        list(TreeReader(nodes.fetch).runs(Tree(of, root)))
 
 
 def test_volumes_without_a_byte_have_one_empty_leaf() -> None:
