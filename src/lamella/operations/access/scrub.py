@@ -33,17 +33,16 @@ CACHES = "@caches"
 CACHE_PATTERNS = (
     "/home/*/.cache",
     "/root/.cache",
-    "/home/*/.local/share/Trash",
     "/home/*/.mozilla/firefox/*/cache2",
     "/var/cache/apt/archives",
     "/var/cache/dnf",
     "/var/tmp",
     "/tmp",
-    "/lost+found",
     # The private volume of a qube: its home directories lie in `home`, other bound directories in `rw`.
     "/bind-dirs/*/.cache",
 )
-"""What programs make again by themselves, at its usual places. Names in a home directory: XDG Base Directory."""
+"""Caches and temporary files at their usual places (XDG Base Directory; FHS). Nothing that a person put there, such as
+the trash, and nothing that a repair of the file system saved."""
 MOST_WRITTEN = 1 << 30
 """Bytes that a guest may write. Removing files writes metadata alone; a guest that writes more is not believed."""
 _BLOCK = 4096
