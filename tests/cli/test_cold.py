@@ -180,7 +180,7 @@ def test_packs_that_hold_nothing_but_bases_are_thawed_too(
 def test_what_is_cold_is_neither_damaged_nor_proven_nor_lost(glacier: Glacier, big: Path, tmp_path: Path) -> None:
     """Verified and pruned here and elsewhere, backed up again; then everything is thawed, and whole."""
     lamella, out = glacier.lamella, tmp_path / "out.img"
-    lamella.ok("backup", big)
+    first = lamella.json("backup", big)["snapshot"]
     before = big.read_bytes()
     with big.open("r+b") as file:
         file.write(os.urandom(9 * MIB))
@@ -198,7 +198,6 @@ def test_what_is_cold_is_neither_damaged_nor_proven_nor_lost(glacier: Glacier, b
 
     # A run without a change stores nothing again, wherever its map comes from.
     assert lamella.json("backup", big)["stored_bytes"] == 0
-    (first, *_) = sorted(row["snapshot"] for row in lamella.json("list")["snapshots"])
     for env in ({}, third, {}):
         words = ("delete", f"big@{first}", "-y", "--remove-delay", "0h") if first else ("prune", "--keep-last", "9")
         done, first = lamella.run("--json", *words, "--grace", "0h", env=env), ""
