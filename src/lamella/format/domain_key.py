@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId, DomainId, VolumeId
 from lamella.format.cursor import Cursor
+from lamella.format.keyslot import DOMAIN_KEY
 from lamella.format.layout import CHUNK, HASH, ID, TEXT, U8, U64, many, padded, row
-
-MAGIC = b"LMLDOMK\x01"
 
 
 class ExportedTree(NamedTuple):
@@ -34,19 +34,25 @@ class ExportedKeys(NamedTuple):
 
 def encode(keys: ExportedKeys, trees: Sequence[ExportedTree]) -> bytes:
     """The file."""
-    return MAGIC + _KEYS.encode(keys) + _TREES.encode(tuple(trees))
+    return DOMAIN_KEY + _KEYS.encode(keys) + _TREES.encode(tuple(trees))
 
 
 def decode_keys(content: bytes) -> ExportedKeys:
     """The keys in a file without trees, as `encode` makes it. Raises IntegrityError."""
-    cursor = Cursor(content, "domain key file")
-    if cursor.take(len(MAGIC)) != MAGIC:
-        cursor.fail("no domain key magic")
-    keys = _KEYS.decode(cursor)
-    if _TREES.decode(cursor):
-        cursor.fail("trees where there are none to be")
-    cursor.end()
+    keys, trees = decode(content)
+    if trees:
+        raise IntegrityError("domain key file: trees where there are none to be")
     return keys
+
+
+def decode(content: bytes) -> tuple[ExportedKeys, tuple[ExportedTree, ...]]:
+    """Keys and trees of a file, as `encode` makes it. Raises IntegrityError."""
+    cursor = Cursor(content, "domain key file")
+    if cursor.take(len(DOMAIN_KEY)) != DOMAIN_KEY:
+        cursor.fail("no domain key magic")
+    keys, trees = _KEYS.decode(cursor), _TREES.decode(cursor)
+    cursor.end()
+    return keys, trees
 
 
 _KEYS = row(ExportedKeys, padded(U8, 7), HASH, ID, HASH, HASH)

@@ -113,5 +113,10 @@ def try_slots(mark: marker.Marker, slots: Slots, secret: Secret) -> tuple[Unlock
     for slot in fitting:
         bundle = unwrap(mark, secret, slot)
         if bundle is not None:
-            return Unlocked(Keys(mark, bundle), slot), len(fitting)
+            keys = Keys(mark, bundle)
+            if secret.is_domain_key:
+                from lamella.repository.lent import lend  # a store of one qube's files
+
+                lend(keys, secret)
+            return Unlocked(keys, slot), len(fitting)
     return None, len(fitting)
