@@ -123,8 +123,8 @@ def measure(work: Path, files: int, names: int, repeats: int, *, with_restic: bo
         pair.both("names found", ["files", "find", "names", last], ["find", last])
         (work / "names-back").mkdir()
         target = work / "restic-names-back"
-        own = ["restore", "names", "--to", f"{work}/names-back/"]
-        pair.both("names restored", own, ["restore", "latest", "--target", target])
+        back = ["restore", "names", "--to", f"{work}/names-back/"]
+        pair.both("names restored", back, ["restore", "latest", "--target", target])
     figures = pair.figures()
     print(json.dumps(figures, indent=2))
     if "first/restic" not in figures:

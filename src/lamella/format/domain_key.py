@@ -8,8 +8,9 @@ from typing import NamedTuple
 from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId, DomainId, VolumeId
 from lamella.format.cursor import Cursor
-from lamella.format.keyslot import DOMAIN_KEY
 from lamella.format.layout import CHUNK, HASH, ID, TEXT, U8, U64, many, padded, row
+
+MAGIC = b"LMLDOMK\x01"
 
 
 class ExportedTree(NamedTuple):
@@ -34,7 +35,7 @@ class ExportedKeys(NamedTuple):
 
 def encode(keys: ExportedKeys, trees: Sequence[ExportedTree]) -> bytes:
     """The file."""
-    return DOMAIN_KEY + _KEYS.encode(keys) + _TREES.encode(tuple(trees))
+    return MAGIC + _KEYS.encode(keys) + _TREES.encode(tuple(trees))
 
 
 def decode_keys(content: bytes) -> ExportedKeys:
@@ -48,7 +49,7 @@ def decode_keys(content: bytes) -> ExportedKeys:
 def decode(content: bytes) -> tuple[ExportedKeys, tuple[ExportedTree, ...]]:
     """Keys and trees of a file, as `encode` makes it. Raises IntegrityError."""
     cursor = Cursor(content, "domain key file")
-    if cursor.take(len(DOMAIN_KEY)) != DOMAIN_KEY:
+    if cursor.take(len(MAGIC)) != MAGIC:
         cursor.fail("no domain key magic")
     keys, trees = _KEYS.decode(cursor), _TREES.decode(cursor)
     cursor.end()

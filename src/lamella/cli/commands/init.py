@@ -17,7 +17,7 @@ from lamella.cli.output import Output
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.crypto.new_slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N
 from lamella.crypto.recovery import new_recovery_key, recovery_text
-from lamella.crypto.slots import Secret
+from lamella.crypto.slots import Secret, is_domain_key
 from lamella.format.keyslot import MAX_LOG_N, SlotType
 from lamella.operations.shared.heads import fingerprint
 from lamella.repository.create import Created, SlotWanted, create_repository
@@ -88,7 +88,7 @@ def run(context: Context) -> int:
         out.document({"dry_run": True, "repository": context.place})
         return 0
     secret = source.read()
-    if secret.is_domain_key and (args.append_only or args.recovery_sheet is not None):
+    if is_domain_key(secret) and (args.append_only or args.recovery_sheet is not None):
         raise UsageError("a store that a lent key opens has no recovery key: whoever lent the key holds everything")
     if secret.type == SlotType.PASSPHRASE and len(secret.value) < SHORTEST:
         out.warn(f"a passphrase of fewer than {SHORTEST} characters is soon guessed: lamella key change")
@@ -159,7 +159,7 @@ class Made:
 
 def make_repository(context: Context, secret: Secret, sheet: Sheet, *, admin: bool) -> Made:
     """Make the repository of the context; its recovery key is on the sheet before it opens anything."""
-    recovery = new_recovery_key() if sheet.possible and not secret.is_domain_key else None
+    recovery = new_recovery_key() if sheet.possible and not is_domain_key(secret) else None
     slots = [SlotWanted(secret, admin)]
     if recovery is not None:
         slots.append(SlotWanted(recovery, True))
@@ -172,7 +172,7 @@ def make_repository(context: Context, secret: Secret, sheet: Sheet, *, admin: bo
             _discard_unless_made(store, sheet)
             raise
         with Repository.open(store, recovery or secret, context.host, lock_wait=context.args.lock_wait) as repository:
-            lent = secret.is_domain_key
+            lent = is_domain_key(secret)
             return Made(created, store.url, fingerprint(repository), sheet, recovery, lent)
 
 
