@@ -28,8 +28,8 @@ def _answer(host: int) -> str:
         ]  # fmt: skip
         rows.append(
             {"name": f"vm{number}{'' if host % 2 else ':root'}", "consistency": "live", "size": 1,
-             "snapshots": len(days), "trouble": "", "verdict": "ok", "level": "sample", "verified_ms": 0, "drill": "", "drilled_ms": 0,
-             "history": history, "failed": []}
+             "snapshots": len(days), "trouble": "", "verdict": "ok", "level": "sample", "verified_ms": 0,
+             "drill": "", "drilled_ms": 0, "history": history, "failed": []}
         )  # fmt: skip
     return json.dumps({"keys": True, "never": {}, "problems": [], "packs": 1, "stored_bytes": 1, "volumes": rows})
 
