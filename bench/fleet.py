@@ -109,6 +109,8 @@ def asked(path: Path, hosts: int) -> dict[str, float]:
         "search, a volume of all hosts": Wanted(volume="vm07:private"),
         "search, a volume of all hosts, one day": Wanted("*", "vm07:private", middle, middle + DAY_MS),
         "search, a pattern of volumes, one day": Wanted("*", "vm1*", middle, middle + DAY_MS),
+        "search, a pattern of volumes": Wanted("*", "vm1*"),
+        "search, a pattern of volumes of ten hosts": Wanted("host000?", "vm1*"),
         "search, a day, 20,000 found": Wanted(since_ms=middle, before_ms=middle + DAY_MS, most=20_000),
         "search, nothing fits": Wanted(volume="vm99*"),
         "search, no such host": Wanted(host="nobody"),

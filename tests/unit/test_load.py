@@ -17,8 +17,8 @@ from tools.load import Load, Weight, closure, listed, total, weigh
 CEILINGS = {
     "list": (Weight(5_001, 4_456), 4_561),
     "restore": (Weight(6_747, 6_040), 5_535),
-    "backup": (Weight(9_613, 8_534), 8_111),
-    "qubes backup": (Weight(10_135, 9_067), 8_614),
+    "backup": (Weight(9_449, 8_379), 7_947),
+    "qubes backup": (Weight(9_971, 8_912), 8_450),
     "qubes restore": (Weight(8_186, 7_360), 6_608),
     "qubes restore --paranoid": (Weight(8_741, 7_791), 7_674),
 }
@@ -50,6 +50,12 @@ def test_a_paranoid_restore_does_not_look_into_packs(loads: dict[str, Load]) -> 
     decoders = {"lamella.format.zstd", "lamella.format.zstd_provider"}
     assert {"lamella.packs.blobmap", "lamella.packs.contents"} <= loads["qubes restore"].run, "which looks into them"
     assert not (packs | decoders) & (found.run | found.closure)
+
+
+def test_a_backup_without_a_change_map_loads_nothing_about_change_maps(loads: dict[str, Load]) -> None:
+    maps = {"lamella.base.chunkset", "lamella.base.delta", "lamella.operations.backup.mapped"}
+    for command in ("backup", "qubes backup"):
+        assert not maps & (loads[command].run | loads[command].closure)
 
 
 def test_every_run_loads_at_least_the_closure_of_the_command_line(loads: dict[str, Load]) -> None:
