@@ -187,7 +187,7 @@ def test_changed_chunks_are_stored_as_differences_from_the_kept_snapshot(
     volume.write(0, os.urandom(MIB))
     words = [f"vm=lvm:{volume.text}", "--deltas"]
     assert backup(lamella, *words, "--chunk-size", "64K")["mode"] == "full"
-    for changed in ((3,), (3, 5)):
+    for changed in ((3,), (5, 7)):  # what is a difference already is stored whole
         for chunk in changed:
             volume.write(chunk * 65536 + 9000, os.urandom(600))
         row = backup(lamella, *words)
