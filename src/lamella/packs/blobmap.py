@@ -12,7 +12,7 @@ what that says takes the place of the hint.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,8 @@ class BlobMap:
         """Packs that were known and then not listed any more, counted since the start of this process."""
         self.condemned: frozenset[bytes] = frozenset()
         """Packs that nothing new may rely on (lamella.history.condemned)."""
+        self.doubted: set[bytes] = set()
+        """Packs in which something does not open: what else lies in them is relied on only after it was read."""
         self.relied: set[bytes] = set()
         """Packs in which something to be stored was found and therefore not stored again."""
         self.cold: dict[bytes, int] = {}
@@ -109,6 +111,7 @@ class BlobMap:
         if self.unknown_cold():
             self._segments().enter_hints(_FOR_COLD)  # what no head says for now
         self.mark_own(own_packs)
+        self.doubted.update(pack for (pack,) in self.cache.rows("SELECT DISTINCT pack FROM suspects"))
         return listed
 
     def _listing(self) -> Iterator[tuple[bytes, int]]:
@@ -280,15 +283,22 @@ class BlobMap:
         return self.cache.rows(query, (kind, *ids))
 
     def reusable(self, kind: Kind, id_: ChunkId) -> list[Place]:
-        """The places of a blob that something new may rely on, own packs first."""
+        """The places of a blob that something new may rely on, own packs first; in doubted ones as in another's."""
         found = self.find(kind, id_)
-        return [place for place in found if place.header is not None and place.pack not in self.condemned]
+        found = [place for place in found if place.header is not None and place.pack not in self.condemned]
+        return [replace(place, own=False) if place.pack in self.doubted else place for place in found]
 
     def has(self, kind: Kind, id_: ChunkId) -> bool:
         """Whether any place of a blob is known."""
         query = "SELECT p.header FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.id = ? AND b.kind = ? LIMIT 1"
         row = self.cache.row(query, (id_, kind))
         return row is not None and (row[0] is not None or bool(self.find(kind, id_)))
+
+    def undoubted(self, kind: Kind, id_: ChunkId) -> bool:
+        """Whether any place of a blob is known in a pack that is not doubted."""
+        if not self.doubted:
+            return self.has(kind, id_)
+        return any(place.pack not in self.doubted for place in self.find(kind, id_))
 
     def packs(self, domain_id: DomainId | None = None) -> Iterator[Entry]:
         """Packs whose head opened, with their size; of one domain or all. Opens those known from segments only."""
