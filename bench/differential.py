@@ -51,12 +51,14 @@ def measure(work: Path, size: int, repeats: int) -> dict[str, Series]:
     """The series of each way. Raises BenchError, also for a restored file that differs."""
     image, before, live, program = work / "disk.img", work / "before", work / "live", Lamella(work)
     make(image, size)
+    say(f"{image} is made")
     program.init()
     program.backup(image)
     first = document(program.call("list", NAME))["snapshots"][0]["snapshot"]
     run(["cp", "--reflink=always", image, before])
     change(image)
     program.backup(image)
+    say("both states are backed up")
     run(["cp", "--reflink=always", image, live])
     text = f"{NAME}@{first}"
     ways: dict[str, Callable[[], Sample]] = {
@@ -67,7 +69,7 @@ def measure(work: Path, size: int, repeats: int) -> dict[str, Series]:
         "default, in place": lambda: program.call("restore", text, "--to", image, "--in-place"),
     }
     series = {name: Series() for name in ways}
-    for _ in range(repeats):
+    for number in range(repeats):
         for name, way in ways.items():
             # The blocks that it shares with the kept moment are what a change map tells by.
             run(["cp", "--reflink=always", live, image])
@@ -77,7 +79,13 @@ def measure(work: Path, size: int, repeats: int) -> dict[str, Series]:
             if name != "hashing":
                 run(["cmp", image, before])
                 series[name].facts = document(sample)
+            say(f"{number + 1}: {name:20}{sample.wall:8.2f} s{sample.cpu:8.2f} CPU s")
     return series
+
+
+def say(text: str) -> None:
+    """Say what was done, at once: a run that is stopped has said as much as it has measured."""
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def table(series: dict[str, Series]) -> list[str]:

@@ -101,8 +101,17 @@ class Lamella:
         return self.call("backup", f"{NAME}={image}", *self.options)
 
     def restore(self, image: Path, target: Path) -> tuple[Sample, Path]:
-        """Restore the latest snapshot."""
-        return self.call("restore", NAME, "--to", target), target
+        """Restore the latest snapshot as another machine does: its own state knows no checkpoint to begin with.
+
+        Raises BenchError also if anything was taken from a checkpoint.
+        """
+        state = self._base / "restoring"
+        shutil.rmtree(state, ignore_errors=True)
+        env = {**self.env, "LAMELLA_STATE_DIR": str(state)}
+        sample = run([*self.words("restore", NAME, "--to", target), "--json", "-q"], env)
+        if kept := document(sample).get("kept"):
+            raise BenchError(f"the restore began with the checkpoint of {kept}: it fetched only what differs")
+        return sample, target
 
     def size(self) -> tuple[int, int]:
         """Bytes and objects of the repository."""

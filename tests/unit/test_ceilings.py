@@ -20,6 +20,7 @@ STAND_ALONE = {"rescue.py": 2285, "unpack.py": 260}
 """Programs that work without the rest of Lamella, and their ceilings."""
 
 EMPTY_WORDS = {"helper", "util", "manager", "common", "misc", "handler"}
+_EMPTY_WORD = re.compile("|".join(sorted(EMPTY_WORDS)), re.IGNORECASE)
 UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b")
 
 # Everything a file may use of what pyproject.toml bans; paths are relative to the package.
@@ -38,6 +39,7 @@ HOMES = {
     "run/beside.py": {"threading.Thread", "concurrent.futures"},
 }
 BUILTINS = {"exit", "quit", "input", "SystemExit"}
+_BUILTIN = re.compile("|".join(sorted(BUILTINS)))
 
 
 def python_files(*folders: Path) -> list[Path]:
@@ -59,13 +61,20 @@ def _words(name: str) -> set[str]:
     return {part.lower().removesuffix("s") for part in parts}
 
 
+def _nodes(path: Path, words: re.Pattern[str]) -> Iterator[ast.AST]:
+    """The nodes of a module in which a name has one of the words; parsing a module costs more than a look for them."""
+    text = path.read_text()
+    if words.search(text):
+        yield from ast.walk(ast.parse(text))
+
+
 def empty_names(source: Path) -> Iterator[str]:
     """Yield modules, classes and functions whose name says nothing about what they are."""
     for path in [*python_files(source), *(path for path in source.rglob("*") if path.is_dir())]:
         if _words(path.stem) & EMPTY_WORDS:
             yield str(path)
     for path in python_files(source):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path, _EMPTY_WORD):
             named = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
             if isinstance(node, named) and _words(node.name) & EMPTY_WORDS:
                 yield f"{path}:{node.lineno}: {node.name}"
@@ -102,7 +111,7 @@ def _banned_by_ruff(source: Path) -> Iterator[tuple[Path, int, str]]:
 
 def _banned_builtins(source: Path) -> Iterator[tuple[Path, int, str]]:
     for path in python_files(source):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path, _BUILTIN):
             name = node.func if isinstance(node, ast.Call) else node.exc if isinstance(node, ast.Raise) else None
             if isinstance(name, ast.Name) and name.id in BUILTINS:
                 yield path, name.lineno, name.id

@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -92,12 +93,17 @@ def dead_links(document: Path, text: str) -> Iterator[str]:
             yield f"{document.name}: {target} names no heading"
 
 
+@cache
+def _file_names() -> frozenset[str]:
+    return frozenset(path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
 def lost_paths(document: Path, text: str) -> Iterator[str]:
     """Yield each path or module that a document names and that is not in the checkout."""
     for path in _PATH.findall(text):
         if not any(ROOT.glob(path)) and not any(ROOT.glob(f"{path}*")):
             yield f"{document.name}: {path} is not there"
-    known = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    known = _file_names()
     for module in _MODULE.findall(_BLOCK.sub("", text)):
         here = (ROOT / module, SOURCE / module, SOURCE / "operations" / module)
         if not (any(path.exists() for path in here) if "/" in module else module in known | ELSEWHERE):
@@ -175,6 +181,7 @@ def _unknown_words(span: str) -> Iterator[str]:
             yield f"{span}: there is no option {word}"
 
 
+@cache
 def _options(command: str = "", action: str = "") -> set[str]:
     """The options of a command, those of every command included."""
     parser: CommandParser = build()
@@ -217,11 +224,15 @@ def test_guides_hold_commands() -> None:
 # --- hints of the program --------------------------------------------------------------------------------------------
 
 _HINT = re.compile(r"(?:: |`)(lamella [a-z]+(?: (?:--?[a-z-]+|[a-z]+(?= --)))*)")
+_SAYS_LAMELLA = re.compile(r"lamella(?:\s|[\"'])")
+_IMPORTS = re.compile(r"^\s*(?:from lamella import|import lamella$)", re.MULTILINE)
 MOVED = {"check --repair", "copy --mirror"}
 
 
 def wrong_hints(source: str) -> Iterator[str]:
     """Yield each command in the strings and docstrings of a module that the program does not know, or knows no more."""
+    if not _SAYS_LAMELLA.search(_IMPORTS.sub("", source)):
+        return  # parsing a module costs more than a look
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             for found in _HINT.finditer(node.value):
@@ -241,6 +252,8 @@ def test_hints_name_commands_that_exist(module: Path) -> None:
         ("x = f'run: lamella check --give-up {name}'", 0),
         ("x = 'mend with: lamella check --repair'", 1),
         ("x = 'mend with: lamella mend'", 1),
+        ("x = 'mend with: lamella' ' mend'", 1),
+        ("x = f'mend with: lamella {word} ' 'or: lamella mend'", 1),
         ("x = 'look with: lamella verify --deeply'", 1),
         ('"""`lamella copy --mirror` wrote there."""', 1),
         ("x = 'a newer version of lamella wrote here'", 0),

@@ -42,12 +42,38 @@ def foreign_imports(module: Path) -> Iterator[str]:
         yield from (name for name in names if name.split(".")[0] not in sys.stdlib_module_names)
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the project's source, to be spoiled."""
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    return tmp_path
+UPWARD = [
+    ("lamella.sources.base", "lamella.repository"),
+    ("lamella.sources.base", "lamella.stores.base"),
+    ("lamella.stores.base", "lamella.repository"),
+    ("lamella.format", "lamella.crypto"),
+    ("lamella.operations", "lamella.cli"),
+    ("lamella.operations", "lamella.rescue"),
+    ("lamella", "lamella.rescue"),
+    ("lamella.rescue", "lamella.base.ids"),
+    ("lamella.base.errors", "lamella.base.events"),
+    ("lamella.operations.repair.heal", "lamella.operations.verify.verify"),
+    ("lamella.operations.shared.reading", "lamella.operations.writing.session"),
+    ("lamella.cli.main", "lamella.operations.prune.lockless"),
+]
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """What the contract says of a copy of the source with every wrong import of UPWARD, and a module without a layer.
+
+    All of them at once: each is still named on a line of its own, and the graph of the source is built once.
+    """
+    tree = tmp_path_factory.mktemp("spoiled")
+    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    for module, imported in UPWARD:
+        place = tree / "src" / Path(*module.split("."))
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        with file.open("a") as out:
+            out.write(f"\nimport {imported}\n")
+    (tree / "src" / "lamella" / "stray.py").touch()
+    return checked(tree)
 
 
 def test_imports_point_downward() -> None:
@@ -55,38 +81,15 @@ def test_imports_point_downward() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize(
-    ("module", "imported"),
-    [
-        ("lamella.sources.base", "lamella.repository"),
-        ("lamella.sources.base", "lamella.stores.base"),
-        ("lamella.stores.base", "lamella.repository"),
-        ("lamella.format", "lamella.crypto"),
-        ("lamella.operations", "lamella.cli"),
-        ("lamella.operations", "lamella.rescue"),
-        ("lamella", "lamella.rescue"),
-        ("lamella.rescue", "lamella.base.ids"),
-        ("lamella.base.errors", "lamella.base.events"),
-        ("lamella.operations.repair.heal", "lamella.operations.verify.verify"),
-        ("lamella.operations.shared.reading", "lamella.operations.writing.session"),
-        ("lamella.cli.main", "lamella.operations.prune.lockless"),
-    ],
-)
-def test_upward_import_is_found(tree: Path, module: str, imported: str) -> None:
-    place = tree / "src" / Path(*module.split("."))
-    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    with file.open("a") as out:
-        out.write(f"\nimport {imported}\n")
-    result = checked(tree)
-    assert result.returncode == 1
-    assert f"{module} -> {imported} (l." in result.stdout
+@pytest.mark.parametrize(("module", "imported"), UPWARD)
+def test_upward_import_is_found(spoiled: subprocess.CompletedProcess[str], module: str, imported: str) -> None:
+    assert spoiled.returncode == 1
+    assert f"{module} -> {imported} (l." in spoiled.stdout
 
 
-def test_module_without_a_layer_is_found(tree: Path) -> None:
-    (tree / "src" / "lamella" / "stray.py").touch()
-    result = checked(tree)
-    assert result.returncode == 1
-    assert "lamella.stray" in result.stdout
+def test_module_without_a_layer_is_found(spoiled: subprocess.CompletedProcess[str]) -> None:
+    assert spoiled.returncode == 1
+    assert "lamella.stray" in spoiled.stdout
 
 
 def test_rescue_stands_alone() -> None:

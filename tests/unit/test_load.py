@@ -17,8 +17,8 @@ from tools.load import Load, Weight, closure, listed, total, weigh
 CEILINGS = {
     "list": (Weight(5_000, 4_445), 4_550),
     "restore": (Weight(6_735, 6_030), 5_525),
-    "backup": (Weight(9_596, 8_516), 8_094),
-    "qubes backup": (Weight(10_118, 9_048), 8_597),
+    "backup": (Weight(9_432, 8_362), 7_930),
+    "qubes backup": (Weight(9_954, 8_895), 8_433),
     "qubes restore": (Weight(8_175, 7_350), 6_596),
     "qubes restore --paranoid": (Weight(8_725, 7_775), 7_660),
 }
@@ -50,6 +50,12 @@ def test_a_paranoid_restore_does_not_look_into_packs(loads: dict[str, Load]) -> 
     decoders = {"lamella.format.zstd", "lamella.format.zstd_provider"}
     assert {"lamella.packs.blobmap", "lamella.packs.contents"} <= loads["qubes restore"].run, "which looks into them"
     assert not (packs | decoders) & (found.run | found.closure)
+
+
+def test_a_backup_without_a_change_map_loads_nothing_about_change_maps(loads: dict[str, Load]) -> None:
+    maps = {"lamella.base.chunkset", "lamella.base.delta", "lamella.operations.backup.mapped"}
+    for command in ("backup", "qubes backup"):
+        assert not maps & (loads[command].run | loads[command].closure)
 
 
 def test_every_run_loads_at_least_the_closure_of_the_command_line(loads: dict[str, Load]) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "lamella"
 
 
-def class_names(*files: Path) -> Counter[str]:
+LOOKS_LIKE_A_CLASS = re.compile(r"^[ \t]*class[ \t]+(\w+)", re.MULTILINE)
+
+
+def class_names(files: Iterable[Path]) -> Counter[str]:
     """How often each class name occurs in these files, nested classes included."""
     trees = [ast.parse(path.read_text("utf-8")) for path in files]
     return Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
@@ -18,9 +23,13 @@ def class_names(*files: Path) -> Counter[str]:
 def ambiguous(source: Path) -> dict[str, int]:
     """The class names that occur more than once, and how often.
 
-    rescue.py reads the same format on its own and uses its words for the same ideas: it is not counted.
+    rescue.py reads the same format on its own and uses its words for the same ideas: it is not counted. Only files in
+    which something looks like a class whose name occurs again are parsed.
     """
-    found = class_names(*(path for path in source.rglob("*.py") if path.name != "rescue.py"))
+    files = [path for path in source.rglob("*.py") if path.name != "rescue.py"]
+    names = {path: LOOKS_LIKE_A_CLASS.findall(path.read_text("utf-8")) for path in files}
+    often = {name for name, count in Counter(name for found in names.values() for name in found).items() if count > 1}
+    found = class_names(path for path in files if often.intersection(names[path]))
     return {name: count for name, count in found.items() if count > 1}
 
 

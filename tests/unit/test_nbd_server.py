@@ -494,7 +494,7 @@ def attack(place: str, seed: int) -> None:
     """Send one spoiled exchange, read some of the answers, and leave in some way."""
     moves = random.Random(seed)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(0.3)
+        client.settimeout(0.05)
         with suppress(OSError):
             client.connect(place)
             for message in exchanges(seed):

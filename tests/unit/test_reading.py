@@ -12,8 +12,9 @@ from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
 from lamella.base.ids import VolumeId
 from lamella.format.node import Shape, Slot
+from lamella.operations.backup.mapped import changes
 from lamella.operations.shared.ranges import RANGE
-from lamella.operations.shared.reading import Act, Task, changes, everything
+from lamella.operations.shared.reading import Act, Task, everything
 from lamella_kit.tracked_source import TrackedDisk
 
 LOG2 = 16

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, SourceError
 from lamella.base.extents import Extent
 from lamella.memory.host import Host
@@ -23,6 +22,7 @@ from lamella.sources.driver import Untracked, UntrackedMoment
 from lamella.sources.registry import open_kept_source
 
 if TYPE_CHECKING:
+    from lamella.base.delta import Delta
     from lamella.sources.kept_bytes import KeptBytes
 
 _TRIES = 5

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lamella.base.delta import Delta
 from lamella.base.errors import CheckpointLost, SourceError
 
 if TYPE_CHECKING:
+    from lamella.base.delta import Delta
     from lamella.sources.page_cache import PageCache
 
 _VERSION = 1

@@ -12,11 +12,10 @@ from lamella.format.inner import Sampled
 from lamella.history.catalogue import Snapshot, VolumeState
 from lamella.memory.host import Host
 from lamella.memory.ledger import ResumePoint
-from lamella.operations.backup import sampling
+from lamella.operations.backup import mapped, sampling
 from lamella.operations.backup.plan import COMPARE, INCREMENTAL, BackupOptions, partial_tree
 from lamella.operations.backup.stages import Begun, Frozen, Way
 from lamella.operations.moments.monitor import delta_from
-from lamella.operations.shared import reading
 from lamella.operations.shared.completeness import is_complete
 from lamella.operations.shared.reading import Task
 from lamella.operations.shared.selection import find_snapshot
@@ -71,15 +70,15 @@ def tasks(repo: Repository, options: BackupOptions, frozen: Frozen, way: Way) ->
         if changed is None or way.base is None:
             raise ValueError("a way without a change map")
         sample = _sample(options, way, changed)
-        return Todo(repo.tree(way.base), reading.changes(volume, shape, changed, sample.chunks), sample.cursor)
+        return Todo(repo.tree(way.base), mapped.changes(volume, shape, changed, sample.chunks), sample.cursor)
     since, done = way.begun.since, min(way.begun.point.done, shape.chunks)
     rest = Delta.everything(since.grain, since.base_size, since.size) if changed is None else changed
     whole = since.spliced(done, rest)
     sample = _sample(options, way, whole)
     if changed is not None:
-        found = reading.changes(volume, shape, whole, sample.chunks)
+        found = mapped.changes(volume, shape, whole, sample.chunks)
     else:
-        found = reading.resumed(volume, shape, whole, sample.chunks, done)
+        found = mapped.resumed(volume, shape, whole, sample.chunks, done)
     return Todo(partial_tree(shape.volume_id, way.begun.point), found, sample.cursor)
 
 

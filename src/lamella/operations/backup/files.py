@@ -9,6 +9,7 @@ from lamella.base.chunkset import ChunkSet
 from lamella.base.delta import Delta
 from lamella.base.errors import IntegrityError
 from lamella.crypto.derive import prf
+from lamella.operations.backup.mapped import changes
 from lamella.operations.backup.plan import INCREMENTAL
 from lamella.operations.backup.stages import Frozen, Read, Way
 from lamella.operations.shared import reading
@@ -42,7 +43,7 @@ def read_files(attempts: Attempts, frozen: Frozen, way: Way) -> Read:
         tasks = reading.everything(image, frozen.shape)
     else:
         way = replace(way, mode=INCREMENTAL, reason="")
-        tasks = reading.changes(image, frozen.shape, image.delta(), ChunkSet())
+        tasks = changes(image, frozen.shape, image.delta(), ChunkSet())
     reader, name = attempts.reader(frozen, base), frozen.plan.volume
     tree = reader.read(image, tasks, name, attempts.reporter, attempts.recorder.watch(frozen, way))
     tree = _corrected(attempts, frozen, image, tree)
@@ -88,7 +89,7 @@ def _corrected(attempts: Attempts, frozen: Frozen, image: TreeImage, tree: Volum
         return tree
     attempts.session.flush()
     delta = Delta.bounded(1 << shape.chunk_log2, shape.size, shape.size, stale, ChunkSet())
-    tasks = reading.changes(image, shape, delta, ChunkSet())
+    tasks = changes(image, shape, delta, ChunkSet())
     reader = attempts.reader(frozen, Tree(shape, tree.root))
     again = reader.read(image, tasks, frozen.plan.volume, attempts.reporter, Watch())
     figures = again.figures._replace(changed_chunks=0)

@@ -1,15 +1,14 @@
-"""The parts of a volume that a run reads, as ascending tasks: everything, or a change map's ranges and a sample."""
+"""The parts of a volume that a run reads, as ascending tasks: here all that is allocated.
+
+What a change map tells to read is found in `operations.backup.mapped`.
+"""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from lamella.base.chunkset import ChunkSet
-from lamella.base.delta import Delta
 from lamella.base.extents import chunk_ranges
 from lamella.format.node import Shape, Slot
 from lamella.operations.shared.ranges import RANGE
@@ -46,50 +45,14 @@ def everything(frozen: FrozenVolume, shape: Shape, position: int = 0) -> Iterato
             continue
         if first > position:
             yield Task(position, first, Act.SET)
-        yield from _cut(first, end, Act.READ, shape)
+        yield from pieces(first, end, Act.READ, shape)
         position = end
     if position < shape.chunks:
         yield Task(position, shape.chunks, Act.SET)
 
 
-def changes(frozen: FrozenVolume, shape: Shape, delta: Delta, sample: ChunkSet) -> Iterator[Task]:
-    """Read what may have changed and the sample, set what reads as zero, and say nothing of the rest."""
-    streams: list[Iterable[Task]] = [
-        (task for first, end in delta.changed.runs() for task in _cut(first, end, Act.READ, shape)),
-        (task for first, end in (sample - delta.zeroed).runs() for task in _cut(first, end, Act.SAMPLE, shape)),
-        (task for first, end in (sample & delta.zeroed).runs() for task in _cut(first, end, Act.SAMPLE_ZERO, shape)),
-        _zeroed(frozen, shape, delta.zeroed),
-    ]
-    return heapq.merge(*streams)
-
-
-def resumed(frozen: FrozenVolume, shape: Shape, delta: Delta, sample: ChunkSet, done: int) -> Iterator[Task]:
-    """`changes` below chunk `done`, `everything` from there on."""
-    below = ChunkSet([(0, done)])
-    first = replace(delta, changed=delta.changed & below, zeroed=delta.zeroed & below)
-    yield from changes(frozen, shape, first, sample & below)
-    yield from everything(frozen, shape, done)
-
-
-def _zeroed(frozen: FrozenVolume, shape: Shape, zeroed: ChunkSet) -> Iterator[Task]:
-    """Zeros are ZERO where the source has space for them, HOLE where it has none."""
-    if not zeroed:
-        return
-    allocated = chunk_ranges(frozen.allocated(), shape.chunk_size)
-    low, high = next(allocated, (shape.chunks, shape.chunks))
-    for first, end in zeroed.runs():
-        position = first
-        while position < end:
-            while high <= position and low < shape.chunks:
-                low, high = next(allocated, (shape.chunks, shape.chunks))
-            inside = low <= position < high
-            stop = min(end, high if inside else max(low, position + 1))
-            yield Task(position, stop, Act.SET, Slot.ZERO if inside else Slot.HOLE)
-            position = stop
-
-
-def _cut(first: int, end: int, act: Act, shape: Shape) -> Iterator[Task]:
-    """Pieces of at most one range, cut on the grid of ranges."""
+def pieces(first: int, end: int, act: Act, shape: Shape) -> Iterator[Task]:
+    """The tasks of chunks `[first, end)`: pieces of at most one range, cut on the grid of ranges."""
     per_task = max(1, RANGE >> shape.chunk_log2)
     while first < end:
         stop = min(end, (first // per_task + 1) * per_task)
