@@ -247,10 +247,9 @@ class BlobMap:
             cursor = connection.execute(
                 "INSERT INTO packs (name, domain, header, length, own) VALUES (?, ?, ?, ?, ?)", row
             )
-            number = cursor.lastrowid
             connection.executemany(
                 "INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?)",
-                ((blob.id, blob.kind, number, blob.offset, blob.sealed_length, blob.content_length) for blob in blobs),
+                ((one.id, one.kind, cursor.lastrowid, one.offset, one.sealed_length, one.content_length) for one in blobs),
             )
 
     # -- asking -------------------------------------------------------------------------------------------------------
@@ -283,22 +282,15 @@ class BlobMap:
         return self.cache.rows(query, (kind, *ids))
 
     def reusable(self, kind: Kind, id_: ChunkId) -> list[Place]:
-        """The places of a blob that something new may rely on, own packs first; in doubted ones as in another's."""
-        found = self.find(kind, id_)
-        found = [place for place in found if place.header is not None and place.pack not in self.condemned]
-        return [replace(place, own=False) if place.pack in self.doubted else place for place in found]
+        """The places of a blob that something new may rely on, own packs first; doubted ones are as another's."""
+        places = [replace(one, own=one.own and one.pack not in self.doubted) for one in self.find(kind, id_)]
+        return [place for place in places if place.header is not None and place.pack not in self.condemned]
 
     def has(self, kind: Kind, id_: ChunkId) -> bool:
         """Whether any place of a blob is known."""
         query = "SELECT p.header FROM blobs b JOIN packs p ON p.number = b.pack WHERE b.id = ? AND b.kind = ? LIMIT 1"
         row = self.cache.row(query, (id_, kind))
         return row is not None and (row[0] is not None or bool(self.find(kind, id_)))
-
-    def undoubted(self, kind: Kind, id_: ChunkId) -> bool:
-        """Whether any place of a blob is known in a pack that is not doubted."""
-        if not self.doubted:
-            return self.has(kind, id_)
-        return any(place.pack not in self.doubted for place in self.find(kind, id_))
 
     def packs(self, domain_id: DomainId | None = None) -> Iterator[Entry]:
         """Packs whose head opened, with their size; of one domain or all. Opens those known from segments only."""

@@ -253,9 +253,8 @@ class Contents:
             self.bad_places.append((name, error.message))
             if for_good and not isinstance(error, ObjectNotFound):
                 self.bad.add(Address(place.pack, place.blob.kind, place.blob.id))
-        if for_good:
-            self._blobs.doubted.add(place.pack)
         if self._suspects is not None and for_good:
+            self._blobs.doubted.add(place.pack)
             self._suspects().mark(place.pack, [(place.blob.kind, place.blob.id)])
         return f"{error.message} ({name})"
 
