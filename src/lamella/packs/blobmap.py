@@ -249,7 +249,7 @@ class BlobMap:
             )
             connection.executemany(
                 "INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?)",
-                ((one.id, one.kind, cursor.lastrowid, one.offset, one.sealed_length, one.content_length) for one in blobs),
+                ((b.id, b.kind, cursor.lastrowid, b.offset, b.sealed_length, b.content_length) for b in blobs),
             )
 
     # -- asking -------------------------------------------------------------------------------------------------------
