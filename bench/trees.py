@@ -1,7 +1,8 @@
 """What saving a tree of files costs, beside restic: `python -m bench.trees`.
 
 100,000 files of a few KB in 2,000 directories are saved, saved again unchanged, and restored; then a million empty
-files are saved, for memory. Both programs do the same in turn, in one run; their times are given as a ratio.
+files are saved, saved again, looked into and restored, for memory. Both programs do the same in turn, in one run; their
+times are given as a ratio.
 """
 
 from __future__ import annotations
@@ -96,10 +97,11 @@ class Pair:
         }
 
 
-def measure(work: Path, files: int, names: int, repeats: int) -> int:
+def measure(work: Path, files: int, names: int, repeats: int, *, with_restic: bool = True) -> int:
     """Print the figures. Returns 1 if a bound is missed."""
-    pair = Pair(work, with_restic=shutil.which("restic") is not None)
-    make_tree(work / "tree", files)
+    pair = Pair(work, with_restic=with_restic and shutil.which("restic") is not None)
+    if repeats:
+        make_tree(work / "tree", files)
     for number in range(repeats):
         pair.init()
         for step in ("first", "unchanged"):
@@ -110,10 +112,19 @@ def measure(work: Path, files: int, names: int, repeats: int) -> int:
         for place in (own, other):
             shutil.rmtree(place, ignore_errors=True)
     if names:
-        shutil.rmtree(work / "tree")
+        shutil.rmtree(work / "tree", ignore_errors=True)
         make_names(work / "names", names)
+        if not repeats:
+            pair.init()
         for step in ("names", "names again"):
             pair.both(step, ["files", "backup", work / "names"], ["backup", work / "names"])
+        pair.both("names listed", ["files", "list", "names", "d0"], ["ls", "latest", work / "names" / "d0"])
+        last = f"a file number {names - 1}"
+        pair.both("names found", ["files", "find", "names", last], ["find", last])
+        (work / "names-back").mkdir()
+        target = work / "restic-names-back"
+        back = ["restore", "names", "--to", f"{work}/names-back/"]
+        pair.both("names restored", back, ["restore", "latest", "--target", target])
     figures = pair.figures()
     print(json.dumps(figures, indent=2))
     if "first/restic" not in figures:
@@ -132,10 +143,11 @@ def main() -> int:
     parser.add_argument("-n", "--repeats", type=int, default=3)
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--names", type=int, default=1_000_000, help="empty files, for memory; 0: none")
+    parser.add_argument("--alone", action="store_true", help="without restic")
     parser.add_argument("--dir", default="/var/tmp", help="where to work")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir=args.dir) as folder:
-        return measure(Path(folder), args.files, args.names, args.repeats)
+        return measure(Path(folder), args.files, args.names, args.repeats, with_restic=not args.alone)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hmac
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lamella.base.ids import CATALOGUE, DomainId
+from lamella.base.ids import CATALOGUE, DomainId, VolumeId
 from lamella.base.signed import enrolment_message
 from lamella.crypto.sign import sign
 from lamella.format import marker
@@ -41,6 +41,13 @@ class DomainKeys:
     id_key: bytes
 
 
+class Lent(NamedTuple):
+    """What the key of one domain of another repository gives: its keys, and the one volume that may be made there."""
+
+    keys: DomainKeys
+    volume_id: VolumeId
+
+
 class Bundle(NamedTuple):
     """The content of a key slot: the root of all keys, and the seeds of the repository's two signing keys.
 
@@ -62,11 +69,17 @@ class Keys:
         self.prune_seed = bundle.prune_seed
         self._hdr = self._derive("hdr", b"")
         self._domains: dict[DomainId, DomainKeys] = {}
+        self.lent: Lent | None = None
+        """Set where the key of another repository's domain opened this one (docs/decisions/0107)."""
 
     def _derive(self, purpose: str, id_: bytes) -> bytes:
         label = purpose.encode("ascii")
         info = b"lamella/1\0" + u8(len(label)) + label + u8(len(id_)) + id_
         return hkdf(self.bundle.data_root, self.root, info)
+
+    def lend(self, lent: Lent) -> None:
+        """Have the domain of another repository here, with its own keys."""
+        self.lent, self._domains[lent.keys.domain_id] = lent, lent.keys
 
     def local_key(self, purpose: str) -> bytes:
         """A key for what a host remembers about this repository; never used for anything that is stored in it."""

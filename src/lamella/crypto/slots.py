@@ -11,7 +11,7 @@ from lamella.base.errors import KeyRefused, LamellaError, UsageError
 from lamella.base.signed import slot_message
 from lamella.crypto.derive import Bundle, hkdf, prf
 from lamella.crypto.sign import public_of, verified
-from lamella.format.keyslot import SCRYPT_R, KeySlot, Role, SlotType
+from lamella.format.keyslot import DOMAIN_KEY, DOMAIN_KEYS_END, SCRYPT_R, KeySlot, Role, SlotType
 from lamella.format.marker import Marker
 
 MIN_KEY_FILE, MAX_KEY_FILE = 32, 1 << 20
@@ -27,7 +27,9 @@ class Secret:
     def kek(self, root: bytes, slot: KeySlot) -> bytes:
         """The key that it gives for one slot. Raises LamellaError where the machine has no memory for it."""
         if slot.type != SlotType.PASSPHRASE:
-            return hkdf(self.value, slot.salt, b"lamella/1 kek\0" + root + slot.wrapping[:16])
+            # What a domain key file says of trees changes with each backup.
+            value = self.value[:DOMAIN_KEYS_END] if is_domain_key(self) else self.value
+            return hkdf(value, slot.salt, b"lamella/1 kek\0" + root + slot.wrapping[:16])
         n = 1 << slot.log_n
         limit = 128 * SCRYPT_R * (n + slot.p + 2) + (1 << 20)
         try:
@@ -36,6 +38,11 @@ class Secret:
             hint = "free some memory; a recovery key or a key file needs none of it"
             text = f"not enough memory: a passphrase needs {limit >> 20} MiB"
             raise LamellaError(text, hint=hint) from error
+
+
+def is_domain_key(secret: Secret) -> bool:
+    """Whether a secret is the exported key file of a domain."""
+    return secret.type == SlotType.KEYFILE and secret.value.startswith(DOMAIN_KEY)
 
 
 def passphrase(text: str) -> Secret:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lamella.base.errors import IntegrityError
 from lamella.base.ids import ChunkId, DomainId, VolumeId
 from lamella.format.cursor import Cursor
 from lamella.format.layout import CHUNK, HASH, ID, TEXT, U8, U64, many, padded, row
@@ -39,14 +40,20 @@ def encode(keys: ExportedKeys, trees: Sequence[ExportedTree]) -> bytes:
 
 def decode_keys(content: bytes) -> ExportedKeys:
     """The keys in a file without trees, as `encode` makes it. Raises IntegrityError."""
+    keys, trees = decode(content)
+    if trees:
+        raise IntegrityError("domain key file: trees where there are none to be")
+    return keys
+
+
+def decode(content: bytes) -> tuple[ExportedKeys, tuple[ExportedTree, ...]]:
+    """Keys and trees of a file, as `encode` makes it. Raises IntegrityError."""
     cursor = Cursor(content, "domain key file")
     if cursor.take(len(MAGIC)) != MAGIC:
         cursor.fail("no domain key magic")
-    keys = _KEYS.decode(cursor)
-    if _TREES.decode(cursor):
-        cursor.fail("trees where there are none to be")
+    keys, trees = _KEYS.decode(cursor), _TREES.decode(cursor)
     cursor.end()
-    return keys
+    return keys, trees
 
 
 _KEYS = row(ExportedKeys, padded(U8, 7), HASH, ID, HASH, HASH)

@@ -14,6 +14,8 @@ from lamella.format.cursor import Cursor, u8
 PREFIX = KEYS
 SIZE = SLOT_SIZE
 MAGIC = b"LMLSLOT\x01"
+DOMAIN_KEY, DOMAIN_KEYS_END = b"LMLDOMK\x01", 128
+"""How an exported domain key file begins, and where its keys end (FORMAT 3)."""
 MAX_SLOTS, MAX_PASSPHRASES = 64, 16
 MIN_LOG_N, MAX_LOG_N, MAX_P, SCRYPT_R = 15, 20, 4, 8
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lamella.base.errors import LamellaError, NothingMatched, UsageError
-from lamella.base.ids import DomainId
+from lamella.base.ids import NO_CHUNK, DomainId
 from lamella.crypto.new_slots import DEFAULT_LOG_N, wrap
 from lamella.crypto.slots import Secret
 from lamella.format.domain_key import ExportedKeys, ExportedTree, encode
 from lamella.format.keyslot import MAX_PASSPHRASES, MAX_SLOTS, Role, SlotType
+from lamella.format.node import MIN_CHUNK_LOG2
 from lamella.format.records import FileGone
+from lamella.operations.shared.lending import lend
 from lamella.operations.shared.newest import newest
 from lamella.repository.create import file_record
 from lamella.repository.repository import Repository
@@ -82,9 +84,24 @@ def export_domain(repo: Repository, domain_id: DomainId) -> bytes:
     return encode(exported, sorted(trees))
 
 
+def export_inside(repo: Repository, name: str) -> bytes:
+    """The key file for one qube's own files, in the volume `name` (docs/decisions/0107).
+
+    It opens that volume and nothing else, now and later. Raises UsageError, RepositoryError.
+    """
+    found = lend(repo, name)
+    if found.volume is not None and any(one.counts for one in found.volume.snapshots):
+        return export_domain(repo, found.ids.domain_id)
+    keys = repo.keys.domain(found.ids.domain_id)
+    exported = ExportedKeys(keys.id_alg, keys.root, keys.domain_id, keys.enc, keys.id_key)
+    return encode(exported, [ExportedTree(name, found.ids.volume_id, NO_CHUNK, 0, MIN_CHUNK_LOG2)])
+
+
 def add_slot(repo: Repository, secret: Secret, *, admin: bool, log_n: int = DEFAULT_LOG_N) -> str:
     """Add a slot for `secret`; returns its object name. Raises UsageError without an admin's secret."""
     _require_admin(repo)
+    if repo.keys.lent is not None:
+        raise UsageError("what lies in this store opens with the lent key alone: another secret would open its names")
     slots = slots_of(repo).signed
     if len(slots) >= MAX_SLOTS:
         raise UsageError(f"a repository has at most {MAX_SLOTS} key slots", hint=_REMOVE)

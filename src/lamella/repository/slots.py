@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, NoRepository, ObjectNotFound, StoreError, UnknownFormat
 from lamella.crypto.derive import Keys
-from lamella.crypto.slots import Secret, is_signed, unwrap
+from lamella.crypto.slots import Secret, is_domain_key, is_signed, unwrap
 from lamella.format import keyslot, marker
 from lamella.format.keyslot import KeySlot, SlotType
 from lamella.stores.base import Entry, Store
@@ -113,5 +113,10 @@ def try_slots(mark: marker.Marker, slots: Slots, secret: Secret) -> tuple[Unlock
     for slot in fitting:
         bundle = unwrap(mark, secret, slot)
         if bundle is not None:
-            return Unlocked(Keys(mark, bundle), slot), len(fitting)
+            keys = Keys(mark, bundle)
+            if is_domain_key(secret):
+                from lamella.repository.lent import lend  # a store of one qube's files
+
+                lend(keys, secret)
+            return Unlocked(keys, slot), len(fitting)
     return None, len(fitting)

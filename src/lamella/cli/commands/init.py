@@ -17,7 +17,7 @@ from lamella.cli.output import Output
 from lamella.cli.sheet import Sheet, SheetFacts
 from lamella.crypto.new_slots import DEFAULT_LOG_N, MIN_WRITTEN_LOG_N
 from lamella.crypto.recovery import new_recovery_key, recovery_text
-from lamella.crypto.slots import Secret
+from lamella.crypto.slots import Secret, is_domain_key
 from lamella.format.keyslot import MAX_LOG_N, SlotType
 from lamella.operations.shared.heads import fingerprint
 from lamella.repository.create import Created, SlotWanted, create_repository
@@ -88,6 +88,8 @@ def run(context: Context) -> int:
         out.document({"dry_run": True, "repository": context.place})
         return 0
     secret = source.read()
+    if is_domain_key(secret) and (args.append_only or args.recovery_sheet is not None):
+        raise UsageError("a store that a lent key opens has no recovery key: whoever lent the key holds everything")
     if secret.type == SlotType.PASSPHRASE and len(secret.value) < SHORTEST:
         out.warn(f"a passphrase of fewer than {SHORTEST} characters is soon guessed: lamella key change")
     made = make_repository(context, secret, sheet, admin=not args.append_only)
@@ -128,6 +130,8 @@ class Made:
     fingerprint: str
     sheet: Sheet
     recovery: Secret | None
+    lent: bool = False
+    """The key of one domain of another repository opens it: there is no other secret (docs/decisions/0107)."""
 
     @property
     def lifecycle(self) -> str:
@@ -140,6 +144,8 @@ class Made:
 
     def finish_sheet(self, out: Output) -> None:
         """Complete the recovery sheet, or warn that there is no recovery key."""
+        if self.lent:
+            return
         if self.recovery is None:
             out.warn(
                 "there is no recovery key: without the secret just given everything is lost; "
@@ -153,7 +159,7 @@ class Made:
 
 def make_repository(context: Context, secret: Secret, sheet: Sheet, *, admin: bool) -> Made:
     """Make the repository of the context; its recovery key is on the sheet before it opens anything."""
-    recovery = new_recovery_key() if sheet.possible else None
+    recovery = new_recovery_key() if sheet.possible and not is_domain_key(secret) else None
     slots = [SlotWanted(secret, admin)]
     if recovery is not None:
         slots.append(SlotWanted(recovery, True))
@@ -166,7 +172,8 @@ def make_repository(context: Context, secret: Secret, sheet: Sheet, *, admin: bo
             _discard_unless_made(store, sheet)
             raise
         with Repository.open(store, recovery or secret, context.host, lock_wait=context.args.lock_wait) as repository:
-            return Made(created, store.url, fingerprint(repository), sheet, recovery)
+            lent = is_domain_key(secret)
+            return Made(created, store.url, fingerprint(repository), sheet, recovery, lent)
 
 
 def _discard_unless_made(store: Store, sheet: Sheet) -> None:
@@ -196,7 +203,7 @@ def _report(context: Context, made: Made) -> None:
             "restore_py_sha256": created.rescue_sha256,
             "append_only": context.args.append_only,
             "recovery_sheet": None if sheet.path is None else str(sheet.path),
-            "recovery_key": sheet.possible,
+            "recovery_key": made.recovery is not None,
             **({"lifecycle": made.lifecycle} if made.lifecycle else {}),
         }
     )

@@ -25,6 +25,7 @@ from lamella.operations.keyring import (
     SlotRow,
     add_slot,
     export_domain,
+    export_inside,
     list_slots,
     remove_slot,
     slots_of,
@@ -32,6 +33,7 @@ from lamella.operations.keyring import (
 )
 from lamella.operations.shared.heads import fingerprint
 from lamella.operations.shared.ignored_slots import ignored_text
+from lamella.operations.shared.lending import borrower
 from lamella.operations.shared.selection import select
 from lamella.repository.repository import Repository
 
@@ -60,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_new_secret(change)
     export = add("export-domain", "write a key file that opens the domain of one volume and no other")
     export.add_argument("volume", metavar="VOLUME", help="a volume of the domain; on Qubes OS QUBE:settings")
+    export.add_argument(
+        "--inside",
+        action="store_true",
+        help="VOLUME is a name for the files of one qube, which saves them with this key: see lamella files publish",
+    )
     export.add_argument("--to", required=True, type=Path, metavar="FILE", help="mode 0600, must not exist")
     add_dry_run(export)
     _add_cache(add("cache", "keep the key of the passphrase for a while, for this login only"))
@@ -188,7 +195,9 @@ def _export(context: Context) -> int:
     args, out = context.args, context.out
     if args.to.exists():
         raise exists(args.to)
-    with context.sound_repository() as repository:
+    with context.sound_repository(read_only=not args.inside or args.dry_run) as repository:
+        if args.inside:
+            return _export_inside(context, repository)
         selected = select(repository, [args.volume])[0]
         content = export_domain(repository, selected.snapshot.added.domain_id)
         names = sorted(
@@ -204,6 +213,20 @@ def _export(context: Context) -> int:
     write_file(args.to, content, overwrite=False)
     out.line(f"{args.to} opens {', '.join(names)} and nothing else; it cannot be taken back")
     out.document({"file": str(args.to), "volumes": names})
+    return 0
+
+
+def _export_inside(context: Context, repository: Repository) -> int:
+    args, name = context.args, context.args.volume
+    if args.dry_run:
+        borrower(repository, name)
+        return _would(context, f"write a key for the files of {name} to {args.to}")
+    write_file(args.to, export_inside(repository, name), overwrite=False)
+    context.out.line(f"{args.to} opens {name} and nothing else; it cannot be taken back")
+    context.out.say(
+        f"inside: lamella init --keyfile FILE, lamella files backup --ticket; here: lamella files publish {name}"
+    )
+    context.out.document({"file": str(args.to), "volumes": [name]})
     return 0
 
 

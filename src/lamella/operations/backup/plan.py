@@ -177,6 +177,8 @@ def plan_volumes(
     if len(set(names)) != len(plans):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"two sources would be called {twice}", hint="give them names: NAME=SOURCE")
+    if len({plan.volume_id for plan in plans}) != len(plans):
+        raise UsageError("the key of this store is for one volume: name one source")
     return plans
 
 
@@ -270,8 +272,12 @@ class _Planning:
         ids = new_volume(self._repo.memory, identity, label)
         domain_id = self._domain(label, ids.domain_id)
         record = Volume(ids.volume_id, domain_id, log2 or 0, name, label, identity, ids.creator, ids.nonce)
+        if self._repo.keys.lent is not None:
+            from lamella.operations.backup.lent import lent_volume  # in the store of one qube's files
+
+            record = lent_volume(self._repo, record)
         reason = "first backup of this volume"
-        return VolumePlan(name, FULL, reason, request, ids.volume_id, domain_id, log2, record=record)
+        return VolumePlan(name, FULL, reason, request, record.volume_id, record.domain_id, log2, record=record)
 
     def _domain(self, label: str, own: DomainId) -> DomainId:
         """A domain of its own, or the domain of that label."""

@@ -9,6 +9,7 @@ from lamella.cli.context import Context
 
 _ACTIONS = {
     "backup": "back up the files of directories, without an image or a device",
+    "publish": "publish what a qube saved of its own files with a key that was lent to it",
     "list": "list directories inside a snapshot of a volume",
     "get": "copy files and directories out of a snapshot of a volume",
     "find": "find files inside a snapshot of a volume by their names",

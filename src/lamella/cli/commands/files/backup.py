@@ -66,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="afterwards remove the snapshots of these volumes that no rule of the configuration keeps",
     )
+    parser.add_argument(
+        "--ticket",
+        type=Path,
+        metavar="FILE",
+        help="in a store that the key of `lamella key export-domain --inside` opens: write to FILE what the host that "
+        "lent the key needs for `lamella files publish` (mode 0600, replaced)",
+    )
     add_dry_run(parser)
 
 
@@ -85,7 +92,15 @@ def run(context: Context) -> int:
         read_rate=args.read_rate or configured.read_rate,
     )
     requests = [one if isinstance(one, FailedRequest) else Request(args.name, one) for one in sources]
+    if args.ticket is not None:
+        from lamella.cli.tickets import require_one_store  # where a qube saves its files itself
+
+        require_one_store(context, requests)
     code = back_up(context, options, requests)
+    if args.ticket is not None and code == 0 and not args.dry_run:
+        from lamella.cli.tickets import write_ticket
+
+        write_ticket(context, next(one.identity for one in sources if isinstance(one, TreeSource)))
     missing = any(isinstance(one, FailedRequest) or one.missing for one in sources)
     return code or (INCOMPLETE if missing else 0)
 
