@@ -306,13 +306,12 @@ class BlobMap:
         """The directory of a pack as its head says it; None for unknown or troubled packs."""
         self.open_hinted([sha256])
         with self.cache.lock:
-            connection = self.cache.connection
             query = "SELECT number, domain, header, length FROM packs WHERE name = ? AND header IS NOT NULL"
-            row = connection.execute(query, (sha256,)).fetchone()
+            row = self.cache.connection.execute(query, (sha256,)).fetchone()
             if row is None:
                 return None
             query = "SELECT kind, id, place, sealed, content FROM blobs WHERE pack = ? ORDER BY place"
-            rows = connection.execute(query, (row[0],)).fetchall()
+            rows = self.cache.connection.execute(query, (row[0],)).fetchall()
         blobs = [Blob(Kind(kind), ChunkId(id_), place, sealed, content) for kind, id_, place, sealed, content in rows]
         return Directory(DomainId(row[1]), _header(row[2]), blobs, row[3])
 
