@@ -305,8 +305,16 @@ def test_result_that_cannot_be_written_is_1(saved: Lamella) -> None:
             text=True,
             timeout=60,
         )
+        failed = subprocess.run(
+            [*COMMAND, "--json", "-r", "/no/repository", *saved.options, "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
     assert done.returncode == 1
     assert "cannot write the result" in done.stderr
+    assert failed.returncode == 10 and failed.stderr.count("\n") == 1, failed
 
 
 def test_path_that_cannot_be_looked_at_is_1(saved: Lamella) -> None:

@@ -174,3 +174,39 @@ def test_what_only_this_host_remembers_to_find_is_not_whole(
     empty = {name: str(tmp_path / name) for name in ("LAMELLA_STATE_DIR", "LAMELLA_CACHE_DIR")}
     stranger = Lamella(saved.env | empty, saved.options)
     assert restored(stranger, tmp_path) == content
+
+
+def test_packs_of_one_length_that_changed_places_are_what_they_are_to_a_host_that_knew_them(
+    empty: Lamella, tmp_path: Path
+) -> None:
+    """Both are sound, under each other's name: what this host remembers to lie there, it must not take for proven."""
+    images = [tmp_path / f"{name}.img" for name in "ab"]
+    for one in images:
+        one.write_bytes(os.urandom(MIB))
+    empty.ok("backup", *images, "--chunk-size", "64K")
+    for one in images:
+        one.write_bytes(b"new" + one.read_bytes()[3:])
+    empty.ok("backup", *images)  # the manifests lie elsewhere, most chunks in the packs of before
+    place = Path(empty.env["LAMELLA_REPO"])
+    large = [path for path in packs(place) if path.stat().st_size > MIB]
+    (first, second), sound = large, [path.read_bytes() for path in large]
+    assert len(sound[0]) == len(sound[1])
+
+    def exchange(contents: list[bytes]) -> None:
+        for path, content in zip((first, second), contents, strict=True):
+            path.chmod(0o600)
+            path.write_bytes(content)
+
+    exchange(sound[::-1])
+    shown = empty.run("verify", "--level", "full")
+    assert shown.code == 20 and shown.out.count("does not match its name") == 2
+    assert all(shown.out.count(f"cannot be restored: {name}@") == 2 for name in "ab"), shown.out
+    assert empty.ok("list").out.count("full: DAMAGED") == 2
+    exchange(sound)
+    empty.ok("verify", "--level", "full")
+    exchange(sound[::-1])
+    # Once one part was met that does not open, a backup relies on nothing else there unread.
+    assert empty.run("restore", "a", "--to", tmp_path / "out").code == 20
+    empty.ok("backup", images[0])
+    empty.ok("restore", "a", "--to", tmp_path / "out", "--overwrite")
+    assert (tmp_path / "out").read_bytes() == images[0].read_bytes()

@@ -79,9 +79,10 @@ class Output:
         """The result as one versioned JSON document; nothing without --json."""
         if self.as_json and not self._document_written:
             self._document_written = True
-            self._result(json.dumps({"schema": SCHEMA, "command": self.command, **fields}, indent=2))
+            self._result(json.dumps({"schema": SCHEMA, "command": self.command, **fields}, indent=2), "error" in fields)
 
-    def _result(self, text: str) -> None:
+    def _result(self, text: str, failed: bool = False) -> None:
+        """Raises LamellaError where it cannot be written, but of a command that `failed`: that has a line to come."""
         self.clear()
         try:
             print(text, flush=True)
@@ -89,7 +90,7 @@ class Output:
             from lamella.cli.nowhere import drop
 
             drop(sys.stdout)
-            if not isinstance(error, BrokenPipeError):
+            if not (failed or isinstance(error, BrokenPipeError)):
                 raise LamellaError(f"cannot write the result: {error.strerror}") from error
 
     # -- messages -----------------------------------------------------------------------------------------------------

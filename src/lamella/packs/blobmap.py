@@ -12,7 +12,7 @@ what that says takes the place of the hint.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,8 @@ class BlobMap:
         """Packs that were known and then not listed any more, counted since the start of this process."""
         self.condemned: frozenset[bytes] = frozenset()
         """Packs that nothing new may rely on (lamella.history.condemned)."""
+        self.doubted: set[bytes] = set()
+        """Packs in which something does not open: what else lies in them is relied on only after it was read."""
         self.relied: set[bytes] = set()
         """Packs in which something to be stored was found and therefore not stored again."""
         self.cold: dict[bytes, int] = {}
@@ -109,6 +111,7 @@ class BlobMap:
         if self.unknown_cold():
             self._segments().enter_hints(_FOR_COLD)  # what no head says for now
         self.mark_own(own_packs)
+        self.doubted.update(pack for (pack,) in self.cache.rows("SELECT DISTINCT pack FROM suspects"))
         return listed
 
     def _listing(self) -> Iterator[tuple[bytes, int]]:
@@ -244,10 +247,9 @@ class BlobMap:
             cursor = connection.execute(
                 "INSERT INTO packs (name, domain, header, length, own) VALUES (?, ?, ?, ?, ?)", row
             )
-            number = cursor.lastrowid
             connection.executemany(
                 "INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?)",
-                ((blob.id, blob.kind, number, blob.offset, blob.sealed_length, blob.content_length) for blob in blobs),
+                ((b.id, b.kind, cursor.lastrowid, b.offset, b.sealed_length, b.content_length) for b in blobs),
             )
 
     # -- asking -------------------------------------------------------------------------------------------------------
@@ -280,9 +282,9 @@ class BlobMap:
         return self.cache.rows(query, (kind, *ids))
 
     def reusable(self, kind: Kind, id_: ChunkId) -> list[Place]:
-        """The places of a blob that something new may rely on, own packs first."""
-        found = self.find(kind, id_)
-        return [place for place in found if place.header is not None and place.pack not in self.condemned]
+        """The places of a blob that something new may rely on, own packs first; doubted ones are as another's."""
+        places = [replace(one, own=one.own and one.pack not in self.doubted) for one in self.find(kind, id_)]
+        return [place for place in places if place.header is not None and place.pack not in self.condemned]
 
     def has(self, kind: Kind, id_: ChunkId) -> bool:
         """Whether any place of a blob is known."""
@@ -304,13 +306,12 @@ class BlobMap:
         """The directory of a pack as its head says it; None for unknown or troubled packs."""
         self.open_hinted([sha256])
         with self.cache.lock:
-            connection = self.cache.connection
             query = "SELECT number, domain, header, length FROM packs WHERE name = ? AND header IS NOT NULL"
-            row = connection.execute(query, (sha256,)).fetchone()
+            row = self.cache.connection.execute(query, (sha256,)).fetchone()
             if row is None:
                 return None
             query = "SELECT kind, id, place, sealed, content FROM blobs WHERE pack = ? ORDER BY place"
-            rows = connection.execute(query, (row[0],)).fetchall()
+            rows = self.cache.connection.execute(query, (row[0],)).fetchall()
         blobs = [Blob(Kind(kind), ChunkId(id_), place, sealed, content) for kind, id_, place, sealed, content in rows]
         return Directory(DomainId(row[1]), _header(row[2]), blobs, row[3])
 

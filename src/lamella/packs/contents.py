@@ -44,8 +44,7 @@ class Contents:
         self._blobs = blobs
         self._suspects = suspects
         self._lock = threading.Lock()
-        self._looked_for: set[str] = set()
-        self._reinstated_names: set[str] = set()
+        self._looked_for: dict[str, bool] = {}
         self.keeps_nodes = False
         """Nodes this host has seen sealed are not fetched again: for backups to distant stores, never to verify."""
         self.headless: set[bytes] = set()
@@ -231,16 +230,11 @@ class Contents:
             return self._open(domain_id, place, sealed, length), sealed
 
     def _reinstated(self, name: str) -> bool:
-        """Whether the store has found the genuine version of a pack; asked once for each."""
+        """Whether the store has found the genuine version of a pack; asked once for each, and others wait for that."""
         with self._lock:
-            if name in self._looked_for:
-                return name in self._reinstated_names
-            self._looked_for.add(name)
-        found = reinstated(self._store, name)
-        if found:
-            with self._lock:
-                self._reinstated_names.add(name)
-        return found
+            if name not in self._looked_for:
+                self._looked_for[name] = reinstated(self._store, name)
+            return self._looked_for[name]
 
     def _failed(self, place: Place, error: IntegrityError | StoreError) -> str:
         """Remember a place that failed, unless the store as a whole is out of reach; what to say about it."""
@@ -254,6 +248,7 @@ class Contents:
             if for_good and not isinstance(error, ObjectNotFound):
                 self.bad.add(Address(place.pack, place.blob.kind, place.blob.id))
         if self._suspects is not None and for_good:
+            self._blobs.doubted.add(place.pack)
             self._suspects().mark(place.pack, [(place.blob.kind, place.blob.id)])
         return f"{error.message} ({name})"
 

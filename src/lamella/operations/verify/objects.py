@@ -120,6 +120,8 @@ class PackCheck:
     """It must be thawed before anybody can read it."""
     addresses: set[Address] = field(default_factory=set)
     """Where it does not open for good: blobs, or its head."""
+    misnamed: bool = False
+    """Its bytes are not those that its name says."""
 
 
 class PackVerification:
@@ -169,7 +171,8 @@ class PackVerification:
         leave_headless(self._repo, (one for outcome in self._troubled for one in outcome.addresses))
         for outcome in self._troubled:
             self._result.bad |= outcome.addresses
-            spare = bool(outcome.addresses) and all(is_spare(self._repo, one) for one in outcome.addresses)
+            spare = bool(outcome.addresses) and not outcome.misnamed
+            spare = spare and all(is_spare(self._repo, one) for one in outcome.addresses)
             _tell(self._result, "pack", outcome.name, outcome.trouble, spare=spare)
         self._troubled.clear()
 
@@ -218,8 +221,17 @@ class PackVerification:
             outcome.bad = self._all_blobs(pack)
             outcome.addresses = {Address.head(pack)}
         if not outcome.trouble and hashlib.sha256(content).digest() != pack:
-            outcome.trouble = "does not match its name"
+            outcome.trouble, outcome.misnamed = "does not match its name", True
+            self._exchanged(outcome, content, pack)
         return outcome
+
+    def _exchanged(self, outcome: PackCheck, content: bytes, pack: bytes) -> None:
+        """Another sound pack of this length under its name: what this host knew to lie there does not."""
+        there = open_head(self._repo.keys, outcome.name, content)
+        known = self._repo.blobs.directory(pack)
+        if known is not None and known.header != there.header:
+            outcome.bad = self._all_blobs(pack)
+            outcome.addresses = {Address(pack, kind, id_) for kind, id_ in outcome.bad}
 
     def _all_blobs(self, pack: bytes) -> list[tuple[Kind, ChunkId]]:
         known = self._repo.blobs.directory(pack)

@@ -224,8 +224,8 @@ class VolumeReader:
         """Whether a chunk the base already has may be left alone: always, unless packs were lost."""
         if not self.check_base or not isinstance(slot, bytes) or self.packer.pending(slot):
             return True
-        needed = self.repo.contents.blobs_of(self.packer.domain_id, [slot])
-        return all(self.repo.blobs.has(Kind.CHUNK, id_) for id_ in needed)
+        needed, blobs = self.repo.contents.blobs_of(self.packer.domain_id, [slot]), self.repo.blobs
+        return all(any(one.pack not in blobs.doubted for one in blobs.find(Kind.CHUNK, id_)) for id_ in needed)
 
     def _store(self, id_: ChunkId, part: memoryview, chunk: int, old: SlotValue | None) -> tuple[ChunkId, int]:
         """Store a chunk unless it is stored already; returns its slot and the sealed length, 0 if nothing was put."""
