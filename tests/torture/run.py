@@ -307,7 +307,8 @@ class Torture:
         if not view.missing:
             return
         told = self.world.run(step.host, "check", "--json")
-        lost = sorted({word for word in told.out.replace('"', " ").split() if word.startswith("w/")})
+        words_told = (word.strip(":;,") for word in told.out.replace('"', " ").split())
+        lost = sorted({word for word in words_told if word.startswith("w/")})
         if told.code != 21 or not lost:
             return
         self.known.marred = True
