@@ -196,19 +196,6 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--dry-run", action="store_true", help="show what would be done, and change nothing")
 
 
-def add_thaw(parser: argparse.ArgumentParser) -> None:
-    """Consent to thawing, for commands that read what a service may keep cold."""
-    group = parser.add_argument_group("packs in a class from which the service must thaw them (s3: cold-after=)")
-    parser.set_defaults(yes=False)
-    group.add_argument("--thaw", action="store_true", help="have them thawed, at a charge, and wait")
-    group.add_argument(
-        "--thaw-tier", choices=("standard", "bulk", "expedited"), default="standard", help="how fast (default standard)"
-    )
-    group.add_argument(
-        "--thaw-days", type=lazy("days"), default=7, metavar="N", help="keep the thawed copies for N days (default 7)"
-    )
-
-
 def add_yes(parser: argparse.ArgumentParser) -> None:
     """-y, for commands that ask before they act."""
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from lamella.base.clock import iso
 from lamella.base.errors import NothingMatched, RolledBack
+from lamella.cli.arguments import lazy
 from lamella.cli.context import Context
 from lamella.cli.local_time import shown_time
 from lamella.operations.shared.selection import Selected, doubts, select, split_selector
@@ -44,6 +46,19 @@ def warn_of_no_moment(context: Context, selected: Selected) -> None:
     """Warn of a snapshot that mixes several moments, before anybody relies on the disk."""
     if selected.snapshot.added.consistency == Consistency.CHANGED:
         context.out.warn(f"{selected.text} changed while it was read, and may not start")
+
+
+def add_thaw(parser: ArgumentParser) -> None:
+    """Consent to thawing, for commands that read what a service may keep cold."""
+    group = parser.add_argument_group("packs in a class from which the service must thaw them (s3: cold-after=)")
+    parser.set_defaults(yes=False)
+    group.add_argument("--thaw", action="store_true", help="have them thawed, at a charge, and wait")
+    group.add_argument(
+        "--thaw-tier", choices=("standard", "bulk", "expedited"), default="standard", help="how fast (default standard)"
+    )
+    group.add_argument(
+        "--thaw-days", type=lazy("days"), default=7, metavar="N", help="keep the thawed copies for N days (default 7)"
+    )
 
 
 def thaw_first(context: Context, repository: Repository, selected: Sequence[Selected]) -> dict[str, object]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from socket import socket
 
 from lamella.base.errors import LamellaError, UsageError
-from lamella.cli.arguments import SECRETS, add_thaw
-from lamella.cli.chosen import chosen, shown_snapshot, thaw_first, warn_of_no_moment
+from lamella.cli.arguments import SECRETS
+from lamella.cli.chosen import add_thaw, chosen, shown_snapshot, thaw_first, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.shown import shown_bytes
 from lamella.operations.access import listening

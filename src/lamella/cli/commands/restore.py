@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from lamella.base.errors import Interrupted, LamellaError, SourceAtRisk, SourceError, UsageError
-from lamella.cli.arguments import SECRETS, add_dry_run, add_thaw, add_yes
-from lamella.cli.chosen import chosen, shown_snapshot, thaw_first, warn_of_no_moment
+from lamella.cli.arguments import SECRETS, add_dry_run, add_yes
+from lamella.cli.chosen import add_thaw, chosen, shown_snapshot, thaw_first, warn_of_no_moment
 from lamella.cli.context import Context
 from lamella.cli.shown import shown_bytes, shown_seconds
 from lamella.cli.sources import keeping

@@ -60,12 +60,11 @@ class Filling:
         if isinstance(piece, SlotRun):
             (self._target.punch if piece.slot == Slot.HOLE else self._target.zero)(*self._stream.span(*piece[:2]))
             return Filled(0, 0, 0, [], 0)
-        held = [row for run in adjoining(piece.chunks) for row in self._right(run)] if self._target.holds else []
-        known = {chunk for chunk, _ in held}
-        missing = [row for row in piece.chunks if row[0] not in known] if known else piece.chunks
+        held = {row for run in adjoining(piece.chunks) for row in self._right(run)} if self._target.holds else set()
+        missing = [row for row in piece.chunks if row not in held] if held else piece.chunks
         written = self._write(missing)
-        proven = held + [row for run in adjoining(missing) for row in self._proven_now(run)]
-        return Filled(len(piece.chunks), self._bytes(piece.chunks), written, sorted(proven), self._bytes(proven))
+        proven = sorted([*held, *(row for run in adjoining(missing) for row in self._proven_now(run))])
+        return Filled(len(piece.chunks), self._bytes(piece.chunks), written, proven, self._bytes(proven))
 
     def note(self, part: Filled) -> None:
         """Take in what came of a piece, in the order of the pieces."""
@@ -116,13 +115,12 @@ class Filling:
         for id_, content in self._stream.decode(rows) if rows else ():
             for place in places[id_]:
                 buffer[place : place + len(content)] = content
-        position = written = 0
+        position = 0
         for run in adjoining(rows):
             start, end = self._span(run)
             self._target.write(start, buffer[position : position + end - start])
             position += len(run) << self._log2
-            written += end - start
-        return written
+        return self._bytes(rows)
 
     # -- proving ------------------------------------------------------------------------------------------------------
 
@@ -164,12 +162,11 @@ class Filling:
         start, end = self._span(run)
         view = self._read.view(end - start)
         self._target.read_into(start, view)
-        for row in run:
-            low, high = self._span([row])
-            yield row, view[low - start : high - start]
+        for place, row in enumerate(run):
+            yield row, view[place << self._log2 : place + 1 << self._log2]
 
     def _bytes(self, rows: Sequence[Row]) -> int:
-        return sum(self._stream.shape.chunk_length(chunk) for chunk, _ in rows)
+        return sum(end - start for start, end in map(self._span, adjoining(rows)))
 
     def _is_direct(self, run: Sequence[Row]) -> bool:
         return self._target.is_direct(*self._span(run))

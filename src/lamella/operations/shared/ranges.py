@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+from contextlib import suppress
 
 RANGE = 4 * 1024 * 1024
 
@@ -35,4 +36,6 @@ class ThreadBuffers:
         if buffer is None or len(buffer) < length:
             size = max(self._size, length)
             buffer = self._local.buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(OSError):  # a kernel without huge pages; with them a disk's driver pins 2 pages, not 1024
+                buffer.madvise(mmap.MADV_HUGEPAGE)
         return memoryview(buffer)[:length]
