@@ -161,7 +161,7 @@ def test_one_key_opens_the_files_of_one_qube_and_tickets_that_lie_are_refused(
         done = subprocess.run([*words, *more], capture_output=True, text=True)
         assert (done.returncode, out.exists()) == (4, False), done
     # A volume of the host cannot join the domain of a key that was lent, and no name is lent twice.
-    assert bench.host.run("backup", f"work-files={small_image(tmp_path)}").code == 2
+    assert bench.host.run("backup", f"work-files={small_image(tmp_path)}", "--adopt").code == 2
     assert bench.host.run("key", "export-domain", "disk", "--inside", "--to", tmp_path / "no.key").code == 2
     # A key that was lent makes no further secrets for the store, whose names they would open.
     assert work.run("key", "add", "--recovery", "--recovery-sheet", tmp_path / "sheet").code == 2

@@ -113,7 +113,7 @@ def test_increments_without_caches_of_a_btrfs(empty: Lamella, tmp_path: Path) ->
             assert kept.read_bytes() == restored.read_bytes(), "what the next run compares with is what was saved"
             if number:
                 assert done["volumes"][0]["mode"] == "incremental"
-                assert done["stored_bytes"] <= MOST_STORED + MIB, "Btrfs writes whole trees anew"
+                assert done["stored_bytes"] <= MOST_STORED, f"{done['stored_bytes']} for {CHURN} of caches"
                 print(f"increment {number}: {done['stored_bytes']} bytes stored")
     for number, day in enumerate(days):
         looked_at(tmp_path / f"restored {number}.img", "btrfs", tmp_path / f"seen {number}", day)

@@ -20,7 +20,7 @@ from lamella.base.names import pack_hash
 from lamella.format.container import Kind
 from lamella.format.node import DeltaChunk
 from lamella.memory.host import Host
-from lamella.operations.backup.story import BackupOptions
+from lamella.operations.backup.story import BackupOptions, Request, plan_backup
 from lamella.operations.look.sizes import sizes_of
 from lamella.operations.prune.plan import PruneOptions
 from lamella.operations.prune.prune import run_prune
@@ -32,6 +32,7 @@ from lamella.stores.memory import MemoryStore
 from lamella_kit.crash_store import WRITING_CALLS, CrashStore, PowerCut, crash_points
 from lamella_kit.tracked_source import TrackedDisk
 from tests.fault.copies import copy
+from tests.fault.lockless import LocklessStore, Turned
 from tests.fault.world import (
     CHUNK,
     SECRET,
@@ -288,6 +289,25 @@ def test_repair_finds_what_depends_on_a_lost_blob(world: World, part: str) -> No
     world.check()
 
 
+@pytest.mark.parametrize("part", ["base", "difference"])
+def test_repair_finds_what_depends_on_a_lost_blob_in_another_repository(world: World, part: str) -> None:
+    """The other repository holds a copy, with other keys and whole chunks."""
+    world.save()
+    for chunk in (2, 7):
+        world.write(chunk)
+    world.save()
+    target = MemoryStore()
+    init(target, world.host, id_alg=2)
+    copy(world.store, target, world.host)
+    slot = world.slots()[7]
+    world.store = world.damaged(slot.base if part == "base" else slot.difference)
+    with Repository.open(target, SECRET, world.host) as other:
+        with Repository.open(world.store, SECRET, world.host, whole=True, may_be_lost=True) as repo:
+            result = repair(repo, examine_all, RepairOptions(others=(other,), workers=1))
+        assert "stored anew" in {one.did for one in result.actions}, result
+    world.check()
+
+
 # -- power cuts, copies, places without a lock -------------------------------------------------------------------------
 
 
@@ -368,3 +388,36 @@ def test_sizes_and_differences_of_snapshots_count_bases(world: World) -> None:
         (one,) = select(repo, [])
         found = sizes_of(repo, [one])
         assert found.stored_bytes == found.unique_bytes > CHUNKS * CHUNK - 6000, "the base is counted, too"
+
+
+def test_prunes_without_a_lock_keep_bases(world: World) -> None:
+    """The snapshot that the bases came with goes, in two steps and days apart, while runs with differences go on."""
+    clock = Turned()
+    store = LocklessStore(MemoryStore(world.store.objects()))
+
+    def save(*chunks: int) -> None:
+        for chunk in chunks:
+            world.write(chunk)
+        with Repository.open(store, SECRET, world.host, clock=clock) as repo:
+            result = plan_backup(repo, [Request("disk", world.disk.source())], DELTAS).execute()
+        assert result.volumes[0].delta_chunks == len(chunks)
+        world.truth.learn(result, {"disk": bytes(world.disk.content)})
+
+    save()
+    save(2, 9)
+    for chunk in range(CHUNKS - 1):
+        if chunk not in (2, 9):
+            world.disk.content[chunk * CHUNK : (chunk + 1) * CHUNK] = random.Random(chunk + 50).randbytes(CHUNK)
+    save()
+    last = list(world.truth.volumes)[-1]
+    world.truth.volumes = {last: world.truth.volumes[last]}
+    before = stored_bytes(store.memory)
+    for _ in range(3):
+        with Repository.open(store, SECRET, world.host, clock=clock) as repo:
+            gone = [one.snapshot.ref for one in select(repo, []) if one.text != last]
+            run_prune(repo, gone, PruneOptions(max_unused=0))
+        clock.days(40)
+    assert stored_bytes(store.memory) < before - 5 * CHUNK, "what nothing needs is gone"
+    world.store = store.memory
+    assert set(world.slots()) == {2, 9}
+    world.check()

@@ -10,11 +10,13 @@ from lamella.format.owners import Give, Join
 from lamella.format.records import UNSIGNED, Signed, Volume
 from lamella.history.catalogue import VolumeState
 from lamella.operations.backup.plan import Request
+from lamella.operations.shared.lending import LENT_IDENTITY
 from lamella.repository.repository import Repository
 
 
 def adopted(request: Request, name: str, holders: list[VolumeState], *, adopt: bool) -> tuple[VolumeState, Volume]:
     """This host's volume of that name, and the record that gives it this source. Raises UsageError."""
+    _require_not_lent(holders, name)
     if not adopt or len(holders) > 1:
         hint = "continue its history with --adopt, or choose another name: NAME=SOURCE"
         raise UsageError(f"the name {name} belongs to another source", obj=name, hint=hint)
@@ -28,6 +30,7 @@ def taken_over(
 
     Without an admin's secret there is neither: what is saved is a claim. Raises UsageError.
     """
+    _require_not_lent(others, name)
     if len(others) > 1:
         shown = repo.catalogue.shown_names()
         names = ", ".join(sorted(shown[volume.volume_id] for volume in others))
@@ -41,6 +44,12 @@ def taken_over(
     if not known.owners:
         return known, record, Give(known.volume_id, own)
     return known, record, Join(own, record.creator if record.creator in known.owners else min(known.owners))
+
+
+def _require_not_lent(volumes: list[VolumeState], name: str) -> None:
+    if any(volume.identity.startswith(LENT_IDENTITY) for volume in volumes):
+        text = f"{name} holds what a qube saves itself: whoever has the key that was lent would read this source, too"
+        raise UsageError(text, obj=name, hint="choose another name: NAME=SOURCE")
 
 
 def _record(known: VolumeState, request: Request, name: str) -> Volume:

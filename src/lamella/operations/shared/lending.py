@@ -17,7 +17,8 @@ from lamella.memory.ledger import NewVolume, new_volume, remember
 from lamella.repository.repository import Repository
 from lamella.sources.names import check_name
 
-_IDENTITY = b"inside:"
+LENT_IDENTITY = b"inside:"
+"""How the identities of volumes begin whose key was lent."""
 
 
 class Borrower(NamedTuple):
@@ -31,9 +32,9 @@ class Borrower(NamedTuple):
 
 def borrower(repo: Repository, name: str) -> Borrower:
     """The volume of files that is called `name`, or will be. Raises UsageError if another volume has the name."""
-    identity = _IDENTITY + check_name(name).encode()
+    identity = LENT_IDENTITY + check_name(name).encode()
     for one in repo.catalogue.own_volumes():
-        lent = one.identity == identity or (one.name == name and one.identity.startswith(_IDENTITY))
+        lent = one.identity == identity or (one.name == name and one.identity.startswith(LENT_IDENTITY))
         if lent and one.record is not None:
             record = one.record
             ids = NewVolume(record.creator, record.nonce, record.domain_id, "")
