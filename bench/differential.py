@@ -3,7 +3,7 @@
 An image of real data is backed up, 1 % of it changes in scattered places, and it is backed up again. Then the state of
 the day before is restored beside the image and over it, with and without --trust-local, each time from the same state;
 beside it what hashing the image once costs. Medians; every restored file is compared outside of the measured time.
-With 4 GiB and three repeats that takes several minutes: each figure is said as soon as it is known.
+Each figure is said as soon as it is known: with 4 GiB that takes its time.
 """
 
 from __future__ import annotations

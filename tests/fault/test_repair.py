@@ -188,6 +188,16 @@ def test_without_any_donor_the_rest_is_saved_and_the_loss_recorded_for_ever(smal
     check_whole(store, small.truth, tmp_path)
 
 
+def test_a_pack_of_which_only_the_hint_is_damaged_is_stored_anew_whole(small: Small, tmp_path: Path) -> None:
+    """The emergency reader does without the hint, so what it can read a repair must not move out of its reach."""
+    damaged: Objects = small.objects
+    for name in small.objects:
+        damaged = flipped(damaged, name, 56) if name.startswith("p/") else damaged
+    store = MemoryStore(damaged)
+    assert not mend(store, a_host(small, tmp_path, warm=False)).gone
+    check_whole(store, small.truth, tmp_path)
+
+
 def test_a_loss_that_somebody_with_the_prune_key_records_counts_for_deletion(small: Small, tmp_path: Path) -> None:
     """Whoever repairs: the snapshot's own host, or another one of an admin. Said once, it is not said again."""
     host = a_host(small, tmp_path, warm=True)

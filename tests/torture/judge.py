@@ -214,7 +214,9 @@ def latest(known: Known, view: View, host: str, volume: str) -> list[Saved]:
     some = sorted((known.saved[key] for key in rows if known.saved[key].volume == volume), key=lambda one: one.number)
     first = min((one for one in known.saved.values() if one.volume == volume), key=lambda one: one.number)
     owners = [one for one in some if one.writer == first.writer]
-    return [*some[-1:], *owners[-1:]]
+    # A host that has the commit in its cache goes on showing what was given up.
+    given_up = [known.saved[key] for key in known.given_up if known.saved[key].volume == volume]
+    return [*some[-1:], *owners[-1:], *given_up]
 
 
 def _name(key: Key, known: Known) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lamella.repository.repository import Repository
 from lamella.stores.local.store import LocalStore
 from tests.cli.program import Done
-from tests.fault.rot import same, write_volume
+from tests.fault.rot import same
 from tests.torture.damage import LOCKS, Damages
 from tests.torture.hostile import Hostile
 from tests.torture.judge import Deed, Known, complaints, latest, must_stay
@@ -66,6 +66,7 @@ class Torture:
     place: Path
     figures: Figures
     log: Callable[[str], None] | None = None
+    tracked: Path | None = None
     known: Known = field(default_factory=Known)
     view: View = field(default_factory=View)
     complaints: list[Complaint] = field(default_factory=list)
@@ -79,7 +80,7 @@ class Torture:
 
     def __post_init__(self) -> None:
         history = self.history
-        self.world = World(self.place, history.seed, history.lockless, history.checkpointed)
+        self.world = World(self.place, history.seed, history.lockless, history.checkpointed, self.tracked)
         self.world.build()
         self.oracle = Oracle(self.place, self.world.repo, self.world.key)
         with (
@@ -188,10 +189,10 @@ class Torture:
                 write_source(self.world, volume, chance)
         held = {volume: self.world.place / "truth" / f"{step.number}-{volume}.img" for volume in volumes}
         for volume, image in held.items():
-            write_volume(image, self.world.held[volume])
+            self.world.write(image, self.world.held[volume])
         settings = self.world.settings.read_bytes()
         words: list[str | Path] = ["backup", *map(self.world.source, volumes), "--chunk-size", "64K", "--workers", "1"]
-        words += ["--document", f"settings={self.world.settings}"]
+        words += ["--document", f"settings={self.world.settings}", *["--deltas"] * (self.world.tracked is not None)]
         before = self._look()
         sound = not self.known.unread
         done = self._command(step, chance, words, self._everything())
@@ -306,7 +307,8 @@ class Torture:
         if not view.missing:
             return
         told = self.world.run(step.host, "check", "--json")
-        lost = sorted({word for word in told.out.replace('"', " ").split() if word.startswith("w/")})
+        words_told = (word.strip(":;,") for word in told.out.replace('"', " ").split())
+        lost = sorted({word for word in words_told if word.startswith("w/")})
         if told.code != 21 or not lost:
             return
         self.known.marred = True

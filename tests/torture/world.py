@@ -28,6 +28,7 @@ from tests.cli.program import Done
 from tests.fault.rot import write_volume
 from tests.fault.rot_damage import CHECKPOINTED, LOCKLESS
 from tests.fault.world import KEY, SECRET, SMALL_RESCUE, host_at
+from tests.torture.edited import changed, write_image
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -51,6 +52,8 @@ class World:
     seed: int
     lockless: bool = False
     checkpointed: bool = False
+    tracked: Path | None = None
+    """Where its sources lie, if they are to be saved with differences: on a file system that tells what changed."""
     now_ms: int = START_MS
     skew_ms: dict[str, int] = field(default_factory=dict)
     """By how much a host's clock is wrong."""
@@ -72,7 +75,7 @@ class World:
         return self.place / "key"
 
     def source(self, volume: str) -> Path:
-        return self.place / "src" / f"{volume}.img"
+        return (self.tracked or self.place / "src") / f"{volume}.img"
 
     @property
     def settings(self) -> Path:
@@ -227,11 +230,20 @@ class World:
         shutil.rmtree(self.place, ignore_errors=True)
         (self.place / "src").mkdir(parents=True)
         (self.place / "truth").mkdir()
+        for left in () if self.tracked is None else list(self.tracked.iterdir()):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         self.key.write_bytes(KEY)
         self.key.chmod(0o600)
         self.begin(-1)
         done = self.run("one", "init", "-q", "--recovery-sheet", self.place / "sheet")
         assert done.code == 0, done
+
+    def write(self, path: Path, chunks: dict[int, bytes]) -> None:
+        """An image of these chunks."""
+        if self.tracked is None:
+            write_volume(path, chunks)
+        else:
+            write_image(path, chunks)
 
     def objects(self) -> dict[str, tuple[int, int]]:
         """Every object with its size and the time of its last change."""
@@ -247,14 +259,19 @@ class World:
 
 def write_source(world: World, volume: str, chance: random.Random) -> None:
     """Let a volume be something else: some chunks of its own, some that other volumes have, too."""
+    chunks = changed(volume, world.held.get(volume, {}), chance) if world.tracked else _drawn(volume, chance)
+    world.write(world.source(volume), chunks)
+    world.held[volume] = chunks
+    world.settings.write_text(f"<settings of='{volume}' at='{chance.randrange(5)}'/>" * 9)
+
+
+def _drawn(volume: str, chance: random.Random) -> dict[int, bytes]:
     chunks = {number: f"common {number}".encode() for number in (0, 1, 70)}
     chunks[64 * 64] = f"{volume} {chance.random()}".encode()
     for _ in range(chance.randrange(3)):
         chunks[chance.randrange(2, 64)] = f"{volume} {chance.randrange(8)}".encode()
     chunks[80] = f"{chance.randrange(4)}".encode()
-    write_volume(world.source(volume), chunks)
-    world.held[volume] = chunks
-    world.settings.write_text(f"<settings of='{volume}' at='{chance.randrange(5)}'/>" * 9)
+    return chunks
 
 
 __all__ = ["SECRET", "World", "host_at"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 
 from lamella.base.errors import IntegrityError, ObjectNotFound, StoreError, UnknownFormat
@@ -23,7 +24,7 @@ from lamella.operations.repair.heal import Depot
 from lamella.operations.repair.result import ASIDE, BACK, LEFT, STORED, RepairResult
 from lamella.operations.shared.aside import may_set_aside, set_aside
 from lamella.operations.shared.findings import DAMAGE, Finding
-from lamella.packs.containers import open_blob, open_commit, open_head
+from lamella.packs.containers import PackHead, open_blob, open_commit, open_head
 from lamella.packs.reach import require_alive
 from lamella.repository.readme import readme_text, rescue_source
 from lamella.repository.repository import Repository
@@ -259,17 +260,23 @@ class ObjectRepair:
     def _directories(self, name: str, content: bytes) -> Iterator[tuple[DomainId, Header, list[Blob]]]:
         """What the bytes themselves say, which may be those of another pack, and what this host knew of the name."""
         own: Header | None = None
-        try:
-            head = open_head(self._repo.keys, name, content)
-        except (IntegrityError, UnknownFormat):
-            pass
-        else:
+        head = self._head(name, content)
+        if head is not None:
             own = head.header
             yield head.domain_id, own, head.blobs
         pack = pack_hash(name) or b""
         known = self._repo.blobs.directory(pack)
         if known is not None and known.header != own:
             yield known.domain_id, known.header, [*known.blobs, *self._repo.suspects.blobs(pack)]
+
+    def _head(self, name: str, content: bytes) -> PackHead | None:
+        """The head as it is, or with the right hint: nothing but a hint says which domain's pack it is (FORMAT 5)."""
+        domains = sorted({one.added.domain_id for one in self._repo.catalogue.snapshots})
+        hints = (self._repo.keys.hint(domain_id, content[16:48]) for domain_id in domains)
+        for mended in (content, *(content[:48] + hint + content[72:] for hint in hints)):
+            with suppress(IntegrityError, UnknownFormat):
+                return open_head(self._repo.keys, name, mended)
+        return None
 
     def packs_aside(self, names: Iterable[str]) -> None:
         """Move bad packs aside; what was good in them is stored again by now."""
