@@ -51,7 +51,7 @@ test-lvm: env-dev system
 	@$(BIN)/python -m pytest tests/unit/test_lvm_words.py tests/unit/test_thin_xml.py tests/property/test_thin_xml.py \
 		tests/guest $(PYTEST_ARGS)
 
-# ZFS for the guest's kernel is built first, which takes minutes; the other targets skip these tests.
+# ZFS for the guest's kernel is built first, which takes minutes once a machine; the other targets skip these tests.
 test-zfs: env-dev system
 	@$(PYTHON) tools/guest_zfs.py
 	@LAMELLA_REQUIRE=lvm-guest,zfs-guest LAMELLA_GUEST_SECONDS=14400 $(PYTEST) tests/unit/test_zfs_stream.py tests/guest/test_zfs.py $(PYTEST_ARGS)

@@ -2,13 +2,15 @@
 
     python3 tools/guest_zfs.py
 
-Debian has ZFS as source only (zfs-dkms, component contrib), so the modules are built here: about four minutes on two
-quiet processors. Needs what tools/guest_kernel.py made and needs, gcc and make; every package is downloaded and
-unpacked, none is installed, and apt's own lists of sources stay as they are. Standard library only.
+Debian has ZFS as source only (zfs-dkms, component contrib), so the modules are built here: about four minutes of two
+processors. What was built is kept in `~/.cache/lamella-guest`, by the versions of ZFS and of the kernel and by this
+program; any of it may be deleted. Needs what tools/guest_kernel.py made and needs, gcc and make; every package is
+downloaded and unpacked, none is installed, and apt's own lists of sources stay as they are. Standard library only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -35,16 +37,33 @@ def main() -> int:
     if not version or not all(map(shutil.which, ("apt-get", "dpkg-deb", "gcc", "make", "strip"))):
         print("guest zfs: needs the guest's kernel, apt-get, dpkg-deb, gcc, make and binutils", file=sys.stderr)
         return 1
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     made = PLACE / "made-for"
-    if made.exists() and made.read_text() == version:
+    if made.exists() and made.read_text() == f"{version}-{recipe}":
         return 0
     with tempfile.TemporaryDirectory(prefix="lamella-zfs-") as place:
-        tree = unpacked(Path(place), version)
-        source = built(tree, version)
+        kept = cached(Path(place), f"{version}-{recipe}")
+        if not (kept / "made-for").exists():
+            tree = unpacked(Path(place), version)
+            keep(tree, built(tree, version), kept, f"{version}-{recipe}")
         shutil.rmtree(PLACE, ignore_errors=True)
-        keep(tree, source)
-        made.write_text(version)
+        shutil.copytree(kept, PLACE)
     return 0
+
+
+def cached(place: Path, ending: str) -> Path:
+    """The directory for what is built of the newest ZFS; the newest that was built, if apt cannot say which it is."""
+    place.chmod(0o755)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamella-guest"
+    try:
+        lines = _run("apt-cache", *contrib(place), "policy", "zfs-dkms").splitlines()
+        newest = next(line.split()[1] for line in lines if line.strip().startswith("Candidate:"))
+    except SystemExit:
+        found = sorted(cache.glob(f"zfs-*-{ending}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise
+        return found[-1]
+    return cache / f"zfs-{newest}-{ending}"
 
 
 def kernel_version() -> str:
@@ -55,11 +74,10 @@ def kernel_version() -> str:
 
 def unpacked(place: Path, version: str) -> Path:
     """Download the headers of the kernel and all of ZFS; unpack them below one directory."""
-    place.chmod(0o755)
     common = version.rpartition("-")[0] + "-common"
     kbuild = "linux-kbuild-" + ".".join(version.split(".")[:2])
     _download(place, [], [f"linux-headers-{version}", f"linux-headers-{common}", kbuild])
-    _download(place, contrib(place), PROGRAMS)
+    _download(place, contrib_options(place), PROGRAMS)
     tree = place / "tree"
     for package in sorted(place.glob("*.deb")):
         _run("dpkg-deb", "-x", str(package), str(tree))
@@ -69,7 +87,7 @@ def unpacked(place: Path, version: str) -> Path:
 
 
 def contrib(place: Path) -> list[str]:
-    """Options that make apt know Debian's component contrib, from wherever this machine gets its component main."""
+    """Options by which apt knows Debian's component contrib, from wherever this machine gets its component main."""
     words = ["--format", "$(SITE) $(CODENAME) $(SUITE)", "Created-By: Packages", "Component: main", "Origin: Debian"]
     for line in _run("apt-get", "indextargets", *words).splitlines():
         site, codename, _ = line.split()
@@ -81,11 +99,16 @@ def contrib(place: Path) -> list[str]:
     (lists / "partial").mkdir(parents=True)
     key = "/usr/share/keyrings/debian-archive-keyring.gpg"
     sources.write_text(f"deb [signed-by={key}] {site} {codename} contrib\n")
-    options = ["-o", f"Dir::Etc::sourcelist={sources}", "-o", "Dir::Etc::sourceparts=/dev/null"]
-    options += ["-o", f"Dir::State::lists={lists}"]
-    # PROGRAMS have libraries of the component main only outside of ZFS; those are this machine's own.
+    options = contrib_options(place)
     _run("apt-get", *options, "-o", "APT::Sandbox::User=root", "update", "-q")
     return options
+
+
+def contrib_options(place: Path) -> list[str]:
+    """Those options, when `contrib` has made what they name."""
+    # PROGRAMS have libraries of the component main only outside of ZFS; those are this machine's own.
+    options = ["-o", f"Dir::Etc::sourcelist={place / 'contrib.list'}", "-o", "Dir::Etc::sourceparts=/dev/null"]
+    return [*options, "-o", f"Dir::State::lists={place / 'lists'}"]
 
 
 def built(tree: Path, version: str) -> Path:
@@ -101,18 +124,23 @@ def built(tree: Path, version: str) -> Path:
     return source
 
 
-def keep(tree: Path, source: Path) -> None:
-    """Copy modules without debugging data, programs and libraries to `.guest/zfs`."""
-    (PLACE / "lib").mkdir(parents=True)
+def keep(tree: Path, source: Path, place: Path, made_for: str) -> None:
+    """Copy modules without debugging data, programs and libraries to a new directory, which is whole or not there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
+    (aside / "lib").mkdir()
     for name in MODULES:
         (path,) = source.glob(f"module/*/{name}.ko")
-        _run("strip", "--strip-debug", "-o", str(PLACE / f"{name}.ko"), str(path))
+        _run("strip", "--strip-debug", "-o", str(aside / f"{name}.ko"), str(path))
     for library in tree.glob("**/*.so.*"):
         if library.is_file() and library.name.count(".") == 2:  # the names that programs ask for
-            shutil.copyfile(library, PLACE / "lib" / library.name)
+            shutil.copyfile(library, aside / "lib" / library.name)
     for name in ("zfs", "zpool"):
         (path,) = (one for one in tree.glob(f"**/sbin/{name}") if one.is_file())
-        shutil.copy(path, PLACE / name)
+        shutil.copy(path, aside / name)
+    (aside / "made-for").write_text(made_for)
+    shutil.rmtree(place, ignore_errors=True)
+    aside.rename(place)
 
 
 def _download(place: Path, options: list[str], packages: list[str]) -> None:
