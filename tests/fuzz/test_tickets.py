@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -176,17 +177,17 @@ LIES: tuple[Lie, ...] = (altered_file, lying_ticket, damaged_packs, damaged_pack
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The codecs of what was decoded of the domain that was lent: not of what the host itself wrote of its history."""
     met: list[int] = []
-    decode, opens, catalogue = compression.decode, BlobOpener.open, [False]
+    decode, opens, catalogue = compression.decode, BlobOpener.open, threading.local()
 
     def opened(opener: BlobOpener, blob: Blob, sealed: bytes | memoryview) -> Opened:
-        catalogue[0] = opener._keys.domain_id == CATALOGUE
+        catalogue.opened = opener._keys.domain_id == CATALOGUE
         try:
             return opens(opener, blob, sealed)
         finally:
-            catalogue[0] = False
+            catalogue.opened = False
 
     def watched(body: Opened, length: int, name: str) -> Opened:
-        if not catalogue[0]:
+        if not getattr(catalogue, "opened", False):
             met.append(body[0])
         return decode(body, length, name)
 
