@@ -11,7 +11,7 @@ import hashlib
 import os
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from lamella.base.errors import SourceError, StoreError, UsageError
-from lamella.base.ids import ChunkId
+from lamella.base.ids import CATALOGUE, ChunkId
 from lamella.base.names import pack_name
 from lamella.base.trust import Opened
 from lamella.crypto.chunk_id import identifier
@@ -27,7 +27,7 @@ from lamella.crypto.derive import Keys
 from lamella.crypto.seal import PackSealer, new_salt
 from lamella.crypto.slots import Secret, key_file
 from lamella.format import compression, container
-from lamella.format.container import Header, Kind
+from lamella.format.container import Blob, Header, Kind
 from lamella.format.cursor import u8, u32
 from lamella.format.ticket import Ticket
 from lamella.operations.backup.handed_in import plan_hand_in
@@ -36,6 +36,7 @@ from lamella.operations.keyring import export_inside
 from lamella.operations.shared.lending import sealed
 from lamella.operations.shared.newest import newest
 from lamella.packs.building import raw_body
+from lamella.packs.containers import BlobOpener
 from lamella.packs.tree import Tree
 from lamella.repository.create import SlotWanted, create_repository
 from lamella.repository.repository import Repository
@@ -172,21 +173,29 @@ LIES: tuple[Lie, ...] = (altered_file, lying_ticket, damaged_packs, damaged_pack
 
 
 @pytest.fixture
-def nothing_foreign_decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The codecs of what was decoded while a ticket was published, but for the commits, which the host made."""
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codecs of what was decoded of the domain that was lent: not of what the host itself wrote of its history."""
     met: list[int] = []
-    honest = compression.decode
+    decode, opens, catalogue = compression.decode, BlobOpener.open, [False]
+
+    def opened(opener: BlobOpener, blob: Blob, sealed: bytes | memoryview) -> Opened:
+        catalogue[0] = opener._keys.domain_id == CATALOGUE
+        try:
+            return opens(opener, blob, sealed)
+        finally:
+            catalogue[0] = False
 
     def watched(body: Opened, length: int, name: str) -> Opened:
-        if name.startswith("p/"):
+        if not catalogue[0]:
             met.append(body[0])
-        return honest(body, length, name)
+        return decode(body, length, name)
 
+    monkeypatch.setattr(BlobOpener, "open", opened)
     monkeypatch.setattr(compression, "decode", watched)
-    yield met
+    return met
 
 
-def test_a_lie_is_refused_or_hurts_the_liar_alone(tmp_path: Path, nothing_foreign_decoded: list[int]) -> None:
+def test_a_lie_is_refused_or_hurts_the_liar_alone(tmp_path: Path, decoded: list[int]) -> None:
     small = Small.make(tmp_path)
     with small.opened() as repo:
         secret = key_file(export_inside(repo, "work"))
@@ -199,7 +208,7 @@ def test_a_lie_is_refused_or_hurts_the_liar_alone(tmp_path: Path, nothing_foreig
         objects = dict(honest)
         made = chosen.choice(LIES)(chosen, inside, inside.ticket._replace(time_ms=tick()), objects)
         content = made if isinstance(made, bytes) else sealed(made, lent.keys)
-        nothing_foreign_decoded.clear()
+        decoded.clear()
         with small.opened() as repo:
             before = len(repo.catalogue.snapshots)
             try:
@@ -210,7 +219,7 @@ def test_a_lie_is_refused_or_hurts_the_liar_alone(tmp_path: Path, nothing_foreig
                 refusals[type(error).__name__] = refusals.get(type(error).__name__, 0) + 1
                 continue
             finally:
-                assert set(nothing_foreign_decoded) <= {0}, number
+                assert set(decoded) <= {0}, number
             published += 1
         whole(small, small.host().cache_dir, number)
     assert published >= ROUNDS // 20
@@ -220,6 +229,26 @@ def test_a_lie_is_refused_or_hurts_the_liar_alone(tmp_path: Path, nothing_foreig
         last = inside.ticket._replace(time_ms=tick())
         assert plan_hand_in(repo, "work", sealed(last, lent.keys)).execute(MemoryStore(honest)).published
     whole(small, tmp_path / "fresh", -1)
+
+
+@pytest.mark.parametrize("more", [-1, -65536, -(40 << 16), 5 << 30])
+def test_the_same_root_with_another_size(tmp_path: Path, more: int) -> None:
+    """A node is the same, and what it says of the end is not."""
+    small = Small.make(tmp_path)
+    with small.opened() as repo:
+        secret = key_file(export_inside(repo, "work"))
+    inside = saved(tmp_path, secret, LETTERS)
+    assert inside.keys.lent is not None
+    for size, published in ((inside.ticket.size, True), (inside.ticket.size + more, False)):
+        ticket = inside.ticket._replace(size=size, time_ms=tick())
+        content = sealed(ticket, inside.keys.lent.keys)
+        with small.opened() as repo:
+            plan = plan_hand_in(repo, "work", content)
+            if published:
+                assert plan.execute(inside.store).published
+                continue
+            with pytest.raises(SourceError):
+                plan.execute(inside.store)
 
 
 def whole(small: Small, cache: Path, number: int) -> None:

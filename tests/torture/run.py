@@ -195,7 +195,7 @@ class Torture:
         words += ["--document", f"settings={self.world.settings}", *["--deltas"] * (self.world.tracked is not None)]
         before = self._look()
         sound = not self.known.unread
-        done = self._command(step, chance, words, self._everything())
+        done = self._command(step, chance, words, self._stay(step))
         after = self._look()
         new = sorted(after.times.keys() - before.times.keys() - self.known.saved.keys())
         for key in new:

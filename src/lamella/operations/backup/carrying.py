@@ -22,7 +22,7 @@ from lamella.packs.blobmap import BlobMap, Place
 from lamella.packs.cache import Cache
 from lamella.packs.packer import Packer
 from lamella.packs.packs import Packs
-from lamella.packs.tree import Tree, TreeReader
+from lamella.packs.tree import SlotRun, Tree, TreeReader
 from lamella.packs.tree_changes import changes
 from lamella.repository.repository import Repository
 from lamella.stores.base import Entry, Store
@@ -97,7 +97,7 @@ class Carrying:
     def tree(self, root: ChunkId, base: Tree | None) -> None:
         """Take the tree over, where it differs from the base. Raises IntegrityError, UnknownFormat, StoreError."""
         tree, reader = Tree(self._shape, root), TreeReader(self._node)
-        runs = reader.runs(tree) if base is None else (run for run, _ in changes(reader, base, tree))
+        runs = reader.runs(tree) if base is None else self._differing(reader, base, tree)
         wanted: dict[ChunkId, int] = {}
         for run in runs:
             self.changed_chunks += run.end - run.first
@@ -111,6 +111,14 @@ class Carrying:
                 self._chunks(wanted)
                 wanted = {}
         self._chunks(wanted)
+
+    def _differing(self, reader: TreeReader, base: Tree, tree: Tree) -> Iterator[SlotRun]:
+        """What differs, and what has another length with another size, which an honest id would tell."""
+        for run, _ in changes(reader, base, tree):
+            yield run
+        if base.shape.size != tree.shape.size:
+            for last in {base.shape.chunks - 1, tree.shape.chunks - 1}:
+                yield from reader.runs(tree, max(last, 0), last + 1)
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
