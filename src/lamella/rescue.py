@@ -1216,7 +1216,8 @@ LAYOUTS: dict[int, tuple[Any, ...]] = {
     EXPEL: (72, (2, 16), 64),
     READMIT: (80,),
     ADMIT: (one_of(0, 1), (4, 96), 64),
-    **dict.fromkeys((AUDITED, FORGO), (120,)),
+    AUDITED: (120,),
+    FORGO: (160,),
     **dict.fromkeys((REMOVE, REMOVE_LAST), ((4, 40), 64)),
     RUN: (Cursor.text, one_of(0, 1), (2, 16, Cursor.text, one_of(0, 1), Cursor.text)),
     LOST: (40, lost_parts, 64),
@@ -1368,8 +1369,8 @@ class Records:
             self.expelled[ident] = head_of(c.take(56)), set(c.many(c.number(2), 16))
 
     def _names(self, record: Record, c: Cursor) -> None:
-        """What a record names: a commit, or else the refs of snapshots."""
-        names = [c.take(56)] if record.kind in (AUDITED, FORGO) else c.many(c.number(4), 40)
+        """What a record names: a commit, of FORGO also the one left before it, or else the refs of snapshots."""
+        names = [c.take(c.left() - 64)] if record.kind in (AUDITED, FORGO) else c.many(c.number(4), 40)
         if record.kind == CONFIRM:
             names = [ref for ref in names if ref[:16] == record.commit.writer]
         if record.kind not in SIGNED or self._counts(record):
@@ -1412,6 +1413,7 @@ class History:
         self._unopened: dict[Head, tuple[set[bytes], str]] = {}  # no valid commit: what it proves, and why
         self._named: set[Head] = set()  # commits that others name
         self._gaps: set[Head] = set()  # commits that the next commit of their chain names and does not follow
+        self._forgone: list[tuple[Head, Head]] = []  # what is given up, and what was left before it (seq 0: nothing)
         self._forks: dict[bytes, str] = {}  # by writer, what to say of it
         self._limits: dict[bytes, Head] = {}  # of expelled writers, the last commit that counts
         self.late: set[bytes] = set()  # refs of snapshots of expelled writers, published after that
@@ -1560,7 +1562,9 @@ class History:
 
     def _judge(self) -> None:
         """Find the commits that are known and not here: history is missing, unless a FORGO excuses them."""
-        self._named |= self._audited | self._gaps
+        self._forgone = [(head_of(row[:56]), head_of(row[:16] + row[56:])) for row in self.records.named[FORGO]]
+        left = {there for _, there in self._forgone if there.seq}
+        self._named |= self._audited | self._gaps | left
         for writer in sorted(self._forks.keys() - self._limits.keys()):
             self.warn(self._forks[writer], history=True)
         for head, (proofs, why) in sorted(self._unopened.items()):
@@ -1572,7 +1576,8 @@ class History:
                 self.warn(f"{commit_path(*head)}: {why}; ignored, no commit is missed for it", "note")
         newest: dict[bytes, int] = dict(sorted(self._here))
         for head in sorted(self._named - self._unopened.keys()):
-            if (head.seq > newest.get(head.writer, 0) or head in self._gaps) and self._waited_for(head):
+            gone = head in self._gaps or (head in left and head.sha not in self._here.get(head[:2], ()))
+            if (gone or head.seq > newest.get(head.writer, 0)) and self._waited_for(head):
                 self._lack(head, "is named by another commit and is not here")
 
     def _expel(self) -> None:
@@ -1608,14 +1613,9 @@ class History:
     def _waited_for(self, head: Head) -> bool:
         """Whether a commit that cannot be read is missed: not before its chain's beginning, nor if FORGO excuses it."""
         begun = max(1, self._start.get(head.writer, 0)) <= head.seq <= self._limits.get(head.writer, head).seq
-        return begun and not any(self._excuses(head_of(name), head) for name in self.records.named[FORGO])
-
-    def _excuses(self, given_up: Head, head: Head) -> bool:
-        """Whether a FORGO covers a commit: it names the commit, or no commit between the two is here."""
-        if given_up.writer != head.writer or given_up == head:
-            return given_up == head
-        between = (writer == head.writer and head.seq <= seq < given_up.seq for writer, seq in self._here)
-        return head.seq < given_up.seq and not any(between)
+        for one, left in self._forgone:
+            begun &= head != one and not (left.writer == head.writer and left.seq < head.seq < one.seq)
+        return begun
 
     def suspects(self, volume_id: bytes) -> set[bytes]:
         """The writers whose chains lack something and may have said more about a volume."""

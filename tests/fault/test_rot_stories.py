@@ -250,6 +250,13 @@ def test_given_up_history_lets_all_hosts_go_on(bench: Bench, world: World, kind:
     for host in ("maker", "other", "fresh"):
         assert world.run(host, "list").code == 0, host
     restores(world, "middle")
+    # Nothing else is given up with it: the commit before it is missed as ever when it is lost later.
+    left = max(one for one in world.objects() if one.startswith(name.rpartition("/")[0]) and one < name)
+    kept = (world.repo / left).read_bytes()
+    (world.repo / left).unlink()
+    for host in ("maker", "other", "fresh"):
+        assert world.run(host, "check").code == world.rescue("list").code == 21, host
+    (world.repo / left).write_bytes(kept)
     (world.repo / name).write_bytes(sound[name])
     assert len([one for one in world.objects() if one.startswith(name.partition("-")[0])]) == 1
     assert world.run("fresh", "list").code == 0

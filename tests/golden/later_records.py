@@ -98,7 +98,7 @@ def _last_resorts(added: tuple[Json, bytes]) -> list[Json]:
     """A commit given up, a snapshot published anew, a removal that nothing takes back."""
     fields, value = added
     return [
-        _row(0x0016, {"head": HEAD.hex()}, HEAD, signed=True),
+        _row(0x0016, {"head": HEAD.hex(), "left": 3}, HEAD + u64(3) + HEAD[24:], signed=True),
         _row(0x0017, {"removed": REF.hex(), "added": fields}, REF + value, signed=True),
         _row(0x0018, {"refs": [REF.hex()]}, u32(1) + REF, signed=True),
     ]

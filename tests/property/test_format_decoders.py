@@ -219,7 +219,7 @@ RECORDS: dict[str, st.SearchStrategy[Any]] = {
     "RETIRE": st.builds(deletion.Retire, HEADS, SIGNATURES),
     "SEEN": st.builds(records.Seen, few(st.tuples(WRITERS, U64))),
     "AUDITED": st.builds(deletion.Audited, HEADS, SIGNATURES),
-    "FORGO": st.builds(deletion.Forgo, HEADS, SIGNATURES),
+    "FORGO": st.builds(deletion.Forgo, HEADS, st.tuples(U64, exactly(32)), SIGNATURES),
     "REVIVE": st.builds(deletion.Revive, REFS, ADD_SNAPS, SIGNATURES),
     "REMOVE_LAST": st.builds(deletion.RemoveLast, few(REFS), SIGNATURES),
     "WRITER": st.builds(records.Writer, TEXT, TEXT),

@@ -73,7 +73,9 @@ LATER_MAKERS: dict[int, Callable[[Json, bytes], known.Known]] = {
     0x0012: lambda fields, sig: deletion.Rescue(bytes.fromhex(fields["batch"]), packs(fields["packs"]), sig),
     0x0013: batch(deletion.Reaped),
     0x0014: lambda fields, sig: deletion.Retire(head(fields["head"]), sig),
-    0x0016: lambda fields, sig: deletion.Forgo(head(fields["head"]), sig),
+    0x0016: lambda fields, sig: deletion.Forgo(
+        head(fields["head"]), (fields["left"], head(fields["head"]).sha256), sig
+    ),
     0x0017: lambda fields, sig: deletion.Revive(ref(fields["removed"]), add_snap(fields["added"]), sig),
     0x0018: lambda fields, sig: deletion.RemoveLast(tuple(ref(text) for text in fields["refs"]), sig),
     0x000D: lambda fields, _: owners.Succeeds(bytes.fromhex(fields["public"]), bytes.fromhex(fields["signature"])),

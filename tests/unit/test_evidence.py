@@ -215,7 +215,7 @@ def test_junk_is_none() -> None:
 def test_a_signed_record_counts_in_its_own_place_only() -> None:
     """Not in another repository of the same keys, nor in another commit, as another kind, or by another key."""
     writer, place = HEAD.writer, (7, b"b" * 32)
-    record = raw(Forgo(HEAD))
+    record = raw(Forgo(HEAD, (3, b"l" * 32)))
     keys, foreign = (Keys(one.marker, one.bundle._replace(prune_seed=PRUNE)) for one in (KEYS, keys_of(b"R" * 16)))
     message = prune_signed_message(keys.root, writer, *place, record)
 

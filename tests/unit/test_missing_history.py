@@ -266,6 +266,41 @@ def test_what_the_commits_missing_right_before_it_said_is_given_up_with_it(small
         assert [problem.lacks for problem in repo.problems] == [made[0]]
 
 
+@pytest.mark.parametrize("place", ["end", "middle"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_lost_later_is_missed_as_ever(small: Small, place: str, whole: bool) -> None:
+    """The end of a chain is given up, or a part of its middle; then what was left before that is lost, too."""
+    with small.opened("knew") as one:
+        made = snaps(one, range(1, 9))
+    with small.opened("two", WRITER) as two:
+        two.publish([EMPTY])  # has seen the last one
+    last = 7 if place == "end" else 5
+    for head in made[4 : last + 1]:
+        small.store.delete(head.name)
+    with small.opened("admin", whole=True) as repo:
+        assert {problem.lacks for problem in repo.problems} == {made[last]}
+        give_up(repo, [made[last]])
+    for host in ("knew", "fresh", "admin"):
+        with small.opened(host, whole=whole) as repo:
+            assert repo.problems == []
+    for left in (3, 2):
+        small.store.delete(made[left].name)
+        for host in ("knew", "fresh", "admin"):
+            with small.opened(host, whole=whole) as repo:
+                assert made[3] in {problem.lacks for problem in repo.problems}, host
+        with small.opened(f"check {left}", whole=True) as repo:
+            assert {problem.lacks for problem in repo.problems} == {made[3]}
+    with small.opened("admin", whole=True) as repo:
+        give_up(repo, [made[3]])
+    for host in ("knew", "fresh", "admin"):
+        with small.opened(host, whole=whole) as repo:
+            assert repo.problems == []
+            assert names(repo)[:2] == ["snap-0001", "snap-0002"]
+    small.store.delete(made[1].name)
+    with small.opened("newest", whole=True) as repo:
+        assert {problem.lacks for problem in repo.problems} == {made[1]}
+
+
 def test_the_prune_keys_word_for_a_checkpoint_is_a_witness_by_itself(tmp_path: Path) -> None:
     nothing_remembered = Host("5" * 16, "box", tmp_path, tmp_path).memory(RepoId(bytes(16)))
     script = Script()
@@ -287,7 +322,7 @@ def test_only_the_prune_keys_word_gives_up_and_only_what_it_names(small: Small) 
     with small.opened("two", WRITER) as two:
         assert two.keys.prune_seed is None
         two.pins.accepted |= {problem.key for problem in two.problems}
-        two.publish([Forgo(made[2])])
+        two.publish([Forgo(made[2], made[1][1:])])
     with small.opened("fresh") as repo:
         assert [problem.lacks for problem in repo.problems] == [made[2]]
         give_up(repo, [made[1], made[2]._replace(sha256=b"x" * 32), made[2]._replace(writer=WriterId(b"y" * 16))])
@@ -529,6 +564,8 @@ def test_a_mirror_may_lack_what_writers_saw_elsewhere(small: Small) -> None:
     there = KnownPlace(mirror=True, heads={made[1].writer: SeenCommit(made[1].seq, made[1].sha256)})
     problems, older = judge(there, history)
     assert ({problem.lacks for problem in problems}, older) == ({made[1]}, [])
-    history.forgone = {made[1].writer: [made[1]]}
+    history.forgone = {made[1].writer: [Forgo(made[1], made[0][1:])]}
     history.problems = []
     assert judge(there, history) == ([], [])
+    del history.chains[made[1].writer]  # less than was left when it was given up
+    assert [problem.lacks for problem in judge(there, history)[0]] == [made[1]]

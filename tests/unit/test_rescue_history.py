@@ -252,13 +252,18 @@ def test_a_beginning_of_which_a_segment_is_gone_is_missing_history(bench: Bench)
 # -- FORGO -------------------------------------------------------------------------------------------------------------
 
 
-def given_up(writer: rw.Writer, named: bytes, kind: str) -> None:
-    """Bob's FORGO of a commit."""
-    bob = fresh(BOB)
+def forgone(chain: rw.Chain, seq: int, sha: bytes, left: int, left_sha: bytes) -> bytes:
+    """A FORGO of one commit of a chain, before which another one is left."""
+    return head(chain, seq, sha) + struct.pack("<Q", left) + left_sha
+
+
+def given_up(writer: rw.Writer, named: bytes, kind: str, left: bytes = bytes(40)) -> None:
+    """Bob's FORGO of a commit; `left` is the one that was there before it."""
+    bob, said = fresh(BOB), named + left[-40:]
     if kind == "unsigned":
-        writer.commit(bob, rw.record(0x16, named + bytes(64)))
+        writer.commit(bob, rw.record(0x16, said + bytes(64)))
         return
-    signed = writer.prune_sign(bob, 0x16, named)
+    signed = writer.prune_sign(bob, 0x16, said)
     sha = writer.commit(bob, signed)
     if kind == "carried":  # and a second one, so that the checkpoint of the chain says the first
         carried = struct.pack("<II", 0, 0) + struct.pack("<Q32sQ", 1, bytes(32), 5) + signed
@@ -271,8 +276,9 @@ def given_up(writer: rw.Writer, named: bytes, kind: str) -> None:
 def test_a_commit_given_up_is_not_missed(bench: Bench, kind: str) -> None:
     writer, chain, shas = two_snapshots()
     flip(writer, path_of(chain, 2, shas[1]), 200)
+    left = head(chain, 1, shas[0])
     named = {"hash": (chain, 2, b"h" * 32), "writer": (fresh(BOB), 3, shas[1]), "number": (chain, 1, shas[1])}
-    given_up(writer, head(*named.get(kind, (chain, 2, shas[1]))), kind)
+    given_up(writer, head(*named.get(kind, (chain, 2, shas[1]))), kind, left)
     bench.save(writer)
     if kind in ("signed", "carried"):
         assert bench.run("list").code == 0
@@ -290,14 +296,14 @@ def test_those_right_before_it_are_given_up_as_well(bench: Bench) -> None:
     ]
     for seq in (2, 4, 5, 7):
         del writer.objects[path_of(chain, seq, shas[seq - 1])]
-    given_up(writer, head(chain, 5, shas[4]), "signed")
+    given_up(writer, head(chain, 5, shas[4]), "signed", head(chain, 3, shas[2]))
     saw = rw.Chain(Ed25519PrivateKey.from_private_bytes(b"c" * 32))
     writer.commit(saw, b"", [head(chain, 4, shas[3])])
     bench.save(writer)
     absent = [path_of(chain, 2, shas[1])]
     result = bench.run("list")
     assert result.code == 21 and bench.run("needs", "disk").out.split() == absent, result
-    writer.commit(saw, writer.prune_sign(saw, 0x16, head(chain, 2, shas[1])))
+    writer.commit(saw, writer.prune_sign(saw, 0x16, forgone(chain, 2, shas[1], 1, shas[0])))
     bench.save(writer)
     assert bench.run("list").code == 0
     assert bench.restore("disk") == small_content(6)
@@ -308,22 +314,29 @@ def test_those_right_before_it_are_given_up_as_well(bench: Bench) -> None:
     writer.commit(saw, b"", [head(chain, 7, shas[6])])
     bench.save(writer)
     assert path_of(chain, 7, shas[6]) in refused(bench, "disk")
-    writer.commit(saw, writer.prune_sign(saw, 0x16, head(chain, 9, b"9" * 32)))
+    writer.commit(saw, writer.prune_sign(saw, 0x16, forgone(chain, 9, b"9" * 32, 6, shas[5])))
     bench.save(writer)
     assert bench.restore("disk") == small_content(6)
+    # What was left then is missed as ever: before a gap, and at the end.
+    for seq in (3, 6):
+        lost = path_of(chain, seq, shas[seq - 1])
+        kept = writer.objects.pop(lost)
+        bench.save(writer)
+        assert bench.run("needs", "disk").out.split()[-1:] == [lost]
+        writer.objects[lost] = kept
 
 
 def test_behind_a_gap_a_writer_still_had_seen_what_it_had_seen_before(bench: Bench) -> None:
     writer, chain, bob = *simple(), fresh(BOB)
     given = writer.prune_sign(chain, GIVE, VOLUME + bob.writer)
     first = writer.commit(chain, DISK + given + one_chunk(writer, chain, 1).record())
-    writer.commit(bob, b"", [head(chain, 1, first)])
+    begun = writer.commit(bob, b"", [head(chain, 1, first)])
     gone = writer.commit(bob, b"")
     later = one_chunk(writer, bob, 2)
     later.when -= 1000
     writer.commit(bob, later.record())
     del writer.objects[path_of(bob, 2, gone)]
-    writer.commit(chain, writer.prune_sign(chain, 0x16, head(bob, 2, gone)))
+    writer.commit(chain, writer.prune_sign(chain, 0x16, forgone(bob, 2, gone, 1, begun)))
     bench.save(writer)
     assert bench.restore("disk") == small_content(2)
 
@@ -462,7 +475,7 @@ def test_in_a_circle_the_newest_moment_is_the_latest(bench: Bench, newest: str) 
     writer.commit(chain, hers.record(), [head(bob, 1, sha)])
     bench.save(writer)
     assert f"{1 << 63:016x}" in refused(bench, "disk")
-    writer.commit(bob, writer.prune_sign(bob, 0x16, lie))
+    writer.commit(bob, writer.prune_sign(bob, 0x16, lie + bytes(40)))
     bench.save(writer)
     assert bench.run("list").code == 0
     assert bench.restore("disk") == small_content(4 if newest == "bob" else 3)

@@ -414,7 +414,7 @@ def test_a_chain_that_begins_at_a_checkpoint(bench: Bench, in_segment: bool) -> 
     got = bench.restore("disk")
     assert isinstance(got, Result) and got.code == 21
     prune = fresh(BOB)
-    writer.commit(prune, writer.prune_sign(prune, 0x16, chain.writer + struct.pack("<Q", 1) + sha))
+    writer.commit(prune, writer.prune_sign(prune, 0x16, chain.writer + struct.pack("<Q", 1) + sha + bytes(40)))
     bench.save(writer)
     result = bench.run("list")
     assert result.code == 0 and "was not checked" in result.err and result.out.count("disk") == 2
@@ -511,7 +511,7 @@ def test_checkpoints_say_what_their_commits_had_seen(bench: Bench) -> None:
         other = fresh(BOB)
         other.seq, other.prev = 1, sha
         copy = rw.Writer(objects=dict(writer.objects))
-        given_up = copy.prune_sign(other, 0x16, bob.writer + struct.pack("<Q", 1) + sha)
+        given_up = copy.prune_sign(other, 0x16, bob.writer + struct.pack("<Q", 1) + sha + bytes(40))
         copy.commit(other, rw.record(12, struct.pack("<II", 0, 0) + entries) + given_up, checkpoint=True)
         del copy.objects[f"w/{bob.writer.hex()}/{1:016x}-{sha.hex()}"]
         bench.save(copy)

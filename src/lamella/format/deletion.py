@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lamella.format.commit import HEAD, Head
 from lamella.format.cursor import Cursor
-from lamella.format.layout import ID, SIGNATURE, Field, many
+from lamella.format.layout import HASH, ID, SIGNATURE, U64, Field, many, pair
 from lamella.format.records import PACKS, REF, REFS, UNSIGNED, AddSnap, Ref, Signed
 
 
@@ -96,7 +96,23 @@ class Audited(Retire):
 
 
 @dataclass(frozen=True, slots=True)
-class Forgo(Retire):
-    """FORGO: this commit, and those missing right before it, are given up: readers stop waiting for them."""
+class Forgo(Signed):
+    """FORGO: this commit is given up, and those between it and `base`, the newest one before it that was there.
+
+    `base` is a seq and a SHA-256; 0 and zeros where nothing of the chain was left before it.
+    """
 
     TYPE = 0x0016
+    LAYOUT = (HEAD, pair(U64, HASH), SIGNATURE)
+    head: Head
+    base: tuple[int, bytes]
+    signature: bytes = UNSIGNED
+
+    @property
+    def there(self) -> Head | None:
+        """The commit that was there, and is not given up."""
+        return Head(self.head.writer, *self.base) if self.base[0] else None
+
+    def excuses(self, head: Head) -> bool:
+        """Whether a commit is given up by this."""
+        return head == self.head or (head.writer == self.head.writer and self.base[0] < head.seq < self.head.seq)

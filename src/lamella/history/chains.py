@@ -23,7 +23,7 @@ from lamella.format.container import MAX_OBJECT
 from lamella.format.known import ADMIT, AUDITED, FORGO
 from lamella.format.records import Checkpoint, SegmentPlace
 from lamella.history.commits import CommitReader
-from lamella.history.history import Chain, Commit, Gap, History, clocks_of
+from lamella.history.history import Chain, Commit, Forgone, Gap, History, clocks_of
 from lamella.history.missing import Judge
 from lamella.history.records import decoded, prune_signed
 from lamella.memory.pins import Pins, Problem
@@ -31,6 +31,7 @@ from lamella.packs.cache import Cache
 from lamella.stores.base import Store
 
 if TYPE_CHECKING:
+    from lamella.format.deletion import Forgo
     from lamella.history.carried import CarriedReader
 
 _LOOKS = 4
@@ -39,8 +40,6 @@ Names = dict[int, list[Head]]
 """The commits of one writer that are listed, by seq."""
 Listed = dict[WriterId, Names]
 """The commits that are listed, by writer."""
-Named = dict[WriterId, list[Head]]
-"""Commits that records name, by their writer, ascending by seq."""
 
 
 class HistoryReader:
@@ -95,19 +94,22 @@ class HistoryReader:
         Judge(history, pins, self._commits.speaks_of).judge()
         return history
 
-    def _named(self, names: Listed, chains: Iterable[Chain]) -> tuple[Named, Named]:
-        """The commits that prune-signed AUDITED and FORGO records name."""
-        found: dict[int, dict[WriterId, set[Head]]] = {AUDITED: defaultdict(set), FORGO: defaultdict(set)}
+    def _named(self, names: Listed, chains: Iterable[Chain]) -> tuple[dict[WriterId, list[Head]], Forgone]:
+        """The commits that prune-signed AUDITED records name, and the prune-signed FORGO records."""
+        audits: dict[WriterId, set[Head]] = defaultdict(set)
+        forgone: dict[WriterId, set[Forgo]] = defaultdict(set)
         for chain in chains:
             for entry in self._said(names, chain):
-                if entry.record.type not in found or not prune_signed(self._keys, chain.writer, entry):
+                if entry.record.type not in (AUDITED, FORGO) or not prune_signed(self._keys, chain.writer, entry):
                     continue
-                from lamella.format.deletion import Retire  # young repositories have nothing of that
+                from lamella.format.deletion import Audited, Forgo  # young repositories have nothing of that
 
-                if isinstance(known := decoded(entry), Retire):
-                    found[entry.record.type][known.head.writer].add(known.head)
-        audits, forgone = ({writer: sorted(heads) for writer, heads in rows.items()} for rows in found.values())
-        return audits, forgone
+                if isinstance(known := decoded(entry), Audited):
+                    audits[known.head.writer].add(known.head)
+                elif isinstance(known, Forgo):
+                    forgone[known.head.writer].add(known)
+        found = {writer: sorted(rows, key=lambda row: row.head) for writer, rows in forgone.items()}
+        return {writer: sorted(heads) for writer, heads in audits.items()}, found
 
     def _said(self, names: Listed, chain: Chain) -> Iterable[ChainEntry]:
         if not chain.lacking:

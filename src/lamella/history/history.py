@@ -16,8 +16,11 @@ from lamella.history.order import Clock
 from lamella.memory.pins import Problem
 
 if TYPE_CHECKING:
+    from lamella.format.deletion import Forgo
     from lamella.history.admission import Admission
     from lamella.history.evidence import Evidence
+
+Forgone = dict[WriterId, list["Forgo"]]
 
 AUDITS_KEPT = 2
 """Audited checkpoints of a chain that stay named: if the newer one cannot be read, it begins with the older one."""
@@ -111,8 +114,8 @@ class History:
         """Names of the former. A commit of which nothing is left would look the same."""
         self.audits: dict[WriterId, list[Head]] = {}
         """Checkpoint commits that prune-signed AUDITED records name, by the writer they are of, ascending by seq."""
-        self.forgone: dict[WriterId, list[Head]] = {}
-        """Commits that prune-signed FORGO records give up, by writer, ascending by seq."""
+        self.forgone: Forgone = {}
+        """The prune-signed FORGO records, by the writer whose commits they give up, ascending by seq."""
         self.known: dict[WriterId, int] = {}
         """Writer -> the greatest seq of a commit that was made and is not there: no new commit may take it."""
         self.admission: Admission | None = None

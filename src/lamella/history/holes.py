@@ -48,6 +48,7 @@ def _is_proven(judge: Judge, one: Unreadable) -> bool:
 def _witnessed(judge: Judge) -> set[Head]:
     found = {Head(writer, *pinned) for writer, pinned in judge.pins.heads.items()}
     found |= {head for heads in judge.history.audits.values() for head in heads}
+    found |= {*judge.left()}
     for chain in judge.counting():
         for commit in chain.commits:
             found |= set(commit.body.seen)
@@ -58,8 +59,9 @@ def _witnessed(judge: Judge) -> set[Head]:
 
 
 def _gap(judge: Judge, chain: Chain, gap: Gap) -> Iterator[Problem]:
-    lacking = [head for head in gap.named if not judge.is_excused(head)]
-    given_up = any(head.seq == gap.last for head in judge.history.forgone.get(chain.writer, ()))
+    left = [head for head in judge.left() if head.writer == chain.writer and gap.first <= head.seq <= gap.last]
+    lacking = [head for head in (*gap.named, *left) if not judge.is_excused(head)]
+    given_up = any(row.head.seq == gap.last for row in judge.history.forgone.get(chain.writer, ()))
     if not lacking and (gap.named or given_up):
         return
     one = gap.first == gap.last

@@ -49,8 +49,8 @@ class Judge:
             from lamella.history.holes import judged  # rarely needed
 
             history.problems = [*judged(self), *history.problems]
-        for writer, heads in history.forgone.items():
-            self.knows(writer, heads[-1].seq)
+        for writer, rows in history.forgone.items():
+            self.knows(writer, rows[-1].head.seq)
         for writer, (seq, _) in self.pins.heads.items():
             self.knows(writer, seq)
 
@@ -61,12 +61,12 @@ class Judge:
     # -- excuses -------------------------------------------------------------------------------------------------------
 
     def is_excused(self, head: Head) -> bool:
-        """Whether a FORGO record names this commit, or the next one behind the same gap."""
-        there = {commit.head.seq for commit in self.commits(head.writer)}
-        return any(
-            head == given_up or (head.seq < given_up.seq and not any(head.seq <= seq < given_up.seq for seq in there))
-            for given_up in self.history.forgone.get(head.writer, ())
-        )
+        """Whether a FORGO record gives this commit up."""
+        return any(row.excuses(head) for row in self.history.forgone.get(head.writer, ()))
+
+    def left(self) -> Iterator[Head]:
+        """The commits that were there when what came after them was given up."""
+        return (row.there for rows in self.history.forgone.values() for row in rows if row.there)
 
     def counting(self) -> list[Chain]:
         """The chains whose word counts."""
@@ -99,7 +99,7 @@ class Judge:
         yield problem
 
     def _unseen(self) -> Iterator[Problem]:
-        """Commits that a writer or an audit saw beyond the end of their chain: the newest of each chain."""
+        """Commits that were seen beyond the end of their chain: of each chain the newest that a writer saw."""
         rows = [
             (chain.writer.hex(), head)
             for chain in self.counting()
@@ -107,6 +107,7 @@ class Judge:
         ]
         there = {row.head for row in self.history.unreadable}
         rows += [("an audit", heads[-1]) for heads in self.history.audits.values() if heads[-1] not in there]
+        rows += [("an admin", head) for head in self.left() if head not in there]
         for by, head in rows:
             other = self.history.chains.get(head.writer)
             newest = 0 if other is None or other.head is None else other.head.seq

@@ -33,7 +33,10 @@ def _lacking(place: KnownPlace, history: History, writer: WriterId) -> Problem |
     """The problem of a place that shows less of a chain than it did before; None without one."""
     seq, sha256 = place.heads.get(writer, (0, b""))
     newest = history.newest(writer)
-    if newest >= seq or any(newest < head.seq and seq <= head.seq for head in history.forgone.get(writer, ())):
+    waited = seq
+    for row in reversed(history.forgone.get(writer, [])):
+        waited = row.base[0] if row.base[0] < waited <= row.head.seq else waited
+    if newest >= waited:
         return None
     text = f"writer {writer.hex()[:8]}: the newest commit is {newest}, but {seq} was at this place before"
     return Problem(f"back:{writer.hex()}:{seq}:{sha256.hex()}:{newest}", text, Head(writer, seq, sha256))

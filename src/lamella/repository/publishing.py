@@ -19,16 +19,24 @@ def publish(repo: Repository, records: Sequence[RawRecord | Signed]) -> Publishe
 
 
 def give_up(repo: Repository, heads: Sequence[Head]) -> Published:
-    """Publish that nobody waits for these commits any more: they are excused for every host. Needs the prune key.
+    """Publish that nobody waits any more for these commits, and for those missing right before each of them.
 
-    Other commits may be missing, too. Raises RolledBack for any other problem, and as `publish`.
+    They are excused for every host. Needs the prune key, and a history that was read whole. Other commits may be
+    missing, too. Raises RolledBack for any other problem, and as `publish`.
     """
     from lamella.format.deletion import Forgo  # rarely needed
 
     require_may_publish(repo.log, [problem for problem in repo.problems if problem.lacks is None])
     _require_lock(repo)
     despite = {problem.key for problem in repo.log.found if problem.lacks is not None}
-    return append(repo.log, [Forgo(head) for head in heads], despite)
+    return append(repo.log, [Forgo(head, _left_before(repo, head)) for head in heads], despite)
+
+
+def _left_before(repo: Repository, head: Head) -> tuple[int, bytes]:
+    """The newest commit before this one in its chain that can be read; 0 and zeros without one."""
+    chain = repo.history.chains.get(head.writer)
+    left = [] if chain is None else [one.head for one in chain.commits if one.head.seq < head.seq]
+    return max(left)[1:] if left else (0, bytes(32))
 
 
 def _require_lock(repo: Repository) -> None:
