@@ -135,6 +135,7 @@ KEYS: dict[str, dict[str, str]] = {
         "directories": "Save these directories file by file, each as a volume of its own.",
         "exclude": "Patterns of files and directories that are left out, as for files backup.",
         "exclude_caches": "true: leave out directories with a CACHEDIR.TAG.",
+        "exclude_inside": "The name of a file in which a directory says what is left out below it.",
         "one_file_system": "true: stay out of other file systems mounted there.",
     },
     "[profiles.NAME.conditions]": {

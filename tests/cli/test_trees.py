@@ -291,6 +291,30 @@ def test_what_is_left_out(empty: Lamella, tmp_path: Path) -> None:
     assert restored == set(kept)
 
 
+def test_directories_say_themselves_what_is_left_out(empty: Lamella, tmp_path: Path) -> None:
+    """Only below themselves, only if this was asked for; what cannot be believed leaves nothing out, and is told."""
+    top = tmp_path / "home"
+    kept = ["a.tmp", "work/b.txt", "work/deep/old/c", "odd/a.tmp", "other/old/f", "long/x.tmp"]
+    gone = ["work/d.tmp", "work/deep/e.tmp", "work/old/g", "work/deep/gone"]
+    for name in [*kept, *gone]:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(name)
+    (top / "work/.leave").write_text("# mine\n*.tmp\n/old/\n")
+    (top / "work/deep/.leave").write_text("gone\n")
+    (top / "odd/.leave").symlink_to("../work/.leave")
+    (top / "long/.leave").write_text("*.tmp\n" + "#" * 70_000)
+    files = ["work/.leave", "work/deep/.leave", "odd/.leave", "long/.leave"]
+    done = empty.run("files", "backup", top, "--exclude-inside", ".leave")
+    assert done.code == 3 and "long/.leave: more than 64 KiB of patterns" in done.err, done
+    assert "odd/.leave: Too many levels of symbolic links" in done.err
+    restored = {os.fsdecode(name) for name, what in seen(back(empty, tmp_path)).items() if what[6] is not None}
+    assert restored == {*kept, *files}
+    empty.ok("files", "backup", top)
+    assert seen(back(empty, tmp_path)) == seen(top)
+    done = empty.run("files", "backup", top, "--exclude-inside", "a/b")
+    assert done.code == 2 and "not a path" in done.err
+
+
 def test_files_that_cannot_be_read(stranger: Stranger) -> None:
     user, top = stranger.lamella, stranger.home / "docs"
     (top / "secret").mkdir(parents=True)

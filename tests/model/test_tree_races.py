@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,9 +134,9 @@ def test_what_was_changed_meanwhile_is_right_afterwards(
         if busy[0]:
             others.work(most, share)
 
-    def slowly(self: Scanner, descriptor: int, folder: ScannedFolder, status: os.stat_result) -> object:
+    def slowly(self: Scanner, descriptor: int, folder: ScannedFolder, *more: Any) -> object:  # noqa: ANN401 - passed on
         meanwhile(6, 0.3)
-        return entered(self, descriptor, folder, status)
+        return entered(self, descriptor, folder, *more)
 
     monkeypatch.setattr(Scanner, "_entered", slowly)
     others.work(60, 1.0)

@@ -25,13 +25,11 @@ from lamella.format.records import Checkpoint, SegmentPlace
 from lamella.history.commits import CommitReader
 from lamella.history.history import Chain, Commit, Forgone, Gap, History, clocks_of
 from lamella.history.missing import Judge
-from lamella.history.records import decoded, prune_signed
 from lamella.memory.pins import Pins, Problem
 from lamella.packs.cache import Cache
 from lamella.stores.base import Store
 
 if TYPE_CHECKING:
-    from lamella.format.deletion import Forgo
     from lamella.history.carried import CarriedReader
 
 _LOOKS = 4
@@ -96,20 +94,14 @@ class HistoryReader:
 
     def _named(self, names: Listed, chains: Iterable[Chain]) -> tuple[dict[WriterId, list[Head]], Forgone]:
         """The commits that prune-signed AUDITED records name, and the prune-signed FORGO records."""
-        audits: dict[WriterId, set[Head]] = defaultdict(set)
-        forgone: dict[WriterId, set[Forgo]] = defaultdict(set)
-        for chain in chains:
-            for entry in self._said(names, chain):
-                if entry.record.type not in (AUDITED, FORGO) or not prune_signed(self._keys, chain.writer, entry):
-                    continue
-                from lamella.format.deletion import Audited, Forgo  # young repositories have nothing of that
+        said = [
+            (one.writer, row) for one in chains for row in self._said(names, one) if row.record.type in (AUDITED, FORGO)
+        ]
+        if not said:
+            return {}, {}
+        from lamella.history.vouched import vouched  # young repositories have nothing of that
 
-                if isinstance(known := decoded(entry), Audited):
-                    audits[known.head.writer].add(known.head)
-                elif isinstance(known, Forgo):
-                    forgone[known.head.writer].add(known)
-        found = {writer: sorted(rows, key=lambda row: row.head) for writer, rows in forgone.items()}
-        return {writer: sorted(heads) for writer, heads in audits.items()}, found
+        return vouched(self._keys, said)
 
     def _said(self, names: Listed, chain: Chain) -> Iterable[ChainEntry]:
         if not chain.lacking:

@@ -85,12 +85,14 @@ class FilesStep:
     exclude: tuple[str, ...] = ()
     exclude_caches: bool = False
     one_file_system: bool = False
+    exclude_inside: str = ""
 
     @property
     def arguments(self) -> list[str]:
         """As options of `lamella files backup`."""
         switches = (("--exclude-caches", self.exclude_caches), ("--one-file-system", self.one_file_system))
         found = [option for option, wanted in switches if wanted]
+        found += ["--exclude-inside", self.exclude_inside] if self.exclude_inside else []
         return [*found, *(word for value in self.exclude for word in ("--exclude", value)), "--", *self.directories]
 
 
@@ -298,7 +300,12 @@ _TABLES: Final[Mapping[str, tuple[type[Any], Mapping[str, Check]]]] = {
     ),
     "files": (
         FilesStep,
-        {"directories": _directories, "exclude": listed, "exclude_caches": boolean, "one_file_system": boolean},
+        {
+            "directories": _directories,
+            "exclude": listed,
+            "exclude_inside": text,
+            **dict.fromkeys(("exclude_caches", "one_file_system"), boolean),
+        },
     ),
     "drill": (DrillStep, {"volumes": listed, "every": _every, "budget": _minutes, "kernel": text}),
 }

@@ -1,10 +1,11 @@
-"""Which files are left out of a tree: patterns of the user, and directories that say that they are caches."""
+"""Which files are left out of a tree: patterns of the user, those of directories themselves, and tagged caches."""
 
 from __future__ import annotations
 
 import fnmatch
 import os
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,8 @@ CACHE_TAG: Final = "CACHEDIR.TAG"
 _TAG_CONTENT: Final = b"Signature: 8a477f597d28d172789f06886806bc55"
 """The first bytes of the tag (Cache Directory Tagging Specification 0.6)."""
 _NEVER: Final = re.compile(r"(?!)")
+INSIDE_MOST: Final = 64 << 10
+"""Bytes of the patterns that a directory has for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,25 @@ def lines_of(content: bytes) -> list[str]:
     """The patterns in a file: one a line; empty lines, and lines that begin with #, are none."""
     lines = (os.fsdecode(line.removesuffix(b"\r")) for line in content.split(b"\n"))
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def patterns_inside(folder: int, name: str) -> Patterns | None:
+    """The patterns that an open directory has for what is below it, in its file `name`; None without such a file.
+
+    A slash at the beginning of a pattern is this directory. Raises OSError, and ValueError with the reason for a file
+    that is not read.
+    """
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(file, "rb", buffering=0) as opened:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise ValueError("no regular file")
+        content = opened.read(INSIDE_MOST + 1)
+    if len(content) > INSIDE_MOST:
+        raise ValueError(f"more than {INSIDE_MOST >> 10} KiB of patterns")
+    return Patterns.of(lines_of(content), "/")
 
 
 def is_cache(folder: int) -> bool:

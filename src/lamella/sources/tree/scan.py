@@ -16,7 +16,7 @@ from lamella.base.clock import now_ms
 from lamella.base.errors import printable
 from lamella.sources.tree.folders import FOLDER_FLAGS, joined
 from lamella.sources.tree.layout import FILE_MOST, ROW, TOP
-from lamella.sources.tree.patterns import CACHE_TAG, Patterns, is_cache
+from lamella.sources.tree.patterns import CACHE_TAG, Patterns, is_cache, patterns_inside
 
 TOLD_MOST = 20
 """Lines of one kind that a run says; of more it says how many there are."""
@@ -82,6 +82,10 @@ class Scan:
         return just_itself and not self.files and not self.unreadable.count
 
 
+_Rules = tuple[tuple[str, Patterns], ...]
+"""Patterns, each with the directory whose entries they are about, as a path from the top."""
+
+
 @dataclass(slots=True)
 class _Level:
     """An open directory whose subdirectories are being looked at."""
@@ -92,14 +96,17 @@ class _Level:
     """Device and inode."""
     left: list[tuple[bytes, int, os.stat_result]]
     """Subdirectories that are still to be looked at, the next one last: name, number of the entry, status."""
+    rules: _Rules
+    """What is left out of them."""
 
 
 class Scanner:
-    """Looks at one tree."""
+    """Looks at one tree. Directories may have patterns of their own, in a file of the name `inside`."""
 
-    def __init__(self, patterns: Patterns, *, one_file_system: bool) -> None:
-        self._patterns = patterns
-        self._any_pattern = patterns.any
+    def __init__(self, patterns: Patterns, *, one_file_system: bool, inside: str = "") -> None:
+        self._caches = patterns.caches
+        self._rules: _Rules = (("", patterns),) if patterns.any else ()
+        self._inside = inside
         self._one_file_system = one_file_system
         self._devices: dict[int, int] = {}
         self._above: set[tuple[int, int]] = set()
@@ -112,7 +119,7 @@ class Scanner:
         self._synced: set[int] = set()
         status = os.fstat(root)
         scan.folders.append(ScannedFolder(TOP, 0, TOP, self._row(status), [(0, 1)]))
-        levels = [self._entered(os.dup(root), ScannedFolder(b"", status.st_ino), status)]
+        levels = [self._entered(os.dup(root), ScannedFolder(b"", status.st_ino), status, self._rules)]
         try:
             while levels:
                 self._next(levels)
@@ -141,32 +148,44 @@ class Scanner:
             self._scan.folders.append(folder)
             return
         try:
-            levels.append(self._entered(os.open(name, FOLDER_FLAGS, dir_fd=level.descriptor), folder, status))
+            descriptor = os.open(name, FOLDER_FLAGS, dir_fd=level.descriptor)
+            levels.append(self._entered(descriptor, folder, status, level.rules))
         except OSError as error:
             self._trouble(path, error)
             folder.absent = True
             self._scan.folders.append(folder)
 
-    def _entered(self, descriptor: int, folder: ScannedFolder, status: os.stat_result) -> _Level:
+    def _entered(self, descriptor: int, folder: ScannedFolder, status: os.stat_result, rules: _Rules) -> _Level:
         try:
             if status.st_dev not in self._synced:
                 self._synced.add(status.st_dev)
                 clean(descriptor)
-            left = self._listed(descriptor, folder)
+            rules = self._extended(descriptor, folder.path, rules) if self._inside else rules
+            left = self._listed(descriptor, folder, rules)
         except OSError:
             os.close(descriptor)
             raise
         self._scan.folders.append(folder)
         key = (status.st_dev, status.st_ino)
         self._above.add(key)
-        return _Level(descriptor, len(self._scan.folders) - 1, key, left)
+        return _Level(descriptor, len(self._scan.folders) - 1, key, left, rules)
 
-    def _listed(self, descriptor: int, folder: ScannedFolder) -> list[tuple[bytes, int, os.stat_result]]:
+    def _extended(self, descriptor: int, path: bytes, rules: _Rules) -> _Rules:
+        """The rules, and those that an open directory has for itself."""
+        try:
+            own = patterns_inside(descriptor, self._inside)
+        except (OSError, ValueError) as error:
+            why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+            self._scan.unreadable.add(joined(path, os.fsencode(self._inside)), f"{why}: its patterns leave nothing out")
+            return rules
+        return rules if own is None else (*rules, (os.fsdecode(path), own))
+
+    def _listed(self, descriptor: int, folder: ScannedFolder, rules: _Rules) -> list[tuple[bytes, int, os.stat_result]]:
         """Fill in the entries of an open directory. Returns its subdirectories, the last one first. Raises OSError."""
         entries: list[tuple[bytes, bytes, os.stat_result | None]] = []
         scan = self._scan
         with os.scandir(descriptor) as found:
-            for entry in self._wanted(descriptor, folder.path, found):
+            for entry in self._wanted(descriptor, folder.path, found, rules):
                 name = os.fsencode(entry.name)
                 try:
                     status = entry.stat(follow_symlinks=False)
@@ -191,18 +210,22 @@ class Scanner:
         inside.reverse()
         return inside
 
-    def _wanted(self, descriptor: int, path: bytes, found: Iterator[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+    def _wanted(
+        self, descriptor: int, path: bytes, found: Iterator[os.DirEntry[str]], rules: _Rules
+    ) -> Iterator[os.DirEntry[str]]:
         """The entries that are not left out."""
-        if not (self._any_pattern or self._patterns.caches):
+        if not (rules or self._caches):
             yield from found
             return
         above, entries = os.fsdecode(path), list(found)
-        tagged = self._patterns.caches and any(entry.name == CACHE_TAG for entry in entries)
+        tagged = self._caches and any(entry.name == CACHE_TAG for entry in entries)
         if tagged and is_cache(descriptor):
             yield from (entry for entry in entries if entry.name == CACHE_TAG)
             return
+        below = [(above.removeprefix(of).removeprefix("/"), patterns) for of, patterns in rules]
         for entry in entries:
-            if not self._patterns.leave_out(above, entry.name, entry.is_dir(follow_symlinks=False)):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if not any(patterns.leave_out(rest, entry.name, is_folder) for rest, patterns in below):
                 yield entry
 
     def _row(self, status: os.stat_result) -> bytes:

@@ -40,6 +40,8 @@ class TreeSource:
     exclude: tuple[str, ...] = ()
     exclude_caches: bool = False
     one_file_system: bool = False
+    exclude_inside: str = ""
+    """The name of files in which directories have patterns of their own; empty: there are none."""
     driver: str = DRIVER
     documents: Mapping[str, bytes] = field(default_factory=dict)
     """What goes with the snapshot; known when the tree was read."""
@@ -71,7 +73,8 @@ class TreeSource:
             raise read_failed(self.path, error) from error
         folders = Folders(root)
         try:
-            yield FrozenTree(self, Scanner(patterns, one_file_system=self.one_file_system), folders, root)
+            scanner = Scanner(patterns, one_file_system=self.one_file_system, inside=self.exclude_inside)
+            yield FrozenTree(self, scanner, folders, root)
         finally:
             folders.close()
             os.close(root)
@@ -140,6 +143,7 @@ class FrozenTree:
             "format": "lamella-tree/1",
             "path": printable(str(self.source.path.resolve())),
             "excluded": [printable(pattern) for pattern in self.source.exclude],
+            "exclude_inside": printable(self.source.exclude_inside),
             "changed": image.changed.lines,
             "unreadable": unreadable,
             "skipped": skipped,

@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude-caches", action="store_true", help="leave out what is in directories with a CACHEDIR.TAG"
     )
+    parser.add_argument(
+        "--exclude-inside",
+        default="",
+        metavar="NAME",
+        help="directories may say themselves what is left out below them: patterns in a file of this name there",
+    )
     parser.add_argument("--one-file-system", action="store_true", help="do not enter other file systems mounted in DIR")
     parser.add_argument(
         "--domain",
@@ -108,6 +114,8 @@ def run(context: Context) -> int:
 def _sources(context: Context) -> list[TreeSource | FailedRequest]:
     """The directories. Raises UsageError; NothingMatched if not one of them is there."""
     args = context.args
+    if "/" in args.exclude_inside:
+        raise UsageError("--exclude-inside takes the name of a file, not a path", obj=args.exclude_inside)
     patterns = list(args.exclude)
     for file in args.exclude_from:
         patterns += lines_of(read_file(file, _PATTERNS_MOST))
@@ -116,9 +124,8 @@ def _sources(context: Context) -> list[TreeSource | FailedRequest]:
     for text in args.directory:
         path = Path(text)
         if path.is_dir():
-            found.append(
-                TreeSource(path, context.host.machine, tuple(patterns), args.exclude_caches, args.one_file_system)
-            )
+            switches = (args.exclude_caches, args.one_file_system, args.exclude_inside)
+            found.append(TreeSource(path, context.host.machine, tuple(patterns), *switches))
             continue
         why = "is no directory: lamella backup saves images and devices" if path.exists() else "is not there"
         errors.append(SourceError(f"{text} {why}", obj=text))
