@@ -185,6 +185,12 @@ def test_what_is_cold_is_neither_damaged_nor_proven_nor_lost(glacier: Glacier, b
     with big.open("r+b") as file:
         file.write(os.urandom(9 * MIB))
     second = lamella.json("backup", big)
+    # Of this volume's packs nothing is needed once its first snapshot is gone; of the other one's a part.
+    gone = tmp_path / "gone.img"
+    gone.write_bytes(os.urandom(4 * MIB))
+    removed = [f"big@{first}", f"gone@{lamella.json('backup', gone)['snapshot']}"]
+    gone.write_bytes(bytes(4 * MIB))
+    lamella.ok("backup", gone)
     cold = glacier.moved()
     glacier.thaws_after(1)
     fresh, third = glacier.elsewhere("fresh"), glacier.elsewhere("third")
@@ -199,8 +205,8 @@ def test_what_is_cold_is_neither_damaged_nor_proven_nor_lost(glacier: Glacier, b
     # A run without a change stores nothing again, wherever its map comes from.
     assert lamella.json("backup", big)["stored_bytes"] == 0
     for env in ({}, third, {}):
-        words = ("delete", f"big@{first}", "-y", "--remove-delay", "0h") if first else ("prune", "--keep-last", "9")
-        done, first = lamella.run("--json", *words, "--grace", "0h", env=env), ""
+        words = ["delete", *removed, "-y", "--remove-delay", "0h"] if removed else ["prune", "--keep-last", "9"]
+        done, removed = lamella.run("--json", *words, "--grace", "0h", env=env), []
         assert done.code == 0 and done.json["damaged"] == [] and done.json["revived"] == [], done
     assert len(glacier.kept()) <= len(cold) and set(cold) - set(glacier.kept()), "what nothing needs can go"
     lamella.ok("restore", f"big@{second['snapshot']}", "--to", out, "--thaw", env=fresh)
