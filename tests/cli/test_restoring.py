@@ -260,6 +260,8 @@ def test_one_volume_is_interrupted(volumes: Volumes, how: str) -> None:
         "work:private",
         "--to",
         str(target),
+        "--workers",
+        "1",  # of several each fetches a range, and all may be written at the very end
         *words,
     ]
     with subprocess.Popen(
