@@ -49,6 +49,8 @@ _NOT_FOUND = re.compile(
     r"(object|directory|file) not found|NoSuchBucket|is a directory not a file|not a directory|no such (file|bucket)",
     re.IGNORECASE,
 )
+_GONE = "Not Found"
+"""What rclone says of an object that went away between its look and its reading; a second look decides."""
 _FULL = re.compile(r"quota|no space|insufficient.*(storage|space)|storage.*full|disk full|507", re.IGNORECASE)
 _REFUSED = re.compile(
     r"access ?denied|forbidden|unauthori[sz]ed|permission|invalid_grant|InvalidAccessKey|SignatureDoesNotMatch"
@@ -152,7 +154,9 @@ class RcloneStore:
         try:
             reply = self._running().ask(RcloneRequest("GET", path, b"", headers, most), name)
         except Failed as error:
-            known = self._size(name) if offset else None
+            known = self._size(name) if offset or str(error) == _GONE else None
+            if known is None and str(error) == _GONE:
+                raise ObjectNotFound("no such object", obj=name) from error
             if known is None or offset < known:
                 raise _meaning(error, name) from error
             range_end(name, known, offset, length)  # services refuse a range that begins at the end
