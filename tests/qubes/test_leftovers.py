@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -192,6 +193,7 @@ def test_which_qubes_run_is_shown_before_and_after(dom0: Lamella, system: FakeQu
 
 @pytest.mark.parametrize("system", [InPlaceFiles], indirect=True)
 def test_a_restore_warns_of_what_was_no_single_moment(dom0: Lamella, system: FakeQubesd) -> None:
+    system.write("work", os.urandom(system.volume_size))  # so that reading takes a while
     system.start("work")
     over = threading.Event()
 
