@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lamella.base.errors import StoreUnavailable
+from lamella.base.errors import ObjectNotFound, StoreUnavailable
 from lamella.base.names import MARKER
-from lamella.base.trust import Clear
+from lamella.base.trust import Clear, Sealed
 from lamella.stores.base import Store
+from lamella.stores.rclone.daemon import Daemon, Failed, RcloneRequest
 from lamella.stores.rclone.store import RcloneStore
 from lamella.stores.url import open_store
 from lamella.stores.wrap.patience import Backoff
@@ -70,6 +71,26 @@ class InRclone:
 
     def inner(self) -> Store:
         return self.connect(self.place(), create=True)
+
+
+class TestGoneMeanwhile(InRclone):
+    def test_a_second_look_decides_whether_an_object_went_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """rclone answers with a bare "Not Found" where an object goes away between its own look and its reading."""
+        store, name = self.inner(), "p/ab/" + "ab" * 32
+        store.put(name, Sealed(b"content"))
+        ask = Daemon.ask
+
+        def gone(self: Daemon, request: RcloneRequest, obj: str) -> object:
+            if request.verb == "GET":
+                raise Failed("Not Found")
+            return ask(self, request, obj)
+
+        monkeypatch.setattr(Daemon, "ask", gone)
+        with pytest.raises(StoreUnavailable, match="Not Found"):
+            store.get(name)
+        store.delete(name)
+        with pytest.raises(ObjectNotFound):
+            store.get(name)
 
 
 class TestRclone(InRclone, StoreContract):
