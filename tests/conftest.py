@@ -8,6 +8,8 @@ import itertools
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -135,6 +137,21 @@ def own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     for name, below in _PLACES.items():
         monkeypatch.setenv(name, str(places / below))
     return places
+
+
+def _threads() -> list[str]:
+    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("lamella"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_thread_left() -> Iterator[None]:
+    """Fail the file that leaves threads of ours behind: the files that count them may come next in the process."""
+    yield
+    end = time.monotonic() + 10
+    while (left := _threads()) and time.monotonic() < end:
+        gc.collect()  # a pool that nobody holds any longer ends its threads
+        time.sleep(0.05)
+    assert not left, f"this file left threads running: {left}"
 
 
 @pytest.fixture(autouse=True)

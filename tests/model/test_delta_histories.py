@@ -39,24 +39,22 @@ from tests.unit.small_repository import Small
 HISTORIES = int(os.environ.get("LAMELLA_DELTA_HISTORIES", "60"))
 CHUNK, CHUNKS = 1 << 16, 4
 DOMAIN = DomainId(b"d" * 16)
-OUTBOX = Outbox(1)
-"""One thread for all histories."""
 SHAPE = Shape(VolumeId(b"v" * 16), CHUNKS * CHUNK, 16)
 
 
 class History:
     """One domain's packs, and the trees that stand with what they must give."""
 
-    def __init__(self, keys: Keys, seed: int) -> None:
+    def __init__(self, keys: Keys, outbox: Outbox, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.keys, self.store = keys, MemoryStore()
+        self.keys, self.outbox, self.store = keys, outbox, MemoryStore()
         self.map = BlobMap(Cache.open(None), keys, self.store)
         self.contents = Contents(self.store, keys, self.map)
         self.trees: dict[ChunkId, list[bytes]] = {}
         self.bases = 0
 
-    def packer(self) -> tuple[Packer, Outbox]:
-        return Packer(self.keys, DOMAIN, self.store, self.map, OUTBOX), OUTBOX
+    def packer(self) -> Packer:
+        return Packer(self.keys, DOMAIN, self.store, self.map, self.outbox)
 
     def reader(self) -> TreeReader:
         return TreeReader(lambda kind, id_: self.contents.get(DOMAIN, kind, id_))
@@ -69,7 +67,7 @@ class History:
 
     def save(self) -> None:
         """A tree from one that stands, or from nothing: some chunks whole, some as differences from full ones."""
-        packer, outbox = self.packer()
+        packer = self.packer()
         root = self.chance.choice([None, *self.trees, *self.trees])
         base = None if root is None else Tree(SHAPE, root)
         old = dict(enumerate(self.trees[root])) if root is not None else {}
@@ -87,7 +85,7 @@ class History:
             changes.append(SlotRun(chunk, chunk + 1, self.slot(packer, bytes(now), before, slots.get(chunk))))
         made = TreeWriter(self.reader(), packer.store_node).update(SHAPE, base, changes)
         packer.finish()
-        outbox.drain()
+        self.outbox.drain()
         self.trees[made] = content
 
     def slot(self, packer: Packer, now: bytes, before: bytes | None, slot: Slot | ChunkId | None) -> ChunkId:
@@ -101,10 +99,10 @@ class History:
 
     def copy_a_chunk(self) -> None:
         """A copy of some chunk appears, as a repair or another run leaves one."""
-        packer, outbox = self.packer()
+        packer = self.packer()
         self.store_chunk(packer, self.chance.choice(self.chance.choice(list(self.trees.values()))))
         packer.finish()
-        outbox.drain()
+        self.outbox.drain()
 
     def remove(self) -> None:
         del self.trees[self.chance.choice(list(self.trees))]
@@ -131,12 +129,12 @@ class History:
                 if blob.id in needed]  # fmt: skip
         self.store.delete(pack_name(pack))
         self.map.refresh()
-        packer, outbox = self.packer()
+        packer = self.packer()
         for kind, id_, content in kept:
             if not self.map.has(kind, id_):
                 packer.store_blob(kind, id_, len(content), lambda content=content: raw_body(content))  # type: ignore[misc]
         packer.finish()
-        outbox.drain()
+        self.outbox.drain()
 
     def check(self) -> None:
         for root, content in self.trees.items():
@@ -171,11 +169,18 @@ def keys() -> Iterator[Keys]:
         yield repo.keys
 
 
+@pytest.fixture(scope="module")
+def outbox() -> Iterator[Outbox]:
+    """One thread for all histories."""
+    with Outbox(1) as outbox:
+        yield outbox
+
+
 @pytest.mark.timeout(0 if HISTORIES > 1000 else 300)
-def test_no_base_that_is_needed_goes(keys: Keys) -> None:
+def test_no_base_that_is_needed_goes(keys: Keys, outbox: Outbox) -> None:
     bases = 0
     for seed in range(HISTORIES):
-        history = History(keys, seed)
+        history = History(keys, outbox, seed)
         try:
             history.run()
         except (AssertionError, IntegrityError) as error:
@@ -184,7 +189,7 @@ def test_no_base_that_is_needed_goes(keys: Keys) -> None:
     assert bases > HISTORIES, "most histories have differences"
 
 
-def test_a_mark_that_forgets_bases_is_found(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mark_that_forgets_bases_is_found(keys: Keys, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deliberate fault: differences are needed, what they are from is not."""
     monkeypatch.setattr(
         deltas,
@@ -193,4 +198,4 @@ def test_a_mark_that_forgets_bases_is_found(keys: Keys, monkeypatch: pytest.Monk
     )
     with pytest.raises((AssertionError, IntegrityError)):
         for seed in range(60):
-            History(keys, seed).run()
+            History(keys, outbox, seed).run()
