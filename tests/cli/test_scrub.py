@@ -2,7 +2,8 @@
 
 That the image itself loses a file; that what was to stay is not in the backup, or differs; that the file system in the
 backup is broken; that caches are saved in silence where leaving them out failed; that such increments are large.
-LAMELLA_SCRUB_ROUNDS says how many increments there are of each kind (1; by hand 20).
+LAMELLA_SCRUB_ROUNDS says how many increments there are of each kind (1; by hand 20), LAMELLA_SCRUB_SPOILT how many
+spoilt file systems are tried (4; by hand 200).
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import pytest
 from tests.cli.program import Lamella
 from tests.cli.test_files import KERNEL, MAKERS, MIB, kernel_cache, run, state
 from tests.features import require
+from tests.fuzz import hostile_disks
 from tests.system import loop_fs
 
 pytestmark = pytest.mark.slow
 __all__ = ["kernel_cache", "state"]  # fixtures
 ROUNDS = int(os.environ.get("LAMELLA_SCRUB_ROUNDS", "1"))
+SPOILT = int(os.environ.get("LAMELLA_SCRUB_SPOILT", "4"))
+SPOILT_FROM = int(os.environ.get("LAMELLA_SCRUB_SEED", "1"))
 CHURN = 30 * MIB
 MOST_STORED = 3 * MIB // 2
 SIZES = {"ext4": 160 * MIB, "xfs": 330 * MIB, "btrfs": 256 * MIB}
@@ -170,6 +174,34 @@ def test_what_cannot_be_left_out_is_saved_and_told(empty: Lamella, tmp_path: Pat
     plain.write_bytes(images["noise"])
     done = empty.json("backup", plain, *SCRUB)
     assert any("makes no clone here that could be changed" in text for text in done["warnings"]), done["warnings"]
+
+
+@pytest.mark.timeout(0 if SPOILT > 4 else 600)
+def test_no_spoilt_file_system_costs_the_backup(empty: Lamella, tmp_path: Path) -> None:
+    """Cut, changed and mixed up as a fuzzer does it: the run goes on, and what is not left out is there to the byte."""
+    require("files-guest", bool(shutil.which("qemu-system-x86_64")), "needs qemu")
+    good = hostile_disks.bases(tmp_path)
+    outcomes: list[str] = []
+    for first in range(SPOILT_FROM, SPOILT_FROM + SPOILT, 8):
+        with loop_fs.make("xfs", size=2 << 30) as folder:
+            cases = {seed: folder / f"disk-{seed}.img" for seed in range(first, min(first + 8, SPOILT_FROM + SPOILT))}
+            told = {seed: str(hostile_disks.make(good, seed, image)) for seed, image in cases.items()}
+            before = {seed: image.read_bytes() for seed, image in cases.items()}
+            patterns = ("--scrub", "file-01*", "--scrub", "/a/b/c")
+            done = empty.run("--json", "backup", *cases.values(), *patterns, "--kernel", KERNEL)
+            assert done.code == 0 and "Traceback" not in done.err, (told, done)
+            for seed, image in cases.items():
+                assert image.read_bytes() == before[seed], f"{told[seed]}: the image itself changed"
+                empty.ok("restore", image.stem, "--to", tmp_path / "back", "--overwrite")
+                left_out = empty.json("info", image.stem)["scrubbed"]
+                back = (tmp_path / "back").read_bytes()
+                assert len(back) == len(before[seed]), told[seed]
+                if left_out is None:
+                    assert back == before[seed], f"{told[seed]}: nothing was left out, and something differs"
+                outcomes.append(f"{told[seed]}: {'as it is' if left_out is None else left_out['names']}")
+    print("\n".join(outcomes))
+    assert any(not one.endswith("as it is") for one in outcomes), outcomes
+    assert any(one.endswith("as it is") for one in outcomes), outcomes
 
 
 def _spoilt(folder: Path) -> bytes:

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ import pytest
 
 from lamella.base.errors import CheckpointLost, SourceAtRisk, SourceError, UsageError
 from lamella.sources.base import FrozenVolume, Keeping, PoolLimits, Source
+from lamella.sources.editing import Change, can_be_edited, edited
 from lamella.sources.lvm import reservation
 from lamella.sources.places import place_of
 from lamella.sources.registry import open_kept_source
@@ -60,6 +61,83 @@ def row(text: str) -> dict[str, str]:
     found = json.loads(run("lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", columns, text))
     fields: dict[str, str] = found["report"][0]["lv"][0]
     return fields
+
+
+# -- clones that take changes -----------------------------------------------------------------------------------------
+
+
+def some_changes(size: int, chance: Random) -> list[Change]:
+    """Blocks of 4 KiB written, and ranges given back, in and across blocks of the pool."""
+    found: list[Change] = []
+    for number in range(40):
+        offset = chance.randrange(size // 4096) * 4096
+        length = min(chance.choice([4096, 8192, BLOCK, 3 * BLOCK + 4096]), size - offset)
+        found.append((offset, length if number % 2 else chance.randbytes(min(length, 8192))))
+    return found
+
+
+def applied(content: bytes, changes: list[Change]) -> bytes:
+    found = bytearray(content)
+    for offset, new in changes:
+        found[offset : offset + (new if isinstance(new, int) else len(new))] = bytes(new)
+    return bytes(found)
+
+
+def given_back(changes: list[Change]) -> set[int]:
+    """The offsets of the blocks of the pool that were given back as a whole, and not touched afterwards."""
+    found: set[int] = set()
+    for offset, new in changes:
+        end = offset + (new if isinstance(new, int) else len(new))
+        found -= set(range(offset // BLOCK * BLOCK, end, BLOCK))
+        if isinstance(new, int):
+            found |= set(range(-(-offset // BLOCK) * BLOCK, end // BLOCK * BLOCK, BLOCK))
+    return found
+
+
+def test_a_clone_of_a_moment_takes_changes_and_is_kept_in_its_place(volume: ThinVolume, pool: Pool) -> None:
+    chance = Random(7)
+    volume.fill(chance.randbytes(4 * MIB))
+    source = pool.source(volume.name)
+    base, before = "", b""
+    for _ in range(3):
+        content = volume.content()
+        changes = some_changes(len(content), chance)
+        expected = applied(content, changes)
+        with source.freeze() as frozen, ExitStack() as held:
+            assert can_be_edited(source, frozen)
+            clone = edited(source, frozen, iter(changes), held)
+            assert whole(clone) == expected and clone.checkpoint != frozen.checkpoint
+            assert whole(frozen) == content == volume.content(), "only the clone changed"
+            given, mapped = given_back(changes), list(clone.allocated())
+            assert given and not [at for at in given if any(one.start <= at < one.end for one in mapped)]
+            if base:
+                check_delta(clone.delta_since(base, GRAIN), before, expected, "from clone to clone")
+            source.keep(clone.checkpoint)
+            if base:
+                source.drop(base)
+            base, before = clone.checkpoint, expected
+        (left,) = [name for name in pool.volumes() if "+lam" in name]
+        assert row(f"vg/{left}")["lv_attr"].startswith("Vri---"), "read-only and not active"
+        with pool.source(volume.name).kept_bytes(base) as bytes_of_it:  # type: ignore[attr-defined]
+            assert whole(bytes_of_it) == expected
+        volume.write(chance.randrange(3 * MIB), chance.randbytes(100_000))
+    with source.freeze() as frozen, ExitStack() as held:
+        edited(source, frozen, iter([(0, b"x" * 4096)]), held)
+    assert source.kept() == [base], "what nobody kept is gone"
+
+
+def test_a_clone_is_not_changed_where_the_pool_has_no_room(volume: ThinVolume, pool: Pool) -> None:
+    content = volume.content()
+    used, total = map(int, pool.status()[2].split("/"))
+    keeping = Keeping(OWNER, records=pool.records, limits=PoolLimits(data_percent=100 * used / total + 8))
+    source = open_kept_source(str(volume.path), MACHINE, keeping)
+    volume.resize(128 * MIB)
+    many: list[Change] = [(at, b"y" * 4096) for at in range(0, 128 * MIB, BLOCK)]
+    with source.freeze() as frozen, ExitStack() as held:
+        with pytest.raises(SourceAtRisk, match="full"):
+            edited(source, frozen, iter(many), held)
+        assert whole(frozen)[: len(content)] == content
+    assert list(pool.volumes()) == [volume.name], "nothing is left"
 
 
 # -- snapshots -------------------------------------------------------------------------------------------------------

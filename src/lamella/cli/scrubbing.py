@@ -1,8 +1,10 @@
-"""`lamella backup --scrub`: which files are left out, and the guest that takes them out."""
+"""`lamella backup --scrub` and `lamella qubes backup --scrub`: which files are left out, and who takes them out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -10,9 +12,12 @@ from lamella.base.durable import make_private
 from lamella.base.errors import LamellaError
 from lamella.base.events import silent
 from lamella.cli.context import Context
+from lamella.format.records import RawRecord
 from lamella.operations.access.files import How
 from lamella.operations.access.guest_kernel import find_kernel
 from lamella.operations.access.scrub import Scrubber, scrub_patterns
+from lamella.repository.repository import Repository
+from lamella.sources.base import FrozenVolume
 
 _SECONDS = 600
 """Longer than removing takes on a slow machine without KVM; then the volume is saved with everything in it."""
@@ -38,3 +43,23 @@ def scrubber(context: Context, texts: Sequence[str], kernel: Path | None) -> Scr
         seconds=_SECONDS,
     )
     return Scrubber(patterns, how, silent, context.out.say)
+
+
+Scrub = Callable[..., "tuple[FrozenVolume, tuple[RawRecord, ...]]"]
+
+
+@contextmanager
+def disposable_scrubber(context: Context, repository: Repository, texts: Sequence[str]) -> Iterator[Scrub]:
+    """The same in dom0 of Qubes OS, where a disposable qube takes them out of each volume. Raises UsageError too."""
+    from lamella.cli.disposable_guests import guests
+    from lamella.qubes.sources import QubeSource
+
+    with guests(context, repository) as elsewhere:
+        found = scrubber(context, texts, None)
+        scrub = replace(found, how=replace(found.how, elsewhere=elsewhere))
+        # Settings and dom0's own files are sources, too, and have no files to leave out.
+        yield (
+            lambda held, source, frozen, warn: (
+                scrub(held, source, frozen, warn) if isinstance(source, QubeSource) else (frozen, ())
+            )
+        )

@@ -45,17 +45,17 @@ class QubeSource:
         self._place = choose
         self.identity = identity
         """`qubes:OWNER:VOLUME`."""
-        self._inner = self._opened(self._place(qube.state))
+        self.inner = self._opened(self._place(qube.state))
 
     @property
     def driver(self) -> str:
         """The driver of the pool's files or LVs."""
-        return self._inner.driver
+        return self.inner.driver
 
     @property
     def tracks(self) -> bool:
         """As the driver says."""
-        return self._inner.tracks
+        return self.inner.tracks
 
     @property
     def default_name(self) -> str:
@@ -70,16 +70,21 @@ class QubeSource:
                 state = power_state(self._admin, self._qube.name)
                 place = self._place(state)
                 try:
-                    self._inner = self._opened(place)
-                    frozen = attempt.enter_context(self._inner.freeze())
+                    self.inner = self._opened(place)
+                    frozen = attempt.enter_context(self.inner.freeze())
                 except SourceError:
                     if self._unchanged(state, place):
                         raise
                     continue
                 if self._unchanged(state, place):
-                    yield _QubeMoment(frozen, self._consistency(state, place))
+                    self._kind = self._consistency(state, place)
+                    yield self.moment(frozen)
                     return
         raise SourceError(f"{self.default_name} was started or stopped {_TRIES} times while it was frozen")
+
+    def moment(self, frozen: FrozenVolume) -> FrozenVolume:
+        """What the driver froze, or a clone of that, as the kind of moment that the qube's state made of it."""
+        return _QubeMoment(frozen, self._kind)
 
     def _consistency(self, state: str, place: VolumePlace) -> Consistency:
         if not place.committed:
@@ -96,58 +101,58 @@ class QubeSource:
 
     def keep(self, checkpoint: str) -> None:
         """As the driver does."""
-        self._inner.keep(checkpoint)
+        self.inner.keep(checkpoint)
 
     def drop(self, checkpoint: str) -> None:
         """As the driver does."""
-        self._inner.drop(checkpoint)
+        self.inner.drop(checkpoint)
 
     def kept(self) -> list[str]:
         """As the driver says."""
-        return self._inner.kept()
+        return self.inner.kept()
 
     def kept_bytes(self, checkpoint: str) -> AbstractContextManager[KeptBytes]:
         """As the driver does. Raises CheckpointLost where it cannot read what it kept."""
         from lamella.sources.kept_bytes import Remembering  # for differences alone
 
-        if not isinstance(self._inner, Remembering):
+        if not isinstance(self.inner, Remembering):
             raise CheckpointLost(f"the {self.driver} driver cannot read what it kept")
-        return self._inner.kept_bytes(checkpoint)
+        return self.inner.kept_bytes(checkpoint)
 
 
 class _QubeMoment:
     """A frozen volume whose kind of moment is known from the qube's state, unless the driver saw something worse."""
 
     def __init__(self, frozen: FrozenVolume, consistency: Consistency) -> None:
-        self._frozen = frozen
+        self.inner = frozen
         self._consistency = consistency
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return self._frozen.size
+        return self.inner.size
 
     @property
     def checkpoint(self) -> str:
         """The driver's."""
-        return self._frozen.checkpoint
+        return self.inner.checkpoint
 
     def consistency(self) -> Consistency:
         """By the qube's state; the driver's word where it could not hold the volume still."""
-        seen = self._frozen.consistency()
+        seen = self.inner.consistency()
         return seen if seen in (Consistency.UNKNOWN, Consistency.CHANGED) else self._consistency
 
     def allocated(self) -> Iterator[Extent]:
         """The driver's."""
-        return self._frozen.allocated()
+        return self.inner.allocated()
 
     def delta_since(self, base: str, grain: int) -> Delta:
         """The driver's."""
-        return self._frozen.delta_since(base, grain)
+        return self.inner.delta_since(base, grain)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """The driver's."""
-        self._frozen.read_into(offset, buffer)
+        self.inner.read_into(offset, buffer)
 
 
 class SettingsSource(Untracked):

@@ -29,6 +29,11 @@ class OpenVolume:
         self._cache_asked = False
 
     @property
+    def descriptor(self) -> int:
+        """What is open."""
+        return self._fd
+
+    @property
     def size(self) -> int:
         """Bytes of the volume when it was frozen."""
         return self._size

@@ -124,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATTERN",
         help="leave files out that match PATTERN inside the volumes, or what @caches stands for: a small guest removes "
-        "them from a clone of each image (Btrfs, XFS), never from the image",
+        "them from a clone of each image or thin volume (Btrfs, XFS, LVM-thin), never from the volume itself",
     )
     parser.add_argument(
         "--kernel", metavar="FILE", type=Path, help="the kernel of that guest (default: the running one)"

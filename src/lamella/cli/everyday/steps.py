@@ -133,13 +133,13 @@ class Steps:
         """The steps that save something: sources and directories to all repositories at once, qubes to each."""
         profile = self._profile
         destinations = [word for name in self.repositories for word in ("-r", name)]
+        scrub = [word for pattern in profile.scrub for word in ("--scrub", pattern)]
         if profile.sources:
             exclude = [word for pattern in profile.exclude for word in ("--exclude", pattern)]
-            scrub = [word for pattern in profile.scrub for word in ("--scrub", pattern)]
             yield ["backup", "--if-available", *destinations, *exclude, *scrub, "--", *profile.sources]
         if profile.qubes is not None:
             for name in self.repositories:
-                yield ["qubes", "backup", "--if-available", "-r", name, *profile.qubes.arguments]
+                yield ["qubes", "backup", "--if-available", "-r", name, *scrub, *profile.qubes.arguments]
         if profile.files is not None:
             yield ["files", "backup", "--if-available", *destinations, *profile.files.arguments]
 

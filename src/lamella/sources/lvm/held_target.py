@@ -15,6 +15,7 @@ from typing import Final
 from lamella.base.errors import CheckpointLost, SourceError
 from lamella.sources.base import Keeping, PoolLimits
 from lamella.sources.checkpoint_files import source_name
+from lamella.sources.discarding import discard, discarded_at_once
 from lamella.sources.held_zeros import not_zero
 from lamella.sources.lvm import commands
 from lamella.sources.lvm.commands import LogicalVolume
@@ -25,8 +26,6 @@ from lamella.sources.lvm.target import (
     NewThin,
     ReplacedThin,
     ThinInPlace,
-    discard,
-    discarded_at_once,
     remove_partial,
     resize,
     tag_words,

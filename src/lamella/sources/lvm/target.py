@@ -7,15 +7,14 @@ until then the volume is as it was (docs/decisions/0009). With `in_place` the vo
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
 from lamella.base.errors import Locked, SourceAtRisk, SourceError, UsageError
 from lamella.sources.base import PoolLimits
+from lamella.sources.discarding import discard, discarded_at_once
 from lamella.sources.lvm import commands
 from lamella.sources.lvm.commands import LogicalVolume
 from lamella.sources.lvm.pools import pool_status, refuse_at_risk
@@ -28,8 +27,6 @@ PARTIAL_ENDING: Final = "+lampartial"
 PARTIAL_TAG: Final = "lamella:partial"
 
 _TAGS: Final = ("lamella", PARTIAL_TAG)
-_BLKDISCARD: Final = 0x1277  # linux/fs.h
-_SYS: Final = Path("/sys/dev/block")
 _WORDS_WITHOUT_ORIGIN: Final = 5
 """Of the table of a thin volume: start, length, `thin`, pool, id; an external origin comes after them."""
 
@@ -286,18 +283,6 @@ def remove_partial(vg: str, name: str) -> None:
 def tag_words(option: str) -> list[str]:
     """The words that give its tags to an unfinished volume (`--addtag`), or take them away (`--deltag`)."""
     return [word for tag in _TAGS for word in (option, tag)]
-
-
-def discarded_at_once(fd: int) -> int:
-    """Bytes that a device discards at the least, on a grid of as many; 0 where it discards nothing."""
-    rdev = os.fstat(fd).st_rdev
-    return int((_SYS / f"{os.major(rdev)}:{os.minor(rdev)}" / "queue" / "discard_granularity").read_text("ascii"))
-
-
-def discard(fd: int, start: int, end: int) -> None:
-    """Give blocks of a device back. Raises OSError."""
-    if start < end:
-        fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", start, end - start))
 
 
 def _refuse_open(volume: LogicalVolume) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,9 @@ _SNAPSHOT: Final = re.compile(r"(.+)\+lam([0-9a-f]{8})x([1-9][0-9]{0,15})")
 _LONGEST_DEVICE_NAME: Final = 126  # dm-ioctl.h: DM_NAME_LEN is 128 with its zero; lvm2 allows one less
 _UUID_LENGTH: Final = len("LVM-") + 64
 _EXTERNAL: Final = f"{TAG}:external="
+
+Edit = Callable[[int, Callable[[], None]], None]
+"""Changes an open clone; calls the second argument now and then, which raises once there is no room for more."""
 
 
 def open_lvm_thin(text: str, machine: str, keeping: Keeping) -> Source:
@@ -178,25 +181,46 @@ class ThinSource:
     def freeze(self) -> Iterator[FrozenVolume]:
         """Make a snapshot and open it. It is removed again unless `keep` is called for it."""
         with ExitStack() as undone:
-            rows = self._report()
-            pool = self._pool_fit_for_a_snapshot(rows)
-            name = self._next_name(rows)
-            self._frozen[name] = None
-            self._unkept.add(name)
-            undone.callback(self._thaw, name)
-            self._snapshot(name)
-            fd = self._opened(name, undone)
-            external = self._external_origin(name)
-            if external:
-                commands.change("lvchange", "--addtag", _EXTERNAL + external, f"{self._vg}/{name}")
-            rows = self._report()
-            row = commands.volume_named(rows, name)
-            if row is None or not commands.is_device_of(row, os.fstat(fd).st_rdev):
-                raise SourceError(f"{commands.node_of(self._vg, name)} is not the snapshot that was made", obj=name)
-            self._frozen[name] = row
-            frozen = FrozenThin(fd, row, self, pool, rows)
-            undone.callback(frozen.closed)
-            yield frozen
+            yield self._snapshot(self._lv, undone, None)
+
+    def clone(self, image: int, undone: ExitStack, edit: Edit) -> FrozenThin | str:
+        """A snapshot of a frozen one, held by `undone`, changed by `edit` before it is read; or why there can be none.
+
+        Raises SourceError; SourceAtRisk if the changes could endanger the pool.
+        """
+        rdev = os.fstat(image).st_rdev
+        origin = next((row for row in self._frozen.values() if row and commands.is_device_of(row, rdev)), None)
+        if origin is None:
+            return "it is no moment of this volume"
+        if self._external_origin(origin.name):  # which would show where a block is given back
+            return "it has an external origin"
+        return self._snapshot(origin.name, undone, edit)
+
+    def _snapshot(self, origin: str, undone: ExitStack, edit: Edit | None) -> FrozenThin:
+        rows = self._report()
+        pool = self._pool_fit_for_a_snapshot(rows)
+        name = self._next_name(rows)
+        self._frozen[name] = None
+        self._unkept.add(name)
+        undone.callback(self._thaw, name)
+        self._make(name, origin, "r" if edit is None else "rw")
+        if edit is not None:
+            with ExitStack() as changed:
+                fd = self._opened(name, changed, os.O_RDWR)
+                edit(fd, lambda: refuse_at_risk(pool, pool_status(pool), self._keeping.limits))
+            commands.change("lvchange", "--permission", "r", f"{self._vg}/{name}")
+        fd = self._opened(name, undone)
+        external = self._external_origin(name)
+        if external:
+            commands.change("lvchange", "--addtag", _EXTERNAL + external, f"{self._vg}/{name}")
+        rows = self._report()
+        row = commands.volume_named(rows, name)
+        if row is None or not commands.is_device_of(row, os.fstat(fd).st_rdev):
+            raise SourceError(f"{commands.node_of(self._vg, name)} is not the snapshot that was made", obj=name)
+        self._frozen[name] = row
+        frozen = FrozenThin(fd, row, self, pool, rows)
+        undone.callback(frozen.closed)
+        return frozen
 
     def keep(self, checkpoint: str) -> None:
         """Let a frozen moment stay. Raises CheckpointLost if it is not there any more."""
@@ -289,16 +313,15 @@ class ThinSource:
             start = start[:-1]
         return start + ending
 
-    def _snapshot(self, name: str) -> None:
-        options = ["--snapshot", "--permission", "r", "--setactivationskip", "y", "--ignoreactivationskip"]
+    def _make(self, name: str, origin: str, permission: str) -> None:
+        options = ["--snapshot", "--permission", permission, "--setactivationskip", "y", "--ignoreactivationskip"]
         tags = [word for tag in self._tags for word in ("--addtag", tag)]
-        origin = f"{self._vg}/{self._lv}"
-        commands.change("lvcreate", *options, "--activate", "y", *tags, "--name", name, origin)
+        commands.change("lvcreate", *options, "--activate", "y", *tags, "--name", name, f"{self._vg}/{origin}")
 
-    def _opened(self, name: str, undone: ExitStack) -> int:
+    def _opened(self, name: str, undone: ExitStack, how: int = os.O_RDONLY) -> int:
         node = commands.node_of(self._vg, name)
         try:
-            fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(node, how | os.O_CLOEXEC)
         except OSError as reason:
             raise read_failed(node, reason) from reason
         undone.callback(os.close, fd)

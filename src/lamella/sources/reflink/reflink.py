@@ -31,6 +31,9 @@ _AT_RISK_BYTES: Final = 2 << 30
 CompareMaps = Callable[[int, int, int, int, int], Delta]
 """Called with the base's and the new clone's descriptor, their sizes in bytes, and the grain in bytes."""
 
+Edit = Callable[[int, Callable[[], None]], None]
+"""Changes an open clone (`sources.editing`)."""
+
 
 def open_reflink(text: str, machine: str, keeping: Keeping) -> Source:
     """Return the source at a path. Raises SourceError if it is missing, UsageError if it is no image file."""
@@ -132,11 +135,11 @@ class ClonedSource:
             if os.fstatvfs(image).f_flag & os.ST_RDONLY:
                 return "the file system is read-only"
             _refuse_if_nearly_full(self._image.path, image)
-            frozen = self.clone(image, undone, lambda fd: None)
+            frozen = self.clone(image, undone, lambda fd, look: None)
             stack.push(undone.pop_all())
             return frozen
 
-    def clone(self, image: int, undone: ExitStack, edit: Callable[[int], None]) -> FrozenClone | str:
+    def clone(self, image: int, undone: ExitStack, edit: Edit) -> FrozenClone | str:
         """A clone of an open file, held by `undone`, changed by `edit` before it has a name; or why there can be none.
 
         Raises SourceError.
@@ -151,7 +154,7 @@ class ClonedSource:
         why = cloning.clone(image, fd)
         if why:
             return why
-        edit(fd)
+        edit(fd, lambda: None)  # a full file system says so at once
         frozen = FrozenClone(self._image.path, fd, self._delta)
         undone.callback(frozen.closed)
         if cloning.file_system(fd).tracks:
@@ -194,11 +197,6 @@ class FrozenClone(OpenVolume):
         self.checkpoint = ""
         self.why_untracked = "the maps of this file system do not tell what changed"
         self._delta = delta
-
-    @property
-    def descriptor(self) -> int:
-        """The open clone."""
-        return self._fd
 
     def consistency(self) -> Consistency:
         """LIVE: one moment, of a file that somebody may have been writing."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from lamella.cli.arguments import add_dry_run, lazy
@@ -14,6 +16,7 @@ from lamella.operations.backup.story import BackupOptions
 from lamella.qubes.backup import QubesOptions, QubesPlan, plan_qubes
 from lamella.qubes.inventory import ADMIN_CLASS, Inventory, QubeChoice, chosen
 from lamella.qubes.storage import kept_running
+from lamella.repository.repository import Repository
 from lamella.run.allocator import keep_freed_memory
 
 _workers = lazy("workers")
@@ -40,6 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-template-roots", action="store_true", help="leave out the root volumes of templates")
     parser.add_argument(
+        "--scrub",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave files out that match PATTERN inside the volumes, or what @caches stands for: a disposable without a"
+        " network removes them from a clone of each volume, never from the volume",
+    )
+    parser.add_argument(
+        "--in",
+        dest="inside",
+        default="",
+        metavar="QUBE",
+        help="make these disposables from QUBE (default: the system's own for disposables)",
+    )
+    parser.add_argument(
         "--workers", type=lazy("workers"), metavar="N", help="number of threads (default: suited to this machine)"
     )
     add_dry_run(parser)
@@ -56,9 +74,13 @@ def run(context: Context) -> int:
     excluded = [name for name in args.exclude if name in inventory.qubes]
     choice = QubeChoice(tuple(there), tuple(excluded), args.all, tuple(args.tag), tuple(args.label))
     qubes = chosen(admin, inventory, choice)
-    with kept_running(admin, context.place, out.report), context.sound_repository(read_only=args.dry_run) as repository:
+    with (
+        kept_running(admin, context.place, out.report),
+        context.sound_repository(read_only=args.dry_run) as repository,
+        ExitStack() as held,
+    ):
         gone = [name for name in args.qube if name not in there]
-        plan = plan_qubes(repository, admin, inventory, qubes, _options(context), gone)
+        plan = plan_qubes(repository, admin, inventory, qubes, _options(context, repository, held), gone)
         for name in set(args.exclude) - set(excluded):
             out.warn(f"there is no qube called {name} to leave out")
         for left_out in plan.excluded:
@@ -85,7 +107,7 @@ def _say_what_runs(context: Context, plan: QubesPlan) -> None:
             show(f"{qube.name} is {qube.state.lower()}: its state {how} is saved")
 
 
-def _options(context: Context) -> QubesOptions:
+def _options(context: Context, repository: Repository, held: ExitStack) -> QubesOptions:
     args, configured = context.args, context.config.backup
     backup = BackupOptions(
         compression=configured.compression,
@@ -93,5 +115,9 @@ def _options(context: Context) -> QubesOptions:
         lock_wait=args.lock_wait,
         deltas=configured.deltas,
     )
+    if (scrub := (*args.scrub, *configured.scrub)) and not args.dry_run:
+        from lamella.cli.scrubbing import disposable_scrubber  # few backups of qubes leave files out
+
+        backup = replace(backup, scrub=held.enter_context(disposable_scrubber(context, repository, scrub)))
     root = Path(context.env.get("LAMELLA_DOM0_ROOT") or "/")
     return QubesOptions(not args.committed, args.pause, not args.no_template_roots, root, backup)
