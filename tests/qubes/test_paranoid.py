@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -26,8 +27,10 @@ from lamella_kit.fake_qubesd import FakeQubesd
 from tests.cli.program import Lamella, environment
 from tests.fault.world import SECRET
 from tests.qubes import stories
+from tests.qubes.conftest import populate
 from tests.qubes.disposables import disposables, lying
 from tests.qubes.system import back_up, content, essence, planner
+from tests.system import loop_fs
 
 OVERWRITE = RestoreWishes(overwrite=True)
 _NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs --inh-caps=-all"
@@ -96,6 +99,46 @@ def test_what_comes_through_a_disposable_is_what_was_saved(
     assert not any(name.startswith(NAME) for name in system.qubes)
     here = dom0.run("qubes", "restore", "work", "--overwrite", "-y", env=imports)
     assert here.code == 0 and "lamella.format.zstd" in here.err and "lamella.packs.blobmap" in here.err, here
+
+
+@pytest.mark.parametrize("lost", ["nothing", "difference", "base"])
+def test_chunks_that_are_stored_as_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    """The disposable makes them; dom0 parses no difference. What cannot be made is said, and the old state stays."""
+    with (
+        loop_fs.make("xfs") as pool,
+        FakeQubesd(tmp_path / "run", {"varlibqubes": pool}, volume_size=4 << 20) as system,
+    ):
+        populate(system)
+        dom0 = stories.command(system, tmp_path)
+        (tmp_path / "deltas.toml").write_text("[backup]\ndeltas = true\n")
+        dom0.env["LAMELLA_CONFIG"] = str(tmp_path / "deltas.toml")
+        system.write("work", os.urandom(3 << 20))
+        dom0.ok("qubes", "backup", "work")
+        packs = {"base": set(_packs(tmp_path))}
+        for at in range(0, 3 << 20, 300_000):
+            system.write("work", b"newer", offset=at)
+        second = dom0.json("qubes", "backup", "work")
+        packs["difference"] = set(_packs(tmp_path)) - packs["base"]
+        assert second["stored_bytes"] < 200_000, "differences"
+        shutil.rmtree(pool / ".lamella")  # or the volume would begin as its checkpoint, and nothing be fetched
+        saved = content(system, "work")
+        system.write("work", b"now")
+        before = old_state(system)
+        if lost in packs:
+            max(packs[lost], key=lambda pack: pack.stat().st_size).unlink()
+        imports = {"PYTHONPROFILEIMPORTTIME": "1"}
+        with disposables(monkeypatch, system, ALONE):
+            done = dom0.run("qubes", "restore", "--paranoid", "work", "--overwrite", "-y", env=imports)
+        if lost == "nothing":
+            assert done.code == 0 and content(system, "work") == saved, done
+            assert "lamella.format.node" in done.err and "lamella.format.difference" not in done.err
+        else:
+            assert done.code in (3, 20) and "no pack holds it" in done.out + done.err, done
+            assert old_state(system) == before
+
+
+def _packs(place: Path) -> list[Path]:
+    return [one for one in (place / "repository" / "p").rglob("*") if one.is_file()]
 
 
 LIES = {

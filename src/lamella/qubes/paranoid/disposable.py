@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from lamella.base.errors import SourceError, UsageError
+from lamella.base.errors import UsageError
 from lamella.base.ids import ChunkId, DomainId
 from lamella.base.names import PACKS, Part, part_of
 from lamella.base.trust import Opened
 from lamella.format.container import Kind
-from lamella.format.node import DeltaChunk
 from lamella.memory.host import HostMemory, Table
 from lamella.packs.tree import TreeReader
 from lamella.qubes.admin import Admin, Refused
@@ -50,6 +49,7 @@ MODULES = (
     "format.compression",
     "format.container",
     "format.cursor",
+    "format.difference",
     "format.domain_key",
     "format.layout",
     "format.marker",
@@ -150,9 +150,6 @@ class DisposablePacks:
         self, domain_id: DomainId, kind: Kind, wanted: Sequence[tuple[ChunkId, int | None]]
     ) -> dict[ChunkId, Opened]:
         """Several contents. Raises as `get`."""
-        if any(isinstance(id_, DeltaChunk) for id_, _ in wanted):
-            text = "chunks of this snapshot are stored as differences, which no disposable makes chunks of"
-            raise SourceError(text, hint="restore without --paranoid, or lamella copy the snapshot and restore that")
         return self._near(domain_id).contents(kind, dict(wanted))
 
     def each(

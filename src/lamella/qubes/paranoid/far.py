@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from lamella.base.errors import IntegrityError, LamellaError
@@ -19,6 +20,7 @@ from lamella.crypto.derive import DomainKeys
 from lamella.crypto.unseal import PackOpener
 from lamella.format import compression, container, domain_key
 from lamella.format.container import Blob, Header, Kind
+from lamella.format.difference import apply
 from lamella.qubes.paranoid import words
 from lamella.qubes.paranoid.words import Word
 from lamella.stores.pipe.frames import FrameSink, FrameSource, ProtocolError
@@ -64,12 +66,15 @@ class FarSide:
         self._hear_of_packs()
         while True:
             length, kind, self._request = self._source.header()
-            if kind != Word.WANT:
+            if kind not in (Word.WANT, Word.MAKE):
                 raise ProtocolError("a frame out of turn")
             wanted = bytes(self._source.exactly(length))
-            ids = [ChunkId(wanted[at : at + 24]) for at in range(1, length, 24)]
+            ids = [ChunkId(wanted[at : at + 24]) for at in range(kind == Word.WANT, length, 24)]
             try:
-                self._answer(Kind(wanted[0]), ids)
+                if kind == Word.WANT:
+                    self._answer(Kind(wanted[0]), ids)
+                for at in range(0, len(ids) if kind == Word.MAKE else 0, 3):
+                    self._say(Word.CONTENT, self._made(*ids[at : at + 3]))
             except LamellaError as error:
                 self._say(Word.FAULT, error.message.encode("utf-8", "replace")[: words.FAR_LIMITS[Word.FAULT]])
 
@@ -156,6 +161,16 @@ class FarSide:
                 continue
             if identifier(self._keys, blob.kind)(content) == blob.id:
                 yield place, content
+
+    def _made(self, own: ChunkId, base: ChunkId, difference: ChunkId) -> Opened:
+        """A chunk that is stored as a difference, or in full after all (FORMAT 6). Raises IntegrityError."""
+        if (Kind.CHUNK, own) not in self._places:
+            with suppress(IntegrityError):
+                listed = self._elsewhere(Kind.CHUNK, difference)
+                made = apply(self._elsewhere(Kind.CHUNK, base), listed, own.hex())
+                if identifier(self._keys, Kind.CHUNK)(made) == own:
+                    return made
+        return self._elsewhere(Kind.CHUNK, own)
 
     def _elsewhere(self, kind: Kind, id_: ChunkId) -> Opened:
         """A content that its first place does not have, from any other. Raises IntegrityError."""

@@ -20,6 +20,7 @@ from lamella.crypto.chunk_id import identifier
 from lamella.crypto.derive import DomainKeys
 from lamella.format.container import Kind, max_content
 from lamella.format.domain_key import ExportedKeys, encode
+from lamella.format.node import DeltaChunk
 from lamella.qubes.paranoid import words
 from lamella.qubes.paranoid.words import Word
 from lamella.run.spawn import Child
@@ -79,12 +80,13 @@ class NearSide:
 
         Raises IntegrityError if the far side finds none, or none of that length; SourceError as the class.
         """
-        ids = list(wanted)
         found: dict[ChunkId, Opened] = {}
+        made = [id_ for id_ in wanted if isinstance(id_, DeltaChunk)]
         with self._turn:
-            for first in range(0, len(ids), words.MOST_WANTED):
-                part = ids[first : first + words.MOST_WANTED]
-                self._kept_to(lambda part=part: found.update(self._answer(kind, part, wanted)))  # type: ignore[misc]
+            for ids in ([id_ for id_ in wanted if not isinstance(id_, DeltaChunk)], made):
+                for first in range(0, len(ids), words.MOST_WANTED):
+                    part = ids[first : first + words.MOST_WANTED]
+                    self._kept_to(lambda part=part: found.update(self._answer(kind, part, wanted)))  # type: ignore[misc]
         return found
 
     # -- the conversation ---------------------------------------------------------------------------------------------
@@ -102,7 +104,11 @@ class NearSide:
         self._request = self._request % 0xFFFFFFFF + 1
         self._until = time.monotonic() + ANSWER_SECONDS
         self._allowed += _FETCHES_AN_ID * len(ids)
-        self._say(Word.WANT, bytes([kind]) + b"".join(ids))
+        if made := [id_.encoded() for id_ in ids if isinstance(id_, DeltaChunk)]:
+            self._allowed += 2 * _FETCHES_AN_ID * len(ids)
+            self._say(Word.MAKE, b"".join(made))
+        else:
+            self._say(Word.WANT, bytes([kind]) + b"".join(ids))
         identify = identifier(self._keys, kind)
         for id_ in ids:
             length = wanted[id_]

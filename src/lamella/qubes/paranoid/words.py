@@ -1,6 +1,7 @@
 """The messages between the two sides: kinds of frames, their sizes at most, and their content (docs/PIPE.md).
 
-The frames are those of a store behind a pipe. `request` is the number of the WANT that a frame belongs to, else 0.
+The frames are those of a store behind a pipe. `request` is the number of the WANT or MAKE that a frame belongs to, else
+0.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from lamella.format.container import FIRST_READ, MAX_BLOBS, MAX_CONTENT, MAX_OBJ
 
 VERSION = 1
 MOST_WANTED = 1024
-"""Ids in one WANT."""
+"""Contents in one WANT or MAKE."""
 MOST_NAMED = 8192
 """Packs in one PACKS frame."""
 MOST_FETCHED = MAX_CONTENT + FIRST_READ
@@ -31,6 +32,9 @@ class Word:
     """Kind u8, then ids: their contents are wanted, in this order."""
     BYTES = 4
     """Answer to FETCH: 1, then the bytes (fewer, where the pack ends before); or 0: no such pack, or it fails."""
+    MAKE = 5
+    """Like WANT, for chunks that are stored as differences: of each its own id, that of its base, and its difference's.
+    """
     READY = 16
     """First, once the key was read: version u16."""
     FETCH = 17
@@ -47,6 +51,7 @@ NEAR_LIMITS = {
     Word.KEY: 4096,
     Word.PACKS: 32 * MOST_NAMED,
     Word.WANT: 1 + 24 * MOST_WANTED,
+    Word.MAKE: 72 * MOST_WANTED,
     Word.BYTES: 1 + MOST_FETCHED,
 }
 FAR_LIMITS = {Word.READY: 2, Word.FETCH: 40, Word.MORE: 0, Word.CONTENT: MAX_CONTENT, Word.FAULT: 1024}
