@@ -202,6 +202,11 @@ def test_partitions_listing_finding_and_what_is_not_there(empty: Lamella, tmp_pa
     files = ["files", "list", "disk", "--kernel", str(KERNEL)]
     wrong = empty.run(*files, "--partition", "3")
     assert wrong.code == 1 and "unknown" in wrong.err and len(wrong.err.splitlines()) == 2
+    for target in ("new", "there"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        absent = empty.run("files", "get", "disk", "nothing", *second, "--to", tmp_path / target)
+        assert absent.code != 0, absent
+    assert not (tmp_path / "new").exists() and (tmp_path / "there").exists(), "an empty directory tells nothing"
     several = empty.run(*files)
     assert several.code == 2 and "1 (0.0 GiB, FAT); 2 (0.0 GiB, ext4); 3" in several.err
 

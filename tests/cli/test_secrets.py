@@ -251,6 +251,16 @@ def test_interrupted_at_the_prompt(lamella: Lamella) -> None:
         terminal.expect("Passphrase")
         terminal.type("\x03")
         assert terminal.end() == 130
+        assert "\nlamella: interrupted\r\n" in terminal.seen, "a line of its own, and no word of what is whole"
+
+
+def test_interrupted_before_there_is_a_repository(tmp_path: Path) -> None:
+    with Terminal(["init", "-r", tmp_path / "R"]) as terminal:
+        terminal.expect("New passphrase: ")
+        terminal.type("\x03")
+        assert terminal.end() == 130
+        assert "whole" not in terminal.seen
+    assert not (tmp_path / "R").exists()
 
 
 def test_programs_do_not_inherit_secrets(home: Path, lamella: Lamella, tmp_path: Path) -> None:

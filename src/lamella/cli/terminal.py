@@ -28,11 +28,14 @@ def has_terminal() -> bool:
 
 
 def ask_secret(prompt: str) -> str:
-    """Read a secret without showing it. Needs a terminal. Raises Interrupted at the end of input."""
+    """Read a secret without showing it. Needs a terminal. Raises Interrupted at the end of input, and for Ctrl-C."""
     try:
         return getpass.getpass(prompt)
     except EOFError:
         raise Interrupted("nothing was typed") from None
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # the cursor stands behind the prompt
+        raise Interrupted("interrupted") from None
 
 
 def ask_existing_secret(prompt: str) -> Secret:

@@ -40,18 +40,21 @@ def run(context: Context) -> int:
     if args.to == _STDOUT and args.json:
         raise UsageError("--json and --to - both want standard output")
     _check_target(args.to)
+    made = args.to != _STDOUT and not Path(args.to).exists()
     with asked(context) as found:
         how = replace(found.how, most_bytes=args.max_size or found.selected.snapshot.added.size)
         sink = _sink(args.to)
         try:
             answer = got(found.reading, found.selected, args.path, how, out.report, sink)
         except LamellaError as error:
-            error.hint = error.hint or f"what was copied until then is whole, in {args.to}"
+            if not (made and _is_gone_again(args.to)):
+                error.hint = error.hint or f"what was copied until then is whole, in {args.to}"
             raise
         taken = answer.taken
         out.document({**facts(found, answer), "files": taken.files, "bytes": taken.bytes, "left_out": taken.left_out})
     if args.to != _STDOUT:
-        out.line(f"copied files: {taken.files}, {shown_bytes(taken.bytes)}, to {args.to}")
+        where = "" if made and _is_gone_again(args.to) else f", to {args.to}"
+        out.line(f"copied files: {taken.files}, {shown_bytes(taken.bytes)}{where}")
     for line in taken.left_out:
         out.warn(f"left out: {line}")
     if taken.left_out_count > len(taken.left_out):
@@ -68,6 +71,15 @@ def _check_target(text: str) -> None:
     place = Path(text)
     if place.exists() and (not place.is_dir() or next(place.iterdir(), None) is not None):
         raise UsageError(f"{place} is not an empty directory", obj=text, hint="name one that is empty or not there")
+
+
+def _is_gone_again(text: str) -> bool:
+    """Remove a directory that nothing came into; whether that is so."""
+    try:
+        Path(text).rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _sink(text: str) -> Sink:
