@@ -514,3 +514,18 @@ def test_a_host_that_was_added_by_relative_paths_is_looked_at_from_anywhere(tmp_
     lamella.ok("fleet", "refresh")
     lamella.ok("fleet", "mirror")
     assert (tmp_path / "second/lamella").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('url = "/a"\n\nquto = "5G"', "line 3 of its file: unknown key quto; did you mean quota?"),
+        ('# one\nurl = "/a"\nquota = "much"', "line 3 of its file: quota "),
+        ('url = "/a"\nquota = "5G', "its file is not valid TOML: "),
+        ("quota = '5G'", "its file has no url"),
+    ],
+)
+def test_a_mistake_in_a_hosts_file_is_told_with_its_line(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "one.toml"
+    path.write_text(content)
+    assert read_host(path).problem.startswith(said), read_host(path).problem

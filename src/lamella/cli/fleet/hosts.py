@@ -17,9 +17,10 @@ from typing import Any
 from lamella.base.errors import LamellaError, NothingMatched, UsageError
 from lamella.cli.amounts import age, budget
 from lamella.cli.configuration import RepositorySettings
-from lamella.cli.configuration_files import REPOSITORY, Check, text
+from lamella.cli.configuration_files import REPOSITORY, Check, near, text
 from lamella.cli.places import config_place
 from lamella.cli.shown import shown
+from lamella.cli.toml_lines import line_of
 
 SCHEME = "fleet:"
 STALE_MS = 2 * 86_400_000
@@ -98,7 +99,7 @@ def read_host(path: Path) -> FleetHost:
     """What a file says; what is wrong with it is the host's `problem`."""
     nowhere = RepositorySettings("")
     try:
-        values, problem = _checked(tomllib.loads(path.read_text("utf-8")))
+        values, problem = _checked(path.read_text("utf-8"))
     except OSError as error:
         return FleetHost(path.stem, path, nowhere, problem=f"its file cannot be read: {error.strerror}")
     except ValueError as error:
@@ -114,19 +115,23 @@ def read_host(path: Path) -> FleetHost:
     return FleetHost(path.stem, path, settings, quota, stale, values.get("mirror"))
 
 
-def _checked(content: Mapping[str, object]) -> tuple[dict[str, Any], str]:
-    """The values, and the first thing that is wrong."""
+def _checked(content: str) -> tuple[dict[str, Any], str]:
+    """The values, and the first thing that is wrong. Raises ValueError for what is not TOML."""
     checks, found = {**REPOSITORY, **_OWN}, dict[str, Any]()
-    for key, value in content.items():
-        if key not in checks:
-            return found, f"its file has an unknown key: {shown(key)}"
+    for key, value in tomllib.loads(content).items():
         try:
+            if key not in checks:
+                return found, f"{_line(content, key)}: unknown key {shown(key)}{near(key, checks)}"
             found[key] = checks[key](value)
         except (ValueError, ArgumentTypeError) as error:
-            return found, f"{key} in its file {error}"
+            return found, f"{_line(content, key)}: {key} {error}"
         except LamellaError as error:
-            return found, f"{key} in its file: {error.message}"
+            return found, f"{_line(content, key)}: {key}: {error.message}"
     return found, ""
+
+
+def _line(content: str, key: str) -> str:
+    return f"line {line_of(content, key)} of its file"
 
 
 def host_file(values: Mapping[str, str]) -> bytes:
