@@ -32,7 +32,19 @@ def start(place: Path, ids: Iterable[str]) -> Guest:
     selected = place / "selected"
     selected.write_text("".join(f"{one}\n" for one in ids))
     # Slow machines are no failures: how long all of it may take is limited by the one who waits.
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "long or not long", "--timeout", "0"]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "long or not long",
+        "--timeout",
+        "0",
+        "-o",
+        "faulthandler_timeout=280",
+    ]
     return Guest(place / "guest", shlex.join([*words, f"@{selected}"]))
 
 

@@ -15,6 +15,8 @@ import pytest
 from lamella.base.errors import SourceError, UsageError
 from lamella.sources.base import Keeping, Source
 from lamella.sources.registry import open_kept_source
+from lamella.sources.zfs import commands
+from lamella_kit.fake_qubesd import FakeQubesd
 from lamella_kit.source_changes import CHANGES, SIZE
 from lamella_kit.source_contract import SourceContract
 from lamella_kit.source_reading import GRAIN, KIB, MIB, check_delta, pattern, whole
@@ -23,7 +25,9 @@ from tests.cli.program import COMMAND, Lamella, environment
 from tests.features import require
 from tests.guest import machine
 from tests.guest.lvm import run
-from tests.guest.zfs import BLOCK, MACHINE, OWNER, POOL, ZfsChanges, ZfsVolume, zfs_pool
+from tests.guest.zfs import BLOCK, MACHINE, OWNER, POOL, ZfsChanges, ZfsLayout, ZfsVolume, zfs_pool
+from tests.qubes import stories
+from tests.qubes.system import content
 
 ROUNDS = int(os.environ.get("LAMELLA_ZFS_ROUNDS", "20"))
 SEED = int(os.environ.get("LAMELLA_ZFS_SEED", "1"))
@@ -188,6 +192,13 @@ entry()
 """
 
 
+def killed_after(step: str, lamella: Lamella, volume: ZfsVolume) -> subprocess.CompletedProcess[bytes]:
+    """A backup that is killed when it has done this to ZFS."""
+    command = [COMMAND[0], "-c", KILLER, *lamella.options, "backup", str(volume.path)]
+    env = environment({**lamella.env, "KILL": step})
+    return subprocess.run(command, env=env, capture_output=True, timeout=program.SECONDS, check=False)
+
+
 def test_backups_restores_and_kills_through_the_command(tmp_path: Path) -> None:
     """Full, killed after each change to ZFS, incremental, bookmark lost; what is left; restored and compared."""
     key = tmp_path / "key"
@@ -201,9 +212,7 @@ def test_backups_restores_and_kills_through_the_command(tmp_path: Path) -> None:
     assert (row["mode"], row["driver"], row["consistency"]) == ("full", "zfs", "live")
     for number, step in enumerate(("snapshot", "clone", "bookmark")):
         volume.write(number * 100_000, pattern(70_000, number + 2))
-        command = [COMMAND[0], "-c", KILLER, *lamella.options, "backup", str(volume.path)]
-        env = environment({**lamella.env, "KILL": step})
-        done = subprocess.run(command, env=env, capture_output=True, timeout=program.SECONDS, check=False)
+        done = killed_after(step, lamella, volume)
         assert done.returncode == -signal.SIGKILL, (step, done)
         assert any(one.startswith("@") for one in volume.moments())
         row = lamella.json("backup", volume.path)["volumes"][0]
@@ -219,3 +228,71 @@ def test_backups_restores_and_kills_through_the_command(tmp_path: Path) -> None:
     volume.write(5, b"missed by whoever believes another moment")
     row = lamella.json("backup", volume.path)["volumes"][0]
     assert row["mode"] == "compare" and row["reason"]
+
+
+# -- Qubes OS ---------------------------------------------------------------------------------------------------------
+
+
+def removed_as_qubesd_does(volume: ZfsVolume) -> None:
+    """What depends on a snapshot of the volume is promoted; then the volume is destroyed."""
+    for clone in run("zfs", "list", "-H", "-o", "clones", "-t", "snapshot", "-r", volume.name).split():
+        if clone != "-":
+            run("zfs", "promote", clone)
+    run("zfs", "destroy", "-r", volume.name)
+
+
+def datasets() -> list[str]:
+    return run("zfs", "list", "-H", "-o", "name", "-t", "all", "-r", POOL).split()
+
+
+def test_a_volume_that_is_removed_while_it_is_read_does_not_live_on(tmp_path: Path) -> None:
+    """Its clone would: at the end of the run, or of the next one in this pool if the run was killed."""
+    volume, other = ZfsVolume(), ZfsVolume()
+    other.fill(pattern(SIZE, 2))
+    volume.fill(pattern(SIZE, 1))
+    content = volume.content()
+    with volume.source().freeze() as frozen:
+        removed_as_qubesd_does(volume)
+        assert any(name.startswith(volume.name) for name in datasets()), "as its promoted clone"
+        assert whole(frozen) == content
+    assert not any(name.startswith(volume.name) for name in datasets()), datasets()
+    volume.fill(pattern(SIZE, 1))
+    key = tmp_path / "key"
+    key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
+    lamella = Lamella({"LAMELLA_REPO": str(tmp_path / "repository")}, ["--keyfile", str(key)])
+    lamella.ok("init", "-q")
+    assert killed_after("clone", lamella, volume).returncode == -signal.SIGKILL
+    removed_as_qubesd_does(volume)
+    assert any(name.startswith(volume.name) for name in datasets())
+    lamella.ok("backup", other.path)
+    assert not any(name.startswith(volume.name) for name in datasets()), datasets()
+
+
+def test_the_volumes_of_qubes(tmp_path: Path) -> None:
+    """A running qube is frozen at one moment, and costs what it changed; the same after a shutdown."""
+    with FakeQubesd(tmp_path / "run", {"pool": ZfsLayout()}, volume_size=SIZE) as system:
+        system.add("tpl", "TemplateVM")
+        system.add("work", template="tpl")
+        dom0 = stories.command(system, tmp_path)
+        system.write("work", pattern(SIZE // 2, 3))
+        system.start("work")
+        for mode, consistency in (("full", "live"), ("incremental", "live"), ("incremental", "halted")):
+            if consistency == "halted":
+                system.stop("work")
+            before = content(system, "work")
+            row = next(
+                row for row in dom0.json("qubes", "backup", "work")["volumes"] if row["volume"] == "work:private"
+            )
+            assert (row["driver"], row["mode"], row["consistency"]) == ("zfs", mode, consistency), row
+            assert mode == "full" or row["read_bytes"] - row.get("sampled_bytes", 0) <= MIB, row
+            dom0.ok("restore", "work:private", "--to", tmp_path / "back", "--overwrite")
+            assert (tmp_path / "back").read_bytes() == before
+            system.write("work", b"newer", offset=100_000)
+        vid = system.qubes["work"].volumes["private"].vid
+        assert [one.mark for one in commands.moments(vid)] == ["#"], "nothing is pinned"
+        assert not [name for name in datasets() if ".lamella" in name]
+        assert dom0.run("qubes", "backup", "work", "--committed").code == 0
+        system.start("work")
+        refused = dom0.run("qubes", "backup", "work", "--committed")
+        assert refused.code == 3 and "keeps no state of its last shutdown" in refused.err + refused.out

@@ -191,7 +191,9 @@ class ZfsLayout:
         return f"{POOL}/{qube}/{volume}"
 
     def path(self, vid: str, suffix: str = "") -> Path:
-        """The device: there is no udev to make a link."""
+        """The device: there is no udev to make a link. Of what is not there, where the link would be."""
+        if not ZfsVolume(vid + suffix).exists():
+            return Path("/dev/zvol") / f"{vid}{suffix}"
         fd = commands.opened(vid + suffix)
         try:
             return Path(f"/proc/self/fd/{fd}").readlink()

@@ -256,7 +256,7 @@ def _lvm_thin(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
 
 
 def _zfs(pool: Pool, volume: QubeVolume, live: bool) -> VolumePlace:
-    return VolumePlace(f"/dev/zvol/{volume.vid}", True)
+    return VolumePlace(f"zfs:{volume.vid}", True)
 
 
 def _epoch(name: str) -> int:

@@ -61,6 +61,12 @@ def pools() -> dict[str, str]:
     return dict(line for line in lines if len(line) == 2)
 
 
+def volumes(pool: str) -> dict[str, str]:
+    """Every volume of a pool, with the snapshot that it is a clone of, `-` for none. Raises SourceError."""
+    lines = _lines("zfs", "list", "-H", "-t", "volume", "-o", "name,origin", "-r", pool)
+    return dict(line for line in lines if len(line) == 2)
+
+
 def moments(volume: str) -> list[ZfsMoment]:
     """Snapshots and bookmarks of a volume, oldest first. Raises SourceError."""
     options = ["-H", "-p", "-t", "snapshot,bookmark", "-d", "1", "-s", "createtxg", "-o", "name,guid,createtxg"]

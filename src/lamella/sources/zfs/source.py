@@ -92,6 +92,7 @@ class ZfsSource:
         with ExitStack() as undone:
             guid, size = self._fit_for_a_snapshot()
             self._remove_leftovers()
+            self._remove_orphans()
             name = f"lamella-{self._keeping.owner}-{token_hex(8)}-{size:x}"
             self._read.add(name)
             undone.callback(self._thaw, name)
@@ -189,6 +190,8 @@ class ZfsSource:
     def _thaw(self, name: str) -> None:
         """Remove clone and snapshot. Raises SourceError."""
         self._read.discard(name)
+        if self.volume not in self._remove_orphans():
+            return  # it was destroyed while it was read
         row = self._moment("@", name)
         if row is not None:
             self._remove(row)
@@ -200,6 +203,20 @@ class ZfsSource:
         for row in rows:
             if row.mark == "@" and row.guid in marked and row.name not in self._read:
                 self._remove(row)
+
+    def _remove_orphans(self) -> dict[str, str]:
+        """Remove clones of ours whose volume is gone; returns the volumes that were in the pool.
+
+        Whoever destroys a volume that is read may promote the clone before, as qubesd does: then the clone has all
+        snapshots of the volume, and would outlive it.
+        """
+        volumes = commands.volumes(_pool(self.volume))
+        for clone, origin in volumes.items():
+            volume, _, name = clone.rpartition(".")
+            if origin == "-" and self._is_ours(name) and name not in self._read and volume not in volumes:
+                with suppress(SourceError):  # another run reads it still, or somebody made a clone of his own
+                    commands.change("destroy", "-r", clone)
+        return volumes
 
     def _remove(self, row: ZfsMoment) -> None:
         if row.mark == "#":
