@@ -81,9 +81,9 @@ class NearSide:
         Raises IntegrityError if the far side finds none, or none of that length; SourceError as the class.
         """
         found: dict[ChunkId, Opened] = {}
-        made = [id_ for id_ in wanted if isinstance(id_, DeltaChunk)]
         with self._turn:
-            for ids in ([id_ for id_ in wanted if not isinstance(id_, DeltaChunk)], made):
+            for made in (False, True):
+                ids = [id_ for id_ in wanted if isinstance(id_, DeltaChunk) is made]
                 for first in range(0, len(ids), words.MOST_WANTED):
                     part = ids[first : first + words.MOST_WANTED]
                     self._kept_to(lambda part=part: found.update(self._answer(kind, part, wanted)))  # type: ignore[misc]
@@ -103,12 +103,9 @@ class NearSide:
     ) -> Iterator[tuple[ChunkId, Opened]]:
         self._request = self._request % 0xFFFFFFFF + 1
         self._until = time.monotonic() + ANSWER_SECONDS
-        self._allowed += _FETCHES_AN_ID * len(ids)
-        if made := [id_.encoded() for id_ in ids if isinstance(id_, DeltaChunk)]:
-            self._allowed += 2 * _FETCHES_AN_ID * len(ids)
-            self._say(Word.MAKE, b"".join(made))
-        else:
-            self._say(Word.WANT, bytes([kind]) + b"".join(ids))
+        made = [id_.encoded() for id_ in ids if isinstance(id_, DeltaChunk)]  # all of them, or none
+        self._allowed += _FETCHES_AN_ID * (len(ids) + 2 * len(made))
+        self._say(Word.MAKE if made else Word.WANT, b"".join(made) or bytes([kind]) + b"".join(ids))
         identify = identifier(self._keys, kind)
         for id_ in ids:
             length = wanted[id_]
