@@ -164,12 +164,14 @@ class FarSide:
 
     def _made(self, own: ChunkId, base: ChunkId, difference: ChunkId) -> Opened:
         """A chunk that is stored as a difference, or in full after all (FORMAT 6). Raises IntegrityError."""
-        if (Kind.CHUNK, own) not in self._places:
+        if (Kind.CHUNK, own) in self._places:
             with suppress(IntegrityError):
-                listed = self._elsewhere(Kind.CHUNK, difference)
-                made = apply(self._elsewhere(Kind.CHUNK, base), listed, own.hex())
-                if identifier(self._keys, Kind.CHUNK)(made) == own:
-                    return made
+                return self._elsewhere(Kind.CHUNK, own)
+        with suppress(IntegrityError):
+            listed = self._elsewhere(Kind.CHUNK, difference)
+            made = apply(self._elsewhere(Kind.CHUNK, base), listed, own.hex())
+            if identifier(self._keys, Kind.CHUNK)(made) == own:
+                return made
         return self._elsewhere(Kind.CHUNK, own)
 
     def _elsewhere(self, kind: Kind, id_: ChunkId) -> Opened:
