@@ -1,4 +1,8 @@
-"""The driver `zfs` on real volumes: the source contract, random changes, whole backups, what is refused."""
+"""The driver `zfs` on real volumes: the source contract, random changes, whole backups, what is refused.
+
+Where ZFS is built, `make test-all` runs what has no mark: in the guest, whose processor is a program, all of it takes
+half an hour (`make test-zfs`).
+"""
 
 from __future__ import annotations
 
@@ -49,6 +53,7 @@ def some(names: set[str]) -> list[Any]:
     return [pytest.param(name, marks=[] if name in SHORT else [pytest.mark.long]) for name in sorted(names)]
 
 
+@pytest.mark.zfs
 class TestZfs(SourceContract):
     sizes = (BLOCK, GRAIN, 3 * MIB + 16 * KIB)
     small_sizes = (BLOCK, GRAIN + BLOCK)
@@ -199,6 +204,7 @@ def killed_after(step: str, lamella: Lamella, volume: ZfsVolume) -> subprocess.C
     return subprocess.run(command, env=env, capture_output=True, timeout=program.SECONDS, check=False)
 
 
+@pytest.mark.zfs
 def test_backups_restores_and_kills_through_the_command(tmp_path: Path) -> None:
     """Full, killed after each change to ZFS, incremental, bookmark lost; what is left; restored and compared."""
     key = tmp_path / "key"
@@ -269,6 +275,7 @@ def test_a_volume_that_is_removed_while_it_is_read_does_not_live_on(tmp_path: Pa
     assert not any(name.startswith(volume.name) for name in datasets()), datasets()
 
 
+@pytest.mark.zfs
 def test_the_volumes_of_qubes(tmp_path: Path) -> None:
     """A running qube is frozen at one moment, and costs what it changed; the same after a shutdown."""
     with FakeQubesd(tmp_path / "run", {"pool": ZfsLayout()}, volume_size=SIZE) as system:
