@@ -146,7 +146,6 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Foreign:
     return made
 
 
-@pytest.mark.slow
 def test_every_session_is_what_the_tool_itself_restores(empty: Lamella, archive: Foreign, tmp_path: Path) -> None:
     empty.env.update(archive.env)
     words = ["import", archive.kind, *archive.options, archive.place]

@@ -76,7 +76,6 @@ def test_a_sound_repository_passes_every_command(plain: Bench, checkpointed: Ben
         bench.world.ok("maker", "prune", "--keep-last", "1")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_rot_then_a_command(plain: Bench, checkpointed: Bench) -> None:
     wanted = chosen()

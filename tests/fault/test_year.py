@@ -177,7 +177,6 @@ class Anything(tuple[bytes, ...]):
         return isinstance(content, bytes) and len(content) == CHUNKS * CHUNK
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_sixty_days(tmp_path: Path) -> None:
     life = Life(tmp_path, seed=1)

@@ -29,7 +29,6 @@ def versions() -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_whole_work_is_done(versions: str, suite: str) -> None:
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/cli/{suite}.py"]

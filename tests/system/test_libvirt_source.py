@@ -309,7 +309,6 @@ entry()
 """
 
 
-@pytest.mark.slow
 def test_a_linux_guest_goes_on_whatever_becomes_of_its_backup_and_boots_from_what_is_restored(
     daemon: LibvirtDaemon, place: Path
 ) -> None:

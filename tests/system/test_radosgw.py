@@ -169,7 +169,6 @@ def test_a_gateway_that_is_killed_in_the_middle_is_waited_for(ceph: Ceph, lamell
     assert lamella.json("verify", "--level", "full")["findings"] == []
 
 
-@pytest.mark.slow
 def test_writers_and_pruners_of_one_bucket_killed_at_random(service: S3Service, tmp_path: Path) -> None:
     """The short form of `python -m tests.system.busy_bucket`."""
     busy = Busy(bucket_at(service, tmp_path, 1), writers=2, pruners=2)
@@ -190,7 +189,6 @@ def crash(ceph: Ceph) -> Fault:
     return fault
 
 
-@pytest.mark.slow
 def test_a_gateway_killed_within_prune_and_copy_costs_nothing_but_time(
     ceph: Ceph, proxy: Proxy, bucket: str, lamella: Lamella, image: Path, keyfile: Path, tmp_path: Path
 ) -> None:

@@ -248,7 +248,6 @@ def test_the_tutorial_does_what_it_says_in_ten_minutes(machine: SystemdMachine) 
     machine.ok("mv /srv/others /srv/vm")
 
 
-@pytest.mark.slow
 def test_cron_runs_the_backup_and_the_watch(machine: SystemdMachine) -> None:
     require("cron", shutil.which("cron") is not None and shutil.which("crontab") is not None, "no cron is installed")
     machine.until(_SAVED.format("by-cron"), lambda text: int(text or 0) >= 1, seconds=75)
