@@ -36,7 +36,7 @@ PYTEST := $(BIN)/python -m pytest
 BOTH := $(PYTEST) --numprocesses 2 --no-loadscope-reorder
 # What tests write they also sync, which costs nothing in memory; `make test-all` has it all on a real disk.
 MEMORY := $(shell [ "$$(df --output=avail /dev/shm 2>/dev/null | tail -n 1)" -ge 4000000 ] 2>/dev/null && echo TMPDIR=/dev/shm)
-QUICK := $(MEMORY) $(BOTH) -m "not slow and not long" -o tmp_path_retention_policy=failed
+QUICK := $(MEMORY) $(BOTH) -m "not slow and not long and not zfs" -o tmp_path_retention_policy=failed
 
 unit: env-dev
 	@$(QUICK) tests/unit $(PYTEST_ARGS)
