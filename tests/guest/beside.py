@@ -29,8 +29,6 @@ _guest = pytest.StashKey[Guest | None]()
 
 def start(place: Path, ids: Iterable[str]) -> Guest:
     """Start a guest that runs these tests."""
-    selected = place / "selected"
-    selected.write_text("".join(f"{one}\n" for one in ids))
     # Slow machines are no failures: how long all of it may take is limited by the one who waits.
     words = [
         sys.executable,
@@ -45,7 +43,8 @@ def start(place: Path, ids: Iterable[str]) -> Guest:
         "-o",
         "faulthandler_timeout=280",
     ]
-    return Guest(place / "guest", shlex.join([*words, f"@{selected}"]))
+    selected = "".join(f"{one}\n" for one in ids)
+    return Guest(place / "guest", shlex.join([*words, f"@{machine.SELECTED}"]), selected)
 
 
 def new_place(config: pytest.Config) -> Path:

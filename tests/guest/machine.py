@@ -21,6 +21,7 @@ QEMU = "qemu-system-x86_64"
 PROGRAMS = (QEMU, "lvs", "thin_delta", "dmsetup", "mkfs.ext4")
 SHARED = Path("/run/out")
 """Where the guest sees the shared directory."""
+SELECTED = SHARED / "selected"
 DISK = Path("/dev/vda")
 """An empty disk of DISK_BYTES in the guest."""
 DISK_BYTES = 4 << 30
@@ -111,9 +112,12 @@ class SeenGuest:
 
 
 class Guest:
-    """A running guest. `place` becomes the shared directory, and holds the disk beside it."""
+    """A running guest. `place` becomes the shared directory, and holds the disk beside it.
 
-    def __init__(self, place: Path, command: str) -> None:
+    `selected` is what SELECTED holds in the guest: /dev and /run, where tests may have their files, are its own there.
+    """
+
+    def __init__(self, place: Path, command: str, selected: str = "") -> None:
         self.out = place / "out"
         self.out.mkdir(parents=True)
         disk = place / "disk"
@@ -126,6 +130,7 @@ class Guest:
         for name, content in (
             ("start", _START),
             ("command", command),
+            (SELECTED.name, selected),
             ("lvm.conf", _LVM_CONF),
             ("environment", "\n".join(environment) + "\n"),
         ):
