@@ -187,7 +187,7 @@ def test_no_spoilt_file_system_costs_the_backup(empty: Lamella, tmp_path: Path) 
             cases = {seed: folder / f"disk-{seed}.img" for seed in range(first, min(first + 8, SPOILT_FROM + SPOILT))}
             told = {seed: str(hostile_disks.make(good, seed, image)) for seed, image in cases.items()}
             before = {seed: image.read_bytes() for seed, image in cases.items()}
-            patterns = ("--scrub", "file-01*", "--scrub", "/a/b/c")
+            patterns = ("--scrub", "file-01*", "--scrub", "FILE-01*", "--scrub", "/a/b/c")
             done = empty.run("--json", "backup", *cases.values(), *patterns, "--kernel", KERNEL)
             assert done.code == 0 and "Traceback" not in done.err, (told, done)
             for seed, image in cases.items():
