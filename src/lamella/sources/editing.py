@@ -18,6 +18,8 @@ Change = tuple[int, bytes | int]
 """
 _LOOK_BYTES = 16 << 20
 """After so many bytes that may have been allotted, the room is looked at again."""
+_UNKNOWN_GRAIN = 1 << 20
+"""Of a device that does not discard: a pool that ignores discards still allots whole blocks."""
 
 
 @runtime_checkable
@@ -97,7 +99,7 @@ def write_changes(fd: int, changes: Iterable[Change], look: Callable[[], None] =
                 written = _give_back(fd, offset, offset + content, grain)
             else:
                 written = _write(fd, offset, content)
-            allotted += max(grain, written)
+            allotted += max(grain or _UNKNOWN_GRAIN, written)
             if allotted >= _LOOK_BYTES:
                 os.fsync(fd)  # or nothing is allotted yet
                 look()
