@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lamella.base.errors import SourceError
 from lamella.base.extents import Extent
 from lamella.run.spawn import run
 from lamella.sources.base import Consistency, FrozenVolume
-from lamella.sources.file import FileSource
+from lamella.sources.file import FileSource, holds_image
 from lamella.sources.frozen_file import FrozenFile
 from lamella.sources.in_place import PIECE, ReadTwice
 from lamella.sources.page_cache import PageCache
@@ -267,24 +268,58 @@ def test_what_holds_no_volume_is_refused(kind: str, odd_things: dict[str, Path])
         pass
 
 
-def test_reading_leaves_the_page_cache_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece", [4 * MIB, MIB, 65536])
+@pytest.mark.parametrize("reader", ["one place", "in order", "here and there"])
+def test_reading_leaves_the_page_cache_as_it_was(tmp_path: Path, reader: str, piece: int) -> None:
+    """Readers that are not advised leave marks of readahead, which would take the kernel through all of the file."""
     if run(["stat", "--file-system", "--format=%T", str(tmp_path)], timeout_seconds=20) == b"tmpfs\n":
         pytest.skip("files on tmpfs are nowhere but in memory")
-    image = sparse_file(tmp_path / "a", 16 * MIB, {0: os.urandom(16 * MIB)})
+    size = 64 * MIB
+    image = sparse_file(tmp_path / "a", size, {0: os.urandom(size)})
     with image.open("rb") as file:
         fd = file.fileno()
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        os.pread(fd, MIB, 5 * MIB)
-        cache = PageCache(fd, 16 * MIB)
-        before = cache.resident(0, 16 * MIB)
-        assert 0 < sum(page & 1 for page in before) < 1024
+        match reader:
+            case "one place":
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+                os.pread(fd, MIB, 5 * MIB)
+            case "in order":
+                for offset in range(0, 8 * MIB, 128 * 1024):
+                    os.pread(fd, 128 * 1024, offset)
+            case _:
+                for offset in range(0, size, 16 * MIB):
+                    for place in range(offset, offset + 65536, 16384):
+                        os.pread(fd, 16384, place)
+        cache = PageCache(fd, size)
+        before = _quiet(cache, size)
+        assert 0 < before.count(1) < size // 4096
         with source(image).freeze() as volume:
-            for offset in range(0, 16 * MIB, 4 * MIB):
-                volume.read_into(offset, memoryview(bytearray(4 * MIB)))
-            volume.read_into(16 * MIB - 5000, memoryview(bytearray(5000)))
-        assert cache.resident(0, 16 * MIB) == before
+            for offset in range(0, size, piece):
+                volume.read_into(offset, memoryview(bytearray(piece)))
+            volume.read_into(size - 5000, memoryview(bytearray(5000)))
+        assert cache.resident(0, size) == before
+        cache.close()
+
+
+def _quiet(cache: PageCache, size: int) -> bytes:
+    """The pages in memory, when nothing is being read any more."""
+    seen, now = b"", cache.resident(0, size)
+    while now != seen:
+        time.sleep(0.2)
+        seen, now = now, cache.resident(0, size)
+    return now
+
+
+def test_looking_at_what_a_file_is_leaves_the_page_cache_as_it_was(tmp_path: Path) -> None:
+    image = sparse_file(tmp_path / "a", MIB, {0: b"QFI\xfb" + os.urandom(MIB - 4)})
+    with image.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        cache = PageCache(file.fileno(), MIB)
+        before = cache.resident(0, MIB)
+        assert holds_image(image) and not holds_image(tmp_path)
+        assert cache.resident(0, MIB) == before
         cache.close()
 
 

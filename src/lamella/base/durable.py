@@ -22,7 +22,7 @@ def write_durably(path: Path, content: bytes) -> None:
         write_new(temporary, content)
         temporary.replace(path)
         sync_directory(path.parent)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise

@@ -33,9 +33,10 @@ def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
     except FileExistsError as error:
         raise exists(path) from error
     except OSError as error:
-        with suppress(OSError):
-            made.unlink()
         raise LamellaError(f"cannot write {path}: {reason_of(error)}", obj=str(path)) from error
+    finally:
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
 
 
 def _place(made: Path, path: Path) -> None:
@@ -44,15 +45,11 @@ def _place(made: Path, path: Path) -> None:
         path.hardlink_to(made)
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
-            made.unlink()
             raise
         # A USB stick's file system: between the question and the answer somebody else could take the name.
         if os.path.lexists(path):
-            made.unlink()
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         made.replace(path)
-    else:
-        made.unlink()
 
 
 def exists(path: Path) -> UsageError:

@@ -89,7 +89,7 @@ def run_unbroken(argv: Sequence[str], *, timeout_seconds: float, error: type[Lam
     is left running. Raises `error` then, and like `run`.
     """
     name = printable(argv[0])
-    with _signals_later(), tempfile.TemporaryFile() as said:
+    with signals_later(), tempfile.TemporaryFile() as said:
         program = _popen(argv, error, subprocess.DEVNULL, said.fileno(), said.fileno())
         status = _waited_for(program, timeout_seconds)
         said.seek(0)
@@ -112,7 +112,7 @@ def _waited_for(program: subprocess.Popen[bytes], timeout_seconds: float) -> int
 
 
 @contextmanager
-def _signals_later() -> Iterator[None]:
+def signals_later() -> Iterator[None]:
     """Delay signals that ask this process to end until the block is left.
 
     Masking them would not do: the program would inherit the mask. Only the main thread receives signals.

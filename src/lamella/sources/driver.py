@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from lamella.base.errors import CheckpointLost, SourceError
@@ -27,6 +28,7 @@ class OpenVolume:
         self._size = size
         self._cache: PageCache | None = None
         self._cache_asked = False
+        self._asking = Lock()
 
     @property
     def descriptor(self) -> int:
@@ -52,17 +54,18 @@ class OpenVolume:
         if offset < 0 or offset + len(buffer) > self._size:
             raise SourceError(f"{self.path}: nothing to read beyond its end", obj=str(self.path))
         cache = self._page_cache()
-        before = cache.resident(offset, len(buffer)) if cache is not None else b""
+        before = cache.look(offset, len(buffer)) if cache is not None else None
         self._fill(offset, buffer)
-        if cache is not None:
-            cache.give_back(offset, before)
+        if cache is not None and before is not None:
+            cache.give_back(before)
 
     def _page_cache(self) -> PageCache | None:
-        if not self._cache_asked and self._size:
-            from lamella.sources.page_cache import page_cache  # only for reading
+        with self._asking:  # one for all threads: each remembers what it saw
+            if not self._cache_asked and self._size:
+                from lamella.sources.page_cache import page_cache  # only for reading
 
-            self._cache, self._cache_asked = page_cache(self._fd, self._size), True
-        return self._cache
+                self._cache, self._cache_asked = page_cache(self._fd, self._size), True
+            return self._cache
 
     def _fill(self, offset: int, buffer: memoryview) -> None:
         done = 0

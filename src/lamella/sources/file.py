@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lamella.base.clock import Clock, now_ms
 from lamella.base.errors import SourceError
 from lamella.sources.base import Keeping
-from lamella.sources.driver import Untracked, read_failed
+from lamella.sources.driver import OpenVolume, Untracked, read_failed
 
 if TYPE_CHECKING:
     from lamella.sources.frozen_file import FrozenFile
@@ -106,11 +106,15 @@ def path_of(identity: bytes, machine: str) -> Path | None:
 
 def holds_image(path: Path) -> bool:
     """Whether a file begins like a qcow2 image."""
+    begin = bytearray(4)
     try:
-        with path.open("rb") as file:
-            return file.read(4) == b"QFI\xfb"
-    except OSError:
+        with path.open("rb", buffering=0) as file:
+            volume = OpenVolume(path, file.fileno(), len(begin))  # it leaves nothing in the page cache
+            volume.read_into(0, memoryview(begin))
+            volume.closed()
+    except (OSError, SourceError):
         return False
+    return begin == b"QFI\xfb"
 
 
 def _stat(path: Path) -> os.stat_result:

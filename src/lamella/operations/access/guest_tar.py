@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Protocol
 
 from lamella.base.errors import LamellaError, printable, shown_bytes
+from lamella.run.spawn import signals_later
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
@@ -283,16 +284,22 @@ class TreeSink:
         path = self._root / name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-            try:
+        made: IO[bytes] | None = None
+        try:
+            with signals_later():  # an interrupted run knows that the file is its own
+                made = os.fdopen(os.open(path, flags, 0o600), "wb")
+            with made as file:
                 for piece in content:
                     file.write(piece)
                 file.flush()
-            except BaseException:
-                path.unlink()  # a part of a file looks like a file
-                raise
-            os.fchmod(file.fileno(), member.mode & 0o777)
-            os.utime(file.fileno(), (_time(member), _time(member)))
+                os.fchmod(file.fileno(), member.mode & 0o777)
+                os.utime(file.fileno(), (_time(member), _time(member)))
+        except BaseException:
+            if made is not None:
+                made.close()
+                with suppress(OSError):
+                    path.unlink()  # a part of a file looks like a file
+            raise
 
     def link(self, name: str, member: Member) -> None:
         """Remember a link."""

@@ -12,6 +12,7 @@ from lamella.base.durable import sync_directory
 from lamella.base.errors import LamellaError, Locked, UsageError
 from lamella.base.events import Reporter, Warned
 from lamella.operations.access import images
+from lamella.run.spawn import signals_later
 from lamella.sources.local_target import open_partial, rename_to_free_name
 
 _PARTIAL = ".lamella-export"
@@ -38,24 +39,27 @@ def write_image(
     """
     partial = path.with_name(path.name + _PARTIAL)
     notes: list[str] = []
+    held: FileIO | None = None
     try:
-        # As its only writer until it has its name: whoever else wants that waits for neither, and harms neither.
-        with FileIO(open_partial(partial, notes), "r+") as file:
-            try:
-                file.truncate(0)
-                images.pour(image, file, volume, reporter, sparse=True)
-                os.fsync(file.fileno())
-                require_new(path)
-                before_name()
-                rename_to_free_name(partial, path)
-            except BaseException:
-                with suppress(OSError):
-                    partial.unlink()
-                raise
+        with signals_later():  # an interrupted export knows that the file is its own, and removes it
+            # As its only writer until it has its name: whoever else wants that waits for neither, and harms neither.
+            held = FileIO(open_partial(partial, notes), "r+")
+        held.truncate(0)
+        images.pour(image, held, volume, reporter, sparse=True)
+        os.fsync(held.fileno())
+        require_new(path)
+        before_name()
+        rename_to_free_name(partial, path)
         sync_directory(path.absolute().parent)
     except Locked as error:
         raise Locked(f"another export is writing {partial}", obj=str(path)) from error
     except OSError as error:
         raise CannotWrite(f"cannot write {path}: {error.strerror}", obj=str(path)) from error
+    finally:
+        if held is not None:
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(held.fileno()), partial.lstat()):
+                    partial.unlink()
+            held.close()
     for note in notes:
         reporter(Warned(note, str(path)))

@@ -185,8 +185,8 @@ class Extraction:
         self._refuse_present(folder, entry)
         partial = f"{_PARTIAL}{secrets.token_hex(8)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(partial, flags, 0o600, dir_fd=folder)
         try:
+            file = os.open(partial, flags, 0o600, dir_fd=folder)
             try:
                 self._fill(file, entry)
                 self._dress(file, entry)
@@ -251,8 +251,8 @@ class Extraction:
         """Make something that has no content, complete before it gets its name. Raises OSError."""
         self._refuse_present(folder, entry)
         partial = f"{_PARTIAL}{secrets.token_hex(8)}"
-        make(partial)
         try:
+            make(partial)
             if not dressed:
                 self._dress_named(folder, partial, entry)
             os.rename(partial, entry.name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 from lamella.stores.local.directory import FULL, TEMPORARY, opened_directory
 from lamella.stores.local.making import new_file, write_whole
@@ -31,15 +32,17 @@ def keep_reserve(root: int) -> bool:
                 return True
             if free.f_bavail * free.f_frsize < _FREE:
                 return False
-            descriptor = new_file(directory, unfinished, root)
             try:
-                write_whole(descriptor, os.urandom(SIZE))
+                descriptor = new_file(directory, unfinished, root)
+                try:
+                    write_whole(descriptor, os.urandom(SIZE))
+                finally:
+                    os.close(descriptor)
                 os.rename(unfinished, NAME, src_dir_fd=directory, dst_dir_fd=directory)
             except BaseException:
-                os.unlink(unfinished, dir_fd=directory)
+                with suppress(OSError):  # an interrupted run ends as one, whatever is left
+                    os.unlink(unfinished, dir_fd=directory)
                 raise
-            finally:
-                os.close(descriptor)
     except OSError:
         return False
     return True

@@ -131,8 +131,8 @@ class DirectoryWriter:
     def _publish(self, above: Parts, leaf: str, name: str, content: bytes | memoryview) -> None:
         temporary = os.urandom(16).hex()
         with self._opened((TEMPORARY,), create=True) as unfinished:
-            descriptor = new_file(unfinished, temporary, self._root.descriptor)
             try:
+                descriptor = new_file(unfinished, temporary, self._root.descriptor)
                 try:
                     write_whole(descriptor, content)
                 finally:
