@@ -91,6 +91,8 @@ def test_a_dry_run_starts_no_disposable(dom0: Lamella, system: FakeQubesd) -> No
     ("words", "said"),
     [
         (["--scrub", "../etc"], "not a pattern of files in a volume"),
+        (["-n", "--scrub", "../etc"], "not a pattern of files in a volume"),
+        (["--in", "vault"], "it needs --scrub"),
         ([*SCRUB, "--in", "vault"], "nothing could be left out"),
         ([*SCRUB, "--in", "no such"], "not a name for a qube"),
     ],

@@ -49,8 +49,15 @@ Scrub = Callable[..., "tuple[FrozenVolume, tuple[RawRecord, ...]]"]
 
 
 @contextmanager
-def disposable_scrubber(context: Context, repository: Repository, texts: Sequence[str]) -> Iterator[Scrub]:
-    """The same in dom0 of Qubes OS, where a disposable qube takes them out of each volume. Raises UsageError too."""
+def qubes_scrubber(context: Context, repository: Repository, texts: Sequence[str]) -> Iterator[Scrub | None]:
+    """The same in dom0 of Qubes OS, where a disposable qube takes them out of each volume; None for a dry run.
+
+    Raises UsageError for patterns that are none, in a dry run, too.
+    """
+    if context.args.dry_run:
+        scrub_patterns(list(texts))
+        yield None
+        return
     from lamella.cli.disposable_guests import guests
     from lamella.qubes.sources import QubeSource
 

@@ -17,8 +17,10 @@ CONNECTIONS: Final = 4
 
 _NEXT_SECONDS: Final = 5.0
 """A server that takes one client lets the next one wait: then there is only one."""
-_PIECE: Final = 1024 * 1024
-"""Bytes asked for in one request; those of one range are asked for together."""
+_PIECE: Final = 256 * 1024
+"""Bytes asked for in one request. A guest's write waits for those that are open: few, and short."""
+_AT_ONCE: Final = 4
+"""Requests of one range that are open at the same time."""
 _STATUS: Final = 1 << 30
 """Bytes of the volume that one question about blocks is about."""
 _LEAST_ADVANCE: Final = 4096
@@ -66,10 +68,10 @@ class Export:
         piece = max(self._block, min(_PIECE, self._most) // self._block * self._block)
         with self._connection() as connection:
             if (first, end) == (offset, last):
-                connection.read(offset, buffer, piece)
+                connection.read(offset, buffer, piece, _AT_ONCE)
                 return
             whole = memoryview(bytearray(end - first))
-            connection.read(first, whole, piece)
+            connection.read(first, whole, piece, _AT_ONCE)
         buffer[:] = whole[offset - first : last - first]
 
     def allocation(self) -> Iterator[Stretch]:

@@ -108,19 +108,19 @@ class Connection:
 
     # -- transmission -------------------------------------------------------------------------------------------------
 
-    def read(self, offset: int, target: memoryview, piece: int) -> None:
-        """Fill `target`, asked for in pieces of so many bytes at once. Raises ServerError."""
+    def read(self, offset: int, target: memoryview, piece: int, at_once: int) -> None:
+        """Fill `target` with requests of `piece` bytes, of which `at_once` are open. Raises ServerError."""
         self._until = time.monotonic() + REPLY_SECONDS
         asked: dict[int, _Wanted] = {}
-        requests = []
         # QEMU looks for holes before it reads: what a guest discards between the two is one (decision 0066).
         whole = nbd.WHOLE if self._structured and self.flags & Transmission.SEND_DF else 0
         for start in range(0, len(target), piece):
+            while len(asked) >= at_once:
+                self._reply(asked)
             self._cookie += 1
             part = target[start : start + piece]
             asked[self._cookie] = _Wanted(offset + start, part)
-            requests.append(self._request(Command.READ, offset + start, len(part), whole))
-        self._send(b"".join(requests))
+            self._send(self._request(Command.READ, offset + start, len(part), whole))
         while asked:
             self._reply(asked)
 

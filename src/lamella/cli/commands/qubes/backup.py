@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from lamella.base.errors import UsageError
 from lamella.cli.arguments import add_dry_run, lazy
 from lamella.cli.backup_report import reporting, result_shown
 from lamella.cli.commands.qubes.qubesd import admin_of
@@ -115,9 +116,11 @@ def _options(context: Context, repository: Repository, held: ExitStack) -> Qubes
         lock_wait=args.lock_wait,
         deltas=configured.deltas,
     )
-    if (scrub := (*args.scrub, *configured.scrub)) and not args.dry_run:
-        from lamella.cli.scrubbing import disposable_scrubber  # few backups of qubes leave files out
+    if scrub := (*args.scrub, *configured.scrub):
+        from lamella.cli.scrubbing import qubes_scrubber  # few backups of qubes leave files out
 
-        backup = replace(backup, scrub=held.enter_context(disposable_scrubber(context, repository, scrub)))
+        backup = replace(backup, scrub=held.enter_context(qubes_scrubber(context, repository, scrub)))
+    elif args.inside:
+        raise UsageError("--in names the qube whose disposables leave files out: it needs --scrub")
     root = Path(context.env.get("LAMELLA_DOM0_ROOT") or "/")
     return QubesOptions(not args.committed, args.pause, not args.no_template_roots, root, backup)
