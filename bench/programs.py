@@ -93,7 +93,9 @@ class Lamella:
         """Make a new repository with new state and cache."""
         shutil.rmtree(self._base, ignore_errors=True)
         self._base.mkdir()
-        (self._base / "key").write_bytes(secrets.token_bytes(64))
+        key = self._base / "key"
+        key.touch(0o600)
+        key.write_bytes(secrets.token_bytes(64))
         return self.call("init")
 
     def backup(self, image: Path) -> Sample:

@@ -39,6 +39,9 @@ class Objects(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("If-None-Match") == "*" and self.path in self.kept:
+            self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            return
         self.kept[self.path] = body
         self._answer(200, b"")
 
@@ -55,10 +58,10 @@ class Objects(BaseHTTPRequestHandler):
             self._answer(200, body)
             return
         first, _, last = span.partition("-")
-        part = body[int(first) : int(last) + 1]
+        part = memoryview(body)[int(first) : int(last) + 1]
         self._answer(206, part, f"bytes {first}-{int(first) + len(part) - 1}/{len(body)}")
 
-    def _answer(self, status: int, body: bytes, span: str = "") -> None:
+    def _answer(self, status: int, body: bytes | memoryview, span: str = "") -> None:
         self.send_response_only(status)
         self.send_header("ETag", '"bench"')
         if span:

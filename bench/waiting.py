@@ -15,6 +15,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from lamella.sources.registry import open_kept_source
 PROGRAM = "qemu-system-x86_64"
 _RATE = 10 * 1000 * 1000
 """Bytes a second that the destination takes."""
+_ELSEWHERE = "/dev/shm"
 _WRITES_A_SECOND = 100
 _SECONDS = 60
 _OWNER = "0be0c400"
@@ -121,19 +123,24 @@ def measure(work: Path, repeats: int, size: int) -> dict[str, Series]:
     with _machine(work, size) as monitor:
         for number in range(repeats):
             print(f"  {number + 1}: a guest's writes", file=sys.stderr, flush=True)
-            lamella = Lamella(work, folder=f"waiting{number}")
-            lamella.init()
-            for key in (_IDLE, _BACKUP) if number % 2 else (_BACKUP, _IDLE):
-                guest, started = _Guest(monitor, size), time.perf_counter()
-                if key == _BACKUP:
-                    words = lamella.words("backup", "--limit-rate", str(_RATE), f"qmp:{work / 'qmp'}")
-                    done = subprocess.run(words, env=dict(lamella.env), stdout=subprocess.DEVNULL, check=False)
-                    if done.returncode:
-                        raise BenchError("the backup failed")
-                else:
-                    _moment(work, size / _RATE)
-                _note(series[key], guest.stop(), time.perf_counter() - started)
+            # The destination is another machine's disk, and not that of the guest.
+            with tempfile.TemporaryDirectory(dir=_ELSEWHERE) as elsewhere:
+                lamella = Lamella(Path(elsewhere), folder="waiting")
+                lamella.init()
+                for key in (_IDLE, _BACKUP) if number % 2 else (_BACKUP, _IDLE):
+                    guest, started = _Guest(monitor, size), time.perf_counter()
+                    if key == _BACKUP:
+                        _backup(lamella, work)
+                    else:
+                        _moment(work, size / _RATE)
+                    _note(series[key], guest.stop(), time.perf_counter() - started)
     return series
+
+
+def _backup(lamella: Lamella, work: Path) -> None:
+    words = lamella.words("backup", "--limit-rate", str(_RATE), f"qmp:{work / 'qmp'}")
+    if subprocess.run(words, env=dict(lamella.env), stdout=subprocess.DEVNULL, check=False).returncode:
+        raise BenchError("the backup failed")
 
 
 def _moment(work: Path, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -21,6 +22,10 @@ _PIECE: Final = 256 * 1024
 """Bytes asked for in one request. A guest's write waits for those that are open: few, and short."""
 _AT_ONCE: Final = 4
 """Requests of one range that are open at the same time."""
+_PAUSE_SECONDS: Final = 0.1
+"""Who asks for nothing so long does not wait for the server, but for a slow destination."""
+_PEACE_SECONDS: Final = 0.25
+"""So long after a pause one request is made at a time: a local server gives several packs meanwhile."""
 _STATUS: Final = 1 << 30
 """Bytes of the volume that one question about blocks is about."""
 _LEAST_ADVANCE: Final = 4096
@@ -41,6 +46,9 @@ class Export:
         self._closed = False
         self._all: list[Connection] = []
         self._idle: list[Connection] = []
+        self._one_by_one = threading.Lock()
+        self._asked = time.monotonic()
+        self._peace_ends = 0.0
         with self._told():
             first = Connection(address, self._wanted)
         self._all.append(first)
@@ -66,13 +74,27 @@ class Export:
         first, last = offset - offset % self._block, offset + len(buffer)
         end = min(-(-last // self._block) * self._block, self.size)
         piece = max(self._block, min(_PIECE, self._most) // self._block * self._block)
-        with self._connection() as connection:
-            if (first, end) == (offset, last):
-                connection.read(offset, buffer, piece, _AT_ONCE)
-                return
-            whole = memoryview(bytearray(end - first))
-            connection.read(first, whole, piece, _AT_ONCE)
-        buffer[:] = whole[offset - first : last - first]
+        exact = (first, end) == (offset, last)
+        whole = buffer if exact else memoryview(bytearray(end - first))
+        if self._has_time():
+            with self._one_by_one, self._connection() as connection:
+                connection.read(first, whole, piece, 1)
+        else:
+            with self._connection() as connection:
+                connection.read(first, whole, piece, _AT_ONCE)
+        with self._free:
+            self._asked = time.monotonic()
+        if not exact:
+            buffer[:] = whole[offset - first : last - first]
+
+    def _has_time(self) -> bool:
+        """Whether a slow destination leaves the time to spare the guest, whose disk is used by others than us."""
+        with self._free:
+            now = time.monotonic()
+            if now - self._asked > _PAUSE_SECONDS:
+                self._peace_ends = now + _PEACE_SECONDS
+            self._asked = now
+            return now < self._peace_ends
 
     def allocation(self) -> Iterator[Stretch]:
         """What the server says of data and zeros, where zeros were said twice; the whole volume in order.

@@ -34,6 +34,8 @@ _LOOK_SECONDS: Final = 0.002
 _ALIVE: Final = frozenset({"running", "paused", "ready", "standby"})
 _NO_ROOM: Final = "its scratch space is full, so the moment was given up"
 _POLICY: Final = "on-cbw-error"
+_LOOSE: Final = {"discard": "unmap", "cache": {"no-flush": True}}
+"""A scratch image is worth nothing after a crash. QEMU flushes what it closes, and its guest stands still meanwhile."""
 
 
 class HeldDisk:
@@ -107,13 +109,13 @@ class Moment:
         except QmpRefused as error:
             hint = "export its disks and name them as nbd+unix:///EXPORT?socket=PATH"
             raise SourceError(f"{error.message}: it takes no descriptors", obj=error.obj, hint=hint) from error
-        file = {"node-name": part.file, "driver": "file", "filename": f"/dev/fdset/{int(number)}", "discard": "unmap"}
-        self._qmp.do("blockdev-add", file)
+        file = {"node-name": part.file, "driver": "file", "filename": f"/dev/fdset/{int(number)}"}
+        self._qmp.do("blockdev-add", {**file, **_LOOSE})
         options = {"driver": "qcow2", "file": part.file, "size": part.disk.size}
         self._qmp.do("blockdev-create", {"job-id": part.job, "options": options})
         self._created(part.job)
         node = {"node-name": part.scratch, "driver": "qcow2", "file": part.file, "backing": part.disk.node}
-        self._qmp.do("blockdev-add", {**node, "discard": "unmap"})
+        self._qmp.do("blockdev-add", {**node, **_LOOSE})
 
     def _created(self, job: str) -> None:
         until = time.monotonic() + _CREATE_SECONDS
