@@ -15,6 +15,7 @@ from pathlib import Path
 from bench import (
     copies,
     deltas,
+    dirty,
     exporting,
     health,
     images,
@@ -55,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Speeds and sizes of Lamella on this machine.")
     modes = ("image", "scale", "tracking", "deltas", "s3", "copies", "health", "pipe", "look", "exporting", "sources",
-             "waiting")  # fmt: skip
+             "waiting", "dirty")  # fmt: skip
     parser.add_argument("mode", nargs="?", choices=modes, default="image",
                         help="image: beside others; scale: simulated; tracking, deltas: --dir on Btrfs or XFS;"
                         " s3: the S3 store; pipe: ssh and local pipes; copies: second copies;"
                         " look: list and status of many snapshots; exporting: reading over NBD; sources;"
-                        " waiting: a guest's writes during a backup")  # fmt: skip
+                        " waiting: a guest's writes during a backup; dirty: 1 % by QEMU's bitmap")  # fmt: skip
     parser.add_argument("-n", "--repeats", type=int, default=3, help="repeats of everything (default 3)")
     parser.add_argument("--size", type=int, default=1536, metavar="MIB", help="real data in the image (default 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors to use (default 2, as zstd -T2 does)")
@@ -159,6 +160,11 @@ def _sources(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], l
     return series, list(sources.targets(series))
 
 
+def _dirty(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
+    series = dirty.measure(work, args.repeats, args.size * MIB)
+    return series, list(dirty.targets(series))
+
+
 def _waiting(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
     series = waiting.measure(work, args.repeats, args.size * MIB)
     return series, list(waiting.targets(series))
@@ -177,6 +183,7 @@ _MODES = {
     "exporting": _exporting,
     "sources": _sources,
     "waiting": _waiting,
+    "dirty": _dirty,
 }
 
 

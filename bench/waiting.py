@@ -32,7 +32,8 @@ from lamella.sources.registry import open_kept_source
 PROGRAM = "qemu-system-x86_64"
 _RATE = 10 * 1000 * 1000
 """Bytes a second that the destination takes."""
-_ELSEWHERE = "/dev/shm"
+ELSEWHERE = "/dev/shm"
+"""For a repository, which is not on the disk of the guest."""
 _WRITES_A_SECOND = 100
 _SECONDS = 60
 _OWNER = "0be0c400"
@@ -40,7 +41,7 @@ _IDLE, _BACKUP = "waits/nobody reads", "waits/backup"
 _P99, _WORST = 1.3, 0.5
 
 
-class _Monitor:
+class Monitor:
     """A QMP client of our own, beside that of Lamella."""
 
     def __init__(self, place: Path) -> None:
@@ -69,7 +70,7 @@ class _Monitor:
 class _Guest:
     """Writes until `stop`, and notes how long each write took."""
 
-    def __init__(self, monitor: _Monitor, size: int) -> None:
+    def __init__(self, monitor: Monitor, size: int) -> None:
         self._monitor, self._blocks = monitor, size // 4096
         self._stop = threading.Event()
         self.waits: list[float] = []
@@ -93,14 +94,24 @@ class _Guest:
         return self.waits
 
 
-@contextmanager
-def _machine(place: Path, size: int) -> Iterator[_Monitor]:
-    raw, image = place / "root.raw", place / "root.qcow2"
+def fill(raw: Path, size: int) -> None:
+    """Make a file of random bytes."""
     with raw.open("wb") as file:
         for _ in range(-(-size // MIB)):
             file.write(os.urandom(MIB))
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def machine(place: Path, raw: Path) -> Iterator[Monitor]:
+    """QEMU with one disk, its device `root`, which holds at first what `raw` does; `qmp` in `place` is for Lamella.
+
+    Raises BenchError.
+    """
+    if shutil.which(PROGRAM) is None:
+        raise BenchError(f"{PROGRAM} is missing")
+    image = place / "root.qcow2"
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image])
-    raw.unlink()
     words = [PROGRAM, "-M", "q35", "-accel", "tcg", "-S", "-m", "64", "-nodefaults", "-display", "none"]
     for name in ("qmp", "own"):
         words += ["-qmp", f"unix:{place / name},server=on,wait=off"]
@@ -109,7 +120,7 @@ def _machine(place: Path, size: int) -> Iterator[_Monitor]:
         [*words, "-blockdev", node, "-device", "virtio-blk-pci,drive=node,id=root"], stdout=subprocess.DEVNULL
     )
     try:
-        yield _Monitor(place / "own")
+        yield Monitor(place / "own")
     finally:
         process.kill()
         process.wait()
@@ -117,14 +128,13 @@ def _machine(place: Path, size: int) -> Iterator[_Monitor]:
 
 def measure(work: Path, repeats: int, size: int) -> dict[str, Series]:
     """In turns: a moment that nobody reads, and a backup; a disk of `size` bytes. Raises BenchError."""
-    if shutil.which(PROGRAM) is None:
-        raise BenchError(f"{PROGRAM} is missing")
     series = {_IDLE: Series(), _BACKUP: Series()}
-    with _machine(work, size) as monitor:
+    fill(work / "root.raw", size)
+    with machine(work, work / "root.raw") as monitor:
         for number in range(repeats):
             print(f"  {number + 1}: a guest's writes", file=sys.stderr, flush=True)
             # The destination is another machine's disk, and not that of the guest.
-            with tempfile.TemporaryDirectory(dir=_ELSEWHERE) as elsewhere:
+            with tempfile.TemporaryDirectory(dir=ELSEWHERE) as elsewhere:
                 lamella = Lamella(Path(elsewhere), folder="waiting")
                 lamella.init()
                 for key in (_IDLE, _BACKUP) if number % 2 else (_BACKUP, _IDLE):
