@@ -70,6 +70,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--no-sparse", action="store_true", help="leave the large sparse files out")
     parser.add_argument("--bulk", type=int, default=16, metavar="GIB",
                         help="scale: data of the volume that shows memory (default 16)")  # fmt: skip
+    parser.add_argument("--endpoint", metavar="URL", help="s3: a service that runs already (default: one of our own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a target is missed")
     return parser
@@ -136,7 +137,7 @@ def _exporting(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series],
 
 
 def _s3(args: argparse.Namespace, work: Path) -> tuple[dict[str, Series], list[report.Target]]:
-    series = s3.measure(args.repeats)
+    series = s3.measure(args.repeats, args.endpoint)
     return series, list(s3.targets(series))
 
 

@@ -1,11 +1,11 @@
 """What the S3 store costs beside plain HTTP with one SHA-256 a put: the same bytes to and from the same server.
 
-`python -m bench.s3 serve` is that server: it keeps objects in memory and knows just enough of S3.
+`python -m bench.s3 serve` is that server: it keeps objects in memory and knows just enough of S3. `--endpoint` names
+another one, with keys in the usual AWS variables; the bucket `bench` is made there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import itertools
 import os
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from bench.measure import MIB, BenchError, Sample, Series
 from bench.report import Target
@@ -80,36 +81,45 @@ def serve() -> None:
 
 
 @contextmanager
-def _server() -> Iterator[int]:
+def _server() -> Iterator[str]:
     process = subprocess.Popen([sys.executable, "-m", "bench.s3", "serve"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        yield int(process.stdout.readline())
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
 
 
-def measure(repeats: int) -> dict[str, Series]:
+@contextmanager
+def _there(endpoint: str) -> Iterator[str]:
+    """A server that runs already."""
+    yield endpoint
+
+
+def measure(repeats: int, endpoint: str | None = None) -> dict[str, Series]:
     """Packs up and down with one connection and with four; the series of one step by `step/program/connections`."""
     series: dict[str, Series] = {}
     content = Sealed(os.urandom(PACK))
+    environment = {**_KEY, **{name: os.environ[name] for name in _KEY if endpoint and name in os.environ}}
     for number, connections in itertools.product(range(repeats), CONNECTIONS):
-        with _server() as port, ExitStack() as opened:
+        with _there(endpoint) if endpoint else _server() as url, ExitStack() as opened:
             try:
-                store = S3Store.open(f"//bench/{number}?endpoint=http://127.0.0.1:{port}", environment=_KEY)
+                folder = f"{number}-{connections}-{os.getpid()}"
+                store = S3Store.open(f"//bench/{folder}?endpoint={url}", environment=environment)
             except UsageError as error:
                 raise BenchError(f"{error.message}; {error.hint}") from error
             opened.callback(store.close)
-            plain = [http.client.HTTPConnection("127.0.0.1", port) for _ in range(connections)]
+            plain = [_Plain(url, f"{folder}-plain", environment) for _ in range(connections)]
             for one in plain:
                 opened.callback(one.close)
+            plain[0].make_bucket()
             # Beside the same work: an upload is hashed once, a download is not.
             steps: dict[str, Callable[[int, int], object]] = {
-                "put/plain HTTP": lambda line, one, plain=plain: _put(plain[line], one, content),  # type: ignore[misc]
+                "put/plain HTTP": lambda line, one, plain=plain: plain[line].put(one, content),  # type: ignore[misc]
                 "put/S3 store": lambda _, one, store=store: store.put(f"p/{one}", content),  # type: ignore[misc]
-                "get/plain HTTP": lambda line, one, plain=plain: _asked(plain[line], "GET", f"/plain/{one}"),  # type: ignore[misc]
+                "get/plain HTTP": lambda line, one, plain=plain: plain[line].get(one),  # type: ignore[misc]
                 "get/S3 store": lambda _, one, store=store: store.get(f"p/{one}", 0, PACK),  # type: ignore[misc]
             }
             for key, step in steps.items():
@@ -118,17 +128,44 @@ def measure(repeats: int) -> dict[str, Series]:
     return series
 
 
-def _put(plain: http.client.HTTPConnection, number: int, content: bytes) -> bytes:
-    sha256 = hashlib.sha256(content).hexdigest()
-    return _asked(plain, "PUT", f"/plain/{number}", content, {"x-amz-content-sha256": sha256})
+class _Plain:
+    """A connection of the standard library. Requests are signed, and the hash of what is put with them."""
 
+    def __init__(self, url: str, folder: str, environment: Mapping[str, str]) -> None:
+        import botocore.auth
+        import botocore.awsrequest
+        import botocore.credentials
 
-def _asked(
-    plain: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> bytes:  # fmt: skip
-    plain.request(method, path, body, headers or {})
-    return plain.getresponse().read()
+        self._url, self._folder = url, folder
+        self._line = http.client.HTTPConnection(url.removeprefix("http://"))
+        key = botocore.credentials.Credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
+        self._sign: Any = botocore.auth.S3SigV4Auth(key, "s3", environment["AWS_REGION"])
+        self._request: Any = botocore.awsrequest.AWSRequest
+
+    def close(self) -> None:
+        self._line.close()
+
+    def make_bucket(self) -> None:
+        self._asked("PUT", "/bench", b"")
+
+    def put(self, number: int, content: bytes) -> bytes:
+        return self._asked("PUT", f"/bench/{self._folder}/{number}", content)
+
+    def get(self, number: int) -> bytes:
+        found = self._asked("GET", f"/bench/{self._folder}/{number}")
+        if len(found) != PACK:
+            raise BenchError(f"the server gave {len(found)} bytes")
+        return found
+
+    def _asked(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        request = self._request(method, self._url + path, data=body)
+        self._sign.add_auth(request)
+        self._line.request(method, path, body, dict(request.headers))
+        answer = self._line.getresponse()
+        found = answer.read()
+        if answer.status >= 400 and answer.status != 409:  # the bucket is there
+            raise BenchError(f"{method} {path}: {answer.status} {found[:300]!r}")
+        return found
 
 
 def _timed(step: Callable[[int, int], object], connections: int) -> Sample:

@@ -505,6 +505,46 @@ def test_killed_after_a_command_the_next_run_is_clean(
     record_property("killed after", f"{len(deadly)} of {len(started)} commands")
 
 
+CLONING = """
+import os, signal, sys
+from contextlib import ExitStack
+from pathlib import Path
+from lamella.sources.base import Keeping
+from lamella.sources.editing import edited
+from lamella.sources.registry import open_kept_source
+def changes():
+    for number in range(9):
+        if number == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield number * 65536, b"x" * 4096
+source = open_kept_source(sys.argv[1], "0123456789abcdef", Keeping("00c0ffee", records=Path(sys.argv[2])))
+with source.freeze() as frozen, ExitStack() as held:
+    edited(source, frozen, changes(), held)
+"""
+
+
+def test_killed_in_the_middle_of_changing_a_clone_the_next_run_is_clean(
+    volume: ThinVolume, pool: Pool, shims: Shims
+) -> None:
+    """A clone that is half changed is nobody's base, and goes as any other moment does that is not needed."""
+    base = kept(pool.source(volume.name))
+    content = volume.content()
+    for at in (0, 5):
+        volume.write(at * GRAIN, b"%d" % at)
+        command = [sys.executable, "-c", CLONING, f"lvm:{volume.text}", str(pool.records), str(at)]
+        done = subprocess.run(command, env=shims.environment, capture_output=True, text=True, timeout=250)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        source = pool.source(volume.name)
+        for moment in source.kept():
+            if moment != base:
+                source.drop(moment)
+        assert source.kept() == [base] and not held(pool)
+        assert set(pool.volumes()) == {volume.name, json.loads(base)["name"]}
+        with source.freeze() as frozen:
+            check_delta(frozen.delta_since(base, GRAIN), content, volume.content(), f"killed at {at}")
+        assert_nothing_suspended(f"killed at {at}")
+
+
 def assert_clean(pool: Pool, volume: ThinVolume, contents: dict[str, bytes], when: str) -> str:
     """The next run: compares with what is known, keeps a checkpoint, leaves nothing else. Returns its checkpoint."""
     source = pool.source(volume.name)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
 from lamella.base.errors import CheckpointLost, SourceError
 from lamella.sources.base import FrozenVolume, Source
+from lamella.sources.nbd.wire import Connection
 from lamella.sources.registry import open_source
 from lamella_kit.image_files import sparse_file
 from lamella_kit.source_contract import ReadOnlySourceContract
@@ -91,6 +94,37 @@ def test_holes_of_a_qcow2_are_known(short: Path) -> None:
             content = whole(frozen)
         assert content[4 * MIB : 4 * MIB + 131072] == bytes(65536) + b"A" * 65536
         assert content[20 * MIB : 20 * MIB + 65536] == b"B" * 65536
+
+
+def test_a_slow_destination_leaves_the_guest_its_disk(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever paused did not wait for the server: then one request is open at a time, otherwise several."""
+    open_requests: list[int] = []
+    send, reply = Connection._send, Connection._reply
+
+    def sent(line: Connection, content: bytes) -> None:
+        open_requests.append(open_requests[-1] + 1 if open_requests else 1)
+        send(line, content)
+
+    def answered(line: Connection, asked: Any) -> None:  # noqa: ANN401 - as the connection's
+        before = len(asked)
+        reply(line, asked)
+        open_requests.append(open_requests[-1] - before + len(asked))
+
+    with storage_daemon(short, SIZE) as daemon:
+        daemon.guest("write -P 65 0 16M")
+        with source(daemon.nbd, "guest").freeze() as frozen:
+            buffer = memoryview(bytearray(4 * MIB))
+            frozen.read_into(0, buffer)
+            monkeypatch.setattr(Connection, "_send", sent)
+            monkeypatch.setattr(Connection, "_reply", answered)
+            time.sleep(0.15)
+            frozen.read_into(0, buffer)
+            assert max(open_requests) == 1 and bytes(buffer) == b"A" * len(buffer)
+            open_requests.clear()
+            until = time.monotonic() + 60
+            while max(open_requests, default=0) < 4 and time.monotonic() < until:
+                frozen.read_into(4 * MIB, buffer)
+            assert max(open_requests) == 4 and bytes(buffer) == b"A" * len(buffer)
 
 
 def changes(chance: random.Random) -> list[str]:

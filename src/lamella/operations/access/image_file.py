@@ -60,6 +60,7 @@ def write_image(
             with suppress(OSError):
                 if os.path.samestat(os.fstat(held.fileno()), partial.lstat()):
                     partial.unlink()
-            held.close()
+            with suppress(OSError):
+                held.close()
     for note in notes:
         reporter(Warned(note, str(path)))

@@ -133,6 +133,16 @@ class RunningMoment:
             if self._ours():
                 end_job(self._domain)
 
+    def _write_out(self) -> None:
+        """QEMU flushes a scratch image that it closes, and its guest stands still meanwhile: leave it little to do."""
+        for path in self._base.parent.glob(f"{self._base.name}-*.qcow2"):
+            with suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+
     def _watched(self) -> None:
         while not self._stop.wait(_WATCH_SECONDS):
             if _scarce(self._base.parent):
@@ -145,6 +155,7 @@ class RunningMoment:
         self._stop.set()
         if self._watch is not None:
             self._watch.join(_END_SECONDS)
+        self._write_out()
         self._end_ours()
         if not self.kept:
             with suppress(SourceError):
