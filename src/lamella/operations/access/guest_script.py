@@ -201,8 +201,12 @@ scrub() {
     $B find . -xdev ! -path . \( "$@" \) -print0 -prune >/tmp/matched 2>>/tmp/why
     count=$($B tr -cd '\0' </tmp/matched | $B wc -c)
     [ "$count" = 0 ] || $B xargs -0 -n 1 $B sh -c "$SCRUB" x </tmp/matched 2>>/tmp/why
-    free
     cd /
+    # XFS gives back what removed files held later, beside other work; it comes to an end with that to become read-only.
+    if [ "$k" = xfs ]; then
+        for way in ro "$options"; do $B mount -t xfs -o "remount,$way" "$dev" /mnt 2>>/tmp/why; done
+    fi
+    free
     $B fstrim /mnt 2>/tmp/trim || finish "untrimmed $k $($B head -n 1 /tmp/trim)"
     $B umount /mnt 2>/tmp/trim || finish "mounted $k $($B head -n 1 /tmp/trim)"
     [ -s /tmp/why ] && say "why $($B head -n 3 /tmp/why | $B tr '\n' ' ')"
