@@ -17,7 +17,7 @@ _IN_MEMORY: Final = bytes(entry & 1 for entry in range(256))
 _KEPT_LOOKS: Final = 16
 
 
-class Look(NamedTuple):
+class Residency(NamedTuple):
     """What was in memory before a read: a byte for each page from the one at `start` on, 1 where it was."""
 
     start: int
@@ -48,7 +48,7 @@ class PageCache:
         self._start = ctypes.addressof(ctypes.c_char.from_buffer(self._mapped))
         self._mincore = ctypes.CDLL(None, use_errno=True).mincore
         self._mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
-        self._looks: deque[Look] = deque()
+        self._looks: deque[Residency] = deque()
 
     def close(self) -> None:
         """Give back what is left, and the mapping."""
@@ -64,7 +64,7 @@ class PageCache:
         answer = self._mincore(self._start + start, length, pages)
         return pages.raw.translate(_IN_MEMORY) if answer == 0 else b""
 
-    def look(self, offset: int, length: int) -> Look:
+    def look(self, offset: int, length: int) -> Residency:
         """What is in memory of a range that is to be read.
 
         Pages of others bear marks of their readahead, and whoever reads such a page has the kernel read on from there,
@@ -79,13 +79,13 @@ class PageCache:
                 pages = _in_both(pages, earlier.pages[(start - earlier.start) // mmap.PAGESIZE :])
             known = start + len(pages) * mmap.PAGESIZE
             pages += self.resident(known, max(0, min(offset + length + _AHEAD_BYTES, self._size) - known))
-            self._looks.append(Look(start, pages))
+            self._looks.append(Residency(start, pages))
             if len(self._looks) > _KEPT_LOOKS:
                 # The kernel drops no page that is being read, and no large folio of which a part is to stay.
                 self.give_back(self._looks.popleft())
-        return Look(start, pages)
+        return Residency(start, pages)
 
-    def give_back(self, look: Look) -> None:
+    def give_back(self, look: Residency) -> None:
         """Drop the pages that were not in memory, unless they wait to be written."""
         for absent in re.finditer(rb"\0+", look.pages):
             place, length = look.start + absent.start() * mmap.PAGESIZE, len(absent[0]) * mmap.PAGESIZE
@@ -93,7 +93,7 @@ class PageCache:
                 os.posix_fadvise(self._fd, place, length, os.POSIX_FADV_DONTNEED)
 
 
-def _end(look: Look) -> int:
+def _end(look: Residency) -> int:
     return look.start + len(look.pages) * mmap.PAGESIZE
 
 
