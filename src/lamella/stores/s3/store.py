@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from lamella.stores.cold import Warmth
     from lamella.stores.s3.client import S3Client
 
+_SMALL = 1 << 16
+"""Bytes of an object that may be sent twice."""
+
 
 class S3Store:
     """Objects below a prefix of a bucket; made by `open`. Its lock holds between the users of one handle only."""
@@ -45,6 +48,7 @@ class S3Store:
         self._lock = ReadersWriterLock()
         self._names = NameLocks()
         self._refuses_taken = client.is_amazon
+        self._asked = client.is_amazon
         """The service is known to refuse a put under a taken name: no look before it is needed."""
         self._versions: dict[str, str] = {}
         self._cold: set[str] = set()
@@ -91,10 +95,18 @@ class S3Store:
             if not self._refuses_taken and self._holds(name, content):
                 return
             if self._client.put(name, content, storage_class=storage_class):
+                if not self._asked and len(content) <= _SMALL:
+                    self._ask(name, content)
                 return
             self._refuses_taken = True
             if not self._holds(name, content):
                 raise StoreUnavailable("the name was taken and is free again", obj=name)
+
+    def _ask(self, name: str, content: bytes) -> None:
+        """Learn whether the service refuses taken names: then no put needs a look before. Once, with the same bytes."""
+        self._asked = True
+        with suppress(StoreError):
+            self._refuses_taken = not self._client.put(name, content)
 
     def _holds(self, name: str, content: bytes) -> bool:
         """Whether the object is there with these bytes. Raises StoreRefused if it holds others."""
