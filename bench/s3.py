@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from typing import Any
 
 from bench.measure import MIB, BenchError, Sample, Series
@@ -133,10 +134,7 @@ class _Plain:
     """A connection of the standard library. Requests are signed, and the hash of what is put with them."""
 
     def __init__(self, url: str, folder: str, environment: Mapping[str, str]) -> None:
-        import botocore.auth
-        import botocore.awsrequest
-        import botocore.credentials
-
+        botocore: Any = import_module("lamella.stores.s3.client").botocore  # the store's own
         self._url, self._folder = url, folder
         self._line = http.client.HTTPConnection(url.removeprefix("http://"))
         key = botocore.credentials.Credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])

@@ -17,8 +17,8 @@ from tools.load import Load, Weight, closure, listed, total, weigh
 CEILINGS = {
     "list": (Weight(4_995, 4_455), 4_555),
     "restore": (Weight(6_749, 6_042), 5_537),
-    "backup": (Weight(9_480, 8_414), 7_943),
-    "qubes backup": (Weight(10_007, 8_935), 8_480),
+    "backup": (Weight(9_479, 8_413), 7_943),
+    "qubes backup": (Weight(10_006, 8_934), 8_480),
     "qubes restore": (Weight(8_178, 7_356), 6_600),
     "qubes restore --paranoid": (Weight(8_735, 7_788), 7_668),
 }

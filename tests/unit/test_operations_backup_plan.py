@@ -384,8 +384,3 @@ def test_names_of_snapshots_sort_in_the_order_of_time() -> None:
     """Two runs of a second: the status took the older, good, for the newest, and the failed was forgotten."""
     names = [snapshot_name(1_764_000_000_000 + ms) for ms in range(2100)]
     assert names == sorted(names) and len(set(names)) == len(names)
-
-
-def test_one_process_gives_no_name_twice_to_one_millisecond() -> None:
-    """An import gives what was saved in one second that time, and a second snapshot of a name is named by its id."""
-    assert len({snapshot_name(1_764_000_000_000) for _ in range(1024)}) == 1024

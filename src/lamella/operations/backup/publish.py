@@ -33,16 +33,14 @@ from lamella.repository.repository import Repository
 
 _LETTERS = "234567abcdefghijklmnopqrstuvwxyz"
 """In the order of their codes."""
-_NUMBERS = iter(range(int.from_bytes(os.urandom(4), "little"), 1 << 40))
-"""One for each name that this process gives, from a random one on: an import gives many to one millisecond."""
 
 MODES = {FULL: 1, INCREMENTAL: 2, COMPARE: 3}
 
 
 def snapshot_name(now_ms: int) -> str:
-    """UTC second and a suffix, half millisecond and half counted: unique without asking, and in the order of time."""
-    ms, number = now_ms % 1000, next(_NUMBERS)
-    return f"{utc_text(now_ms)}-" + "".join(_LETTERS[n % 32] for n in (ms // 32, ms, number // 32, number))
+    """UTC second and a suffix, half millisecond and half random: unique without asking, and in the order of time."""
+    ms = now_ms % 1000
+    return f"{utc_text(now_ms)}-" + "".join(_LETTERS[n % 32] for n in (ms // 32, ms, *os.urandom(2)))
 
 
 def attach(
