@@ -152,6 +152,8 @@ def measure(work: Path, repeats: int, size: int) -> dict[str, Series]:
 
 def _backup(lamella: Lamella, work: Path, before: tuple[str, ...]) -> None:
     words = (*before, *lamella.words("backup", "--limit-rate", str(_RATE), f"qmp:{work / 'qmp'}"))
+    if before and shutil.which(before[0]) is None:
+        raise BenchError(f"{before[0]} is missing")
     if subprocess.run(words, env=dict(lamella.env), stdout=subprocess.DEVNULL, check=False).returncode:
         raise BenchError("the backup failed")
 

@@ -243,6 +243,16 @@ def test_a_moment_that_somebody_ends_is_not_taken_for_one(short: Path) -> None:
         assert sorted(ends, key=str) == [Consistency.LIVE, None]
 
 
+def test_a_guest_waits_for_no_flush_of_the_scratch_images(short: Path) -> None:
+    """QEMU flushes what it closes, in the loop that serves the guest: 60 ms and more at the end of a moment."""
+    with qemu_machine(short, SIZE) as machine, frozen(opened(machine)):
+        nodes = machine.own.do("query-named-block-nodes")
+        ours = [
+            node for node in nodes if str(node["node-name"]).startswith("lamella-") and node["drv"] in ("qcow2", "file")
+        ]
+        assert len(ours) == 4 and all(node["cache"]["no-flush"] for node in ours), ours
+
+
 @contextmanager
 def small_place(place: Path, size: int) -> Iterator[Path]:
     """A file system of so many bytes."""

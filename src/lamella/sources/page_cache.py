@@ -67,9 +67,9 @@ class PageCache:
     def look(self, offset: int, length: int) -> Residency:
         """What is in memory of a range that is to be read.
 
-        Pages of others bear marks of their readahead, and whoever reads such a page has the kernel read on from there,
-        whatever it was advised (page_cache_async_ra in its mm/readahead.c), and so on through all of the file. So from
-        there on more is looked at, and what an earlier look found absent is in memory by nobody else's wish.
+        Pages that others read bear the kernel's marks of readahead. A read of such a page makes the kernel read the
+        pages after it, whatever advice it has (page_cache_async_ra in mm/readahead.c), and these bear marks again. So
+        this looks farther ahead there. A page that an earlier look found absent counts as absent: our reads brought it.
         """
         start = offset - offset % mmap.PAGESIZE
         pages = self.resident(offset, length)
@@ -98,7 +98,7 @@ def _end(look: Residency) -> int:
 
 
 def _in_both(now: bytes, earlier: bytes) -> bytes:
-    """The pages from one place on: those that are known now without those that were absent earlier, and then more."""
+    """Residency from one page on: in memory now and earlier; where one of the two ends, as the other says."""
     length = min(len(now), len(earlier))
     both = int.from_bytes(now[:length], "little") & int.from_bytes(earlier[:length], "little")
     return both.to_bytes(length, "little") + max(now, earlier, key=len)[length:]

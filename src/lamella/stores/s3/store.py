@@ -96,17 +96,17 @@ class S3Store:
                 return
             if self._client.put(name, content, storage_class=storage_class):
                 if not self._asked and len(content) <= _SMALL:
-                    self._ask(name, content)
+                    self._ask(name, content, storage_class)
                 return
             self._refuses_taken = True
             if not self._holds(name, content):
                 raise StoreUnavailable("the name was taken and is free again", obj=name)
 
-    def _ask(self, name: str, content: bytes) -> None:
+    def _ask(self, name: str, content: bytes, storage_class: str | None) -> None:
         """Learn whether the service refuses taken names: then no put needs a look before. Once, with the same bytes."""
         self._asked = True
         with suppress(StoreError):
-            self._refuses_taken = not self._client.put(name, content)
+            self._refuses_taken = not self._client.put(name, content, storage_class=storage_class)
 
     def _holds(self, name: str, content: bytes) -> bool:
         """Whether the object is there with these bytes. Raises StoreRefused if it holds others."""
