@@ -125,6 +125,15 @@ def test_a_domain_running_paused_and_halted(daemon: LibvirtDaemon, place: Path) 
 def test_all_disks_that_are_open_are_of_one_moment(
     daemon: LibvirtDaemon, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At its end the scratch files are written out while the job runs: QEMU flushes them, and its guest waits."""
+    written: list[str] = []
+    fdatasync = os.fdatasync
+
+    def noted(fd: int) -> None:
+        assert domain.backupGetXMLDesc(0), "the job has not ended"
+        written.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        fdatasync(fd)
+
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", daemon.env["LIBVIRT_DEFAULT_URI"])
     domain = defined(daemon, place, "four", ("qcow2", "raw"))
     domain.create()
@@ -137,6 +146,8 @@ def test_all_disks_that_are_open_are_of_one_moment(
             for volume in (first, second):
                 assert whole(volume) == bytes(SIZE)
                 assert volume.consistency() == Consistency.LIVE
+        monkeypatch.setattr(os, "fdatasync", noted)
+    assert sorted(name.rpartition("-")[2] for name in written) == ["vda.qcow2", "vdb.qcow2"]
     assert ours(domain) == []
 
 
